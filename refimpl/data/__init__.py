@@ -1,0 +1,1 @@
+"""Readers, the embedded digits, and the partition of a data set into nodes."""

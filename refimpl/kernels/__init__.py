@@ -1,0 +1,7 @@
+"""The arithmetic: pure compiled functions over arrays, outputs last, no allocation kept, no randomness.
+
+This is the only room that imports Numba. `conv`, `linear`, `pool`, `norm`, `activation`, `loss` and
+`vector` hold the functions the rest of the package calls; `plain` holds the readable twins of conv and
+linear that serve as oracle. All of them release the GIL and are single-threaded: parallelism is over
+nodes, one level up (kernels.md, "Threads").
+"""

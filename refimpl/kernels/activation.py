@@ -1,0 +1,139 @@
+"""Element-wise functions on (N, C, P) arrays and their derivatives, and products of a mask with a map.
+
+P is the number of pixels of a channel (1 for vectors). Masks are boolean (N, C), empty for "all on";
+closed channels are neither read nor computed and come out as zero. The transcendental functions are
+evaluated in float64 (`elementary`) and rounded once.
+
+Source: mathematics.md §2.1 (ReLU, with derivative 0 at 0), §2.3b (mask products).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refimpl.kernels import elementary
+from refimpl.kernels.jit import kernel
+from refimpl.kernels.plain import is_on
+
+
+@kernel
+def relu_forward(x, mask, y):
+    """y = max(x, 0); NaN passes through."""
+    for n in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            if is_on(mask, n, c):
+                for p in range(x.shape[2]):
+                    y[n, c, p] = 0 if x[n, c, p] <= 0 else x[n, c, p]
+            else:
+                y[n, c, :] = 0
+
+
+@kernel
+def relu_backward(dy, y, mask, dx):
+    """dx = dy where the output y is positive, else 0."""
+    for n in range(y.shape[0]):
+        for c in range(y.shape[1]):
+            if is_on(mask, n, c):
+                for p in range(y.shape[2]):
+                    dx[n, c, p] = 0 if y[n, c, p] <= 0 else dy[n, c, p]
+            else:
+                dx[n, c, :] = 0
+
+
+@kernel
+def softplus_forward(x, mask, y):
+    """y = log(1 + e**x)."""
+    for n in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            on = is_on(mask, n, c)
+            for p in range(x.shape[2]):
+                y[n, c, p] = elementary.softplus(np.float64(x[n, c, p])) if on else 0.0
+
+
+@kernel
+def softplus_backward(dy, x, mask, dx):
+    """dx = dy * sigmoid(x)."""
+    for n in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            on = is_on(mask, n, c)
+            for p in range(x.shape[2]):
+                dx[n, c, p] = dy[n, c, p] * elementary.sigmoid(np.float64(x[n, c, p])) if on else 0.0
+
+
+@kernel
+def tanh_forward(x, mask, y):
+    """y = tanh(x)."""
+    for n in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            on = is_on(mask, n, c)
+            for p in range(x.shape[2]):
+                y[n, c, p] = elementary.tanh(np.float64(x[n, c, p])) if on else 0.0
+
+
+@kernel
+def tanh_backward(dy, y, mask, dx):
+    """dx = dy * (1 - y**2), from the output y."""
+    for n in range(y.shape[0]):
+        for c in range(y.shape[1]):
+            on = is_on(mask, n, c)
+            for p in range(y.shape[2]):
+                dx[n, c, p] = (
+                    dy[n, c, p] * (1.0 - np.float64(y[n, c, p]) * np.float64(y[n, c, p])) if on else 0.0
+                )
+
+
+@kernel
+def sigmoid_scaled(u, tau, value, slope):
+    """value = sigmoid(u/tau) and slope = its derivative w.r.t. u, on (N, C) arrays."""
+    for n in range(u.shape[0]):
+        for c in range(u.shape[1]):
+            s = elementary.sigmoid(np.float64(u[n, c]) / tau)
+            value[n, c] = s
+            slope[n, c] = s * (1.0 - s) / tau
+
+
+@kernel
+def scale_channels(x, factor, y):
+    """y[n, c, :] = factor[n, c] * x[n, c, :]; a zero factor gives zeros without reading x."""
+    for n in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            f = factor[n, c]
+            if f == 0:
+                y[n, c, :] = 0
+            else:
+                for p in range(x.shape[2]):
+                    y[n, c, p] = f * x[n, c, p]
+
+
+@kernel
+def channel_products(a, b, out):
+    """out[n, c] = sum over pixels of a * b, accumulated in float64 in pixel order."""
+    for n in range(a.shape[0]):
+        for c in range(a.shape[1]):
+            total = 0.0
+            for p in range(a.shape[2]):
+                total += np.float64(a[n, c, p]) * np.float64(b[n, c, p])
+            out[n, c] = total
+
+
+@kernel
+def channel_means(x, mask, out):
+    """out[n, c] = mean over pixels, accumulated in float64 in pixel order; zero where closed."""
+    pixels = x.shape[2]
+    for n in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            total = 0.0
+            if is_on(mask, n, c):
+                for p in range(pixels):
+                    total += np.float64(x[n, c, p])
+            out[n, c] = total / pixels
+
+
+@kernel
+def add_to_channels(ds, mask, dx):
+    """dx[n, c, :] += ds[n, c] on open channels: the gradient of a sum over pixels."""
+    for n in range(dx.shape[0]):
+        for c in range(dx.shape[1]):
+            if is_on(mask, n, c):
+                for p in range(dx.shape[2]):
+                    dx[n, c, p] += ds[n, c]

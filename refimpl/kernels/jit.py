@@ -1,0 +1,68 @@
+"""`kernel`: how every function of this room is compiled, and where its machine code is kept.
+
+Numba's on-disk cache does not notice an edit in a function imported from another file
+(architecture.md §5). The cache folder is therefore named by a fingerprint of this whole room, so that
+any change of any kernel starts from a fresh folder.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core import config
+
+from refimpl._version import __version__
+
+
+def _user_cache() -> Path:
+    """The user's cache folder, by the platform's convention."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+
+
+@lru_cache(maxsize=1)
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: `NUMBA_CACHE_DIR` if set, else a folder of the user's cache.
+
+    A cache folder that cannot be written (a read-only home) falls back to the temporary folder.
+    """
+    if config.CACHE_DIR:
+        return Path(config.CACHE_DIR)
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    fingerprint = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+    name = f"{__version__}-{fingerprint}"
+    for base in (_user_cache() / "refimpl", Path(tempfile.gettempdir()) / f"refimpl-{getpass.getuser()}"):
+        folder = base / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    return Path(tempfile.mkdtemp(prefix="refimpl-"))
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile `function` on first call: GIL released, cached on disk, IEEE arithmetic as written.
+
+    `fastmath` stays off: it would re-associate sums and delete NaN checks. Division by zero follows
+    NumPy (no Python exception inside loops, which would keep them from being vectorised).
+    """
+    outside = config.CACHE_DIR
+    config.CACHE_DIR = str(cache_folder())  # ours alone: other users of Numba keep theirs
+    try:
+        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    finally:
+        config.CACHE_DIR = outside

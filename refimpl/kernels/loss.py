@@ -1,0 +1,30 @@
+"""Softmax cross-entropy and its gradient. Source: mathematics.md §2.4."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refimpl.kernels import elementary
+from refimpl.kernels.jit import kernel
+
+
+@kernel
+def softmax_cross_entropy(logits, labels, dlogits):
+    """Mean over the batch of -log softmax(logits)[label], with the log-sum-exp shift, in float64.
+
+    logits (N, classes), labels (N,) integers; writes dlogits = (softmax - onehot)/N.
+    """
+    n_samples, classes = logits.shape
+    total = 0.0
+    for n in range(n_samples):
+        top = np.float64(logits[n, 0])
+        for c in range(1, classes):
+            top = max(top, np.float64(logits[n, c]))
+        normaliser = 0.0
+        for c in range(classes):
+            normaliser += elementary.exp(np.float64(logits[n, c]) - top)
+        for c in range(classes):
+            probability = elementary.exp(np.float64(logits[n, c]) - top) / normaliser
+            dlogits[n, c] = (probability - (1.0 if labels[n] == c else 0.0)) / n_samples
+        total += elementary.log(normaliser) - (np.float64(logits[n, labels[n]]) - top)
+    return total / n_samples

@@ -1,0 +1,177 @@
+"""Readable twins of the conv and linear kernels: the formula, one loop per index, masks honoured.
+
+Every output element is ONE chain of fused multiply-adds in a fixed order (noted at each function),
+starting from zero; the bias is added last. A closed channel's output is exactly zero and nothing of it
+is computed; leaving a closed input channel out of the chain changes no bit, because its terms are
+`fma(w, 0, acc) = acc`.
+
+Masks are boolean (N, C), or (0, 0) for "all on". Shapes: x (N, C, H, W), weight (K, C, kh, kw),
+y (N, K, P, Q); linear x (N, I), weight (O, I), y (N, O). A mask of G columns over I > G features stands
+for G groups of I/G consecutive features: the channels of a flattened image.
+
+Source: mathematics.md §2.1 (what is skipped), kernels.md (the order of the chains). Derived.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refimpl.kernels.elementary import fma
+from refimpl.kernels.jit import kernel
+
+
+@kernel
+def is_on(mask, n, c):
+    """Whether channel c of sample n takes part; an empty mask means that all do."""
+    return mask.shape[0] == 0 or mask[n, c]
+
+
+@kernel
+def _taps(size, kernel_size, stride, pad, offset):
+    """First and one-past-last output position whose tap at `offset` lies inside an input of `size`."""
+    first = max(0, (pad - offset + stride - 1) // stride)
+    last = (size - 1 + pad - offset) // stride + 1
+    return first, max(first, last)
+
+
+@kernel
+def conv_forward(x, weight, bias, stride, pad, reads, writes, y):
+    """y = conv(x, weight) + bias on the channels of `writes`. Chain: (c, ky, kx)."""
+    n_samples, channels, height, width = x.shape
+    filters, _, kh, kw = weight.shape
+    rows, cols = y.shape[2], y.shape[3]
+    y[:] = 0
+    for n in range(n_samples):
+        for k in range(filters):
+            if not is_on(writes, n, k):
+                continue
+            for c in range(channels):
+                if not is_on(reads, n, c):
+                    continue
+                for ky in range(kh):
+                    top, bottom = _taps(height, kh, stride[0], pad[0], ky)
+                    for kx in range(kw):
+                        left, right = _taps(width, kw, stride[1], pad[1], kx)
+                        w = weight[k, c, ky, kx]
+                        for p in range(top, min(bottom, rows)):
+                            line = x[n, c, p * stride[0] + ky - pad[0]]
+                            first = kx - pad[1]
+                            for q in range(left, min(right, cols)):
+                                y[n, k, p, q] = fma(w, line[q * stride[1] + first], y[n, k, p, q])
+            for p in range(rows):
+                for q in range(cols):
+                    y[n, k, p, q] += bias[k]
+
+
+@kernel
+def conv_input_grad(dy, weight, stride, pad, dy_mask, dx_mask, dx):
+    """dx = transposed convolution of dy, on the channels of `dx_mask`. Chain: (k, ky, kx)."""
+    n_samples, channels, height, width = dx.shape
+    filters, _, kh, kw = weight.shape
+    rows, cols = dy.shape[2], dy.shape[3]
+    dx[:] = 0
+    for n in range(n_samples):
+        for c in range(channels):
+            if not is_on(dx_mask, n, c):
+                continue
+            for k in range(filters):
+                if not is_on(dy_mask, n, k):
+                    continue
+                for ky in range(kh):
+                    top, bottom = _taps(height, kh, stride[0], pad[0], ky)
+                    for kx in range(kw):
+                        left, right = _taps(width, kw, stride[1], pad[1], kx)
+                        w = weight[k, c, ky, kx]
+                        for p in range(top, min(bottom, rows)):
+                            line = dx[n, c, p * stride[0] + ky - pad[0]]
+                            first = kx - pad[1]
+                            for q in range(left, min(right, cols)):
+                                at = q * stride[1] + first
+                                line[at] = fma(w, dy[n, k, p, q], line[at])
+
+
+@kernel
+def conv_weight_grad(x, dy, stride, pad, x_mask, dy_mask, dweight, dbias):
+    """dweight, dbias summed over the batch. Chains: (n, p, q) for each weight and each bias."""
+    n_samples, channels, height, width = x.shape
+    filters, _, kh, kw = dweight.shape
+    rows, cols = dy.shape[2], dy.shape[3]
+    dweight[:] = 0
+    dbias[:] = 0
+    for n in range(n_samples):
+        for k in range(filters):
+            if not is_on(dy_mask, n, k):
+                continue
+            for p in range(rows):
+                for q in range(cols):
+                    dbias[k] += dy[n, k, p, q]
+            for c in range(channels):
+                if not is_on(x_mask, n, c):
+                    continue
+                for ky in range(kh):
+                    top, bottom = _taps(height, kh, stride[0], pad[0], ky)
+                    for kx in range(kw):
+                        left, right = _taps(width, kw, stride[1], pad[1], kx)
+                        total = dweight[k, c, ky, kx]
+                        for p in range(top, min(bottom, rows)):
+                            line = x[n, c, p * stride[0] + ky - pad[0]]
+                            first = kx - pad[1]
+                            for q in range(left, min(right, cols)):
+                                total = fma(dy[n, k, p, q], line[q * stride[1] + first], total)
+                        dweight[k, c, ky, kx] = total
+
+
+@kernel
+def linear_forward(x, weight, bias, reads, writes, y):
+    """y = x weight^T + bias on the outputs of `writes`. Chain: i."""
+    n_samples, features = x.shape
+    outputs = weight.shape[0]
+    size = features // max(1, reads.shape[1])
+    transposed = np.ascontiguousarray(weight.T)  # outputs adjacent in memory: the inner loop vectorises
+    y[:] = 0
+    for n in range(n_samples):
+        for i in range(features):
+            if is_on(reads, n, i // size):
+                for o in range(outputs):
+                    y[n, o] = fma(x[n, i], transposed[i, o], y[n, o])
+        for o in range(outputs):
+            if is_on(writes, n, o):
+                y[n, o] += bias[o]
+            else:
+                y[n, o] = 0
+
+
+@kernel
+def linear_input_grad(dy, weight, dy_mask, dx_mask, dx):
+    """dx = dy weight on the features of `dx_mask`. Chain: o."""
+    n_samples, outputs = dy.shape
+    features = weight.shape[1]
+    size = features // max(1, dx_mask.shape[1])
+    dx[:] = 0
+    for n in range(n_samples):
+        for o in range(outputs):
+            if not is_on(dy_mask, n, o):
+                continue
+            for start in range(0, features, size):
+                if is_on(dx_mask, n, start // size):
+                    for i in range(start, start + size):
+                        dx[n, i] = fma(dy[n, o], weight[o, i], dx[n, i])
+
+
+@kernel
+def linear_weight_grad(x, dy, x_mask, dy_mask, dweight, dbias):
+    """dweight = dy^T x and dbias = column sums of dy. Chains: n."""
+    n_samples, features = x.shape
+    outputs = dy.shape[1]
+    size = features // max(1, x_mask.shape[1])
+    dweight[:] = 0
+    dbias[:] = 0
+    for n in range(n_samples):
+        for o in range(outputs):
+            if not is_on(dy_mask, n, o):
+                continue
+            dbias[o] += dy[n, o]
+            for start in range(0, features, size):
+                if is_on(x_mask, n, start // size):
+                    for i in range(start, start + size):
+                        dweight[o, i] = fma(dy[n, o], x[n, i], dweight[o, i])

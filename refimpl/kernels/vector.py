@@ -1,0 +1,63 @@
+"""Operations on whole parameter vectors, in a fixed order: same bits on every machine and thread count.
+
+NumPy's own sums and BLAS products are avoided where they would enter a result that is promised to the
+byte: their order of summation depends on the version and the processor.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from refimpl.kernels.jit import kernel
+
+
+@kernel
+def squared_norm(x):
+    """Sum of squares in float64: eight interleaved partial sums, added in order."""
+    s0, s1, s2, s3, s4, s5, s6, s7 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    whole = x.size - x.size % 8
+    for i in range(0, whole, 8):
+        s0 += np.float64(x[i]) * np.float64(x[i])
+        s1 += np.float64(x[i + 1]) * np.float64(x[i + 1])
+        s2 += np.float64(x[i + 2]) * np.float64(x[i + 2])
+        s3 += np.float64(x[i + 3]) * np.float64(x[i + 3])
+        s4 += np.float64(x[i + 4]) * np.float64(x[i + 4])
+        s5 += np.float64(x[i + 5]) * np.float64(x[i + 5])
+        s6 += np.float64(x[i + 6]) * np.float64(x[i + 6])
+        s7 += np.float64(x[i + 7]) * np.float64(x[i + 7])
+    for i in range(whole, x.size):
+        s0 += np.float64(x[i]) * np.float64(x[i])
+    return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+
+
+@kernel
+def norm(x):
+    """Euclidean norm in float64."""
+    return math.sqrt(squared_norm(x))
+
+
+@kernel
+def local_step(w, gradient, centre, eta, lam):
+    """w <- w - eta * (gradient + lam * (w - centre)), in place; returns ||gradient + lam (w - centre)||.
+
+    The norm is that of the local problem's gradient *before* the step. Source: mathematics.md §3.
+    eta and lam must have the dtype of w.
+    """
+    squares = 0.0
+    for i in range(w.size):
+        direction = gradient[i] + lam * (w[i] - centre[i])
+        squares += np.float64(direction) * np.float64(direction)
+        w[i] -= eta * direction
+    return math.sqrt(squares)
+
+
+@kernel
+def mean_of_rows(rows, weights, out):
+    """out = sum_i weights[i] * rows[i] over rows (n, d), added in row order in float64."""
+    for j in range(rows.shape[1]):
+        total = 0.0
+        for i in range(rows.shape[0]):
+            total += weights[i] * np.float64(rows[i, j])
+        out[j] = total
