@@ -73,7 +73,7 @@ def exp(x):
         return math.inf
     if x < EXP_UNDERFLOW:
         return 0.0
-    k = math.floor(fma(x, LOG2_E, 0.5))
+    k = np.floor(fma(x, LOG2_E, 0.5))
     r = fma(-k, LN2_LOW, fma(-k, LN2_HIGH, x))
     half = int(k) // 2  # in two factors, so that results near the limits neither overflow nor round twice
     return math.ldexp(math.ldexp(1.0 + _expm1_reduced(r), half), int(k) - half)
@@ -84,7 +84,7 @@ def expm1(x):
     """e**x - 1 in float64, accurate near zero."""
     if x != x or x > 700.0 or x < -40.0:
         return exp(x) - 1.0
-    k = math.floor(fma(x, LOG2_E, 0.5))
+    k = np.floor(fma(x, LOG2_E, 0.5))
     r = fma(-k, LN2_LOW, fma(-k, LN2_HIGH, x))
     scale = math.ldexp(1.0, int(k))
     return fma(scale, _expm1_reduced(r), scale - 1.0)
