@@ -29,6 +29,7 @@ from refimpl.nn.gate import GateCache, Gated, GatedCache
 from refimpl.nn.layers import Back, Flow, Layer, Shape
 from refimpl.nn.layout import Layout
 from refimpl.nn.pooling import Flatten
+from refimpl.nn.work import Work, executed_work
 
 
 class Trace(NamedTuple):
@@ -194,6 +195,17 @@ class NetworkObjective:
         loss = softmax_cross_entropy(logits, self.y, dlogits)
         self.network.backward(w, dlogits, trace, grad_out)
         return float(loss)
+
+    @property
+    def work(self) -> Work:
+        """What the last evaluation of value and gradient cost."""
+        return executed_work(self.network, self.masks, len(self.y), self.context)
+
+    def measure(self) -> tuple[float, float]:
+        """Executed FLOPs of the last evaluation, and the share of gated channels off in it."""
+        closed = sum(int((mask == 0).sum()) for mask in self.masks.values())
+        gated = sum(mask.size for mask in self.masks.values())
+        return self.work.total, closed / max(gated, 1)
 
     def value(self, w: np.ndarray) -> float:
         """Loss at w alone."""
