@@ -88,7 +88,12 @@ class Config:
 
 
 def _check_type(name: str, wanted: str, value: object) -> None:
-    kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+    kinds: dict[str, tuple[type, ...]] = {
+        "int": (int,),
+        "float": (int, float),
+        "bool": (bool,),
+        "str": (str,),
+    }
     if wanted == "list[str]":
         good = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
     else:
@@ -120,7 +125,9 @@ def _check_ranges(config: Config) -> None:
     if config.per_round > config.nodes:
         raise ConfigError(f"config: per_round {config.per_round} exceeds nodes {config.nodes}; use 0 for all")
     if config.lam == 0 and config.method.startswith(("metagater", "metasnip")):
-        raise ConfigError("config: lam must be positive for metagater: the server's gradient is lam (md - mean)")
+        raise ConfigError(
+            "config: lam must be positive for metagater: the server's gradient is lam (md - mean)"
+        )
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -177,5 +184,7 @@ def from_table(table: Mapping[str, Any]) -> Config:
     known = {item.name for item in fields(Config)}
     if set(table) != known:
         odd = sorted(set(table) ^ known)
-        raise ConfigError(f"config: keys unknown or missing: {', '.join(odd)}; was the run made by this version?")
+        raise ConfigError(
+            f"config: keys unknown or missing: {', '.join(odd)}; was the run made by this version?"
+        )
     return Config(**table)

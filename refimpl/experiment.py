@@ -7,31 +7,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from refimpl import accel, prox
-from refimpl.config import Config, from_table
+from refimpl.config import Config
 from refimpl.data.catalog import load
 from refimpl.data.node import Node
 from refimpl.data.partition import make_nodes
 from refimpl.errors import InputError
-from refimpl.federated.adapt import AdaptSettings, NodeReport, report_node
 from refimpl.federated.fedavg import FedAvg
 from refimpl.federated.local import LocalSettings
 from refimpl.federated.metagater import MetaGater
 from refimpl.federated.perfedavg import PerFedAvgFO
-from refimpl.federated.rounds import Method, Participation, RoundRecord, State, run_rounds
+from refimpl.federated.rounds import Method, RoundRecord, State
 from refimpl.nn import zoo
 from refimpl.nn.context import Gating
-from refimpl.nn.network import Network, NetworkObjective
-from refimpl.nn.task import NetworkTask
-from refimpl.pruning.snip import prune_channels
-from refimpl.record import RunFolder
+from refimpl.nn.network import Network
+from refimpl.nn.objective import NetworkTask
 from refimpl.rng import SeedTree
 
 OnRound = Callable[[RoundRecord], None]
@@ -57,7 +53,9 @@ class Experiment:
     def tasks(self) -> list[NetworkTask]:
         """The training nodes' learning problems (their test parts are not in them)."""
         return [
-            NetworkTask(self.network, node.train.x, node.train.y, self.gating, batch_size=self.config.batch_size)
+            NetworkTask(
+                self.network, node.train.x, node.train.y, self.gating, batch_size=self.config.batch_size
+            )
             for node in self.train_nodes
         ]
 

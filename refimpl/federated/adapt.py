@@ -17,7 +17,8 @@ import numpy as np
 from refimpl.errors import InputError
 from refimpl.kernels.loss import softmax_cross_entropy
 from refimpl.nn.context import Context, Gating
-from refimpl.nn.network import Network, NetworkObjective
+from refimpl.nn.network import Network
+from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.work import Work, dense_work, executed_work
 
 EVALUATION_BATCH = 256
@@ -41,7 +42,6 @@ class AdaptSettings:
                 "AdaptSettings: rates and steps must not be negative, got "
                 f"eta_phi={self.eta_phi}, eta_theta={self.eta_theta}, steps={self.steps}"
             )
-
 
 
 def quiet(gating: Gating) -> Gating:
@@ -105,7 +105,13 @@ def adapt(network: Network, w: np.ndarray, x: np.ndarray, y: np.ndarray, setting
 
 
 def _stage(
-    network: Network, w: np.ndarray, x: np.ndarray, y: np.ndarray, settings: AdaptSettings, part: str, eta: float
+    network: Network,
+    w: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    settings: AdaptSettings,
+    part: str,
+    eta: float,
 ) -> Work:
     """`steps` gradient steps of rate eta on one part of w, in place; returns the work done."""
     objective = NetworkObjective(network, x, y, Context(quiet(settings.gating), (part,)))

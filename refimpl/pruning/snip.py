@@ -53,7 +53,9 @@ def channel_scores(gated: Network, objective: Objective, w: np.ndarray) -> list[
     for block in gated.gates:
         layer = block.body[0]
         if not isinstance(layer, (Conv2d, Linear)):
-            raise InputError(f"snip: {block.gate.name} gates a {type(layer).__name__}, expected a weighted layer")
+            raise InputError(
+                f"snip: {block.gate.name} gates a {type(layer).__name__}, expected a weighted layer"
+            )
         total = np.zeros(block.gate.out_channels)
         for name in (f"{layer.name}.weight", f"{layer.name}.bias"):
             slot = gated.layout.by_name[name]  # theta comes first: same place in both layouts
