@@ -88,12 +88,7 @@ class Config:
 
 
 def _check_type(name: str, wanted: str, value: object) -> None:
-    kinds: dict[str, tuple[type, ...]] = {
-        "int": (int,),
-        "float": (int, float),
-        "bool": (bool,),
-        "str": (str,),
-    }
+    kinds = {"int": int, "float": (int, float), "bool": bool, "str": str}
     if wanted == "list[str]":
         good = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
     else:

@@ -93,32 +93,23 @@ class NodeReport(NamedTuple):
 
 def adapt(network: Network, w: np.ndarray, x: np.ndarray, y: np.ndarray, settings: AdaptSettings) -> Adapted:
     """Both stages on the support set x, y, from the meta-model w (not changed)."""
-    w = w.copy()
-    gate_work = backbone_work = Work()
+    w, layout, steps = w.copy(), network.layout, settings.steps
+    gating, gate_work = quiet(settings.gating), Work()
     started = time.perf_counter()
     if network.gates and settings.eta_phi > 0:
-        gate_work = _stage(network, w, x, y, settings, "phi", settings.eta_phi)
+        objective = NetworkObjective(network, x, y, Context(gating, ("phi",)))
+        gate_work = _stage(objective, w, layout.phi, settings.eta_phi, steps)
     between = time.perf_counter()
-    backbone_work = _stage(network, w, x, y, settings, "theta", settings.eta_theta)
+    objective = NetworkObjective(network, x, y, Context(gating, ("theta",)))
+    backbone_work = _stage(objective, w, layout.theta, settings.eta_theta, steps)
     finished = time.perf_counter()
     return Adapted(w, between - started, finished - between, gate_work, backbone_work)
 
 
-def _stage(
-    network: Network,
-    w: np.ndarray,
-    x: np.ndarray,
-    y: np.ndarray,
-    settings: AdaptSettings,
-    part: str,
-    eta: float,
-) -> Work:
-    """`steps` gradient steps of rate eta on one part of w, in place; returns the work done."""
-    objective = NetworkObjective(network, x, y, Context(quiet(settings.gating), (part,)))
-    gradient = np.empty_like(w)
-    where = getattr(network.layout, part)
-    work = Work()
-    for _ in range(settings.steps):
+def _stage(objective: NetworkObjective, w: np.ndarray, where: slice, eta: float, steps: int) -> Work:
+    """`steps` gradient steps of rate eta on the entries `where` of w, in place; returns the work done."""
+    gradient, work = np.empty_like(w), Work()
+    for _ in range(steps):
         objective(w, gradient)
         w[where] -= w.dtype.type(eta) * gradient[where]
         work = work + objective.work
@@ -156,18 +147,18 @@ def report_node(
     name: str,
     network: Network,
     w: np.ndarray,
-    support: tuple[np.ndarray, np.ndarray],
+    support: tuple[np.ndarray, np.ndarray],  # x, y
     test: tuple[np.ndarray, np.ndarray],
     settings: AdaptSettings,
-) -> tuple[NodeReport, np.ndarray]:
-    """Adapt at one node on `support`, test on `test`; returns the report and the adapted parameters."""
+) -> NodeReport:
+    """Adapt at one node on `support`, then test on `test`."""
     gating = quiet(settings.gating)
     before = evaluate(network, w, *test, gating)
     adapted = adapt(network, w, *support, settings)
     after = evaluate(network, adapted.w, *test, gating)
     count = len(test[1])
     dense_adaptation = dense_work(network, len(support[1]), ("theta",)).total * settings.steps
-    report = NodeReport(
+    return NodeReport(
         node=name,
         accuracy_before=before.accuracy,
         accuracy_after=after.accuracy,
@@ -182,4 +173,3 @@ def report_node(
         seconds_gate=adapted.seconds_gate,
         seconds_backbone=adapted.seconds_backbone,
     )
-    return report, adapted.w

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refimpl.accel import AccelState, Schedule, middle_point, step
+from refimpl import accel
 from refimpl.federated.local import LocalSettings, LocalSolution, Task, solve_local
 from refimpl.federated.rounds import State
 from refimpl.prox import Penalty
@@ -24,7 +24,7 @@ class MetaGater:
     """local: the nodes' solver of problem (5); schedule: a_k, b_k, l_k; penalty: h over the whole w."""
 
     local_settings: LocalSettings
-    schedule: Schedule
+    schedule: accel.Schedule
     penalty: Penalty
     name: str = "metagater"
 
@@ -34,7 +34,7 @@ class MetaGater:
 
     def broadcast(self, state: State, round_: int) -> np.ndarray:
         """md_k = (1 - a_k) xag_{k-1} + a_k x_{k-1}."""
-        return middle_point(_accel(state, round_), self.schedule)
+        return accel.middle_point(_accel(state, round_), self.schedule, np.empty_like(state["x"]))
 
     def local(self, task: Task, point: np.ndarray, rng: np.random.Generator) -> LocalSolution:
         """Inexact solution of the local problem at centre md_k."""
@@ -43,7 +43,7 @@ class MetaGater:
     def server(self, state: State, round_: int, point: np.ndarray, mean: np.ndarray) -> tuple[State, float]:
         """g_k = lam (md_k - mean of answers); accelerated proximal step; gap ||G_b(md_k)||."""
         gradient = point.dtype.type(self.local_settings.lam) * (point - mean)
-        new, gap = step(_accel(state, round_), point, gradient, self.penalty, self.schedule)
+        new, gap = accel.step(_accel(state, round_), point, gradient, self.penalty, self.schedule)
         return {"x": new.x, "ag": new.ag}, gap
 
     def model(self, state: State) -> np.ndarray:
@@ -51,6 +51,6 @@ class MetaGater:
         return state["ag"]
 
 
-def _accel(state: State, round_: int) -> AccelState:
+def _accel(state: State, round_: int) -> accel.State:
     """The solver's state before round `round_`."""
-    return AccelState(k=round_ - 1, x=state["x"], ag=state["ag"])
+    return accel.State(round_ - 1, state["x"], state["ag"])

@@ -101,13 +101,15 @@ def run_rounds(
     participation: Participation,
     seeds: SeedTree,
     threads: int = 1,
+    first_loss: float = math.nan,
 ) -> Iterator[tuple[State, RoundRecord]]:
     """Run the 1-based `rounds` from `state`; yields the state and record after each.
+
+    first_loss: mean loss of round 1, when resuming (the yardstick of divergence).
 
     Raises `DivergenceError` as soon as a loss or a parameter is not finite or the loss explodes; the
     last yielded state is then the last good one.
     """
-    first_loss = math.nan
     with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
         for round_ in rounds:
             started = time.perf_counter()
