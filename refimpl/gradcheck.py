@@ -206,6 +206,4 @@ def probe(
     cotangent = rng.standard_normal((batch, *layer.output_shape(shape)))
     if writes is not None:
         cotangent = (cotangent.reshape(*writes.shape, -1) * writes[..., None]).reshape(cotangent.shape)
-    return LayerProbe(
-        layer, shape, batch, cotangent, reads, writes, context or BOTH
-    )
+    return LayerProbe(layer, shape, batch, cotangent, reads, writes, context or BOTH)
