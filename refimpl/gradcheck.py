@@ -21,7 +21,8 @@ from refimpl.errors import InputError
 from refimpl.nn.context import Anchor, Context
 from refimpl.nn.layers import Back, Flow, Layer, Mask, Shape
 from refimpl.nn.layout import Layout
-from refimpl.nn.network import Network, NetworkObjective
+from refimpl.nn.network import Network
+from refimpl.nn.objective import NetworkObjective
 
 Value = Callable[[np.ndarray], float]
 Objective = Callable[[np.ndarray, np.ndarray], float]
@@ -206,6 +207,4 @@ def probe(
     cotangent = rng.standard_normal((batch, *layer.output_shape(shape)))
     if writes is not None:
         cotangent = (cotangent.reshape(*writes.shape, -1) * writes[..., None]).reshape(cotangent.shape)
-    return LayerProbe(
-        layer, shape, batch, cotangent, reads, writes, context or BOTH
-    )
+    return LayerProbe(layer, shape, batch, cotangent, reads, writes, context or BOTH)

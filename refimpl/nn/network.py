@@ -1,12 +1,11 @@
-"""A network: a chain of layers with its layout, and the objective it makes of data.
+"""A network: a chain of layers with its layout.
 
-A network owns no arrays; the same network is evaluated at many points. `NetworkObjective` is the
-contract every solver sees: `objective(w, grad_out) -> float` (architecture.md §1).
+A network owns no arrays; the same network is evaluated at many points (architecture.md §1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -14,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refimpl.errors import InputError
-from refimpl.kernels.loss import softmax_cross_entropy
 from refimpl.nn.chain import (
     Link,
     Residual,
@@ -162,40 +160,3 @@ def draw_gate_noise(
         block.gate.name: rng.logistic(size=(batch, block.gate.out_channels)).astype(dtype)
         for block in network.gates
     }
-
-
-class NetworkObjective:
-    """Mean cross-entropy of a network on a fixed batch, as `objective(w, grad_out) -> float`.
-
-    x (N, *input_shape), y (N,) integer labels. After a call, `masks` holds the masks it used.
-    """
-
-    def __init__(
-        self, network: Network, x: np.ndarray, y: np.ndarray, context: Context | None = None
-    ) -> None:
-        self.network = network
-        self.context = context or Context(train=("theta", "phi"))
-        self.x = network.check_batch("NetworkObjective", x, x.dtype)
-        self.y = np.ascontiguousarray(y, dtype=np.int64)
-        self.masks: Mapping[str, np.ndarray] = {}
-        if self.y.shape != (x.shape[0],):
-            raise InputError(f"NetworkObjective: expected {x.shape[0]} labels, got shape {self.y.shape}")
-        if self.y.min() < 0 or self.y.max() >= network.classes:
-            raise InputError(
-                f"NetworkObjective: labels must lie in 0..{network.classes - 1}, "
-                f"got {self.y.min()}..{self.y.max()}"
-            )
-
-    def __call__(self, w: np.ndarray, grad_out: np.ndarray) -> float:
-        """Loss at w; writes the whole gradient."""
-        logits, trace = self.network.forward(w, self.x, self.context)
-        self.masks = self.network.masks(trace)
-        dlogits = np.empty_like(logits)
-        loss = softmax_cross_entropy(logits, self.y, dlogits)
-        self.network.backward(w, dlogits, trace, grad_out)
-        return float(loss)
-
-    def value(self, w: np.ndarray) -> float:
-        """Loss at w alone."""
-        logits, _ = self.network.forward(w, self.x, self.context)
-        return float(softmax_cross_entropy(logits, self.y, np.empty_like(logits)))
