@@ -88,7 +88,8 @@ class Config:
 
 
 def _check_type(name: str, wanted: str, value: object) -> None:
-    kinds = {"int": int, "float": (int, float), "bool": bool, "str": str}
+    kinds: dict[str, tuple[type, ...]]
+    kinds = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
     if wanted == "list[str]":
         good = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
     else:

@@ -19,7 +19,7 @@ from refimpl.config import Config, from_table
 from refimpl.data.catalog import load
 from refimpl.data.node import Node
 from refimpl.data.partition import make_nodes
-from refimpl.errors import DataError, InputError
+from refimpl.errors import InputError
 from refimpl.federated.adapt import AdaptSettings, NodeReport, report_node
 from refimpl.federated.fedavg import FedAvg
 from refimpl.federated.local import LocalSettings
@@ -58,8 +58,8 @@ class Experiment:
         """The training nodes' learning problems (their test parts are not in them)."""
         batch = self.config.batch_size
         return [
-            NetworkTask(self.network, *node.train, gating=self.gating, batch_size=batch)
-            for node in self.train_nodes
+            NetworkTask(self.network, x, y, self.gating, batch_size=batch)
+            for x, y in (node.train for node in self.train_nodes)
         ]
 
     def start(self) -> State:
@@ -81,7 +81,7 @@ def build_network(config: Config, input_shape: Sequence[int], classes: int, gate
         if tuple(input_shape) != (1, 8, 8):
             raise InputError(f"model digits reads 8x8 grey images, {config.dataset} has {tuple(input_shape)}")
         return zoo.digits(classes=classes, gates=gates)
-    build = {"cnn3": zoo.cnn3, "cnn7": zoo.cnn7}[config.model]
+    build = zoo.cnn3 if config.model == "cnn3" else zoo.cnn7
     return build(tuple(input_shape), classes=classes, gates=gates)
 
 
@@ -200,19 +200,13 @@ def train(
 
 
 def _restore(folder: RunFolder, fresh: State) -> tuple[State, int, float]:
-    """State, round and first loss of the folder's checkpoint; the fresh start where there is none."""
-    if not folder.has_checkpoint():
+    """State, round and first loss of the folder's checkpoint; the fresh start where there is none yet."""
+    if not folder.has_checkpoint:
+        folder.truncate_metrics(0)
         return fresh, 0, math.nan
-    done, state, meta = folder.load_checkpoint()
-    for name, array in fresh.items():
-        got = state.get(name)
-        if got is None or got.shape != array.shape or got.dtype != array.dtype:
-            found = "nothing" if got is None else f"{got.dtype} {got.shape}"
-            raise DataError(
-                f"{folder.path / 'checkpoint.npz'}: expected {name} as {array.dtype} {array.shape}, "
-                f"found {found}; the checkpoint belongs to another configuration"
-            )
-    return {name: state[name] for name in fresh}, done, float(meta["first_loss"])
+    done, state, meta = folder.load_checkpoint(like=fresh)
+    folder.truncate_metrics(done)
+    return state, done, float(meta["first_loss"])
 
 
 def adapt_settings(experiment: Experiment) -> AdaptSettings:
@@ -238,7 +232,8 @@ def pruned_at(experiment: Experiment, w: np.ndarray, node: Node) -> tuple[Networ
     """The network with its best channels by the node's support data, and its parameters (channel SNIP)."""
     config, plain = experiment.config, experiment.network
     gated = build_network(config, plain.input_shape, plain.classes, gated=True)
-    objective = NetworkObjective(plain, *node.support, Context(train=("theta",)))
+    x, y = node.support
+    objective = NetworkObjective(plain, x, y, Context(train=("theta",)))
     return gated, prune_channels(gated, objective, w, config.snip_keep)
 
 

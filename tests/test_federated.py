@@ -46,13 +46,9 @@ def quadratics(count=4, dimension=3, seed=0):
 
 
 def run(method, tasks, w0, rounds, participation=EVERYONE, threads=1, seed=0):
-    start, records = method.start(w0), []
-    state = start
-    for state, record in run_rounds(
-        method, tasks, start, range(1, rounds + 1), participation, SeedTree(seed), threads
-    ):
-        records.append(record)
-    return method.model(state), records
+    start, span = method.start(w0), range(1, rounds + 1)
+    done = list(run_rounds(method, tasks, start, span, participation, SeedTree(seed), threads))
+    return method.model(done[-1][0]), [record for _, record in done]
 
 
 def test_local_solution_is_the_closed_form_gradient_iteration():

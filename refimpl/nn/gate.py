@@ -6,6 +6,7 @@ Source: mathematics.md §2.2 (the gate), §2.3 (modes), §2.3b (back-propagation
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -205,13 +206,19 @@ class Gated:
         dx: np.ndarray | None,
     ) -> None:
         """Write the gate's gradients and add its share to dx."""
-        dmask = np.empty(cache.gate.mask.shape, dtype=dy.dtype)
-        activation.channel_products(as_maps(dy), as_maps(cache.z), dmask)
         through_input = dx is not None and not back.context.gating.detach_gate_input
         own = Back(back.context, None, back.dx_mask, through_input, "phi" in back.context.train)
+        if not (own.need_dx or own.need_dw):
+            return
+        dmask = np.empty(cache.gate.mask.shape, dtype=dy.dtype)
+        activation.channel_products(as_maps(dy), as_maps(cache.z), dmask)
         dsummary = self.gate.backward(dmask, cache.gate, params, grads, own)
-        if dsummary is not None and dx is not None:
-            share = dsummary / dsummary.dtype.type(np.prod(dx.shape[2:], dtype=np.int64))
+        if dsummary is None or dx is None:
+            return
+        if dx.ndim == 2:
+            dx += dsummary  # the input is its own summary; `dx_mask` may hold groups of features
+        else:
+            share = dsummary / dsummary.dtype.type(math.prod(dx.shape[2:]))
             activation.add_to_channels(share, or_all_on(back.dx_mask), as_maps(dx))
 
 
