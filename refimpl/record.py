@@ -363,6 +363,7 @@ class RunFolder:
 
     # checkpoints and models
 
+    @property
     def has_checkpoint(self) -> bool:
         """Whether a checkpoint has been saved."""
         return (self.path / CHECKPOINT).is_file()
@@ -390,6 +391,7 @@ class RunFolder:
             check_like(path, arrays, like)
         return Checkpoint(round_, arrays, meta)
 
+    @property
     def has_model(self) -> bool:
         """Whether the finished meta-model has been saved."""
         return (self.path / MODEL).is_file()

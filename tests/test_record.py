@@ -184,7 +184,7 @@ def test_force_starts_afresh(run):
     run.close()
     with RunFolder.create(run.path, {**CONFIG, "rounds": 9}, force=True) as fresh:
         assert fresh.config["rounds"] == 9
-        assert not fresh.has_model()
+        assert not fresh.has_model
     assert [item.name for item in run.path.parent.iterdir()] == ["run"]
 
 
@@ -352,7 +352,7 @@ def test_a_checkpoint_comes_back(run):
 
 
 def test_without_a_checkpoint_there_is_advice(run):
-    assert not run.has_checkpoint()
+    assert not run.has_checkpoint
     with pytest.raises(RunError, match="no checkpoint"):
         run.load_checkpoint()
     with pytest.raises(RunError, match="no meta-model"):
@@ -435,7 +435,7 @@ def test_a_kill_at_any_instant_leaves_a_checkpoint_that_loads(run, seed):
             process.wait(timeout=delay)
         process.kill()
     with RunFolder.open(run.path) as back:
-        if not back.has_checkpoint():
+        if not back.has_checkpoint:
             back.truncate_metrics(0)
             return
         round_, arrays, meta = back.load_checkpoint()
