@@ -24,7 +24,8 @@ from refimpl.rng import SeedTree
 GATED_LAYERS = {"mlp": ("fc1",), "digits": ("conv2",), "cnn3": ("conv3",), "cnn7": ("conv5", "conv6")}
 # Channel counts of the large models under --all: each evaluation is done hundreds of times.
 NARROW = {"cnn3": (8, 16, 32), "cnn7": (4, 4, 8, 8, 16, 16)}
-GATE_NOISE = 1.0  # added to the initial gate parameters, so that channels are off, not all on
+GATE_NOISE = 1.0  # added to the initial gate parameters, so that some channels are off
+BIAS_NOISE = 0.1  # added to all biases: with zero biases, ReLUs of skipped inputs sit exactly on their kink
 
 
 class Setting(NamedTuple):
@@ -54,11 +55,11 @@ class Checked(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """Something to be checked: `check()` does it."""
+    """Something to be checked: `check(point)` does it at the point, numbered from 0, of its own stream."""
 
     name: str
     setting: str
-    check: Callable[[], Checked]
+    check: Callable[[int], Checked]
 
 
 def layer_cases(seed: int, batch: int, directions: int) -> list[Case]:
@@ -84,12 +85,9 @@ def layer_cases(seed: int, batch: int, directions: int) -> list[Case]:
     ]
     seeds = SeedTree(seed)
     cases = []
-    for index, (name, layer, shape, masked) in enumerate(layers):
-        rng = seeds.generator("gradcheck layer", node=index)
-        check = _layer_check(name, layer, shape, batch, masked, directions, rng)
-        cases.append(Case(name, "layer", check))
-    loss = _loss_check(batch, directions, seeds.generator("gradcheck loss"))
-    return [*cases, Case("loss", "layer", loss)]
+    for name, layer, shape, masked in layers:
+        cases.append(Case(name, "layer", _layer_check(name, layer, shape, batch, masked, directions, seeds)))
+    return [*cases, Case("loss", "layer", _loss_check(batch, directions, seeds))]
 
 
 def _layer_check(
@@ -99,9 +97,10 @@ def _layer_check(
     batch: int,
     masked: bool,
     directions: int,
-    rng: np.random.Generator,
-) -> Callable[[], Checked]:
-    def check() -> Checked:
+    seeds: SeedTree,
+) -> Callable[[int], Checked]:
+    def check(point: int) -> Checked:
+        rng = seeds.generator(f"gradcheck {name}", point)
         reads = writes = None
         if masked:
             reads = rng.random((batch, shape[0])) < 0.6
@@ -112,10 +111,11 @@ def _layer_check(
     return check
 
 
-def _loss_check(batch: int, directions: int, rng: np.random.Generator) -> Callable[[], Checked]:
+def _loss_check(batch: int, directions: int, seeds: SeedTree) -> Callable[[int], Checked]:
     """Softmax cross-entropy as a function of its logits."""
 
-    def check() -> Checked:
+    def check(point: int) -> Checked:
+        rng = seeds.generator("gradcheck loss", point)
         classes = 5
         labels = rng.integers(classes, size=batch)
 
@@ -175,12 +175,10 @@ def _residual_network(gated: bool) -> Network:
 
 def _network_check(
     model: str, network: Network, setting: Setting, seed: int, batch: int, directions: int
-) -> Callable[[], Checked]:
-    def check() -> Checked:
-        seeds = SeedTree(seed)
-        rng = seeds.generator(f"gradcheck {model} {setting.label}")
-        w = network.layout.initialise(seeds, "float64")
-        w[network.layout.phi] += GATE_NOISE * rng.standard_normal(w[network.layout.phi].size)
+) -> Callable[[int], Checked]:
+    def check(point: int) -> Checked:
+        rng = SeedTree(seed).generator(f"gradcheck {model} {setting.label}", point)
+        w = _point(network, rng)
         x = rng.standard_normal((batch, *network.input_shape))
         y = rng.integers(network.classes, size=batch)
         gating = Gating(setting.mode, gate_grad=setting.gate_grad) if setting != UNGATED else Gating()
@@ -190,6 +188,17 @@ def _network_check(
         return Checked(model, setting.label, _off_share(network, w, x, context), errors)
 
     return check
+
+
+def _point(network: Network, rng: np.random.Generator) -> np.ndarray:
+    """Parameters at which gates are mixed and nothing is exactly zero."""
+    layout = network.layout
+    w = layout.initialise(SeedTree(int(rng.integers(2**32))), "float64")
+    for slot in layout.slots:
+        size = GATE_NOISE if slot.parameter.part == "phi" else BIAS_NOISE
+        if slot.parameter.part == "phi" or len(slot.shape) == 1:
+            w[slot.start : slot.stop] += size * rng.standard_normal(slot.stop - slot.start)
+    return w
 
 
 def _off_share(network: Network, w: np.ndarray, x: np.ndarray, context: Context) -> float | None:

@@ -49,6 +49,9 @@ def command(
 
     Prints the worst relative error of the derivative along random directions, per parameter; exits with 1
     if one is above 1e-6. For hard, gumbel and ste gates the documented surrogate derivative is checked.
+    Where a kink of ReLU or max-pooling lies within the finest step, a difference means nothing: a case above
+    the limit is repeated at two other points and must pass at both.
+
     Under --all the models cnn3 and cnn7 have fewer channels, as the output says.
     """
     from refimpl.cli import gradcases
@@ -62,13 +65,15 @@ def command(
     cases = gradcases.network_cases(models, settings, seed, batch, directions, narrow=everything)
     if everything:
         cases = gradcases.layer_cases(seed, batch, directions) + cases
-    checked = _check(cases, quiet)
-    worst = _worst(checked)
-    passed = worst <= TOLERANCE  # false for NaN
+    checked, repeated = _check(cases, quiet)
+    worst = max(map(_worst, checked))
+    passed = all(_good(result) for result in checked)
     if as_json:
-        print_json(_as_json(checked, worst, passed))
+        print_json(_as_json(checked, repeated, worst, passed))
     else:
         _print(checked, gradcases.NARROW if everything else {})
+        for name in repeated:
+            click.echo(f"{name}: a kink was too near the first point; checked at two others")
         verdict = "passed" if passed else "FAILED"
         click.echo(f"worst {worst:.1e}, allowed {TOLERANCE:.0e}: {verdict}")
     if not passed:
@@ -81,23 +86,34 @@ def _chosen(setting: Any, mode: str | None, gate_grad: str | None) -> bool:
     return of_mode and (gate_grad is None or setting.gate_grad == gate_grad)
 
 
-def _check(cases: Sequence[Case], quiet: bool) -> list[Checked]:
-    checked = []
+def _check(cases: Sequence[Case], quiet: bool) -> tuple[list[Checked], list[str]]:
+    """All results, and the names of the cases that were repeated with success."""
+    checked: list[Checked] = []
+    repeated: list[str] = []
     with Progress(len(cases), quiet) as progress:
         progress.say(f"checking {len(cases)} cases; the first run also compiles the kernels")
         for case in cases:
-            checked.append(case.check())
+            result = case.check(0)
+            if not _good(result):
+                others = [case.check(1), case.check(2)]
+                if all(_good(other) for other in others):
+                    result = max(others, key=_worst)
+                    repeated.append(f"{case.name} {case.setting}")
+            checked.append(result)
             progress.step(f"gradcheck  {len(checked)}/{len(cases)}  {case.name} {case.setting}")
-    return checked
+    return checked, repeated
 
 
-def _worst(checked: Sequence[Checked]) -> float:
-    """The largest error; NaN if one is."""
-    errors = [slot.error for result in checked for slot in result.errors]
-    return math.nan if any(math.isnan(error) for error in errors) else max(errors)
+def _worst(result: Checked) -> float:
+    """The largest error; infinite if one is not a number."""
+    return max(math.inf if math.isnan(slot.error) else slot.error for slot in result.errors)
 
 
-def _as_json(checked: Sequence[Checked], worst: float, passed: bool) -> dict[str, Any]:
+def _good(result: Checked) -> bool:
+    return _worst(result) <= TOLERANCE
+
+
+def _as_json(checked: Sequence[Checked], repeated: list[str], worst: float, passed: bool) -> dict[str, Any]:
     cases = [
         {
             "case": result.case,
@@ -107,7 +123,7 @@ def _as_json(checked: Sequence[Checked], worst: float, passed: bool) -> dict[str
         }
         for result in checked
     ]
-    return {"passed": passed, "worst": worst, "tolerance": TOLERANCE, "cases": cases}
+    return {"passed": passed, "worst": worst, "tolerance": TOLERANCE, "repeated": repeated, "cases": cases}
 
 
 def _print(checked: Sequence[Checked], narrow: dict[str, tuple[int, ...]]) -> None:
