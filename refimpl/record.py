@@ -257,6 +257,7 @@ class RunFolder:
     def __init__(self, path: Path, lock: int | None) -> None:
         self.path = path
         self._lock = lock
+        self._appended = False  # whether this process has written metrics
 
     @classmethod
     def create(
@@ -321,11 +322,17 @@ class RunFolder:
     # metrics
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add one round's record, which has a `round`, as one durable line of metrics.jsonl."""
+        """Add one round's record, which has a `round`, as one durable line of metrics.jsonl.
+
+        A resumed run repeats the rounds after its checkpoint: what they left is forgotten first.
+        """
         if "round" not in record:
             raise InputError(
                 f"RunFolder.append_metrics: expected a record with a round, got {sorted(record)}"
             )
+        if not self._appended:
+            self.truncate_metrics(int(record["round"]) - 1)
+            self._appended = True
         path = self.path / METRICS
         line = json.dumps(plain(record), allow_nan=False) + "\n"
         try:
@@ -342,7 +349,7 @@ class RunFolder:
         return [record for record, _ in _metric_lines(path, _read(path))]
 
     def truncate_metrics(self, round_: int) -> None:
-        """Forget the rounds after `round_`, and a last line cut short; needed before a run is resumed.
+        """Forget the rounds after `round_`, and a last line cut short.
 
         Raises `DataError` unless the rounds 1..round_ are then there, each once and in order.
         """
