@@ -11,6 +11,7 @@ Source: mathematics.md §5. Derived.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -99,7 +100,7 @@ def _python_lane_squares(x, start, stop):
     return vector.squared_norm(x[start:stop])
 
 
-lane_squares = _python_lane_squares if config.DISABLE_JIT else _llvm_lane_squares
+lane_squares: Any = _python_lane_squares if config.DISABLE_JIT else _llvm_lane_squares
 
 
 @kernel

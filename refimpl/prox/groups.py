@@ -228,7 +228,7 @@ def shrink(groups: Groups, weights: np.ndarray, v: Vector, step: float, radius: 
     if out is not v and not groups.covers:
         out[:] = v
     norms = np.empty(len(groups))
-    return float(kernels.shrink_groups(v, step, weights, radius, *groups.runs, norms, out))
+    return float(kernels.shrink_groups(v, float(step), weights, float(radius), *groups.runs, norms, out))
 
 
 def _project_on_balls(groups: Groups, v: Vector, radii: np.ndarray, out: Vector) -> None:
@@ -279,7 +279,7 @@ class SparseGroupLasso:
         check_prox("SparseGroupLasso.prox", v, step, out)
         self.groups.check_size("SparseGroupLasso.prox", v)
         soft = np.empty(v.size)  # wide, so that the result is rounded once
-        kernels.soft_threshold(v, step * self.rho_l1, 1.0, soft)
+        kernels.soft_threshold(v, float(step * self.rho_l1), 1.0, soft)
         blocks = shrink(self.groups, self.scaled, soft, step, np.inf, out)
         return float(self.rho_l1 * kernels.absolute_sum(out) + blocks)
 
