@@ -87,9 +87,10 @@ def sigmoid_scaled(u, tau, value, slope):
     """value = sigmoid(u/tau) and slope = its derivative w.r.t. u, on (N, C) arrays."""
     for n in range(u.shape[0]):
         for c in range(u.shape[1]):
-            s = elementary.sigmoid(np.float64(u[n, c]) / tau)
+            scaled = np.float64(u[n, c]) / tau
+            s = elementary.sigmoid(scaled)
             value[n, c] = s
-            slope[n, c] = s * (1.0 - s) / tau
+            slope[n, c] = s * elementary.sigmoid(-scaled) / tau  # 1 - s would cancel for large u
 
 
 @kernel

@@ -10,10 +10,11 @@ Source: argument reduction after Cody & Waite (1980); the series are Taylor's. V
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import types
-from numba.core import config
+from numba.core import config as numba_config
 from numba.extending import intrinsic
 
 from refimpl.kernels.jit import kernel
@@ -43,25 +44,42 @@ def _python_fma(a, b, c):
     return a * b + c
 
 
-fma = _python_fma if config.DISABLE_JIT else _llvm_fma
+settings: Any = numba_config  # its entries are made at run time: unknown to type checkers
+fma: Any = _python_fma if settings.DISABLE_JIT else _llvm_fma
 
 
 @kernel
-def _expm1_reduced(r):
-    """exp(r) - 1 for |r| <= ln(2)/2, Taylor to degree 13 (truncation below 2**-57 relative)."""
+def _reduce(x):
+    """(k, r, rest) with e**x = 2**k * (1 + r + rest), |r| <= ln(2)/2 exact and `rest` small.
+
+    Taylor to degree 13: the truncation is below 2**-57 relative. Keeping r apart from the rest lets the
+    callers round their sum once.
+    """
+    k = np.floor(fma(x, LOG2_E, 0.5))
+    r = fma(-k, LN2_HIGH, x)
+    low = -k * LN2_LOW
+    t = r + low
     p = 1.0 / 6227020800.0
-    p = fma(p, r, 1.0 / 479001600.0)
-    p = fma(p, r, 1.0 / 39916800.0)
-    p = fma(p, r, 1.0 / 3628800.0)
-    p = fma(p, r, 1.0 / 362880.0)
-    p = fma(p, r, 1.0 / 40320.0)
-    p = fma(p, r, 1.0 / 5040.0)
-    p = fma(p, r, 1.0 / 720.0)
-    p = fma(p, r, 1.0 / 120.0)
-    p = fma(p, r, 1.0 / 24.0)
-    p = fma(p, r, 1.0 / 6.0)
-    p = fma(p, r, 0.5)
-    return fma(p * r, r, r)
+    p = fma(p, t, 1.0 / 479001600.0)
+    p = fma(p, t, 1.0 / 39916800.0)
+    p = fma(p, t, 1.0 / 3628800.0)
+    p = fma(p, t, 1.0 / 362880.0)
+    p = fma(p, t, 1.0 / 40320.0)
+    p = fma(p, t, 1.0 / 5040.0)
+    p = fma(p, t, 1.0 / 720.0)
+    p = fma(p, t, 1.0 / 120.0)
+    p = fma(p, t, 1.0 / 24.0)
+    p = fma(p, t, 1.0 / 6.0)
+    p = fma(p, t, 0.5)
+    return int(k), r, fma(p * t, t, low)
+
+
+@kernel
+def _sum3(a, b, small):
+    """a + b + small, the first sum without error (Knuth's two-sum)."""
+    s = a + b
+    bb = s - a
+    return s + (((a - (s - bb)) + (b - bb)) + small)
 
 
 @kernel
@@ -73,10 +91,9 @@ def exp(x):
         return math.inf
     if x < EXP_UNDERFLOW:
         return 0.0
-    k = math.floor(fma(x, LOG2_E, 0.5))
-    r = fma(-k, LN2_LOW, fma(-k, LN2_HIGH, x))
-    half = int(k) // 2  # in two factors, so that results near the limits neither overflow nor round twice
-    return math.ldexp(math.ldexp(1.0 + _expm1_reduced(r), half), int(k) - half)
+    k, r, rest = _reduce(x)
+    half = k // 2  # in two factors, so that results near the limits neither overflow nor round twice
+    return math.ldexp(math.ldexp(_sum3(1.0, r, rest), half), k - half)
 
 
 @kernel
@@ -84,10 +101,34 @@ def expm1(x):
     """e**x - 1 in float64, accurate near zero."""
     if x != x or x > 700.0 or x < -40.0:
         return exp(x) - 1.0
-    k = math.floor(fma(x, LOG2_E, 0.5))
-    r = fma(-k, LN2_LOW, fma(-k, LN2_HIGH, x))
-    scale = math.ldexp(1.0, int(k))
-    return fma(scale, _expm1_reduced(r), scale - 1.0)
+    k, r, rest = _reduce(x)
+    scale = math.ldexp(1.0, k)
+    return _sum3(scale - 1.0, scale * r, scale * rest)
+
+
+@kernel
+def _log_near_one(f, e):
+    """log(1 + f) + e * ln(2) for 1 + f in [sqrt(1/2), sqrt(2)].
+
+    With s = f/(2 + f) the series of log(1 + f) = 2 atanh(s) starts 2 s = f - f**2/2 + s f**2/2; keeping f
+    itself, which carries no rounding error, apart from the small rest is what makes the result accurate.
+    """
+    s = f / (2.0 + f)
+    z = s * s
+    p = 2.0 / 23.0
+    p = fma(p, z, 2.0 / 21.0)
+    p = fma(p, z, 2.0 / 19.0)
+    p = fma(p, z, 2.0 / 17.0)
+    p = fma(p, z, 2.0 / 15.0)
+    p = fma(p, z, 2.0 / 13.0)
+    p = fma(p, z, 2.0 / 11.0)
+    p = fma(p, z, 2.0 / 9.0)
+    p = fma(p, z, 2.0 / 7.0)
+    p = fma(p, z, 2.0 / 5.0)
+    p = fma(p, z, 2.0 / 3.0)
+    half = 0.5 * f * f
+    rest = half - fma(s, fma(p, z, half), e * LN2_LOW)
+    return fma(e, LN2_HIGH, f - rest)
 
 
 @kernel
@@ -103,41 +144,37 @@ def log(x):
     if m < SQRT_HALF:
         m *= 2.0
         e -= 1
-    s = (m - 1.0) / (m + 1.0)  # log m = 2 atanh(s), |s| <= 0.172
-    z = s * s
-    p = 1.0 / 23.0
-    p = fma(p, z, 1.0 / 21.0)
-    p = fma(p, z, 1.0 / 19.0)
-    p = fma(p, z, 1.0 / 17.0)
-    p = fma(p, z, 1.0 / 15.0)
-    p = fma(p, z, 1.0 / 13.0)
-    p = fma(p, z, 1.0 / 11.0)
-    p = fma(p, z, 1.0 / 9.0)
-    p = fma(p, z, 1.0 / 7.0)
-    p = fma(p, z, 1.0 / 5.0)
-    p = fma(p, z, 1.0 / 3.0)
-    tail = fma(2.0 * s * z, p, e * LN2_LOW)
-    return fma(np.float64(e), LN2_HIGH, 2.0 * s + tail)
+    return _log_near_one(m - 1.0, np.float64(e))
 
 
 @kernel
 def log1p(x):
-    """log(1 + x) in float64, accurate near zero (Kahan's quotient cancels the rounding of 1 + x)."""
+    """log(1 + x) in float64, accurate near zero."""
+    if -0.29 < x < 0.41:
+        return _log_near_one(x, 0.0)
     y = 1.0 + x
-    if y == 1.0:
-        return x
-    if y == math.inf:
-        return y
-    return log(y) * (x / (y - 1.0))
+    if not 0.0 < y < math.inf:
+        return log(y)
+    lost = x - (y - 1.0) if y < 4.0 else 1.0 - (y - x)  # what the rounding of 1 + x dropped, exactly
+    return log(y) + lost / y
+
+
+@kernel
+def _ratio_to_sum(a, b, c):
+    """a / (b + c), |b| >= |c|: the rounding of the sum and of the quotient corrected once."""
+    s = b + c
+    lost = c - (s - b)
+    quotient = a / s
+    return quotient + (fma(-quotient, s, a) - quotient * lost) / s
 
 
 @kernel
 def sigmoid(x):
     """1 / (1 + e**-x) without overflow."""
     if x >= 0.0:
-        return 1.0 / (1.0 + exp(-x))
+        return _ratio_to_sum(1.0, 1.0, exp(-x))
     e = exp(x)
-    return e / (1.0 + e)
+    return _ratio_to_sum(e, 1.0, e)
 
 
 @kernel
@@ -147,8 +184,9 @@ def tanh(x):
         return 1.0
     if x < -20.0:
         return -1.0
-    t = expm1(2.0 * x)
-    return t / (t + 2.0)
+    t = expm1(2.0 * abs(x))
+    size = _ratio_to_sum(t, t, 2.0) if t > 2.0 else _ratio_to_sum(t, 2.0, t)
+    return math.copysign(size, x)
 
 
 @kernel

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core import config
+from numba.core import config as numba_config
 
 from refimpl._version import __version__
+
+settings: Any = numba_config  # its entries are made at run time: unknown to type checkers
 
 
 def _user_cache() -> Path:
@@ -34,16 +36,16 @@ def _user_cache() -> Path:
 
 @lru_cache(maxsize=1)
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: `NUMBA_CACHE_DIR` if set, else a folder of the user's cache.
+    """Where compiled kernels are kept: a folder of their own below `NUMBA_CACHE_DIR` or the user's cache.
 
     A cache folder that cannot be written (a read-only home) falls back to the temporary folder.
     """
-    if config.CACHE_DIR:
-        return Path(config.CACHE_DIR)
     sources = sorted(Path(__file__).parent.glob("*.py"))
     fingerprint = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
     name = f"{__version__}-{fingerprint}"
-    for base in (_user_cache() / "refimpl", Path(tempfile.gettempdir()) / f"refimpl-{getpass.getuser()}"):
+    chosen = [Path(settings.CACHE_DIR)] if settings.CACHE_DIR else []
+    fallbacks = [_user_cache() / "refimpl", Path(tempfile.gettempdir()) / f"refimpl-{getpass.getuser()}"]
+    for base in chosen + fallbacks:
         folder = base / name
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -60,9 +62,9 @@ def kernel(function: Callable[..., Any]) -> Any:
     `fastmath` stays off: it would re-associate sums and delete NaN checks. Division by zero follows
     NumPy (no Python exception inside loops, which would keep them from being vectorised).
     """
-    outside = config.CACHE_DIR
-    config.CACHE_DIR = str(cache_folder())  # ours alone: other users of Numba keep theirs
+    outside = settings.CACHE_DIR
+    settings.CACHE_DIR = str(cache_folder())  # ours alone: other users of Numba keep theirs
     try:
         return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     finally:
-        config.CACHE_DIR = outside
+        settings.CACHE_DIR = outside

@@ -54,7 +54,7 @@ def max_backward(dy, where, size, stride, mask, dx):
 def average_forward(x, size, stride, mask, y):
     """y = mean of each window."""
     n_samples, channels, rows, cols = y.shape
-    area = x[0, 0, 0, 0] * 0 + size[0] * size[1]  # in the dtype of x
+    area = x.dtype.type(size[0] * size[1])
     y[:] = 0
     for n in range(n_samples):
         for c in range(channels):
@@ -72,7 +72,7 @@ def average_forward(x, size, stride, mask, y):
 def average_backward(dy, size, stride, mask, dx):
     """dx = dy shared equally by its window; windows may overlap."""
     n_samples, channels, rows, cols = dy.shape
-    area = dy[0, 0, 0, 0] * 0 + size[0] * size[1]
+    area = dy.dtype.type(size[0] * size[1])
     dx[:] = 0
     for n in range(n_samples):
         for c in range(channels):

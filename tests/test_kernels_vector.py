@@ -1,0 +1,74 @@
+"""Operations on parameter vectors against exact and NumPy sums, and the cache folder of compiled code."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refimpl.kernels import jit, vector
+
+DTYPES = (np.float32, np.float64)
+SIZES = (1, 7, 8, 9, 64, 1003)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_norms_are_the_exact_sums_rounded(dtype, size):
+    x = np.random.default_rng(size).standard_normal(size).astype(dtype)
+    exact = math.fsum(v * v for v in x.astype(float).tolist())
+    assert abs(vector.squared_norm(x) - exact) <= 1e-13 * exact
+    assert abs(vector.norm(x) - math.sqrt(exact)) <= 1e-13 * math.sqrt(exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_local_step_descends_the_local_problem(dtype, size):
+    rng = np.random.default_rng(size)
+    w, gradient, centre = (rng.standard_normal(size).astype(dtype) for _ in range(3))
+    eta, lam = dtype(0.05), dtype(0.5)
+    before = w.copy()
+    length = vector.local_step(w, gradient, centre, eta, lam)
+
+    direction = gradient + lam * (before - centre)  # NumPy in the same dtype
+    tolerance = 4 * np.finfo(dtype).eps
+    np.testing.assert_allclose(w, before - eta * direction, rtol=tolerance, atol=tolerance)
+    exact = math.sqrt(math.fsum(v * v for v in direction.astype(float).tolist()))
+    assert (
+        abs(length - exact) <= 1e-6 * exact if dtype == np.float32 else abs(length - exact) <= 1e-13 * exact
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (3, 17), (20, 64), (5, 1001)])
+def test_mean_of_rows_is_added_in_row_order_in_double(dtype, n, d):
+    rng = np.random.default_rng(n * d)
+    rows = rng.standard_normal((n, d)).astype(dtype)
+    weights = rng.random(n)
+    out = np.full(d, np.nan, dtype=dtype)
+    vector.mean_of_rows(rows, weights, out)
+    total = np.zeros(d)
+    for weight, row in zip(weights, rows.astype(float), strict=True):
+        total = total + weight * row
+    np.testing.assert_array_equal(out, total.astype(dtype))
+
+
+def test_the_cache_folder_carries_the_fingerprint_of_the_kernels(monkeypatch, tmp_path):
+    monkeypatch.setattr(jit.settings, "CACHE_DIR", str(tmp_path))
+    chosen = jit.cache_folder.__wrapped__()
+    assert chosen.parent == tmp_path
+    monkeypatch.setattr(jit, "__version__", "0.0.other")
+    assert jit.cache_folder.__wrapped__() != chosen
+
+
+def test_an_unwritable_cache_folder_falls_back(monkeypatch, tmp_path):
+    occupied = tmp_path / "file"
+    occupied.write_text("not a folder")
+    monkeypatch.setattr(jit.settings, "CACHE_DIR", str(occupied))
+    monkeypatch.setattr(jit, "_user_cache", lambda: occupied)
+    monkeypatch.setattr(jit.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
+    folder = jit.cache_folder.__wrapped__()
+    assert folder.is_dir()
+    assert Path(tmp_path / "temporary") in folder.parents
