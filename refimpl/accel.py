@@ -176,7 +176,7 @@ def step(
     penalty.prox(x, l, x)
     ag = md - number(b) * gradient
     penalty.prox(ag, b, ag)
-    return State(state.k + 1, x, ag), float(vector.norm(md - ag)) / b
+    return State(state.k + 1, x, ag), float(vector.norm(md - ag) / b)
 
 
 class Certificate(NamedTuple):
@@ -193,7 +193,7 @@ def certify(objective: Objective, penalty: Penalty, x: Vector, beta: float) -> C
     value = objective(x, gradient)
     forward = x - x.dtype.type(beta) * gradient
     penalty.prox(forward, beta, forward)
-    mapping = float(vector.norm(x - forward)) / beta
+    mapping = float(vector.norm(x - forward) / beta)
     return Certificate(value + penalty.value(x), mapping, penalty.subdifferential_distance(-gradient, x))
 
 

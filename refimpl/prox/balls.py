@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refimpl.errors import InputError
 from refimpl.kernels import groups as kernels
 from refimpl.prox.contract import Vector, check_pair, check_prox, check_vector, check_weight, slack, wide
 from refimpl.prox.elementwise import over
@@ -147,6 +148,8 @@ class Simplex:
     def prox(self, v: Vector, step: float, out: Vector) -> float:
         """u = max(v - t, 0) with the t that makes the sum right."""
         check_prox("Simplex.prox", v, step, out)
+        if not v.size:
+            raise InputError(f"`Simplex.prox`: an empty vector cannot sum to {self.total}")
         below_top = wide(v) - float(v.max())
         threshold = simplex_threshold(below_top, self.total)
         np.copyto(out, np.maximum(below_top - threshold, 0.0), casting="same_kind")

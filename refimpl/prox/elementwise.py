@@ -48,13 +48,13 @@ class SquaredL2:
     def value(self, u: Vector) -> float:
         """rho/2 ||u||^2."""
         check_vector("SquaredL2.value", "u", u)
-        return float(0.5 * self.rho * kernels.safe_norm(u) ** 2)
+        return float(0.5 * self.rho * square(kernels.safe_norm(u)))
 
     def prox(self, v: Vector, step: float, out: Vector) -> float:
         """u = v / (1 + step rho)."""
         check_prox("SquaredL2.prox", v, step, out)
-        kernels.soft_threshold(v, 0.0, 1.0 + step * self.rho, out)
-        return float(0.5 * self.rho * kernels.safe_norm(out) ** 2)
+        kernels.soft_threshold(v, 0.0, float(1.0 + step * self.rho), out)
+        return float(0.5 * self.rho * square(kernels.safe_norm(out)))
 
     def subdifferential_distance(self, s: Vector, u: Vector) -> float:
         """||s - rho u||."""
@@ -74,7 +74,7 @@ class ElasticNet:
         check_weight("ElasticNet", "ridge", self.ridge)
 
     def _value(self, u: Vector) -> float:
-        ridge = 0.5 * self.ridge * kernels.safe_norm(u) ** 2 if self.ridge else 0.0
+        ridge = 0.5 * self.ridge * square(kernels.safe_norm(u)) if self.ridge else 0.0
         return float(self.rho * kernels.absolute_sum(u) + ridge)
 
     def value(self, u: Vector) -> float:
@@ -85,7 +85,7 @@ class ElasticNet:
     def prox(self, v: Vector, step: float, out: Vector) -> float:
         """Soft threshold by step rho, then division by 1 + step ridge."""
         check_prox("ElasticNet.prox", v, step, out)
-        kernels.soft_threshold(v, step * self.rho, 1.0 + step * self.ridge, out)
+        kernels.soft_threshold(v, float(step * self.rho), float(1.0 + step * self.ridge), out)
         return self._value(out)
 
     def subdifferential_distance(self, s: Vector, u: Vector) -> float:
@@ -111,7 +111,7 @@ class L1:
     def prox(self, v: Vector, step: float, out: Vector) -> float:
         """Soft threshold: u = sign(v) max(|v| - step rho, 0)."""
         check_prox("L1.prox", v, step, out)
-        kernels.soft_threshold(v, step * self.rho, 1.0, out)
+        kernels.soft_threshold(v, float(step * self.rho), 1.0, out)
         return float(self.rho * kernels.absolute_sum(out))
 
     def subdifferential_distance(self, s: Vector, u: Vector) -> float:
@@ -147,7 +147,7 @@ class NonNegativeL1:
     def prox(self, v: Vector, step: float, out: Vector) -> float:
         """u = max(v - step rho, 0)."""
         check_prox("NonNegativeL1.prox", v, step, out)
-        kernels.positive_threshold(v, step * self.rho, out)
+        kernels.positive_threshold(v, float(step * self.rho), out)
         return float(self.rho * kernels.absolute_sum(out))
 
     def subdifferential_distance(self, s: Vector, u: Vector) -> float:
@@ -207,6 +207,11 @@ def linf_ball(radius: float) -> Box:
     """Indicator of ||u||_inf <= radius."""
     check_weight("linf_ball", "radius", radius, positive=True)
     return Box(-radius, radius)
+
+
+def square(x: float) -> float:
+    """x x, infinite where `x ** 2` would raise."""
+    return x * x
 
 
 def l1_residual(s: Vector, u: Vector, rho: float) -> Vector:

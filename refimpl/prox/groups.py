@@ -152,7 +152,9 @@ class GroupLasso:
 
     def prox(self, v: Vector, step: float, out: Vector) -> float:
         """Block soft threshold: u_g = max(0, 1 - step rho w_g / ||v_g||) v_g."""
-        return shrink("GroupLasso.prox", self.groups, self.scaled, v, step, np.inf, out)
+        check_prox("GroupLasso.prox", v, step, out)
+        self.groups.check_size("GroupLasso.prox", v)
+        return shrink(self.groups, self.scaled, v, step, np.inf, out)
 
     def subdifferential_distance(self, s: Vector, u: Vector) -> float:
         """Per group ||s_g - rho w_g u_g/||u_g|| ||, or max(||s_g|| - rho w_g, 0) where u_g = 0."""
@@ -202,7 +204,9 @@ class BoundedGroupLasso:
 
     def prox(self, v: Vector, step: float, out: Vector) -> float:
         """Scale each group to norm min(max(||v_g|| - step rho w_g, 0), radius)."""
-        return shrink("BoundedGroupLasso.prox", self.groups, self.scaled, v, step, self.radius, out)
+        check_prox("BoundedGroupLasso.prox", v, step, out)
+        self.groups.check_size("BoundedGroupLasso.prox", v)
+        return shrink(self.groups, self.scaled, v, step, self.radius, out)
 
     def subdifferential_distance(self, s: Vector, u: Vector) -> float:
         """As for the group lasso, with every longer multiple of u_g allowed where ||u_g|| = radius."""
@@ -219,15 +223,12 @@ class BoundedGroupLasso:
         return float(kernels.safe_norm(residual))
 
 
-def shrink(
-    who: str, groups: Groups, weights: np.ndarray, v: Vector, step: float, radius: float, out: Vector
-) -> float:
-    """Check the arguments, copy what no group holds, shrink the groups (`kernels.shrink_groups`)."""
-    check_prox(who, v, step, out)
-    groups.check_size(who, v)
+def shrink(groups: Groups, weights: np.ndarray, v: Vector, step: float, radius: float, out: Vector) -> float:
+    """Copy what no group holds, scale the groups (`kernels.shrink_groups`); out may be v."""
     if out is not v and not groups.covers:
         out[:] = v
-    return float(kernels.shrink_groups(v, step, weights, radius, *groups.runs, out))
+    norms = np.empty(len(groups))
+    return float(kernels.shrink_groups(v, float(step), weights, float(radius), *groups.runs, norms, out))
 
 
 def _project_on_balls(groups: Groups, v: Vector, radii: np.ndarray, out: Vector) -> None:
@@ -277,8 +278,9 @@ class SparseGroupLasso:
         """Soft threshold by step rho_l1, then block soft threshold by step rho w_g: exact in this order."""
         check_prox("SparseGroupLasso.prox", v, step, out)
         self.groups.check_size("SparseGroupLasso.prox", v)
-        kernels.soft_threshold(v, step * self.rho_l1, 1.0, out)
-        blocks = kernels.shrink_groups(out, step, self.scaled, np.inf, *self.groups.runs, out)
+        soft = np.empty(v.size)  # wide, so that the result is rounded once
+        kernels.soft_threshold(v, float(step * self.rho_l1), 1.0, soft)
+        blocks = shrink(self.groups, self.scaled, soft, step, np.inf, out)
         return float(self.rho_l1 * kernels.absolute_sum(out) + blocks)
 
     def subdifferential_distance(self, s: Vector, u: Vector) -> float:
