@@ -266,7 +266,7 @@ class RunFolder:
         """A new run at `path`, complete or not there at all; an existing run goes only with `force`."""
         path = Path(path)
         text = toml_text(config)
-        _check_free(path, force)
+        check_free(path, force)
         building = path.with_name(f".{path.name}.{os.getpid()}.new")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -451,7 +451,7 @@ def _ranges(rounds: Sequence[int]) -> str:
     return f"{len(rounds)} rounds from {rounds[0]} to {rounds[-1]}" if rounds else "none"
 
 
-def _check_free(path: Path, force: bool) -> None:
+def check_free(path: Path, force: bool) -> None:
     """Raise `RunError` unless a run may be put at `path`; with `force` an existing run is in order."""
     if not path.exists():
         return

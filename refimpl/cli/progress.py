@@ -5,11 +5,15 @@ Results go to stdout, so that they can be piped; with `quiet` nothing is shown a
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from refimpl.federated.rounds import RoundRecord
 
 REDRAW_SECONDS = 0.1
 PLAIN_SHARE, PLAIN_SECONDS = 0.1, 30.0  # a plain line at least this often
@@ -88,6 +92,16 @@ class Progress:
         else:
             self._stream.write(f"{text}\n")
         self._stream.flush()
+
+
+def round_text(method: str, record: RoundRecord, rounds: int, gated: bool) -> str:
+    """A round of a run for `Progress.step`: method, round, loss, and gap and sparsity where there are any."""
+    parts = [method, f"round {record.round}/{rounds}", f"loss {record.loss:.4f}"]
+    if not math.isnan(record.gap):
+        parts.append(f"gap {record.gap:.2e}")
+    if gated:
+        parts.append(f"off {record.closed_share:.0%}")
+    return "  ".join(parts)
 
 
 def duration(seconds: float) -> str:
