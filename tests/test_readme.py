@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-import refimpl
 from readme_commands import README, readme_commands
+
+import refimpl
 
 
 def test_first_screen_holds_the_two_commands():
