@@ -19,6 +19,7 @@ from refimpl.errors import ConfigError, one_of
 METHODS = ("metagater", "metagater-ungated", "fedavg", "perfedavg", "metasnip")
 DATASETS = ("digits", "mnist", "cifar10", "cifar100", "omniglot")
 MODEL_NAMES = ("mlp", "cnn3", "cnn7", "digits")
+USUAL_GATES = {"mlp": ["fc1"], "cnn3": ["conv3"], "cnn7": ["conv5", "conv6"], "digits": ["conv2"]}
 SCHEDULES = ("ghadimi-lan", "proximal-gradient", "nesterov")
 PENALTIES = ("group-lasso", "bounded-group-lasso", "l1", "zero")
 
@@ -44,10 +45,10 @@ class Config:
     nodes: int = _option(10, "meta-training nodes")
     targets: int = _option(10, "target nodes, disjoint from the training nodes")
     classes_per_node: int = _option(2, "classes at each node")
-    node_min: int = _option(80, "smallest node, samples")
-    node_max: int = _option(90, "largest node, samples")
+    node_min: int = _option(40, "fewest training samples of a node")
+    node_max: int = _option(44, "most training samples of a node (0: the data set's usual range)")
     support: int = _option(20, "samples of a target node used for adaptation")
-    test_share: float = _option(0.5, "share of a node's samples kept for testing")
+    test_share: float = _option(0.5, "share of a node's samples held out for testing")
 
     rounds: int = _option(60, "communication rounds")
     per_round: int = _option(0, "nodes drawn in each round (0: all)")
@@ -63,7 +64,9 @@ class Config:
     rho: float = _option(0.01, "weight of the regulariser")
     radius: float = _option(10.0, "largest group norm under bounded-group-lasso")
 
-    gates: list[str] = _option(["conv2"], "layers that carry a channel gate")
+    gates: list[str] = _option(
+        ["conv2"], "layers that carry a channel gate (default: the model's usual ones)"
+    )
     gate_mode: str = _option("hard", "how gates decide in training", ("hard", "gumbel", "ste", "soft"))
     tau: float = _option(1.0, "gate temperature")
     gate_grad: str = _option("dense", "gradient of off channels' gates", ("dense", "active"))
@@ -99,7 +102,7 @@ def _check_type(name: str, wanted: str, value: object) -> None:
 
 
 _AT_LEAST = {
-    "seed": 0, "nodes": 1, "targets": 0, "classes_per_node": 1, "node_min": 1, "node_max": 1, "support": 1,
+    "seed": 0, "nodes": 1, "targets": 0, "classes_per_node": 1, "node_min": 0, "node_max": 0, "support": 1,
     "rounds": 1, "per_round": 0, "batch_size": 0, "local_steps": 1, "adapt_steps": 0, "lam": 0.0, "rho": 0.0,
     "alpha": 0.0, "eta_phi": 0.0, "eta_theta": 0.0, "checkpoint_every": 1,
 }  # fmt: skip
@@ -166,6 +169,7 @@ def resolve(file: str | Path | None = None, **options: Any) -> Config:
     values = _layer(preset(dataset), method, f"preset {dataset}")
     values.update(_layer(user, method, str(file)))
     values.update(_layer(given, method, "options"))
+    values.setdefault("gates", USUAL_GATES.get(values.get("model", ""), USUAL_GATES["digits"]))
     return Config(**values)
 
 

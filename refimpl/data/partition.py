@@ -40,6 +40,7 @@ class Partition:
     nodes, targets: numbers of meta-training and of target nodes.
     sizes: training samples (support and query) per node: a pair (smallest, largest) for evenly
     spread sizes, or one number per node, training nodes first; None for the data set's default.
+    (With two nodes in all, an ascending pair is still a range.)
     test: share of a node's samples held out for testing, on top of `sizes`.
     support: samples for adaptation out of the training samples, as a whole number or a share.
 

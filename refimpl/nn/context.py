@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refimpl.errors import InputError, one_of
+from refimpl.nn.layout import PARTS
 
 MODES = ("hard", "gumbel", "ste", "soft")
 GATE_GRADS = ("dense", "active")
@@ -36,6 +37,7 @@ class Gating:
         one_of("Gating", "gate_grad", self.gate_grad, GATE_GRADS)
         if not self.tau > 0:
             raise InputError(f"Gating: tau must be positive, got {self.tau}")
+        object.__setattr__(self, "tau", float(self.tau))  # one type for compiled code
 
 
 class Anchor(NamedTuple):
@@ -62,6 +64,11 @@ class Context:
     train: tuple[str, ...] = ()
     noise: Mapping[str, np.ndarray] = field(default_factory=dict)
     anchors: Mapping[str, Anchor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for part in self.train:
+            one_of("Context", "part to train", part, PARTS)
+        object.__setattr__(self, "train", tuple(self.train))
 
     @property
     def gates_learn(self) -> bool:

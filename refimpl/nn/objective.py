@@ -35,8 +35,13 @@ class NetworkObjective:
     ) -> None:
         self.network = network
         self.context = context or Context(train=("theta", "phi"))
+        x, y = np.asarray(x), np.asarray(y)
+        if y.dtype.kind not in "iu":
+            raise InputError(
+                f"NetworkObjective: labels must be whole numbers, got {y.dtype}; use y.astype(int)"
+            )
         self.x = network.check_batch("NetworkObjective", x, x.dtype)
-        self.y = np.ascontiguousarray(y, dtype=np.int64)
+        self.y = np.require(y, np.int64, ("C", "W"))
         self.masks: Mapping[str, np.ndarray] = {}
         if self.y.shape != (x.shape[0],):
             raise InputError(f"NetworkObjective: expected {x.shape[0]} labels, got shape {self.y.shape}")
