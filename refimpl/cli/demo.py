@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +20,6 @@ from refimpl.record import RunFolder, check_free
 
 if TYPE_CHECKING:
     from refimpl.comparison import Outcome
-    from refimpl.experiment import Experiment, Trained
     from refimpl.federated.rounds import RoundRecord
 
 METHODS = ("fedavg", "perfedavg", "metagater-ungated", "metasnip", "metagater")
@@ -32,7 +29,7 @@ GAP_ROWS = 8  # rounds shown in the table of gaps
 @click.command(epilog="\b\nExamples:\n  refimpl demo\n  refimpl demo --seeds 1 --rounds 10 --json")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [runs/demo, or the next free]")
 @click.option("--force", is_flag=True, help="Replace the run in --out.")
-@click.option("--seeds", type=click.IntRange(min=1), default=2, show_default=True, help="Seeds per method.")
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Seeds per method.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The first seed.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Rounds per run.  [as in the preset]")
 @threads_option
@@ -63,9 +60,8 @@ def command(
     configs = [resolve(dataset="digits", method=method, rounds=rounds, seed=seed) for method in METHODS]
     recorded = next(config for config in configs if config.method == "metagater")
     with RunFolder.create(out, recorded.table(), force, threads) as folder:
-        runs = _Runs(folder, recorded, threads, quiet)
         try:
-            outcomes = runs.all(configs, range(seed, seed + seeds))
+            outcomes = _run_all(configs, range(seed, seed + seeds), folder, threads, quiet)
         except KeyboardInterrupt:
             click.echo(
                 f"refimpl: demo stopped; start it again with --out {shlex.quote(str(out))} --force", err=True
@@ -99,51 +95,31 @@ def _names() -> Iterator[Path]:
         number += 1
 
 
-class _Runs:
-    """Trains and adapts; methods with the same meta-training share it; one run goes into the folder."""
+def _run_all(
+    configs: Sequence[Config], seeds: Sequence[int], folder: RunFolder, threads: int | None, quiet: bool
+) -> list[list[Outcome]]:
+    """Outcomes by method, then seed, with progress; the gated run of the first seed goes into the folder."""
+    from refimpl.comparison import Runner, compare, training_key
 
-    def __init__(self, folder: RunFolder, recorded: Config, threads: int | None, quiet: bool) -> None:
-        self.folder, self.recorded, self.threads, self.quiet = folder, recorded, threads, quiet
-        self.trained: dict[str, tuple[Trained, tuple[RoundRecord, ...], float]] = {}
+    recorded = folder.config
+    trainings = {training_key(config) for config in configs}
+    with (
+        Progress(len(trainings) * len(seeds) * configs[0].rounds, quiet) as progress,
+        stop_requests() as stop,
+    ):
+        progress.say("five methods on handwritten digits; the first run also compiles the kernels")
 
-    def all(self, configs: Sequence[Config], seeds: Sequence[int]) -> list[list[Outcome]]:
-        """Outcomes by method, then seed."""
-        from refimpl.comparison import training_key
+        def on_round(config: Config, record: RoundRecord) -> None:
+            name = f"{config.method}, seed {config.seed}"
+            progress.step(round_text(name, record, config.rounds, config.method == "metagater"))
 
-        work = [[replace(config, seed=seed) for seed in seeds] for config in configs]
-        distinct = {training_key(config): config.rounds for group in work for config in group}
-        with Progress(sum(distinct.values()), self.quiet) as progress, stop_requests() as stop:
-            progress.say("five methods on handwritten digits; the first run also compiles the kernels")
-            return [[self._one(config, progress, stop) for config in group] for group in work]
-
-    def _one(self, config: Config, progress: Progress, stop: Callable[[], bool]) -> Outcome:
-        from refimpl.comparison import Outcome, training_key
-        from refimpl.experiment import adapt_targets, prepare
-
-        experiment = prepare(config)
-        key = training_key(config)
-        if key not in self.trained:
-            self.trained[key] = self._train(experiment, progress, stop)
-        trained, records, seconds = self.trained[key]
-        return Outcome(config, records, tuple(adapt_targets(experiment, trained.w)), seconds)
-
-    def _train(
-        self, experiment: Experiment, progress: Progress, stop: Callable[[], bool]
-    ) -> tuple[Trained, tuple[RoundRecord, ...], float]:
-        from refimpl.experiment import train
-
-        config, gated, records = experiment.config, bool(experiment.network.gates), []
-
-        def on_round(record: RoundRecord) -> None:
-            records.append(record)
-            progress.step(round_text(f"{config.method}, seed {config.seed}", record, config.rounds, gated))
-
-        folder = self.folder if config == self.recorded else None
-        started = time.perf_counter()
-        trained = train(experiment, folder, threads=self.threads, on_round=on_round, stop=stop)
-        if trained.rounds < config.rounds:
-            raise KeyboardInterrupt
-        return trained, tuple(records), time.perf_counter() - started
+        runner = Runner(
+            threads=threads,
+            on_round=on_round,
+            stop=stop,
+            folder_of=lambda config: folder if config.table() == recorded else None,
+        )
+        return compare(configs, seeds, runner)
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:
