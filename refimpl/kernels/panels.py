@@ -5,6 +5,8 @@ Everything here writes into scratch arrays that the caller passes in, and nothin
 
 from __future__ import annotations
 
+import numpy as np
+
 from refimpl.kernels.jit import kernel
 from refimpl.kernels.plain import is_on
 from refimpl.kernels.simd import copy_rows, transpose_block
@@ -16,6 +18,12 @@ def whole_vectors(size, itemsize):
     """`size` rounded up to whole vectors, so that what follows starts where a vector does."""
     lanes = VECTOR_BYTES // itemsize
     return (size + lanes - 1) // lanes * lanes
+
+
+@kernel
+def cut(array, size):
+    """The first `size` entries of a scratch array and the rest."""
+    return array[:size], array[size:]
 
 
 @kernel
@@ -56,42 +64,68 @@ def _inside(size, shift, stride, positions):
 
 
 @kernel
-def copy_planes(source, channels, count, size, shift, stride, shape, panel, at, step):
-    """Copy the planes of the listed channels of an image, shifted, into planes `step` apart of the panel.
+def shift_table(size, down, right, stride, shape, table):
+    """Prepare `copy_planes`: for each shift five entries, which depend on the shapes only.
 
-    panel[at + i * step + r * cols + q] = source[channels[i], r * stride - down, q * stride - right] with
-    size = (height, width), shift = (down, right), shape = (rows, cols). Columns outside the image come
-    as zero; rows outside it are left to `clear_rows`, because they are the same for every sample.
+    A shifted plane of `shape` = (rows, cols) holds at (r, q) the entry (r * stride - down, q * stride - right)
+    of an image plane of `size` = (height, width), or zero outside it. The entries: number of rows that
+    meet the image, where they start in the shifted plane and in the image plane, first and one-past-last
+    column inside.
     """
-    lanes = VECTOR_BYTES // panel.itemsize
-    cols = shape[1]
-    top, bottom = _inside(size[0], shift[0], stride[0], shape[0])
-    first, last = _inside(size[1], shift[1], stride[1], cols)
-    begin, row = (top * stride[0] - shift[0]) * size[1] - shift[1], stride[0] * size[1]
-    at += top * cols
-    for i in range(count):
-        line = channels[i] * size[0] * size[1] + begin
-        if stride[1] == 1:
-            for q in range(0, cols, lanes):
-                part = (first - q, last - q, cols - q)
-                copy_rows(bottom - top, part, source, (line + q, row), panel, (at + q, cols))
-        else:
-            for r in range(bottom - top):
-                for q in range(cols):
-                    inside = first <= q < last
-                    panel[at + r * cols + q] = source[line + r * row + q * stride[1]] if inside else 0
-        at += step
+    for j in range(down.size):
+        top, bottom = _inside(size[0], down[j], stride[0], shape[0])
+        first, last = _inside(size[1], right[j], stride[1], shape[1])
+        table[5 * j] = bottom - top
+        table[5 * j + 1] = top * shape[1]
+        table[5 * j + 2] = (top * stride[0] - down[j]) * size[1] - right[j]
+        table[5 * j + 3] = first
+        table[5 * j + 4] = last
 
 
 @kernel
-def clear_rows(size, shift, stride, shape, panel, at, planes, step):
-    """Zero, in each of `planes` planes `step` apart, the rows that `copy_plane` leaves out."""
+def copy_planes(source, channels, count, size, stride, cols, table, panel, plane):
+    """Fill the panel: for each listed channel all its shifted planes, one after the other.
+
+    Rows outside the image are left to `clear_rows`: they are the same for every sample. The loop over
+    shifts is the outer one, so that the masks of partial vectors are computed once per shift.
+    """
     lanes = VECTOR_BYTES // panel.itemsize
-    cols = shape[1]
-    top, bottom = _inside(size, shift, stride, shape[0])
-    for start, stop in ((0, top * cols), (bottom * cols, shape[0] * cols)):
-        for q in range(start, stop, lanes):
-            copy_rows(planes, (0, 0, stop - q), panel, (0, 0), panel, (at + q, step))
+    shifts, row, area = table.size // 5, stride[0] * size[1], size[0] * size[1]
+    for j in range(shifts):
+        rows, to, begin = table[5 * j], j * plane + table[5 * j + 1], table[5 * j + 2]
+        first, last = table[5 * j + 3], table[5 * j + 4]
+        for q in range(0, cols if stride[1] == 1 else 0, lanes):
+            part = (first - q, last - q, cols - q)
+            for i in range(count):
+                line = (channels[i] * area + begin + q, row)
+                copy_rows(rows, part, source, line, panel, (i * shifts * plane + to + q, cols))
+        if stride[1] != 1:
+            for i in range(count):
+                line = (channels[i] * area + begin, row, stride[1])
+                _copy_strided(rows, cols, (first, last), source, line, panel, i * shifts * plane + to)
+
+
+@kernel
+def _copy_strided(rows, cols, inside, source, line, panel, to):
+    """As `copy_rows`, with columns line[2] apart in the source; columns not `inside` come as zero."""
+    for r in range(rows):
+        start, at = line[0] + r * line[1], to + r * cols
+        for q in range(cols):
+            panel[at + q] = source[start + q * line[2]] if inside[0] <= q < inside[1] else 0
+
+
+@kernel
+def clear_rows(shape, table, panel, plane, planes):
+    """Zero the rows of the panel's planes that `copy_planes` leaves out."""
+    lanes = VECTOR_BYTES // panel.itemsize
+    shifts = table.size // 5
+    for j in range(shifts):
+        top = np.int64(table[5 * j + 1])
+        bottom = top + table[5 * j] * shape[1]
+        for start, stop in ((0, top), (bottom, shape[0] * shape[1])):
+            for q in range(start, stop, lanes):
+                to = (j * plane + q, shifts * plane)
+                copy_rows(planes // shifts, (0, 0, stop - q), panel, (0, 0), panel, to)
 
 
 @kernel

@@ -21,8 +21,10 @@ from refimpl.kernels.jit import kernel
 from refimpl.kernels.panels import (
     clear_rows,
     copy_planes,
+    cut,
     open_channels,
     row_table,
+    shift_table,
     term_table,
     transpose,
     whole_vectors,
@@ -31,12 +33,6 @@ from refimpl.kernels.plain import is_on
 from refimpl.kernels.simd import copy_rows, interleaved_sum
 from refimpl.kernels.target import VECTOR_BYTES
 from refimpl.kernels.tile import sweep
-
-
-@kernel
-def cut(array, size):
-    """The first `size` entries and the rest."""
-    return array[:size], array[size:]
 
 
 @kernel
@@ -97,6 +93,7 @@ def _correlate(source, weights, steps, taps, planes, stride, rows, origin, sprea
     s_row, ints = cut(ints, targets + 1)
     c_row, ints = cut(ints, targets + 1)
     tap_v, ints = cut(ints, n_taps)
+    shifts, ints = cut(ints, 5 * n_planes)
     s_at, v_at = cut(ints, channels * n_taps)
     panel, floats = cut(floats, channels * n_planes * plane)
     bias_row, part = cut(floats, targets + 1)
@@ -105,9 +102,9 @@ def _correlate(source, weights, steps, taps, planes, stride, rows, origin, sprea
         tap_v[t] = tap_plane[t] * plane + tap_row[t] * cols
     for c in range(channels):
         slots[c] = c
+    shift_table(size, down, right, stride, shape, shifts)
     if not in_place:
-        for j in range(n_planes):
-            clear_rows(height, down[j], stride[0], shape, panel, j * plane, channels, n_planes * plane)
+        clear_rows(shape, shifts, panel, plane, channels * n_planes)
 
     n_read, n_write = 0, 0
     for n in range(n_samples):
@@ -126,9 +123,7 @@ def _correlate(source, weights, steps, taps, planes, stride, rows, origin, sprea
         if in_place:
             panel = image
         else:
-            for j in range(n_planes):
-                shift = (down[j], right[j])
-                copy_planes(image, read_list, n_read, size, shift, stride, shape, panel, j * plane, n_planes * plane)
+            copy_planes(image, read_list, n_read, size, stride, cols, shifts, panel, plane)
         close_channels(writes, n, target)
         scalars = (weights, s_row, s_at)
         if spread == (1, 1):
