@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refimpl.kernels import activation, loss, pool, tiled_conv, tiled_linear, tiled_weight_grad, vector
-from refimpl.kernels.jit import kernel
+from refimpl.kernels.jit import inlined, kernel
 
 CONV, LINEAR, RELU, SOFTPLUS, TANH, MAX_POOL, AVERAGE_POOL, GLOBAL_POOL, DECIDE, PRODUCT = range(10)
 HARD, GUMBEL, STE, SOFT = range(4)
@@ -127,7 +127,7 @@ def _pair(field):
     return (field[0], field[1])
 
 
-@kernel
+@inlined
 def _decide(op, w, n, how, space):
     """A gate's mask, its slope and what its backward pass needs; see `nn/gate.py`.
 
@@ -179,7 +179,7 @@ def _decide(op, w, n, how, space):
                 factor[i, c] = 1 if mask[i, c] else 0
 
 
-@kernel
+@inlined
 def _forward(op, w, n, how, space):
     """One operation forward."""
     values, masks, floats, ints = space.values, space.masks, space.floats, space.ints
@@ -222,7 +222,7 @@ def _forward(op, w, n, how, space):
             pool.average_forward(images, _pair(op.window), _pair(op.stride), writes, out)
 
 
-@kernel
+@inlined
 def _decide_backward(op, w, n, space, gradient):
     """A gate's gradients from dL/dM, and its share of the gradient of the block's input."""
     values, slopes, masks = space.values, space.slopes, space.masks
@@ -276,7 +276,7 @@ def _decide_backward(op, w, n, space, gradient):
         activation.add_to_channels(dsummary, dx_mask, dx)
 
 
-@kernel
+@inlined
 def _backward(op, w, n, space, gradient):
     """One operation backward: parameter gradients into `gradient`, dx into `space.slopes`."""
     values, slopes, masks = space.values, space.slopes, space.masks
@@ -315,7 +315,7 @@ def _backward(op, w, n, space, gradient):
         _elementwise_backward(op, n, space, dy_mask)
 
 
-@kernel
+@inlined
 def _product_backward(op, n, space):
     """dL/dM = sum of dy * z; and dz = M * dy for a smooth mask (a 0/1 mask is applied by `dy_mask`)."""
     values, slopes = space.values, space.slopes
@@ -328,7 +328,7 @@ def _product_backward(op, n, space):
         activation.scale_channels(dy, factor, _maps(slopes, op.dx, n, op.input))
 
 
-@kernel
+@inlined
 def _elementwise_backward(op, n, space, dy_mask):
     """Activations and pooling."""
     values, slopes = space.values, space.slopes
@@ -356,7 +356,7 @@ def _elementwise_backward(op, n, space, dy_mask):
             pool.average_backward(dout, _pair(op.window), _pair(op.stride), dy_mask, dimages)
 
 
-@kernel
+@inlined
 def gradient_at(program, w, labels, how, space, gradient):
     """Loss at w on the samples at the start of `space.values`; writes the trained part of the gradient.
 
@@ -373,7 +373,7 @@ def gradient_at(program, w, labels, how, space, gradient):
     return value
 
 
-@kernel
+@inlined
 def _count_open(program, n, masks, counts, moments):
     """Add the sums over samples of products of open-channel counts (see `nn/work.py`)."""
     for s in range(n):
