@@ -47,6 +47,15 @@ def test_every_part_of_the_key_counts(position):
     assert draws(*keys[0]) != draws(*keys[1])
 
 
+def test_the_recipe_can_be_followed_elsewhere():
+    """PCG64 seeded by SeedSequence((seed, CRC-32 of the purpose, round, node)); printed by plain NumPy:
+
+    np.random.Generator(np.random.PCG64(np.random.SeedSequence((7, 0xF80B52D4, 3, 2)))).integers(0, 2**32, 3)
+    """
+    got = SeedTree(7).generator("batch", 3, 2).integers(0, 2**32, 3).tolist()
+    assert got == [3974935439, 994890553, 2059922755]
+
+
 def test_round_and_node_cannot_be_exchanged():
     assert draws(0, "batch", 1, 2) != draws(0, "batch", 2, 1)
     assert draws(1, "batch", 0, 2) != draws(2, "batch", 0, 1)
