@@ -55,8 +55,8 @@ ASKED_ONLY = {("refimpl.record", "llvmlite")}  # for the processor's name, which
 BLIND_TO_NETWORKS = ("prox", "accel", "problems", "theory", "federated")
 SEES_NETWORKS = {"refimpl.federated.adapt"}
 
-# The compiler's wiring and the names of a room carry no mathematics.
-NO_MATHEMATICS = {"refimpl.kernels.jit"}
+# These wire the compiler, emit vector instructions or move numbers; the formulae are their callers'.
+NO_MATHEMATICS = {f"refimpl.kernels.{name}" for name in ("jit", "panels", "simd", "target", "tile")}
 MATHEMATICS = ("kernels", "nn", "gradcheck", "prox", "accel", "problems", "federated", "pruning", "theory")
 
 
