@@ -3,6 +3,8 @@
 The routing of masks is that of `chain.py` and `gate.py` (mathematics.md §2.3b), written down once per
 network and setting instead of once per call. Networks with layers a program has no operation for
 (residual blocks, batch normalisation, bias-free convolutions) have no program: the layers run instead.
+
+Source: mathematics.md §2.3b. Derived.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 `NetworkObjective` is the contract every solver sees, `objective(w, grad_out) -> float`
 (architecture.md §1). Source: mathematics.md §2.4 and §3 (L_i is the mean cross-entropy over D_i, or
-over the mini-batch drawn from it).
+over the mini-batch drawn from it). Derived.
 """
 
 from __future__ import annotations
