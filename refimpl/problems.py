@@ -20,6 +20,7 @@ from refimpl.prox import GroupLasso, Groups, Penalty, Zero
 
 Vector = np.ndarray
 FIXED_POINT_STEPS = 400
+NEAR = 1e-3  # a step this short is near enough for Newton's method to take over
 ROUNDING = 4 * float(np.finfo(np.float64).eps)
 
 
@@ -264,18 +265,24 @@ class Cosines:
 
     def hessian(self, w: Vector) -> np.ndarray:
         """diag(q - a b^2 cos(b w + c))."""
-        return np.diag(self.q - self.a * self.b**2 * np.cos(self.b * w + self.c))
+        return np.diag(self._bend(w))
+
+    def _bend(self, w: Vector) -> Vector:
+        return self.q - self.a * self.b**2 * np.cos(self.b * w + self.c)
 
     def local_point(self, centre: Vector, lam: float) -> Vector:
-        """By fixed-point steps w <- centre - grad/lam, which contract by L/lam, entry by entry.
+        """By fixed-point steps w <- centre - grad/lam, which contract by L/lam, then Newton steps, by entry.
 
         Not a formula, but as good: it is run until only rounding is left. Where lam is near L that may
         take more steps than are allowed; the caller's certificate says how near it came.
         """
-        w, gradient = centre.copy(), np.empty_like(centre)
+        w, gradient, moved = centre.copy(), np.empty_like(centre), np.inf
         for _ in range(FIXED_POINT_STEPS):
             self(w, gradient)
-            following = centre - gradient / lam
+            if moved > NEAR:
+                following = centre - gradient / lam
+            else:
+                following = w - (gradient + lam * (w - centre)) / (self._bend(w) + lam)
             moved, w = float(np.max(np.abs(following - w))), following
             if moved <= ROUNDING * max(1.0, float(np.max(np.abs(w)))):
                 break
@@ -289,23 +296,25 @@ def cosines(
     size: int = 8,
     smoothness: float = 1.0,
     bowl: float = 0.2,
+    decay: float = 1.0,
     penalty: Penalty | None = None,
 ) -> Problem:
-    """Cosines plus a bowl q = bowl smoothness, scaled so that L is exactly `smoothness` on each node.
+    """Cosines in a bowl, scaled so that L is exactly `smoothness` on each node.
 
-    All nodes share the frequencies b; phases and amplitudes differ with `spread`. With bowl < 1/2 the
-    losses are not convex: their curvature goes down to -(1 - 2 bowl) smoothness.
+    Entry j bends by smoothness * scale_j at most, scale_j falling geometrically from 1 to `decay`: a small
+    decay makes long flat valleys. Of that a share `bowl` is the quadratic's, so bowl < 1/2 is not convex:
+    the curvature goes down to -(1 - 2 bowl) smoothness. All nodes share the frequencies b in [0.5, 2];
+    phases and amplitudes differ with `spread`.
     """
     _check("cosines", nodes, spread)
-    if not 0 <= bowl < 1:
-        raise InputError(f"`cosines`: expected 0 <= bowl < 1, got {bowl}")
+    if not (0 <= bowl < 1 and 0 < decay <= 1):
+        raise InputError(f"`cosines`: expected 0 <= bowl < 1 and 0 < decay <= 1, got {bowl} and {decay}")
     b, phase = rng.uniform(0.5, 2.0, size), rng.uniform(0, 2 * np.pi, size)
+    scale = smoothness * np.geomspace(1.0, decay, size)
     losses = []
     for _ in range(nodes):
         share = 1.0 - min(spread, 1.0) * rng.uniform(0.0, 0.9, size)
-        share[rng.integers(size)] = 1.0  # the entry in which the constant is reached
-        q = np.full(size, bowl * smoothness)
-        losses.append(
-            Cosines(share * (smoothness - q) / b**2, b, phase + spread * rng.standard_normal(size), q)
-        )
+        share[0] = 1.0  # the entry in which the constant is reached
+        a, q = share * (1.0 - bowl) * scale / b**2, bowl * scale
+        losses.append(Cosines(a, b, phase + spread * rng.standard_normal(size), q))
     return Problem("cosines", tuple(losses), size, penalty or Zero())
