@@ -44,10 +44,10 @@ class Config:
     nodes: int = _option(10, "meta-training nodes")
     targets: int = _option(10, "target nodes, disjoint from the training nodes")
     classes_per_node: int = _option(2, "classes at each node")
-    node_min: int = _option(80, "smallest node, samples")
-    node_max: int = _option(90, "largest node, samples")
+    node_min: int = _option(40, "fewest training samples of a node")
+    node_max: int = _option(44, "most training samples of a node (0: the data set's usual range)")
     support: int = _option(20, "samples of a target node used for adaptation")
-    test_share: float = _option(0.5, "share of a node's samples kept for testing")
+    test_share: float = _option(0.5, "share of a node's samples held out for testing")
 
     rounds: int = _option(60, "communication rounds")
     per_round: int = _option(0, "nodes drawn in each round (0: all)")
@@ -99,7 +99,7 @@ def _check_type(name: str, wanted: str, value: object) -> None:
 
 
 _AT_LEAST = {
-    "seed": 0, "nodes": 1, "targets": 0, "classes_per_node": 1, "node_min": 1, "node_max": 1, "support": 1,
+    "seed": 0, "nodes": 1, "targets": 0, "classes_per_node": 1, "node_min": 0, "node_max": 0, "support": 1,
     "rounds": 1, "per_round": 0, "batch_size": 0, "local_steps": 1, "adapt_steps": 0, "lam": 0.0, "rho": 0.0,
     "alpha": 0.0, "eta_phi": 0.0, "eta_theta": 0.0, "checkpoint_every": 1,
 }  # fmt: skip

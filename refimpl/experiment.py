@@ -18,7 +18,7 @@ from refimpl import accel, prox
 from refimpl.config import Config, from_table
 from refimpl.data.catalog import load
 from refimpl.data.node import Node
-from refimpl.data.partition import make_nodes
+from refimpl.data.partition import Partition, make_nodes
 from refimpl.errors import InputError
 from refimpl.federated.adapt import AdaptSettings, NodeReport, report_node
 from refimpl.federated.fedavg import FedAvg
@@ -124,22 +124,25 @@ def build_method(config: Config, network: Network) -> Method:
     return MetaGater(local, schedule, build_penalty(config, network), config.method)
 
 
+def build_partition(config: Config) -> Partition:
+    """How the data set is cut into nodes."""
+    sizes = (config.node_min, config.node_max) if config.node_max > 0 else None
+    return Partition(
+        nodes=config.nodes,
+        targets=config.targets,
+        classes_per_node=config.classes_per_node,
+        sizes=sizes,
+        test=config.test_share,
+        support=config.support,
+    )
+
+
 def prepare(config: Config, data_dir: str | Path | None = None) -> Experiment:
     """Load the data, cut it into nodes, build network and method."""
     seeds = SeedTree(config.seed)
     dataset = load(config.dataset, data_dir)
-    train_nodes, target_nodes = make_nodes(
-        dataset,
-        seeds,
-        nodes=config.nodes,
-        targets=config.targets,
-        classes_per_node=config.classes_per_node,
-        sizes=(config.node_min, config.node_max),
-        support=config.support,
-        test_share=config.test_share,
-        dtype=config.dtype,
-    )
-    network = build_network(config, dataset.sample_shape, dataset.classes, is_gated(config))
+    train_nodes, target_nodes = make_nodes(dataset, build_partition(config), seeds, config.dtype)
+    network = build_network(config, dataset.shape, dataset.classes, is_gated(config))
     method = build_method(config, network)
     return Experiment(config, network, tuple(train_nodes), tuple(target_nodes), method, seeds, dataset.note)
 

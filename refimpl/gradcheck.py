@@ -10,7 +10,6 @@ Source: mathematics.md §2.3, §2.3b. Derived.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -42,12 +41,14 @@ def directional_difference(value: Value, w: np.ndarray, direction: np.ndarray) -
     """Derivative of `value` at w along `direction`, fourth-order central differences.
 
     The step is chosen without looking at any analytic gradient: of a ladder of steps, the one whose
-    estimate agrees best with its successor's. Large steps suffer from curvature and from kinks (ReLU,
-    pooling) inside the step, small ones from rounding; the best agreement lies between.
+    estimate agrees best with its successor's, while some neighbour agrees at least roughly. Large steps
+    suffer from curvature and from kinks (ReLU, pooling) inside the step, small ones from rounding; the best
+    agreement lies between. The neighbour rules out two wrong estimates that agree by chance.
     """
     estimates = [_central(value, w, direction, step) for step in STEPS]
-    gaps = [abs(a - b) for a, b in itertools.pairwise(estimates)]
-    return estimates[int(np.argmin(gaps)) + 1]
+    gaps = np.abs(np.diff(estimates))
+    beside = np.minimum(np.append(gaps[1:], np.inf), np.append(np.inf, gaps[:-1]))
+    return estimates[int(np.argmin(gaps + 0.1 * beside)) + 1]
 
 
 def _central(value: Value, w: np.ndarray, direction: np.ndarray, step: float) -> float:
@@ -67,14 +68,15 @@ def slot_errors(
     """Worst relative directional error of the gradient within each named range of w (float64).
 
     The error of a direction is |analytic - numeric| relative to the larger of the two, but at least to
-    1e-3 of the size the whole gradient would give along a random direction, so that a parameter without
+    1e-3 of the size the whole gradient would give along a random direction, and to 1e-6 of the value
+    itself (differences of a value f resolve derivatives to some 1e-12 |f|), so that a parameter without
     influence does not divide rounding by rounding.
     """
     if w.dtype != np.float64:
         raise InputError(f"gradcheck: finite differences need float64, got {w.dtype}; use dtype float64")
     gradient = np.full_like(w, np.nan)  # the objective must write every entry
-    objective(w, gradient)
-    floor = 1e-3 * float(np.linalg.norm(gradient)) / np.sqrt(w.size) + 1e-12
+    size = abs(objective(w, gradient))
+    floor = 1e-3 * float(np.linalg.norm(gradient)) / np.sqrt(w.size) + 1e-6 * size + 1e-12
     errors = []
     for name, where in slots:
         worst = 0.0
@@ -100,7 +102,8 @@ def _direction(gradient: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     direction /= np.linalg.norm(direction)
     size = np.linalg.norm(gradient)
     if np.isfinite(size) and size > 0:
-        direction += gradient / size
+        ascent = gradient / size
+        direction += ascent if direction @ ascent >= 0 else -ascent  # never cancel, not even in 1-D
     return direction / np.linalg.norm(direction)
 
 

@@ -257,6 +257,7 @@ class RunFolder:
     def __init__(self, path: Path, lock: int | None) -> None:
         self.path = path
         self._lock = lock
+        self._appended = False  # whether this process has written metrics
 
     @classmethod
     def create(
@@ -265,7 +266,7 @@ class RunFolder:
         """A new run at `path`, complete or not there at all; an existing run goes only with `force`."""
         path = Path(path)
         text = toml_text(config)
-        _check_free(path, force)
+        check_free(path, force)
         building = path.with_name(f".{path.name}.{os.getpid()}.new")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -321,11 +322,17 @@ class RunFolder:
     # metrics
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add one round's record, which has a `round`, as one durable line of metrics.jsonl."""
+        """Add one round's record, which has a `round`, as one durable line of metrics.jsonl.
+
+        A resumed run repeats the rounds after its checkpoint: what they left is forgotten first.
+        """
         if "round" not in record:
             raise InputError(
                 f"RunFolder.append_metrics: expected a record with a round, got {sorted(record)}"
             )
+        if not self._appended:
+            self.truncate_metrics(int(record["round"]) - 1)
+            self._appended = True
         path = self.path / METRICS
         line = json.dumps(plain(record), allow_nan=False) + "\n"
         try:
@@ -342,7 +349,7 @@ class RunFolder:
         return [record for record, _ in _metric_lines(path, _read(path))]
 
     def truncate_metrics(self, round_: int) -> None:
-        """Forget the rounds after `round_`, and a last line cut short; needed before a run is resumed.
+        """Forget the rounds after `round_`, and a last line cut short.
 
         Raises `DataError` unless the rounds 1..round_ are then there, each once and in order.
         """
@@ -444,7 +451,7 @@ def _ranges(rounds: Sequence[int]) -> str:
     return f"{len(rounds)} rounds from {rounds[0]} to {rounds[-1]}" if rounds else "none"
 
 
-def _check_free(path: Path, force: bool) -> None:
+def check_free(path: Path, force: bool) -> None:
     """Raise `RunError` unless a run may be put at `path`; with `force` an existing run is in order."""
     if not path.exists():
         return

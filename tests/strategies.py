@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from refimpl.nn.chain import Residual, chain_shape
 from refimpl.nn.context import MODES, Context, Gating
+from refimpl.nn.gate import Gated
 from refimpl.nn.layers import BatchNorm2d, Conv2d, Layer, Linear, Mask
 from refimpl.nn.network import Network, draw_gate_noise
 from refimpl.nn.pointwise import ACTIVATIONS
@@ -107,56 +108,58 @@ def contexts(draw, modes: tuple[str, ...] = MODES, train: tuple[tuple[str, ...],
 
 
 @st.composite
-def networks(draw, plain: bool = False) -> Network:
+def networks(draw, kinks: bool = True) -> Network:
     """Small classifiers: convolution blocks, perhaps a residual one, perhaps a hidden linear layer.
 
-    Any subset of the weighted layers but the last is gated. `plain` leaves out batch normalisation and
-    residual blocks: what remains is exactly the paper's kind of network.
+    Any subset of the weighted layers but the last is gated. Without `kinks` there is no max-pooling after
+    a gate (where all channels are closed, everything behind is constant and ties) and no global average of
+    a normalised map (a constant, whose gradient is pure rounding): finite differences mean nothing there.
     """
     names = (f"l{i}" for i in itertools.count(1))
-    shape = (draw(small), draw(st.integers(5, 7)), draw(st.integers(5, 7)))
-    network_shape: tuple[int, ...] = shape
-    layers: list[Layer] = []
-    gated = st.sampled_from((True, True, False))
+    shape: tuple[int, ...] = (draw(small), draw(st.integers(5, 7)), draw(st.integers(5, 7)))
+    input_shape, layers = shape, []
     for _ in range(draw(st.integers(1, 2))):
-        block = _conv_block(draw, next(names), shape)
-        layers += with_gates([block], [block[0].name] if draw(gated) else [])
-        shape = chain_shape(block, shape)
-        between = _between(draw, next(names), shape, plain)
-        layers, shape = layers + between, chain_shape(between, shape)
-    layers.append(draw(st.sampled_from((Flatten(), Flatten(), GlobalAvgPool2d()))))
+        for part in (_conv_block, _between):
+            may_tie = kinks or not any(isinstance(layer, Gated) for layer in layers)
+            more = part(draw, next(names), shape, may_tie)
+            layers, shape = layers + more, chain_shape(more, shape)
+    average = (kinks or not isinstance(layers[-1], BatchNorm2d)) and draw(st.booleans())
+    layers.append(GlobalAvgPool2d() if average else Flatten())
     features = layers[-1].output_shape(shape)[0]
     if draw(st.booleans()):
-        hidden = (Linear(next(names), features, 4), draw(activations))
-        layers += with_gates([hidden], [hidden[0].name] if draw(gated) else [])
+        layers += _perhaps_gated(draw, (Linear(next(names), features, 4), draw(activations)))
         features = 4
     layers.append(Linear("out", features, 3))
-    return Network("drawn", tuple(layers), network_shape)
+    return Network("drawn", tuple(layers), input_shape)
 
 
-def _conv_block(draw, name: str, shape: tuple[int, ...]) -> tuple[Layer, ...]:
+def _perhaps_gated(draw, block: tuple[Layer, ...]) -> list[Layer]:
+    """The block as it is, or, two times out of three, behind a gate."""
+    name = block[0].name
+    return list(with_gates([block], [name] if draw(st.sampled_from((True, True, False))) else []))
+
+
+def _conv_block(draw, name: str, shape: tuple[int, ...], may_tie: bool) -> list[Layer]:
     """Convolution, activation, perhaps pooling; at least 2x2 remain if the input has as much."""
     filters, pad = draw(st.integers(2, 3)), draw(st.integers(0, 1))
-    stride = draw(pairs.filter(lambda s: max(s) < 3)) if min(shape[1:]) >= 5 else 1
+    stride = draw(st.tuples(st.integers(1, 2), st.integers(1, 2))) if min(shape[1:]) >= 5 else 1
     kernel = 3 if min(shape[1:]) + 2 * pad >= 4 else 1
     block: list[Layer] = [Conv2d(name, shape[0], filters, kernel, stride, pad), draw(activations)]
     if min(chain_shape(block, shape)[1:]) >= 4 and draw(st.booleans()):
-        block.append(draw(st.sampled_from((MaxPool2d(2), AvgPool2d(2), MaxPool2d(2, 1)))))
-    return tuple(block)
+        maxima = (MaxPool2d(2), MaxPool2d(2, 1)) if may_tie else ()
+        block.append(draw(st.sampled_from((AvgPool2d(2), *maxima))))
+    return _perhaps_gated(draw, tuple(block))
 
 
-def _between(draw, name: str, shape: tuple[int, ...], plain: bool) -> list[Layer]:
+def _between(draw, name: str, shape: tuple[int, ...], may_tie: bool) -> list[Layer]:
     """What may stand between two blocks: nothing, normalisation, a residual block with a gate inside."""
-    kind = (
-        "nothing" if plain else draw(st.sampled_from(("nothing", "pool", "norm", "residual", "projection")))
-    )
-    if kind == "pool":
-        return [MaxPool2d(2, 1)] if min(shape[1:]) >= 2 else []
+    kind = draw(st.sampled_from(("nothing", "pool", "norm", "residual", "projection")))
+    if kind == "pool" and may_tie and min(shape[1:]) >= 2:
+        return [MaxPool2d(2, 1)]
     if kind == "norm":
         return [BatchNorm2d(name, shape[0])]
     if kind in ("residual", "projection"):
-        inner = (Conv2d(name, shape[0], shape[0], 3, padding=1), draw(activations))
-        body = with_gates([inner], [name] if draw(st.booleans()) else [])
+        body = _perhaps_gated(draw, (Conv2d(name, shape[0], shape[0], 3, padding=1), draw(activations)))
         shortcut = () if kind == "residual" else (Conv2d(f"{name}s", shape[0], shape[0], 1, bias=False),)
         return [Residual(tuple(body), shortcut)]
     return []

@@ -36,8 +36,8 @@ class Quadratic:
             grad_out[:] = self.curvature * (w - self.target)
             return 0.5 * self.curvature * float(((w - self.target) ** 2).sum())
 
-    def draw(self, rng):
-        return self
+    def draw(self, rng, count):
+        return [self] * count
 
 
 def quadratics(count=4, dimension=3, seed=0):

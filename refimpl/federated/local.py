@@ -8,6 +8,7 @@ Source: mathematics.md §3 ([MG] eq. 5).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -39,8 +40,28 @@ class Task(Protocol):
     def size(self) -> int:
         """Number of samples, for weighting by |D_i|."""
 
-    def draw(self, rng: np.random.Generator) -> Objective:
-        """The objective of the next step: a mini-batch drawn with rng, or the whole data."""
+    def draw(self, rng: np.random.Generator, count: int) -> Iterable[Objective]:
+        """The objectives of the next `count` gradients: mini-batches drawn with rng, or the whole data."""
+
+
+class Descent(Protocol):
+    """What a task that descends by itself reports; fields as in `LocalSolution`."""
+
+    w: np.ndarray
+    loss: float
+    residual: float
+    flops: float
+    closed_share: float
+
+
+@runtime_checkable
+class Descending(Protocol):
+    """A task that can run the whole local iteration by itself, in compiled code."""
+
+    def descend(
+        self, centre: np.ndarray, eta: float, lam: float, steps: int, rng: np.random.Generator
+    ) -> Descent | None:
+        """The iteration of `solve_local`, bit for bit; None where it cannot."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +124,15 @@ def solve_local(
 
     centre (d,) float32/float64 is not changed. With lam = 0 this is local SGD.
     """
+    if isinstance(task, Descending):
+        end = task.descend(centre, settings.eta, settings.lam, settings.steps, rng)
+        if end is not None:
+            return LocalSolution(end.w, end.loss, end.residual, settings.steps, end.flops, end.closed_share)
     scalar = centre.dtype.type
     eta, lam = scalar(settings.eta), scalar(settings.lam)
     w, gradient = centre.copy(), np.empty_like(centre)
     tally, first_loss, residual = Tally(), np.nan, np.nan
-    for step in range(settings.steps):
-        objective = task.draw(rng)
+    for step, objective in enumerate(task.draw(rng, settings.steps)):
         loss = objective(w, gradient)
         first_loss = loss if step == 0 else first_loss
         residual = vector.local_step(w, gradient, centre, eta, lam)

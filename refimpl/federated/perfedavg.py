@@ -38,13 +38,12 @@ class PerFedAvgFO:
         w, gradient = point.copy(), np.empty_like(point)
         scalar = point.dtype.type
         tally, first_loss, size = Tally(), math.nan, math.nan
-        for step in range(self.steps):
-            inner = task.draw(rng)
+        batches = iter(task.draw(rng, 2 * self.steps))
+        for step, (inner, outer) in enumerate(zip(batches, batches, strict=True)):
             loss = inner(w, gradient)
             first_loss = loss if step == 0 else first_loss
             tally.add(inner)
             ahead = w - scalar(self.alpha) * gradient
-            outer = task.draw(rng)
             outer(ahead, gradient)
             tally.add(outer)
             size = vector.local_step(w, gradient, point, scalar(self.beta), scalar(0.0))

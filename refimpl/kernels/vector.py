@@ -61,3 +61,21 @@ def mean_of_rows(rows, weights, out):
         for i in range(rows.shape[0]):
             total += weights[i] * np.float64(rows[i, j])
         out[j] = total
+
+
+@kernel
+def partial_shuffles(picks, pool, out):
+    """out[s] = the first entries of `pool` after swapping entry i with entry i + picks[s, i], i = 0, 1, ...
+
+    With picks[s, i] uniform in 0..pool.size-1-i this is Fisher and Yates's shuffle stopped early: a
+    uniform sample without repetition. The pool is restored after each s.
+    """
+    draws, size = picks.shape
+    for s in range(draws):
+        for i in range(size):
+            j = i + picks[s, i]
+            pool[i], pool[j] = pool[j], pool[i]
+        out[s] = pool[:size]
+        for i in range(size - 1, -1, -1):
+            j = i + picks[s, i]
+            pool[i], pool[j] = pool[j], pool[i]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refimpl.errors import InputError, one_of
+from refimpl.nn.layout import PARTS
 
 MODES = ("hard", "gumbel", "ste", "soft")
 GATE_GRADS = ("dense", "active")
@@ -62,6 +63,11 @@ class Context:
     train: tuple[str, ...] = ()
     noise: Mapping[str, np.ndarray] = field(default_factory=dict)
     anchors: Mapping[str, Anchor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for part in self.train:
+            one_of("Context", "part to train", part, PARTS)
+        object.__setattr__(self, "train", tuple(self.train))
 
     @property
     def gates_learn(self) -> bool:

@@ -15,15 +15,26 @@ import numpy as np
 from refimpl.errors import InputError
 from refimpl.kernels import activation, linear
 from refimpl.kernels.conv import ALL_ON, or_all_on
-from refimpl.nn.chain import Link, chain_backward, chain_forward, chain_parameters, chain_shape
+from refimpl.nn.chain import Link, Residual, chain_backward, chain_forward, chain_parameters, chain_shape
 from refimpl.nn.context import Context
-from refimpl.nn.layers import Arrays, Back, BatchNorm2d, Flow, Layer, Mask, Shape
+from refimpl.nn.layers import (
+    Arrays,
+    Back,
+    BatchNorm2d,
+    Conv2d,
+    Flow,
+    Layer,
+    Linear,
+    Mask,
+    Shape,
+    expect_sizes,
+)
 from refimpl.nn.layout import Parameter, kaiming_std
 from refimpl.nn.pointwise import as_maps
 
 HIDDEN_UNITS = 16  # [MG] section 3.1
 OPEN_MARGIN = 1.0  # initial b2 = (-1, +1): d starts near 2, every channel on
-LOGIT_STD = 0.1  # initial A2: small against the margin, yet different for every channel
+LOGIT_STD = 0.01  # initial A2: hidden norms reach some 10, and every d must stay well above 0
 
 
 class GateCache(NamedTuple):
@@ -53,6 +64,9 @@ class ChannelGate:
     in_channels: int
     out_channels: int
     hidden: int = HIDDEN_UNITS
+
+    def __post_init__(self) -> None:
+        expect_sizes(self.name, self.in_channels, self.out_channels, self.hidden)
 
     def parameters(self) -> tuple[Parameter, ...]:
         """`fc1` (A1, b1) and `fc2` (A2, b2), all of part phi; b2 starts every channel open."""
@@ -155,6 +169,14 @@ class Gated:
             raise InputError(
                 f"{self.gate.name}: batch normalisation cannot be inside a gated body (its statistics "
                 "need the samples that are skipped); put it before the gated layer"
+            )
+        if not isinstance(self.body[0] if self.body else None, (Conv2d, Linear)) or any(
+            isinstance(layer, (Conv2d, Linear, Residual, Gated)) for layer in self.body[1:]
+        ):
+            kinds = ", ".join(type(layer).__name__ for layer in self.body) or "nothing"
+            raise InputError(
+                f"{self.gate.name}: a gated body is one convolution or linear layer followed by layers that "
+                f"treat channels one by one (activation, pooling), got {kinds}; gate each layer by itself"
             )
 
     def parameters(self) -> tuple[Parameter, ...]:

@@ -72,6 +72,12 @@ def pair(value: int | Pair) -> Pair:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
+def expect_sizes(layer: str, *sizes: int) -> None:
+    """Raise `InputError` unless all numbers of channels or features are at least 1."""
+    if min(sizes) < 1:
+        raise InputError(f"{layer}: channels and features must be at least 1, got {sizes}")
+
+
 def expect(layer: str, what: str, wanted: object, got: object) -> None:
     """Raise `InputError` unless `wanted == got`."""
     if wanted != got:
@@ -104,6 +110,7 @@ class Conv2d:
     def __post_init__(self) -> None:
         for attribute in ("kernel_size", "stride", "padding"):
             object.__setattr__(self, attribute, pair(getattr(self, attribute)))
+        expect_sizes(self.name, self.in_channels, self.out_channels)
         if min(self.window) < 1 or min(self.step) < 1 or min(self.pad) < 0:
             raise InputError(
                 f"{self.name}: kernel size and stride must be at least 1 and padding at least 0, "
@@ -178,6 +185,9 @@ class Linear:
     out_features: int
     gain: float = math.sqrt(2.0)
     keeps_zero: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        expect_sizes(self.name, self.in_features, self.out_features)
 
     def parameters(self) -> tuple[Parameter, ...]:
         """Weight (Kaiming) and bias (zero)."""

@@ -109,12 +109,16 @@ class Layout:
             and w.shape == (self.size,)
             and w.dtype.name in DTYPES
             and w.flags.c_contiguous
+            and w.flags.writeable  # a read-only array is another type to Numba: everything would recompile
         )
         if not good:
             got = f"{getattr(w, 'dtype', type(w).__name__)} of shape {getattr(w, 'shape', '?')}"
+            flags = getattr(w, "flags", None)
+            if flags is not None and not (flags.c_contiguous and flags.writeable):
+                got += " (not contiguous)" if flags.writeable else " (read-only)"
             raise InputError(
-                f"{who}: expected a contiguous float32/float64 vector of {self.size} entries, got {got}; "
-                "pass a C-contiguous 1-D array, e.g. np.ascontiguousarray(w).ravel()"
+                f"{who}: expected a contiguous, writable float32/float64 vector of {self.size} entries, "
+                f"got {got}; pass a C-contiguous 1-D array, e.g. np.array(w, dtype='float32').ravel()"
             )
 
     def views(self, w: np.ndarray) -> dict[str, np.ndarray]:
@@ -140,6 +144,7 @@ class Layout:
 
     def from_arrays(self, arrays: Mapping[str, np.ndarray], dtype: str = "float32") -> np.ndarray:
         """The vector holding `arrays`, which must have exactly this layout's names and shapes."""
+        one_of("Layout.from_arrays", "dtype", dtype, DTYPES)
         missing = sorted(set(self.by_name) - set(arrays))
         extra = sorted(set(arrays) - set(self.by_name))
         if missing or extra:

@@ -5,6 +5,7 @@ A network owns no arrays; the same network is evaluated at many points (architec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ from refimpl.nn.chain import (
 from refimpl.nn.context import Context
 from refimpl.nn.gate import GateCache, Gated, GatedCache
 from refimpl.nn.layers import Back, Flow, Layer, Shape
-from refimpl.nn.layout import Layout
+from refimpl.nn.layout import DTYPES, Layout
 from refimpl.nn.pooling import Flatten
 
 
@@ -114,14 +115,24 @@ class Network:
         return indptr.astype(np.int64), indices.astype(np.int64)
 
     def check_batch(self, who: str, x: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-        """x as a contiguous array (N, *input_shape); raises if shape or dtype are others."""
-        if x.shape[1:] != self.input_shape and isinstance(self.layers[0], Flatten):
-            x = x.reshape(x.shape[0], *self.input_shape) if x[0].size == np.prod(self.input_shape) else x
-        if x.shape[1:] != self.input_shape or x.shape[0] < 1:
-            raise InputError(f"{who}: expected samples of shape {self.input_shape}, got an array {x.shape}")
-        if x.dtype != dtype:
-            raise InputError(f"{who}: samples are {x.dtype} but parameters {dtype}; convert with x.astype")
-        return np.ascontiguousarray(x)
+        """x as a contiguous, writable array (N, *input_shape); raises if shape or dtype are others.
+
+        Where the network flattens first, images of as many pixels are taken as well.
+        """
+        x = np.asarray(x)
+        if isinstance(self.layers[0], Flatten) and math.prod(x.shape[1:]) == math.prod(self.input_shape):
+            x = x.reshape(x.shape[0], *self.input_shape) if x.ndim > 1 else x
+        if x.ndim < 1 or x.shape[1:] != self.input_shape or x.shape[0] < 1:
+            raise InputError(
+                f"{who}: expected at least one sample of shape {self.input_shape}, got an array {x.shape}; "
+                "the first axis counts samples"
+            )
+        if x.dtype != dtype or x.dtype.name not in DTYPES:
+            raise InputError(
+                f"{who}: samples are {x.dtype} but parameters {dtype}; convert with x.astype('float32') "
+                "or 'float64'"
+            )
+        return np.require(x, requirements=("C", "W"))
 
     def forward(
         self, w: np.ndarray, x: np.ndarray, context: Context | None = None

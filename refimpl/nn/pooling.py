@@ -46,6 +46,12 @@ class _Window:
         """Vertical and horizontal stride."""
         return self.window if self.stride is None else pair(self.stride)
 
+    def __post_init__(self) -> None:
+        if min(*self.window, *self.step) < 1:
+            raise InputError(
+                f"{type(self).__name__}: window and stride must be at least 1, got {self.window}, {self.step}"
+            )
+
     def parameters(self) -> tuple[Parameter, ...]:
         """None."""
         return ()

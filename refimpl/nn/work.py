@@ -99,6 +99,11 @@ def executed_work(network: Network, masks: Mapping[str, np.ndarray], batch: int,
     return Work(*(tables.reshape(4, -1) @ moments.ravel()).tolist())
 
 
+def context_tables(network: Network, context: Context) -> np.ndarray:
+    """The coefficients (4, G+1, G+1) that `executed_work` uses under a context; see `work_tables`."""
+    return work_tables(network, _setting(context, context.gating.mode == "soft"))
+
+
 class Setting(NamedTuple):
     """What decides, besides the masks, which work is done."""
 
