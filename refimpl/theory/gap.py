@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 
 from refimpl.errors import InputError
 from refimpl.kernels import vector
-from refimpl.problems import Loss, Problem
+from refimpl.problems import ClosedForm, Curved, Loss, Problem
 from refimpl.prox import Penalty
 
 Vector = np.ndarray
@@ -69,7 +69,7 @@ def solve_exactly(
     `tolerance` or rounding ends the progress. The error returned is the bound reached, whichever came first.
     """
     check_convexity("solve_exactly", loss.smoothness, lam)
-    if hasattr(loss, "local_point"):
+    if isinstance(loss, ClosedForm):
         w = loss.local_point(centre, lam)
     else:
         w = _search(loss, centre, lam, centre if start is None else start)
@@ -87,7 +87,7 @@ def solve_exactly(
 
 
 def _search(loss: Loss, centre: Vector, lam: float, start: Vector) -> Vector:
-    """Minimise the local objective with SciPy, without regard to how far it gets."""
+    """Minimise the local objective with SciPy, to where gradient steps can take over."""
 
     def local(w: Vector) -> tuple[float, Vector]:
         gradient = np.empty_like(w)
@@ -95,7 +95,7 @@ def _search(loss: Loss, centre: Vector, lam: float, start: Vector) -> Vector:
         offset = w - centre
         return value + 0.5 * lam * float(offset @ offset), gradient + lam * offset
 
-    if hasattr(loss, "hessian"):
+    if isinstance(loss, Curved):
         identity = np.eye(centre.size)
         solved = minimize(
             local,
@@ -103,10 +103,10 @@ def _search(loss: Loss, centre: Vector, lam: float, start: Vector) -> Vector:
             jac=True,
             hess=lambda w: loss.hessian(w) + lam * identity,
             method="Newton-CG",
-            options={"xtol": 1e-14},
+            options={"xtol": 1e-10},
         )
     else:
-        solved = minimize(local, start, jac=True, method="L-BFGS-B", options={"ftol": 0.0, "gtol": 1e-13})
+        solved = minimize(local, start, jac=True, method="L-BFGS-B", options={"ftol": 1e-14, "gtol": 1e-7})
     return np.ascontiguousarray(solved.x)
 
 

@@ -13,13 +13,14 @@ import numpy as np
 
 from refimpl.federated.local import LocalSettings, local_residual, solve_local
 from refimpl.kernels import vector
-from refimpl.problems import Loss, Problem, Quadratic, envelope_minimiser
+from refimpl.problems import Problem, Quadratic, envelope_minimiser
 from refimpl.theory.gap import envelope, exact_gap, solve_exactly
 from refimpl.theory.rows import Row, Sides, at_most, equal, worst
 from refimpl.theory.run import LossTask
 
 Vector = np.ndarray
 LOCAL_STEPS = (1, 2, 4, 8)
+MAX_AXES = 12
 
 
 def curvature_bounds(smoothness: float, concavity: float, lam: float) -> tuple[float, float]:
@@ -39,28 +40,38 @@ def inexactness_factor(smoothness: float, lam: float) -> float:
     return lam / (lam - smoothness)
 
 
+def norm(x: Vector) -> float:
+    """Euclidean norm."""
+    return float(vector.norm(np.ascontiguousarray(x)))
+
+
 # --- 8.1 the gradient of the envelope ---------------------------------------------------------------
 
 
-def differences(problem: Problem, v: Vector, lam: float, h: float = 1e-3) -> Vector:
-    """grad F(v) by fourth-order central differences of F: error of order h^4."""
-    gradient = np.empty(problem.size)
-    for j in range(problem.size):
-        step = np.zeros(problem.size)
-        step[j] = h
-        near = envelope(problem, v + step, lam).value - envelope(problem, v - step, lam).value
-        far = envelope(problem, v + 2 * step, lam).value - envelope(problem, v - 2 * step, lam).value
-        gradient[j] = (8 * near - far) / (12 * h)
-    return gradient
+def difference(problem: Problem, v: Vector, direction: Vector, lam: float, h: float = 1e-3) -> float:
+    """<grad F(v), direction> by fourth-order central differences of F: error of order h^4."""
+
+    def value(t: float) -> float:
+        return envelope(problem, v + t * direction, lam).value
+
+    return (8 * (value(h) - value(-h)) - (value(2 * h) - value(-2 * h))) / (12 * h)
 
 
-def gradient_rows(problem: Problem, lam: float, rng: np.random.Generator, points: int = 2) -> list[Row]:
-    """8.1: grad F = lam (v - mean w_i*) against central differences of F, relative, at random points."""
+def directions(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows to look along: every axis in few dimensions, else a few random orthonormal directions."""
+    if size <= MAX_AXES:
+        return np.eye(size)
+    return np.linalg.qr(rng.standard_normal((size, MAX_AXES)))[0].T.copy()
+
+
+def gradient_rows(problem: Problem, lam: float, rng: np.random.Generator, centres: np.ndarray) -> list[Row]:
+    """8.1: grad F = lam (v - mean w_i*) against central differences of F, relative, at each centre (n, d)."""
     found, solved = [], []
-    for v in rng.standard_normal((points, problem.size)):
-        point, numeric = envelope(problem, v, lam), differences(problem, v, lam)
-        found.append(Sides(vector.norm(point.gradient - numeric) / vector.norm(numeric), 1e-8, 0.0))
-        solved.append(Sides(point.gradient_error / vector.norm(numeric), 1e-10, 0.0))
+    for v in centres:
+        point, along = envelope(problem, v, lam), directions(problem.size, rng)
+        numeric = np.array([difference(problem, v, d, lam) for d in along])
+        found.append(Sides(norm(along @ point.gradient - numeric) / norm(numeric), 1e-8, 0.0))
+        solved.append(Sides(point.gradient_error / norm(numeric), 1e-10, 0.0))
     return [
         worst("8.1 grad F = lam (v - mean w*): relative difference", problem.name, found),
         worst("8.1 certified error of grad F, relative", problem.name, solved),
@@ -68,16 +79,22 @@ def gradient_rows(problem: Problem, lam: float, rng: np.random.Generator, points
 
 
 class Opaque:
-    """A loss that keeps its closed form to itself, so that solvers have to work."""
+    """A quadratic that keeps its closed form to itself, so that solvers have to work."""
 
-    def __init__(self, loss: Loss, with_hessian: bool) -> None:
+    def __init__(self, loss: Quadratic) -> None:
         self.loss, self.smoothness, self.concavity = loss, loss.smoothness, loss.concavity
-        if with_hessian:
-            self.hessian = loss.hessian
 
     def __call__(self, w: Vector, grad_out: Vector) -> float:
         """Value at w; writes the gradient."""
         return self.loss(w, grad_out)
+
+
+class OpaqueCurved(Opaque):
+    """The same, but with its Hessian."""
+
+    def hessian(self, w: Vector) -> np.ndarray:
+        """Second derivative at w."""
+        return self.loss.hessian(w)
 
 
 def closed_form_rows(problem: Problem, lam: float, rng: np.random.Generator) -> list[Row]:
@@ -89,8 +106,8 @@ def closed_form_rows(problem: Problem, lam: float, rng: np.random.Generator) -> 
     value = float(np.mean([e(v, piece) for e, piece in zip(envelopes, pieces, strict=True)]))
     gradient = np.mean(pieces, axis=0)
     rows = []
-    for kind, with_hessian in (("Newton-CG", True), ("L-BFGS", False)):
-        hidden = Problem(problem.name, tuple(Opaque(loss, with_hessian) for loss in quadratics), problem.size)
+    for kind, hide in (("Newton-CG", OpaqueCurved), ("L-BFGS", Opaque)):
+        hidden = Problem(problem.name, tuple(hide(loss) for loss in quadratics), problem.size)
         point = envelope(hidden, v, lam)
         off = [
             vector.norm(w - loss.local_point(v, lam)) / vector.norm(w)
@@ -106,11 +123,6 @@ def closed_form_rows(problem: Problem, lam: float, rng: np.random.Generator) -> 
         best = exact_gap(problem, envelope_minimiser(problem, lam), lam, 1.0 / lam)
         rows.append(at_most("7 gap at the minimiser", problem.name, best.mapping, 1e-12))
     return rows
-
-
-def norm(x: Vector) -> float:
-    """Euclidean norm."""
-    return float(vector.norm(np.ascontiguousarray(x)))
 
 
 # --- 8.2 curvature ----------------------------------------------------------------------------------

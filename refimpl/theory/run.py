@@ -6,6 +6,7 @@ checked is what trains networks.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,9 +29,9 @@ class LossTask:
     loss: Loss
     size: int = 1
 
-    def draw(self, rng: np.random.Generator) -> Objective:
-        """The loss itself."""
-        return self.loss
+    def draw(self, rng: np.random.Generator, count: int) -> Iterable[Objective]:
+        """The loss itself, every time."""
+        return [self.loss] * count
 
 
 @dataclass(frozen=True)

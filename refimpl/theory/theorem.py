@@ -62,7 +62,6 @@ class Seen(NamedTuple):
     at_md: EnvelopePoint
     at_ag: EnvelopePoint
     at_ag_before: EnvelopePoint
-    h_x: float
     h_ag: float
     h_ag_before: float
 
@@ -80,10 +79,10 @@ class Trial:
         at_ag, h_ag = envelope(problem, run.w0, run.lam), problem.penalty.value(run.w0)
         for r in run.rounds:
             at_md, following = envelope(problem, r.md, run.lam), envelope(problem, r.ag, run.lam)
-            h_x, h_following = problem.penalty.value(r.x), problem.penalty.value(r.ag)
+            h_following = problem.penalty.value(r.ag)
             delta = factor * r.residual + at_md.gradient_error
             points = (r.md, r.gradient, delta, *run.before(r.k), r.x, r.ag, r.gap)
-            self.seen.append(Seen(r.k, *points, at_md, following, at_ag, h_x, h_following, h_ag))
+            self.seen.append(Seen(r.k, *points, at_md, following, at_ag, h_following, h_ag))
             at_ag, h_ag = following, h_following
 
 
@@ -146,27 +145,30 @@ def lower_curvature(trial: Trial, s: Seen) -> Sides:
     )
 
 
+def three_points(trial: Trial, s: Seen, start: Vector, step: float, u: Vector, z: Vector) -> Sides:
+    """<g, u - z> + h(u) - h(z) <= (|start - z|^2 - |u - z|^2 - |u - start|^2)/(2 step).
+
+    It holds for u = prox_{step h}(start - step g) and every z. Without a penalty it is an equality, so
+    rounding is what it is checked up to: that of the points, times the distances between them.
+    """
+    h, linear = trial.run.problem.penalty, float(s.gradient @ (u - z))
+    across, after, moved = norm(start - z), norm(u - z), norm(u - start)
+    sizes = norm(start) + norm(u) + norm(z) + step * norm(s.gradient)
+    error = ROUNDING * sizes * (across + after + moved) / step
+    values = h.value(u), h.value(z)
+    right = (across**2 - after**2 - moved**2) / (2 * step)
+    return Sides(linear + values[0] - values[1], right, error + rounding(linear, *values))
+
+
 def long_prox(trial: Trial, s: Seen) -> Sides:
-    """(iii) <g, x_k - x*> + h(x_k) - h(x*) <= (|x_{k-1}-x*|^2 - |x_k-x*|^2 - |x_k-x_{k-1}|^2)/(2 l)."""
-    l, star = theory_step(s.k, trial.run.beta).l, trial.x_star
-    terms = (square(s.x_before - star), square(s.x - star), square(s.x - s.x_before))
-    linear = float(s.gradient @ (s.x - star))
-    right = (terms[0] - terms[1] - terms[2]) / (2 * l)
-    error = rounding(
-        *(t / l for t in terms), linear, s.h_x, trial.h_star, norm(s.gradient) * norm(s.x - star)
-    )
-    return Sides(linear + s.h_x - trial.h_star, right, error)
+    """(iii) for x_k from x_{k-1} with step l_k, against x*."""
+    return three_points(trial, s, s.x_before, theory_step(s.k, trial.run.beta).l, s.x, trial.x_star)
 
 
 def short_prox(trial: Trial, s: Seen) -> Sides:
-    """(iii) the same for xag_k from md_k, against z = a x_k + (1-a) xag_{k-1}."""
-    b, a = trial.run.beta, theory_step(s.k, trial.run.beta).a
-    z = a * s.x + (1 - a) * s.ag_before
-    terms = (square(s.md - z), square(s.ag - z), square(s.ag - s.md))
-    linear, h_z = float(s.gradient @ (s.ag - z)), trial.run.problem.penalty.value(z)
-    right = (terms[0] - terms[1] - terms[2]) / (2 * b)
-    error = rounding(*(t / b for t in terms), linear, s.h_ag, h_z, norm(s.gradient) * norm(s.ag - z))
-    return Sides(linear + s.h_ag - h_z, right, error)
+    """(iii) for xag_k from md_k with step b, against a_k x_k + (1 - a_k) xag_{k-1}."""
+    a = theory_step(s.k, trial.run.beta).a
+    return three_points(trial, s, s.md, trial.run.beta, s.ag, a * s.x + (1 - a) * s.ag_before)
 
 
 def prox_optimality(trial: Trial, s: Seen) -> Sides:
