@@ -31,10 +31,10 @@ class Loss(Protocol):
 
 @runtime_checkable
 class Curved(Protocol):
-    """A loss that also has its second derivative."""
+    """A loss that also has its second derivative, as a product."""
 
-    def hessian(self, w: Vector) -> np.ndarray:
-        """Second derivative at w, (d, d)."""
+    def hessian_product(self, w: Vector, d: Vector) -> Vector:
+        """The Hessian at w times d (d,)."""
 
 
 @runtime_checkable

@@ -31,12 +31,9 @@ class Cosines:
         grad_out[:] = self.q * w - self.a * self.b * np.sin(angle)
         return float(np.sum(self.a * np.cos(angle) + 0.5 * self.q * w**2))
 
-    def hessian(self, w: Vector) -> np.ndarray:
-        """diag(q - a b^2 cos(b w + c))."""
-        return np.diag(self._bend(w))
-
-    def _bend(self, w: Vector) -> Vector:
-        return self.q - self.a * self.b**2 * np.cos(self.b * w + self.c)
+    def hessian_product(self, w: Vector, d: Vector) -> Vector:
+        """(q - a b^2 cos(b w + c)) d."""
+        return (self.q - self.a * self.b**2 * np.cos(self.b * w + self.c)) * d
 
     def local_point(self, centre: Vector, lam: float) -> Vector:
         """By fixed-point steps w <- centre - grad/lam, which contract by L/lam, then Newton steps, by entry.
@@ -50,7 +47,8 @@ class Cosines:
             if moved > NEAR:
                 following = centre - gradient / lam
             else:
-                following = w - (gradient + lam * (w - centre)) / (self._bend(w) + lam)
+                bend = self.hessian_product(w, np.ones_like(w)) + lam
+                following = w - (gradient + lam * (w - centre)) / bend
             moved, w = float(np.max(np.abs(following - w))), following
             if moved <= ROUNDING * max(1.0, float(np.max(np.abs(w)))):
                 break

@@ -26,10 +26,10 @@ class Logistic:
         grad_out[:] = self.x.T @ pull + self.l2 * w
         return float(np.mean(np.logaddexp(0.0, -margins))) + 0.5 * self.l2 * float(w @ w)
 
-    def hessian(self, w: Vector) -> np.ndarray:
-        """X^T diag(p (1 - p)) X/m + l2."""
+    def hessian_product(self, w: Vector, d: Vector) -> Vector:
+        """X^T diag(p (1 - p)) X d/m + l2 d, p the probabilities at w."""
         p = _sigmoid(self.x @ w)
-        return (self.x.T * (p * (1 - p))) @ self.x / len(self.y) + self.l2 * np.eye(self.x.shape[1])
+        return self.x.T @ (p * (1 - p) * (self.x @ d)) / len(self.y) + self.l2 * d
 
 
 def _sigmoid(x: Vector) -> Vector:

@@ -31,9 +31,14 @@ class Quadratic:
         grad_out[:] = self._map(self.eigenvalues, offset)
         return 0.5 * float(offset @ grad_out)
 
-    def hessian(self, w: Vector) -> np.ndarray:
-        """A."""
+    @property
+    def matrix(self) -> np.ndarray:
+        """A, (d, d)."""
         return (self.axes * self.eigenvalues) @ self.axes.T
+
+    def hessian_product(self, w: Vector, d: Vector) -> Vector:
+        """A d."""
+        return self._map(self.eigenvalues, d)
 
     def local_point(self, centre: Vector, lam: float) -> Vector:
         """centre_i + lam (A + lam)^{-1} (centre - centre_i)."""
@@ -83,8 +88,8 @@ def envelope_minimiser(problem: Problem, lam: float) -> Vector:
     envelopes = [loss.envelope(lam) for loss in problem.losses if isinstance(loss, Quadratic)]
     if len(envelopes) != len(problem.losses) or problem.concavity > 0 or problem.penalty != Zero():
         raise InputError(f"`envelope_minimiser`: {problem.name} is not a convex quadratic without penalty")
-    matrix = sum(e.hessian(e.centre) for e in envelopes)
-    right = sum(e.hessian(e.centre) @ e.centre for e in envelopes)
+    matrix = sum(e.matrix for e in envelopes)
+    right = sum(e.matrix @ e.centre for e in envelopes)
     return np.asarray(np.linalg.solve(matrix, right))
 
 

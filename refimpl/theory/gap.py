@@ -96,12 +96,11 @@ def _search(loss: Loss, centre: Vector, lam: float, start: Vector) -> Vector:
         return value + 0.5 * lam * float(offset @ offset), gradient + lam * offset
 
     if isinstance(loss, Curved):
-        identity = np.eye(centre.size)
         solved = minimize(
             local,
             start,
             jac=True,
-            hess=lambda w: loss.hessian(w) + lam * identity,
+            hessp=lambda w, d: loss.hessian_product(w, d) + lam * d,
             method="Newton-CG",
             options={"xtol": 1e-10},
         )

@@ -20,7 +20,7 @@ from refimpl.theory.run import LossTask
 
 Vector = np.ndarray
 LOCAL_STEPS = (1, 2, 4, 8)
-MAX_AXES = 12
+MAX_AXES = 12  # more dimensions than that are looked at along random directions
 
 
 def curvature_bounds(smoothness: float, concavity: float, lam: float) -> tuple[float, float]:
@@ -61,7 +61,7 @@ def directions(size: int, rng: np.random.Generator) -> np.ndarray:
     """Rows to look along: every axis in few dimensions, else a few random orthonormal directions."""
     if size <= MAX_AXES:
         return np.eye(size)
-    return np.linalg.qr(rng.standard_normal((size, MAX_AXES)))[0].T.copy()
+    return np.linalg.qr(rng.standard_normal((size, MAX_AXES // 2)))[0].T.copy()
 
 
 def gradient_rows(problem: Problem, lam: float, rng: np.random.Generator, centres: np.ndarray) -> list[Row]:
@@ -92,9 +92,9 @@ class Opaque:
 class OpaqueCurved(Opaque):
     """The same, but with its Hessian."""
 
-    def hessian(self, w: Vector) -> np.ndarray:
-        """Second derivative at w."""
-        return self.loss.hessian(w)
+    def hessian_product(self, w: Vector, d: Vector) -> Vector:
+        """The Hessian times d."""
+        return self.loss.hessian_product(w, d)
 
 
 def closed_form_rows(problem: Problem, lam: float, rng: np.random.Generator) -> list[Row]:

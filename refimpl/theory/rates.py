@@ -86,11 +86,11 @@ def predicted_bias(problem: Problem, lam: float, steps: int) -> float:
         assert isinstance(loss, Quadratic)
         left = 1.0 - (-loss.eigenvalues / lam) ** steps
         seen_by_server = Quadratic(left * loss.envelope(lam).eigenvalues, loss.axes, loss.centre)
-        matrix += seen_by_server.hessian(loss.centre)
-        target += seen_by_server.hessian(loss.centre) @ loss.centre
+        matrix += seen_by_server.matrix
+        target += seen_by_server.matrix @ loss.centre
         envelopes.append(loss.envelope(lam))
     rest = np.linalg.solve(matrix, target)
-    return float(np.linalg.norm(np.mean([e.hessian(rest) @ (rest - e.centre) for e in envelopes], axis=0)))
+    return float(np.linalg.norm(np.mean([e.matrix @ (rest - e.centre) for e in envelopes], axis=0)))
 
 
 def floors(problem: Problem, lam: float, w0: Vector, rounds: int, steps: Sequence[int]) -> Vector:
