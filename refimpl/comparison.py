@@ -11,13 +11,14 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from refimpl.config import Config
 from refimpl.experiment import Experiment, Trained, adapt_targets, prepare, train
 from refimpl.federated.adapt import NodeReport
 from refimpl.federated.rounds import RoundRecord
+from refimpl.record import RunFolder
 
 OnRound = Callable[[Config, RoundRecord], None]
 
@@ -56,19 +57,26 @@ class Row:
     gap_last: float
 
 
+@dataclass
 class Runner:
-    """Runs configurations; methods that share a meta-training (metasnip, metagater-ungated) share it."""
+    """Runs configurations; methods that share a meta-training (metasnip, metagater-ungated) share it.
 
-    def __init__(
-        self, data_dir: str | Path | None = None, threads: int | None = None, on_round: OnRound | None = None
-    ) -> None:
-        self.data_dir = data_dir
-        self.threads = threads
-        self.on_round = on_round
-        self._trained: dict[str, tuple[Trained, tuple[RoundRecord, ...], float]] = {}
+    on_round: told of every round; stop: asked after every round (see `train`); folder_of: where a
+    configuration's training is recorded, if anywhere.
+    """
+
+    data_dir: str | Path | None = None
+    threads: int | None = None
+    on_round: OnRound = lambda config, record: None
+    stop: Callable[[], bool] = lambda: False
+    folder_of: Callable[[Config], RunFolder | None] = lambda config: None
+    _trained: dict[str, tuple[Trained, tuple[RoundRecord, ...], float]] = field(default_factory=dict)
 
     def run(self, config: Config) -> Outcome:
-        """Meta-train (or reuse the same training) and adapt at the target nodes."""
+        """Meta-train (or reuse the same training) and adapt at the target nodes.
+
+        Raises `KeyboardInterrupt` where `stop` ended the training early.
+        """
         experiment = prepare(config, self.data_dir)
         key = training_key(config)
         if key not in self._trained:
@@ -77,15 +85,16 @@ class Runner:
         return Outcome(config, records, tuple(adapt_targets(experiment, trained.w)), seconds)
 
     def _train(self, experiment: Experiment) -> tuple[Trained, tuple[RoundRecord, ...], float]:
-        records: list[RoundRecord] = []
+        config, records = experiment.config, list[RoundRecord]()
 
         def on_round(record: RoundRecord) -> None:
             records.append(record)
-            if self.on_round is not None:
-                self.on_round(experiment.config, record)
+            self.on_round(config, record)
 
-        started = time.perf_counter()
-        trained = train(experiment, threads=self.threads, on_round=on_round)
+        folder, started = self.folder_of(config), time.perf_counter()
+        trained = train(experiment, folder, threads=self.threads, on_round=on_round, stop=self.stop)
+        if trained.rounds < config.rounds:
+            raise KeyboardInterrupt
         return trained, tuple(records), time.perf_counter() - started
 
 

@@ -19,6 +19,7 @@ from refimpl.errors import ConfigError, one_of
 METHODS = ("metagater", "metagater-ungated", "fedavg", "perfedavg", "metasnip")
 DATASETS = ("digits", "mnist", "cifar10", "cifar100", "omniglot")
 MODEL_NAMES = ("mlp", "cnn3", "cnn7", "digits")
+USUAL_GATES = {"mlp": ["fc1"], "cnn3": ["conv3"], "cnn7": ["conv5", "conv6"], "digits": ["conv2"]}
 SCHEDULES = ("ghadimi-lan", "proximal-gradient", "nesterov")
 PENALTIES = ("group-lasso", "bounded-group-lasso", "l1", "zero")
 
@@ -63,7 +64,9 @@ class Config:
     rho: float = _option(0.01, "weight of the regulariser")
     radius: float = _option(10.0, "largest group norm under bounded-group-lasso")
 
-    gates: list[str] = _option(["conv2"], "layers that carry a channel gate")
+    gates: list[str] = _option(
+        ["conv2"], "layers that carry a channel gate (default: the model's usual ones)"
+    )
     gate_mode: str = _option("hard", "how gates decide in training", ("hard", "gumbel", "ste", "soft"))
     tau: float = _option(1.0, "gate temperature")
     gate_grad: str = _option("dense", "gradient of off channels' gates", ("dense", "active"))
@@ -166,6 +169,7 @@ def resolve(file: str | Path | None = None, **options: Any) -> Config:
     values = _layer(preset(dataset), method, f"preset {dataset}")
     values.update(_layer(user, method, str(file)))
     values.update(_layer(given, method, "options"))
+    values.setdefault("gates", USUAL_GATES.get(values.get("model", ""), USUAL_GATES["digits"]))
     return Config(**values)
 
 

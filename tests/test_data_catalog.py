@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 import pytest
 
-from refimpl.data import catalog, load
+from refimpl.data import load, places
 from refimpl.data.dataset import DataSet
 from refimpl.data.idx import format_idx
 from refimpl.errors import DataError, InputError
@@ -24,7 +24,7 @@ TEST = RNG.integers(0, 256, (3, 28, 28), dtype=np.uint8), np.array([7, 2, 1], np
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch):
-    monkeypatch.delenv(catalog.ENVIRONMENT, raising=False)
+    monkeypatch.delenv(places.ENVIRONMENT, raising=False)
 
 
 def refuse(pattern, *args, error=DataError):
@@ -191,7 +191,7 @@ def test_the_folder_comes_from_argument_or_environment(tmp_path, monkeypatch):
     refuse("looked for cifar-10/ or cifar-10-batches-py/ or cifar-10-python.tar.gz;", "cifar10", tmp_path)
     refuse("looked for omniglot/;", "omniglot", tmp_path)
     write_mnist(tmp_path)
-    monkeypatch.setenv(catalog.ENVIRONMENT, str(tmp_path))
+    monkeypatch.setenv(places.ENVIRONMENT, str(tmp_path))
     assert len(load("mnist")) == 9
     refuse("absent does not exist", "mnist", tmp_path / "absent")  # the argument wins
 

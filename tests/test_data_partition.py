@@ -282,3 +282,13 @@ def test_episodes_keep_to_the_classes_given():
 def test_impossible_episodes_are_refused(arguments, options, pattern):
     with pytest.raises(RefimplError, match=pattern):
         episode(fake([10, 10, 10, 10, 10, 1]), *arguments, np.random.default_rng(0), **options)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_training_and_target_nodes_each_see_every_class(seed):
+    dataset, partition = load("digits"), Partition(nodes=10, targets=10, sizes=(40, 44), test=0.5)
+    found = statistics(dataset, plan(dataset, partition, seed))
+    for part in (found.classes[:10], found.classes[10:]):
+        uses = np.bincount(np.concatenate(part), minlength=10)
+        assert uses.min() >= 1  # twice each, but for an exchange that keeps class pairs apart
+        assert uses.max() <= 3

@@ -30,7 +30,7 @@ HEADER = ("node", "accuracy %", "before %", "off %", "kFLOP dense", "executed", 
 @json_option
 @config_options(SETTINGS)
 def command(run: Path, data_dir: Path | None, as_json: bool, **options: Any) -> None:
-    """Adapt the meta-model of RUN at its target nodes, in two stages, and test it there.
+    """Adapt a run's meta-model at its target nodes, in two stages.
 
     Stage I adapts the gate on a node's support samples, stage II the backbone channels the gate selects. The
     options below replace what the run was configured with. The numbers are also written to

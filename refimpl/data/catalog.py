@@ -12,22 +12,19 @@ environment variable `REFIMPL_DATA`, which holds a folder per data set:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from refimpl.data import cifar
+from refimpl.data import cifar, places
 from refimpl.data.dataset import DataSet
 from refimpl.data.digits import read_digits
 from refimpl.data.idx import read_idx
 from refimpl.data.omniglot import FULL_INK, read_omniglot
 from refimpl.data.unpack import read_unpacked
 from refimpl.errors import DataError, one_of
-
-ENVIRONMENT = "REFIMPL_DATA"
 
 CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DIGIT_NAMES = tuple(str(digit) for digit in range(10))
@@ -48,20 +45,9 @@ def load(name: str, data_dir: str | Path | None = None) -> DataSet:
     where they were looked for) or not what they should be (naming the file).
     """
     one_of("data set", "name", name, NAMES)
-    return _LOADERS[name](Path()) if name == "digits" else _LOADERS[name](_root(name, data_dir))
-
-
-def _root(name: str, data_dir: str | Path | None) -> Path:
-    given = data_dir if data_dir is not None else os.environ.get(ENVIRONMENT)
-    if not given:
-        raise DataError(
-            f"{name}: no data folder set; give --data-dir FOLDER or set {ENVIRONMENT}, with the files in "
-            f"FOLDER/{FOLDERS[name][0]} (the data set 'digits' needs none)"
-        )
-    root = Path(given).expanduser()
-    if not root.is_dir():
-        raise DataError(f"{name}: data folder {root} does not exist; give --data-dir or set {ENVIRONMENT}")
-    return root
+    return (
+        _LOADERS[name](Path()) if name == "digits" else _LOADERS[name](places.existing_root(name, data_dir))
+    )
 
 
 def _digits(_: Path) -> DataSet:
@@ -80,11 +66,15 @@ def _digits(_: Path) -> DataSet:
 
 
 def _mnist(root: Path) -> DataSet:
-    folder = _folder("mnist", root)
+    folder = places.folder("mnist", root)
     images, labels = [], []
     for part in ("train", "t10k"):
-        pictures_file = _required("mnist", folder, f"{part}-images-idx3-ubyte", f"{part}-images.idx3-ubyte")
-        labels_file = _required("mnist", folder, f"{part}-labels-idx1-ubyte", f"{part}-labels.idx1-ubyte")
+        pictures_file = places.required(
+            "mnist", folder, f"{part}-images-idx3-ubyte", f"{part}-images.idx3-ubyte"
+        )
+        labels_file = places.required(
+            "mnist", folder, f"{part}-labels-idx1-ubyte", f"{part}-labels.idx1-ubyte"
+        )
         pictures, digits = read_idx(pictures_file, 3), read_idx(labels_file, 1)
         if len(pictures) != len(digits):
             raise DataError(
@@ -154,15 +144,14 @@ def _cifar(
 
 def _cifar_files(name: str, root: Path, wanted: tuple[str, ...]) -> tuple[Path, Iterator[tuple[str, bytes]]]:
     """Where the files of a CIFAR data set are, and (name, content) of those of `wanted` that are there."""
-    for folder in _folders(name, root):
-        files = {file: path for file in wanted if (path := _find(folder, file)) is not None}
+    for folder in places.folders(name, root):
+        files = {file: path for file in wanted if (path := places.find(folder, file)) is not None}
         if files:
             return folder, _unpacked(files)
-    archive = ARCHIVES[name]
-    for path in (root / archive, *(folder / archive for folder in _folders(name, root))):
-        if path.is_file():
-            return path, cifar.read_members(path, wanted)
-    raise _nothing_found(name, root)
+    archive = places.archive(name, root)
+    if archive is None:
+        raise places.nothing_found(name, root)
+    return archive, cifar.read_members(archive, wanted)
 
 
 def _unpacked(files: dict[str, Path]) -> Iterator[tuple[str, bytes]]:
@@ -174,11 +163,11 @@ def _unpacked(files: dict[str, Path]) -> Iterator[tuple[str, bytes]]:
 
 
 def _omniglot(root: Path) -> DataSet:
-    folder = _folder("omniglot", root)
-    parts = [_find(folder, part, ("", ".zip")) for part in ("images_background", "images_evaluation")]
+    folder = places.folder("omniglot", root)
+    parts = [places.find(folder, part, ("", ".zip")) for part in ("images_background", "images_evaluation")]
     found = [read_omniglot(part) for part in parts if part is not None]
     if not found:
-        raise _nothing_found("omniglot", root)
+        raise places.nothing_found("omniglot", root)
     offsets = np.cumsum([0, *(len(part.names) for part in found)])
     return DataSet(
         "omniglot",
@@ -192,46 +181,6 @@ def _omniglot(root: Path) -> DataSet:
         else f"only {next(p for p in parts if p is not None).name} was found and used",
     )
 
-
-def _folders(name: str, root: Path) -> list[Path]:
-    return [root / folder for folder in FOLDERS[name] if (root / folder).is_dir()]
-
-
-def _folder(name: str, root: Path) -> Path:
-    folders = _folders(name, root)
-    if not folders:
-        raise _nothing_found(name, root)
-    return folders[0]
-
-
-def _find(folder: Path, name: str, endings: tuple[str, ...] = ("", ".gz", ".xz")) -> Path | None:
-    return next((folder / (name + end) for end in endings if (folder / (name + end)).exists()), None)
-
-
-def _required(name: str, folder: Path, *choices: str) -> Path:
-    for choice in choices:
-        if (path := _find(folder, choice)) is not None:
-            return path
-    raise DataError(f"{name}: {folder} lacks {choices[0]} (plain or .gz); see 'refimpl data fetch {name}'")
-
-
-def _nothing_found(name: str, root: Path) -> DataError:
-    places = [f"{folder}/" for folder in FOLDERS[name]]
-    if name in ARCHIVES:
-        places.append(ARCHIVES[name])
-    return DataError(
-        f"{name}: found nothing in {root}; looked for {' or '.join(places)}; "
-        f"give --data-dir or set {ENVIRONMENT}, or see 'refimpl data fetch {name}'"
-    )
-
-
-FOLDERS = {
-    "mnist": ("mnist", "MNIST/raw"),
-    "cifar10": ("cifar-10", "cifar-10-batches-py"),
-    "cifar100": ("cifar-100", "cifar-100-python"),
-    "omniglot": ("omniglot",),
-}
-ARCHIVES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
 
 _LOADERS: dict[str, Callable[[Path], DataSet]] = {
     "digits": _digits,

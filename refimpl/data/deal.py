@@ -6,6 +6,7 @@ are exact, and nodes cannot overlap: every class is one pile, dealt out without 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,9 +34,10 @@ def deal_classes(
 ) -> Counts:
     """Each node gets its size (nodes,) in equal shares from `classes_per_node` classes of `stock` (classes,).
 
-    Nodes are served from the largest to the smallest; each takes the classes with most samples left, after
-    a random perturbation that makes the choice vary with the seed. This uses equally frequent classes
-    about equally often. If a perturbed deal does not fit, weaker perturbations are tried, then none. No
+    Nodes are served from the largest to the smallest. Each takes the classes used least among its own kind
+    (training or target nodes) so far, so that both kinds see every class if they can; among those, the ones
+    with most samples left, after a random perturbation that makes the choice vary with the seed. If a deal
+    does not fit, weaker perturbations are tried, then none, then all again by samples left alone. No
     class set is given both to one of the last `targets` nodes and to one of the others, as long as
     exchanging one class avoids it. Raises `InputError` saying how many samples of which class are missing.
 
@@ -51,8 +53,8 @@ def deal_classes(
             "make nodes larger"
         )
     _check_total(stock, sizes)
-    for jitter in _JITTERS:
-        counts = _deal_once(stock, sizes, classes_per_node, targets, rng, jitter)
+    for even, jitter in itertools.product((True, False), _JITTERS):
+        counts = _deal_once(stock, sizes, classes_per_node, targets, rng, jitter, even)
         missing = np.maximum(counts.sum(axis=0) - stock, 0)
         if not missing.any():
             return counts
@@ -60,15 +62,18 @@ def deal_classes(
 
 
 def _deal_once(
-    stock: Counts, sizes: Counts, k: int, targets: int, rng: np.random.Generator, jitter: float
+    stock: Counts, sizes: Counts, k: int, targets: int, rng: np.random.Generator, jitter: float, even: bool
 ) -> Counts:
+    used = np.zeros((2, len(stock)), dtype=np.int64)  # times each class serves training, target nodes
     left = stock.astype(np.float64)
     counts = np.zeros((len(sizes), len(stock)), dtype=np.int64)
     taken: tuple[set[frozenset[int]], set[frozenset[int]]] = (set(), set())
     for node in np.argsort(-sizes, kind="stable"):
         is_target = int(node >= len(sizes) - targets)
         score = left * (1.0 + jitter * rng.random(len(stock)))
-        chosen = _choose(np.argsort(-score, kind="stable"), k, taken[1 - is_target])
+        order = np.lexsort((-score, used[is_target] * even))
+        chosen = _choose(order, k, taken[1 - is_target])
+        used[is_target, chosen] += 1
         taken[is_target].add(frozenset(chosen))
         counts[node, chosen] = _even_shares(int(sizes[node]), k)
         left -= counts[node]

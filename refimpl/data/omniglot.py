@@ -38,11 +38,10 @@ def read_omniglot(path: str | Path) -> Characters:
     Source: Lake, Salakhutdinov & Tenenbaum 2015; verified on its files.
     """
     path = Path(path)
-    drawings = _from_folder(path) if path.is_dir() else _from_zip(path)
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []
     names: list[str] = []
-    for name, data in drawings:
+    for name, data in read_drawings(path):
         character = "/".join(PurePosixPath(name).parts[-3:-1])
         if not names or names[-1] != character:
             names.append(character)
@@ -52,6 +51,11 @@ def read_omniglot(path: str | Path) -> Characters:
     if not images:
         raise DataError(f"{path}: no files <set>/<alphabet>/<character>/<drawing>.png in it")
     return Characters(np.stack(images), np.array(labels, dtype=np.int64), tuple(names))
+
+
+def read_drawings(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(path inside, content) of every PNG file of a zip file or folder, in the order of the paths."""
+    return _from_folder(path) if path.is_dir() else _from_zip(path)
 
 
 def shrink(ink: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -73,13 +73,12 @@ class _Machine:
         file = io.BytesIO(data)
         while code := file.read(1):
             opcode = _OPCODES.get(code.decode("latin-1"))
-            if opcode is None or opcode.name not in _ACTIONS:
+            if opcode is None or (opcode.name not in _ACTIONS and opcode.name != "STOP"):
                 name = f"byte 0x{code.hex()}" if opcode is None else f"operation {opcode.name}"
                 raise _Malformed(f"not a data pickle: {name} at position {file.tell() - 1} is not admitted")
-            argument = None if opcode.arg is None else opcode.arg.reader(file)
             if opcode.name == "STOP":
                 return self.stack.pop()
-            _ACTIONS[opcode.name](self, argument)
+            _ACTIONS[opcode.name](self, _argument(opcode, file))
         raise _Malformed("truncated pickle; fetch the file again")
 
     def push(self, value: Value) -> None:
@@ -146,8 +145,15 @@ class _Machine:
         _expect(self.stack[-1], _Record).state = state
 
 
+def _argument(opcode: pickletools.OpcodeInfo, file: io.BytesIO) -> Value:
+    if opcode.name == "GLOBAL":  # pickletools' own reader warns about backslashes in the two lines
+        module, name = file.readline(), file.readline()
+        return f"{module.decode('ascii').rstrip()} {name.decode('ascii').rstrip()}"
+    return None if opcode.arg is None else opcode.arg.reader(file)
+
+
 _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
-    **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda m, a: None),
+    **dict.fromkeys(("PROTO", "FRAME"), lambda m, a: None),
     **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1"), _Machine.push),
     **dict.fromkeys(("SHORT_BINBYTES", "BINBYTES", "BINBYTES8"), _Machine.push),
     **dict.fromkeys(("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"), _Machine.push),

@@ -34,18 +34,21 @@ class PerFedAvgFO:
         return state["w"]
 
     def local(self, task: Task, point: np.ndarray, rng: np.random.Generator) -> LocalSolution:
-        """w~ = w - alpha g(w; D); w <- w - beta g(w~; D'), with independent batches D and D'."""
+        """w~ = w - alpha g(w; D); w <- w - beta g(w~; D'), with independent batches D and D'.
+
+        The loss reported is that of the method's objective: after the inner step, on D'.
+        """
         w, gradient = point.copy(), np.empty_like(point)
         scalar = point.dtype.type
         tally, first_loss, size = Tally(), math.nan, math.nan
         batches = iter(task.draw(rng, 2 * self.steps))
         for step, (inner, outer) in enumerate(zip(batches, batches, strict=True)):
-            loss = inner(w, gradient)
-            first_loss = loss if step == 0 else first_loss
+            inner(w, gradient)
             tally.add(inner)
             ahead = w - scalar(self.alpha) * gradient
-            outer(ahead, gradient)
+            loss = outer(ahead, gradient)
             tally.add(outer)
+            first_loss = loss if step == 0 else first_loss
             size = vector.local_step(w, gradient, point, scalar(self.beta), scalar(0.0))
         return tally.solution(w, first_loss, float(size))
 

@@ -37,6 +37,7 @@ class Gating:
         one_of("Gating", "gate_grad", self.gate_grad, GATE_GRADS)
         if not self.tau > 0:
             raise InputError(f"Gating: tau must be positive, got {self.tau}")
+        object.__setattr__(self, "tau", float(self.tau))  # one type for compiled code
 
 
 class Anchor(NamedTuple):

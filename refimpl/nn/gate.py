@@ -33,7 +33,7 @@ from refimpl.nn.layout import Parameter, kaiming_std
 from refimpl.nn.pointwise import as_maps
 
 HIDDEN_UNITS = 16  # [MG] section 3.1
-OPEN_MARGIN = 1.0  # initial b2 = (-1, +1): d starts near 2, every channel on
+OPEN_MARGIN = 0.5  # initial b2 = (-0.5, +0.5): d starts near 1, every channel on
 LOGIT_STD = 0.01  # initial A2: hidden norms reach some 10, and every d must stay well above 0
 
 

@@ -43,6 +43,14 @@ def _channels(layer: Conv2d | Linear) -> Pair:
     return layer.in_features, layer.out_features
 
 
+def _check_images(who: str, shape: Shape, widths: Sequence[int], count: int) -> None:
+    """Raise `InputError` unless the shape is an image's and there are `count` positive widths."""
+    if len(shape) != 3 or min(shape) < 1:
+        raise InputError(f"{who}: expected an input shape (channels, height, width), got {tuple(shape)}")
+    if len(widths) != count or min(widths) < 1:
+        raise InputError(f"{who}: expected {count} positive widths, got {tuple(widths)}")
+
+
 def mlp(
     sizes: Sequence[int] = (784, 100, 10), gates: Collection[str] = (), activation: str = "relu"
 ) -> Network:
@@ -75,6 +83,7 @@ def cnn3(
     The paper's CIFAR model, gate on conv 3. Source: [MG] section 5.1; layer details reconstructed.
     """
     one_of("cnn3", "activation", activation, tuple(ACTIVATIONS))
+    _check_images("cnn3", input_shape, widths, 3)
     a, b, c = widths
     blocks: list[Block] = [
         _conv_block("conv1", (input_shape[0], a), activation, MaxPool2d(2)),
@@ -99,6 +108,7 @@ def cnn7(
     pooling, as in VGG): the text does not fix them. Source: [MG] appendix; reconstructed.
     """
     one_of("cnn7", "activation", activation, tuple(ACTIVATIONS))
+    _check_images("cnn7", input_shape, widths, 6)
     pools: tuple[tuple[Layer, ...], ...] = ((), (MaxPool2d(2),), (), (MaxPool2d(2),), (), (AvgPool2d(2),))
     ins = (input_shape[0], *widths[:-1])
     blocks: list[Block] = [
@@ -117,6 +127,7 @@ def digits(
 ) -> Network:
     """A small CNN for 8x8 grey images: two 3x3 convolutions with 2x2 max-pooling, then linear."""
     one_of("digits", "activation", activation, tuple(ACTIVATIONS))
+    _check_images("digits", (1, 8, 8), widths, 2)
     a, b = widths
     blocks: list[Block] = [
         _conv_block("conv1", (1, a), activation, MaxPool2d(2)),

@@ -1,0 +1,138 @@
+"""Panels: the vector operand of the tile, laid out so that every term is one contiguous run of lanes.
+
+Everything here writes into scratch arrays that the caller passes in, and nothing outside them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refimpl.kernels.jit import kernel
+from refimpl.kernels.plain import is_on
+from refimpl.kernels.simd import copy_rows, transpose_block
+from refimpl.kernels.target import VECTOR_BYTES
+
+
+@kernel
+def whole_vectors(size, itemsize):
+    """`size` rounded up to whole vectors, so that what follows starts where a vector does."""
+    lanes = VECTOR_BYTES // itemsize
+    return (size + lanes - 1) // lanes * lanes
+
+
+@kernel
+def cut(array, size):
+    """The first `size` entries of a scratch array and the rest."""
+    return array[:size], array[size:]
+
+
+@kernel
+def open_channels(mask, n, channels, out):
+    """List the open channels of sample n in `out`; returns how many."""
+    count = 0
+    for c in range(channels):
+        if is_on(mask, n, c):
+            out[count] = c
+            count += 1
+    return count
+
+
+@kernel
+def row_table(channels, count, step, table):
+    """table[i] = channels[i] * step, the last entry twice: `sweep` may compute the last row twice."""
+    for i in range(count):
+        table[i] = channels[i] * step
+    table[count] = table[max(0, count - 1)]
+
+
+@kernel
+def term_table(channels, count, step, taps, table):
+    """table = channels[i] * step + taps[t], for each channel and then for each tap."""
+    k = 0
+    for i in range(count):
+        base = channels[i] * step
+        for t in range(taps.size):
+            table[k] = base + taps[t]
+            k += 1
+
+
+@kernel
+def _inside(size, shift, stride, positions):
+    """First and one-past-last of the positions p whose p * stride - shift lies in 0 .. size - 1."""
+    first = min(positions, max(0, (shift + stride - 1) // stride))
+    return first, max(first, min(positions, (size - 1 + shift) // stride + 1))
+
+
+@kernel
+def shift_table(size, down, right, stride, shape, table):
+    """Prepare `copy_planes`: for each shift five entries, which depend on the shapes only.
+
+    A shifted plane of `shape` = (rows, cols) holds at (r, q) the entry (r * stride - down, q * stride - right)
+    of an image plane of `size` = (height, width), or zero outside it. The entries: number of rows that
+    meet the image, where they start in the shifted plane and in the image plane, first and one-past-last
+    column inside.
+    """
+    for j in range(down.size):
+        top, bottom = _inside(size[0], down[j], stride[0], shape[0])
+        first, last = _inside(size[1], right[j], stride[1], shape[1])
+        table[5 * j] = bottom - top
+        table[5 * j + 1] = top * shape[1]
+        table[5 * j + 2] = (top * stride[0] - down[j]) * size[1] - right[j]
+        table[5 * j + 3] = first
+        table[5 * j + 4] = last
+
+
+@kernel
+def copy_planes(source, channels, count, size, stride, cols, table, panel, plane):
+    """Fill the panel: for each listed channel all its shifted planes, one after the other.
+
+    Rows outside the image are left to `clear_rows`: they are the same for every sample. The loop over
+    shifts is the outer one, so that the masks of partial vectors are computed once per shift.
+    """
+    lanes = VECTOR_BYTES // panel.itemsize
+    shifts, row, area = table.size // 5, stride[0] * size[1], size[0] * size[1]
+    for j in range(shifts):
+        rows, to, begin = table[5 * j], j * plane + table[5 * j + 1], table[5 * j + 2]
+        first, last = table[5 * j + 3], table[5 * j + 4]
+        for q in range(0, cols if stride[1] == 1 else 0, lanes):
+            part = (first - q, last - q, cols - q)
+            for i in range(count):
+                line = (channels[i] * area + begin + q, row)
+                copy_rows(rows, part, source, line, panel, (i * shifts * plane + to + q, cols))
+        if stride[1] != 1:
+            for i in range(count):
+                line = (channels[i] * area + begin, row, stride[1])
+                _copy_strided(rows, cols, (first, last), source, line, panel, i * shifts * plane + to)
+
+
+@kernel
+def _copy_strided(rows, cols, inside, source, line, panel, to):
+    """As `copy_rows`, with columns line[2] apart in the source; columns not `inside` come as zero."""
+    for r in range(rows):
+        start, at = line[0] + r * line[1], to + r * cols
+        for q in range(cols):
+            panel[at + q] = source[start + q * line[2]] if inside[0] <= q < inside[1] else 0
+
+
+@kernel
+def clear_rows(shape, table, panel, plane, planes):
+    """Zero the rows of the panel's planes that `copy_planes` leaves out."""
+    lanes = VECTOR_BYTES // panel.itemsize
+    shifts = table.size // 5
+    for j in range(shifts):
+        top = np.int64(table[5 * j + 1])
+        bottom = top + table[5 * j] * shape[1]
+        for start, stop in ((0, top), (bottom, shape[0] * shape[1])):
+            for q in range(start, stop, lanes):
+                to = (j * plane + q, shifts * plane)
+                copy_rows(planes // shifts, (0, 0, stop - q), panel, (0, 0), panel, to)
+
+
+@kernel
+def transpose(source, start, step, rows, cols, target, to, table):
+    """target[to + table[j] + i] = source[start + i * step + j] for i < rows, j < cols."""
+    lanes = VECTOR_BYTES // target.itemsize
+    for i in range(0, rows, lanes):
+        for j in range(0, cols, lanes):
+            counts = (min(lanes, rows - i), min(lanes, cols - j))
+            transpose_block(counts, source, (start + i * step + j, step), target, to + i, table, j)

@@ -1,0 +1,193 @@
+"""Vectors of the machine's width inside compiled code: the pieces that `tile` and `panels` are made of.
+
+Nothing outside an array is ever read or written: partial vectors use LLVM's masked loads and stores.
+The width comes from `target`; LLVM turns the same description into AVX-512, AVX2, NEON or plain code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from refimpl.kernels.target import VECTOR_BYTES
+
+INDEX = ir.IntType(64)
+I32 = ir.IntType(32)
+
+
+class Vectors:
+    """Emits vector instructions for one element type (float or double) with an LLVM builder."""
+
+    def __init__(self, builder: ir.IRBuilder, element: Any, lanes: int | None = None) -> None:
+        self.builder = builder
+        self.align = 4 if isinstance(element, ir.FloatType) else 8
+        self.lanes = lanes or VECTOR_BYTES // self.align
+        self.type = ir.VectorType(element, self.lanes)
+        self.zero = ir.Constant(self.type, None)
+        self.suffix = f"v{self.lanes}f{8 * self.align}"
+
+    def splat(self, scalar: Any) -> Any:
+        """A vector holding `scalar` in every lane."""
+        kind = ir.VectorType(scalar.type, self.lanes)
+        undefined = ir.Constant(kind, ir.Undefined)
+        one = self.builder.insert_element(undefined, scalar, I32(0))
+        return self.builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(I32, self.lanes), None))
+
+    def lanes_below(self, count: Any) -> Any:
+        """The mask of lanes 0 .. count - 1 (all, if count is larger; none, if it is negative)."""
+        short = self.builder.trunc(count, I32)
+        numbers = ir.Constant(ir.VectorType(I32, self.lanes), list(range(self.lanes)))
+        return self.builder.icmp_signed("<", numbers, self.splat(short))
+
+    def load(self, pointer: Any, mask: Any = None) -> Any:
+        """The vector at `pointer`; lanes outside `mask` are not read and come as zero."""
+        pointer = self.builder.bitcast(pointer, self.type.as_pointer())
+        if mask is None:
+            return self.builder.load(pointer, align=self.align)
+        name = f"llvm.masked.load.{self.suffix}.p0"
+        return self._call(name, self.type, [pointer, I32(self.align), mask, self.zero])
+
+    def store(self, value: Any, pointer: Any, mask: Any = None) -> None:
+        """Write the vector to `pointer`; lanes outside `mask` stay as they are."""
+        pointer = self.builder.bitcast(pointer, self.type.as_pointer())
+        if mask is None:
+            self.builder.store(value, pointer, align=self.align)
+        else:
+            name = f"llvm.masked.store.{self.suffix}.p0"
+            self._call(name, ir.VoidType(), [value, pointer, I32(self.align), mask])
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        """a * b + c in every lane, rounded once."""
+        return self._call(f"llvm.fma.{self.suffix}", self.type, [a, b, c])
+
+    def _call(self, name: str, result: Any, arguments: list[Any]) -> Any:
+        kind = ir.FunctionType(result, [a.type for a in arguments])
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
+
+
+def data_of(context: Any, builder: ir.IRBuilder, kind: Any, value: Any) -> Any:
+    """The pointer to an array's first element; other values as they are."""
+    return context.make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value
+
+
+@intrinsic
+def copy_rows(typingctx, rows, lanes, source, source_at, target, target_at):
+    """For r < rows: target[to + r * step + q] = source[from + r * step + q] for a vector's lanes q.
+
+    lanes = (first, last, count): lanes q < count are written; first <= q < last are read, the others 0.
+    source_at = (from, step), target_at = (to, step). Nothing else is read or written.
+    """
+
+    def codegen(context, builder, signature, args):
+        s, t = (data_of(context, builder, signature.args[i], args[i]) for i in (2, 4))
+        first, last, count = cgutils.unpack_tuple(builder, args[1])
+        (s_from, s_step), (t_to, t_step) = (cgutils.unpack_tuple(builder, args[i]) for i in (3, 5))
+        vectors = Vectors(builder, s.type.pointee)
+        read = builder.and_(builder.not_(vectors.lanes_below(first)), vectors.lanes_below(last))
+        write = vectors.lanes_below(count)
+        with cgutils.for_range(builder, args[0], intp=INDEX) as loop:
+            s_at = builder.add(s_from, builder.mul(loop.index, s_step))
+            t_at = builder.add(t_to, builder.mul(loop.index, t_step))
+            vectors.store(vectors.load(builder.gep(s, [s_at]), read), builder.gep(t, [t_at]), write)
+        return context.get_dummy_value()
+
+    triple, pair = types.UniTuple(types.intp, 3), types.UniTuple(types.intp, 2)
+    return types.void(types.intp, triple, source, pair, target, pair), codegen
+
+
+def _transposed(vectors: Vectors, rows: list[Any]) -> list[Any]:
+    """The transpose of a square block held in vectors: swap off-diagonal blocks of size 1, 2, 4, ..."""
+    size, distance = vectors.lanes, 1
+    while distance < size:
+        out = list(rows)
+        for i in range(size):
+            if i & distance == 0:
+                a, b = rows[i], rows[i + distance]
+                low = [j if j & distance == 0 else size + j - distance for j in range(size)]
+                high = [j + distance if j & distance == 0 else size + j for j in range(size)]
+                for at, lanes in ((i, low), (i + distance, high)):
+                    pattern = ir.Constant(ir.VectorType(I32, size), lanes)
+                    out[at] = vectors.builder.shuffle_vector(a, b, pattern)
+        rows, distance = out, 2 * distance
+    return rows
+
+
+@intrinsic
+def transpose_block(typingctx, counts, source, source_at, target, to, table, first):
+    """target[to + table[first + j] + i] = source[from + i * step + j] for i < rows, j < cols.
+
+    counts = (rows, cols), at most the lanes of a vector each; source_at = (from, step). Nothing else is
+    read or written.
+    """
+
+    def codegen(context, builder, signature, args):
+        s, t, table = (data_of(context, builder, signature.args[i], args[i]) for i in (1, 3, 5))
+        (rows, cols), (begin, step) = (cgutils.unpack_tuple(builder, args[i]) for i in (0, 2))
+        to, first = args[4], args[6]
+        vectors = Vectors(builder, s.type.pointee)
+        nothing = ir.Constant(ir.VectorType(ir.IntType(1), vectors.lanes), None)
+        row_mask, col_mask = vectors.lanes_below(rows), vectors.lanes_below(cols)
+
+        def mask_if(i, limit, mask):
+            return builder.select(builder.icmp_signed("<", INDEX(i), limit), mask, nothing)
+
+        def emit(whole):
+            block, at = [], builder.gep(s, [begin])
+            for i in range(vectors.lanes):
+                block.append(vectors.load(at, None if whole else mask_if(i, rows, col_mask)))
+                at = builder.gep(at, [step])
+            last = builder.sub(cols, INDEX(1))
+            for j, column in enumerate(_transposed(vectors, block)):
+                lane = INDEX(j)
+                if not whole:
+                    lane = builder.select(builder.icmp_signed("<", lane, last), lane, last)
+                place = builder.add(to, entry(builder, table, builder.add(first, lane)))
+                mask = None if whole else mask_if(j, cols, row_mask)
+                vectors.store(column, builder.gep(t, [place]), mask)
+
+        full = builder.icmp_signed("==", builder.add(rows, cols), INDEX(2 * vectors.lanes))
+        with builder.if_else(full) as (then, otherwise):
+            with then:
+                emit(True)
+            with otherwise:
+                emit(False)
+        return context.get_dummy_value()
+
+    pair = types.UniTuple(types.intp, 2)
+    return types.void(pair, source, pair, target, types.intp, table, types.intp), codegen
+
+
+def entry(builder: ir.IRBuilder, table: Any, i: Any) -> Any:
+    """Entry i of a table of 32-bit offsets, widened to an index."""
+    return builder.sext(builder.load(builder.gep(table, [i])), INDEX)
+
+
+@intrinsic
+def interleaved_sum(typingctx, source, start, count):
+    """Sum of source[start : start + count] as 16 interleaved partial sums, which are added pairwise.
+
+    Partial sum i takes entries i, i + 16, ...; then sum i takes sum i + 8, + 4, + 2, + 1. The number 16
+    is part of the definition, not the machine's vector width: the result is the same everywhere.
+    """
+
+    def codegen(context, builder, signature, args):
+        s = builder.gep(data_of(context, builder, signature.args[0], args[0]), [args[1]])
+        vectors = Vectors(builder, s.type.pointee, 16)
+        total = cgutils.alloca_once_value(builder, vectors.zero)
+        groups = builder.udiv(builder.add(args[2], INDEX(15)), INDEX(16))
+        with cgutils.for_range(builder, groups, intp=INDEX) as loop:
+            at = builder.mul(loop.index, INDEX(16))
+            part = vectors.load(builder.gep(s, [at]), vectors.lanes_below(builder.sub(args[2], at)))
+            builder.store(builder.fadd(builder.load(total), part), total)
+        sums, half = builder.load(total), 8
+        while half:
+            pattern = ir.Constant(ir.VectorType(I32, 16), [(i + half) % 16 for i in range(16)])
+            sums = builder.fadd(sums, builder.shuffle_vector(sums, vectors.zero, pattern))
+            half //= 2
+        return builder.extract_element(sums, I32(0))
+
+    return source.dtype(source, types.intp, types.intp), codegen

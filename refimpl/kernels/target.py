@@ -1,0 +1,70 @@
+"""Vector width and register count of the machine Numba compiles for, and the tile sizes that follow.
+
+The compiler itself is asked: a sixteen-lane fused multiply-add is compiled for Numba's target (which
+`NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES` may override) and the registers it uses are read from the
+assembly text. Numba's cache distinguishes targets by the same name and features, so the constants below
+never disagree with cached machine code.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import llvmlite.binding as llvm
+from numba.core.registry import cpu_target
+
+PROBE = """
+define void @probe(ptr %a) {
+  %x = load <16 x float>, ptr %a
+  %y = call <16 x float> @llvm.fma.v16f32(<16 x float> %x, <16 x float> %x, <16 x float> %x)
+  store <16 x float> %y, ptr %a
+  ret void
+}
+declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
+"""
+
+
+class Target(NamedTuple):
+    """What the tile needs to know of a processor."""
+
+    vector_bytes: int
+    registers: int
+
+
+@lru_cache(maxsize=1)
+def detect() -> Target:
+    """The target of Numba's compiler: AVX-512, AVX or AVX2, or any machine with 16-byte vectors."""
+    machine: Any = cpu_target.target_context.codegen()._tm
+    assembly = machine.emit_assembly(llvm.parse_assembly(PROBE))
+    if "zmm" in assembly:
+        return Target(vector_bytes=64, registers=32)
+    if "ymm" in assembly:
+        return Target(vector_bytes=32, registers=16)
+    return Target(vector_bytes=16, registers=32 if machine.triple.startswith("aarch64") else 16)
+
+
+def tile_size(registers: int) -> tuple[int, int]:
+    """(rows, vectors) of the largest tile whose accumulators, vectors and one broadcast fit.
+
+    With M rows and V vectors a step does M*V multiply-adds for M + V loads, so M*V should be large and
+    M, V balanced; and M*V >= 8 independent chains hide a latency of four cycles on two units. V is a
+    power of two, because image planes are; M fills the registers: 6 x 4 of 32, 6 x 2 of 16.
+    """
+    vectors = 4 if registers >= 32 else 2
+    return (registers - 1 - vectors) // vectors, vectors
+
+
+def tile_sizes(rows: int, vectors: int) -> tuple[tuple[int, int], ...]:
+    """Every (rows, vectors) that is compiled: few, because each costs compilation time.
+
+    An odd number of rows left over is rounded up by computing one row twice.
+    """
+    powers = [v for v in (4, 2, 1) if v <= vectors]
+    return tuple((m, v) for m in range(rows, 0, -2) for v in powers)
+
+
+TARGET = detect()
+VECTOR_BYTES = TARGET.vector_bytes
+TILE_ROWS, TILE_VECTORS = tile_size(TARGET.registers)
+TILE_SIZES = tile_sizes(TILE_ROWS, TILE_VECTORS)

@@ -1,0 +1,171 @@
+"""The micro-kernel: a small block of results kept in registers while a long sum runs over it.
+
+    C[c_row[i] + p]  =  (0 or C)  +  sum_k  S[s_row[i] + s_at[k]] * V[v_at[k] + p]   ( + bias[i] )
+
+for M rows i and V vectors of lanes p. S is read one scalar at a time and broadcast, V as vectors. Rows
+and terms are listed in tables of offsets, so that any subset of either is left out at no cost. Each
+result is one chain of fused multiply-adds in the order of k, whatever M, V and the lane count.
+
+Source: kernels.md, "The tile". Derived.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from refimpl.kernels.jit import kernel
+from refimpl.kernels.simd import INDEX, Vectors, data_of, entry
+from refimpl.kernels.target import TILE_ROWS, TILE_SIZES, TILE_VECTORS, VECTOR_BYTES
+
+
+class _Tile:
+    """Emits the code of one tile size."""
+
+    def __init__(self, builder: ir.IRBuilder, rows: int, vectors: int, valid: Any, element: Any) -> None:
+        self.builder, self.rows, self.vectors = builder, rows, vectors
+        self.simd = Vectors(builder, element)
+        self.mask = self.simd.lanes_below(valid)
+
+    def _places(self, base: Any) -> list[tuple[Any, Any]]:
+        """(pointer, mask) of each vector of a row: only the last one may be partial."""
+        return [
+            (self.builder.gep(base, [INDEX(j * self.simd.lanes)]), self.mask if j == self.vectors - 1 else None)
+            for j in range(self.vectors)
+        ]
+
+    def _either(self, condition: Any, values: list[Any], otherwise: Any) -> list[Any]:
+        """`otherwise()` where `condition` holds, else `values`, without evaluating both."""
+        before = self.builder.block
+        with self.builder.if_then(condition):
+            others = otherwise()
+            end = self.builder.block
+        return [self._phi((a, before), (b, end)) for a, b in zip(values, others, strict=True)]
+
+    def _phi(self, *incoming: tuple[Any, Any]) -> Any:
+        phi = self.builder.phi(incoming[0][0].type)
+        for value, block in incoming:
+            phi.add_incoming(value, block)
+        return phi
+
+    def begin(self, c_rows: list[Any], add: Any) -> list[Any]:
+        """Accumulators: zero, or what C holds if the sum is a continuation."""
+        zeros = [self.simd.zero] * (self.rows * self.vectors)
+        return self._either(
+            add, zeros, lambda: [self.simd.load(p, mask) for row in c_rows for p, mask in self._places(row)]
+        )
+
+    def sum(self, start: list[Any], depth: Any, s_rows: list[Any], s_at: Any, v: Any, v_at: Any) -> list[Any]:
+        """The loop over the terms."""
+        builder = self.builder
+        before = builder.block
+        body, after = builder.append_basic_block("terms"), builder.append_basic_block("summed")
+        builder.cbranch(builder.icmp_signed(">", depth, INDEX(0)), body, after)
+        builder.position_at_end(body)
+        k = self._phi((INDEX(0), before))
+        sums = [self._phi((value, before)) for value in start]
+        new = self._term(sums, s_rows, entry(builder, s_at, k), builder.gep(v, [entry(builder, v_at, k)]))
+        following = builder.add(k, INDEX(1))
+        k.add_incoming(following, body)
+        for phi, value in zip(sums, new, strict=True):
+            phi.add_incoming(value, body)
+        builder.cbranch(builder.icmp_signed("<", following, depth), body, after)
+        builder.position_at_end(after)
+        return [self._phi((a, before), (b, body)) for a, b in zip(start, new, strict=True)]
+
+    def _term(self, sums: list[Any], s_rows: list[Any], offset: Any, v: Any) -> list[Any]:
+        vectors = [self.simd.load(p, mask) for p, mask in self._places(v)]
+        new = []
+        for i, row in enumerate(s_rows):
+            scalar = self.simd.splat(self.builder.load(self.builder.gep(row, [offset])))
+            for j, vector in enumerate(vectors):
+                new.append(self.simd.fma(scalar, vector, sums[i * self.vectors + j]))
+        return new
+
+    def shift(self, sums: list[Any], biased: Any, bias: list[Any]) -> list[Any]:
+        """The bias, added last."""
+
+        def shifted() -> list[Any]:
+            values = [self.simd.splat(self.builder.load(pointer)) for pointer in bias]
+            return [self.builder.fadd(s, values[i // self.vectors]) for i, s in enumerate(sums)]
+
+        return self._either(biased, sums, shifted)
+
+    def end(self, sums: list[Any], c_rows: list[Any]) -> None:
+        """Write the results."""
+        places = [place for row in c_rows for place in self._places(row)]
+        for value, (pointer, mask) in zip(sums, places, strict=True):
+            self.simd.store(value, pointer, mask)
+
+
+@intrinsic
+def tile(typingctx, size, first, depth, scalars, panel, result, add, bias):
+    """Compute one tile of TILE_SIZES[size]; `first` is its first row in the row tables.
+
+    scalars = (S, s_row, s_at); panel = (V, v_start, v_at) of `depth` terms;
+    result = (C, c_row, c_start, valid), `valid` lanes of the last vector exist in C and V;
+    add: whether the sum continues C; bias = (whether to add one, one value per row).
+    """
+
+    def codegen(context, builder, signature, args):
+        def unpack(position):
+            parts = cgutils.unpack_tuple(builder, args[position])
+            kinds = signature.args[position].types
+            return [data_of(context, builder, k, p) for k, p in zip(kinds, parts, strict=True)]
+
+        size, first, depth, _, _, _, add, _ = args
+        (s, s_row, s_at), (v, v_start, v_at) = unpack(3), unpack(4)
+        (c, c_row, c_start, valid), (biased, bias) = unpack(5), unpack(7)
+        v, c = builder.gep(v, [v_start]), builder.gep(c, [c_start])
+        after = builder.append_basic_block("tiled")
+        switch = builder.switch(size, after)
+        for number, (rows, vectors) in enumerate(TILE_SIZES):
+            case = builder.append_basic_block(f"tile{rows}x{vectors}")
+            switch.add_case(number, case)
+            builder.position_at_end(case)
+            block = _Tile(builder, rows, vectors, valid, c.type.pointee)
+            row = [builder.add(first, INDEX(i)) for i in range(rows)]
+            s_rows = [builder.gep(s, [entry(builder, s_row, i)]) for i in row]
+            c_rows = [builder.gep(c, [entry(builder, c_row, i)]) for i in row]
+            sums = block.sum(block.begin(c_rows, add), depth, s_rows, s_at, v, v_at)
+            block.end(block.shift(sums, biased, [builder.gep(bias, [i]) for i in row]), c_rows)
+            builder.branch(after)
+        builder.position_at_end(after)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp, scalars, panel, result, types.boolean, bias), codegen
+
+
+@kernel
+def sweep(rows, depth, width, scalars, v, v_at, c, c_row, add, bias):
+    """All `rows` rows and `width` lanes: the tile moved over C, column block by column block.
+
+    The row tables hold one entry more than there are rows, a copy of the last: where an odd number of
+    rows is left, that row is computed twice, which is cheaper than compiling tiles of odd size.
+    """
+    lanes = VECTOR_BYTES // c.itemsize
+    left = (width + lanes - 1) // lanes
+    start = 0
+    while left > 0:
+        kind = 0
+        vectors = TILE_VECTORS
+        while vectors > left:
+            vectors //= 2
+            kind += 1
+        panel = (v, start, v_at)
+        result = (c, c_row, start, min(lanes, width - start - (vectors - 1) * lanes))
+        row = 0
+        while row < rows:
+            height = min(TILE_ROWS, (rows - row + 1) // 2 * 2)
+            size = (TILE_ROWS - height) // 2 * KINDS + kind
+            tile(size, row, depth, scalars, panel, result, add, bias)
+            row += height
+        start += vectors * lanes
+        left -= vectors
+
+
+KINDS = len({vectors for _, vectors in TILE_SIZES})

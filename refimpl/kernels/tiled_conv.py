@@ -1,0 +1,297 @@
+"""Convolution on the vector tile: the same results as `plain`, bit for bit, many times faster.
+
+The forward pass and the input gradient are one operation (`_correlate`): every wanted channel of the
+target is a sum over open channels of the source and taps of the weight. Rows of the tile are target
+channels, terms are (source channel, tap), lanes are pixels. For the lanes of a term to be contiguous
+whatever the column of the tap, the panel holds one shifted copy of each open source plane per tap
+column; the tap's row is then only an offset.
+
+In the weight gradient, rows are the open output channels, terms are pixels, and lanes are (column of the
+kernel, input channel): the window of a pixel in the padded image with channels last.
+
+Scratch arrays (`floats` of the arrays' dtype, `ints` int32) come from the caller; `correlation_scratch`
+and `weight_grad_scratch` say how large. Planes in `floats` should start where vectors do (64 bytes).
+
+Source: kernels.md, "The tile"; mathematics.md §2.1, §2.3b. Derived.
+"""
+
+from __future__ import annotations
+
+from refimpl.kernels.jit import kernel
+from refimpl.kernels.panels import (
+    clear_rows,
+    copy_planes,
+    cut,
+    open_channels,
+    row_table,
+    shift_table,
+    term_table,
+    transpose,
+    whole_vectors,
+)
+from refimpl.kernels.plain import is_on
+from refimpl.kernels.simd import copy_rows, interleaved_sum
+from refimpl.kernels.target import VECTOR_BYTES
+from refimpl.kernels.tile import sweep
+
+
+@kernel
+def close_channels(mask, n, y):
+    """Zero the closed channels of sample n of y (N, C, P, Q)."""
+    if mask.shape[0] > 0:
+        for c in range(y.shape[1]):
+            if not mask[n, c]:
+                y[n, c] = 0
+
+
+@kernel
+def correlation_scratch(source_channels, target_channels, kernel_size, stride, size, itemsize):
+    """(floats, ints) that `forward` and `input_grad` need for a result of height and width `size`."""
+    taps = kernel_size[0] * kernel_size[1]
+    planes = kernel_size[1] * min(stride[0], kernel_size[0])
+    plane = whole_vectors((size[0] + kernel_size[0]) * size[1], itemsize)
+    floats = source_channels * planes * plane + target_channels + 1
+    if stride != (1, 1):
+        floats += target_channels * size[0] * size[1]
+    return floats, source_channels * 2 * (1 + taps) + 3 * (target_channels + 1) + 2 * (taps + planes)
+
+
+@kernel
+def _scatter(part, channels, count, origin, stride, shape, target):
+    """target[c, origin + stride * (p, q)] = part[c, p, q] for the listed channels."""
+    for i in range(count):
+        c = channels[i]
+        at = c * shape[0] * shape[1]
+        for p in range(shape[0]):
+            for q in range(shape[1]):
+                target[c, origin[0] + p * stride[0], origin[1] + q * stride[1]] = part[at + p * shape[1] + q]
+
+
+@kernel
+def _correlate(source, weights, steps, taps, planes, stride, rows, origin, spread, reads, writes, bias, scratch, target):
+    """target[n, t] = sum over (source channel c, tap) of weight * shifted source plane, for each sample.
+
+    weights: flat, with steps = (per source channel, per target channel); taps = (offset in the weight,
+    plane, row of the plane) of each tap; planes = (down, right, rows) of the shifted copies, which step
+    over the source by `stride`. The result's `rows` rows are those of the target if spread is (1, 1);
+    otherwise they are every spread-th pixel of it from `origin` on. bias = (whether, values).
+    """
+    n_samples, channels, height, width = source.shape
+    targets = target.shape[1]
+    tap_s, tap_plane, tap_row = taps
+    down, right, panel_rows = planes
+    n_taps, n_planes = tap_s.size, down.size
+    cols = (target.shape[3] - origin[1] + spread[1] - 1) // spread[1]
+    size, shape = (height, width), (panel_rows, cols)
+    in_place = n_planes == 1 and stride == (1, 1) and shape == size and down[0] == 0 and right[0] == 0
+    plane = height * width if in_place else whole_vectors(panel_rows * cols, source.itemsize)
+
+    floats, ints = scratch
+    slots, ints = cut(ints, channels)
+    read_list, ints = cut(ints, channels)
+    write_list, ints = cut(ints, targets)
+    s_row, ints = cut(ints, targets + 1)
+    c_row, ints = cut(ints, targets + 1)
+    tap_v, ints = cut(ints, n_taps)
+    shifts, ints = cut(ints, 5 * n_planes)
+    s_at, v_at = cut(ints, channels * n_taps)
+    panel, floats = cut(floats, channels * n_planes * plane)
+    bias_row, part = cut(floats, targets + 1)
+
+    for t in range(n_taps):
+        tap_v[t] = tap_plane[t] * plane + tap_row[t] * cols
+    for c in range(channels):
+        slots[c] = c
+    shift_table(size, down, right, stride, shape, shifts)
+    if not in_place:
+        clear_rows(shape, shifts, panel, plane, channels * n_planes)
+
+    n_read, n_write = 0, 0
+    for n in range(n_samples):
+        image, result = source[n].reshape(-1), target[n].reshape(-1)
+        if n == 0 or reads.shape[0] > 0:
+            n_read = open_channels(reads, n, channels, read_list)
+            term_table(read_list, n_read, steps[0], tap_s, s_at)
+            term_table(read_list if in_place else slots, n_read, n_planes * plane, tap_v, v_at)
+        if n == 0 or writes.shape[0] > 0:
+            n_write = open_channels(writes, n, targets, write_list)
+            row_table(write_list, n_write, steps[1], s_row)
+            row_table(write_list, n_write, rows * cols, c_row)
+            if bias[0]:
+                for i in range(n_write + 1):
+                    bias_row[i] = bias[1][write_list[max(0, min(i, n_write - 1))]]
+        if in_place:
+            panel = image
+        else:
+            copy_planes(image, read_list, n_read, size, stride, cols, shifts, panel, plane)
+        close_channels(writes, n, target)
+        scalars = (weights, s_row, s_at)
+        if spread == (1, 1):
+            sweep(n_write, n_read * n_taps, rows * cols, scalars, panel, v_at, result, c_row, False, (bias[0], bias_row))
+        else:
+            sweep(n_write, n_read * n_taps, rows * cols, scalars, panel, v_at, part, c_row, False, (bias[0], bias_row))
+            _scatter(part, write_list, n_write, origin, spread, (rows, cols), target[n])
+
+
+@kernel
+def forward(x, weight, bias, stride, pad, reads, writes, floats, ints, y):
+    """y = conv(x, weight) + bias on the channels of `writes`; see `plain.conv_forward`.
+
+    With a vertical stride, a plane copy holds every stride-th row, and there is one copy per residue of
+    the tap's row.
+    """
+    _, channels, kh, kw = weight.shape
+    phases = min(stride[0], kh)
+    down, ints = cut(ints, kw * phases)
+    right, ints = cut(ints, kw * phases)
+    tap_s, ints = cut(ints, kh * kw)
+    tap_plane, ints = cut(ints, kh * kw)
+    tap_row, ints = cut(ints, kh * kw)
+    for ky in range(kh):
+        for kx in range(kw):
+            plane, t = kx * phases + ky % phases, ky * kw + kx
+            down[plane] = pad[0] - ky % phases
+            right[plane] = pad[1] - kx
+            tap_s[t], tap_plane[t], tap_row[t] = t, plane, ky // stride[0]
+    rows = (kh - 1) // stride[0] + y.shape[2]
+    _correlate(
+        x,
+        weight.reshape(-1),
+        (kh * kw, channels * kh * kw),
+        (tap_s, tap_plane, tap_row),
+        (down, right, rows),
+        stride,
+        y.shape[2],
+        (0, 0),
+        (1, 1),
+        reads,
+        writes,
+        (True, bias),
+        (floats, ints),
+        y,
+    )
+
+
+@kernel
+def input_grad(dy, weight, stride, pad, dy_mask, dx_mask, floats, ints, dx):
+    """dx = transposed convolution of dy on the channels of `dx_mask`; see `plain.conv_input_grad`.
+
+    Pixel (a + sy * i, b + sx * j) receives from the taps with ky = a + pad, kx = b + pad modulo the stride,
+    through dy[i + (a + pad - ky) / sy, j + (b + pad - kx) / sx]: one correlation per residue (a, b).
+    """
+    filters, channels, kh, kw = weight.shape
+    down, ints = cut(ints, kw)
+    right, ints = cut(ints, kw)
+    tap_s, ints = cut(ints, kh * kw)
+    tap_plane, ints = cut(ints, kh * kw)
+    tap_row, ints = cut(ints, kh * kw)
+    for a in range(min(stride[0], dx.shape[2])):
+        for b in range(min(stride[1], dx.shape[3])):
+            first_y, first_x = (a + pad[0]) % stride[0], (b + pad[1]) % stride[1]
+            n_rows = max(0, (kh - first_y + stride[0] - 1) // stride[0])
+            n_cols = max(0, (kw - first_x + stride[1] - 1) // stride[1])
+            for i in range(n_rows):
+                for j in range(n_cols):
+                    t = i * n_cols + j
+                    tap_s[t] = (first_y + i * stride[0]) * kw + first_x + j * stride[1]
+                    tap_plane[t], tap_row[t] = j, n_rows - 1 - i
+            for j in range(n_cols):
+                down[j] = n_rows - 1 - (a + pad[0] - first_y) // stride[0]
+                right[j] = j - (b + pad[1] - first_x) // stride[1]
+            rows = (dx.shape[2] - a + stride[0] - 1) // stride[0]
+            n_taps = n_rows * n_cols
+            _correlate(
+                dy,
+                weight.reshape(-1),
+                (channels * kh * kw, kh * kw),
+                (tap_s[:n_taps], tap_plane[:n_taps], tap_row[:n_taps]),
+                (down[:n_cols], right[:n_cols], rows + n_rows - 1),
+                (1, 1),
+                rows,
+                (a, b),
+                stride,
+                dy_mask,
+                dx_mask,
+                (False, floats),
+                (floats, ints),
+                dx,
+            )
+
+
+@kernel
+def weight_grad_scratch(channels, filters, kernel_size, size, pad, result_size, itemsize):
+    """(floats, ints) that `weight_grad` needs for inputs of height and width `size`."""
+    taps, pixels = kernel_size[0] * kernel_size[1], result_size[0] * result_size[1]
+    image = (size[0] + 2 * pad[0]) * (size[1] + 2 * pad[1]) * channels
+    unfolded = pixels * whole_vectors(taps * channels, itemsize)
+    floats = 2 * whole_vectors(image, itemsize) + unfolded + 2 * filters * taps * channels
+    return floats, 2 * (channels + filters + 1) + filters + 2 * pixels + max(channels, size[0] * size[1])
+
+
+@kernel
+def weight_grad(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbias):
+    """dweight and dbias, summed over the batch; see `plain.conv_weight_grad`."""
+    n_samples, channels, height, width = x.shape
+    filters, _, kh, kw = dweight.shape
+    rows, cols = dy.shape[2], dy.shape[3]
+    taps, pixels = kh * kw, rows * cols
+    line, window = (width + 2 * pad[1]) * channels, kw * channels
+    lanes = VECTOR_BYTES // x.itemsize
+    unfold = kh * ((window + lanes - 1) // lanes) > (kh * window + lanes - 1) // lanes
+    unfold = unfold and window < 2 * lanes
+
+    dy_list, ints = cut(ints, filters)
+    s_row, ints = cut(ints, filters + 1)
+    c_row, ints = cut(ints, filters + 1)
+    s_at, ints = cut(ints, pixels)
+    v_at, ints = cut(ints, pixels)
+    place, ints = cut(ints, max(channels, height * width))
+    image, floats = cut(floats, whole_vectors((height + 2 * pad[0]) * line, x.itemsize))
+    unfolded, floats = cut(floats, whole_vectors(taps * channels, x.itemsize) * pixels)
+    sums = floats[: filters * taps * channels]
+
+    for p in range(pixels):
+        s_at[p] = p
+    for i in range(height):
+        for j in range(width):
+            place[i * width + j] = (i + pad[0]) * line + (j + pad[1]) * channels
+    depth = whole_vectors(taps * channels, x.itemsize)
+    for p in range(rows):
+        for q in range(cols):
+            if unfold:
+                v_at[p * cols + q] = (p * cols + q) * depth
+            else:
+                v_at[p * cols + q] = p * stride[0] * line + q * stride[1] * channels
+    image[:] = 0
+    dbias[:] = 0
+    gated = dy_mask.shape[0] > 0
+    if gated:
+        sums[:] = 0
+    n_open = 0
+    for n in range(n_samples):
+        if n == 0 or gated:
+            n_open = open_channels(dy_mask, n, filters, dy_list)
+            row_table(dy_list, n_open, pixels, s_row)
+            row_table(dy_list, n_open, taps * channels, c_row)
+        transpose(x[n].reshape(-1), 0, height * width, channels, height * width, image, 0, place)
+        gradient = dy[n].reshape(-1)
+        scalars = (gradient, s_row, s_at)
+        add = gated or n > 0
+        if unfold:
+            for p in range(rows):
+                for ky in range(kh):
+                    for first in range(0, window, lanes):
+                        start = (p * stride[0] + ky) * line + first
+                        to = p * cols * depth + ky * window + first
+                        copy_rows(cols, (0, window - first, window - first), image, (start, stride[1] * channels), unfolded, (to, depth))
+            sweep(n_open, pixels, taps * channels, scalars, unfolded, v_at, sums, c_row, add, (False, gradient))
+        else:
+            for ky in range(kh):
+                sweep(n_open, pixels, window, scalars, image[ky * line :], v_at, sums[ky * window :], c_row, add, (False, gradient))
+        for i in range(n_open):
+            dbias[dy_list[i]] += interleaved_sum(gradient, dy_list[i] * pixels, pixels)
+    for c in range(channels):
+        place[c] = c * taps
+    weights = dweight.reshape(-1)
+    for k in range(filters):
+        transpose(sums, k * taps * channels, channels, taps, channels, weights, k * taps * channels, place)

@@ -1,0 +1,191 @@
+"""The fully connected layer on the vector tile: the same results as `plain`, bit for bit.
+
+Forward: rows are outputs, terms are input features, lanes are samples (the input is transposed once, the
+weight, far larger, is read in place). Input gradient: rows are samples, terms outputs, lanes features.
+Weight gradient: rows are outputs, terms samples, lanes features; both of these read and write in place.
+
+One tile serves several samples, so with masks an input or output is left out where it is closed for the
+whole batch; where only some samples close it, they contribute zeros. Scratch arrays (`floats`, `ints`)
+come from the caller: `scratch` says how large.
+
+Source: kernels.md, "The tile"; mathematics.md §2.1, §2.3b. Derived.
+"""
+
+from __future__ import annotations
+
+from refimpl.kernels.jit import kernel
+from refimpl.kernels.panels import cut, row_table, transpose, whole_vectors
+from refimpl.kernels.tile import sweep
+
+
+@kernel
+def scratch(n_samples, features, outputs, itemsize):
+    """(floats, ints) that any of the three passes needs."""
+    lanes = whole_vectors(n_samples, itemsize)
+    return (features + outputs) * lanes + whole_vectors(outputs + 1, itemsize), 4 * (
+        features + outputs + n_samples + 2
+    )
+
+
+@kernel
+def _used(mask, columns, out):
+    """List the columns that are open in at least one row of the mask; returns how many."""
+    count = 0
+    for c in range(columns):
+        used = mask.shape[0] == 0
+        for n in range(mask.shape[0]):
+            used = used or mask[n, c]
+        if used:
+            out[count] = c
+            count += 1
+    return count
+
+
+@kernel
+def _silenced(x, mask, out):
+    """x flat, or if there is a mask a copy of it in `out` with zeros where it is closed."""
+    if mask.shape[0] == 0:
+        return x.reshape(-1)
+    size = x.shape[1] // mask.shape[1]
+    for n in range(x.shape[0]):
+        for i in range(x.shape[1]):
+            out[n * x.shape[1] + i] = x[n, i] if mask[n, i // size] else 0
+    return out
+
+
+@kernel
+def _runs(mask, features, starts, stops):
+    """List the longest runs of features that are open in at least one sample; returns how many."""
+    if mask.shape[0] == 0:
+        starts[0], stops[0] = 0, features
+        return 1
+    groups = mask.shape[1]
+    size, count, end = features // groups, 0, -1
+    for g in range(_used(mask, groups, stops)):
+        start = stops[g] * size
+        if start != end:
+            starts[count] = start
+            count += 1
+        end = start + size
+        stops[count - 1] = end
+    return count
+
+
+@kernel
+def forward(x, weight, bias, reads, writes, floats, ints, y):
+    """y = x weight^T + bias on the outputs of `writes`; see `plain.linear_forward`."""
+    n_samples, features = x.shape
+    outputs = weight.shape[0]
+    step = 1 if n_samples == 1 else whole_vectors(n_samples, x.itemsize)
+    panel, floats = cut(floats, features * step)
+    result, bias_row = cut(floats, outputs * step)
+    s_at, ints = cut(ints, features)
+    v_at, ints = cut(ints, features)
+    used, ints = cut(ints, outputs)
+    s_row, ints = cut(ints, outputs + 1)
+    c_row, place = cut(ints, outputs + 1)
+
+    depth = _pack_samples(x, reads, step, s_at, v_at, panel)
+    rows = _used(writes, outputs, used)
+    row_table(used, rows, features, s_row)
+    for i in range(rows + 1):
+        c_row[i] = min(i, max(0, rows - 1)) * step
+        bias_row[i] = bias[used[min(i, max(0, rows - 1))]]
+    scalars = (weight.reshape(-1), s_row, s_at)
+    sweep(rows, depth, n_samples, scalars, panel, v_at, result, c_row, False, (True, bias_row))
+    if writes.shape[0] == 0:
+        for n in range(n_samples):
+            place[n] = n * outputs
+        transpose(result, 0, step, outputs, n_samples, y.reshape(-1), 0, place)
+    else:
+        y[:] = 0
+        for n in range(n_samples):
+            for i in range(rows):
+                if writes[n, used[i]]:
+                    y[n, used[i]] = result[i * step + n]
+
+
+@kernel
+def _pack_samples(x, reads, step, s_at, v_at, panel):
+    """panel[v_at[k] + n] = x[n, s_at[k]], zero where closed, for the features in use; their number."""
+    n_samples, features = x.shape
+    for i in range(features):
+        v_at[i] = i * step
+    depth = 0
+    if reads.shape[0] == 0:
+        for i in range(features):
+            s_at[i] = i
+        transpose(x.reshape(-1), 0, features, n_samples, features, panel, 0, v_at)
+        return features
+    size = features // reads.shape[1]
+    for i in range(features):
+        for n in range(n_samples):
+            if reads[n, i // size]:
+                s_at[depth] = i
+                for m in range(n_samples):
+                    panel[depth * step + m] = x[m, i] if reads[m, i // size] else 0
+                depth += 1
+                break
+    return depth
+
+
+@kernel
+def input_grad(dy, weight, dy_mask, dx_mask, floats, ints, dx):
+    """dx = dy weight on the features of `dx_mask`; see `plain.linear_input_grad`."""
+    n_samples, outputs = dy.shape
+    features = weight.shape[1]
+    starts, ints = cut(ints, features)
+    stops, ints = cut(ints, features)
+    s_at, ints = cut(ints, outputs)
+    v_at, ints = cut(ints, outputs)
+    s_row, c_row = cut(ints, n_samples + 1)
+    signal = _silenced(dy, dy_mask, floats)
+    depth = _used(dy_mask, outputs, s_at)
+    for k in range(depth):
+        v_at[k] = s_at[k] * features
+    for n in range(n_samples + 1):
+        s_row[n] = min(n, n_samples - 1) * outputs
+        c_row[n] = min(n, n_samples - 1) * features
+    scalars, result = (signal, s_row, s_at), dx.reshape(-1)
+    panel = weight.reshape(-1)
+    for run in range(_runs(dx_mask, features, starts, stops)):
+        first = starts[run]
+        width = stops[run] - first
+        sweep(n_samples, depth, width, scalars, panel[first:], v_at, result[first:], c_row, False, (False, signal))
+    if dx_mask.shape[0] > 0:
+        size = features // dx_mask.shape[1]
+        for n in range(n_samples):
+            for i in range(features):
+                if not dx_mask[n, i // size]:
+                    dx[n, i] = 0
+
+
+@kernel
+def weight_grad(x, dy, x_mask, dy_mask, floats, ints, dweight, dbias):
+    """dweight = dy^T x and dbias = column sums of dy; see `plain.linear_weight_grad`."""
+    n_samples, features = x.shape
+    outputs = dy.shape[1]
+    starts, ints = cut(ints, features)
+    stops, ints = cut(ints, features)
+    used, ints = cut(ints, outputs)
+    s_row, ints = cut(ints, outputs + 1)
+    c_row, ints = cut(ints, outputs + 1)
+    s_at, v_at = cut(ints, n_samples)
+    copy, floats = cut(floats, n_samples * outputs)
+    signal, panel = _silenced(dy, dy_mask, copy), _silenced(x, x_mask, floats)
+    for n in range(n_samples):
+        s_at[n], v_at[n] = n * outputs, n * features
+    rows = _used(dy_mask, outputs, used)
+    row_table(used, rows, 1, s_row)
+    row_table(used, rows, features, c_row)
+    if dy_mask.shape[0] + x_mask.shape[0] > 0:
+        dweight[:] = 0
+    scalars, result = (signal, s_row, s_at), dweight.reshape(-1)
+    for run in range(_runs(x_mask, features, starts, stops)):
+        first = starts[run]
+        width = stops[run] - first
+        sweep(rows, n_samples, width, scalars, panel[first:], v_at, result[first:], c_row, False, (False, signal))
+    dbias[:] = 0
+    for n in range(n_samples):
+        for o in range(outputs):
+            dbias[o] += signal[n * outputs + o]
