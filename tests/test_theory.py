@@ -189,7 +189,7 @@ def test_a_slow_or_short_run_fails_the_slope():
 
     def fake(gaps):
         made = [run.Round(k, empty, empty, 0.0, empty, empty, g) for k, g in enumerate(gaps, 1)]
-        return run.Run(problem, 3.0, 0.5, empty, made)
+        return run.Run(problem, 3.0, 0.5, 0, empty, made)
 
     k = np.arange(1, 1201)
     assert rates.gap_slope(fake(k**-0.4)).high > -0.95

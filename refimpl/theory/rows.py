@@ -17,6 +17,7 @@ class Row(NamedTuple):
     right: float
     slack: float  # right - left
     verdict: str  # "holds" or "violated"
+    terms: tuple[tuple[str, float], ...] = ()  # what the sides are made of, where that is worth seeing
 
 
 def at_most(statement: str, family: str, left: float, right: float, error: float = 0.0) -> Row:
@@ -49,6 +50,32 @@ def worst(statement: str, family: str, evaluations: Iterable[Sides]) -> Row:
         return value if value == value else -float("inf")
 
     return at_most(statement, family, *min(found, key=margin))
+
+
+class Summary(NamedTuple):
+    """All rows of one statement."""
+
+    statement: str
+    checked: int
+    held: int
+    tightest: Row  # the one nearest to violation, relative to the size of its sides
+
+
+def summarise(rows: Iterable[Row]) -> list[Summary]:
+    """One summary a statement, in order of first appearance."""
+    by_statement: dict[str, list[Row]] = {}
+    for row in rows:
+        by_statement.setdefault(row.statement, []).append(row)
+    return [
+        Summary(name, len(found), sum(row.verdict == HOLDS for row in found), min(found, key=_nearness))
+        for name, found in by_statement.items()
+    ]
+
+
+def _nearness(row: Row) -> tuple[bool, float]:
+    """Violated rows first, then by relative slack."""
+    relative = row.slack / max(abs(row.left), abs(row.right), 1e-300)
+    return row.verdict == HOLDS, relative if relative == relative else -float("inf")
 
 
 def all_hold(rows: Iterable[Row]) -> bool:

@@ -64,8 +64,14 @@ class Run:
     problem: Problem
     lam: float
     beta: float
+    steps: int  # local gradient steps; 0 for exact local solutions
     w0: Vector
     rounds: list[Round]
+
+    @property
+    def name(self) -> str:
+        """The family and how exactly its local problems were solved."""
+        return f"{self.problem.name}, {f's={self.steps}' if self.steps else 'exact'}"
 
     def before(self, k: int) -> tuple[Vector, Vector]:
         """x_{k-1} and xag_{k-1}."""
@@ -98,4 +104,4 @@ def record(
         recorded.append(
             Round(k, md, lam * (md - mean), float(np.mean(residuals)), state["x"], state["ag"], gap)
         )
-    return Run(problem, lam, beta, w0, recorded)
+    return Run(problem, lam, beta, steps, w0, recorded)

@@ -20,7 +20,7 @@ Source: mathematics.md §8.4, after Ghadimi & Lan 2016, Theorem 1 and Corollary 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -71,7 +71,7 @@ class Trial:
 
     def __init__(self, run: Run, x_star: Vector) -> None:
         problem = run.problem
-        self.run, self.x_star, self.name = run, x_star, problem.name
+        self.run, self.x_star, self.name = run, x_star, run.name
         self.below, self.above = curvature_bounds(problem.smoothness, problem.concavity, run.lam)
         self.at_star, self.h_star = envelope(problem, x_star, run.lam), problem.penalty.value(x_star)
         factor = inexactness_factor(problem.smoothness, run.lam)
@@ -228,14 +228,27 @@ class Terms(NamedTuple):
     """The bound's terms, as printed in this module's docstring, left to right."""
 
     value: float  # (Phi(xag_N) - Phi(x*))/Gamma_N
-    gaps: float
+    gaps: float  # sum over k of b(1 - Lu b)/(4 Gamma_k) ||G~_k||^2
     start: float  # ||x_0 - x*||^2/b
-    curvature: float
-    inexact: float
+    curvature: float  # (Lf/Gamma_N)(||x*||^2 + M^2)
+    inexact: float  # sum over k of (1/Gamma_k) [a_k delta_k ||x* - x_{k-1}|| + b delta_k^2/(1 - Lu b)]
 
-    def rows(self) -> Iterator[tuple[str, float]]:
-        """Name and number of each term, for printing."""
-        return iter(self._asdict().items())
+    def named(self) -> tuple[tuple[str, float], ...]:
+        """Each term with its side and what it stands for, for printing."""
+        sides = ("left", "left", "right", "right", "right")
+        return tuple(
+            (f"{side}: {TERMS[name]}", x)
+            for side, (name, x) in zip(sides, self._asdict().items(), strict=True)
+        )
+
+
+TERMS = {
+    "value": "(Phi(xag_N) - Phi(x*))/Gamma_N",
+    "gaps": "sum of b(1 - Lu b)/(4 Gamma_k) ||G~_k||^2",
+    "start": "||x_0 - x*||^2/b",
+    "curvature": "(Lf/Gamma_N)(||x*||^2 + M^2)",
+    "inexact": "sum of (a_k delta_k ||x* - x_{k-1}|| + b delta_k^2/(1 - Lu b))/Gamma_k",
+}
 
 
 def bound_terms(trial: Trial) -> Terms:
@@ -260,7 +273,9 @@ def bound_rows(trial: Trial) -> list[Row]:
     right = terms.start + terms.curvature + terms.inexact
     error = rounding(*terms) + (trial.at_star.value_error + trial.seen[-1].at_ag.value_error) * rounds**2
     rows = [
-        at_most("8.4 Theorem 1, telescoped", trial.name, terms.value + terms.gaps, right, error),
+        at_most("8.4 Theorem 1, telescoped", trial.name, terms.value + terms.gaps, right, error)._replace(
+            terms=terms.named()
+        ),
         at_most("8.4 Phi(x*) <= Phi(xag_N)", trial.name, -terms.value, 0.0, error),
     ]
     if abs(2 * trial.above * trial.run.beta - 1) < 1e-12:
