@@ -67,7 +67,11 @@ def slope_rows(problem: Problem, lam: float, w0: Vector, rounds: int, at_least: 
     slope = gap_slope(run)
     return [
         at_most(
-            f"8.5 slope of log min ||G||^2 against log k, {rounds} rounds", problem.name, slope.high, at_least
+            f"8.5 slope of log min ||G||^2 against log k, {rounds} rounds, <= {at_least:g}",
+            problem.name,
+            slope.high,
+            at_least,
+            terms=(("slope", slope.slope), ("95 %: from", slope.low), ("95 %: to", slope.high)),
         ),
         at_most("8.5 rounds used in the fit", problem.name, 0.5 * rounds, slope.points),
     ]
@@ -119,5 +123,13 @@ def floor_rows(problem: Problem, lam: float, w0: Vector, rounds: int, most: int 
             (problem.smoothness / lam) ** 2,
             0.2,
         ),
-        at_most("8.5 floor against its closed form, relative", problem.name, off, 1e-3),
+        at_most(
+            "8.5 floor against its closed form, relative",
+            problem.name,
+            off,
+            1e-3,
+            terms=tuple(
+                (f"floor of ||G||^2, s = {s}", float(m)) for s, m in zip(steps, measured, strict=True)
+            ),
+        ),
     ]

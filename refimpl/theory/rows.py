@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+Terms = tuple[tuple[str, float], ...]  # names and numbers
 HOLDS, VIOLATED = "holds", "violated"
 
 
@@ -17,19 +18,23 @@ class Row(NamedTuple):
     right: float
     slack: float  # right - left
     verdict: str  # "holds" or "violated"
-    terms: tuple[tuple[str, float], ...] = ()  # what the sides are made of, where that is worth seeing
+    terms: Terms = ()  # what the sides are made of, where that is worth seeing
 
 
-def at_most(statement: str, family: str, left: float, right: float, error: float = 0.0) -> Row:
+def at_most(
+    statement: str, family: str, left: float, right: float, error: float = 0.0, terms: Terms = ()
+) -> Row:
     """The row for left <= right; `error` bounds what evaluating the two sides may be off. NaN violates."""
     left, right = float(left), float(right)
-    return Row(statement, family, left, right, right - left, HOLDS if left <= right + error else VIOLATED)
+    verdict = HOLDS if left <= right + error else VIOLATED
+    return Row(statement, family, left, right, right - left, verdict, tuple(terms))
 
 
 def equal(statement: str, family: str, measured: float, expected: float, tolerance: float) -> Row:
     """The row for measured = expected within `tolerance` relative: left is the relative difference."""
     difference = abs(measured - expected) / max(abs(expected), 1e-300)
-    return at_most(statement, family, difference, tolerance)
+    terms = (("measured", float(measured)), ("expected", float(expected)))
+    return at_most(statement, family, difference, tolerance, terms=terms)
 
 
 class Sides(NamedTuple):

@@ -94,8 +94,7 @@ def trials(problem: Problem, rng: np.random.Generator) -> list[theorem.Trial]:
     beta, w0 = rates.theory_beta(problem, lam), 0.5 * rng.standard_normal(problem.size)
     problem.penalty.prox(w0, 0.0, w0)
     runs = [record(problem, lam, beta, GhadimiLan(beta), w0, ROUNDS, steps) for steps in LOCAL_STEPS]
-    x_star = solution(problem, lam, runs[0].rounds[-1].ag)
-    return [theorem.Trial(run, x_star) for run in runs]
+    return [theorem.Trial(run, solution(problem, lam, run.rounds[-1].ag)) for run in runs]
 
 
 def theorem_rows(seed: int = 0) -> list[Row]:

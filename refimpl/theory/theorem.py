@@ -273,8 +273,8 @@ def bound_rows(trial: Trial) -> list[Row]:
     right = terms.start + terms.curvature + terms.inexact
     error = rounding(*terms) + (trial.at_star.value_error + trial.seen[-1].at_ag.value_error) * rounds**2
     rows = [
-        at_most("8.4 Theorem 1, telescoped", trial.name, terms.value + terms.gaps, right, error)._replace(
-            terms=terms.named()
+        at_most(
+            "8.4 Theorem 1, telescoped", trial.name, terms.value + terms.gaps, right, error, terms.named()
         ),
         at_most("8.4 Phi(x*) <= Phi(xag_N)", trial.name, -terms.value, 0.0, error),
     ]
