@@ -29,7 +29,8 @@ from refimpl.federated.rounds import Method, Participation, RoundRecord, State, 
 from refimpl.nn import zoo
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.network import Network
-from refimpl.nn.objective import NetworkObjective, NetworkTask
+from refimpl.nn.objective import NetworkObjective
+from refimpl.nn.task import NetworkTask
 from refimpl.pruning.snip import prune_channels
 from refimpl.record import RunFolder
 from refimpl.rng import SeedTree

@@ -53,7 +53,7 @@ ASKED_ONLY = {("refimpl.record", "llvmlite")}  # for the processor's name, which
 
 # Methods, theory and solvers see objectives, never networks; adaptation switches sub-networks.
 BLIND_TO_NETWORKS = ("prox", "accel", "problems", "theory", "federated")
-SEES_NETWORKS = {"refimpl.federated.adapt"}
+SEES_NETWORKS = {"refimpl.federated.adapt", "refimpl.problems.network"}  # networks are what they are about
 
 # These wire the compiler, emit vector instructions or move numbers; the formulae are their callers'.
 NO_MATHEMATICS = {f"refimpl.kernels.{name}" for name in ("jit", "panels", "simd", "target", "tile")}

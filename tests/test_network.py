@@ -22,9 +22,10 @@ from refimpl.nn.chain import Residual
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.layers import BatchNorm2d, Conv2d, Linear
 from refimpl.nn.network import Network
-from refimpl.nn.objective import NetworkObjective, NetworkTask
+from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.pointwise import ReLU
 from refimpl.nn.pooling import Flatten, MaxPool2d
+from refimpl.nn.task import NetworkTask
 from refimpl.rng import SeedTree
 
 BOTH = ("theta", "phi")
@@ -312,7 +313,8 @@ import refimpl.kernels
 from refimpl.nn import zoo
 from refimpl.nn.context import MODES, Context, Gating
 from refimpl.nn.network import draw_gate_noise
-from refimpl.nn.objective import NetworkObjective, NetworkTask
+from refimpl.nn.objective import NetworkObjective
+from refimpl.nn.task import NetworkTask
 from refimpl.rng import SeedTree
 
 def frozen(array):
