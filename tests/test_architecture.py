@@ -56,7 +56,7 @@ BLIND_TO_NETWORKS = ("prox", "accel", "problems", "theory", "federated")
 SEES_NETWORKS = {"refimpl.federated.adapt", "refimpl.problems.network"}  # networks are what they are about
 
 # These wire the compiler, emit vector instructions or move numbers; the formulae are their callers'.
-NO_MATHEMATICS = {f"refimpl.kernels.{name}" for name in ("jit", "panels", "simd", "target", "tile")}
+NO_MATHEMATICS = {f"refimpl.kernels.{name}" for name in ("edge", "jit", "panels", "simd", "target", "tile")}
 MATHEMATICS = ("kernels", "nn", "gradcheck", "prox", "accel", "problems", "federated", "pruning", "theory")
 
 

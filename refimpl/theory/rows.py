@@ -1,4 +1,7 @@
-"""A checked statement as one row: both sides, the slack, the verdict."""
+"""A checked statement as one row: both sides, the slack, the verdict.
+
+Source: mathematics.md §8 (both sides are printed term by term). Derived.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 It drives `federated.metagater.MetaGater` itself, full participation and full batches, so that what is
 checked is what trains networks.
+
+Source: mathematics.md §4 and §8.4 (what a run must record). Derived.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Which statement is checked on which family: the sections behind `refimpl theory`.
 
 Every section draws its problems from its own stream of the seed, so one can be run without the others.
+
+Source: mathematics.md §8, one section each. Derived.
 """
 
 from __future__ import annotations
