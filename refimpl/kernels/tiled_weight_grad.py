@@ -12,6 +12,8 @@ Source: kernels.md, "The tile"; mathematics.md §2.1, §2.3b. Derived.
 
 from __future__ import annotations
 
+import numpy as np
+
 from refimpl.kernels.jit import kernel
 from refimpl.kernels.panels import cut, multiples, open_channels, row_table, transpose, whole_vectors
 from refimpl.kernels.simd import copy_rows, interleaved_sum
@@ -132,7 +134,7 @@ def weight_grad(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbia
     sums, floats = cut(floats, filters * taps * channels)
     part, unfolded = cut(floats, filters * taps * channels)
 
-    multiples(pixels, 1, s_at)
+    multiples(pixels, np.int64(1), s_at)
     dbias[:] = 0
     gated = dy_mask.shape[0] + x_mask.shape[0] > 0
     if gated:
@@ -163,13 +165,13 @@ def weight_grad(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbia
             _take_out(sums, out_list, n_out, taps, channels, in_list, n_in, part)
         target = part if compact else sums
         scalars, add = (gradient, s_row, s_at), gated or n > 0
+        panel, lines = image, kh
         if depth > 0:
             _unfold(image, shape, steps, line, kh, window, depth, unfolded)
-            sweep(n_out, pixels, kh * window, scalars, unfolded, v_at, target, c_row, add, (False, gradient))
-        else:
-            for ky in range(kh):
-                panel, part_of = image[ky * line :], target[ky * window :]
-                sweep(n_out, pixels, window, scalars, panel, v_at, part_of, c_row, add, (False, gradient))
+            panel, lines, window = unfolded, 1, kh * window
+        for i in range(lines):
+            v, c = panel[i * line :], target[i * window :]
+            sweep(n_out, pixels, window, scalars, v, v_at, c, c_row, add, np.bool_(False), gradient)
         if compact:
             _put_back(sums, out_list, n_out, taps, channels, in_list, n_in, part)
         for i in range(n_out):
