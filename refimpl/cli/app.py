@@ -24,7 +24,7 @@ COMMANDS = {
     "demo": "Meta-train, adapt and compare five methods on handwritten digits, offline.",
     "train": "Meta-train one method on one data set into a run folder.",
     "adapt": "Adapt a run's meta-model at its target nodes, in two stages.",
-    "theory": "Check the lemmas, theorem and rates numerically, both sides shown.",
+    "theory": "Check the paper's lemmas, theorem and rates numerically.",
     "gradcheck": "Check gradients against central differences, in float64.",
     "info": "Show versions, CPU features, threads, kernels and folders.",
 }
