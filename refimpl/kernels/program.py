@@ -189,7 +189,9 @@ def _forward(op, w, n, how, space):
         reads, writes = _mask(masks, op.reads, n, op.groups), _mask(masks, op.writes, n, op.output[0])
         images, out = _images(values, op.x, n, op.input), _images(values, op.y, n, op.output)
         bias = _vector(w, op.bias, op.output[0])
-        tiled_conv.forward(images, _filters(w, op), bias, stride, pad, reads, writes, floats, ints, out)
+        tiled_conv.convolve(
+            images, _filters(w, op), bias, stride, pad, False, reads, writes, floats, ints, out
+        )
     elif op.kind == LINEAR:
         reads, writes = _mask(masks, op.reads, n, op.groups), _mask(masks, op.writes, n, op.output[0])
         rows, out2 = _rows(values, op.x, n, op.input[0]), _rows(values, op.y, n, op.output[0])
@@ -295,7 +297,10 @@ def _backward(op, w, n, space, gradient):
         if need_dx:
             dx_mask, dimages = _mask(masks, op.dx_mask, n, op.groups), _images(slopes, op.dx, n, op.input)
             weight = _filters(w, op)
-            tiled_conv.input_grad(dout, weight, stride, pad, dy_mask, dx_mask, floats, ints, dimages)
+            bias = _vector(w, op.bias, op.output[0])  # not used in this direction
+            tiled_conv.convolve(
+                dout, weight, bias, stride, pad, True, dy_mask, dx_mask, floats, ints, dimages
+            )
     elif op.kind == LINEAR:
         rows, dout2 = _rows(values, op.x, n, op.input[0]), _rows(slopes, op.dy, n, op.output[0])
         if op.need_dw:
