@@ -414,6 +414,8 @@ def descend(program, x, y, batches, how, noise, eta, lam, centre, w, gradient, s
         value = gradient_at(program, w, labels, now, space, gradient)
         if step == 0:
             first_loss = value
-        residual = vector.local_step(w, gradient, centre, eta, lam)
+        if step == steps - 1:
+            residual = vector.local_residual(w, gradient, centre, lam)
+        vector.local_step(w, gradient, centre, eta, lam)
         _count_open(program, n, space.masks, counts, moments)
     return first_loss, residual
