@@ -25,6 +25,7 @@ from refimpl._version import __version__
 
 settings: Any = numba_config  # its entries are made at run time: unknown to type checkers
 intrinsic: Any = numba.extending.intrinsic  # called without the first of its declared arguments
+shared: Any = numba.extending.register_jitable  # small functions for Python and for compiled code
 
 
 def _user_cache() -> Path:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from refimpl.kernels.jit import kernel
+from refimpl.kernels.jit import kernel, shared
 from refimpl.kernels.plain import is_on
 from refimpl.kernels.simd import copy_rows, transpose_block
 from refimpl.kernels.target import VECTOR_BYTES
 
 
-@kernel
+@shared
 def whole_vectors(size, itemsize):
     """`size` rounded up to whole vectors, so that what follows starts where a vector does."""
     lanes = VECTOR_BYTES // itemsize

@@ -59,7 +59,7 @@ def convolve(source, weight, bias, stride, pad, transposed, reads, writes, float
     tap_row, ints = cut(ints, taps)
     weights, scratch, one = weight.reshape(-1), (floats, ints), np.int64(1)
     if not transposed:
-        _forward_taps(kh, kw, stride[0], pad, phases, tap_s, tap_plane, tap_row, down, right)
+        forward_taps(kh, kw, stride[0], pad, phases, tap_s, tap_plane, tap_row, down, right)
     residues = (min(stride[0], target.shape[2]), min(stride[1], target.shape[3]))
     for a in range(residues[0] if transposed else 1):
         for b in range(residues[1] if transposed else 1):
@@ -94,7 +94,7 @@ def convolve(source, weight, bias, stride, pad, transposed, reads, writes, float
 
 
 @kernel
-def _forward_taps(kh, kw, stride_y, pad, phases, tap_s, tap_plane, tap_row, down, right):
+def forward_taps(kh, kw, stride_y, pad, phases, tap_s, tap_plane, tap_row, down, right):
     """Tables of the taps and planes of the forward pass (see `_correlate`).
 
     With a vertical stride, a plane copy holds every stride-th row, and there is one copy per residue of the
