@@ -26,6 +26,7 @@ COMMANDS = {
     "adapt": "Adapt a run's meta-model at its target nodes, in two stages.",
     "theory": "Check the paper's lemmas, theorem and rates numerically.",
     "gradcheck": "Check gradients against central differences, in float64.",
+    "warmup": "Compile the kernels for this machine and keep them on disk.",
     "info": "Show versions, CPU features, threads, kernels and folders.",
 }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refimpl.cli.app import INTERRUPTED
+from refimpl.cli.compiling import notice
 from refimpl.cli.interrupt import stop_requests
 from refimpl.cli.options import config_options, data_dir_option, json_option, quiet_option, threads_option
 from refimpl.cli.output import facts, print_json
@@ -121,8 +122,12 @@ class Work:
         config, gated = experiment.config, bool(experiment.network.gates)
         done = folder.load_checkpoint().round if resume and folder.has_checkpoint else 0
         try:
-            with Progress(config.rounds - done, self.quiet) as progress, stop_requests() as stop:
-                progress.say(f"{config.method} on {config.dataset}; the first run also compiles the kernels")
+            with (
+                Progress(config.rounds - done, self.quiet) as progress,
+                notice(progress),
+                stop_requests() as stop,
+            ):
+                progress.say(f"{config.method} on {config.dataset}")
 
                 def on_round(record: RoundRecord) -> None:
                     progress.step(round_text(config.method, record, config.rounds, gated))
