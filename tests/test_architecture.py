@@ -34,7 +34,7 @@ ROOMS = (
     ("record",),
     ("report",),
     ("experiment",),
-    ("comparison",),
+    ("comparison", "warmup"),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
@@ -56,7 +56,9 @@ BLIND_TO_NETWORKS = ("prox", "accel", "problems", "theory", "federated")
 SEES_NETWORKS = {"refimpl.federated.adapt", "refimpl.problems.network"}  # networks are what they are about
 
 # These wire the compiler, emit vector instructions or move numbers; the formulae are their callers'.
-NO_MATHEMATICS = {f"refimpl.kernels.{name}" for name in ("edge", "jit", "panels", "simd", "target", "tile")}
+NO_MATHEMATICS = {
+    f"refimpl.kernels.{name}" for name in ("compiling", "edge", "jit", "panels", "simd", "target", "tile")
+}
 MATHEMATICS = ("kernels", "nn", "gradcheck", "prox", "accel", "problems", "federated", "pruning", "theory")
 
 
