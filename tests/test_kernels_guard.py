@@ -57,9 +57,7 @@ def run_conv(case, at_end):
     needs = tiled_conv.convolve_scratch(filters, channels, window, case.stride, size, item)
     memory = map(g, scratch(x.dtype, needs))
     tiled_conv.convolve(dy, weight, bias[:0], *step, True, writes, reads, *memory, g(np.full_like(x, np.nan)))
-    needs = tiled_weight_grad.weight_grad_scratch(
-        x.shape[0], channels, filters, window, *step, size, result, item
-    )
+    needs = tiled_weight_grad.weight_grad_scratch(channels, filters, window, *step, size, result, item)
     memory = map(g, scratch(x.dtype, needs))
     tiled_weight_grad.weight_grad(
         x, dy, *step, reads, writes, *memory, g(np.full_like(weight, np.nan)), g(np.full_like(bias, np.nan))

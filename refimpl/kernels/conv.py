@@ -155,6 +155,6 @@ def weight_grad(
         plain.conv_weight_grad(*arrays, stride, pad, *masks, dweight, dbias)
         return
     needs = tiled_weight_grad.weight_grad_scratch(
-        samples, channels, filters, dweight.shape[2:], stride, pad, x.shape[2:], size, x.itemsize
+        channels, filters, dweight.shape[2:], stride, pad, x.shape[2:], size, x.itemsize
     )
     tiled_weight_grad.weight_grad(*arrays, stride, pad, *masks, *scratch(x.dtype, *needs), dweight, dbias)
