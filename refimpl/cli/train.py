@@ -17,7 +17,8 @@ from refimpl.cli.output import facts, print_json
 from refimpl.cli.progress import Progress, round_text
 from refimpl.config import Config, from_table, resolve
 from refimpl.errors import RunError
-from refimpl.record import RunFolder, check_free, toml_text
+from refimpl.record import RunFolder, check_free
+from refimpl.storage import toml_text
 
 if TYPE_CHECKING:
     from refimpl.experiment import Experiment
