@@ -31,6 +31,7 @@ ROOMS = (
     ("theory",),
     ("golden",),
     ("config",),
+    ("storage", "environment"),
     ("record",),
     ("report",),
     ("experiment",),
@@ -49,7 +50,7 @@ OUTSIDE = {
     "matplotlib": {"report"},
 }
 
-ASKED_ONLY = {("refimpl.record", "llvmlite")}  # for the processor's name, which a run writes down
+ASKED_ONLY = {("refimpl.environment", "llvmlite")}  # for the processor's name, which a run writes down
 
 # Methods, theory and solvers see objectives, never networks; adaptation switches sub-networks.
 BLIND_TO_NETWORKS = ("prox", "accel", "problems", "theory", "federated")

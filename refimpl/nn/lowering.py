@@ -97,7 +97,7 @@ def _scratch(operations: np.recarray, batch: int, itemsize: int) -> tuple[int, i
             needs += [
                 convolve_scratch(channels, filters, window, stride, result, itemsize),
                 convolve_scratch(filters, channels, window, stride, size, itemsize),
-                weight_grad_scratch(batch, channels, filters, window, stride, pad, size, result, itemsize),
+                weight_grad_scratch(channels, filters, window, stride, pad, size, result, itemsize),
             ]
         elif op.kind == code.LINEAR:
             needs.append(tiled_linear.scratch(batch, channels, filters, itemsize))
