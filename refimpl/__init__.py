@@ -1,5 +1,95 @@
-"""refimpl: the CPU reference implementation of MetaGater (Lin et al. 2020, arXiv 2011.12511)."""
+"""refimpl: the CPU reference implementation of MetaGater (Lin et al. 2020, arXiv 2011.12511).
+
+The names below are the library's front door. They are imported when first used, so that
+`import refimpl` costs nothing and compiles nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from refimpl._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from refimpl.comparison import Runner, compare, summarise
+    from refimpl.config import Config, resolve
+    from refimpl.data.catalog import load
+    from refimpl.data.node import Node
+    from refimpl.experiment import Experiment, adapt_targets, prepare, reopen, train
+    from refimpl.federated.adapt import AdaptSettings, adapt, evaluate, report_node
+    from refimpl.federated.rounds import Participation, run_rounds
+    from refimpl.nn import zoo
+    from refimpl.nn.context import Context, Gating
+    from refimpl.nn.network import Network
+    from refimpl.nn.objective import NetworkObjective
+    from refimpl.nn.task import NetworkTask
+    from refimpl.record import RunFolder
+    from refimpl.rng import SeedTree
+
+_HOME = {
+    "AdaptSettings": "refimpl.federated.adapt",
+    "Config": "refimpl.config",
+    "Context": "refimpl.nn.context",
+    "Experiment": "refimpl.experiment",
+    "Gating": "refimpl.nn.context",
+    "Network": "refimpl.nn.network",
+    "NetworkObjective": "refimpl.nn.objective",
+    "NetworkTask": "refimpl.nn.task",
+    "Node": "refimpl.data.node",
+    "Participation": "refimpl.federated.rounds",
+    "RunFolder": "refimpl.record",
+    "Runner": "refimpl.comparison",
+    "SeedTree": "refimpl.rng",
+    "adapt": "refimpl.federated.adapt",
+    "adapt_targets": "refimpl.experiment",
+    "compare": "refimpl.comparison",
+    "evaluate": "refimpl.federated.adapt",
+    "load": "refimpl.data.catalog",
+    "prepare": "refimpl.experiment",
+    "report_node": "refimpl.federated.adapt",
+    "reopen": "refimpl.experiment",
+    "resolve": "refimpl.config",
+    "run_rounds": "refimpl.federated.rounds",
+    "summarise": "refimpl.comparison",
+    "train": "refimpl.experiment",
+}
+
+__all__ = [
+    "AdaptSettings",
+    "Config",
+    "Context",
+    "Experiment",
+    "Gating",
+    "Network",
+    "NetworkObjective",
+    "NetworkTask",
+    "Node",
+    "Participation",
+    "RunFolder",
+    "Runner",
+    "SeedTree",
+    "__version__",
+    "adapt",
+    "adapt_targets",
+    "compare",
+    "evaluate",
+    "load",
+    "prepare",
+    "reopen",
+    "report_node",
+    "resolve",
+    "run_rounds",
+    "summarise",
+    "train",
+    "zoo",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module on first use."""
+    if name == "zoo":
+        return import_module("refimpl.nn.zoo")
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'refimpl' has no attribute {name!r}")

@@ -59,6 +59,14 @@ def cache_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="refimpl-"))
 
 
+def inlined(function: Callable[..., Any]) -> Any:
+    """A part of one kernel, written apart for the reader: it is compiled inside its caller only.
+
+    As a kernel of its own it would be optimised once by itself and, with all it calls, again in its caller.
+    """
+    return numba.njit(inline="always", nogil=True, error_model="numpy")(function)
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile `function` on first call: GIL released, cached on disk, IEEE arithmetic as written.
 

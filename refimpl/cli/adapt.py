@@ -1,0 +1,96 @@
+"""`refimpl adapt`: personalise a run's meta-model at its target nodes and test it there."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from refimpl.cli.options import config_options, data_dir_option, json_option
+from refimpl.cli.output import print_json, table
+from refimpl.errors import InputError
+from refimpl.record import RunFolder
+
+if TYPE_CHECKING:
+    from refimpl.federated.adapt import NodeReport
+
+SETTINGS = ("eta_phi", "eta_theta", "adapt_steps", "snip_keep")
+HEADER = ("node", "accuracy %", "before %", "off %", "kFLOP dense", "executed", "gate ms", "backbone ms")
+
+
+@click.command(
+    epilog="\b\nExamples:\n  refimpl adapt runs/first\n  refimpl adapt runs/first --adapt-steps 3 --json"
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@data_dir_option
+@json_option
+@config_options(SETTINGS)
+def command(run: Path, data_dir: Path | None, as_json: bool, **options: Any) -> None:
+    """Adapt a run's meta-model at its target nodes, in two stages.
+
+    Stage I adapts the gate on a node's support samples, stage II the backbone channels the gate selects. The
+    options below replace what the run was configured with. The numbers are also written to
+    RUN/report/adapt.json. FLOPs are per test sample, forward.
+    """
+    from refimpl.experiment import adapt_targets, reopen
+
+    with RunFolder.open(run, lock=False) as folder:
+        experiment, w = reopen(folder, data_dir)
+        if not experiment.target_nodes:
+            raise InputError(f"{run}: was configured without target nodes; train with --targets 1 or more")
+        given = {name: value for name, value in options.items() if value is not None}
+        experiment = replace(experiment, config=replace(experiment.config, **given))
+        reports = adapt_targets(experiment, w)
+        content = {
+            "run": str(run),
+            "method": experiment.config.method,
+            "settings": {name: getattr(experiment.config, name) for name in SETTINGS},
+            "nodes": [report._asdict() for report in reports],
+        }
+        folder.save_report("adapt", {key: value for key, value in content.items() if key != "run"})
+    if as_json:
+        print_json(content)
+    else:
+        click.echo(table(HEADER, [*map(_cells, reports), *_summary(reports)]))
+
+
+def _cells(report: NodeReport) -> tuple[str, ...]:
+    return (
+        report.node,
+        f"{100 * report.accuracy_after:.2f}",
+        f"{100 * report.accuracy_before:.2f}",
+        f"{100 * report.sparsity_mean:.1f} +- {100 * report.sparsity_spread:.1f}",
+        f"{report.flops_dense / 1e3:.1f}",
+        f"{report.flops_executed / 1e3:.1f}",
+        f"{1e3 * report.seconds_gate:.2f}",
+        f"{1e3 * report.seconds_backbone:.2f}",
+    )
+
+
+def _summary(reports: Sequence[NodeReport]) -> list[tuple[str, ...]]:
+    """Mean over nodes and, where it means something, the spread (standard deviation) over nodes."""
+
+    def column(name: str, scale: float) -> list[float]:
+        return [scale * getattr(report, name) for report in reports]
+
+    accuracy, before = column("accuracy_after", 100), column("accuracy_before", 100)
+    off = column("sparsity_mean", 100)
+    costs = [
+        column("flops_dense", 1e-3),
+        column("flops_executed", 1e-3),
+        column("seconds_gate", 1e3),
+        column("seconds_backbone", 1e3),
+    ]
+    digits = (1, 1, 2, 2)
+    means = [f"{statistics.fmean(cost):.{places}f}" for cost, places in zip(costs, digits, strict=True)]
+    mean = [
+        f"{statistics.fmean(values):.{places}f}" for values, places in ((accuracy, 2), (before, 2), (off, 1))
+    ]
+    spread = [
+        f"{statistics.pstdev(values):.{places}f}" for values, places in ((accuracy, 2), (before, 2), (off, 1))
+    ]
+    return [("mean", *mean, *means), ("spread over nodes", *spread, "", "", "", "")]

@@ -1,0 +1,122 @@
+"""The `refimpl` command: finds subcommands without importing them, and turns errors into one line.
+
+Exit codes: 0 good, 1 a check failed, 2 wrong use or bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from refimpl._version import __version__
+from refimpl.errors import RefimplError
+
+CHECK_FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+
+# Name: one line of help, in the order of listing. Each lives in a module of its name, as `command`.
+# The help stands here so that `refimpl --help` need not import the modules, and Numba with them.
+COMMANDS = {
+    "demo": "Meta-train, adapt and compare five methods on handwritten digits, offline.",
+    "train": "Meta-train one method on one data set into a run folder.",
+    "adapt": "Adapt a run's meta-model at its target nodes, in two stages.",
+    "theory": "Check the paper's lemmas, theorem and rates numerically.",
+    "gradcheck": "Check gradients against central differences, in float64.",
+    "warmup": "Compile the kernels for this machine and keep them on disk.",
+    "info": "Show versions, CPU features, threads, kernels and folders.",
+}
+
+# The three jobs the package is for, each with the commands that do it, and the way in.
+JOBS = (
+    ("Verify the theory", ("theory", "gradcheck --all")),
+    ("Benchmark on this CPU", ("compare", "bench", "train", "adapt")),
+    ("Cross-check another implementation", ("golden make", "golden check", "gradcheck")),
+    ("New here? A minute of everything, offline", ("demo",)),
+)
+
+
+class LazyGroup(click.Group):
+    """A group whose subcommands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"refimpl.cli.{cmd_name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command named by args[0]; for an unknown name, suggest the nearest."""
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
+            raise click.UsageError(f"no command {args[0]!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="\b\nExample:\n  refimpl demo",
+)
+@click.version_option(__version__, prog_name="refimpl", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """MetaGater on the CPU: federated meta-learning of channel-gated networks, made to be checked."""
+    if ctx.invoked_subcommand is None:
+        click.echo(welcome())
+
+
+def welcome() -> str:
+    """What `refimpl` alone prints: the jobs the package is for and the commands that do them."""
+    lines = [f"refimpl {__version__}: CPU reference implementation of MetaGater (arXiv 2011.12511)", ""]
+    for job, uses in JOBS:
+        known = [f"refimpl {use}" for use in uses if use.split()[0] in COMMANDS]
+        lines += [job, *(f"  {use}" for use in known), ""]
+    lines.append("refimpl --help lists all commands; refimpl COMMAND --help explains one, with an example.")
+    return "\n".join(lines)
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave the process with its exit code."""
+    sys.exit(run(args))
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. A user's mistake prints one line, never a traceback."""
+    try:
+        result = cli.main(args, prog_name="refimpl", standalone_mode=False)
+    except click.UsageError as error:
+        where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+        return _complain(error.format_message() + where)
+    except click.ClickException as error:
+        return _complain(error.format_message())
+    except click.Abort:
+        return INTERRUPTED
+    except RefimplError as error:
+        return _complain(str(error))
+    except MemoryError:
+        return _complain("not enough memory; use a smaller model, batch or data set")
+    return result if isinstance(result, int) else 0
+
+
+def _complain(message: str) -> int:
+    """One line on stderr, whatever line breaks the message had."""
+    click.echo(f"refimpl: {' '.join(message.split())}", err=True)
+    return WRONG_USE

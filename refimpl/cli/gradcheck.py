@@ -1,0 +1,147 @@
+"""`refimpl gradcheck`: worst relative directional error per parameter, as a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from refimpl.cli.compiling import notice
+from refimpl.cli.output import print_json, table
+from refimpl.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from refimpl.cli.gradcases import Case, Checked
+
+TOLERANCE = 1e-6
+MODELS = ("mlp", "digits", "cnn3", "cnn7", "residual")
+MODES = ("hard", "gumbel", "ste", "soft", "ungated")
+GATE_GRADS = ("dense", "active")
+
+
+@click.command(
+    epilog="\b\nExamples:\n  refimpl gradcheck --model digits --mode gumbel\n  refimpl gradcheck --all"
+)
+@click.option("--all", "everything", is_flag=True, help="Every layer, the loss, every model and setting.")
+@click.option("--model", type=click.Choice(MODELS), help="One model at full width.  [digits]")
+@click.option("--mode", type=click.Choice(MODES), help="One gate mode only.")
+@click.option("--gate-grad", type=click.Choice(GATE_GRADS), help="One gate gradient only.")
+@click.option("--batch", type=click.IntRange(min=2), default=2, show_default=True, help="Samples.")
+@click.option(
+    "--directions", type=click.IntRange(min=1), default=1, show_default=True, help="Directions per parameter."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Root of all numbers.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def command(
+    everything: bool,
+    model: str | None,
+    mode: str | None,
+    gate_grad: str | None,
+    batch: int,
+    directions: int,
+    seed: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Check gradients against central differences, in float64.
+
+    Prints the worst relative error of the derivative along random directions, per parameter; exits with 1
+    if one is above 1e-6. For hard, gumbel and ste gates the documented surrogate derivative is checked.
+    Where a kink of ReLU or max-pooling lies within the finest step, a difference means nothing: a case above
+    the limit is repeated at two other points and must pass at both.
+
+    Under --all the models cnn3 and cnn7 have fewer channels, as the output says.
+    """
+    from refimpl.cli import gradcases
+
+    if everything and model:
+        raise click.UsageError("--all checks every model; leave out --model", click.get_current_context())
+    settings = [setting for setting in gradcases.SETTINGS if _chosen(setting, mode, gate_grad)]
+    if not settings:
+        raise click.UsageError("ungated networks have no gate gradient", click.get_current_context())
+    models = MODELS if everything else (model or "digits",)
+    cases = gradcases.network_cases(models, settings, seed, batch, directions, narrow=everything)
+    if everything:
+        cases = gradcases.layer_cases(seed, batch, directions) + cases
+    checked, repeated = _check(cases, quiet)
+    worst = max(map(_worst, checked))
+    passed = all(_good(result) for result in checked)
+    if as_json:
+        print_json(_as_json(checked, repeated, worst, passed))
+    else:
+        _print(checked, gradcases.NARROW if everything else {})
+        for name in repeated:
+            click.echo(f"{name}: a kink was too near the first point; checked at two others")
+        verdict = "passed" if passed else "FAILED"
+        click.echo(f"worst {worst:.1e}, allowed {TOLERANCE:.0e}: {verdict}")
+    if not passed:
+        click.get_current_context().exit(1)
+
+
+def _chosen(setting: Any, mode: str | None, gate_grad: str | None) -> bool:
+    """Whether a setting is among those asked for."""
+    of_mode = mode is None or (setting.mode or "ungated") == mode
+    return of_mode and (gate_grad is None or setting.gate_grad == gate_grad)
+
+
+def _check(cases: Sequence[Case], quiet: bool) -> tuple[list[Checked], list[str]]:
+    """All results, and the names of the cases that were repeated with success."""
+    checked: list[Checked] = []
+    repeated: list[str] = []
+    with Progress(len(cases), quiet) as progress, notice(progress):
+        progress.say(f"checking {len(cases)} cases")
+        for case in cases:
+            result = case.check(0)
+            if not _good(result):
+                others = [case.check(1), case.check(2)]
+                if all(_good(other) for other in others):
+                    result = max(others, key=_worst)
+                    repeated.append(f"{case.name} {case.setting}")
+            checked.append(result)
+            progress.step(f"gradcheck  {len(checked)}/{len(cases)}  {case.name} {case.setting}")
+    return checked, repeated
+
+
+def _worst(result: Checked) -> float:
+    """The largest error; infinite if one is not a number."""
+    return max(math.inf if math.isnan(slot.error) else slot.error for slot in result.errors)
+
+
+def _good(result: Checked) -> bool:
+    return _worst(result) <= TOLERANCE
+
+
+def _as_json(checked: Sequence[Checked], repeated: list[str], worst: float, passed: bool) -> dict[str, Any]:
+    cases = [
+        {
+            "case": result.case,
+            "setting": result.setting,
+            "off_share": result.off,
+            "errors": {slot.name: slot.error for slot in result.errors},
+        }
+        for result in checked
+    ]
+    return {"passed": passed, "worst": worst, "tolerance": TOLERANCE, "repeated": repeated, "cases": cases}
+
+
+def _print(checked: Sequence[Checked], narrow: dict[str, tuple[int, ...]]) -> None:
+    """One table of all layers, then one for each network: parameters down, settings across."""
+    layers = [result for result in checked if result.setting == "layer"]
+    if layers:
+        rows = [(result.case, slot.name, f"{slot.error:.1e}") for result in layers for slot in result.errors]
+        click.echo(table(("layer", "parameter", "error"), rows) + "\n")
+    networks = [result for result in checked if result.setting != "layer"]
+    for name in dict.fromkeys(result.case for result in networks):
+        note = f" (channels {'-'.join(map(str, narrow[name]))})" if name in narrow else ""
+        click.echo(_network_table(name + note, [result for result in networks if result.case == name]) + "\n")
+
+
+def _network_table(title: str, results: Sequence[Checked]) -> str:
+    names = dict.fromkeys(slot.name for result in results for slot in result.errors)
+    columns = [{slot.name: f"{slot.error:.0e}" for slot in result.errors} for result in results]
+    rows = [(name, *(column.get(name, "-") for column in columns)) for name in names]
+    off = ("channels off", *("-" if result.off is None else f"{result.off:.0%}" for result in results))
+    return table((title, *(result.setting for result in results)), [*rows, off])

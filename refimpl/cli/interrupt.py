@@ -1,0 +1,39 @@
+"""Ctrl-C asks a run to stop at the next round boundary; a second one stops it at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+NOTICE = b"\nrefimpl: stopping after the round in progress; Ctrl-C again stops at once\n"
+STDERR = 2
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Within the block, the first Ctrl-C (or termination) makes what is yielded say yes.
+
+    The second one raises KeyboardInterrupt. Outside the main thread signals are left alone.
+    """
+    asked = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        os.write(STDERR, NOTICE)  # unlike a buffered stream, safe while the program is writing itself
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

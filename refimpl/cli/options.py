@@ -1,0 +1,85 @@
+"""Options that several commands share; those of a configuration are generated from `Config`'s fields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from refimpl.config import Config
+
+Decorator = Callable[[Any], Any]
+
+
+class Names(click.ParamType):
+    """A list of names: `conv5,conv6`, or `none`."""
+
+    name = "name,name|none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        """The list; spaces around names are ignored."""
+        if isinstance(value, list):
+            return value
+        words = [word.strip() for word in value.split(",")]
+        if words in (["none"], [""]):
+            return []
+        if "" in words:
+            self.fail(f"expected names with commas between them, got {value!r}", param, ctx)
+        return words
+
+
+_TYPES: Mapping[str, click.ParamType] = {
+    "int": click.INT,
+    "float": click.FLOAT,
+    "str": click.STRING,
+    "list[str]": Names(),
+}
+
+
+def config_options(only: Collection[str] = ()) -> Decorator:
+    """Click options for all fields of `Config` (or those of `only`); not given means None."""
+
+    def decorate(command: Any) -> Any:
+        for item in reversed(fields(Config)):
+            if not only or item.name in only:
+                command = _option(item)(command)
+        return command
+
+    return decorate
+
+
+def _option(item: Field[Any]) -> Decorator:
+    flag = "--" + item.name.replace("_", "-")
+    text = f"{item.metadata['help']}  [{_shown(_default(item))}]"
+    if item.type == "bool":
+        negated = "--no-" + item.name.replace("_", "-")
+        return click.option(f"{flag}/{negated}", item.name, default=None, help=text)
+    choices = item.metadata["choices"]
+    kind = click.Choice(choices) if choices else _TYPES[str(item.type)]
+    return click.option(flag, item.name, type=kind, default=None, help=text)
+
+
+def _default(item: Field[Any]) -> Any:
+    return item.default if item.default_factory is MISSING else item.default_factory()
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(value) or "none"
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
+json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+quiet_option: Decorator = click.option("-q", "--quiet", is_flag=True, help="No progress.")
+threads_option: Decorator = click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads; results do not depend on it.  [all cores]"
+)
+data_dir_option: Decorator = click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="REFIMPL_DATA",
+    help="Folder of the data sets.  [REFIMPL_DATA]",
+)

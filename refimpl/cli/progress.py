@@ -1,0 +1,111 @@
+"""Progress on stderr: one rewriting line on a terminal, plain lines at intervals elsewhere.
+
+Results go to stdout, so that they can be piped; with `quiet` nothing is shown at all.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from refimpl.federated.rounds import RoundRecord
+
+REDRAW_SECONDS = 0.1
+PLAIN_SHARE, PLAIN_SECONDS = 0.1, 30.0  # a plain line at least this often
+
+
+class Progress:
+    """Counts `total` steps and shows each step's text with rate and remaining time.
+
+    Use it as a context manager: on leaving, a terminal's line is ended. `clock` gives seconds.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        quiet: bool = False,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.total = total
+        self.done = 0
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._terminal = self._stream.isatty()
+        self._quiet = quiet
+        self._first: float | None = None  # when the first step was done: it alone includes compilation
+        self._shown_at = -float("inf")
+        self._shown_done = 0
+        self._open_line = False
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._open_line:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._open_line = False
+
+    def say(self, text: str) -> None:
+        """Show `text` at once, outside the count."""
+        self._show(text)
+
+    def step(self, text: str) -> None:
+        """One more step is done; `text` describes it."""
+        self.done += 1
+        now = self._clock()
+        self._first = now if self._first is None else self._first
+        if self._due(now):
+            self._shown_at, self._shown_done = now, self.done
+            self._show("  ".join([text, *self._pace(now)]))
+
+    def _due(self, now: float) -> bool:
+        if self.done in (1, self.total):
+            return True
+        if self._terminal:
+            return now - self._shown_at >= REDRAW_SECONDS
+        many = self.done - self._shown_done >= PLAIN_SHARE * self.total
+        return many or now - self._shown_at >= PLAIN_SECONDS
+
+    def _pace(self, now: float) -> list[str]:
+        """Rate and remaining time, from the second step on."""
+        elapsed = 0.0 if self._first is None else now - self._first
+        if self.done < 2 or elapsed <= 0:
+            return []
+        rate = (self.done - 1) / elapsed
+        shown = f"{rate:.3g}/s" if rate >= 1 else f"{1 / rate:.3g} s each"
+        return [shown, f"{duration((self.total - self.done) / rate)} left"]
+
+    def _show(self, text: str) -> None:
+        if self._quiet:
+            return
+        if self._terminal:
+            width = shutil.get_terminal_size().columns - 1
+            self._stream.write(f"\r{text[:width]}\x1b[K")
+            self._open_line = True
+        else:
+            self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+
+def round_text(method: str, record: RoundRecord, rounds: int, gated: bool) -> str:
+    """A round of a run for `Progress.step`: method, round, loss, and gap and sparsity where there are any."""
+    parts = [method, f"round {record.round}/{rounds}", f"loss {record.loss:.4f}"]
+    if not math.isnan(record.gap):
+        parts.append(f"gap {record.gap:.2e}")
+    if gated:
+        parts.append(f"off {record.closed_share:.0%}")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,170 @@
+"""`refimpl train`: one method, one model, one data set, into a run folder."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from refimpl.cli.app import INTERRUPTED
+from refimpl.cli.compiling import notice
+from refimpl.cli.interrupt import stop_requests
+from refimpl.cli.options import config_options, data_dir_option, json_option, quiet_option, threads_option
+from refimpl.cli.output import facts, print_json
+from refimpl.cli.progress import Progress, round_text
+from refimpl.config import Config, from_table, resolve
+from refimpl.errors import RunError
+from refimpl.record import RunFolder, check_free, toml_text
+
+if TYPE_CHECKING:
+    from refimpl.experiment import Experiment
+    from refimpl.federated.rounds import RoundRecord
+
+EPILOG = """\b
+Examples:
+  refimpl train --dataset digits --method metagater --rounds 10 --out runs/first
+  refimpl train --out runs/first --resume
+  refimpl train --dataset digits --dry-run > my.toml
+  refimpl train --config my.toml --seed 1
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.option(
+    "--config", "file", type=click.Path(dir_okay=False, path_type=Path), help="TOML file of options."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [runs/DATASET-METHOD-SEED]")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint of the run in --out.")
+@click.option("--force", is_flag=True, help="Replace the run in --out.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved configuration as TOML and stop.")
+@threads_option
+@data_dir_option
+@json_option
+@quiet_option
+@config_options()
+@click.pass_context
+def command(
+    ctx: click.Context,
+    file: Path | None,
+    out: Path | None,
+    resume: bool,
+    force: bool,
+    dry_run: bool,
+    threads: int | None,
+    data_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Meta-train one method on one data set into a run folder.
+
+    Values come from the data set's preset, then from --config, then from the options below, whose names are
+    the keys of the TOML file with hyphens for underscores. --dry-run shows what they resolve to; the same
+    table is stored in the run folder. Ctrl-C stops after the round in progress; --resume goes on from there
+    and ends in the same bytes as an uninterrupted run.
+    """
+    if resume and (force or dry_run or out is None):
+        raise click.UsageError("--resume needs --out RUN, and neither --force nor --dry-run", ctx)
+    work = Work(threads, data_dir, as_json, quiet)
+    if resume and out is not None:
+        with RunFolder.open(out) as folder:
+            config = _resumed_config(folder, file, options)
+            ctx.exit(work.run(work.prepare(config), folder, resume=True))
+    config = resolve(file, **options)
+    if dry_run:
+        click.echo(toml_text(config.table()), nl=False)
+        return
+    out = out or Path("runs") / f"{config.dataset}-{config.method}-{config.seed}"
+    check_free(out, force)  # before the data are read, and again when the folder is made
+    experiment = work.prepare(config)
+    with RunFolder.create(out, config.table(), force, threads) as folder:
+        ctx.exit(work.run(experiment, folder, resume=False))
+
+
+def _resumed_config(folder: RunFolder, file: Path | None, options: Mapping[str, Any]) -> Config:
+    """The run's own configuration; what is given again must agree with it."""
+    stored = from_table(folder.config)
+    given = {key: value for key, value in options.items() if value is not None}
+    wanted = given if file is None else resolve(file, **given).table()
+    for key, value in wanted.items():
+        own = stored.table()[key]
+        if own != value:
+            raise RunError(
+                f"{folder.path}: was started with {key} = {own!r}, not {value!r}; "
+                "resume it without that option, or start another run"
+            )
+    return stored
+
+
+@dataclass(frozen=True)
+class Work:
+    """How to run: what the command line says besides the configuration."""
+
+    threads: int | None
+    data_dir: Path | None
+    as_json: bool
+    quiet: bool
+
+    def prepare(self, config: Config) -> Experiment:
+        """Data, nodes, network and method."""
+        from refimpl.experiment import prepare
+
+        return prepare(config, self.data_dir)
+
+    def run(self, experiment: Experiment, folder: RunFolder, resume: bool) -> int:
+        """Train and print a summary; returns the exit code."""
+        from refimpl.experiment import train
+
+        config, gated = experiment.config, bool(experiment.network.gates)
+        done = folder.load_checkpoint().round if resume and folder.has_checkpoint else 0
+        try:
+            with (
+                Progress(config.rounds - done, self.quiet) as progress,
+                notice(progress),
+                stop_requests() as stop,
+            ):
+                progress.say(f"{config.method} on {config.dataset}")
+
+                def on_round(record: RoundRecord) -> None:
+                    progress.step(round_text(config.method, record, config.rounds, gated))
+
+                trained = train(
+                    experiment, folder, resume=resume, threads=self.threads, on_round=on_round, stop=stop
+                )
+        except KeyboardInterrupt:
+            return self._interrupted(folder)
+        if trained.rounds < config.rounds:
+            return self._interrupted(folder)
+        self._print(folder)
+        return 0
+
+    def _interrupted(self, folder: RunFolder) -> int:
+        """Say how to go on."""
+        data = f" --data-dir {shlex.quote(str(self.data_dir))}" if self.data_dir else ""
+        command_line = f"refimpl train --out {shlex.quote(str(folder.path))} --resume{data}"
+        done = folder.load_checkpoint().round if folder.has_checkpoint else 0
+        click.echo(f"refimpl: stopped with {done} rounds saved; go on with: {command_line}", err=True)
+        return INTERRUPTED
+
+    def _print(self, folder: RunFolder) -> None:
+        rounds = folder.metrics()
+        last, seconds = rounds[-1], sum(entry["seconds"] for entry in rounds)
+        if self.as_json:
+            print_json({"run": str(folder.path), "seconds": seconds, "last": last, "config": folder.config})
+            return
+        lines = [
+            ("run", str(folder.path)),
+            ("method", folder.config["method"]),
+            ("rounds", str(last["round"])),
+            ("loss", f"{rounds[0]['loss']:.4f} -> {last['loss']:.4f}"),
+            ("channels off", f"{last['closed_share']:.1%}"),
+            ("seconds", f"{seconds:.1f}"),
+            ("next", f"refimpl adapt {shlex.quote(str(folder.path))}"),
+        ]
+        if last["gap"] is not None:
+            lines.insert(4, ("gap", f"{rounds[0]['gap']:.2e} -> {last['gap']:.2e}"))
+        click.echo(facts(lines))

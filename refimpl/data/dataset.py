@@ -1,0 +1,89 @@
+"""A labelled set of small images, kept as the bytes it came as and normalised only where it is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from refimpl.errors import DataError, InputError
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """Images (n, C, H, W) uint8 with labels y (n,) int64 from 0 to len(class_names) - 1.
+
+    A pixel v of channel c stands for the number (v / scale - mean[c]) / std[c]. The published training
+    part comes first: samples 0 to n_train - 1. `note` says in words what a result should mention.
+    float32 copies of everything would take four times the room (CIFAR-10: 737 MB), so only nodes
+    hold floats, through `x`. Raises `DataError` for arrays that do not fit together.
+
+    Source: mathematics.md §11.
+    """
+
+    name: str
+    images: NDArray[np.uint8]
+    y: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    scale: float = 255.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    n_train: int = 0
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        who = f"data set {self.name!r}"
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise DataError(
+                f"{who}: expected images as uint8 (n, C, H, W), got {self.images.dtype} {self.images.shape}"
+            )
+        if self.y.dtype != np.int64 or self.y.shape != self.images.shape[:1] or len(self.y) == 0:
+            raise DataError(
+                f"{who}: {len(self.images)} images need as many int64 labels (at least one), "
+                f"got {self.y.dtype} {self.y.shape}"
+            )
+        if self.y.min() < 0 or self.y.max() >= self.classes:
+            raise DataError(
+                f"{who}: labels from {self.y.min()} to {self.y.max()}, expected 0..{self.classes - 1}"
+            )
+        if len(self.mean) != self.images.shape[1] or len(self.std) != self.images.shape[1]:
+            raise DataError(
+                f"{who}: mean and std need one number for each of {self.images.shape[1]} channels"
+            )
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image: (C, H, W)."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __repr__(self) -> str:
+        return f"DataSet({self.name!r}, {len(self)} images {self.shape}, {self.classes} classes)"
+
+    def x(self, index: ArrayLike | slice = slice(None), dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """Normalised images (m, C, H, W), C-contiguous, of the samples `index`, as float32 or float64.
+
+        Each of the 256 values a pixel can have is computed once in float64 and rounded once.
+        """
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise InputError(f"DataSet.x: expected float32 or float64, got {np.dtype(dtype)}")
+        chosen = self.images[index]  # type: ignore[index]
+        out = np.empty(chosen.shape, dtype)
+        values = np.arange(256) / self.scale
+        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+            out[:, channel] = ((values - mean) / std).astype(dtype)[chosen[:, channel]]
+        return out
+
+    def counts(self) -> NDArray[np.int64]:
+        """Number of samples of each class, (classes,)."""
+        return np.bincount(self.y, minlength=self.classes)

@@ -1,0 +1,124 @@
+"""Download of published data sets: resumable, checked, and never half a file under its final name."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from refimpl.data import places
+from refimpl.data.sources import DOWNLOADS, Download
+from refimpl.data.verify import file_md5
+from refimpl.errors import DataError, one_of
+
+Progress = Callable[[str, int, "int | None"], None]  # file name, bytes so far, bytes in all if known
+
+LIMIT = 256 * 2**20  # bytes of one download; the largest published file has 170 million
+_TIMEOUT = 30.0
+_PIECE = 1 << 16
+
+
+def fetch(
+    name: str,
+    data_dir: str | Path | None = None,
+    progress: Progress | None = None,
+    downloads: Mapping[str, tuple[Download, ...]] = DOWNLOADS,
+) -> list[Path]:
+    """Downloads what data set `name` lacks under `data_dir` (default: REFIMPL_DATA); returns its files.
+
+    Files that are there with the published checksum are left alone; one that is there with another is an
+    error, never overwritten. An interrupted download is continued. Raises `InputError` for an unknown
+    name and `DataError` naming address and file when no address delivers the right bytes.
+    """
+    one_of("fetch", "data set", name, tuple(downloads))
+    root = places.given_root(name, data_dir)
+    return [_fetch_one(download, root / download.target, progress) for download in downloads[name]]
+
+
+def _fetch_one(download: Download, target: Path, progress: Progress | None) -> Path:
+    if target.exists():
+        if file_md5(target) != download.md5:
+            raise DataError(
+                f"{target}: not the published file (md5 {download.md5}); move it away, fetch again"
+            )
+        return target
+    _make_folder(target.parent)
+    part = target.with_name(target.name + ".part")
+    problems = []
+    for address in download.addresses:
+        try:
+            _retrieve(address, part, progress)
+            _accept(part, target, download.md5)
+            return target
+        except (OSError, http.client.HTTPException, DataError) as error:
+            problems.append(f"{address}: {_reason(error)}")
+    raise DataError(f"fetch: {target.name} could not be had: {'; '.join(problems)}")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"fetch: cannot make the folder {folder}: {error.strerror}") from error
+
+
+def _retrieve(address: str, part: Path, progress: Progress | None) -> None:
+    """Appends to `part` what it lacks; starts over if the server cannot continue where it ends."""
+    have = part.stat().st_size if part.exists() else 0
+    try:
+        response = _open(address, have)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code != 416 or have == 0:  # 416: nothing lies beyond `have`; the part may be complete
+            raise
+        return
+    with response:
+        if response.status != 206 or _range_start(response) != have:
+            have = 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length is not None and length.isdigit() else None
+        with part.open("ab" if have else "wb") as file:
+            while piece := response.read(_PIECE):
+                have += len(piece)
+                if have > LIMIT:
+                    raise DataError(f"more than the {LIMIT} bytes expected at most")
+                file.write(piece)
+                if progress is not None:
+                    progress(part.name.removesuffix(".part"), have, total)
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and have < total:
+        raise DataError(f"connection ended after {have} of {total} bytes; run again to continue")
+
+
+def _open(address: str, have: int) -> http.client.HTTPResponse:
+    if not address.startswith(("https://", "http://")):
+        raise DataError("not a web address")
+    request = urllib.request.Request(address, headers={"User-Agent": "refimpl"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    return response
+
+
+def _range_start(response: http.client.HTTPResponse) -> int | None:
+    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return int(match[1]) if match else None
+
+
+def _accept(part: Path, target: Path, md5: str) -> None:
+    found = file_md5(part)
+    if found != md5:
+        part.unlink()
+        raise DataError(f"wrong bytes: expected md5 {md5}, got {found}; deleted, run again")
+    os.replace(part, target)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code}"
+    return (str(error) or type(error).__name__).replace("\n", " ")

@@ -1,0 +1,61 @@
+"""The IDX format of the MNIST files: big-endian header, then unsigned bytes."""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.data.unpack import decompress, read_file
+from refimpl.errors import DataError
+
+LIMIT = 256 * 2**20  # bytes; MNIST's largest file unpacks to 47 million
+_UNSIGNED_BYTE = 0x08
+
+
+def read_idx(path: str | Path, ndim: int, limit: int = LIMIT) -> NDArray[np.uint8]:
+    """Array of unsigned bytes with `ndim` axes from an IDX file, plain, gzip or xz (by content).
+
+    Raises `DataError` naming the file for anything but exactly what the header announces.
+
+    Source: the format description published with MNIST (LeCun, Cortes, Burges); verified on its files.
+    """
+    path = Path(path)
+    return parse_idx(decompress(read_file(path, limit), str(path), limit), str(path), ndim)
+
+
+def parse_idx(data: bytes, who: str, ndim: int) -> NDArray[np.uint8]:
+    """Array of the IDX bytes `data`; sizes are compared with the bytes at hand before any allocation."""
+    if len(data) < 4:
+        raise DataError(f"{who}: truncated IDX file: {len(data)} bytes, too short for a header")
+    zero, kind, axes = struct.unpack(">HBB", data[:4])
+    if zero != 0:
+        raise DataError(
+            f"{who}: not an IDX file: expected magic 0x0000{_UNSIGNED_BYTE:02x}.., got 0x{data[:4].hex()}"
+        )
+    if kind != _UNSIGNED_BYTE:
+        raise DataError(f"{who}: expected IDX type 0x08 (unsigned byte), got 0x{kind:02x}")
+    if axes != ndim:
+        raise DataError(
+            f"{who}: expected an IDX file with {ndim} axes, got {axes}; images and labels swapped?"
+        )
+    start = 4 + 4 * axes
+    if len(data) < start:
+        raise DataError(f"{who}: truncated IDX file: {len(data)} bytes, too short for {axes} sizes")
+    shape = struct.unpack(f">{axes}I", data[4:start])
+    expected, found = math.prod(shape), len(data) - start
+    if found != expected:
+        verdict = "truncated IDX file" if found < expected else "trailing bytes"
+        raise DataError(
+            f"{who}: {verdict}: the header announces shape {shape} = {expected} bytes, {found} follow it"
+        )
+    return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape).copy()
+
+
+def format_idx(array: NDArray[np.uint8]) -> bytes:
+    """IDX bytes of an array of unsigned bytes, the inverse of `parse_idx`."""
+    header = struct.pack(f">HBB{array.ndim}I", 0, _UNSIGNED_BYTE, array.ndim, *array.shape)
+    return header + np.ascontiguousarray(array, dtype=np.uint8).tobytes()

@@ -1,0 +1,128 @@
+"""Omniglot: handwritten characters of many alphabets, from its zip files or unpacked folders."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refimpl.data.png import decode_png
+from refimpl.data.unpack import read_file
+from refimpl.errors import DataError
+
+SIDE, SMALL = 105, 28
+FULL_INK = 225  # value of a 28x28 pixel that is all ink; see `shrink`
+_FILE_LIMIT = 64 * 2**10  # bytes of one PNG; Omniglot's have about 200
+_COUNT_LIMIT = 200_000  # files in one archive; Omniglot's larger one has 20 251
+
+
+class Characters(NamedTuple):
+    """Images (n, 28, 28) uint8 from 0 (paper) to 225 (ink), labels (n,) int64 and the label's names."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    names: tuple[str, ...]
+
+
+def read_omniglot(path: str | Path) -> Characters:
+    """All characters of one zip file or folder (`images_background`, `images_evaluation`).
+
+    Files are `<set>/<alphabet>/<character>/<drawing>.png`, 105x105 grey. Labels count the characters in
+    the order of their paths; images come in the order of theirs. Raises `DataError` naming the file.
+
+    Source: Lake, Salakhutdinov & Tenenbaum 2015; verified on its files.
+    """
+    path = Path(path)
+    images: list[NDArray[np.uint8]] = []
+    labels: list[int] = []
+    names: list[str] = []
+    for name, data in read_drawings(path):
+        character = "/".join(PurePosixPath(name).parts[-3:-1])
+        if not names or names[-1] != character:
+            names.append(character)
+        ink = decode_png(data, f"{path}: {name!a}", (SIDE, SIDE)) < 128
+        images.append(shrink(ink))
+        labels.append(len(names) - 1)
+    if not images:
+        raise DataError(f"{path}: no files <set>/<alphabet>/<character>/<drawing>.png in it")
+    return Characters(np.stack(images), np.array(labels, dtype=np.int64), tuple(names))
+
+
+def read_drawings(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(path inside, content) of every PNG file of a zip file or folder, in the order of the paths."""
+    return _from_folder(path) if path.is_dir() else _from_zip(path)
+
+
+def shrink(ink: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Area average of a 105x105 picture on 28x28 pixels: (28, 28) uint8, ink in units of 1/225.
+
+    A small pixel covers 3.75 x 3.75 large ones, so its ink is a whole number of 225ths: 15 x 15 quarter
+    pixels. All sums are of small whole numbers, hence exact in float32 in whatever order they are added.
+
+    Source: derived.
+    """
+    return (_COVER @ ink.astype(np.float32) @ _COVER.T).astype(np.uint8)
+
+
+def _cover() -> NDArray[np.float32]:
+    """Quarter pixels of large pixel j that lie in small pixel i, along one axis: (28, 105)."""
+    edges = np.arange(SMALL)[:, None] * 15
+    quarters = np.arange(SIDE)[None, :] * 4
+    overlap = np.minimum(edges + 15, quarters + 4) - np.maximum(edges, quarters)
+    return np.clip(overlap, 0, 4).astype(np.float32)
+
+
+_COVER = _cover()
+
+
+def _from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
+    files = {file.relative_to(folder.parent).as_posix(): file for file in folder.rglob("*.png")}
+    for name in _drawings(files):
+        yield name, read_file(files[name], _FILE_LIMIT)
+
+
+def _drawings(names: Iterable[str]) -> list[str]:
+    """The PNG files among `names` in order, without the shadow files some archivers add ("._x.png")."""
+    return sorted(n for n in names if n.endswith(".png") and not PurePosixPath(n).name.startswith("."))
+
+
+def _from_zip(path: Path) -> Iterator[tuple[str, bytes]]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file or folder")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if len(archive.infolist()) > _COUNT_LIMIT:
+                raise DataError(f"{path}: more than {_COUNT_LIMIT} files in it")
+            for name in _drawings(archive.namelist()):
+                yield name, _member(archive, name, str(path))
+    except DataError:
+        raise
+    except _ZIP_ERRORS as error:
+        raise DataError(
+            f"{path}: not a readable zip archive ({type(error).__name__}); fetch it again"
+        ) from error
+
+
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    OSError,
+    EOFError,
+    NotImplementedError,  # an unknown compression method
+    RuntimeError,  # an encrypted member
+    ValueError,
+    OverflowError,
+    KeyError,
+)
+
+
+def _member(archive: zipfile.ZipFile, name: str, who: str) -> bytes:
+    if archive.getinfo(name).file_size > _FILE_LIMIT:
+        raise DataError(f"{who}: {name!a} has more than the {_FILE_LIMIT} bytes expected at most")
+    with archive.open(name) as file:
+        return file.read(_FILE_LIMIT)

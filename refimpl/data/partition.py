@@ -1,0 +1,241 @@
+"""From one data set to the nodes of a federation: disjoint in samples, fixed by a seed.
+
+Meta-training nodes and target nodes are different nodes; no sample belongs to two of either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from refimpl.data.dataset import DataSet
+from refimpl.data.deal import Counts, deal_classes, deal_dirichlet, deal_iid, fill_counts, spread_sizes
+from refimpl.data.node import Node
+from refimpl.data.strata import stratified_order
+from refimpl.errors import InputError, one_of
+from refimpl.rng import SeedTree
+
+KINDS = ("classes", "dirichlet", "iid")
+
+# Training samples of the smallest and the largest of 20 nodes. MNIST and CIFAR-10: the ranges of the papers;
+# digits and CIFAR-100 (small enough for its test part alone): ours.
+DEFAULT_SIZES = {
+    "mnist": (1165, 3834),
+    "cifar10": (221, 2792),
+    "cifar100": (150, 300),
+    "digits": (48, 76),
+}
+_DEFAULT_NODES = 20
+
+
+@dataclass(frozen=True)
+class Partition:
+    """How to cut a data set into nodes; `two_class`, `some_classes`, `dirichlet`, `iid` give the usual ones.
+
+    kind: `classes` (each node has `classes_per_node` classes in equal shares), `dirichlet` (class
+    proportions drawn with `alpha`) or `iid`.
+    nodes, targets: numbers of meta-training and of target nodes.
+    sizes: training samples (support and query) per node: a pair (smallest, largest) for evenly
+    spread sizes, or one number per node, training nodes first; None for the data set's default.
+    (With two nodes in all, an ascending pair is still a range.)
+    test: share of a node's samples held out for testing, on top of `sizes`.
+    support: samples for adaptation out of the training samples, as a whole number or a share.
+
+    Raises `InputError` for values out of range.
+
+    Source: mathematics.md §11.
+    """
+
+    kind: str = "classes"
+    nodes: int = 16
+    targets: int = 4
+    classes_per_node: int = 2
+    alpha: float = 0.5
+    sizes: tuple[int, ...] | None = None
+    test: float = 0.25
+    support: int | float = 20
+
+    def __post_init__(self) -> None:
+        one_of("partition", "kind", self.kind, KINDS)
+        _whole("nodes", self.nodes, 1)
+        _whole("targets", self.targets, 0)
+        _whole("classes_per_node", self.classes_per_node, 1)
+        if not 0.0 <= self.test < 1.0:
+            raise InputError(f"partition: expected test as a share from 0 to below 1, got {self.test!r}")
+        if isinstance(self.support, float) and not 0.0 < self.support <= 1.0:
+            raise InputError(f"partition: expected support as a share above 0 up to 1, got {self.support!r}")
+        if not isinstance(self.support, float):
+            _whole("support", self.support, 1)
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        if self.sizes is None:
+            return
+        for size in self.sizes:
+            _whole("sizes", size, 1)
+        pair = len(self.sizes) == 2 and self.sizes[0] <= self.sizes[1]
+        if not pair and len(self.sizes) != self.total:
+            raise InputError(
+                f"partition: expected sizes as (smallest, largest) or one for each of {self.nodes} + "
+                f"{self.targets} nodes, got {len(self.sizes)} numbers"
+            )
+
+    @property
+    def total(self) -> int:
+        """Number of nodes of both sorts."""
+        return self.nodes + self.targets
+
+
+def two_class(
+    nodes: int = 16, targets: int = 4, sizes: tuple[int, ...] | None = None, support: int | float = 20
+) -> Partition:
+    """Two classes at every node: the partition of the papers for MNIST and CIFAR-10."""
+    return Partition("classes", nodes, targets, 2, sizes=sizes, support=support)
+
+
+def some_classes(
+    classes_per_node: int, nodes: int = 16, targets: int = 4, sizes: tuple[int, ...] | None = None
+) -> Partition:
+    """`classes_per_node` classes at every node: five for CIFAR-100."""
+    return Partition("classes", nodes, targets, classes_per_node, sizes=sizes)
+
+
+def dirichlet(
+    alpha: float, nodes: int = 16, targets: int = 4, sizes: tuple[int, ...] | None = None
+) -> Partition:
+    """Class proportions of every node drawn from a symmetric Dirichlet distribution."""
+    return Partition("dirichlet", nodes, targets, alpha=alpha, sizes=sizes)
+
+
+def iid(nodes: int = 16, targets: int = 4, sizes: tuple[int, ...] | None = None) -> Partition:
+    """Every node a uniform sample of the data."""
+    return Partition("iid", nodes, targets, sizes=sizes)
+
+
+class Share(NamedTuple):
+    """The samples of one node: their numbers in the data set, ordered [support | query | test]."""
+
+    name: str
+    samples: NDArray[np.intp]
+    n_support: int
+    n_query: int
+
+
+class Statistics(NamedTuple):
+    """What a partition amounts to: sizes and classes by node, and samples in more than one node (0)."""
+
+    names: tuple[str, ...]
+    train_sizes: tuple[int, ...]
+    test_sizes: tuple[int, ...]
+    classes: tuple[tuple[int, ...], ...]
+    nodes_per_class: tuple[int, ...]
+    used: int
+    overlap: int
+
+
+def make_nodes(
+    dataset: DataSet,
+    partition: Partition | None = None,
+    seeds: SeedTree | int = 0,
+    dtype: DTypeLike = np.float32,
+) -> tuple[list[Node], list[Node]]:
+    """(training nodes, target nodes) of `dataset`, normalised, as float32 or float64.
+
+    The same data, partition and seed give the same nodes, bit for bit. `partition` defaults to two classes
+    at each of 16 + 4 nodes. Raises `InputError` if the sizes do not fit the data.
+
+    Source: mathematics.md §11.
+    """
+    partition = two_class() if partition is None else partition
+    shares = plan(dataset, partition, seeds)
+    nodes = [
+        Node(s.name, dataset.x(s.samples, dtype), dataset.y[s.samples], s.n_support, s.n_query)
+        for s in shares
+    ]
+    return nodes[: partition.nodes], nodes[partition.nodes :]
+
+
+def plan(dataset: DataSet, partition: Partition, seeds: SeedTree | int = 0) -> list[Share]:
+    """Which samples go to which node, training nodes first, without touching the images."""
+    tree = seeds if isinstance(seeds, SeedTree) else SeedTree(seeds)
+    rng = tree.generator("partition")
+    train = node_sizes(dataset, partition, rng)
+    test = _test_sizes(train, partition.test)
+    counts = _deal(dataset.counts(), train + test, partition, rng)
+    shares = []
+    for i, index in enumerate(fill_counts(dataset.y, counts, rng)):
+        order = stratified_order(dataset.y[index], tree.generator("partition-order", node=i))
+        n_support = _support_size(partition.support, int(train[i]))
+        name = f"train-{i}" if i < partition.nodes else f"target-{i - partition.nodes}"
+        shares.append(Share(name, index[order], n_support, int(train[i]) - n_support))
+    return shares
+
+
+def statistics(dataset: DataSet, shares: list[Share]) -> Statistics:
+    """Sizes, classes and overlap of a plan, counted from the sample numbers themselves."""
+    everything = np.concatenate([share.samples for share in shares])
+    classes = [tuple(int(c) for c in np.unique(dataset.y[share.samples])) for share in shares]
+    train = [share.n_support + share.n_query for share in shares]
+    used = len(np.unique(everything))
+    return Statistics(
+        names=tuple(share.name for share in shares),
+        train_sizes=tuple(train),
+        test_sizes=tuple(len(s.samples) - t for s, t in zip(shares, train, strict=True)),
+        classes=tuple(classes),
+        nodes_per_class=tuple(sum(c in own for own in classes) for c in range(dataset.classes)),
+        used=used,
+        overlap=len(everything) - used,
+    )
+
+
+def node_sizes(dataset: DataSet, partition: Partition, rng: np.random.Generator) -> Counts:
+    """Training samples of every node, (nodes + targets,), training nodes first."""
+    sizes = _default_sizes(dataset, partition) if partition.sizes is None else partition.sizes
+    if len(sizes) == 2 and sizes[0] <= sizes[1]:
+        return spread_sizes(sizes[0], sizes[1], partition.total, rng)
+    return np.array(sizes, dtype=np.int64)
+
+
+def _default_sizes(dataset: DataSet, partition: Partition) -> tuple[int, int]:
+    """The table's range, made smaller for more than 20 nodes; for other data, four fifths of what fits."""
+    if dataset.name in DEFAULT_SIZES:
+        shrink = min(1.0, _DEFAULT_NODES / partition.total)
+        smallest, largest = DEFAULT_SIZES[dataset.name]
+        return max(int(smallest * shrink), 1), max(int(largest * shrink), 1)
+    room = len(dataset) / partition.total
+    if partition.kind == "classes":
+        room = min(room, partition.classes_per_node * float(np.median(dataset.counts())))
+    largest = max(int(0.8 * room * (1.0 - partition.test)), 1)
+    return max(largest // 2, 1), largest
+
+
+def _test_sizes(train: Counts, share: float) -> Counts:
+    if share == 0.0:
+        return np.zeros_like(train)
+    return np.maximum(np.rint(train * share / (1.0 - share)), 1).astype(np.int64)
+
+
+def _deal(stock: Counts, sizes: Counts, partition: Partition, rng: np.random.Generator) -> Counts:
+    if partition.kind == "classes":
+        return deal_classes(stock, sizes, partition.classes_per_node, partition.targets, rng)
+    if partition.kind == "dirichlet":
+        return deal_dirichlet(stock, sizes, partition.alpha, rng)
+    return deal_iid(stock, sizes, rng)
+
+
+def _support_size(support: int | float, train: int) -> int:
+    size = max(round(support * train), 1) if isinstance(support, float) else int(support)
+    if size > train:
+        raise InputError(
+            f"partition: {size} support samples asked for, but a node has only {train} training samples; "
+            "ask for less support or larger nodes"
+        )
+    return size
+
+
+def _whole(what: str, value: object, least: int) -> None:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+        raise InputError(f"partition: expected {what} as a whole number of at least {least}, got {value!r}")

@@ -1,0 +1,248 @@
+"""From a configuration to a trained meta-model and adapted target nodes: the library's front door.
+
+`prepare` builds nodes, network and method; `train` runs the rounds into a run folder (or without one);
+`adapt_targets` personalises at the target nodes. The command line only parses and prints.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from refimpl import accel, prox
+from refimpl.config import Config, from_table
+from refimpl.data.catalog import load
+from refimpl.data.node import Node
+from refimpl.data.partition import Partition, make_nodes
+from refimpl.errors import InputError
+from refimpl.federated.adapt import AdaptSettings, NodeReport, report_node
+from refimpl.federated.fedavg import FedAvg
+from refimpl.federated.local import LocalSettings
+from refimpl.federated.metagater import MetaGater
+from refimpl.federated.perfedavg import PerFedAvgFO
+from refimpl.federated.rounds import Method, Participation, RoundRecord, State, run_rounds
+from refimpl.nn import zoo
+from refimpl.nn.context import Context, Gating
+from refimpl.nn.network import Network
+from refimpl.nn.objective import NetworkObjective
+from refimpl.nn.task import NetworkTask
+from refimpl.pruning.snip import prune_channels
+from refimpl.record import RunFolder
+from refimpl.rng import SeedTree
+
+OnRound = Callable[[RoundRecord], None]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A prepared run: configuration, network, nodes, method, and the seed tree they came from."""
+
+    config: Config
+    network: Network
+    train_nodes: tuple[Node, ...]
+    target_nodes: tuple[Node, ...]
+    method: Method
+    seeds: SeedTree
+    note: str = ""
+
+    @property
+    def gating(self) -> Gating:
+        """Gate settings of training and adaptation."""
+        return Gating(self.config.gate_mode, self.config.tau, self.config.gate_grad)
+
+    def tasks(self) -> list[NetworkTask]:
+        """The training nodes' learning problems (their test parts are not in them)."""
+        batch = self.config.batch_size
+        return [
+            NetworkTask(self.network, x, y, self.gating, batch_size=batch)
+            for x, y in (node.train for node in self.train_nodes)
+        ]
+
+    def start(self) -> State:
+        """The method's state before round 1."""
+        return self.method.start(self.network.layout.initialise(self.seeds, self.config.dtype))
+
+
+def default_threads() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def build_network(config: Config, input_shape: Sequence[int], classes: int, gated: bool) -> Network:
+    """The configured network for samples of `input_shape`; `gated` puts gates on `config.gates`."""
+    gates = tuple(config.gates) if gated else ()
+    if config.model == "mlp":
+        return zoo.mlp((int(np.prod(input_shape)), 100, classes), gates)
+    if config.model == "digits":
+        if tuple(input_shape) != (1, 8, 8):
+            raise InputError(f"model digits reads 8x8 grey images, {config.dataset} has {tuple(input_shape)}")
+        return zoo.digits(classes=classes, gates=gates)
+    build = zoo.cnn3 if config.model == "cnn3" else zoo.cnn7
+    return build(tuple(input_shape), classes=classes, gates=gates)
+
+
+def is_gated(config: Config) -> bool:
+    """Whether the method meta-trains gates."""
+    return config.method == "metagater"
+
+
+def build_penalty(config: Config, network: Network) -> prox.Penalty:
+    """h(w): zero on the backbone, the configured regulariser on phi."""
+    phi = network.layout.phi
+    if not network.gates or config.penalty == "zero" or config.rho == 0:
+        return prox.Zero()
+    groups = prox.Groups(*network.gate_groups, size=phi.stop - phi.start)
+    gate: prox.Penalty
+    if config.penalty == "l1":
+        gate = prox.L1(config.rho)
+    elif config.penalty == "group-lasso":
+        gate = prox.GroupLasso(groups, config.rho)
+    else:
+        gate = prox.BoundedGroupLasso(groups, config.rho, config.radius)
+    return prox.Separable(((phi, gate),))
+
+
+SCHEDULES: dict[str, Callable[[float], accel.Schedule]] = {
+    "ghadimi-lan": accel.GhadimiLan,
+    "proximal-gradient": accel.ProximalGradient,
+    "nesterov": accel.Nesterov,
+}
+
+
+def build_method(config: Config, network: Network) -> Method:
+    """The configured federated method."""
+    if config.method == "fedavg":
+        return FedAvg(config.eta, config.local_steps)
+    if config.method == "perfedavg":
+        return PerFedAvgFO(config.alpha, config.eta, config.local_steps)
+    local = LocalSettings(config.lam, config.eta, config.local_steps)
+    schedule = SCHEDULES[config.schedule](config.beta)
+    return MetaGater(local, schedule, build_penalty(config, network), config.method)
+
+
+def build_partition(config: Config) -> Partition:
+    """How the data set is cut into nodes."""
+    sizes = (config.node_min, config.node_max) if config.node_max > 0 else None
+    return Partition(
+        nodes=config.nodes,
+        targets=config.targets,
+        classes_per_node=config.classes_per_node,
+        sizes=sizes,
+        test=config.test_share,
+        support=config.support,
+    )
+
+
+def prepare(config: Config, data_dir: str | Path | None = None) -> Experiment:
+    """Load the data, cut it into nodes, build network and method."""
+    seeds = SeedTree(config.seed)
+    dataset = load(config.dataset, data_dir)
+    train_nodes, target_nodes = make_nodes(dataset, build_partition(config), seeds, config.dtype)
+    network = build_network(config, dataset.shape, dataset.classes, is_gated(config))
+    method = build_method(config, network)
+    return Experiment(config, network, tuple(train_nodes), tuple(target_nodes), method, seeds, dataset.note)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where a run stands: the method's state after `rounds` rounds, and the meta-model."""
+
+    state: State
+    rounds: int
+    w: np.ndarray
+
+
+def train(
+    experiment: Experiment,
+    folder: RunFolder | None = None,
+    *,
+    resume: bool = False,
+    threads: int | None = None,
+    on_round: OnRound | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Trained:
+    """Meta-train; with a folder, record every round and checkpoint; `resume` goes on from its checkpoint.
+
+    `stop` is asked after every round; when it says yes the checkpoint is saved and the run returns early.
+    The result does not depend on `threads`, nor on how often the run was interrupted and resumed.
+    """
+    config = experiment.config
+    state, done, first_loss = experiment.start(), 0, math.nan
+    if resume and folder is not None:
+        state, done, first_loss = _restore(folder, state)
+    rounds = run_rounds(
+        experiment.method,
+        experiment.tasks(),
+        state,
+        range(done + 1, config.rounds + 1),
+        Participation(config.per_round, config.weighted),
+        experiment.seeds,
+        threads or default_threads(),
+        first_loss,
+    )
+    for state, record in rounds:
+        done = record.round
+        first_loss = record.loss if math.isnan(first_loss) else first_loss
+        stopping = stop()
+        if folder is not None:
+            folder.append_metrics(record._asdict())
+            if stopping or done == config.rounds or done % config.checkpoint_every == 0:
+                folder.save_checkpoint(done, state, {"first_loss": first_loss})
+        if on_round is not None:
+            on_round(record)
+        if stopping:
+            break
+    w = experiment.method.model(state)
+    if folder is not None and done == config.rounds:
+        folder.save_model(experiment.network.layout.to_arrays(w))
+    return Trained(state, done, w)
+
+
+def _restore(folder: RunFolder, fresh: State) -> tuple[State, int, float]:
+    """State, round and first loss of the folder's checkpoint; the fresh start where there is none yet."""
+    if not folder.has_checkpoint:
+        folder.truncate_metrics(0)
+        return fresh, 0, math.nan
+    done, state, meta = folder.load_checkpoint(like=fresh)
+    folder.truncate_metrics(done)
+    return state, done, float(meta["first_loss"])
+
+
+def adapt_settings(experiment: Experiment) -> AdaptSettings:
+    """The configured adaptation."""
+    config = experiment.config
+    eta_phi = config.eta_phi if is_gated(config) else 0.0
+    return AdaptSettings(eta_phi, config.eta_theta, config.adapt_steps, experiment.gating)
+
+
+def adapt_targets(experiment: Experiment, w: np.ndarray) -> list[NodeReport]:
+    """Adapt and test the meta-model w at every target node; `metasnip` prunes there first."""
+    settings = adapt_settings(experiment)
+    reports = []
+    for node in experiment.target_nodes:
+        network, start = experiment.network, w
+        if experiment.config.method == "metasnip":
+            network, start = pruned_at(experiment, w, node)
+        reports.append(report_node(node.name, network, start, node.support, node.test, settings))
+    return reports
+
+
+def pruned_at(experiment: Experiment, w: np.ndarray, node: Node) -> tuple[Network, np.ndarray]:
+    """The network with its best channels by the node's support data, and its parameters (channel SNIP)."""
+    config, plain = experiment.config, experiment.network
+    gated = build_network(config, plain.input_shape, plain.classes, gated=True)
+    x, y = node.support
+    objective = NetworkObjective(plain, x, y, Context(train=("theta",)))
+    return gated, prune_channels(gated, objective, w, config.snip_keep)
+
+
+def reopen(folder: RunFolder, data_dir: str | Path | None = None) -> tuple[Experiment, np.ndarray]:
+    """A finished run's experiment and its meta-model."""
+    experiment = prepare(from_table(folder.config), data_dir)
+    arrays = folder.load_model()
+    return experiment, experiment.network.layout.from_arrays(arrays, experiment.config.dtype)

@@ -1,0 +1,149 @@
+"""The local problem of a node: min_w L_i(w) + (lam/2) ||w - centre||^2, solved by gradient steps.
+
+A `Task` is what a node contributes: something that draws objectives (a mini-batch, or all its data).
+Solvers see objectives only, so networks and analytic problems go the same way.
+
+Source: mathematics.md §3 ([MG] eq. 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from refimpl.errors import InputError
+from refimpl.kernels import vector
+
+
+class Objective(Protocol):
+    """A differentiable function: returns its value at w and writes the whole gradient."""
+
+    def __call__(self, w: np.ndarray, grad_out: np.ndarray) -> float:
+        """Value at w; gradient into grad_out."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """An objective that can say what its last evaluation cost and how many channels it closed."""
+
+    def measure(self) -> tuple[float, float]:
+        """Executed FLOPs of the last evaluation, and the share of gated channels that were off in it."""
+
+
+class Task(Protocol):
+    """A node's learning problem."""
+
+    @property
+    def size(self) -> int:
+        """Number of samples, for weighting by |D_i|."""
+
+    def draw(self, rng: np.random.Generator, count: int) -> Iterable[Objective]:
+        """The objectives of the next `count` gradients: mini-batches drawn with rng, or the whole data."""
+
+
+class Descent(Protocol):
+    """What a task that descends by itself reports; fields as in `LocalSolution`."""
+
+    w: np.ndarray
+    loss: float
+    residual: float
+    flops: float
+    closed_share: float
+
+
+@runtime_checkable
+class Descending(Protocol):
+    """A task that can run the whole local iteration by itself, in compiled code."""
+
+    def descend(
+        self, centre: np.ndarray, eta: float, lam: float, steps: int, rng: np.random.Generator
+    ) -> Descent | None:
+        """The iteration of `solve_local`, bit for bit; None where it cannot."""
+
+
+@dataclass(frozen=True)
+class LocalSettings:
+    """lam: Moreau weight; eta: step size; steps: gradient steps from the centre."""
+
+    lam: float
+    eta: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.lam < 0 or not self.eta > 0 or self.steps < 1:
+            raise InputError(
+                "LocalSettings: expected lam >= 0, eta > 0 and steps >= 1, "
+                f"got lam={self.lam}, eta={self.eta}, steps={self.steps}"
+            )
+
+
+class LocalSolution(NamedTuple):
+    """What a node sends back, and what it cost.
+
+    w: approximate solution; loss: objective at the centre (first step); residual: norm of the local
+    problem's gradient where it was last evaluated, i.e. before the last step; gradients: evaluations;
+    flops: executed; closed_share: gated channels off, mean over the steps.
+    """
+
+    w: np.ndarray
+    loss: float
+    residual: float
+    gradients: int
+    flops: float
+    closed_share: float
+
+
+class Tally:
+    """Adds up what evaluations of measured objectives cost."""
+
+    def __init__(self) -> None:
+        self.gradients = 0
+        self.flops = 0.0
+        self.closed = 0.0
+
+    def add(self, objective: Objective) -> None:
+        """Count one gradient evaluation just made."""
+        self.gradients += 1
+        if isinstance(objective, Measured):
+            flops, closed_share = objective.measure()
+            self.flops += flops
+            self.closed += closed_share
+
+    def solution(self, w: np.ndarray, loss: float, residual: float) -> LocalSolution:
+        """The node's answer with the totals."""
+        return LocalSolution(w, loss, residual, self.gradients, self.flops, self.closed / self.gradients)
+
+
+def solve_local(
+    task: Task, centre: np.ndarray, settings: LocalSettings, rng: np.random.Generator
+) -> LocalSolution:
+    """`settings.steps` steps w <- w - eta (g(w) + lam (w - centre)) from the centre.
+
+    centre (d,) float32/float64 is not changed. With lam = 0 this is local SGD.
+    """
+    if isinstance(task, Descending):
+        end = task.descend(centre, settings.eta, settings.lam, settings.steps, rng)
+        if end is not None:
+            return LocalSolution(end.w, end.loss, end.residual, settings.steps, end.flops, end.closed_share)
+    scalar = centre.dtype.type
+    eta, lam = scalar(settings.eta), scalar(settings.lam)
+    w, gradient = centre.copy(), np.empty_like(centre)
+    tally, first_loss, residual = Tally(), np.nan, np.nan
+    for step, objective in enumerate(task.draw(rng, settings.steps)):
+        loss = objective(w, gradient)
+        first_loss = loss if step == 0 else first_loss
+        if step == settings.steps - 1:
+            residual = vector.local_residual(w, gradient, centre, lam)
+        vector.local_step(w, gradient, centre, eta, lam)
+        tally.add(objective)
+    return tally.solution(w, first_loss, float(residual))
+
+
+def local_residual(objective: Objective, w: np.ndarray, centre: np.ndarray, lam: float) -> float:
+    """||grad L_i(w) + lam (w - centre)|| at w itself: certifies an inexact solution (§7, §8.3)."""
+    gradient = np.empty_like(w)
+    objective(w, gradient)
+    return float(vector.local_residual(w, gradient, centre, w.dtype.type(lam)))

@@ -1,0 +1,171 @@
+"""The server's loop: sample nodes, let them solve, combine, step; the same loop for every method.
+
+A method is a few pure functions on arrays (`Method`); stopping, logging and checkpoints are wrapped
+around the generator `run_rounds`, not inside. Node results are combined in node order and every random
+number is keyed by (purpose, round, node), so neither the number of threads nor the order in which nodes
+run changes a bit.
+
+Source: mathematics.md §4 ([MG] Algorithm 1), §10.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from refimpl.errors import DivergenceError, InputError
+from refimpl.federated.local import LocalSolution, Task
+from refimpl.kernels import vector
+from refimpl.rng import SeedTree
+
+State = dict[str, np.ndarray]
+DIVERGED_FACTOR = 1e3  # a round's mean loss above this multiple of the first round's stops the run
+
+
+class Method(Protocol):
+    """A federated method: what is broadcast, what a node does, what the server does with the mean."""
+
+    @property
+    def name(self) -> str:
+        """As on the command line and in tables."""
+
+    def start(self, w0: np.ndarray) -> State:
+        """Server state before round 1, as plain arrays (it goes into checkpoints)."""
+
+    def broadcast(self, state: State, round_: int) -> np.ndarray:
+        """The point sent to the nodes of round `round_` (1-based)."""
+
+    def local(self, task: Task, point: np.ndarray, rng: np.random.Generator) -> LocalSolution:
+        """A node's work."""
+
+    def server(self, state: State, round_: int, point: np.ndarray, mean: np.ndarray) -> tuple[State, float]:
+        """New state from the mean of the nodes' answers; and the surrogate gap (NaN if undefined)."""
+
+    def model(self, state: State) -> np.ndarray:
+        """The meta-model."""
+
+
+class RoundRecord(NamedTuple):
+    """One round in numbers; floats are means over the round's nodes, counts are sums.
+
+    gap: surrogate stationarity gap ||G_b(md)|| with the server's g (§7), NaN for methods without one;
+    floats_sent: down plus up; floats_sent_sparse: the same without exact zeros.
+    """
+
+    round: int
+    nodes: tuple[int, ...]
+    loss: float
+    gap: float
+    residual: float
+    gradients: int
+    flops: float
+    closed_share: float
+    floats_sent: int
+    floats_sent_sparse: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Participation:
+    """per_round: nodes a round (0: all); weighted: mean weighted by |D_i| instead of uniform."""
+
+    per_round: int = 0
+    weighted: bool = False
+
+    def sample(self, count: int, round_: int, seeds: SeedTree) -> list[int]:
+        """The nodes of a round, ascending."""
+        if self.per_round > count or self.per_round < 0:
+            raise InputError(f"Participation: cannot draw {self.per_round} of {count} nodes; use 0 for all")
+        if self.per_round in (0, count):
+            return list(range(count))
+        rng = seeds.generator("participation", round_)
+        return sorted(int(i) for i in rng.choice(count, self.per_round, replace=False))
+
+    def weights(self, tasks: Sequence[Task], nodes: Sequence[int]) -> np.ndarray:
+        """Weights of the nodes' answers, summing to one."""
+        sizes = np.array([tasks[i].size if self.weighted else 1 for i in nodes], dtype=np.float64)
+        return sizes / sizes.sum()
+
+
+def run_rounds(
+    method: Method,
+    tasks: Sequence[Task],
+    state: State,
+    rounds: range,
+    participation: Participation,
+    seeds: SeedTree,
+    threads: int = 1,
+    first_loss: float = math.nan,
+) -> Iterator[tuple[State, RoundRecord]]:
+    """Run the 1-based `rounds` from `state`; yields the state and record after each.
+
+    first_loss: mean loss of round 1, when resuming (the yardstick of divergence).
+
+    Raises `DivergenceError` as soon as a loss or a parameter is not finite or the loss explodes; the
+    last yielded state is then the last good one.
+    """
+    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
+        for round_ in rounds:
+            started = time.perf_counter()
+            nodes = participation.sample(len(tasks), round_, seeds)
+            point = method.broadcast(state, round_)
+            streams = [seeds.generator("local", round_, node) for node in nodes]
+            chosen = [tasks[node] for node in nodes]
+            answers = list(pool.map(method.local, chosen, [point] * len(nodes), streams))
+            check_answers(answers, nodes, round_, first_loss)
+            mean = np.empty_like(point)
+            rows = np.stack([answer.w for answer in answers])
+            vector.mean_of_rows(rows, participation.weights(tasks, nodes), mean)
+            state, gap = method.server(state, round_, point, mean)
+            record = _record(round_, nodes, answers, point, gap, time.perf_counter() - started)
+            first_loss = record.loss if math.isnan(first_loss) else first_loss
+            yield state, record
+
+
+def check_answers(
+    answers: Sequence[LocalSolution], nodes: Sequence[int], round_: int, first_loss: float
+) -> None:
+    """Raise `DivergenceError` naming round and node where an answer is not finite or the loss explodes."""
+    hint = "try a smaller eta or beta"
+    for node, answer in zip(nodes, answers, strict=True):
+        if not (math.isfinite(answer.loss) and np.isfinite(answer.w).all()):
+            raise DivergenceError(f"training diverged in round {round_} at node {node} (not finite); {hint}")
+        if answer.loss > DIVERGED_FACTOR * max(first_loss, 1.0):
+            raise DivergenceError(
+                f"training diverged in round {round_} at node {node}: loss {answer.loss:.3g}, "
+                f"{first_loss:.3g} in the first round; {hint}"
+            )
+
+
+def _record(
+    round_: int,
+    nodes: Sequence[int],
+    answers: Sequence[LocalSolution],
+    point: np.ndarray,
+    gap: float,
+    seconds: float,
+) -> RoundRecord:
+    def mean(name: str) -> float:
+        return math.fsum(getattr(answer, name) for answer in answers) / len(answers)
+
+    down = int(np.count_nonzero(point)) * len(nodes)
+    up = sum(int(np.count_nonzero(answer.w)) for answer in answers)
+    return RoundRecord(
+        round=round_,
+        nodes=tuple(nodes),
+        loss=mean("loss"),
+        gap=gap,
+        residual=mean("residual"),
+        gradients=sum(answer.gradients for answer in answers),
+        flops=math.fsum(answer.flops for answer in answers),
+        closed_share=mean("closed_share"),
+        floats_sent=2 * point.size * len(nodes),
+        floats_sent_sparse=down + up,
+        seconds=seconds,
+    )

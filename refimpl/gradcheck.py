@@ -1,0 +1,213 @@
+"""Gradients against central differences: of any objective, of every layer, of whole gated networks.
+
+Smooth models are checked as they are. For `hard`, `gumbel` and `ste` gates the documented surrogate
+derivative is checked: each 0/1 mask M0 is replaced by M0 + gain * (r(d) - r(d0)), whose value at the
+point is M0 and whose exact derivative is what the backward pass must return (gain is 1 for dense gate
+gradients, M0 for active ones, 0 where phi is not trained).
+
+Source: mathematics.md §2.3, §2.3b. Derived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from refimpl.errors import InputError
+from refimpl.nn.context import Anchor, Context
+from refimpl.nn.layers import Back, Flow, Layer, Mask, Shape
+from refimpl.nn.layout import Layout
+from refimpl.nn.network import Network
+from refimpl.nn.objective import NetworkObjective
+
+Value = Callable[[np.ndarray], float]
+Objective = Callable[[np.ndarray, np.ndarray], float]
+
+BOTH = Context(train=("theta", "phi"))
+STEPS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+
+
+class SlotError(NamedTuple):
+    """The worst directional error of one parameter."""
+
+    name: str
+    error: float
+
+
+def directional_difference(value: Value, w: np.ndarray, direction: np.ndarray) -> float:
+    """Derivative of `value` at w along `direction`, fourth-order central differences.
+
+    The step is chosen without looking at any analytic gradient: of a ladder of steps, the one whose
+    estimate agrees best with its successor's, while some neighbour agrees at least roughly. Large steps
+    suffer from curvature and from kinks (ReLU, pooling) inside the step, small ones from rounding; the best
+    agreement lies between. The neighbour rules out two wrong estimates that agree by chance.
+    """
+    estimates = [_central(value, w, direction, step) for step in STEPS]
+    gaps = np.abs(np.diff(estimates))
+    beside = np.minimum(np.append(gaps[1:], np.inf), np.append(np.inf, gaps[:-1]))
+    return estimates[int(np.argmin(gaps + 0.1 * beside)) + 1]
+
+
+def _central(value: Value, w: np.ndarray, direction: np.ndarray, step: float) -> float:
+    near = value(w + step * direction) - value(w - step * direction)
+    far = value(w + 2 * step * direction) - value(w - 2 * step * direction)
+    return (8 * near - far) / (12 * step)
+
+
+def slot_errors(
+    objective: Objective,
+    value: Value,
+    w: np.ndarray,
+    slots: Sequence[tuple[str, slice]],
+    rng: np.random.Generator,
+    directions: int = 2,
+) -> list[SlotError]:
+    """Worst relative directional error of the gradient within each named range of w (float64).
+
+    The error of a direction is |analytic - numeric| relative to the larger of the two, but at least to
+    1e-3 of the size the whole gradient would give along a random direction, and to 1e-6 of the value
+    itself (differences of a value f resolve derivatives to some 1e-12 |f|), so that a parameter without
+    influence does not divide rounding by rounding.
+    """
+    if w.dtype != np.float64:
+        raise InputError(f"gradcheck: finite differences need float64, got {w.dtype}; use dtype float64")
+    gradient = np.full_like(w, np.nan)  # the objective must write every entry
+    size = abs(objective(w, gradient))
+    floor = 1e-3 * float(np.linalg.norm(gradient)) / np.sqrt(w.size) + 1e-6 * size + 1e-12
+    errors = []
+    for name, where in slots:
+        worst = 0.0
+        for _ in range(directions):
+            direction = np.zeros_like(w)
+            direction[where] = _direction(gradient[where], rng)
+            numeric = directional_difference(value, w, direction)
+            analytic = float(direction @ gradient)
+            scale = max(abs(numeric), abs(analytic), floor)
+            error = abs(analytic - numeric) / scale
+            worst = worst if error <= worst else error  # NaN counts as worst
+        errors.append(SlotError(name, float(worst)))
+    return errors
+
+
+def _direction(gradient: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A unit vector, half random and half along the gradient to be checked.
+
+    The random half sees errors in any entry; the other half keeps the derivative well above rounding,
+    which along a purely random direction in d dimensions is sqrt(d) times smaller.
+    """
+    direction = rng.standard_normal(gradient.size)
+    direction /= np.linalg.norm(direction)
+    size = np.linalg.norm(gradient)
+    if np.isfinite(size) and size > 0:
+        ascent = gradient / size
+        direction += ascent if direction @ ascent >= 0 else -ascent  # never cancel, not even in 1-D
+    return direction / np.linalg.norm(direction)
+
+
+def surrogate_context(network: Network, w: np.ndarray, x: np.ndarray, context: Context) -> Context:
+    """The context in which the forward pass is the surrogate that `context`'s backward pass derives."""
+    if context.gating.mode == "soft":
+        return context
+    _, trace = network.forward(w, x, context)
+    anchors = {}
+    for name, decision in network.decisions(trace).items():
+        mask = decision.mask.astype(w.dtype)
+        gain = np.zeros_like(mask)
+        if context.gates_learn:
+            gain = np.ones_like(mask) if context.gating.gate_grad == "dense" else mask
+        anchors[name] = Anchor(mask - gain * decision.relaxed, gain)
+    return replace(context, anchors=anchors)
+
+
+def check_network(
+    network: Network,
+    w: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    context: Context,
+    rng: np.random.Generator,
+    directions: int = 2,
+) -> list[SlotError]:
+    """Worst relative error per trained parameter of a network's loss on (x, y), in float64."""
+    objective = NetworkObjective(network, x, y, context)
+    surrogate = NetworkObjective(network, x, y, surrogate_context(network, w, x, context))
+    slots = [
+        (slot.name, slice(slot.start, slot.stop))
+        for slot in network.layout.slots
+        if slot.parameter.part in context.train
+    ]
+    return slot_errors(objective, surrogate.value, w, slots, rng, directions)
+
+
+@dataclass(frozen=True)
+class LayerProbe:
+    """A layer as a scalar objective: <cotangent, layer(x; params)> over the vector (params, x).
+
+    Masks may be given for what the layer reads, what it writes, and the channels of dx wanted; closed
+    channels of x are zero in both directions.
+    """
+
+    layer: Layer
+    shape: Shape
+    batch: int
+    cotangent: np.ndarray
+    reads: Mask = None
+    writes: Mask = None
+    context: Context = BOTH
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of the layer's parameters."""
+        return Layout(self.layer.parameters())
+
+    def _unpack(self, u: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        size = self.layout.size
+        x = u[size:].reshape(self.batch, *self.shape)
+        if self.reads is not None:
+            maps = x.reshape(*self.reads.shape, -1) * self.reads[..., None]
+            x = maps.reshape(x.shape)
+        return self.layout.views(np.ascontiguousarray(u[:size])), x
+
+    def value(self, u: np.ndarray) -> float:
+        """The scalar at u."""
+        params, x = self._unpack(u)
+        y, _, _ = self.layer.forward(params, x, Flow(self.context, self.reads, self.writes))
+        return float((y * self.cotangent).sum())
+
+    def __call__(self, u: np.ndarray, grad_out: np.ndarray) -> float:
+        """The scalar and its gradient w.r.t. parameters and input."""
+        params, x = self._unpack(u)
+        y, _, cache = self.layer.forward(params, x, Flow(self.context, self.reads, self.writes))
+        size = self.layout.size
+        grads = self.layout.views(grad_out[:size])
+        back = Back(self.context, self.writes, self.reads)
+        dx = self.layer.backward(self.cotangent, cache, params, grads, back)
+        assert dx is not None  # need_dx is on
+        grad_out[size:] = dx.ravel()
+        return float((y * self.cotangent).sum())
+
+    def errors(self, rng: np.random.Generator, directions: int = 2) -> list[SlotError]:
+        """Worst relative error per parameter, and of the input's gradient as `x`."""
+        size = self.layout.size
+        u = rng.standard_normal(size + self.batch * int(np.prod(self.shape)))
+        slots = [(slot.name, slice(slot.start, slot.stop)) for slot in self.layout.slots]
+        return slot_errors(self, self.value, u, [*slots, ("x", slice(size, u.size))], rng, directions)
+
+
+def probe(
+    layer: Layer,
+    shape: Shape,
+    batch: int,
+    rng: np.random.Generator,
+    reads: Mask = None,
+    writes: Mask = None,
+    context: Context | None = None,
+) -> LayerProbe:
+    """A probe of `layer` on inputs of `shape` with a random cotangent."""
+    cotangent = rng.standard_normal((batch, *layer.output_shape(shape)))
+    if writes is not None:
+        cotangent = (cotangent.reshape(*writes.shape, -1) * writes[..., None]).reshape(cotangent.shape)
+    return LayerProbe(layer, shape, batch, cotangent, reads, writes, context or BOTH)

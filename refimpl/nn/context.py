@@ -1,0 +1,82 @@
+"""How gates decide and what is trained: the settings of one evaluation of a network.
+
+Source: mathematics.md §2.3 (modes; reconstructed from [MG] appendix F) and §2.3b (what may be skipped
+when; derived).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from refimpl.errors import InputError, one_of
+from refimpl.nn.layout import PARTS
+
+MODES = ("hard", "gumbel", "ste", "soft")
+GATE_GRADS = ("dense", "active")
+
+
+@dataclass(frozen=True)
+class Gating:
+    """How the channel gates of a network decide and how gradients reach them.
+
+    mode: `hard`, `gumbel`, `ste` or `soft` (§2.3); tau: temperature; gate_grad: `dense` computes the
+    would-be output of off channels while gates are trained, `active` skips them in every pass (§2.3b);
+    detach_gate_input: do not pass the gate's gradient on to the layer's input.
+    """
+
+    mode: str = "hard"
+    tau: float = 1.0
+    gate_grad: str = "dense"
+    detach_gate_input: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("Gating", "mode", self.mode, MODES)
+        one_of("Gating", "gate_grad", self.gate_grad, GATE_GRADS)
+        if not self.tau > 0:
+            raise InputError(f"Gating: tau must be positive, got {self.tau}")
+        object.__setattr__(self, "tau", float(self.tau))  # one type for compiled code
+
+
+class Anchor(NamedTuple):
+    """Replaces a mask by `offset + gain * r(d)`, r the mode's relaxation.
+
+    This is the surrogate whose exact derivative the mode's backward pass returns: with offset chosen so
+    that the value at the current d is the 0/1 mask, finite differences can check the surrogate gradient.
+    Both arrays are float (N, C).
+    """
+
+    offset: np.ndarray
+    gain: np.ndarray
+
+
+@dataclass(frozen=True)
+class Context:
+    """One evaluation's settings: gating, the trained parts, and per-gate inputs by gate name.
+
+    train: subset of ("theta", "phi"); noise: g_on - g_off arrays (N, C) for `gumbel`;
+    anchors: see `Anchor` (gradient checks only).
+    """
+
+    gating: Gating = Gating()
+    train: tuple[str, ...] = ()
+    noise: Mapping[str, np.ndarray] = field(default_factory=dict)
+    anchors: Mapping[str, Anchor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for part in self.train:
+            one_of("Context", "part to train", part, PARTS)
+        object.__setattr__(self, "train", tuple(self.train))
+
+    @property
+    def gates_learn(self) -> bool:
+        """Whether gates want a gradient: phi is trained, or masks depend smoothly on theta."""
+        return "phi" in self.train or self.gating.mode == "soft" or bool(self.anchors)
+
+    @property
+    def closed_channels_matter(self) -> bool:
+        """Whether off channels are computed all the same, because their gates learn from them."""
+        return self.gates_learn and self.gating.gate_grad == "dense"

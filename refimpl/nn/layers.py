@@ -1,0 +1,279 @@
+"""Convolution, linear and batch-normalisation layers: frozen sizes, forward and backward side by side.
+
+Every layer is a frozen dataclass without arrays. `forward(params, x, flow)` returns the output and a
+cache with everything the backward pass needs; `backward(dy, cache, params, grads, back)` *writes* the
+gradients of its parameters into `grads` and returns dx (None where it is not needed).
+
+Masks are arguments: boolean (N, C) arrays of channels that take part, None for all (mathematics.md
+§2.3b). A closed channel is skipped, in each direction, and comes out as exact zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+
+from refimpl.errors import InputError
+from refimpl.kernels import conv, linear, norm
+from refimpl.nn.layout import Parameter, kaiming_std
+
+Arrays = Mapping[str, np.ndarray]
+Mask = np.ndarray | None
+Pair = tuple[int, int]
+Shape = tuple[int, ...]
+
+
+class Flow(NamedTuple):
+    """What a layer is told in the forward pass besides its input."""
+
+    context: Any = None  # a `Context` (gate.py); only gated blocks look at it
+    reads: Mask = None  # channels of x that are not zero
+    writes: Mask = None  # channels of y that are wanted; the others are zero
+
+
+class Back(NamedTuple):
+    """What a layer is told in the backward pass besides dy."""
+
+    context: Any = None
+    dy_mask: Mask = None  # channels of dy that count; the others are not read
+    dx_mask: Mask = None  # channels of dx that are wanted; the others are zero
+    need_dx: bool = True  # False for the first layer, and below the first trained one
+    need_dw: bool = True  # False where this layer's parameters are not trained
+
+
+class Layer(Protocol):
+    """The contract of every layer and block."""
+
+    @property
+    def keeps_zero(self) -> bool:
+        """Whether a channel of zeros comes out as zeros."""
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The arrays the layer declares."""
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Shape of one sample's output, given that of its input; raises if they do not fit."""
+
+    def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, Any]:
+        """Output, its channel mask, cache."""
+
+    def backward(
+        self, dy: np.ndarray, cache: Any, params: Arrays, grads: Arrays, back: Back
+    ) -> np.ndarray | None:
+        """Write parameter gradients, return dx."""
+
+
+def pair(value: int | Pair) -> Pair:
+    """An integer as a (vertical, horizontal) pair; pairs pass through."""
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def expect_sizes(layer: str, *sizes: int) -> None:
+    """Raise `InputError` unless all numbers of channels or features are at least 1."""
+    if min(sizes) < 1:
+        raise InputError(f"{layer}: channels and features must be at least 1, got {sizes}")
+
+
+def expect(layer: str, what: str, wanted: object, got: object) -> None:
+    """Raise `InputError` unless `wanted == got`."""
+    if wanted != got:
+        raise InputError(f"{layer}: expected {what} {wanted}, got {got}; check the layer before it")
+
+
+class WeightedCache(NamedTuple):
+    """What a weighted layer keeps: its input and which of its channels are not zero."""
+
+    x: np.ndarray
+    reads: Mask
+
+
+@dataclass(frozen=True)
+class Conv2d:
+    """2-D convolution (cross-correlation): x (N,C,H,W) -> y (N,K,P,Q), weight (K,C,kh,kw), bias (K,).
+
+    Source: mathematics.md §2.1 ([MG] eq. 1). Derived.
+    """
+
+    name: str
+    in_channels: int
+    out_channels: int
+    kernel_size: int | Pair = 3
+    stride: int | Pair = 1
+    padding: int | Pair = 0
+    bias: bool = True
+    keeps_zero: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for attribute in ("kernel_size", "stride", "padding"):
+            object.__setattr__(self, attribute, pair(getattr(self, attribute)))
+        expect_sizes(self.name, self.in_channels, self.out_channels)
+        if min(self.window) < 1 or min(self.step) < 1 or min(self.pad) < 0:
+            raise InputError(
+                f"{self.name}: kernel size and stride must be at least 1 and padding at least 0, "
+                f"got {self.kernel_size}, {self.stride}, {self.padding}"
+            )
+
+    @property
+    def window(self) -> Pair:
+        """Kernel height and width."""
+        return pair(self.kernel_size)
+
+    @property
+    def step(self) -> Pair:
+        """Vertical and horizontal stride."""
+        return pair(self.stride)
+
+    @property
+    def pad(self) -> Pair:
+        """Vertical and horizontal zero padding, on each side."""
+        return pair(self.padding)
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Weight (Kaiming) and bias (zero)."""
+        fan_in = self.in_channels * math.prod(self.window)
+        shape = (self.out_channels, self.in_channels, *self.window)
+        weight = Parameter(f"{self.name}.weight", shape, std=kaiming_std(fan_in))
+        return (weight, Parameter(f"{self.name}.bias", (self.out_channels,))) if self.bias else (weight,)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """(C,H,W) -> (K,P,Q)."""
+        expect(self.name, "input channels", (self.in_channels, 3), (shape[0], len(shape)))
+        rows, cols = conv.output_size((shape[1], shape[2]), self.window, self.step, self.pad)
+        if rows < 1 or cols < 1:
+            raise InputError(f"{self.name}: input {shape[1:]} is smaller than the kernel {self.window}")
+        return (self.out_channels, rows, cols)
+
+    def _bias(self, params: Arrays, like: np.ndarray) -> np.ndarray:
+        return params[f"{self.name}.bias"] if self.bias else np.zeros(self.out_channels, like.dtype)
+
+    def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, WeightedCache]:
+        """Y = conv(X) + bias on the channels of `flow.writes`."""
+        weight = params[f"{self.name}.weight"]
+        bias = self._bias(params, x)
+        y = conv.forward(x, weight, bias, self.step, self.pad, flow.reads, flow.writes)
+        return y, flow.writes, WeightedCache(x, flow.reads)
+
+    def backward(
+        self, dy: np.ndarray, cache: WeightedCache, params: Arrays, grads: Arrays, back: Back
+    ) -> np.ndarray | None:
+        """Weight gradient over open input and output channels; dx on the channels of `back.dx_mask`."""
+        x, reads = cache
+        if back.need_dw:
+            dweight, dbias = grads[f"{self.name}.weight"], self._bias(grads, dy)
+            conv.weight_grad(x, dy, self.step, self.pad, dweight, dbias, reads, back.dy_mask)
+        if not back.need_dx:
+            return None
+        size = (x.shape[2], x.shape[3])
+        weight = params[f"{self.name}.weight"]
+        return conv.input_grad(dy, weight, self.step, self.pad, size, back.dy_mask, back.dx_mask)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Fully connected layer: x (N,I) -> y (N,O), weight (O,I), bias (O,).
+
+    `gain` scales the initial weights: sqrt(2) before a ReLU, 1 for an output layer.
+    Source: mathematics.md §2.2. Derived.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    gain: float = math.sqrt(2.0)
+    keeps_zero: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        expect_sizes(self.name, self.in_features, self.out_features)
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Weight (Kaiming) and bias (zero)."""
+        std = kaiming_std(self.in_features, self.gain)
+        shape = (self.out_features, self.in_features)
+        return (
+            Parameter(f"{self.name}.weight", shape, std=std),
+            Parameter(f"{self.name}.bias", (self.out_features,)),
+        )
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """(I,) -> (O,)."""
+        expect(self.name, "input shape", (self.in_features,), shape)
+        return (self.out_features,)
+
+    def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, WeightedCache]:
+        """Y = X W^T + bias on the outputs of `flow.writes`."""
+        weight, bias = params[f"{self.name}.weight"], params[f"{self.name}.bias"]
+        y = linear.forward(x, weight, bias, flow.reads, flow.writes)
+        return y, flow.writes, WeightedCache(x, flow.reads)
+
+    def backward(
+        self, dy: np.ndarray, cache: WeightedCache, params: Arrays, grads: Arrays, back: Back
+    ) -> np.ndarray | None:
+        """Weight gradient over open inputs and outputs; dx on the features of `back.dx_mask`."""
+        if back.need_dw:
+            dweight, dbias = grads[f"{self.name}.weight"], grads[f"{self.name}.bias"]
+            linear.weight_grad(cache.x, dy, dweight, dbias, cache.reads, back.dy_mask)
+        if not back.need_dx:
+            return None
+        return linear.input_grad(dy, params[f"{self.name}.weight"], back.dy_mask, back.dx_mask)
+
+
+class BatchNormCache(NamedTuple):
+    """What batch normalisation keeps: normalised input (N,C,P), 1/std (C,), input shape."""
+
+    normalised: np.ndarray
+    inverse_std: np.ndarray
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class BatchNorm2d:
+    """Batch normalisation with the statistics of the batch, in training and evaluation alike.
+
+    x (N,C,H,W) -> same shape; weight (C,) starts at 1, bias (C,) at 0. Channel masks of its input are
+    not used: a channel's statistics need all samples. Inside a gated body it is refused (`Gated`).
+    Source: Ioffe & Szegedy 2015, Algorithm 1. Derived (backward).
+    """
+
+    name: str
+    channels: int
+    eps: float = 1e-5
+    keeps_zero: ClassVar[bool] = False
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Scale (one) and shift (zero)."""
+        return (
+            Parameter(f"{self.name}.weight", (self.channels,), fill=(1.0,)),
+            Parameter(f"{self.name}.bias", (self.channels,)),
+        )
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """The input's shape."""
+        expect(self.name, "channels and dimensions", (self.channels, 3), (shape[0], len(shape)))
+        return shape
+
+    def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, BatchNormCache]:
+        """Y = weight * (X - mean)/std + bias per channel."""
+        maps = x.reshape(x.shape[0], self.channels, -1)
+        normalised, y = np.empty_like(maps), np.empty_like(maps)
+        inverse_std = np.empty(self.channels, dtype=np.float64)
+        weight, bias = params[f"{self.name}.weight"], params[f"{self.name}.bias"]
+        norm.batch_norm_forward(maps, weight, bias, self.eps, normalised, inverse_std, y)
+        return y.reshape(x.shape), None, BatchNormCache(normalised, inverse_std, x.shape)
+
+    def backward(
+        self, dy: np.ndarray, cache: BatchNormCache, params: Arrays, grads: Arrays, back: Back
+    ) -> np.ndarray | None:
+        """Gradients of scale and shift, and dx through the batch statistics."""
+        maps = dy.reshape(cache.normalised.shape)
+        dx = np.empty_like(maps)
+        weight = params[f"{self.name}.weight"]
+        if back.need_dw:
+            dweight, dbias = grads[f"{self.name}.weight"], grads[f"{self.name}.bias"]
+        else:
+            dweight, dbias = np.empty_like(weight), np.empty_like(weight)
+        norm.batch_norm_backward(maps, cache.normalised, cache.inverse_std, weight, dweight, dbias, dx)
+        return dx.reshape(cache.shape) if back.need_dx else None

@@ -1,0 +1,277 @@
+"""From layer specs to a compiled program (`kernels/program.py`): where everything lies, what is skipped.
+
+The routing of masks is that of `chain.py` and `gate.py` (mathematics.md §2.3b), written down once per
+network and setting instead of once per call. Networks with layers a program has no operation for
+(residual blocks, batch normalisation, bias-free convolutions) have no program: the layers run instead.
+
+Source: mathematics.md §2.3b. Derived.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refimpl.kernels import program as code
+from refimpl.kernels import tiled_linear
+from refimpl.kernels.edge import USE_TILE, aligned
+from refimpl.kernels.program import NOWHERE, Workspace
+from refimpl.kernels.tiled_conv import convolve_scratch
+from refimpl.kernels.tiled_weight_grad import weight_grad_scratch
+from refimpl.nn.context import Context, Gating
+from refimpl.nn.gate import ChannelGate, Gated
+from refimpl.nn.layers import Conv2d, Layer, Linear, Shape
+from refimpl.nn.network import Network
+from refimpl.nn.pointwise import ReLU, Softplus, Tanh
+from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
+
+MODES = {"hard": code.HARD, "gumbel": code.GUMBEL, "ste": code.STE, "soft": code.SOFT}
+ELEMENTWISE = {ReLU: code.RELU, Softplus: code.SOFTPLUS, Tanh: code.TANH, GlobalAvgPool2d: code.GLOBAL_POOL}
+POOLS = {MaxPool2d: code.MAX_POOL, AvgPool2d: code.AVERAGE_POOL}
+
+
+class Spot(NamedTuple):
+    """Where an activation lies, per sample: value, gradient (NOWHERE: not wanted), mask, mask columns."""
+
+    value: int
+    gradient: int
+    mask: int
+    groups: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """A network's operations and the workspace they need, in entries per sample."""
+
+    operations: np.recarray
+    values: int
+    masks: int
+    where: int
+    gates: int
+    widest_gate: int
+
+    def workspace(self, batch: int, dtype: Any) -> Workspace:
+        """This thread's workspace for `batch` samples, kept until another size is asked for."""
+        key = (id(self.operations), batch, np.dtype(dtype))
+        if getattr(_local, "key", None) != key:
+            floats, ints = _scratch(self.operations, batch, np.dtype(dtype).itemsize)
+            _local.key = key
+            _local.operations = self.operations  # keeps the id in the key from being given away
+            _local.workspace = Workspace(
+                np.zeros(self.values * batch, dtype=dtype),
+                np.zeros(self.values * batch, dtype=dtype),
+                np.zeros(max(1, self.masks * batch), dtype=np.bool_),
+                np.zeros(max(1, self.where * batch), dtype=np.int32),
+                aligned(np.dtype(dtype), floats),
+                np.empty(ints, dtype=np.int32),
+            )
+        workspace: Workspace = _local.workspace
+        return workspace
+
+    def stack_noise(self, steps: Sequence[Mapping[str, np.ndarray]], batch: int, dtype: Any) -> np.ndarray:
+        """Noise by gate name for every step, as one array (steps, gates, batch, widest gate)."""
+        noise = np.zeros((len(steps), max(1, self.gates), batch, self.widest_gate), dtype=dtype)
+        for step, by_name in enumerate(steps):
+            for gate, values in enumerate(by_name.values()):  # in the order of the network's gates
+                noise[step, gate, :, : values.shape[1]] = values
+        return noise
+
+
+_local = threading.local()
+
+
+def _scratch(operations: np.recarray, batch: int, itemsize: int) -> tuple[int, int]:
+    """Entries (floats, ints) that the kernels of the operations need for `batch` samples."""
+    needs = [(1, 1)]
+    for op in operations:
+        channels, filters = int(op.input[0]), int(op.output[0])
+        if op.kind == code.CONV:
+            size, result = tuple(op.input[1:].tolist()), tuple(op.output[1:].tolist())
+            window, stride, pad = (tuple(field.tolist()) for field in (op.window, op.stride, op.pad))
+            needs += [
+                convolve_scratch(channels, filters, window, stride, result, itemsize),
+                convolve_scratch(filters, channels, window, stride, size, itemsize),
+                weight_grad_scratch(batch, channels, filters, window, stride, pad, size, result, itemsize),
+            ]
+        elif op.kind == code.LINEAR:
+            needs.append(tiled_linear.scratch(batch, channels, filters, itemsize))
+        elif op.kind == code.DECIDE:
+            hidden = int(op.hidden)
+            needs.append(tiled_linear.scratch(batch, channels, hidden, itemsize))
+            needs.append(tiled_linear.scratch(batch, hidden, 2 * filters, itemsize))
+    return max(need[0] for need in needs), max(need[1] for need in needs)
+
+
+class Unsupported(Exception):
+    """The network has a layer that programs have no operation for."""
+
+
+@lru_cache(maxsize=64)
+def lower(network: Network, gating: Gating, train: tuple[str, ...]) -> Program | None:
+    """The network's program for a gating and trained parts; None where the layers must run instead.
+
+    Programs are made of the fast kernels: with REFIMPL_KERNELS=plain there are none.
+    """
+    if not USE_TILE:
+        return None
+    try:
+        return _Lowering(network, Context(gating, train)).program()
+    except Unsupported:
+        return None
+
+
+class _Lowering:
+    """Walks the layers once, placing values, masks and gradients as it goes."""
+
+    def __init__(self, network: Network, context: Context) -> None:
+        self.network = network
+        self.context = context
+        self.rows: list[dict[str, Any]] = []
+        self.values = 0
+        self.masks = 0
+        self.where = 0
+        self.smooth = context.gating.mode == "soft"
+        self.gate_numbers = {block.gate.name: i for i, block in enumerate(network.gates)}
+
+    def program(self) -> Program:
+        """Lower the whole network."""
+        shape = self.network.input_shape
+        spot = Spot(self.place(math.prod(shape)), NOWHERE, NOWHERE, shape[0])
+        trained = False
+        for layer in self.network.layers:
+            spot, trained = self.layer(layer, shape, spot, trained, NOWHERE, NOWHERE)
+            shape = layer.output_shape(shape)
+        widest = max((block.gate.out_channels for block in self.network.gates), default=1)
+        operations = np.zeros(len(self.rows), dtype=code.OPERATION)
+        for operation, row in zip(operations, self.rows, strict=True):
+            for name, value in row.items():
+                operation[name] = value
+        return Program(
+            operations.view(np.recarray),
+            self.values,
+            self.masks,
+            self.where,
+            len(self.network.gates),
+            widest,
+        )
+
+    def place(self, size: int) -> int:
+        """Reserve `size` entries per sample for a value and its gradient."""
+        at = self.values
+        self.values += size
+        return at
+
+    def trains(self, layer: Layer | ChannelGate) -> bool:
+        """Whether the layer has trained parameters."""
+        return any(parameter.part in self.context.train for parameter in layer.parameters())
+
+    def wanted(self, spot: Spot) -> int:
+        """Mask of the channels of an input's gradient that are computed."""
+        return NOWHERE if self.context.closed_channels_matter else spot.mask
+
+    def layer(
+        self, layer: Layer, shape: Shape, x: Spot, trained: bool, writes: int, body_mask: int
+    ) -> tuple[Spot, bool]:
+        """Lower one layer reading x; `writes`: channels computed, `body_mask`: a gated body's dy mask."""
+        if isinstance(layer, Gated):
+            return self.gated(layer, shape, x, trained)
+        if isinstance(layer, Flatten):
+            return x, trained
+        inside = body_mask != NOWHERE
+        row = self.row(layer, shape, x, trained, writes)
+        keeps = writes if writes != NOWHERE else x.mask if layer.keeps_zero else NOWHERE
+        if not isinstance(layer, (Conv2d, Linear)):
+            row["writes"] = keeps
+        row["dy_mask"] = body_mask if inside else self.wanted(x) if layer.keeps_zero else NOWHERE
+        row["dx_mask"] = self.wanted(x)
+        self.rows.append(row)
+        size = int(np.prod(row["output"]))
+        groups = row["output"][0]
+        return Spot(row["y"], row["dy"] if size else NOWHERE, keeps, groups), trained or self.trains(layer)
+
+    def row(self, layer: Layer, shape: Shape, x: Spot, trained: bool, writes: int) -> dict[str, Any]:
+        """The fields every operation has, with the geometry of this layer."""
+        out = layer.output_shape(shape)
+        y = self.place(math.prod(out))
+        row: dict[str, Any] = {
+            "input": _three(shape), "output": _three(out), "x": x.value, "y": y, "dy": y,
+            "dx": x.gradient if trained else NOWHERE, "reads": x.mask, "writes": writes, "groups": x.groups,
+            "need_dw": self.trains(layer), "window": (1, 1), "stride": (1, 1),
+        }  # fmt: skip
+        slots = self.network.layout.by_name
+        if isinstance(layer, Conv2d) and layer.bias:
+            row |= {"kind": code.CONV, "window": layer.window, "stride": layer.step, "pad": layer.pad}
+        elif isinstance(layer, Linear):
+            row["kind"] = code.LINEAR
+        elif x.groups != shape[0]:
+            raise Unsupported("an element-wise layer behind a flattened mask")
+        elif type(layer) in ELEMENTWISE:
+            row["kind"] = ELEMENTWISE[type(layer)]
+        elif isinstance(layer, (MaxPool2d, AvgPool2d)):
+            geometry = {"window": layer.window, "stride": layer.step, "spare": self.where}
+            row |= {"kind": POOLS[type(layer)], **geometry}
+            self.where += math.prod(out) if isinstance(layer, MaxPool2d) else 0
+        else:
+            raise Unsupported(type(layer).__name__)
+        if isinstance(layer, (Conv2d, Linear)):
+            row |= {"weight": slots[f"{layer.name}.weight"].start, "bias": slots[f"{layer.name}.bias"].start}
+        return row
+
+    def gated(self, block: Gated, shape: Shape, x: Spot, trained: bool) -> tuple[Spot, bool]:
+        """Decision, body, product; the decision comes first, so its gradient is added to dx last."""
+        context, out = self.context, block.output_shape(shape)
+        mask = self.masks
+        self.masks += block.gate.out_channels
+        skip = not self.smooth and not context.closed_channels_matter
+        binary = NOWHERE if self.smooth else mask
+        decide = self.decide(block.gate, shape, x, trained, mask)
+        self.rows.append(decide)
+        spot, inner, inner_shape = x, trained, shape
+        for layer in block.body:
+            spot, inner = self.layer(layer, inner_shape, spot, inner, binary if skip else NOWHERE, binary)
+            inner_shape = layer.output_shape(inner_shape)
+        y = spot.value if skip else self.place(math.prod(out))
+        dy = y if not skip else spot.gradient
+        self.rows.append(
+            {
+                "kind": code.PRODUCT, "input": _three(out), "output": _three(out), "x": spot.value, "y": y,
+                "dy": dy, "dx": spot.gradient if self.smooth else dy, "mask": mask, "scales": not skip,
+                "spare": decide["spare"] + _gate_scratch(block.gate)[1], "learns": context.gates_learn,
+                "reads": NOWHERE, "writes": NOWHERE, "dy_mask": NOWHERE, "dx_mask": NOWHERE,
+            }
+        )  # fmt: skip
+        if not self.smooth:  # the body's gradient is the product's: 0/1 masks are applied by dy_mask
+            self.rows[-2]["dy"] = dy
+        return Spot(y, dy, binary, out[0]), trained or self.trains(block)
+
+    def decide(self, gate: ChannelGate, shape: Shape, x: Spot, trained: bool, mask: int) -> dict[str, Any]:
+        """The gate's own row."""
+        slots, name = self.network.layout.by_name, gate.name
+        learns_input = trained and not self.context.gating.detach_gate_input
+        return {
+            "kind": code.DECIDE, "input": _three(shape), "output": (gate.out_channels, 1, 1),
+            "hidden": gate.hidden, "x": x.value, "dx": x.gradient if learns_input else NOWHERE,
+            "weight": slots[f"{name}.fc1.weight"].start, "bias": slots[f"{name}.fc1.bias"].start,
+            "weight2": slots[f"{name}.fc2.weight"].start, "bias2": slots[f"{name}.fc2.bias"].start,
+            "reads": x.mask, "groups": x.groups, "dx_mask": self.wanted(x), "dy_mask": NOWHERE,
+            "writes": NOWHERE, "mask": mask, "gate": self.gate_numbers[name],
+            "spare": self.place(_gate_scratch(gate)[0]), "need_dw": "phi" in self.context.train,
+            "learns": self.context.gates_learn, "window": (1, 1), "stride": (1, 1),
+        }  # fmt: skip
+
+
+def _three(shape: Sequence[int]) -> tuple[int, int, int]:
+    """A sample's shape as (channels, height, width)."""
+    return (shape[0], shape[1], shape[2]) if len(shape) == 3 else (shape[0], 1, 1)
+
+
+def _gate_scratch(gate: ChannelGate) -> tuple[int, int]:
+    """Entries per sample a gate keeps, and where among them its mask as floats begins."""
+    before = gate.in_channels + 2 * gate.hidden + 3 * gate.out_channels
+    return before + 2 * gate.out_channels, before

@@ -1,0 +1,71 @@
+"""What a network makes of data: an objective on a fixed batch.
+
+`NetworkObjective` is the contract every solver sees, `objective(w, grad_out) -> float`
+(architecture.md §1). Source: mathematics.md §2.4 and §3 (L_i is the mean cross-entropy over D_i, or
+over the mini-batch drawn from it). Derived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from refimpl.errors import InputError
+from refimpl.kernels.loss import softmax_cross_entropy
+from refimpl.nn.context import Context
+from refimpl.nn.network import Network
+from refimpl.nn.work import Work, executed_work
+
+
+class NetworkObjective:
+    """Mean cross-entropy of a network on a fixed batch, as `objective(w, grad_out) -> float`.
+
+    x (N, *input_shape), y (N,) integer labels. After a call, `masks` holds the masks it used.
+    """
+
+    def __init__(
+        self, network: Network, x: np.ndarray, y: np.ndarray, context: Context | None = None
+    ) -> None:
+        self.network = network
+        self.context = context or Context(train=("theta", "phi"))
+        x, y = np.asarray(x), np.asarray(y)
+        if y.dtype.kind not in "iu":
+            raise InputError(
+                f"NetworkObjective: labels must be whole numbers, got {y.dtype}; use y.astype(int)"
+            )
+        self.x = network.check_batch("NetworkObjective", x, x.dtype)
+        self.y = np.require(y, np.int64, ("C", "W"))
+        self.masks: Mapping[str, np.ndarray] = {}
+        if self.y.shape != (x.shape[0],):
+            raise InputError(f"NetworkObjective: expected {x.shape[0]} labels, got shape {self.y.shape}")
+        if self.y.min() < 0 or self.y.max() >= network.classes:
+            raise InputError(
+                f"NetworkObjective: labels must lie in 0..{network.classes - 1}, "
+                f"got {self.y.min()}..{self.y.max()}"
+            )
+
+    def __call__(self, w: np.ndarray, grad_out: np.ndarray) -> float:
+        """Loss at w; writes the whole gradient."""
+        logits, trace = self.network.forward(w, self.x, self.context)
+        self.masks = self.network.masks(trace)
+        dlogits = np.empty_like(logits)
+        loss = softmax_cross_entropy(logits, self.y, dlogits)
+        self.network.backward(w, dlogits, trace, grad_out)
+        return float(loss)
+
+    @property
+    def work(self) -> Work:
+        """What the last evaluation of value and gradient cost."""
+        return executed_work(self.network, self.masks, len(self.y), self.context)
+
+    def measure(self) -> tuple[float, float]:
+        """Executed FLOPs of the last evaluation, and the share of gated channels off in it."""
+        closed = sum(int((mask == 0).sum()) for mask in self.masks.values())
+        gated = sum(mask.size for mask in self.masks.values())
+        return self.work.total, closed / max(gated, 1)
+
+    def value(self, w: np.ndarray) -> float:
+        """Loss at w alone."""
+        logits, _ = self.network.forward(w, self.x, self.context)
+        return float(softmax_cross_entropy(logits, self.y, np.empty_like(logits)))

@@ -1,0 +1,1 @@
+"""Pruning at a target node: connection sensitivity, by weights and by channels."""

@@ -1,0 +1,412 @@
+"""The command line as a user meets it: help, suggestions, one line per mistake, nothing imported in vain."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+
+from refimpl.cli import app
+from refimpl.config import Config, resolve
+from refimpl.errors import RefimplError
+from refimpl.record import RunFolder, npz_bytes, toml_text
+
+SMALL = ("--dataset", "digits", "--nodes", "2", "--targets", "1", "--rounds", "2", "--local-steps", "1", "-q")
+
+
+@pytest.fixture
+def refimpl(tmp_path, monkeypatch, capsys):
+    """Run the command line in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("REFIMPL_DATA", raising=False)
+
+    def run(*args: object) -> tuple[int, str, str]:
+        code = app.run([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def command(name: str) -> click.Command:
+    found = app.cli.get_command(click.Context(app.cli), name)
+    assert found is not None
+    return found
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- help
+
+
+def test_alone_it_shows_the_jobs_and_the_demo(refimpl):
+    code, out, _ = refimpl()
+    assert code == 0
+    for job, _ in app.JOBS:
+        assert job in out
+    shown = re.findall(r"^  refimpl (\w+)", out, re.MULTILINE)
+    assert "demo" in shown
+    assert set(shown) <= set(app.COMMANDS)
+
+
+def test_every_job_has_a_command_that_exists():
+    for job, uses in app.JOBS:
+        assert any(use.split()[0] in app.COMMANDS for use in uses), job
+
+
+@pytest.mark.parametrize("name", app.COMMANDS)
+def test_the_listed_help_is_the_commands_own(name, refimpl):
+    assert (command(name).help or "").splitlines()[0] == app.COMMANDS[name]
+    _, out, _ = refimpl("--help")
+    assert re.search(rf"^  {name} ", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", app.COMMANDS)
+def test_help_has_an_example_whose_options_exist(name, refimpl):
+    code, out, _ = refimpl(name, "--help")
+    assert code == 0
+    examples = re.findall(r"^\s+refimpl (.+)$", out, re.MULTILINE)
+    assert any(example.split()[0] == name for example in examples)
+    for example in examples:
+        words = shlex.split(example.split(">")[0])
+        if name in ("train", "adapt", "demo"):
+            words = [word for word in words if word != "--resume"]
+        target = command(words[0])
+        target.make_parser(click.Context(target)).parse_args(words[1:])
+
+
+@pytest.mark.parametrize("name", ["train", "adapt", "demo", "gradcheck", "info"])
+def test_commands_that_print_results_print_json_too(name):
+    assert any("--json" in option.opts for option in command(name).params)
+
+
+def test_version(refimpl):
+    from refimpl import __version__
+
+    assert refimpl("--version") == (0, f"refimpl {__version__}\n", "")
+
+
+# --- imports
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import refimpl", ("numba", "llvmlite", "scipy", "click")),
+        ("import refimpl.record", ("numba", "llvmlite", "scipy")),
+        ("from refimpl.cli import app; app.run([])", ("numba", "llvmlite", "scipy", "numpy")),
+        ("from refimpl.cli import app; app.run(['--help'])", ("numba", "llvmlite", "scipy", "numpy")),
+        ("from refimpl.cli import app; app.run(['train', '--help'])", ("numba", "llvmlite", "scipy")),
+        ("from refimpl.cli import app; app.run(['gradcheck', '--help'])", ("numba", "llvmlite", "scipy")),
+        ("from refimpl.cli import app; app.run(['train', '--dry-run'])", ("numba", "llvmlite", "scipy")),
+    ],
+)
+def test_nothing_heavy_is_imported_in_vain(statement, absent):
+    loaded = f"(name for name in {absent!r} if name in sys.modules)"
+    script = f"import sys; {statement}; print(*{loaded}, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == ""
+
+
+# --- mistakes
+
+
+def assert_one_line(code: int, out: str, err: str) -> str:
+    assert code == app.WRONG_USE
+    assert out == ""
+    assert err.startswith("refimpl: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("trian", "train"), ("inf", "info"), ("gradchek", "gradcheck"), ("addapt", "adapt")]
+)
+def test_a_misspelt_command_suggests_the_nearest(refimpl, typed, meant):
+    assert f"did you mean {meant}?" in assert_one_line(*refimpl(typed))
+
+
+def test_an_unknown_command_lists_all(refimpl):
+    err = assert_one_line(*refimpl("xyzzy"))
+    assert all(name in err for name in app.COMMANDS)
+
+
+WRONG = [
+    (("train", "--rouds", "3"), ["--rounds", "refimpl train --help"]),
+    (("--verson",), ["--version"]),
+    (("train", "--rounds", "many"), ["--rounds", "many"]),
+    (("train", "--rounds", "0"), ["rounds", "at least 1"]),
+    (("train", "--eta", "nan"), ["eta"]),
+    (("train", "--dataset", "imagenet"), ["imagenet", "digits", "cifar10"]),
+    (("train", "--method", "maml2"), ["maml2", "metagater"]),
+    (("train", "--model", "resnet"), ["resnet", "cnn3"]),
+    (("train", "--gates", "conv9"), ["conv9", "conv2"]),
+    (("train", "--gates", "conv2,,conv1"), ["gates"]),
+    (("train", "--threads", "0"), ["--threads"]),
+    (("train", "--dataset", "mnist"), ["mnist", "--data-dir", "REFIMPL_DATA"]),
+    (("train", "--dataset", "mnist", "--data-dir", "nowhere"), ["nowhere"]),
+    (("train", "--nodes", "1000"), ["1797", "missing"]),
+    (("train", "--config", "missing.toml"), ["missing.toml"]),
+    (("train", "--resume"), ["--out"]),
+    (("train", "--resume", "--force", "--out", "a"), ["--force"]),
+    (("train", "--resume", "--out", "nowhere"), ["nowhere"]),
+    (("adapt", "nowhere"), ["nowhere", "not a run folder"]),
+    (("adapt",), ["RUN"]),
+    (("gradcheck", "--model", "vgg"), ["vgg", "cnn3"]),
+    (("gradcheck", "--all", "--model", "mlp"), ["--all"]),
+    (("gradcheck", "--mode", "ungated", "--gate-grad", "dense"), ["ungated"]),
+    (("info", "surplus"), ["surplus"]),
+]
+
+
+@pytest.mark.parametrize(("args", "words"), WRONG, ids=[" ".join(args) for args, _ in WRONG])
+def test_a_mistake_is_one_line_and_writes_nothing(refimpl, tmp_path, args, words):
+    err = assert_one_line(*refimpl(*args))
+    for word in words:
+        assert word in err
+    assert files(tmp_path) == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD_TOML = [
+    ("rounds = = 3", ["my.toml", "line 1"]),
+    ("rouds = 3", ["rouds", "rounds"]),
+    ("[metagator]\nrounds = 3", ["metagator"]),
+    ("rounds = '3'", ["rounds", "int"]),
+    ("rounds = true", ["rounds", "int"]),
+    ("gates = 'conv2'", ["gates", "list"]),
+    ("lam = -1.0", ["lam"]),
+    ("eta = nan", ["eta"]),
+    ("dataset = 'imagenet'", ["imagenet"]),
+    ("dataset = 3", ["dataset"]),
+    ("dataset = ['digits']", ["dataset"]),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), BAD_TOML, ids=[text for text, _ in BAD_TOML])
+def test_a_bad_configuration_file_is_one_line_and_writes_nothing(refimpl, tmp_path, text, words):
+    (tmp_path / "my.toml").write_text(text)
+    err = assert_one_line(*refimpl("train", "--config", "my.toml", "--out", "run"))
+    for word in words:
+        assert word in err
+    assert set(files(tmp_path)) == {"my.toml"}
+
+
+def test_a_binary_configuration_file_is_one_line(refimpl, tmp_path):
+    (tmp_path / "my.toml").write_bytes(b"\xff\xfe\x00")
+    assert "my.toml" in assert_one_line(*refimpl("train", "--config", "my.toml"))
+
+
+def test_an_unexpected_message_with_line_breaks_stays_one_line(refimpl, monkeypatch):
+    def fail(*_, **__):
+        raise RefimplError("first\n  second")
+
+    monkeypatch.setattr(app.cli, "main", fail)
+    assert assert_one_line(*refimpl("info")) == "refimpl: first second\n"
+
+
+def test_an_interrupt_outside_a_run_exits_with_130(refimpl, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command("info"), "callback", interrupted)
+    assert refimpl("info")[0] == app.INTERRUPTED
+
+
+# --- run folders that are not as they should be
+
+
+@pytest.fixture
+def trained(refimpl, tmp_path):
+    code, _, err = refimpl("train", *SMALL, "--out", "run")
+    assert (code, err) == (0, "")
+    return tmp_path / "run"
+
+
+def damage_checkpoint_cut(run: Path) -> None:
+    path = run / "checkpoint.npz"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def damage_checkpoint_text(run: Path) -> None:
+    (run / "checkpoint.npz").write_text("hello")
+
+
+def damage_checkpoint_shape(run: Path) -> None:
+    with RunFolder.open(run) as folder:
+        round_, arrays, meta = folder.load_checkpoint()
+        folder.save_checkpoint(round_, {name: array[:-1] for name, array in arrays.items()}, meta)
+
+
+def damage_checkpoint_dtype(run: Path) -> None:
+    with RunFolder.open(run) as folder:
+        round_, arrays, meta = folder.load_checkpoint()
+        folder.save_checkpoint(round_, {k: a.astype(np.float64) for k, a in arrays.items()}, meta)
+
+
+def damage_metrics(run: Path) -> None:
+    (run / "metrics.jsonl").write_text("not json\n")
+
+
+def lose_metrics(run: Path) -> None:
+    (run / "metrics.jsonl").write_text("")
+
+
+def damage_config_key(run: Path) -> None:
+    with open(run / "config.toml", "a") as file:
+        file.write("surprise = 1\n")
+
+
+def damage_config_text(run: Path) -> None:
+    (run / "config.toml").write_text("rounds = = 3")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (damage_checkpoint_cut, ["checkpoint.npz"]),
+        (damage_checkpoint_text, ["checkpoint.npz"]),
+        (damage_checkpoint_shape, ["checkpoint.npz", "expected", "found"]),
+        (damage_checkpoint_dtype, ["checkpoint.npz", "float32", "float64"]),
+        (damage_metrics, ["metrics.jsonl", "line 1"]),
+        (lose_metrics, ["metrics.jsonl", "1..2"]),
+        (damage_config_key, ["surprise"]),
+        (damage_config_text, ["config.toml"]),
+    ],
+)
+def test_a_damaged_run_is_not_resumed(refimpl, trained, damage, words):
+    damage(trained)
+    before = files(trained)
+    err = assert_one_line(*refimpl("train", "--resume", "--out", "run", "-q"))
+    for word in words:
+        assert word in err
+    assert files(trained) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["meta_model.npz"]),
+        (npz_bytes({"conv1.weight": np.zeros((1, 1, 3, 3), dtype=np.float32)}), ["conv1.bias"]),
+    ],
+)
+def test_a_damaged_model_is_not_adapted(refimpl, trained, content, words):
+    (trained / "meta_model.npz").write_bytes(content)
+    before = files(trained)
+    err = assert_one_line(*refimpl("adapt", "run"))
+    for word in words:
+        assert word in err
+    assert files(trained) == before
+
+
+@pytest.mark.parametrize("poison", ["shape", "nan"])
+def test_a_model_of_the_wrong_shape_or_with_nan_is_not_adapted(refimpl, trained, poison):
+    with RunFolder.open(trained) as folder:
+        arrays = folder.load_model()
+        if poison == "shape":
+            arrays["conv1.weight"] = arrays["conv1.weight"][1:]
+        else:
+            arrays["conv1.weight"][0, 0, 0, 0] = np.nan
+        folder.save_model(arrays)
+    assert "conv1.weight" in assert_one_line(*refimpl("adapt", "run"))
+    assert not (trained / "report" / "adapt.json").exists()
+
+
+def test_an_existing_run_needs_force_or_resume(refimpl, trained):
+    before = files(trained)
+    err = assert_one_line(*refimpl("train", *SMALL, "--out", "run"))
+    assert "--force" in err
+    assert "--resume" in err
+    assert files(trained) == before
+    assert refimpl("train", *SMALL, "--out", "run", "--force", "--seed", 1)[0] == 0
+    assert tomllib.loads((trained / "config.toml").read_text())["seed"] == 1
+
+
+def test_resuming_with_another_setting_is_refused(refimpl, trained):
+    err = assert_one_line(*refimpl("train", "--resume", "--out", "run", "--eta", "0.5"))
+    assert "eta" in err
+    assert "0.5" in err
+    assert refimpl("train", "--resume", "--out", "run", "--nodes", "2", "-q")[0] == 0
+
+
+def test_an_unfinished_run_is_not_adapted(refimpl, tmp_path):
+    RunFolder.create("run", resolve(None).table()).close()
+    assert "--resume" in assert_one_line(*refimpl("adapt", "run"))
+
+
+# --- configuration: flags and file are the same thing
+
+
+def other_value(item) -> object:
+    """A valid value that differs from the default."""
+    default = getattr(Config(), item.name)
+    if item.metadata["choices"]:
+        return next(choice for choice in item.metadata["choices"] if choice != default)
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, list):
+        return ["conv1", "conv2"]
+    if item.name in ("node_min", "per_round"):
+        return default + 1 if item.name == "per_round" else max(default - 1, 1)
+    return default + 1 if isinstance(default, int) else default / 2
+
+
+def as_flag(name: str, value: object) -> list[str]:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", ",".join(value) if isinstance(value, list) else str(value)]
+
+
+@pytest.mark.parametrize("item", fields(Config), ids=lambda item: item.name)
+def test_every_key_is_a_flag_and_the_other_way_round(refimpl, tmp_path, item):
+    value = other_value(item)
+    code, by_flag, err = refimpl("train", "--dry-run", *as_flag(item.name, value))
+    assert (code, err) == (0, "")
+    assert tomllib.loads(by_flag)[item.name] == value
+    (tmp_path / "my.toml").write_text(toml_text({item.name: value}))
+    assert refimpl("train", "--dry-run", "--config", "my.toml") == (0, by_flag, "")
+
+
+def test_a_dry_run_prints_a_complete_file_that_resolves_to_itself(refimpl, tmp_path):
+    _, out, _ = refimpl("train", "--dry-run", "--seed", 7, "--gates", "none")
+    assert set(tomllib.loads(out)) == {item.name for item in fields(Config)}
+    assert tomllib.loads(out)["gates"] == []
+    (tmp_path / "my.toml").write_text(out)
+    assert refimpl("train", "--dry-run", "--config", "my.toml")[1] == out
+    assert set(files(tmp_path)) == {"my.toml"}
+
+
+def test_flags_win_over_the_file(refimpl, tmp_path):
+    (tmp_path / "my.toml").write_text("rounds = 5\neta = 0.25\n")
+    table = tomllib.loads(refimpl("train", "--dry-run", "--config", "my.toml", "--rounds", 6)[1])
+    assert (table["rounds"], table["eta"]) == (6, 0.25)
+
+
+# --- info
+
+
+def test_info_says_where_things_are(refimpl, monkeypatch):
+    monkeypatch.setenv("REFIMPL_DATA", "/some/data")
+    code, out, _ = refimpl("info", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["packages"]["numba"]
+    assert found["data_folder"] == "/some/data"
+    assert Path(found["cache_folder"]).is_dir()
+    assert Path(found["package_folder"]).name == "refimpl"
+    _, text, _ = refimpl("info")
+    assert found["cpu"]["name"] in text
+    assert found["cache_folder"] in text

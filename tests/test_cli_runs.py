@@ -1,0 +1,338 @@
+"""Runs from the command line: trained, adapted, compared; killed and resumed to the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refimpl.cli import app
+from refimpl.cli.interrupt import stop_requests
+from refimpl.config import METHODS
+from refimpl.record import RunFolder
+
+ROUNDS = 12
+RUN = ("--dataset", "digits", "--method", "metagater", "--nodes", "3", "--targets", "2", "--local-steps", "2")
+LONG = (*RUN, "--rounds", str(ROUNDS), "--threads", "1")
+SHORT = (*RUN, "--rounds", "3", "--threads", "1", "-q")
+
+
+@pytest.fixture
+def refimpl(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: object) -> tuple[int, str, str]:
+        code = app.run([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def rounds_of(run: Path) -> list[dict]:
+    """The rounds' records without what a clock says."""
+    with RunFolder.open(run, lock=False) as folder:
+        return [
+            {key: value for key, value in entry.items() if key != "seconds"} for entry in folder.metrics()
+        ]
+
+
+def model_bytes(run: Path) -> bytes:
+    return (run / "meta_model.npz").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert app.run(["train", *LONG, "--out", str(run), "-q"]) == 0
+    return run
+
+
+# --- train
+
+
+def test_training_fills_the_run_folder_and_sums_up(refimpl, tmp_path):
+    code, out, err = refimpl("train", *SHORT, "--out", "run")
+    assert (code, err) == (0, "")
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} == {
+        *(
+            "config.toml",
+            "metrics.jsonl",
+            "environment.json",
+            "checkpoint.npz",
+            "meta_model.npz",
+            "report",
+            ".lock",
+        ),
+    }
+    assert [entry["round"] for entry in rounds_of(run)] == [1, 2, 3]
+    assert "refimpl adapt run" in out
+
+
+def test_progress_goes_to_stderr_and_json_to_stdout(refimpl):
+    code, out, err = refimpl("train", *SHORT[:-1], "--out", "run", "--json")
+    assert code == 0
+    assert "round 3/3" in err
+    result = json.loads(out)
+    assert result["last"]["round"] == 3
+    assert result["run"] == "run"
+    assert result["config"]["nodes"] == 3
+
+
+def test_without_out_the_folder_is_named_by_what_is_run(refimpl, tmp_path):
+    assert refimpl("train", *SHORT, "--method", "fedavg", "--seed", 4)[0] == 0
+    assert (tmp_path / "runs" / "digits-fedavg-4" / "meta_model.npz").is_file()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_adapts(refimpl, method):
+    assert refimpl("train", *SHORT, "--method", method, "--out", "run")[0] == 0
+    code, out, err = refimpl("adapt", "run", "--json")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert result["method"] == method
+    assert len(result["nodes"]) == 2
+    assert all(0 <= node["accuracy_after"] <= 1 for node in result["nodes"])
+
+
+def test_threads_do_not_change_a_byte(refimpl, tmp_path):
+    for threads in (1, 2):
+        assert refimpl("train", *SHORT, "--threads", threads, "--out", f"run{threads}")[0] == 0
+    assert model_bytes(tmp_path / "run1") == model_bytes(tmp_path / "run2")
+    assert rounds_of(tmp_path / "run1") == rounds_of(tmp_path / "run2")
+
+
+def test_the_seed_changes_the_model(refimpl, tmp_path):
+    for seed in (0, 1):
+        assert refimpl("train", *SHORT, "--seed", seed, "--out", f"run{seed}")[0] == 0
+    assert model_bytes(tmp_path / "run0") != model_bytes(tmp_path / "run1")
+
+
+def test_a_diverging_run_stops_with_one_line_and_keeps_its_checkpoint(refimpl, tmp_path):
+    with np.errstate(all="ignore"):
+        code, out, err = refimpl("train", *SHORT, "--eta", "1e3", "--rounds", 30, "--out", "run")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "diverged in round" in err
+    with RunFolder.open(tmp_path / "run") as folder:
+        assert not folder.has_model
+        if folder.has_checkpoint:
+            assert all(np.isfinite(array).all() for array in folder.load_checkpoint().arrays.values())
+
+
+# --- resume
+
+
+def kill_when(process: subprocess.Popen, run: Path, rounds: int, number: int, delay: float = 0.0) -> None:
+    """Send signal `number` once `rounds` rounds are recorded, `delay` seconds later."""
+    metrics = run / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and metrics.read_bytes().count(b"\n") >= rounds):
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(delay)
+    process.send_signal(number)
+
+
+def start(*args: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "refimpl.cli", *args]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_random_rounds_it_resumes_to_the_same_bytes(refimpl, tmp_path, uninterrupted, seed):
+    rng = np.random.default_rng(seed)
+    run = tmp_path / "run"
+    stops = sorted(rng.choice(np.arange(1, ROUNDS - 1), size=2, replace=False))
+    for number, rounds in enumerate(stops):
+        arguments = ("--resume",) if number else LONG
+        with start("train", *arguments, "--out", str(run), "--threads", "1", "-q") as process:
+            kill_when(process, run, rounds, signal.SIGKILL, rng.uniform(0, 0.05))
+            process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not (run / "meta_model.npz").exists()
+    assert refimpl("train", "--resume", "--out", run, "-q")[0] == 0
+    assert model_bytes(run) == model_bytes(uninterrupted)
+    assert rounds_of(run) == rounds_of(uninterrupted)
+    assert (run / "config.toml").read_bytes() == (uninterrupted / "config.toml").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_stops_at_a_round_boundary_and_says_how_to_go_on(
+    refimpl, tmp_path, uninterrupted, number
+):
+    run = tmp_path / "my run"
+    with start("train", *LONG, "--out", str(run), "-q") as process:
+        kill_when(process, run, 2, number)
+        out, err = process.communicate()
+    assert process.returncode == app.INTERRUPTED
+    assert out == ""
+    assert f"refimpl train --out '{run}' --resume" in err
+    with RunFolder.open(run) as folder:
+        assert folder.load_checkpoint().round == len(folder.metrics())  # nothing of the last round is lost
+        assert len(folder.metrics()) < ROUNDS
+    assert refimpl("train", "--resume", "--out", run, "-q")[0] == 0
+    assert model_bytes(run) == model_bytes(uninterrupted)
+    assert rounds_of(run) == rounds_of(uninterrupted)
+
+
+def test_checkpoints_may_be_rarer_than_rounds(refimpl, tmp_path, monkeypatch):
+    """Stopped between two checkpoints without saving, rounds are repeated, not recorded twice."""
+    arguments = (*SHORT, "--rounds", 5, "--checkpoint-every", 2)
+    assert refimpl("train", *arguments, "--out", "whole")[0] == 0
+    save, saved = RunFolder.append_metrics, []
+
+    def dies_in_round_four(self, record):
+        save(self, record)
+        saved.append(record["round"])
+        if record["round"] == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append_metrics", dies_in_round_four)
+        code, _, err = refimpl("train", *arguments, "--out", "run")
+    assert (code, saved) == (app.INTERRUPTED, [1, 2, 3, 4])
+    assert "stopped with 2 rounds saved" in err
+    assert refimpl("train", "--resume", "--out", "run", "-q")[0] == 0
+    assert model_bytes(tmp_path / "run") == model_bytes(tmp_path / "whole")
+    assert rounds_of(tmp_path / "run") == rounds_of(tmp_path / "whole")
+
+
+def test_resuming_a_finished_run_changes_nothing(refimpl, tmp_path):
+    assert refimpl("train", *SHORT, "--out", "run")[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.*") if path.is_file()}
+    assert refimpl("train", "--resume", "--out", "run", "-q")[0] == 0
+    assert {
+        path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.*") if path.is_file()
+    } == before
+
+
+def test_a_run_killed_before_its_model_was_written_gets_it(refimpl, tmp_path):
+    assert refimpl("train", *SHORT, "--out", "run")[0] == 0
+    wanted = model_bytes(tmp_path / "run")
+    (tmp_path / "run" / "meta_model.npz").unlink()
+    assert refimpl("train", "--resume", "--out", "run", "-q")[0] == 0
+    assert model_bytes(tmp_path / "run") == wanted
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(refimpl, tmp_path):
+    assert refimpl("train", *SHORT, "--out", "run")[0] == 0
+    wanted = model_bytes(tmp_path / "run")
+    for name in ("meta_model.npz", "checkpoint.npz"):
+        (tmp_path / "run" / name).unlink()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"round": 1, "lo')
+    assert refimpl("train", "--resume", "--out", "run", "-q")[0] == 0
+    assert model_bytes(tmp_path / "run") == wanted
+    assert [entry["round"] for entry in rounds_of(tmp_path / "run")] == [1, 2, 3]
+
+
+def test_a_run_in_use_is_refused(refimpl, tmp_path):
+    assert refimpl("train", *SHORT, "--out", "run")[0] == 0
+    with RunFolder.open(tmp_path / "run"):
+        for arguments in (("--resume", "--out", "run"), (*SHORT, "--out", "run", "--force")):
+            code, _, err = refimpl("train", *arguments)
+            assert code == app.WRONG_USE
+            assert "in use" in err
+
+
+# --- stop requests
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.usefixtures("restored")
+def test_the_first_interrupt_asks_the_second_insists(capfd):
+    seen = []
+
+    def interrupted_twice() -> None:
+        with stop_requests() as stop:
+            for _ in range(2):
+                seen.append(stop())
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_twice()
+    assert seen == [False, True]
+    assert "Ctrl-C again" in capfd.readouterr().err
+
+
+# --- adapt and demo
+
+
+def test_adapting_prints_a_table_and_writes_the_numbers(refimpl, tmp_path):
+    assert refimpl("train", *SHORT, "--out", "run")[0] == 0
+    before = model_bytes(tmp_path / "run")
+    code, out, _ = refimpl("adapt", "run")
+    assert code == 0
+    written = json.loads((tmp_path / "run" / "report" / "adapt.json").read_text())
+    lines = out.splitlines()
+    assert len(lines) == 1 + len(written["nodes"]) + 2
+    for line, node in zip(lines[1:], written["nodes"], strict=False):
+        assert line.startswith(node["node"])
+        assert f"{100 * node['accuracy_after']:.2f}" in line
+    mean = sum(node["accuracy_after"] for node in written["nodes"]) / len(written["nodes"])
+    assert f"{100 * mean:.2f}" in lines[-2]
+    assert model_bytes(tmp_path / "run") == before
+
+
+def test_adaptation_settings_can_be_replaced(refimpl, tmp_path):
+    assert refimpl("train", *SHORT, "--out", "run")[0] == 0
+    result = json.loads(refimpl("adapt", "run", "--adapt-steps", 0, "--json")[1])
+    assert result["settings"]["adapt_steps"] == 0
+    assert all(node["accuracy_before"] == node["accuracy_after"] for node in result["nodes"])
+    assert refimpl("adapt", "run", "--eta-phi", "-1")[0] == app.WRONG_USE
+
+
+def test_a_run_without_targets_cannot_be_adapted(refimpl):
+    assert refimpl("train", *SHORT, "--targets", 0, "--out", "run")[0] == 0
+    code, _, err = refimpl("adapt", "run")
+    assert code == app.WRONG_USE
+    assert "target" in err
+
+
+@pytest.mark.slow
+def test_the_demo_compares_five_methods(refimpl, tmp_path):
+    code, out, _ = refimpl("demo", "--seeds", 1, "--rounds", 2, "--threads", 1, "-q")
+    assert code == 0
+    for method in METHODS:
+        assert f"\n{method} " in "\n" + out
+    assert "stationarity gap" in out
+    run = tmp_path / "runs" / "demo"
+    written = json.loads((run / "report" / "comparison.json").read_text())
+    assert [row["method"] for row in written["rows"]] == [
+        entry["config"]["method"] for entry in written["runs"]
+    ]
+    with RunFolder.open(run) as folder:
+        assert folder.config["method"] == "metagater"
+        assert len(folder.metrics()) == 2
+        assert folder.has_model
+    assert refimpl("adapt", run)[0] == 0
+
+
+def test_the_demo_never_overwrites(refimpl, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "mine.txt").write_text("mine")
+    code, _, err = refimpl("demo", "--out", "runs/demo", "-q")
+    assert code == app.WRONG_USE
+    assert "not a run folder" in err
+
+    from refimpl.cli import demo
+
+    assert demo._free_folder(None, False) == Path("runs") / "demo-2"

@@ -1,0 +1,294 @@
+"""Partitions: disjoint nodes of exact sizes, or a refusal that says what is missing."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refimpl.data import (
+    DataSet,
+    Partition,
+    dirichlet,
+    episode,
+    iid,
+    load,
+    make_nodes,
+    some_classes,
+    two_class,
+)
+from refimpl.data.deal import deal_classes, deal_dirichlet, deal_iid, spread_sizes
+from refimpl.data.partition import DEFAULT_SIZES, plan, statistics
+from refimpl.errors import InputError, RefimplError
+from refimpl.rng import SeedTree
+
+# Class counts of the published sets (train and test together).
+STOCKS = {
+    "mnist": [6903, 7877, 6990, 7141, 6824, 6313, 6876, 7293, 6825, 6958],
+    "cifar10": [6000] * 10,
+    "cifar100": [100] * 100,  # the test part alone
+    "digits": [178, 182, 177, 183, 181, 182, 181, 179, 174, 180],
+}
+
+
+def fake(counts, name="fake"):
+    """A data set whose every image is its own number, so that samples can be recognised in nodes."""
+    y = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    number = np.arange(len(y))
+    images = np.stack([number // 65536, number // 256 % 256, number % 256], axis=1).astype(np.uint8)
+    names = tuple(str(c) for c in range(len(counts)))
+    return DataSet(name, images[:, :, None, None], y, names, scale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+def numbers(x):
+    return (x.reshape(-1, 3) @ np.array([65536, 256, 1])).astype(int)
+
+
+partitions = st.builds(
+    Partition,
+    kind=st.sampled_from(["classes", "dirichlet", "iid"]),
+    nodes=st.integers(1, 6),
+    targets=st.integers(0, 3),
+    classes_per_node=st.integers(1, 5),
+    alpha=st.floats(0.01, 100.0),
+    sizes=st.none() | st.tuples(st.integers(1, 20), st.integers(20, 40)),
+    test=st.sampled_from([0.0, 0.1, 0.25, 0.5]),
+    support=st.integers(1, 10) | st.sampled_from([0.2, 0.5, 1.0]),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 90), min_size=1, max_size=8).filter(lambda c: sum(c) > 0),
+    partition=partitions,
+    seed=st.integers(0, 2**40),
+)
+def test_nodes_are_disjoint_exact_and_true_to_the_data(counts, partition, seed):
+    data = fake(counts)
+    try:
+        train, target = make_nodes(data, partition, seed, np.float64)
+    except InputError as error:
+        message = str(error)
+    else:
+        message = ""
+        assert (len(train), len(target)) == (partition.nodes, partition.targets)
+        used = np.concatenate([numbers(node.x) for node in train + target])
+        assert len(np.unique(used)) == len(used)
+        np.testing.assert_array_equal(np.concatenate([n.y for n in train + target]), data.y[used])
+        for node in train + target:
+            assert node.n_test == (
+                max(round(node.n_train * partition.test / (1 - partition.test)), 1) if partition.test else 0
+            )
+            if isinstance(partition.support, int):
+                assert node.n_support == partition.support
+            if partition.kind == "classes":
+                assert len(node.classes) == partition.classes_per_node
+        if partition.sizes is not None and partition.total > 1:
+            sizes = [node.n_train for node in train + target]
+            assert (min(sizes), max(sizes)) == partition.sizes
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", STOCKS)
+@pytest.mark.parametrize("seed", range(25))
+def test_default_sizes_fit_for_every_seed(name, seed):
+    k = 5 if name == "cifar100" else 2
+    stock = np.array(STOCKS[name])
+    rng = SeedTree(seed).generator("partition")
+    sizes = spread_sizes(*DEFAULT_SIZES[name], 20, rng)
+    total = sizes + np.rint(sizes / 3).astype(int)
+    counts = deal_classes(stock, total, k, 4, rng)
+    assert (counts.sum(axis=0) <= stock).all()
+    np.testing.assert_array_equal(counts.sum(axis=1), total)
+    assert ((counts > 0).sum(axis=1) == k).all()
+    per_node = np.where(counts > 0, counts, -1)
+    assert (per_node.max(axis=1) - np.where(counts > 0, counts, 10**9).min(axis=1) <= 1).all()
+    used = (counts > 0).sum(axis=0)
+    assert used.max() - used.min() <= 2  # balanced
+    sets = [frozenset(np.flatnonzero(row)) for row in counts]
+    assert not set(sets[:16]) & set(sets[16:])  # targets are new combinations
+
+
+def test_digits_by_default():
+    data = load("digits")
+    found = statistics(data, plan(data, two_class(), 1))
+    assert found.overlap == 0
+    assert sum(found.train_sizes) + sum(found.test_sizes) == found.used > 0.9 * len(data)
+    assert found.names[0] == "train-0"
+    assert found.names[16:] == ("target-0", "target-1", "target-2", "target-3")
+    assert all(len(c) == 2 for c in found.classes)
+    assert sum(found.nodes_per_class) == 40
+    train, target = make_nodes(data, seeds=1)
+    assert tuple(n.n_train for n in train + target) == found.train_sizes
+    assert all(set(n.support.y) == set(n.test.y) == set(n.classes) for n in train + target)
+
+
+def test_statistics_would_see_an_overlap():
+    data = load("digits")
+    shares = plan(data, two_class(), 1)
+    twin = shares[1]._replace(samples=np.concatenate([shares[1].samples[1:], shares[0].samples[:1]]))
+    assert statistics(data, [shares[0], twin]).overlap == 1
+
+
+def test_equal_seeds_equal_bytes():
+    data = load("digits")
+    first, again, other = (make_nodes(data, two_class(), s)[1][0] for s in (SeedTree(4), 4, 5))
+    assert first.x.tobytes() == again.x.tobytes()
+    assert first.x.tobytes() != other.x.tobytes()
+    assert make_nodes(data, two_class(), 4, np.float64)[1][0].x.dtype == np.float64
+
+
+def test_support_holds_every_class_in_proportion():
+    train, _ = make_nodes(fake([100] * 4), some_classes(4, nodes=2, targets=0, sizes=(40, 60)))
+    for node in train:
+        assert np.bincount(node.support.y).tolist() == [5, 5, 5, 5]
+
+
+def test_support_as_a_share():
+    partition = Partition(nodes=2, targets=0, sizes=(10, 20), support=0.5)
+    train, _ = make_nodes(fake([60] * 4), partition)
+    assert sorted(n.n_support for n in train) == [5, 10]
+    assert all(n.n_support == n.n_query for n in train)
+
+
+def test_a_table_of_sizes_is_taken_as_it_is():
+    sizes = (7, 5, 30, 12, 9)
+    train, target = make_nodes(fake([50] * 5), Partition(nodes=3, targets=2, sizes=sizes, support=3))
+    assert tuple(n.n_train for n in train + target) == sizes
+
+
+def test_more_nodes_than_twenty_get_smaller_ones():
+    data = load("digits")
+    train, target = make_nodes(data, two_class(nodes=30, targets=10, support=5))
+    assert max(n.n_train for n in train + target) == 38
+
+
+def test_other_data_gets_sizes_that_fit():
+    for partition in (two_class(), some_classes(3), dirichlet(0.3), iid()):
+        train, target = make_nodes(
+            fake([130, 110, 120, 125, 115, 121]), Partition(**{**vars(partition), "support": 4})
+        )
+        assert len(train + target) == 20
+
+
+def test_dirichlet_follows_alpha():
+    stock, sizes = np.full(10, 2000), np.full(20, 300)
+    concentrated = deal_dirichlet(stock, sizes, 0.05, np.random.default_rng(0))
+    even = deal_dirichlet(stock, sizes, 1e6, np.random.default_rng(0))
+    assert np.abs(even - 30).max() <= 1
+    assert np.median((concentrated > 15).sum(axis=1)) <= 3
+
+
+def test_dirichlet_uses_the_last_sample_when_asked_to():
+    stock = np.array([50, 3, 0, 47])
+    counts = deal_dirichlet(stock, np.array([40, 30, 30]), 0.001, np.random.default_rng(2))
+    np.testing.assert_array_equal(counts.sum(axis=0), stock)
+
+
+def test_iid_matches_the_hypergeometric_mean():
+    counts = deal_iid(np.array([3000, 1000]), np.full(30, 100), np.random.default_rng(0))
+    spread = np.sqrt(100 * 0.75 * 0.25 / 30)
+    assert abs(counts[:, 0].mean() - 75) < 5 * spread
+    assert counts[:, 0].std() > 2  # not stratified: a real draw
+
+
+@pytest.mark.parametrize(
+    ("partition", "pattern"),
+    [
+        (
+            Partition(nodes=2, targets=0, sizes=(90, 90), test=0.0),
+            "180 samples in all, the data has 120: 60 are missing",
+        ),
+        (Partition(kind="iid", nodes=2, targets=0, sizes=(90, 90)), "240 samples in all, .* 120 are missing"),
+        (
+            Partition(nodes=1, targets=0, classes_per_node=1, sizes=(70,), test=0.0),
+            "missing 30 of class [0-2];",
+        ),
+        (Partition(nodes=2, targets=1, classes_per_node=4), "4 classes per node asked for, but there are 3"),
+        (Partition(nodes=2, targets=0, sizes=(1, 10), test=0.0), "a node of 1 samples cannot have 2 classes"),
+        (Partition(nodes=2, targets=0, sizes=(10, 20), support=11), "11 support samples .* only 10 training"),
+    ],
+)
+def test_what_does_not_fit_is_refused(partition, pattern):
+    with pytest.raises(InputError, match=pattern) as caught:
+        make_nodes(fake([40, 40, 40]), partition)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        ({"kind": "pathological"}, "choose one of classes, dirichlet, iid"),
+        ({"nodes": 0}, "nodes as a whole number of at least 1, got 0"),
+        ({"nodes": 2.0}, "nodes as a whole number"),
+        ({"targets": -1}, "targets as a whole number of at least 0"),
+        ({"classes_per_node": 0}, "classes_per_node"),
+        ({"test": 1.0}, "test as a share"),
+        ({"support": 0}, "support as a whole number"),
+        ({"support": 1.5}, "support as a share"),
+        ({"sizes": (1, 2, 3)}, r"sizes as \(smallest, largest\)"),
+        ({"sizes": (5, 2)}, r"sizes as \(smallest, largest\)"),
+        ({"sizes": (0, 2)}, "sizes as a whole number of at least 1, got 0"),
+        ({"sizes": ()}, r"got 0 numbers"),
+    ],
+)
+def test_wrong_options_are_refused(options, pattern):
+    with pytest.raises(InputError, match=pattern):
+        Partition(**options)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, np.nan, np.inf])
+def test_alpha_must_be_positive(alpha):
+    with pytest.raises(InputError, match="alpha as a positive number"):
+        make_nodes(fake([40, 40]), dirichlet(alpha, nodes=2, targets=0))
+
+
+@given(
+    ways=st.integers(1, 5),
+    shots=st.integers(1, 4),
+    queries=st.integers(0, 3),
+    tests=st.integers(0, 3),
+    seed=st.integers(0, 2**32),
+)
+def test_episodes_are_balanced_in_every_part(ways, shots, queries, tests, seed):
+    data = fake([10, 12, 3, 11, 10, 10])
+    node = episode(data, ways, shots, queries, np.random.default_rng(seed), tests=tests, dtype=np.float64)
+    for part, each in ((node.support, shots), (node.query, queries), (node.test, tests)):
+        assert np.bincount(part.y, minlength=ways).tolist() == [each] * ways
+    used = numbers(node.x)
+    assert len(np.unique(used)) == len(used)
+    original = [set(data.y[used[node.y == label]]) for label in range(ways)]
+    assert all(len(classes) == 1 for classes in original)
+    assert len(set.union(*original)) == ways
+
+
+def test_episodes_keep_to_the_classes_given():
+    data = fake([10] * 6)
+    for seed in range(10):
+        node = episode(data, 2, 1, 1, np.random.default_rng(seed), classes=[1, 4, 5], dtype=np.float64)
+        assert set(data.y[numbers(node.x)]) <= {1, 4, 5}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "pattern"),
+    [
+        ((7, 1, 1), {}, "7 classes with 2 samples each asked for, but fake has 5"),
+        ((2, 9, 1), {"classes": [0, 5]}, "but fake has 1 such classes"),
+        ((2, 1, 1), {"classes": [0, 6]}, "class 6 is outside 0..5"),
+        ((0, 1, 1), {}, "ways of at least 1"),
+        ((2, 0, 1), {}, "shots of at least 1"),
+        ((2, 1, -1), {}, "queries of at least 0"),
+    ],
+)
+def test_impossible_episodes_are_refused(arguments, options, pattern):
+    with pytest.raises(RefimplError, match=pattern):
+        episode(fake([10, 10, 10, 10, 10, 1]), *arguments, np.random.default_rng(0), **options)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_training_and_target_nodes_each_see_every_class(seed):
+    dataset, partition = load("digits"), Partition(nodes=10, targets=10, sizes=(40, 44), test=0.5)
+    found = statistics(dataset, plan(dataset, partition, seed))
+    for part in (found.classes[:10], found.classes[10:]):
+        uses = np.bincount(np.concatenate(part), minlength=10)
+        assert uses.min() >= 1  # twice each, but for an exchange that keeps class pairs apart
+        assert uses.max() <= 3
