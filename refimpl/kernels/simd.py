@@ -60,6 +60,11 @@ class Vectors:
             name = f"llvm.masked.store.{self.suffix}.p0"
             self._call(name, ir.VoidType(), [value, pointer, I32(self.align), mask])
 
+    def prefetch(self, pointer: Any) -> None:
+        """Bring the line at `pointer` into the cache, for writing."""
+        pointer = self.builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        self._call("llvm.prefetch.p0", ir.VoidType(), [pointer, I32(1), I32(3), I32(1)])
+
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         """a * b + c in every lane, rounded once."""
         return self._call(f"llvm.fma.{self.suffix}", self.type, [a, b, c])
