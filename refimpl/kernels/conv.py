@@ -1,20 +1,33 @@
 """2-D convolution: forward, input gradient, weight gradient, with per-sample channel masks.
 
-These are the functions the layers call; which compiled kernel does the work is decided here.
+These are the functions the layers call; which compiled kernel does the work is decided here (`tiled_conv`,
+or `plain` if the environment says REFIMPL_KERNELS=plain; both give the same bits).
 A mask is a boolean (N, C) array or None for "all channels take part"; a closed channel is skipped
-(not read, not computed) and its output is exactly zero.
+(not computed; what it holds has no effect) and its output is exactly zero.
 
-Source: mathematics.md §2.1 and §2.3b.
+Wrong shapes, dtypes or masks raise `InputError`. Source: mathematics.md §2.1 and §2.3b.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from refimpl.kernels import plain
+from refimpl.errors import InputError
+from refimpl.kernels import plain, tiled_conv, tiled_weight_grad
+from refimpl.kernels.edge import (
+    ALL_ON,
+    USE_TILE,
+    check_floats,
+    check_shape,
+    check_target,
+    scratch,
+    tidy,
+    tidy_mask,
+)
+
+__all__ = ["ALL_ON", "Pair", "forward", "input_grad", "or_all_on", "output_size", "weight_grad"]
 
 Pair = tuple[int, int]
-ALL_ON = np.ones((0, 0), dtype=np.bool_)
 
 
 def or_all_on(mask: np.ndarray | None) -> np.ndarray:
@@ -30,6 +43,21 @@ def output_size(size: Pair, kernel: Pair, stride: Pair, pad: Pair) -> Pair:
     )
 
 
+def _result_size(who: str, size: Pair, weight: np.ndarray, stride: Pair, pad: Pair) -> Pair:
+    """`output_size`, or InputError where there is none."""
+    if weight.ndim != 4:
+        raise InputError(f"{who}: expected a weight of shape (K, C, kh, kw), got {weight.shape}")
+    if min(stride) < 1 or min(pad) < 0:
+        raise InputError(f"{who}: expected strides >= 1 and paddings >= 0, got {stride} and {pad}")
+    rows, cols = output_size(size, weight.shape[2:], stride, pad)
+    if min(rows, cols) < 1:
+        raise InputError(
+            f"{who}: a {weight.shape[2]}x{weight.shape[3]} window with stride {stride} and padding {pad} "
+            f"does not fit into {size[0]}x{size[1]} pixels"
+        )
+    return rows, cols
+
+
 def forward(
     x: np.ndarray,
     weight: np.ndarray,
@@ -38,14 +66,30 @@ def forward(
     pad: Pair,
     reads: np.ndarray | None = None,
     writes: np.ndarray | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """conv(x (N,C,H,W), weight (K,C,kh,kw)) + bias (K,) -> (N,K,P,Q).
+    """conv(x (N,C,H,W), weight (K,C,kh,kw)) + bias (K,) -> (N,K,P,Q), written to `out` if given.
 
     `reads` (N,C): channels of x that are not zero; `writes` (N,K): channels wanted, the others are zero.
     """
-    rows, cols = output_size(x.shape[2:], weight.shape[2:], stride, pad)
-    y = np.empty((x.shape[0], weight.shape[0], rows, cols), dtype=x.dtype)
-    plain.conv_forward(x, weight, bias, stride, pad, or_all_on(reads), or_all_on(writes), y)
+    who = "conv.forward"
+    check_floats(who, x=x, weight=weight, bias=bias)
+    size = _result_size(who, x.shape[2:], weight, stride, pad)
+    samples, (filters, channels) = x.shape[0], weight.shape[:2]
+    check_shape(who, "x", x, (samples, channels, *x.shape[2:]))
+    check_shape(who, "bias", bias, (filters,))
+    y = np.empty((samples, filters, *size), dtype=x.dtype) if out is None else out
+    check_target(who, "out", y, x.dtype, (samples, filters, *size))
+    masks = (
+        tidy_mask(who, "reads", reads, samples, channels),
+        tidy_mask(who, "writes", writes, samples, filters),
+    )
+    arrays = tidy(x), tidy(weight), tidy(bias)
+    if not USE_TILE:
+        plain.conv_forward(*arrays, stride, pad, *masks, y)
+        return y
+    needs = tiled_conv.correlation_scratch(channels, filters, weight.shape[2:], stride, size, x.itemsize)
+    tiled_conv.forward(*arrays, stride, pad, *masks, *scratch(x.dtype, *needs), y)
     return y
 
 
@@ -57,13 +101,28 @@ def input_grad(
     size: Pair,
     dy_mask: np.ndarray | None = None,
     dx_mask: np.ndarray | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Gradient w.r.t. an input of height and width `size`: dy (N,K,P,Q) -> dx (N,C,H,W).
 
     `dy_mask` (N,K): channels of dy that are not zero; `dx_mask` (N,C): channels of dx that are wanted.
     """
-    dx = np.empty((dy.shape[0], weight.shape[1], *size), dtype=dy.dtype)
-    plain.conv_input_grad(dy, weight, stride, pad, or_all_on(dy_mask), or_all_on(dx_mask), dx)
+    who = "conv.input_grad"
+    check_floats(who, dy=dy, weight=weight)
+    samples, (filters, channels) = dy.shape[0], weight.shape[:2]
+    check_shape(who, "dy", dy, (samples, filters, *_result_size(who, size, weight, stride, pad)))
+    dx = np.empty((samples, channels, *size), dtype=dy.dtype) if out is None else out
+    check_target(who, "out", dx, dy.dtype, (samples, channels, *size))
+    masks = (
+        tidy_mask(who, "dy_mask", dy_mask, samples, filters),
+        tidy_mask(who, "dx_mask", dx_mask, samples, channels),
+    )
+    arrays = tidy(dy), tidy(weight)
+    if not USE_TILE:
+        plain.conv_input_grad(*arrays, stride, pad, *masks, dx)
+        return dx
+    needs = tiled_conv.correlation_scratch(filters, channels, weight.shape[2:], stride, size, dy.itemsize)
+    tiled_conv.input_grad(*arrays, stride, pad, *masks, *scratch(dy.dtype, *needs), dx)
     return dx
 
 
@@ -78,4 +137,23 @@ def weight_grad(
     dy_mask: np.ndarray | None = None,
 ) -> None:
     """Write dweight (K,C,kh,kw) and dbias (K,), summed over the batch in sample order."""
-    plain.conv_weight_grad(x, dy, stride, pad, or_all_on(x_mask), or_all_on(dy_mask), dweight, dbias)
+    who = "conv.weight_grad"
+    check_floats(who, x=x, dy=dy)
+    size = _result_size(who, x.shape[2:], dweight, stride, pad)
+    samples, (filters, channels) = x.shape[0], dweight.shape[:2]
+    check_shape(who, "x", x, (samples, channels, *x.shape[2:]))
+    check_shape(who, "dy", dy, (samples, filters, *size))
+    check_target(who, "dweight", dweight, x.dtype, dweight.shape)
+    check_target(who, "dbias", dbias, x.dtype, (filters,))
+    masks = (
+        tidy_mask(who, "x_mask", x_mask, samples, channels),
+        tidy_mask(who, "dy_mask", dy_mask, samples, filters),
+    )
+    arrays = tidy(x), tidy(dy)
+    if not USE_TILE:
+        plain.conv_weight_grad(*arrays, stride, pad, *masks, dweight, dbias)
+        return
+    needs = tiled_weight_grad.weight_grad_scratch(
+        channels, filters, dweight.shape[2:], x.shape[2:], pad, size, x.itemsize
+    )
+    tiled_weight_grad.weight_grad(*arrays, stride, pad, *masks, *scratch(x.dtype, *needs), dweight, dbias)

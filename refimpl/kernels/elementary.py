@@ -10,14 +10,11 @@ Source: argument reduction after Cody & Waite (1980); the series are Taylor's. V
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numba import types
-from numba.core import config as numba_config
-from numba.extending import intrinsic
 
-from refimpl.kernels.jit import kernel
+from refimpl.kernels.jit import intrinsic, kernel, settings
 
 LOG2_E = 1.4426950408889634
 LN2_HIGH = 6.93147180369123816490e-01  # 33 leading bits of ln 2: k * LN2_HIGH is exact for |k| < 2**20
@@ -44,8 +41,7 @@ def _python_fma(a, b, c):
     return a * b + c
 
 
-settings: Any = numba_config  # its entries are made at run time: unknown to type checkers
-fma: Any = _python_fma if settings.DISABLE_JIT else _llvm_fma
+fma = _python_fma if settings.DISABLE_JIT else _llvm_fma
 
 
 @kernel

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numba.extending
 from numba.core import config as numba_config
 
 from refimpl._version import __version__
 
 settings: Any = numba_config  # its entries are made at run time: unknown to type checkers
+intrinsic: Any = numba.extending.intrinsic  # called without the first of its declared arguments
 
 
 def _user_cache() -> Path:

@@ -1,17 +1,35 @@
 """Fully connected layer: forward, input gradient, weight gradient, with per-sample masks.
 
 A mask over inputs may be coarser than the features: G columns over I features stand for G groups of
-I/G consecutive features, which is what a channel mask becomes when an image is flattened.
+I/G consecutive features, which is what a channel mask becomes when an image is flattened. Which compiled
+kernel does the work (`tiled_linear` or `plain`) is decided as in `conv`.
 
-Source: mathematics.md §2.1 and §2.3b.
+Wrong shapes, dtypes or masks raise `InputError`. Source: mathematics.md §2.1 and §2.3b.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from refimpl.kernels import plain
-from refimpl.kernels.conv import or_all_on
+from refimpl.errors import InputError
+from refimpl.kernels import plain, tiled_linear
+from refimpl.kernels.edge import (
+    USE_TILE,
+    check_floats,
+    check_shape,
+    check_target,
+    scratch,
+    tidy,
+    tidy_mask,
+)
+
+
+def _tidy_group_mask(who: str, name: str, mask: np.ndarray | None, samples: int, features: int) -> np.ndarray:
+    """`tidy_mask` for a mask whose columns stand for equal groups of features."""
+    groups = features if mask is None else mask.shape[-1]
+    if groups < 1 or features % groups:
+        raise InputError(f"{who}: the {groups} columns of {name} do not divide {features} features")
+    return tidy_mask(who, name, mask, samples, groups)
 
 
 def forward(
@@ -20,10 +38,29 @@ def forward(
     bias: np.ndarray,
     reads: np.ndarray | None = None,
     writes: np.ndarray | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """x (N,I) weight (O,I)^T + bias (O,) -> (N,O); `reads` (N,G), `writes` (N,O)."""
-    y = np.empty((x.shape[0], weight.shape[0]), dtype=x.dtype)
-    plain.linear_forward(x, weight, bias, or_all_on(reads), or_all_on(writes), y)
+    """x (N,I) weight (O,I)^T + bias (O,) -> (N,O), written to `out` if given.
+
+    `reads` (N,G): groups of features that are not zero; `writes` (N,O): outputs wanted, the others are zero.
+    """
+    who = "linear.forward"
+    check_floats(who, x=x, weight=weight, bias=bias)
+    samples, (outputs, features) = x.shape[0], weight.shape
+    check_shape(who, "x", x, (samples, features))
+    check_shape(who, "bias", bias, (outputs,))
+    y = np.empty((samples, outputs), dtype=x.dtype) if out is None else out
+    check_target(who, "out", y, x.dtype, (samples, outputs))
+    masks = (
+        _tidy_group_mask(who, "reads", reads, samples, features),
+        tidy_mask(who, "writes", writes, samples, outputs),
+    )
+    arrays = tidy(x), tidy(weight), tidy(bias)
+    if not USE_TILE:
+        plain.linear_forward(*arrays, *masks, y)
+        return y
+    needs = tiled_linear.scratch(samples, features, outputs, x.itemsize)
+    tiled_linear.forward(*arrays, *masks, *scratch(x.dtype, *needs), y)
     return y
 
 
@@ -32,10 +69,25 @@ def input_grad(
     weight: np.ndarray,
     dy_mask: np.ndarray | None = None,
     dx_mask: np.ndarray | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """dy (N,O) weight (O,I) -> dx (N,I); `dy_mask` (N,O), `dx_mask` (N,G): features wanted."""
-    dx = np.empty((dy.shape[0], weight.shape[1]), dtype=dy.dtype)
-    plain.linear_input_grad(dy, weight, or_all_on(dy_mask), or_all_on(dx_mask), dx)
+    who = "linear.input_grad"
+    check_floats(who, dy=dy, weight=weight)
+    samples, (outputs, features) = dy.shape[0], weight.shape
+    check_shape(who, "dy", dy, (samples, outputs))
+    dx = np.empty((samples, features), dtype=dy.dtype) if out is None else out
+    check_target(who, "out", dx, dy.dtype, (samples, features))
+    masks = (
+        tidy_mask(who, "dy_mask", dy_mask, samples, outputs),
+        _tidy_group_mask(who, "dx_mask", dx_mask, samples, features),
+    )
+    arrays = tidy(dy), tidy(weight)
+    if not USE_TILE:
+        plain.linear_input_grad(*arrays, *masks, dx)
+        return dx
+    needs = tiled_linear.scratch(samples, features, outputs, dy.itemsize)
+    tiled_linear.input_grad(*arrays, *masks, *scratch(dy.dtype, *needs), dx)
     return dx
 
 
@@ -48,4 +100,20 @@ def weight_grad(
     dy_mask: np.ndarray | None = None,
 ) -> None:
     """Write dweight (O,I) = dy^T x and dbias (O,), summed over the batch in sample order."""
-    plain.linear_weight_grad(x, dy, or_all_on(x_mask), or_all_on(dy_mask), dweight, dbias)
+    who = "linear.weight_grad"
+    check_floats(who, x=x, dy=dy)
+    samples, (outputs, features) = x.shape[0], dweight.shape
+    check_shape(who, "x", x, (samples, features))
+    check_shape(who, "dy", dy, (samples, outputs))
+    check_target(who, "dweight", dweight, x.dtype, (outputs, features))
+    check_target(who, "dbias", dbias, x.dtype, (outputs,))
+    masks = (
+        _tidy_group_mask(who, "x_mask", x_mask, samples, features),
+        tidy_mask(who, "dy_mask", dy_mask, samples, outputs),
+    )
+    arrays = tidy(x), tidy(dy)
+    if not USE_TILE:
+        plain.linear_weight_grad(*arrays, *masks, dweight, dbias)
+        return
+    needs = tiled_linear.scratch(samples, features, outputs, x.itemsize)
+    tiled_linear.weight_grad(*arrays, *masks, *scratch(x.dtype, *needs), dweight, dbias)

@@ -46,6 +46,21 @@ def row_table(channels, count, step, table):
 
 
 @kernel
+def pick(values, channels, count, out):
+    """out[i] = values[channels[i]], the last entry twice (see `row_table`)."""
+    for i in range(count):
+        out[i] = values[channels[i]]
+    out[count] = out[max(0, count - 1)]
+
+
+@kernel
+def multiples(count, step, table):
+    """table[i] = i * step."""
+    for i in range(count):
+        table[i] = i * step
+
+
+@kernel
 def term_table(channels, count, step, taps, table):
     """table = channels[i] * step + taps[t], for each channel and then for each tap."""
     k = 0
@@ -67,10 +82,10 @@ def _inside(size, shift, stride, positions):
 def shift_table(size, down, right, stride, shape, table):
     """Prepare `copy_planes`: for each shift five entries, which depend on the shapes only.
 
-    A shifted plane of `shape` = (rows, cols) holds at (r, q) the entry (r * stride - down, q * stride - right)
-    of an image plane of `size` = (height, width), or zero outside it. The entries: number of rows that
-    meet the image, where they start in the shifted plane and in the image plane, first and one-past-last
-    column inside.
+    A shifted plane of `shape` = (rows, cols) holds at (r, q) the entry
+    (r * stride - down, q * stride - right) of an image plane of `size` = (height, width), or zero outside
+    it. The entries: number of rows that meet the image, where they start in the shifted plane and in the
+    image plane, first and one-past-last column inside.
     """
     for j in range(down.size):
         top, bottom = _inside(size[0], down[j], stride[0], shape[0])
@@ -101,17 +116,19 @@ def copy_planes(source, channels, count, size, stride, cols, table, panel, plane
                 copy_rows(rows, part, source, line, panel, (i * shifts * plane + to + q, cols))
         if stride[1] != 1:
             for i in range(count):
-                line = (channels[i] * area + begin, row, stride[1])
-                _copy_strided(rows, cols, (first, last), source, line, panel, i * shifts * plane + to)
+                start = channels[i] * area + begin
+                columns = (first, last, stride[1])
+                _copy_strided(rows, cols, columns, source, (start, row), panel, i * shifts * plane + to)
 
 
 @kernel
-def _copy_strided(rows, cols, inside, source, line, panel, to):
-    """As `copy_rows`, with columns line[2] apart in the source; columns not `inside` come as zero."""
+def _copy_strided(rows, cols, columns, source, line, panel, to):
+    """As `copy_rows`; columns = (first, last, step): where they lie in the source, and how far apart."""
+    first, last, step = columns
     for r in range(rows):
         start, at = line[0] + r * line[1], to + r * cols
         for q in range(cols):
-            panel[at + q] = source[start + q * line[2]] if inside[0] <= q < inside[1] else 0
+            panel[at + q] = source[start + q * step] if first <= q < last else 0
 
 
 @kernel
@@ -129,10 +146,10 @@ def clear_rows(shape, table, panel, plane, planes):
 
 
 @kernel
-def transpose(source, start, step, rows, cols, target, to, table):
-    """target[to + table[j] + i] = source[start + i * step + j] for i < rows, j < cols."""
+def transpose(source, row, rows, cols, target, column):
+    """target[column[j] + i] = source[row[i] + j] for i < rows, j < cols."""
     lanes = VECTOR_BYTES // target.itemsize
     for i in range(0, rows, lanes):
         for j in range(0, cols, lanes):
             counts = (min(lanes, rows - i), min(lanes, cols - j))
-            transpose_block(counts, source, (start + i * step + j, step), target, to + i, table, j)
+            transpose_block(counts, source, (j, row, i), target, (i, column, j))

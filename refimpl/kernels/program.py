@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refimpl.kernels import activation, loss, plain, pool, vector
+from refimpl.kernels import activation, loss, pool, tiled_conv, tiled_linear, tiled_weight_grad, vector
 from refimpl.kernels.jit import kernel
 
 CONV, LINEAR, RELU, SOFTPLUS, TANH, MAX_POOL, AVERAGE_POOL, GLOBAL_POOL, DECIDE, PRODUCT = range(10)
@@ -57,12 +57,14 @@ OPERATION = np.dtype(
 
 
 class Workspace(NamedTuple):
-    """Scratch of one thread: activations, their gradients, masks, pooling positions."""
+    """One thread's memory: activations, their gradients, masks, pooling positions, kernels' scratch."""
 
     values: np.ndarray
     slopes: np.ndarray
     masks: np.ndarray
     where: np.ndarray
+    floats: np.ndarray
+    ints: np.ndarray
 
 
 class Decisions(NamedTuple):
@@ -132,7 +134,7 @@ def _decide(op, w, n, how, space):
     Scratch at `spare`, per sample: summary (C), pre-activation (h), hidden (h), logits (2K), slope (K),
     mask as float (K), dL/dM (K).
     """
-    values, masks = space.values, space.masks
+    values, masks, floats, ints = space.values, space.masks, space.floats, space.ints
     channels, outputs, hidden_units = op.input[0], op.output[0], op.hidden
     at = op.spare
     x, reads = _maps(values, op.x, n, op.input), _mask(masks, op.reads, n, op.groups)
@@ -145,7 +147,9 @@ def _decide(op, w, n, how, space):
     pre, hidden = _rows(values, at, n, hidden_units), _rows(values, at + hidden_units, n, hidden_units)
     first = _matrix(w, op.weight, hidden_units, channels)
     everything = _mask(masks, NOWHERE, n, 1)
-    plain.linear_forward(summary, first, _vector(w, op.bias, hidden_units), reads, everything, pre)
+    tiled_linear.forward(
+        summary, first, _vector(w, op.bias, hidden_units), reads, everything, floats, ints, pre
+    )
     for i in range(n):
         for j in range(hidden_units):
             hidden[i, j] = pre[i, j] if pre[i, j] > 0 else pre[i, j] * 0
@@ -153,7 +157,7 @@ def _decide(op, w, n, how, space):
     logits = _rows(values, at, n, 2 * outputs)
     second = _matrix(w, op.weight2, 2 * outputs, hidden_units)
     bias = _vector(w, op.bias2, 2 * outputs)
-    plain.linear_forward(hidden, second, bias, everything, everything, logits)
+    tiled_linear.forward(hidden, second, bias, everything, everything, floats, ints, logits)
     at += 2 * outputs
     slope, factor = _rows(values, at, n, outputs), _rows(values, at + outputs, n, outputs)
     mask = _mask(masks, op.mask, n, outputs)
@@ -178,18 +182,21 @@ def _decide(op, w, n, how, space):
 @kernel
 def _forward(op, w, n, how, space):
     """One operation forward."""
-    values, masks = space.values, space.masks
+    values, masks, floats, ints = space.values, space.masks, space.floats, space.ints
     x, y = _maps(values, op.x, n, op.input), _maps(values, op.y, n, op.output)
+    stride, pad = _pair(op.stride), _pair(op.pad)
     if op.kind == CONV:
         reads, writes = _mask(masks, op.reads, n, op.groups), _mask(masks, op.writes, n, op.output[0])
         images, out = _images(values, op.x, n, op.input), _images(values, op.y, n, op.output)
         bias = _vector(w, op.bias, op.output[0])
-        plain.conv_forward(images, _filters(w, op), bias, _pair(op.stride), _pair(op.pad), reads, writes, out)
+        tiled_conv.forward(images, _filters(w, op), bias, stride, pad, reads, writes, floats, ints, out)
     elif op.kind == LINEAR:
         reads, writes = _mask(masks, op.reads, n, op.groups), _mask(masks, op.writes, n, op.output[0])
         rows, out2 = _rows(values, op.x, n, op.input[0]), _rows(values, op.y, n, op.output[0])
         weight = _matrix(w, op.weight, op.output[0], op.input[0])
-        plain.linear_forward(rows, weight, _vector(w, op.bias, op.output[0]), reads, writes, out2)
+        tiled_linear.forward(
+            rows, weight, _vector(w, op.bias, op.output[0]), reads, writes, floats, ints, out2
+        )
     elif op.kind == DECIDE:
         _decide(op, w, n, how, space)
     elif op.kind == PRODUCT:
@@ -219,6 +226,7 @@ def _forward(op, w, n, how, space):
 def _decide_backward(op, w, n, space, gradient):
     """A gate's gradients from dL/dM, and its share of the gradient of the block's input."""
     values, slopes, masks = space.values, space.slopes, space.masks
+    floats, ints = space.floats, space.ints
     channels, outputs, hidden_units = op.input[0], op.output[0], op.hidden
     at = op.spare
     summary, hidden = (
@@ -238,7 +246,7 @@ def _decide_backward(op, w, n, space, gradient):
             dlogits[i, 2 * c] = -dmargin
             dlogits[i, 2 * c + 1] = dmargin
     second = _matrix(w, op.weight2, 2 * outputs, hidden_units)
-    plain.linear_input_grad(dlogits, second, everything, everything, dhidden)
+    tiled_linear.input_grad(dlogits, second, everything, everything, floats, ints, dhidden)
     for i in range(n):
         for j in range(hidden_units):
             dpre[i, j] = dhidden[i, j] if hidden[i, j] > 0 else hidden[i, j] * 0
@@ -246,15 +254,15 @@ def _decide_backward(op, w, n, space, gradient):
     if op.need_dw:
         dsecond = _matrix(gradient, op.weight2, 2 * outputs, hidden_units)
         dbias2 = _vector(gradient, op.bias2, 2 * outputs)
-        plain.linear_weight_grad(hidden, dlogits, everything, everything, dsecond, dbias2)
+        tiled_linear.weight_grad(hidden, dlogits, everything, everything, floats, ints, dsecond, dbias2)
         dfirst = _matrix(gradient, op.weight, hidden_units, channels)
         dbias = _vector(gradient, op.bias, hidden_units)
-        plain.linear_weight_grad(summary, dpre, reads, everything, dfirst, dbias)
+        tiled_linear.weight_grad(summary, dpre, reads, everything, floats, ints, dfirst, dbias)
     if op.dx == NOWHERE:
         return
     dx_mask = _mask(masks, op.dx_mask, n, op.groups)
     first = _matrix(w, op.weight, hidden_units, channels)
-    plain.linear_input_grad(dpre, first, everything, dx_mask, dsummary)
+    tiled_linear.input_grad(dpre, first, everything, dx_mask, floats, ints, dsummary)
     dx = _maps(slopes, op.dx, n, op.input)
     pixels = op.input[1] * op.input[2]
     if pixels == 1:
@@ -272,30 +280,32 @@ def _decide_backward(op, w, n, space, gradient):
 def _backward(op, w, n, space, gradient):
     """One operation backward: parameter gradients into `gradient`, dx into `space.slopes`."""
     values, slopes, masks = space.values, space.slopes, space.masks
+    floats, ints = space.floats, space.ints
     dy_mask = _mask(masks, op.dy_mask, n, op.output[0])
     need_dx = op.dx != NOWHERE
+    stride, pad = _pair(op.stride), _pair(op.pad)
     if op.kind == CONV:
         images, dout = _images(values, op.x, n, op.input), _images(slopes, op.dy, n, op.output)
         if op.need_dw:
             reads, dbias = _mask(masks, op.reads, n, op.groups), _vector(gradient, op.bias, op.output[0])
             dweight = _filters(gradient, op)
-            plain.conv_weight_grad(
-                images, dout, _pair(op.stride), _pair(op.pad), reads, dy_mask, dweight, dbias
+            tiled_weight_grad.weight_grad(
+                images, dout, stride, pad, reads, dy_mask, floats, ints, dweight, dbias
             )
         if need_dx:
             dx_mask, dimages = _mask(masks, op.dx_mask, n, op.groups), _images(slopes, op.dx, n, op.input)
             weight = _filters(w, op)
-            plain.conv_input_grad(dout, weight, _pair(op.stride), _pair(op.pad), dy_mask, dx_mask, dimages)
+            tiled_conv.input_grad(dout, weight, stride, pad, dy_mask, dx_mask, floats, ints, dimages)
     elif op.kind == LINEAR:
         rows, dout2 = _rows(values, op.x, n, op.input[0]), _rows(slopes, op.dy, n, op.output[0])
         if op.need_dw:
             reads, dbias = _mask(masks, op.reads, n, op.groups), _vector(gradient, op.bias, op.output[0])
             dmatrix = _matrix(gradient, op.weight, op.output[0], op.input[0])
-            plain.linear_weight_grad(rows, dout2, reads, dy_mask, dmatrix, dbias)
+            tiled_linear.weight_grad(rows, dout2, reads, dy_mask, floats, ints, dmatrix, dbias)
         if need_dx:
             dx_mask, drows = _mask(masks, op.dx_mask, n, op.groups), _rows(slopes, op.dx, n, op.input[0])
             matrix = _matrix(w, op.weight, op.output[0], op.input[0])
-            plain.linear_input_grad(dout2, matrix, dy_mask, dx_mask, drows)
+            tiled_linear.input_grad(dout2, matrix, dy_mask, dx_mask, floats, ints, drows)
     elif op.kind == DECIDE:
         if op.learns:
             _decide_backward(op, w, n, space, gradient)

@@ -11,8 +11,8 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
+from refimpl.kernels.jit import intrinsic
 from refimpl.kernels.target import VECTOR_BYTES
 
 INDEX = ir.IntType(64)
@@ -117,38 +117,44 @@ def _transposed(vectors: Vectors, rows: list[Any]) -> list[Any]:
 
 
 @intrinsic
-def transpose_block(typingctx, counts, source, source_at, target, to, table, first):
-    """target[to + table[first + j] + i] = source[from + i * step + j] for i < rows, j < cols.
+def transpose_block(typingctx, counts, source, source_at, target, target_at):
+    """target[to + column[b + j] + i] = source[from + row[a + i] + j] for i < rows, j < cols.
 
-    counts = (rows, cols), at most the lanes of a vector each; source_at = (from, step). Nothing else is
-    read or written.
+    counts = (rows, cols), at most the lanes of a vector each; source_at = (from, row table, a),
+    target_at = (to, column table, b). Nothing else is read or written.
     """
 
     def codegen(context, builder, signature, args):
-        s, t, table = (data_of(context, builder, signature.args[i], args[i]) for i in (1, 3, 5))
-        (rows, cols), (begin, step) = (cgutils.unpack_tuple(builder, args[i]) for i in (0, 2))
-        to, first = args[4], args[6]
+        def place(position):
+            start, table, first = cgutils.unpack_tuple(builder, args[position])
+            return start, data_of(context, builder, signature.args[position].types[1], table), first
+
+        def emit(whole):
+            def masked(i, limit, mask):
+                inside = builder.icmp_signed("<", INDEX(i), limit)
+                return None if whole else builder.select(inside, mask, nothing)
+
+            def pointer(base, at, i, limit):
+                start, table, first = at
+                last = builder.sub(limit, INDEX(1))
+                i = (
+                    INDEX(i)
+                    if whole
+                    else builder.select(builder.icmp_signed("<", INDEX(i), last), INDEX(i), last)
+                )
+                return builder.gep(base, [builder.add(start, entry(builder, table, builder.add(first, i)))])
+
+            lanes = range(vectors.lanes)
+            block = [vectors.load(pointer(s, s_at, i, rows), masked(i, rows, col_mask)) for i in lanes]
+            for j, column in enumerate(_transposed(vectors, block)):
+                vectors.store(column, pointer(t, t_at, j, cols), masked(j, cols, row_mask))
+
+        s, t = (data_of(context, builder, signature.args[i], args[i]) for i in (1, 3))
+        rows, cols = cgutils.unpack_tuple(builder, args[0])
+        s_at, t_at = place(2), place(4)
         vectors = Vectors(builder, s.type.pointee)
         nothing = ir.Constant(ir.VectorType(ir.IntType(1), vectors.lanes), None)
         row_mask, col_mask = vectors.lanes_below(rows), vectors.lanes_below(cols)
-
-        def mask_if(i, limit, mask):
-            return builder.select(builder.icmp_signed("<", INDEX(i), limit), mask, nothing)
-
-        def emit(whole):
-            block, at = [], builder.gep(s, [begin])
-            for i in range(vectors.lanes):
-                block.append(vectors.load(at, None if whole else mask_if(i, rows, col_mask)))
-                at = builder.gep(at, [step])
-            last = builder.sub(cols, INDEX(1))
-            for j, column in enumerate(_transposed(vectors, block)):
-                lane = INDEX(j)
-                if not whole:
-                    lane = builder.select(builder.icmp_signed("<", lane, last), lane, last)
-                place = builder.add(to, entry(builder, table, builder.add(first, lane)))
-                mask = None if whole else mask_if(j, cols, row_mask)
-                vectors.store(column, builder.gep(t, [place]), mask)
-
         full = builder.icmp_signed("==", builder.add(rows, cols), INDEX(2 * vectors.lanes))
         with builder.if_else(full) as (then, otherwise):
             with then:
@@ -157,8 +163,7 @@ def transpose_block(typingctx, counts, source, source_at, target, to, table, fir
                 emit(False)
         return context.get_dummy_value()
 
-    pair = types.UniTuple(types.intp, 2)
-    return types.void(pair, source, pair, target, types.intp, table, types.intp), codegen
+    return types.void(types.UniTuple(types.intp, 2), source, source_at, target, target_at), codegen
 
 
 def entry(builder: ir.IRBuilder, table: Any, i: Any) -> Any:

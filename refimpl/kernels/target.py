@@ -32,16 +32,24 @@ class Target(NamedTuple):
     registers: int
 
 
+def _machine() -> Any:
+    return cpu_target.target_context.codegen()._tm
+
+
+def is_x86() -> bool:
+    """Whether Numba compiles for an x86 processor."""
+    return str(_machine().triple).startswith("x86")
+
+
 @lru_cache(maxsize=1)
 def detect() -> Target:
     """The target of Numba's compiler: AVX-512, AVX or AVX2, or any machine with 16-byte vectors."""
-    machine: Any = cpu_target.target_context.codegen()._tm
-    assembly = machine.emit_assembly(llvm.parse_assembly(PROBE))
+    assembly = _machine().emit_assembly(llvm.parse_assembly(PROBE))
     if "zmm" in assembly:
         return Target(vector_bytes=64, registers=32)
     if "ymm" in assembly:
         return Target(vector_bytes=32, registers=16)
-    return Target(vector_bytes=16, registers=32 if machine.triple.startswith("aarch64") else 16)
+    return Target(vector_bytes=16, registers=32 if str(_machine().triple).startswith("aarch64") else 16)
 
 
 def tile_size(registers: int) -> tuple[int, int]:

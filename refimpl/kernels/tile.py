@@ -16,9 +16,8 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from refimpl.kernels.jit import kernel
+from refimpl.kernels.jit import intrinsic, kernel
 from refimpl.kernels.simd import INDEX, Vectors, data_of, entry
 from refimpl.kernels.target import TILE_ROWS, TILE_SIZES, TILE_VECTORS, VECTOR_BYTES
 
@@ -34,7 +33,10 @@ class _Tile:
     def _places(self, base: Any) -> list[tuple[Any, Any]]:
         """(pointer, mask) of each vector of a row: only the last one may be partial."""
         return [
-            (self.builder.gep(base, [INDEX(j * self.simd.lanes)]), self.mask if j == self.vectors - 1 else None)
+            (
+                self.builder.gep(base, [INDEX(j * self.simd.lanes)]),
+                self.mask if j == self.vectors - 1 else None,
+            )
             for j in range(self.vectors)
         ]
 
@@ -137,7 +139,9 @@ def tile(typingctx, size, first, depth, scalars, panel, result, add, bias):
         builder.position_at_end(after)
         return context.get_dummy_value()
 
-    return types.void(types.intp, types.intp, types.intp, scalars, panel, result, types.boolean, bias), codegen
+    return types.void(
+        types.intp, types.intp, types.intp, scalars, panel, result, types.boolean, bias
+    ), codegen
 
 
 @kernel

@@ -23,14 +23,12 @@ from refimpl.kernels.panels import (
     copy_planes,
     cut,
     open_channels,
+    pick,
     row_table,
     shift_table,
     term_table,
-    transpose,
     whole_vectors,
 )
-from refimpl.kernels.plain import is_on
-from refimpl.kernels.simd import copy_rows, interleaved_sum
 from refimpl.kernels.target import VECTOR_BYTES
 from refimpl.kernels.tile import sweep
 
@@ -44,16 +42,16 @@ def close_channels(mask, n, y):
                 y[n, c] = 0
 
 
-@kernel
 def correlation_scratch(source_channels, target_channels, kernel_size, stride, size, itemsize):
     """(floats, ints) that `forward` and `input_grad` need for a result of height and width `size`."""
     taps = kernel_size[0] * kernel_size[1]
     planes = kernel_size[1] * min(stride[0], kernel_size[0])
-    plane = whole_vectors((size[0] + kernel_size[0]) * size[1], itemsize)
+    plane = (size[0] + kernel_size[0]) * size[1] + VECTOR_BYTES // itemsize
     floats = source_channels * planes * plane + target_channels + 1
     if stride != (1, 1):
         floats += target_channels * size[0] * size[1]
-    return floats, source_channels * 2 * (1 + taps) + 3 * (target_channels + 1) + 2 * (taps + planes)
+    ints = 7 * planes + 4 * taps + 2 * source_channels * (1 + taps) + 3 * (target_channels + 1)
+    return floats, ints
 
 
 @kernel
@@ -68,7 +66,9 @@ def _scatter(part, channels, count, origin, stride, shape, target):
 
 
 @kernel
-def _correlate(source, weights, steps, taps, planes, stride, rows, origin, spread, reads, writes, bias, scratch, target):
+def _correlate(
+    source, weights, steps, taps, planes, stride, rows, origin, spread, reads, writes, bias, scratch, target
+):
     """target[n, t] = sum over (source channel c, tap) of weight * shifted source plane, for each sample.
 
     weights: flat, with steps = (per source channel, per target channel); taps = (offset in the weight,
@@ -118,8 +118,7 @@ def _correlate(source, weights, steps, taps, planes, stride, rows, origin, sprea
             row_table(write_list, n_write, steps[1], s_row)
             row_table(write_list, n_write, rows * cols, c_row)
             if bias[0]:
-                for i in range(n_write + 1):
-                    bias_row[i] = bias[1][write_list[max(0, min(i, n_write - 1))]]
+                pick(bias[1], write_list, n_write, bias_row)
         if in_place:
             panel = image
         else:
@@ -127,9 +126,31 @@ def _correlate(source, weights, steps, taps, planes, stride, rows, origin, sprea
         close_channels(writes, n, target)
         scalars = (weights, s_row, s_at)
         if spread == (1, 1):
-            sweep(n_write, n_read * n_taps, rows * cols, scalars, panel, v_at, result, c_row, False, (bias[0], bias_row))
+            sweep(
+                n_write,
+                n_read * n_taps,
+                rows * cols,
+                scalars,
+                panel,
+                v_at,
+                result,
+                c_row,
+                False,
+                (bias[0], bias_row),
+            )
         else:
-            sweep(n_write, n_read * n_taps, rows * cols, scalars, panel, v_at, part, c_row, False, (bias[0], bias_row))
+            sweep(
+                n_write,
+                n_read * n_taps,
+                rows * cols,
+                scalars,
+                panel,
+                v_at,
+                part,
+                c_row,
+                False,
+                (bias[0], bias_row),
+            )
             _scatter(part, write_list, n_write, origin, spread, (rows, cols), target[n])
 
 
@@ -179,7 +200,7 @@ def input_grad(dy, weight, stride, pad, dy_mask, dx_mask, floats, ints, dx):
     Pixel (a + sy * i, b + sx * j) receives from the taps with ky = a + pad, kx = b + pad modulo the stride,
     through dy[i + (a + pad - ky) / sy, j + (b + pad - kx) / sx]: one correlation per residue (a, b).
     """
-    filters, channels, kh, kw = weight.shape
+    _, channels, kh, kw = weight.shape
     down, ints = cut(ints, kw)
     right, ints = cut(ints, kw)
     tap_s, ints = cut(ints, kh * kw)
@@ -216,82 +237,3 @@ def input_grad(dy, weight, stride, pad, dy_mask, dx_mask, floats, ints, dx):
                 (floats, ints),
                 dx,
             )
-
-
-@kernel
-def weight_grad_scratch(channels, filters, kernel_size, size, pad, result_size, itemsize):
-    """(floats, ints) that `weight_grad` needs for inputs of height and width `size`."""
-    taps, pixels = kernel_size[0] * kernel_size[1], result_size[0] * result_size[1]
-    image = (size[0] + 2 * pad[0]) * (size[1] + 2 * pad[1]) * channels
-    unfolded = pixels * whole_vectors(taps * channels, itemsize)
-    floats = 2 * whole_vectors(image, itemsize) + unfolded + 2 * filters * taps * channels
-    return floats, 2 * (channels + filters + 1) + filters + 2 * pixels + max(channels, size[0] * size[1])
-
-
-@kernel
-def weight_grad(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbias):
-    """dweight and dbias, summed over the batch; see `plain.conv_weight_grad`."""
-    n_samples, channels, height, width = x.shape
-    filters, _, kh, kw = dweight.shape
-    rows, cols = dy.shape[2], dy.shape[3]
-    taps, pixels = kh * kw, rows * cols
-    line, window = (width + 2 * pad[1]) * channels, kw * channels
-    lanes = VECTOR_BYTES // x.itemsize
-    unfold = kh * ((window + lanes - 1) // lanes) > (kh * window + lanes - 1) // lanes
-    unfold = unfold and window < 2 * lanes
-
-    dy_list, ints = cut(ints, filters)
-    s_row, ints = cut(ints, filters + 1)
-    c_row, ints = cut(ints, filters + 1)
-    s_at, ints = cut(ints, pixels)
-    v_at, ints = cut(ints, pixels)
-    place, ints = cut(ints, max(channels, height * width))
-    image, floats = cut(floats, whole_vectors((height + 2 * pad[0]) * line, x.itemsize))
-    unfolded, floats = cut(floats, whole_vectors(taps * channels, x.itemsize) * pixels)
-    sums = floats[: filters * taps * channels]
-
-    for p in range(pixels):
-        s_at[p] = p
-    for i in range(height):
-        for j in range(width):
-            place[i * width + j] = (i + pad[0]) * line + (j + pad[1]) * channels
-    depth = whole_vectors(taps * channels, x.itemsize)
-    for p in range(rows):
-        for q in range(cols):
-            if unfold:
-                v_at[p * cols + q] = (p * cols + q) * depth
-            else:
-                v_at[p * cols + q] = p * stride[0] * line + q * stride[1] * channels
-    image[:] = 0
-    dbias[:] = 0
-    gated = dy_mask.shape[0] > 0
-    if gated:
-        sums[:] = 0
-    n_open = 0
-    for n in range(n_samples):
-        if n == 0 or gated:
-            n_open = open_channels(dy_mask, n, filters, dy_list)
-            row_table(dy_list, n_open, pixels, s_row)
-            row_table(dy_list, n_open, taps * channels, c_row)
-        transpose(x[n].reshape(-1), 0, height * width, channels, height * width, image, 0, place)
-        gradient = dy[n].reshape(-1)
-        scalars = (gradient, s_row, s_at)
-        add = gated or n > 0
-        if unfold:
-            for p in range(rows):
-                for ky in range(kh):
-                    for first in range(0, window, lanes):
-                        start = (p * stride[0] + ky) * line + first
-                        to = p * cols * depth + ky * window + first
-                        copy_rows(cols, (0, window - first, window - first), image, (start, stride[1] * channels), unfolded, (to, depth))
-            sweep(n_open, pixels, taps * channels, scalars, unfolded, v_at, sums, c_row, add, (False, gradient))
-        else:
-            for ky in range(kh):
-                sweep(n_open, pixels, window, scalars, image[ky * line :], v_at, sums[ky * window :], c_row, add, (False, gradient))
-        for i in range(n_open):
-            dbias[dy_list[i]] += interleaved_sum(gradient, dy_list[i] * pixels, pixels)
-    for c in range(channels):
-        place[c] = c * taps
-    weights = dweight.reshape(-1)
-    for k in range(filters):
-        transpose(sums, k * taps * channels, channels, taps, channels, weights, k * taps * channels, place)

@@ -14,17 +14,15 @@ Source: kernels.md, "The tile"; mathematics.md §2.1, §2.3b. Derived.
 from __future__ import annotations
 
 from refimpl.kernels.jit import kernel
-from refimpl.kernels.panels import cut, row_table, transpose, whole_vectors
+from refimpl.kernels.panels import cut, multiples, pick, row_table, transpose, whole_vectors
+from refimpl.kernels.target import VECTOR_BYTES
 from refimpl.kernels.tile import sweep
 
 
-@kernel
 def scratch(n_samples, features, outputs, itemsize):
     """(floats, ints) that any of the three passes needs."""
-    lanes = whole_vectors(n_samples, itemsize)
-    return (features + outputs) * lanes + whole_vectors(outputs + 1, itemsize), 4 * (
-        features + outputs + n_samples + 2
-    )
+    lanes = n_samples + VECTOR_BYTES // itemsize
+    return (features + outputs) * lanes + outputs + 1, 3 * (features + outputs + 1) + 2 * (n_samples + 1)
 
 
 @kernel
@@ -83,20 +81,20 @@ def forward(x, weight, bias, reads, writes, floats, ints, y):
     v_at, ints = cut(ints, features)
     used, ints = cut(ints, outputs)
     s_row, ints = cut(ints, outputs + 1)
-    c_row, place = cut(ints, outputs + 1)
+    c_row, ints = cut(ints, outputs + 1)
+    place, sample_at = cut(ints, n_samples)
 
-    depth = _pack_samples(x, reads, step, s_at, v_at, panel)
+    depth = _pack_samples(x, reads, step, s_at, v_at, sample_at, panel)
     rows = _used(writes, outputs, used)
     row_table(used, rows, features, s_row)
+    pick(bias, used, rows, bias_row)
     for i in range(rows + 1):
         c_row[i] = min(i, max(0, rows - 1)) * step
-        bias_row[i] = bias[used[min(i, max(0, rows - 1))]]
     scalars = (weight.reshape(-1), s_row, s_at)
     sweep(rows, depth, n_samples, scalars, panel, v_at, result, c_row, False, (True, bias_row))
     if writes.shape[0] == 0:
-        for n in range(n_samples):
-            place[n] = n * outputs
-        transpose(result, 0, step, outputs, n_samples, y.reshape(-1), 0, place)
+        multiples(n_samples, outputs, place)
+        transpose(result, c_row, outputs, n_samples, y.reshape(-1), place)
     else:
         y[:] = 0
         for n in range(n_samples):
@@ -106,16 +104,15 @@ def forward(x, weight, bias, reads, writes, floats, ints, y):
 
 
 @kernel
-def _pack_samples(x, reads, step, s_at, v_at, panel):
+def _pack_samples(x, reads, step, s_at, v_at, sample_at, panel):
     """panel[v_at[k] + n] = x[n, s_at[k]], zero where closed, for the features in use; their number."""
     n_samples, features = x.shape
-    for i in range(features):
-        v_at[i] = i * step
+    multiples(features, step, v_at)
     depth = 0
     if reads.shape[0] == 0:
-        for i in range(features):
-            s_at[i] = i
-        transpose(x.reshape(-1), 0, features, n_samples, features, panel, 0, v_at)
+        multiples(features, 1, s_at)
+        multiples(n_samples, features, sample_at)
+        transpose(x.reshape(-1), sample_at, n_samples, features, panel, v_at)
         return features
     size = features // reads.shape[1]
     for i in range(features):
@@ -151,7 +148,18 @@ def input_grad(dy, weight, dy_mask, dx_mask, floats, ints, dx):
     for run in range(_runs(dx_mask, features, starts, stops)):
         first = starts[run]
         width = stops[run] - first
-        sweep(n_samples, depth, width, scalars, panel[first:], v_at, result[first:], c_row, False, (False, signal))
+        sweep(
+            n_samples,
+            depth,
+            width,
+            scalars,
+            panel[first:],
+            v_at,
+            result[first:],
+            c_row,
+            False,
+            (False, signal),
+        )
     if dx_mask.shape[0] > 0:
         size = features // dx_mask.shape[1]
         for n in range(n_samples):
@@ -184,7 +192,18 @@ def weight_grad(x, dy, x_mask, dy_mask, floats, ints, dweight, dbias):
     for run in range(_runs(x_mask, features, starts, stops)):
         first = starts[run]
         width = stops[run] - first
-        sweep(rows, n_samples, width, scalars, panel[first:], v_at, result[first:], c_row, False, (False, signal))
+        sweep(
+            rows,
+            n_samples,
+            width,
+            scalars,
+            panel[first:],
+            v_at,
+            result[first:],
+            c_row,
+            False,
+            (False, signal),
+        )
     dbias[:] = 0
     for n in range(n_samples):
         for o in range(outputs):

@@ -17,7 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refimpl.kernels import program as code
+from refimpl.kernels import tiled_linear
+from refimpl.kernels.edge import USE_TILE, aligned
 from refimpl.kernels.program import NOWHERE, Workspace
+from refimpl.kernels.tiled_conv import correlation_scratch
+from refimpl.kernels.tiled_weight_grad import weight_grad_scratch
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.gate import ChannelGate, Gated
 from refimpl.nn.layers import Conv2d, Layer, Linear, Shape
@@ -52,15 +56,18 @@ class Program:
 
     def workspace(self, batch: int, dtype: Any) -> Workspace:
         """This thread's workspace for `batch` samples, kept until another size is asked for."""
-        sizes = (self.values * batch, max(1, self.masks * batch), max(1, self.where * batch))
-        key = (*sizes, np.dtype(dtype))
+        key = (id(self.operations), batch, np.dtype(dtype))
         if getattr(_local, "key", None) != key:
+            floats, ints = _scratch(self.operations, batch, np.dtype(dtype).itemsize)
             _local.key = key
+            _local.operations = self.operations  # keeps the id in the key from being given away
             _local.workspace = Workspace(
-                np.zeros(sizes[0], dtype=dtype),
-                np.zeros(sizes[0], dtype=dtype),
-                np.zeros(sizes[1], dtype=np.bool_),
-                np.zeros(sizes[2], dtype=np.int32),
+                np.zeros(self.values * batch, dtype=dtype),
+                np.zeros(self.values * batch, dtype=dtype),
+                np.zeros(max(1, self.masks * batch), dtype=np.bool_),
+                np.zeros(max(1, self.where * batch), dtype=np.int32),
+                aligned(np.dtype(dtype), floats),
+                np.empty(ints, dtype=np.int32),
             )
         workspace: Workspace = _local.workspace
         return workspace
@@ -77,13 +84,40 @@ class Program:
 _local = threading.local()
 
 
+def _scratch(operations: np.recarray, batch: int, itemsize: int) -> tuple[int, int]:
+    """Entries (floats, ints) that the kernels of the operations need for `batch` samples."""
+    needs = [(1, 1)]
+    for op in operations:
+        channels, filters = int(op.input[0]), int(op.output[0])
+        if op.kind == code.CONV:
+            size, result = tuple(op.input[1:].tolist()), tuple(op.output[1:].tolist())
+            window, stride, pad = (tuple(field.tolist()) for field in (op.window, op.stride, op.pad))
+            needs += [
+                correlation_scratch(channels, filters, window, stride, result, itemsize),
+                correlation_scratch(filters, channels, window, stride, size, itemsize),
+                weight_grad_scratch(channels, filters, window, size, pad, result, itemsize),
+            ]
+        elif op.kind == code.LINEAR:
+            needs.append(tiled_linear.scratch(batch, channels, filters, itemsize))
+        elif op.kind == code.DECIDE:
+            hidden = int(op.hidden)
+            needs.append(tiled_linear.scratch(batch, channels, hidden, itemsize))
+            needs.append(tiled_linear.scratch(batch, hidden, 2 * filters, itemsize))
+    return max(need[0] for need in needs), max(need[1] for need in needs)
+
+
 class Unsupported(Exception):
     """The network has a layer that programs have no operation for."""
 
 
 @lru_cache(maxsize=64)
 def lower(network: Network, gating: Gating, train: tuple[str, ...]) -> Program | None:
-    """The network's program for a gating and trained parts; None where the layers must run instead."""
+    """The network's program for a gating and trained parts; None where the layers must run instead.
+
+    Programs are made of the fast kernels: with REFIMPL_KERNELS=plain there are none.
+    """
+    if not USE_TILE:
+        return None
     try:
         return _Lowering(network, Context(gating, train)).program()
     except Unsupported:

@@ -1,0 +1,104 @@
+"""What stands between Python callers and compiled kernels: checks, scratch memory, the choice of kernels.
+
+Compiled code writes where it is told to; a wrong shape would silently corrupt memory. So everything is
+checked here, once per call. Read-only or strided arrays would be new types to Numba, each compiled anew
+for seconds; they are copied instead.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import numpy as np
+
+from refimpl.errors import ConfigError, InputError, one_of
+from refimpl.kernels.jit import settings
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+ALL_ON = np.ones((0, 0), dtype=np.bool_)
+CACHE_LINE = 64
+
+
+def chosen_kernels() -> str:
+    """`tile` (fast) or `plain` (readable), from the environment variable REFIMPL_KERNELS.
+
+    With Numba's compiler switched off only the plain kernels can run. Raises ConfigError for other names.
+    """
+    name = os.environ.get("REFIMPL_KERNELS", "tile")
+    try:
+        one_of("REFIMPL_KERNELS", "kernels", name, ("tile", "plain"))
+    except InputError as error:
+        raise ConfigError(str(error)) from None
+    return "plain" if settings.DISABLE_JIT else name
+
+
+USE_TILE = chosen_kernels() == "tile"
+
+
+def tidy(array: np.ndarray) -> np.ndarray:
+    """The array itself if it is C-contiguous and writable, else a copy that is."""
+    flags = array.flags
+    return array if flags.c_contiguous and flags.writeable else np.array(array, order="C")
+
+
+def check_floats(who: str, **arrays: np.ndarray) -> None:
+    """Raise InputError unless all arrays have the same dtype, float32 or float64."""
+    dtypes = {array.dtype for array in arrays.values()}
+    if len(dtypes) != 1 or not dtypes <= set(FLOATS):
+        got = ", ".join(f"{name} {array.dtype}" for name, array in arrays.items())
+        raise InputError(f"{who}: expected arrays that are all float32 or all float64, got {got}")
+
+
+def check_shape(who: str, name: str, array: np.ndarray, expected: tuple[int, ...]) -> None:
+    """Raise InputError unless the array has the expected shape."""
+    if array.shape != expected:
+        raise InputError(f"{who}: expected {name} of shape {expected}, got {array.shape}")
+
+
+def check_target(who: str, name: str, array: np.ndarray, dtype: np.dtype, expected: tuple[int, ...]) -> None:
+    """Raise InputError unless results of this shape and dtype can be written into the array."""
+    check_shape(who, name, array, expected)
+    if array.dtype != dtype or not (array.flags.c_contiguous and array.flags.writeable):
+        raise InputError(f"{who}: expected {name} to be a writable, C-contiguous {dtype} array")
+
+
+def tidy_mask(who: str, name: str, mask: np.ndarray | None, samples: int, channels: int) -> np.ndarray:
+    """The mask, C-contiguous and writable; None becomes the empty mask that means "all on" when compiled.
+
+    Raises InputError unless it is boolean of shape (samples, channels).
+    """
+    if mask is None:
+        return ALL_ON
+    check_shape(who, name, mask, (samples, channels))
+    if mask.dtype != np.bool_:
+        raise InputError(f"{who}: expected {name} to be boolean, got {mask.dtype}; pass {name} != 0")
+    return tidy(mask)
+
+
+class _Pool(threading.local):
+    """Each thread's scratch arrays, kept between calls and grown on demand."""
+
+    def __init__(self) -> None:
+        self.floats: dict[np.dtype, np.ndarray] = {}
+        self.ints = np.empty(0, dtype=np.int32)
+
+
+_pool = _Pool()
+
+
+def scratch(dtype: np.dtype, floats: int, ints: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scratch of at least so many entries of `dtype` and int32; its contents do not survive the next call."""
+    if _pool.ints.size < ints:
+        _pool.ints = np.empty(ints, dtype=np.int32)
+    kept = _pool.floats.get(dtype)
+    if kept is None or kept.size < floats:
+        kept = _pool.floats[dtype] = aligned(dtype, floats)
+    return kept, _pool.ints
+
+
+def aligned(dtype: np.dtype, size: int) -> np.ndarray:
+    """An uninitialised array that starts on a cache line, so that no vector of a panel straddles two."""
+    raw = np.empty(size + CACHE_LINE // dtype.itemsize, dtype=dtype)
+    skip = -raw.ctypes.data % CACHE_LINE // dtype.itemsize
+    return raw[skip : skip + size]
