@@ -10,14 +10,17 @@ from onnx import helper, numpy_helper
 OPSET = 17
 
 
-def session(nodes: list, constants: dict[str, np.ndarray], x: np.ndarray, threads: int = 1):
-    """A session computing `nodes` (from "x" to "y") with `constants`, for inputs shaped like x."""
+def session(nodes: list, constants: dict[str, np.ndarray], x: np.ndarray, results: int, threads: int = 1):
+    """A session computing `nodes` (from "x" to "y") with `constants`, for inputs shaped like x.
+
+    results: number of axes of y.
+    """
     kind = helper.np_dtype_to_tensor_dtype(x.dtype)
     graph = helper.make_graph(
         nodes,
         "graph",
         [helper.make_tensor_value_info("x", kind, x.shape)],
-        [helper.make_tensor_value_info("y", kind, None)],
+        [helper.make_tensor_value_info("y", kind, [None] * results)],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])

@@ -18,7 +18,7 @@ def conv(case: Case, data: LayerData) -> Candidate | None:
     if data.mask is not None:
         constants["mask"] = data.mask.astype(case.dtype)[:, :, None, None]
         nodes.append(helper.make_node("Mul", ["z", "mask"], ["y"]))
-    net = session(nodes, constants, data.x)
+    net = session(nodes, constants, data.x, 4)
     feed = {"x": data.x}
     return Candidate("onnxruntime", lambda: net.run(None, feed)[0], lambda y: {"y": y})
 

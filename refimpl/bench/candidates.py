@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refimpl.bench.cases import Case, LayerData
-from refimpl.bench.oracle import Arrays, windows
+from refimpl.bench.oracle import Arrays, Reference, windows
 from refimpl.kernels import conv, linear
 
 OURS = "refimpl"
@@ -16,12 +16,17 @@ NUMPY = "numpy + BLAS"
 
 
 class Candidate(NamedTuple):
-    """run: what is timed; arrays: what a run returned, as arrays in PyTorch's layout; skips: off is free."""
+    """A program to check and to time.
+
+    run: what is timed; arrays: what a run returned, as arrays in PyTorch's layout; skips: whether closed
+    channels are left out; own: the right result, if it computes something else (a net without gates).
+    """
 
     name: str
     run: Callable[[], Any]
     arrays: Callable[[Any], Arrays]
     skips: bool = False
+    own: Reference | None = None
 
 
 Maker = Callable[[Case, LayerData], Candidate | None]  # None: this candidate has no such pass
