@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from refimpl.nn import zoo
     from refimpl.nn.context import Context, Gating
     from refimpl.nn.network import Network
-    from refimpl.nn.objective import NetworkObjective, NetworkTask
+    from refimpl.nn.objective import NetworkObjective
+    from refimpl.nn.task import NetworkTask
     from refimpl.record import RunFolder
     from refimpl.rng import SeedTree
 
@@ -34,7 +35,7 @@ _HOME = {
     "Gating": "refimpl.nn.context",
     "Network": "refimpl.nn.network",
     "NetworkObjective": "refimpl.nn.objective",
-    "NetworkTask": "refimpl.nn.objective",
+    "NetworkTask": "refimpl.nn.task",
     "Node": "refimpl.data.node",
     "Participation": "refimpl.federated.rounds",
     "RunFolder": "refimpl.record",

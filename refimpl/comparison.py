@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from refimpl.config import Config
-from refimpl.experiment import Experiment, Trained, adapt_targets, prepare, train
+from refimpl.experiment import Experiment, Trained, adapt_targets, prepare, train, warm_up
 from refimpl.federated.adapt import NodeReport
 from refimpl.federated.rounds import RoundRecord
 from refimpl.record import RunFolder
@@ -91,7 +91,9 @@ class Runner:
             records.append(record)
             self.on_round(config, record)
 
-        folder, started = self.folder_of(config), time.perf_counter()
+        folder = self.folder_of(config)
+        warm_up(experiment)
+        started = time.perf_counter()
         trained = train(experiment, folder, threads=self.threads, on_round=on_round, stop=self.stop)
         if trained.rounds < config.rounds:
             raise KeyboardInterrupt

@@ -17,7 +17,7 @@ from refimpl.federated.perfedavg import PerFedAvgFO
 from refimpl.federated.rounds import Participation, run_rounds
 from refimpl.nn import zoo
 from refimpl.nn.context import Gating
-from refimpl.nn.objective import NetworkTask
+from refimpl.nn.task import NetworkTask
 from refimpl.rng import SeedTree
 
 EVERYONE = Participation()

@@ -116,6 +116,18 @@ def test_a_slot_that_is_never_written_is_rejected():
     assert not errors["vector"] <= LIMIT
 
 
+def test_even_a_gradient_of_zero_must_be_written():
+    """Handed zeros instead of NaN, the checker would take a forgotten slot for a right one."""
+
+    def forgetful(w, out):
+        out[0] = np.cos(w[0])
+        return np.sin(w[0])
+
+    slots = [("used", slice(0, 1)), ("forgotten", slice(1, 4))]
+    errors = slot_errors(forgetful, lambda w: np.sin(w[0]), np.ones(4), slots, np.random.default_rng(0))
+    assert np.isnan(dict(errors)["forgotten"])
+
+
 @given(seeds)
 @examples(50)
 def test_a_parameter_with_one_entry_is_checked(seed):

@@ -51,13 +51,13 @@ def run_conv(case, at_end):
     size, result = x.shape[2:], dy.shape[2:]
     step = case.stride, case.pad
 
-    needs = tiled_conv.correlation_scratch(channels, filters, window, case.stride, result, item)
+    needs = tiled_conv.convolve_scratch(channels, filters, window, case.stride, result, item)
     memory = map(g, scratch(x.dtype, needs))
-    tiled_conv.forward(x, weight, bias, *step, reads, writes, *memory, g(np.full_like(dy, np.nan)))
-    needs = tiled_conv.correlation_scratch(filters, channels, window, case.stride, size, item)
+    tiled_conv.convolve(x, weight, bias, *step, False, reads, writes, *memory, g(np.full_like(dy, np.nan)))
+    needs = tiled_conv.convolve_scratch(filters, channels, window, case.stride, size, item)
     memory = map(g, scratch(x.dtype, needs))
-    tiled_conv.input_grad(dy, weight, *step, writes, reads, *memory, g(np.full_like(x, np.nan)))
-    needs = tiled_weight_grad.weight_grad_scratch(channels, filters, window, size, case.pad, result, item)
+    tiled_conv.convolve(dy, weight, bias[:0], *step, True, writes, reads, *memory, g(np.full_like(x, np.nan)))
+    needs = tiled_weight_grad.weight_grad_scratch(channels, filters, window, *step, size, result, item)
     memory = map(g, scratch(x.dtype, needs))
     tiled_weight_grad.weight_grad(
         x, dy, *step, reads, writes, *memory, g(np.full_like(weight, np.nan)), g(np.full_like(bias, np.nan))

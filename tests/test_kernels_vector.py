@@ -30,7 +30,8 @@ def test_local_step_descends_the_local_problem(dtype, size):
     w, gradient, centre = (rng.standard_normal(size).astype(dtype) for _ in range(3))
     eta, lam = dtype(0.05), dtype(0.5)
     before = w.copy()
-    length = vector.local_step(w, gradient, centre, eta, lam)
+    length = vector.local_residual(w, gradient, centre, lam)
+    vector.local_step(w, gradient, centre, eta, lam)
 
     direction = gradient + lam * (before - centre)  # NumPy in the same dtype
     tolerance = 4 * np.finfo(dtype).eps

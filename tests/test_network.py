@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from strategies import contexts, examples, networks, sample, seeds
 
 from refimpl.errors import InputError
+from refimpl.federated.local import LocalSettings, solve_local
 from refimpl.gradcheck import check_network
 from refimpl.nn import zoo
 from refimpl.nn.chain import Residual
@@ -24,6 +25,7 @@ from refimpl.nn.network import Network
 from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.pointwise import ReLU
 from refimpl.nn.pooling import Flatten, MaxPool2d
+from refimpl.nn.task import NetworkTask
 from refimpl.rng import SeedTree
 
 BOTH = ("theta", "phi")
@@ -312,6 +314,7 @@ from refimpl.nn import zoo
 from refimpl.nn.context import MODES, Context, Gating
 from refimpl.nn.network import draw_gate_noise
 from refimpl.nn.objective import NetworkObjective
+from refimpl.nn.task import NetworkTask
 from refimpl.rng import SeedTree
 
 def frozen(array):
@@ -361,3 +364,25 @@ def test_samples_do_not_influence_each_other(network, batch, seed):
     together, _ = network.forward(point.w, point.x)
     for n in range(batch):
         assert_same_bits(together[n], network.forward(point.w, point.x[n : n + 1])[0][0])
+
+
+@given(networks(), contexts(), seeds, st.sampled_from(("float32", "float64")))
+@examples(120)
+def test_a_compiled_solve_has_the_bytes_of_the_layers(network, context, seed, dtype):
+    """The program of `lowering.py` routes masks by itself; on drawn networks it must route them alike."""
+    point = cast(sample(network, context, seed, batch=7), dtype)
+    task = NetworkTask(network, point.x, point.y, context.gating, context.train, batch_size=3)
+    assume(task.program is not None)
+    settings = LocalSettings(lam=1.0, eta=0.05, steps=3)
+    compiled = solve_local(task, point.w, settings, np.random.default_rng(seed))
+    by_layers = solve_local(Interpreted(task), point.w, settings, np.random.default_rng(seed))
+    assert_same_bits(compiled.w, by_layers.w, "solution")
+    assert (compiled.loss, compiled.residual) == (by_layers.loss, by_layers.residual)
+    assert (compiled.gradients, compiled.flops) == (by_layers.gradients, by_layers.flops)
+
+
+class Interpreted:
+    """A task without its compiled iteration: the layers run."""
+
+    def __init__(self, task):
+        self.draw, self.size = task.draw, task.size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,23 +15,12 @@ from refimpl.nn.context import GATE_GRADS, MODES, Gating
 from refimpl.nn.layers import Conv2d, Linear
 from refimpl.nn.lowering import lower
 from refimpl.nn.network import Network
-from refimpl.nn.objective import NetworkTask, draw_batches
 from refimpl.nn.pointwise import ReLU
 from refimpl.nn.pooling import AvgPool2d, GlobalAvgPool2d
+from refimpl.nn.task import NetworkTask, draw_batches
 from refimpl.rng import SeedTree
 
 SETTINGS = LocalSettings(lam=1.0, eta=0.05, steps=4)
-
-
-class ByLayers:
-    """The same task without its compiled iteration."""
-
-    def __init__(self, task):
-        self.task = task
-        self.size = task.size
-
-    def draw(self, rng, count):
-        return self.task.draw(rng, count)
 
 
 def make_task(network, gating, train=("theta", "phi"), dtype="float32", samples=11, batch=5):
@@ -45,12 +35,22 @@ def make_task(network, gating, train=("theta", "phi"), dtype="float32", samples=
 
 def assert_same(task, w):
     compiled = solve_local(task, w, SETTINGS, np.random.default_rng(3))
-    layers = solve_local(ByLayers(task), w, SETTINGS, np.random.default_rng(3))
+    layers = solve_local(replace(task, compiled=False), w, SETTINGS, np.random.default_rng(3))
     assert compiled.w.tobytes() == layers.w.tobytes()
     assert compiled.w.tobytes() != w.tobytes()
     assert (compiled.loss, compiled.residual) == (layers.loss, layers.residual)
     assert (compiled.gradients, compiled.flops) == (layers.gradients, layers.flops)
     assert compiled.closed_share == pytest.approx(layers.closed_share, abs=1e-12)
+    assert_same_gradient(task, w)
+
+
+def assert_same_gradient(task, w):
+    results = []
+    for compiled in (True, False):
+        (objective,) = replace(task, compiled=compiled).draw(np.random.default_rng(5), 1)
+        gradient = np.full_like(w, np.nan)
+        results.append((objective(w, gradient), gradient.tobytes(), objective.measure()))
+    assert results[0] == results[1]
 
 
 SMALL = {

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tape
+from checks import assert_close, assert_gradients
+from strategies import sample
 
 from refimpl.errors import InputError
+from refimpl.gradcheck import check_network
 from refimpl.nn import zoo
+from refimpl.nn.context import MODES, Context, Gating
 from refimpl.nn.gate import Gated
 from refimpl.nn.layers import Conv2d, Linear
+from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.pointwise import ReLU, Softplus, Tanh
 from refimpl.nn.pooling import AvgPool2d, Flatten, MaxPool2d
 from refimpl.rng import SeedTree
@@ -155,3 +161,31 @@ def test_models_know_their_name(name):
     assert zoo.MODELS[name]().name == name
     assert zoo.MODELS[name]() == zoo.MODELS[name]()
     assert hash(zoo.MODELS[name]()) == hash(zoo.MODELS[name]())
+
+
+SMALL = {
+    "mlp": zoo.mlp((12, 5, 4, 3), gates=("fc1", "fc2")),
+    "cnn3": zoo.cnn3((2, 8, 8), (2, 3, 4), 3),
+    "cnn7": zoo.cnn7((1, 8, 8), (2, 2, 3, 3, 4, 4), 3),
+    "digits": zoo.digits((2, 3)),
+}
+
+
+@pytest.mark.parametrize("gate_grad", ["dense", "active"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", SMALL)
+def test_gradients_of_the_models(name, mode, gate_grad):
+    """Each model with small widths, in each mode: against the tape and against finite differences.
+
+    The gates sit where the models have them by default. Gated before another pooled block, a sample with
+    all channels closed makes that block constant, its maxima tie, and differences mean nothing there.
+    """
+    network = SMALL[name]
+    point = sample(network, Context(Gating(mode, 0.5, gate_grad), ("theta", "phi")), seed=1)
+    gradient = np.full_like(point.w, np.nan)
+    loss = NetworkObjective(network, point.x, point.y, point.context)(point.w, gradient)
+    wanted_loss, wanted = tape.loss_and_gradient(network, point.w, point.x, point.y, point.context)
+    assert_close(loss, wanted_loss, "reference", what="loss")
+    assert_close(gradient, wanted, "network", what="gradient")
+    rng = np.random.default_rng(0)
+    assert_gradients(check_network(network, point.w, point.x, point.y, point.context, rng, directions=1))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refimpl.cli.app import INTERRUPTED
+from refimpl.cli.compiling import notice
 from refimpl.cli.interrupt import stop_requests
 from refimpl.cli.options import json_option, quiet_option, threads_option
 from refimpl.cli.output import print_json, table
@@ -105,9 +106,10 @@ def _run_all(
     trainings = {training_key(config) for config in configs}
     with (
         Progress(len(trainings) * len(seeds) * configs[0].rounds, quiet) as progress,
+        notice(progress),
         stop_requests() as stop,
     ):
-        progress.say("five methods on handwritten digits; the first run also compiles the kernels")
+        progress.say("five methods on handwritten digits")
 
         def on_round(config: Config, record: RoundRecord) -> None:
             name = f"{config.method}, seed {config.seed}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from refimpl.cli.compiling import notice
 from refimpl.cli.output import print_json, table
 from refimpl.cli.progress import Progress
 
@@ -90,8 +91,8 @@ def _check(cases: Sequence[Case], quiet: bool) -> tuple[list[Checked], list[str]
     """All results, and the names of the cases that were repeated with success."""
     checked: list[Checked] = []
     repeated: list[str] = []
-    with Progress(len(cases), quiet) as progress:
-        progress.say(f"checking {len(cases)} cases; the first run also compiles the kernels")
+    with Progress(len(cases), quiet) as progress, notice(progress):
+        progress.say(f"checking {len(cases)} cases")
         for case in cases:
             result = case.check(0)
             if not _good(result):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from refimpl.record import plain
+from refimpl.storage import json_text
 
 
 def print_json(content: Any) -> None:
     """`content` as JSON on stdout; NaN and infinities become null."""
-    click.echo(json.dumps(plain(content), indent=2, allow_nan=False))
+    click.echo(json_text(content), nl=False)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refimpl.cli.app import INTERRUPTED
+from refimpl.cli.compiling import notice
 from refimpl.cli.interrupt import stop_requests
 from refimpl.cli.options import config_options, data_dir_option, json_option, quiet_option, threads_option
 from refimpl.cli.output import facts, print_json
 from refimpl.cli.progress import Progress, round_text
 from refimpl.config import Config, from_table, resolve
 from refimpl.errors import RunError
-from refimpl.record import RunFolder, check_free, toml_text
+from refimpl.record import RunFolder, check_free
+from refimpl.storage import toml_text
 
 if TYPE_CHECKING:
     from refimpl.experiment import Experiment
@@ -116,17 +118,22 @@ class Work:
 
     def run(self, experiment: Experiment, folder: RunFolder, resume: bool) -> int:
         """Train and print a summary; returns the exit code."""
-        from refimpl.experiment import train
+        from refimpl.experiment import train, warm_up
 
         config, gated = experiment.config, bool(experiment.network.gates)
         done = folder.load_checkpoint().round if resume and folder.has_checkpoint else 0
         try:
-            with Progress(config.rounds - done, self.quiet) as progress, stop_requests() as stop:
-                progress.say(f"{config.method} on {config.dataset}; the first run also compiles the kernels")
+            with (
+                Progress(config.rounds - done, self.quiet) as progress,
+                notice(progress),
+                stop_requests() as stop,
+            ):
+                progress.say(f"{config.method} on {config.dataset}")
 
                 def on_round(record: RoundRecord) -> None:
                     progress.step(round_text(config.method, record, config.rounds, gated))
 
+                warm_up(experiment)
                 trained = train(
                     experiment, folder, resume=resume, threads=self.threads, on_round=on_round, stop=stop
                 )
@@ -139,11 +146,14 @@ class Work:
 
     def _interrupted(self, folder: RunFolder) -> int:
         """Say how to go on."""
-        data = f" --data-dir {shlex.quote(str(self.data_dir))}" if self.data_dir else ""
-        command_line = f"refimpl train --out {shlex.quote(str(folder.path))} --resume{data}"
+        command_line = f"refimpl train --out {shlex.quote(str(folder.path))} --resume{self._data()}"
         done = folder.load_checkpoint().round if folder.has_checkpoint else 0
         click.echo(f"refimpl: stopped with {done} rounds saved; go on with: {command_line}", err=True)
         return INTERRUPTED
+
+    def _data(self) -> str:
+        """The option that says where the data are, for command lines to copy."""
+        return f" --data-dir {shlex.quote(str(self.data_dir))}" if self.data_dir else ""
 
     def _print(self, folder: RunFolder) -> None:
         rounds = folder.metrics()
@@ -158,7 +168,7 @@ class Work:
             ("loss", f"{rounds[0]['loss']:.4f} -> {last['loss']:.4f}"),
             ("channels off", f"{last['closed_share']:.1%}"),
             ("seconds", f"{seconds:.1f}"),
-            ("next", f"refimpl adapt {shlex.quote(str(folder.path))}"),
+            ("next", f"refimpl adapt {shlex.quote(str(folder.path))}{self._data()}"),
         ]
         if last["gap"] is not None:
             lines.insert(4, ("gap", f"{rounds[0]['gap']:.2e} -> {last['gap']:.2e}"))

@@ -135,7 +135,9 @@ def solve_local(
     for step, objective in enumerate(task.draw(rng, settings.steps)):
         loss = objective(w, gradient)
         first_loss = loss if step == 0 else first_loss
-        residual = vector.local_step(w, gradient, centre, eta, lam)
+        if step == settings.steps - 1:
+            residual = vector.local_residual(w, gradient, centre, lam)
+        vector.local_step(w, gradient, centre, eta, lam)
         tally.add(objective)
     return tally.solution(w, first_loss, float(residual))
 
@@ -144,4 +146,4 @@ def local_residual(objective: Objective, w: np.ndarray, centre: np.ndarray, lam:
     """||grad L_i(w) + lam (w - centre)|| at w itself: certifies an inexact solution (§7, §8.3)."""
     gradient = np.empty_like(w)
     objective(w, gradient)
-    return float(vector.norm(gradient + w.dtype.type(lam) * (w - centre)))
+    return float(vector.local_residual(w, gradient, centre, w.dtype.type(lam)))

@@ -40,7 +40,7 @@ class PerFedAvgFO:
         """
         w, gradient = point.copy(), np.empty_like(point)
         scalar = point.dtype.type
-        tally, first_loss, size = Tally(), math.nan, math.nan
+        tally, first_loss = Tally(), math.nan
         batches = iter(task.draw(rng, 2 * self.steps))
         for step, (inner, outer) in enumerate(zip(batches, batches, strict=True)):
             inner(w, gradient)
@@ -49,8 +49,8 @@ class PerFedAvgFO:
             loss = outer(ahead, gradient)
             tally.add(outer)
             first_loss = loss if step == 0 else first_loss
-            size = vector.local_step(w, gradient, point, scalar(self.beta), scalar(0.0))
-        return tally.solution(w, first_loss, float(size))
+            vector.local_step(w, gradient, point, scalar(self.beta), scalar(0.0))
+        return tally.solution(w, first_loss, float(vector.norm(gradient)))
 
     def server(self, state: State, round_: int, point: np.ndarray, mean: np.ndarray) -> tuple[State, float]:
         """The mean."""

@@ -88,8 +88,8 @@ def forward(
     if not USE_TILE:
         plain.conv_forward(*arrays, stride, pad, *masks, y)
         return y
-    needs = tiled_conv.correlation_scratch(channels, filters, weight.shape[2:], stride, size, x.itemsize)
-    tiled_conv.forward(*arrays, stride, pad, *masks, *scratch(x.dtype, *needs), y)
+    needs = tiled_conv.convolve_scratch(channels, filters, weight.shape[2:], stride, size, x.itemsize)
+    tiled_conv.convolve(*arrays, stride, pad, False, *masks, *scratch(x.dtype, *needs), y)
     return y
 
 
@@ -121,8 +121,9 @@ def input_grad(
     if not USE_TILE:
         plain.conv_input_grad(*arrays, stride, pad, *masks, dx)
         return dx
-    needs = tiled_conv.correlation_scratch(filters, channels, weight.shape[2:], stride, size, dy.itemsize)
-    tiled_conv.input_grad(*arrays, stride, pad, *masks, *scratch(dy.dtype, *needs), dx)
+    needs = tiled_conv.convolve_scratch(filters, channels, weight.shape[2:], stride, size, dy.itemsize)
+    memory = scratch(dy.dtype, *needs)
+    tiled_conv.convolve(*arrays, memory[0], stride, pad, True, *masks, *memory, dx)
     return dx
 
 
@@ -154,6 +155,6 @@ def weight_grad(
         plain.conv_weight_grad(*arrays, stride, pad, *masks, dweight, dbias)
         return
     needs = tiled_weight_grad.weight_grad_scratch(
-        channels, filters, dweight.shape[2:], x.shape[2:], pad, size, x.itemsize
+        channels, filters, dweight.shape[2:], stride, pad, x.shape[2:], size, x.itemsize
     )
     tiled_weight_grad.weight_grad(*arrays, stride, pad, *masks, *scratch(x.dtype, *needs), dweight, dbias)

@@ -96,7 +96,7 @@ def _llvm_lane_squares(typingctx, x, start, stop):
 
 
 def _python_lane_squares(x, start, stop):
-    """Stand-in where Numba's compiler is switched off."""
+    """Stand-in where Numba's compiler is switched off: the same sums, as `x[start:stop]` is whole."""
     return vector.squared_norm(x[start:stop])
 
 

@@ -25,6 +25,7 @@ from refimpl._version import __version__
 
 settings: Any = numba_config  # its entries are made at run time: unknown to type checkers
 intrinsic: Any = numba.extending.intrinsic  # called without the first of its declared arguments
+shared: Any = numba.extending.register_jitable  # small functions for Python and for compiled code
 
 
 def _user_cache() -> Path:
@@ -56,6 +57,14 @@ def cache_folder() -> Path:
         if os.access(folder, os.W_OK):
             return folder
     return Path(tempfile.mkdtemp(prefix="refimpl-"))
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """A part of one kernel, written apart for the reader: it is compiled inside its caller only.
+
+    As a kernel of its own it would be optimised once by itself and, with all it calls, again in its caller.
+    """
+    return numba.njit(inline="always", nogil=True, error_model="numpy")(function)
 
 
 def kernel(function: Callable[..., Any]) -> Any:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from refimpl.kernels.jit import kernel
+from refimpl.kernels.jit import kernel, shared
 from refimpl.kernels.plain import is_on
-from refimpl.kernels.simd import copy_rows, transpose_block
+from refimpl.kernels.simd import copy_rows, copy_run, transpose_block
 from refimpl.kernels.target import VECTOR_BYTES
 
 
-@kernel
+@shared
 def whole_vectors(size, itemsize):
     """`size` rounded up to whole vectors, so that what follows starts where a vector does."""
     lanes = VECTOR_BYTES // itemsize
@@ -153,3 +153,11 @@ def transpose(source, row, rows, cols, target, column):
         for j in range(0, cols, lanes):
             counts = (min(lanes, rows - i), min(lanes, cols - j))
             transpose_block(counts, source, (j, row, i), target, (i, column, j))
+
+
+@kernel
+def copy_runs(count, length, source, start, here, target, to, there):
+    """target[to + there[i] + q] = source[start + here[i] + q] for i < count, q < length."""
+    lanes = VECTOR_BYTES // target.itemsize
+    for q in range(0, length, lanes):
+        copy_run(count, length - q, source, (start + q, here), target, (to + q, there))

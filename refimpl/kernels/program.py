@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refimpl.kernels import activation, loss, pool, tiled_conv, tiled_linear, tiled_weight_grad, vector
-from refimpl.kernels.jit import kernel
+from refimpl.kernels.jit import inlined, kernel
 
 CONV, LINEAR, RELU, SOFTPLUS, TANH, MAX_POOL, AVERAGE_POOL, GLOBAL_POOL, DECIDE, PRODUCT = range(10)
 HARD, GUMBEL, STE, SOFT = range(4)
@@ -127,7 +127,7 @@ def _pair(field):
     return (field[0], field[1])
 
 
-@kernel
+@inlined
 def _decide(op, w, n, how, space):
     """A gate's mask, its slope and what its backward pass needs; see `nn/gate.py`.
 
@@ -179,7 +179,7 @@ def _decide(op, w, n, how, space):
                 factor[i, c] = 1 if mask[i, c] else 0
 
 
-@kernel
+@inlined
 def _forward(op, w, n, how, space):
     """One operation forward."""
     values, masks, floats, ints = space.values, space.masks, space.floats, space.ints
@@ -189,7 +189,9 @@ def _forward(op, w, n, how, space):
         reads, writes = _mask(masks, op.reads, n, op.groups), _mask(masks, op.writes, n, op.output[0])
         images, out = _images(values, op.x, n, op.input), _images(values, op.y, n, op.output)
         bias = _vector(w, op.bias, op.output[0])
-        tiled_conv.forward(images, _filters(w, op), bias, stride, pad, reads, writes, floats, ints, out)
+        tiled_conv.convolve(
+            images, _filters(w, op), bias, stride, pad, False, reads, writes, floats, ints, out
+        )
     elif op.kind == LINEAR:
         reads, writes = _mask(masks, op.reads, n, op.groups), _mask(masks, op.writes, n, op.output[0])
         rows, out2 = _rows(values, op.x, n, op.input[0]), _rows(values, op.y, n, op.output[0])
@@ -222,7 +224,7 @@ def _forward(op, w, n, how, space):
             pool.average_forward(images, _pair(op.window), _pair(op.stride), writes, out)
 
 
-@kernel
+@inlined
 def _decide_backward(op, w, n, space, gradient):
     """A gate's gradients from dL/dM, and its share of the gradient of the block's input."""
     values, slopes, masks = space.values, space.slopes, space.masks
@@ -276,7 +278,7 @@ def _decide_backward(op, w, n, space, gradient):
         activation.add_to_channels(dsummary, dx_mask, dx)
 
 
-@kernel
+@inlined
 def _backward(op, w, n, space, gradient):
     """One operation backward: parameter gradients into `gradient`, dx into `space.slopes`."""
     values, slopes, masks = space.values, space.slopes, space.masks
@@ -295,7 +297,10 @@ def _backward(op, w, n, space, gradient):
         if need_dx:
             dx_mask, dimages = _mask(masks, op.dx_mask, n, op.groups), _images(slopes, op.dx, n, op.input)
             weight = _filters(w, op)
-            tiled_conv.input_grad(dout, weight, stride, pad, dy_mask, dx_mask, floats, ints, dimages)
+            bias = _vector(w, op.bias, op.output[0])  # not used in this direction
+            tiled_conv.convolve(
+                dout, weight, bias, stride, pad, True, dy_mask, dx_mask, floats, ints, dimages
+            )
     elif op.kind == LINEAR:
         rows, dout2 = _rows(values, op.x, n, op.input[0]), _rows(slopes, op.dy, n, op.output[0])
         if op.need_dw:
@@ -315,7 +320,7 @@ def _backward(op, w, n, space, gradient):
         _elementwise_backward(op, n, space, dy_mask)
 
 
-@kernel
+@inlined
 def _product_backward(op, n, space):
     """dL/dM = sum of dy * z; and dz = M * dy for a smooth mask (a 0/1 mask is applied by `dy_mask`)."""
     values, slopes = space.values, space.slopes
@@ -328,7 +333,7 @@ def _product_backward(op, n, space):
         activation.scale_channels(dy, factor, _maps(slopes, op.dx, n, op.input))
 
 
-@kernel
+@inlined
 def _elementwise_backward(op, n, space, dy_mask):
     """Activations and pooling."""
     values, slopes = space.values, space.slopes
@@ -356,7 +361,7 @@ def _elementwise_backward(op, n, space, dy_mask):
             pool.average_backward(dout, _pair(op.window), _pair(op.stride), dy_mask, dimages)
 
 
-@kernel
+@inlined
 def gradient_at(program, w, labels, how, space, gradient):
     """Loss at w on the samples at the start of `space.values`; writes the trained part of the gradient.
 
@@ -373,7 +378,7 @@ def gradient_at(program, w, labels, how, space, gradient):
     return value
 
 
-@kernel
+@inlined
 def _count_open(program, n, masks, counts, moments):
     """Add the sums over samples of products of open-channel counts (see `nn/work.py`)."""
     for s in range(n):
@@ -409,6 +414,8 @@ def descend(program, x, y, batches, how, noise, eta, lam, centre, w, gradient, s
         value = gradient_at(program, w, labels, now, space, gradient)
         if step == 0:
             first_loss = value
-        residual = vector.local_step(w, gradient, centre, eta, lam)
+        if step == steps - 1:
+            residual = vector.local_residual(w, gradient, centre, lam)
+        vector.local_step(w, gradient, centre, eta, lam)
         _count_open(program, n, space.masks, counts, moments)
     return first_loss, residual

@@ -99,6 +99,29 @@ def copy_rows(typingctx, rows, lanes, source, source_at, target, target_at):
     return types.void(types.intp, triple, source, pair, target, pair), codegen
 
 
+@intrinsic
+def copy_run(typingctx, count, length, source, source_at, target, target_at):
+    """target[to + there[i] + q] = source[from + here[i] + q] for i < count, q < length or a vector's lanes.
+
+    source_at = (from, table here), target_at = (to, table there).
+    """
+
+    def codegen(context, builder, signature, args):
+        s, t = (data_of(context, builder, signature.args[i], args[i]) for i in (2, 4))
+        vectors = Vectors(builder, s.type.pointee)
+        mask = vectors.lanes_below(args[1])
+        with cgutils.for_range(builder, args[0], intp=INDEX) as loop:
+            places = []
+            for position, base in ((3, s), (5, t)):
+                start, table = cgutils.unpack_tuple(builder, args[position])
+                table = data_of(context, builder, signature.args[position].types[1], table)
+                places.append(builder.gep(base, [builder.add(start, entry(builder, table, loop.index))]))
+            vectors.store(vectors.load(places[0], mask), places[1], mask)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, source, source_at, target, target_at), codegen
+
+
 def _transposed(vectors: Vectors, rows: list[Any]) -> list[Any]:
     """The transpose of a square block held in vectors: swap off-diagonal blocks of size 1, 2, 4, ..."""
     size, distance = vectors.lanes, 1

@@ -105,12 +105,12 @@ class _Tile:
 
 
 @intrinsic
-def tile(typingctx, size, first, depth, scalars, panel, result, add, bias):
+def tile(typingctx, size, first, depth, scalars, panel, result, add, biased, bias):
     """Compute one tile of TILE_SIZES[size]; `first` is its first row in the row tables.
 
     scalars = (S, s_row, s_at); panel = (V, v_start, v_at) of `depth` terms;
     result = (C, c_row, c_start, valid), `valid` lanes of the last vector exist in C and V;
-    add: whether the sum continues C; bias = (whether to add one, one value per row).
+    add: whether the sum continues C; biased: whether to add bias[row] last.
     """
 
     def codegen(context, builder, signature, args):
@@ -119,9 +119,10 @@ def tile(typingctx, size, first, depth, scalars, panel, result, add, bias):
             kinds = signature.args[position].types
             return [data_of(context, builder, k, p) for k, p in zip(kinds, parts, strict=True)]
 
-        size, first, depth, _, _, _, add, _ = args
+        size, first, depth, _, _, _, add, biased, bias = args
         (s, s_row, s_at), (v, v_start, v_at) = unpack(3), unpack(4)
-        (c, c_row, c_start, valid), (biased, bias) = unpack(5), unpack(7)
+        c, c_row, c_start, valid = unpack(5)
+        bias = data_of(context, builder, signature.args[8], bias)
         v, c = builder.gep(v, [v_start]), builder.gep(c, [c_start])
         after = builder.append_basic_block("tiled")
         switch = builder.switch(size, after)
@@ -140,16 +141,17 @@ def tile(typingctx, size, first, depth, scalars, panel, result, add, bias):
         return context.get_dummy_value()
 
     return types.void(
-        types.intp, types.intp, types.intp, scalars, panel, result, types.boolean, bias
+        types.intp, types.intp, types.intp, scalars, panel, result, types.boolean, types.boolean, bias
     ), codegen
 
 
 @kernel
-def sweep(rows, depth, width, scalars, v, v_at, c, c_row, add, bias):
+def sweep(rows, depth, width, scalars, v, v_at, c, c_row, add, biased, bias):
     """All `rows` rows and `width` lanes: the tile moved over C, column block by column block.
 
     The row tables hold one entry more than there are rows, a copy of the last: where an odd number of
-    rows is left, that row is computed twice, which is cheaper than compiling tiles of odd size.
+    rows is left, that row is computed twice, which is cheaper than compiling tiles of odd size. (Callers
+    write np.bool_(False), not False: for each combination of literals Numba would compile a copy.)
     """
     lanes = VECTOR_BYTES // c.itemsize
     left = (width + lanes - 1) // lanes
@@ -166,7 +168,7 @@ def sweep(rows, depth, width, scalars, v, v_at, c, c_row, add, bias):
         while row < rows:
             height = min(TILE_ROWS, (rows - row + 1) // 2 * 2)
             size = (TILE_ROWS - height) // 2 * KINDS + kind
-            tile(size, row, depth, scalars, panel, result, add, bias)
+            tile(size, row, depth, scalars, panel, result, add, biased, bias)
             row += height
         start += vectors * lanes
         left -= vectors

@@ -1,21 +1,18 @@
-"""Convolution on the vector tile: the same results as `plain`, bit for bit, many times faster.
+"""Convolution and its transpose on the vector tile: the same results as `plain`, bit for bit.
 
-The forward pass and the input gradient are one operation (`_correlate`): every wanted channel of the
-target is a sum over open channels of the source and taps of the weight. Rows of the tile are target
-channels, terms are (source channel, tap), lanes are pixels. For the lanes of a term to be contiguous
-whatever the column of the tap, the panel holds one shifted copy of each open source plane per tap
-column; the tap's row is then only an offset.
-
-In the weight gradient, rows are the open output channels, terms are pixels, and lanes are (column of the
-kernel, input channel): the window of a pixel in the padded image with channels last.
-
-Scratch arrays (`floats` of the arrays' dtype, `ints` int32) come from the caller; `correlation_scratch`
-and `weight_grad_scratch` say how large. Planes in `floats` should start where vectors do (64 bytes).
+The forward pass and the input gradient are one operation: every wanted channel of the target is a sum
+over open channels of the source and taps of the weight. Rows of the tile are target channels, terms are
+(source channel, tap), lanes are pixels. For the lanes of a term to be contiguous whatever the column of
+the tap, the panel holds one shifted copy of each open source plane per tap column; the tap's row is then
+only an offset. (Reading unaligned vectors from a single padded plane instead was measured to cost 12 % of
+the whole pass, the copies 4-5 %.)
 
 Source: kernels.md, "The tile"; mathematics.md §2.1, §2.3b. Derived.
 """
 
 from __future__ import annotations
+
+import numpy as np
 
 from refimpl.kernels.jit import kernel
 from refimpl.kernels.panels import (
@@ -31,6 +28,105 @@ from refimpl.kernels.panels import (
 )
 from refimpl.kernels.target import VECTOR_BYTES
 from refimpl.kernels.tile import sweep
+
+
+def convolve_scratch(source_channels, target_channels, kernel_size, stride, size, itemsize):
+    """(floats, ints) that `convolve` needs for a target of height and width `size`."""
+    taps = kernel_size[0] * kernel_size[1]
+    planes = kernel_size[1] * min(stride[0], kernel_size[0])
+    plane = (size[0] + kernel_size[0]) * size[1] + VECTOR_BYTES // itemsize
+    floats = source_channels * planes * plane + target_channels + 1
+    if stride != (1, 1):
+        floats += target_channels * size[0] * size[1]
+    ints = 7 * planes + 4 * taps + 2 * source_channels * (1 + taps) + 3 * (target_channels + 1)
+    return floats, ints
+
+
+@kernel
+def convolve(source, weight, bias, stride, pad, transposed, reads, writes, floats, ints, target):
+    """target = conv(source, weight) + bias, or its transpose: `plain.conv_forward`, `plain.conv_input_grad`.
+
+    transposed: source is dy and target dx; the bias is not used. Masks are (N, C) or empty: `reads` says
+    which channels of the source are not zero, `writes` which of the target are wanted. floats, ints: scratch
+    of the size `convolve_scratch` says, the floats best aligned to a cache line.
+    """
+    _, channels, kh, kw = weight.shape
+    taps, phases = kh * kw, min(stride[0], kh)
+    down, ints = cut(ints, kw * phases)
+    right, ints = cut(ints, kw * phases)
+    tap_s, ints = cut(ints, taps)
+    tap_plane, ints = cut(ints, taps)
+    tap_row, ints = cut(ints, taps)
+    weights, scratch, one = weight.reshape(-1), (floats, ints), np.int64(1)
+    if not transposed:
+        forward_taps(kh, kw, stride[0], pad, phases, tap_s, tap_plane, tap_row, down, right)
+    residues = (min(stride[0], target.shape[2]), min(stride[1], target.shape[3]))
+    for a in range(residues[0] if transposed else 1):
+        for b in range(residues[1] if transposed else 1):
+            if transposed:
+                n_rows, n_cols = _transposed_taps(
+                    kh, kw, stride, pad, a, b, tap_s, tap_plane, tap_row, down, right
+                )
+                n_taps, n_planes = n_rows * n_cols, n_cols
+                rows = (target.shape[2] - a + stride[0] - 1) // stride[0]
+                panel_rows, steps = rows + n_rows - 1, (channels * taps, taps)
+                source_step, target_step = (one, one), stride
+            else:
+                n_taps, n_planes, rows = taps, kw * phases, target.shape[2]
+                panel_rows, steps = (kh - 1) // stride[0] + rows, (taps, channels * taps)
+                source_step, target_step = stride, (one, one)
+            _correlate(
+                source,
+                weights,
+                steps,
+                (tap_s[:n_taps], tap_plane[:n_taps], tap_row[:n_taps]),
+                (down[:n_planes], right[:n_planes], panel_rows),
+                source_step,
+                rows,
+                (a, b),
+                target_step,
+                reads,
+                writes,
+                (not transposed, bias),
+                scratch,
+                target,
+            )
+
+
+@kernel
+def forward_taps(kh, kw, stride_y, pad, phases, tap_s, tap_plane, tap_row, down, right):
+    """Tables of the taps and planes of the forward pass (see `_correlate`).
+
+    With a vertical stride, a plane copy holds every stride-th row, and there is one copy per residue of the
+    tap's row.
+    """
+    for ky in range(kh):
+        for kx in range(kw):
+            plane, t = kx * phases + ky % phases, ky * kw + kx
+            down[plane] = pad[0] - ky % phases
+            right[plane] = pad[1] - kx
+            tap_s[t], tap_plane[t], tap_row[t] = t, plane, ky // stride_y
+
+
+@kernel
+def _transposed_taps(kh, kw, stride, pad, a, b, tap_s, tap_plane, tap_row, down, right):
+    """The same for the pixels (a + sy * i, b + sx * j) of the input gradient; rows and columns of taps.
+
+    They receive from the taps with ky = a + pad and kx = b + pad modulo the stride, through
+    dy[i + (a + pad - ky) / sy, j + (b + pad - kx) / sx].
+    """
+    first_y, first_x = (a + pad[0]) % stride[0], (b + pad[1]) % stride[1]
+    n_rows = max(0, (kh - first_y + stride[0] - 1) // stride[0])
+    n_cols = max(0, (kw - first_x + stride[1] - 1) // stride[1])
+    for i in range(n_rows):
+        for j in range(n_cols):
+            t = i * n_cols + j
+            tap_s[t] = (first_y + i * stride[0]) * kw + first_x + j * stride[1]
+            tap_plane[t], tap_row[t] = j, n_rows - 1 - i
+    for j in range(n_cols):
+        down[j] = n_rows - 1 - (a + pad[0] - first_y) // stride[0]
+        right[j] = j - (b + pad[1] - first_x) // stride[1]
+    return n_rows, n_cols
 
 
 @kernel
@@ -83,7 +179,14 @@ def _correlate(
     n_taps, n_planes = tap_s.size, down.size
     cols = (target.shape[3] - origin[1] + spread[1] - 1) // spread[1]
     size, shape = (height, width), (panel_rows, cols)
-    in_place = n_planes == 1 and stride == (1, 1) and shape == size and down[0] == 0 and right[0] == 0
+    in_place = (
+        n_planes == 1
+        and stride[0] == 1
+        and stride[1] == 1
+        and shape == size
+        and down[0] == 0
+        and right[0] == 0
+    )
     plane = height * width if in_place else whole_vectors(panel_rows * cols, source.itemsize)
 
     floats, ints = scratch
@@ -125,115 +228,9 @@ def _correlate(
             copy_planes(image, read_list, n_read, size, stride, cols, shifts, panel, plane)
         close_channels(writes, n, target)
         scalars = (weights, s_row, s_at)
-        if spread == (1, 1):
-            sweep(
-                n_write,
-                n_read * n_taps,
-                rows * cols,
-                scalars,
-                panel,
-                v_at,
-                result,
-                c_row,
-                False,
-                (bias[0], bias_row),
-            )
-        else:
-            sweep(
-                n_write,
-                n_read * n_taps,
-                rows * cols,
-                scalars,
-                panel,
-                v_at,
-                part,
-                c_row,
-                False,
-                (bias[0], bias_row),
-            )
+        direct = spread[0] == 1 and spread[1] == 1
+        out = result if direct else part
+        depth, width = n_read * n_taps, rows * cols
+        sweep(n_write, depth, width, scalars, panel, v_at, out, c_row, np.bool_(False), bias[0], bias_row)
+        if not direct:
             _scatter(part, write_list, n_write, origin, spread, (rows, cols), target[n])
-
-
-@kernel
-def forward(x, weight, bias, stride, pad, reads, writes, floats, ints, y):
-    """y = conv(x, weight) + bias on the channels of `writes`; see `plain.conv_forward`.
-
-    With a vertical stride, a plane copy holds every stride-th row, and there is one copy per residue of
-    the tap's row.
-    """
-    _, channels, kh, kw = weight.shape
-    phases = min(stride[0], kh)
-    down, ints = cut(ints, kw * phases)
-    right, ints = cut(ints, kw * phases)
-    tap_s, ints = cut(ints, kh * kw)
-    tap_plane, ints = cut(ints, kh * kw)
-    tap_row, ints = cut(ints, kh * kw)
-    for ky in range(kh):
-        for kx in range(kw):
-            plane, t = kx * phases + ky % phases, ky * kw + kx
-            down[plane] = pad[0] - ky % phases
-            right[plane] = pad[1] - kx
-            tap_s[t], tap_plane[t], tap_row[t] = t, plane, ky // stride[0]
-    rows = (kh - 1) // stride[0] + y.shape[2]
-    _correlate(
-        x,
-        weight.reshape(-1),
-        (kh * kw, channels * kh * kw),
-        (tap_s, tap_plane, tap_row),
-        (down, right, rows),
-        stride,
-        y.shape[2],
-        (0, 0),
-        (1, 1),
-        reads,
-        writes,
-        (True, bias),
-        (floats, ints),
-        y,
-    )
-
-
-@kernel
-def input_grad(dy, weight, stride, pad, dy_mask, dx_mask, floats, ints, dx):
-    """dx = transposed convolution of dy on the channels of `dx_mask`; see `plain.conv_input_grad`.
-
-    Pixel (a + sy * i, b + sx * j) receives from the taps with ky = a + pad, kx = b + pad modulo the stride,
-    through dy[i + (a + pad - ky) / sy, j + (b + pad - kx) / sx]: one correlation per residue (a, b).
-    """
-    _, channels, kh, kw = weight.shape
-    down, ints = cut(ints, kw)
-    right, ints = cut(ints, kw)
-    tap_s, ints = cut(ints, kh * kw)
-    tap_plane, ints = cut(ints, kh * kw)
-    tap_row, ints = cut(ints, kh * kw)
-    for a in range(min(stride[0], dx.shape[2])):
-        for b in range(min(stride[1], dx.shape[3])):
-            first_y, first_x = (a + pad[0]) % stride[0], (b + pad[1]) % stride[1]
-            n_rows = max(0, (kh - first_y + stride[0] - 1) // stride[0])
-            n_cols = max(0, (kw - first_x + stride[1] - 1) // stride[1])
-            for i in range(n_rows):
-                for j in range(n_cols):
-                    t = i * n_cols + j
-                    tap_s[t] = (first_y + i * stride[0]) * kw + first_x + j * stride[1]
-                    tap_plane[t], tap_row[t] = j, n_rows - 1 - i
-            for j in range(n_cols):
-                down[j] = n_rows - 1 - (a + pad[0] - first_y) // stride[0]
-                right[j] = j - (b + pad[1] - first_x) // stride[1]
-            rows = (dx.shape[2] - a + stride[0] - 1) // stride[0]
-            n_taps = n_rows * n_cols
-            _correlate(
-                dy,
-                weight.reshape(-1),
-                (channels * kh * kw, kh * kw),
-                (tap_s[:n_taps], tap_plane[:n_taps], tap_row[:n_taps]),
-                (down[:n_cols], right[:n_cols], rows + n_rows - 1),
-                (1, 1),
-                rows,
-                (a, b),
-                stride,
-                dy_mask,
-                dx_mask,
-                (False, floats),
-                (floats, ints),
-                dx,
-            )

@@ -13,6 +13,8 @@ Source: kernels.md, "The tile"; mathematics.md §2.1, §2.3b. Derived.
 
 from __future__ import annotations
 
+import numpy as np
+
 from refimpl.kernels.jit import kernel
 from refimpl.kernels.panels import cut, multiples, pick, row_table, transpose, whole_vectors
 from refimpl.kernels.target import VECTOR_BYTES
@@ -91,7 +93,9 @@ def forward(x, weight, bias, reads, writes, floats, ints, y):
     for i in range(rows + 1):
         c_row[i] = min(i, max(0, rows - 1)) * step
     scalars = (weight.reshape(-1), s_row, s_at)
-    sweep(rows, depth, n_samples, scalars, panel, v_at, result, c_row, False, (True, bias_row))
+    sweep(
+        rows, depth, n_samples, scalars, panel, v_at, result, c_row, np.bool_(False), np.bool_(True), bias_row
+    )
     if writes.shape[0] == 0:
         multiples(n_samples, outputs, place)
         transpose(result, c_row, outputs, n_samples, y.reshape(-1), place)
@@ -110,7 +114,7 @@ def _pack_samples(x, reads, step, s_at, v_at, sample_at, panel):
     multiples(features, step, v_at)
     depth = 0
     if reads.shape[0] == 0:
-        multiples(features, 1, s_at)
+        multiples(features, np.int64(1), s_at)
         multiples(n_samples, features, sample_at)
         transpose(x.reshape(-1), sample_at, n_samples, features, panel, v_at)
         return features
@@ -148,18 +152,8 @@ def input_grad(dy, weight, dy_mask, dx_mask, floats, ints, dx):
     for run in range(_runs(dx_mask, features, starts, stops)):
         first = starts[run]
         width = stops[run] - first
-        sweep(
-            n_samples,
-            depth,
-            width,
-            scalars,
-            panel[first:],
-            v_at,
-            result[first:],
-            c_row,
-            False,
-            (False, signal),
-        )
+        v, c = panel[first:], result[first:]
+        sweep(n_samples, depth, width, scalars, v, v_at, c, c_row, np.bool_(False), np.bool_(False), signal)
     if dx_mask.shape[0] > 0:
         size = features // dx_mask.shape[1]
         for n in range(n_samples):
@@ -184,7 +178,7 @@ def weight_grad(x, dy, x_mask, dy_mask, floats, ints, dweight, dbias):
     for n in range(n_samples):
         s_at[n], v_at[n] = n * outputs, n * features
     rows = _used(dy_mask, outputs, used)
-    row_table(used, rows, 1, s_row)
+    row_table(used, rows, np.int64(1), s_row)
     row_table(used, rows, features, c_row)
     if dy_mask.shape[0] + x_mask.shape[0] > 0:
         dweight[:] = 0
@@ -192,18 +186,8 @@ def weight_grad(x, dy, x_mask, dy_mask, floats, ints, dweight, dbias):
     for run in range(_runs(x_mask, features, starts, stops)):
         first = starts[run]
         width = stops[run] - first
-        sweep(
-            rows,
-            n_samples,
-            width,
-            scalars,
-            panel[first:],
-            v_at,
-            result[first:],
-            c_row,
-            False,
-            (False, signal),
-        )
+        v, c = panel[first:], result[first:]
+        sweep(rows, n_samples, width, scalars, v, v_at, c, c_row, np.bool_(False), np.bool_(False), signal)
     dbias[:] = 0
     for n in range(n_samples):
         for o in range(outputs):

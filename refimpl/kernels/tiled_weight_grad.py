@@ -1,48 +1,82 @@
 """The weight gradient of a convolution on the vector tile: the same results as `plain`, bit for bit.
 
-Rows of the tile are the open output channels, terms are pixels, and lanes are (column of the kernel, input
-channel): the window of a pixel in the padded image with channels last. The sums are kept as (K, kh, kw, C),
-so that a row of the window is contiguous, and transposed to (K, C, kh, kw) at the end.
+Rows of the tile are the open output channels, terms are pixels, and lanes are entries of the window that a
+pixel of dy sees. There are two layouts of the windows:
 
-If so many input channels of a sample are closed that it pays, its image holds the open ones only, and
-their sums are taken out before and put back after. Otherwise the closed ones are zero in the image.
+* In the padded image with channels last, (column of the kernel, input channel) is contiguous for each row
+  of the kernel. Nothing is copied but the image; the sums, kept as (K, kh, kw, C), are transposed to
+  (K, C, kh, kw) once at the end. Closed input channels are zero in the image: they save nothing.
+* Unfolded, the kh * kw entries of all open input channels lie side by side, in the order of the weight.
+  This copies more, but it leaves out closed channels (their sums are taken out of dweight and put back);
+  it wastes no lanes where there are few channels (the three of an image); and it needs no transposition at
+  the end, which counts where the whole batch has few pixels.
 
 Source: kernels.md, "The tile"; mathematics.md §2.1, §2.3b. Derived.
 """
 
 from __future__ import annotations
 
-from refimpl.kernels.jit import kernel
-from refimpl.kernels.panels import cut, multiples, open_channels, row_table, transpose, whole_vectors
-from refimpl.kernels.simd import copy_rows, interleaved_sum
+import numpy as np
+
+from refimpl.kernels.jit import kernel, shared
+from refimpl.kernels.panels import (
+    clear_rows,
+    copy_planes,
+    copy_runs,
+    cut,
+    multiples,
+    open_channels,
+    row_table,
+    shift_table,
+    term_table,
+    transpose,
+    whole_vectors,
+)
+from refimpl.kernels.simd import interleaved_sum
 from refimpl.kernels.target import VECTOR_BYTES
 from refimpl.kernels.tile import sweep
+from refimpl.kernels.tiled_conv import close_channels, forward_taps
 
-UNFOLD_BELOW = 2  # vectors in a row of the window
-EXCHANGE_COST = 80  # pixels: taking a sum out and putting it back costs as much as so many terms of it
-
-
-def weight_grad_scratch(channels, filters, kernel_size, size, pad, result_size, itemsize):
-    """(floats, ints) that `weight_grad` needs for inputs of height and width `size`."""
-    taps, pixels = kernel_size[0] * kernel_size[1], result_size[0] * result_size[1]
-    lanes = VECTOR_BYTES // itemsize
-    floats = (size[0] + 2 * pad[0]) * (size[1] + 2 * pad[1]) * channels + lanes
-    if kernel_size[1] * channels < UNFOLD_BELOW * lanes:
-        floats += pixels * (taps * channels + lanes)
-    floats += 2 * filters * taps * channels
-    return floats, 3 * (channels + filters + 1) + 2 * pixels + taps + size[0] * size[1]
+FIRST_LEVEL = 32768  # bytes that a common first-level cache holds beside other things
 
 
-@kernel
-def _unfolded_depth(inner, kh, kw, itemsize):
-    """Entries of a pixel's unfolded window, or 0 where taking its rows separately needs no more vectors."""
-    lanes, window = VECTOR_BYTES // itemsize, kw * inner
+@shared
+def unfolds(samples, open_in, channels, filters, kh, kw, pixels, itemsize):
+    """Whether unfolding pays; `open_in` is the mean number of open input channels.
+
+    Measured in multiply-adds of one vector: unfolding an entry costs 11 of them, taking a sum out and
+    putting it back 21 (per entry of the kernel), transposing it at the end about 40.
+    """
+    lanes, window = VECTOR_BYTES // itemsize, kw * channels
     together, apart = whole_vectors(kh * window, itemsize), kh * whole_vectors(window, itemsize)
-    return together if window < UNFOLD_BELOW * lanes and together < apart else 0
+    if window < 2 * lanes and together < apart:
+        return True
+    exchange = 21 / pixels if open_in < channels else 0.0
+    return open_in * (1 + 11 / filters + exchange) < channels * (1 + 14 / (samples * pixels))
+
+
+@shared
+def unfolded_part(entries, pixels, itemsize):
+    """(pixels unfolded at a time, entries of each): what the first-level cache holds, but at least 64."""
+    depth = whole_vectors(entries, itemsize)
+    return min(pixels, max(64, FIRST_LEVEL // max(1, depth * itemsize))), depth
+
+
+def weight_grad_scratch(channels, filters, kernel_size, stride, pad, size, result_size, itemsize):
+    """(floats, ints) that `weight_grad` needs; `size` is that of x, `result_size` that of dy."""
+    kh, kw = kernel_size
+    taps, pixels = kh * kw, result_size[0] * result_size[1]
+    planes, lanes = kw * min(stride[0], kh), VECTOR_BYTES // itemsize
+    image = (size[0] + 2 * pad[0]) * (size[1] + 2 * pad[1]) * channels + lanes
+    copies = channels * planes * ((result_size[0] + kh) * result_size[1] + lanes)
+    unfolded = max(FIRST_LEVEL // itemsize, 64 * (taps * channels + lanes))
+    sums = filters * taps * channels
+    ints = 3 * (filters + 1) + 2 * pixels + channels * (5 + taps) + 5 * taps + 7 * planes
+    return max(image, copies + unfolded) + sums, ints + size[0] * size[1] + 1
 
 
 @kernel
-def _image_tables(size, pad, inner, place):
+def _image_table(size, pad, inner, place):
     """place[pixel] = where its channels start in the padded image with `inner` channels last."""
     line = (size[1] + 2 * pad[1]) * inner
     for i in range(size[0]):
@@ -51,22 +85,17 @@ def _image_tables(size, pad, inner, place):
 
 
 @kernel
-def _window_table(shape, steps, v_at):
-    """v_at[(p, q)] = p * steps[0] + q * steps[1]: where the window of an output pixel starts."""
+def _window_table(shape, row, col, v_at):
+    """v_at[(p, q)] = p * row + q * col: where the window of an output pixel starts."""
     for p in range(shape[0]):
         for q in range(shape[1]):
-            v_at[p * shape[1] + q] = p * steps[0] + q * steps[1]
+            v_at[p * shape[1] + q] = p * row + q * col
 
 
 @kernel
-def _load_image(sample, channels, count, compact, plane_at, place, image):
-    """Channels last: the listed channels side by side if `compact`, else all, the others as zero."""
-    if compact:
-        row_table(channels, count, place.size, plane_at)
-        transpose(sample, plane_at, count, place.size, image, place)
-        return
-    everything = plane_at.size - 1
-    multiples(everything, place.size, plane_at)
+def _load_image(sample, channels, count, plane_at, place, image):
+    """The sample with channels last; those not listed as zero."""
+    everything = plane_at.size
     transpose(sample, plane_at, everything, place.size, image, place)
     i = 0
     for c in range(everything):
@@ -78,45 +107,123 @@ def _load_image(sample, channels, count, compact, plane_at, place, image):
 
 
 @kernel
-def _unfold(image, shape, steps, line, kh, window, depth, unfolded):
-    """unfolded[(p, q) * depth + ky * window + j] = image[p * steps[0] + q * steps[1] + ky * line + j]."""
-    lanes = VECTOR_BYTES // image.itemsize
-    for p in range(shape[0]):
-        for ky in range(kh):
-            for j in range(0, window, lanes):
-                part = (0, window - j, window - j)
-                start, to = p * steps[0] + ky * line + j, p * shape[1] * depth + ky * window + j
-                copy_rows(shape[1], part, image, (start, steps[1]), unfolded, (to, depth))
+def _add_bias_gradient(gradient, channels, count, pixels, dbias):
+    """dbias += the sum over the pixels of each listed channel of one sample."""
+    for i in range(count):
+        dbias[channels[i]] += interleaved_sum(gradient, channels[i] * pixels, pixels)
 
 
 @kernel
-def _take_out(sums, rows, n_rows, taps, channels, inner, n_inner, part):
-    """part[i, t, j] = sums[rows[i], t, inner[j]]."""
-    for i in range(n_rows):
-        for t in range(taps):
-            line, at = (rows[i] * taps + t) * channels, (i * taps + t) * n_inner
-            for j in range(n_inner):
-                part[at + j] = sums[line + inner[j]]
-
-
-@kernel
-def _put_back(sums, rows, n_rows, taps, channels, inner, n_inner, part):
-    """sums[rows[i], t, inner[j]] = part[i, t, j]."""
-    for i in range(n_rows):
-        for t in range(taps):
-            line, at = (rows[i] * taps + t) * channels, (i * taps + t) * n_inner
-            for j in range(n_inner):
-                sums[line + inner[j]] = part[at + j]
+def _mean_open(mask, channels):
+    """Mean number of open channels of a sample."""
+    if mask.shape[0] == 0:
+        return np.float64(channels)
+    count = 0
+    for n in range(mask.shape[0]):
+        for c in range(channels):
+            count += mask[n, c]
+    return count / mask.shape[0]
 
 
 @kernel
 def weight_grad(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbias):
-    """dweight and dbias, summed over the batch; see `plain.conv_weight_grad`."""
+    """dweight and dbias, summed over the batch; see `plain.conv_weight_grad`.
+
+    Masks are (N, C) or empty; floats, ints: scratch of the size `weight_grad_scratch` says.
+    """
+    n_samples, channels = x.shape[:2]
+    filters, _, kh, kw = dweight.shape
+    pixels, open_in = dy.shape[2] * dy.shape[3], _mean_open(x_mask, channels)
+    dbias[:] = 0
+    if unfolds(n_samples, open_in, channels, filters, kh, kw, pixels, x.itemsize):
+        _by_unfolding(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbias)
+    else:
+        _by_windows(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbias)
+
+
+@kernel
+def _by_unfolding(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbias):
+    """`weight_grad` with unfolded windows."""
+    n_samples, channels = x.shape[:2]
+    size, (filters, _, kh, kw) = (x.shape[2], x.shape[3]), dweight.shape
+    taps, phases, cols = kh * kw, min(stride[0], kh), dy.shape[3]
+    pixels, planes, row = dy.shape[2] * cols, kw * phases, channels * taps
+    shape = ((kh - 1) // stride[0] + dy.shape[2], cols)
+    plane = whole_vectors(shape[0] * cols, x.itemsize)
+
+    down, ints = cut(ints, planes)
+    right, ints = cut(ints, planes)
+    shifts, ints = cut(ints, 5 * planes)
+    tap_s, ints = cut(ints, taps)
+    tap_plane, ints = cut(ints, taps)
+    tap_row, ints = cut(ints, taps)
+    slots, ints = cut(ints, channels)
+    in_list, ints = cut(ints, channels)
+    weight_at, ints = cut(ints, channels + 1)
+    compact_at, ints = cut(ints, channels)
+    window_at, ints = cut(ints, row)
+    out_list, ints = cut(ints, filters)
+    s_row, ints = cut(ints, filters + 1)
+    c_row, ints = cut(ints, filters + 1)
+    s_at, v_at = cut(ints, pixels)
+    panel, floats = cut(floats, channels * planes * plane)
+    kept, unfolded = cut(floats, filters * row)
+
+    forward_taps(kh, kw, stride[0], pad, phases, tap_s, tap_plane, tap_row, down, right)
+    shift_table(size, down, right, stride, shape, shifts)
+    clear_rows(shape, shifts, panel, plane, channels * planes)
+    for t in range(taps):
+        tap_s[t] = tap_plane[t] * plane + tap_row[t] * cols
+    multiples(channels, np.int64(1), slots)
+    multiples(channels, taps, compact_at)
+    term_table(slots, channels, planes * plane, tap_s, window_at)
+    multiples(pixels, np.int64(1), s_at)
+    weights, n_in, n_out = dweight.reshape(-1), 0, 0
+    gated = x_mask.shape[0] + dy_mask.shape[0] > 0
+    if gated and (n_samples > 1 or x_mask.shape[0] > 0):
+        dweight[:] = 0
+    for n in range(n_samples):
+        if n == 0 or gated:
+            n_in = open_channels(x_mask, n, channels, in_list)
+            n_out = open_channels(dy_mask, n, filters, out_list)
+            row_table(out_list, n_out, pixels, s_row)
+            row_table(out_list, n_out, row, c_row)
+            row_table(in_list, n_in, taps, weight_at)
+        image, gradient = x[n].reshape(-1), dy[n].reshape(-1)
+        copy_planes(image, in_list, n_in, size, stride, cols, shifts, panel, plane)
+        entries, add, c = n_in * taps, n > 0, weights
+        if n_in < channels:
+            c = kept
+            for i in range(n_out):
+                if add:
+                    copy_runs(
+                        n_in, taps, weights, out_list[i] * row, weight_at, kept, i * entries, compact_at
+                    )
+                c_row[i] = i * entries
+            c_row[n_out] = max(0, n_out - 1) * entries
+        part, depth = unfolded_part(entries, pixels, x.itemsize)
+        multiples(part, depth, v_at)
+        for first in range(0, pixels, part):
+            count, scalars = min(part, pixels - first), (gradient, s_row, s_at[first:])
+            transpose(panel[first:], window_at, entries, count, unfolded, v_at)
+            more = add or first > 0
+            sweep(n_out, count, entries, scalars, unfolded, v_at, c, c_row, more, np.bool_(False), gradient)
+        if n_in < channels:
+            for i in range(n_out):
+                copy_runs(n_in, taps, kept, i * entries, compact_at, weights, out_list[i] * row, weight_at)
+        elif n_samples == 1:
+            close_channels(dy_mask, 0, dweight.reshape((1, filters, channels, taps)))
+        _add_bias_gradient(gradient, out_list, n_out, pixels, dbias)
+
+
+@kernel
+def _by_windows(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbias):
+    """`weight_grad` with the windows of a channels-last image."""
     n_samples, channels, height, width = x.shape
     filters, _, kh, kw = dweight.shape
     shape = (dy.shape[2], dy.shape[3])
-    taps, pixels = kh * kw, shape[0] * shape[1]
-    high, wide = height + 2 * pad[0], width + 2 * pad[1]
+    taps, pixels, area = kh * kw, shape[0] * shape[1], height * width
+    line, window = (width + 2 * pad[1]) * channels, kw * channels
 
     in_list, ints = cut(ints, channels)
     out_list, ints = cut(ints, filters)
@@ -124,66 +231,55 @@ def weight_grad(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbia
     c_row, ints = cut(ints, filters + 1)
     s_at, ints = cut(ints, pixels)
     v_at, ints = cut(ints, pixels)
-    plane_at, ints = cut(ints, channels + 1)
+    plane_at, ints = cut(ints, channels)
     tap_at, ints = cut(ints, taps)
     channel_at, ints = cut(ints, channels)
-    place = ints[: height * width]
-    image, floats = cut(floats, whole_vectors(high * wide * channels, x.itemsize))
-    sums, floats = cut(floats, filters * taps * channels)
-    part, unfolded = cut(floats, filters * taps * channels)
+    place = ints[:area]
+    image, floats = cut(floats, whole_vectors((height + 2 * pad[0]) * line, x.itemsize))
+    sums = floats[: filters * taps * channels]
 
-    multiples(pixels, 1, s_at)
-    dbias[:] = 0
-    gated = dy_mask.shape[0] + x_mask.shape[0] > 0
+    multiples(pixels, np.int64(1), s_at)
+    multiples(channels, area, plane_at)
+    _image_table((height, width), pad, channels, place)
+    _window_table(shape, stride[0] * line, stride[1] * channels, v_at)
+    image[:] = 0
+    gated = dy_mask.shape[0] > 0 and n_samples > 1
     if gated:
         sums[:] = 0
-    n_in, n_out, inner, depth, laid_out = 0, 0, 0, 0, -1
+    n_in, n_out = 0, 0
     for n in range(n_samples):
-        gradient = dy[n].reshape(-1)
-        if n == 0 or gated:
+        if n == 0 or x_mask.shape[0] > 0:
             n_in = open_channels(x_mask, n, channels, in_list)
+        if n == 0 or gated:
             n_out = open_channels(dy_mask, n, filters, out_list)
-            compact = n_in * (pixels + EXCHANGE_COST) < channels * pixels
-            inner = n_in if compact else channels
             row_table(out_list, n_out, pixels, s_row)
             row_table(out_list, n_out, taps * channels, c_row)
-            if compact:
-                multiples(filters + 1, taps * inner, c_row)
-                c_row[n_out] = c_row[max(0, n_out - 1)]
-        line, window = wide * inner, kw * inner
-        steps = (stride[0] * line, stride[1] * inner)
-        if inner != laid_out:
-            laid_out = inner
-            depth = _unfolded_depth(inner, kh, kw, x.itemsize)
-            _image_tables((height, width), pad, inner, place)
-            _window_table(shape, (shape[1] * depth, depth) if depth > 0 else steps, v_at)
-            image[:] = 0
-        _load_image(x[n].reshape(-1), in_list, n_in, compact, plane_at, place, image)
-        if compact:
-            _take_out(sums, out_list, n_out, taps, channels, in_list, n_in, part)
-        target = part if compact else sums
+        gradient = dy[n].reshape(-1)
         scalars, add = (gradient, s_row, s_at), gated or n > 0
-        if depth > 0:
-            _unfold(image, shape, steps, line, kh, window, depth, unfolded)
-            sweep(n_out, pixels, kh * window, scalars, unfolded, v_at, target, c_row, add, (False, gradient))
-        else:
-            for ky in range(kh):
-                panel, part_of = image[ky * line :], target[ky * window :]
-                sweep(n_out, pixels, window, scalars, panel, v_at, part_of, c_row, add, (False, gradient))
-        if compact:
-            _put_back(sums, out_list, n_out, taps, channels, in_list, n_in, part)
-        for i in range(n_out):
-            dbias[out_list[i]] += interleaved_sum(gradient, out_list[i] * pixels, pixels)
-    _to_kernel_order(sums, tap_at, channel_at, dweight)
+        _load_image(x[n].reshape(-1), in_list, n_in, plane_at, place, image)
+        for ky in range(kh):
+            v, c = image[ky * line :], sums[ky * window :]
+            sweep(n_out, pixels, window, scalars, v, v_at, c, c_row, add, np.bool_(False), gradient)
+        _add_bias_gradient(gradient, out_list, n_out, pixels, dbias)
+    if gated:  # over several samples all rows have been in use
+        n_out = filters
+        multiples(filters, np.int64(1), out_list)
+    _to_kernel_order(sums, out_list, n_out, tap_at, channel_at, dweight)
 
 
 @kernel
-def _to_kernel_order(sums, tap_at, channel_at, dweight):
-    """dweight (K, C, kh, kw) = sums (K, kh, kw, C)."""
-    filters, channels = dweight.shape[0], dweight.shape[1]
+def _to_kernel_order(sums, rows, n_rows, tap_at, channel_at, dweight):
+    """dweight (K, C, kh, kw) = sums (K, kh, kw, C) in the listed rows, zero in the others."""
+    filters, channels = dweight.shape[:2]
     taps = tap_at.size
     multiples(taps, channels, tap_at)
     multiples(channels, taps, channel_at)
+    i = 0
     for k in range(filters):
-        source = sums[k * taps * channels : (k + 1) * taps * channels]
-        transpose(source, tap_at, taps, channels, dweight[k].reshape(-1), channel_at)
+        target = dweight[k].reshape(-1)
+        if i < n_rows and rows[i] == k:
+            source = sums[k * taps * channels : (k + 1) * taps * channels]
+            transpose(source, tap_at, taps, channels, target, channel_at)
+            i += 1
+        else:
+            target[:] = 0

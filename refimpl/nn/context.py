@@ -1,6 +1,7 @@
 """How gates decide and what is trained: the settings of one evaluation of a network.
 
-Source: mathematics.md §2.3 (modes) and §2.3b (what may be skipped when).
+Source: mathematics.md §2.3 (modes; reconstructed from [MG] appendix F) and §2.3b (what may be skipped
+when; derived).
 """
 
 from __future__ import annotations

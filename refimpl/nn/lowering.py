@@ -3,6 +3,8 @@
 The routing of masks is that of `chain.py` and `gate.py` (mathematics.md §2.3b), written down once per
 network and setting instead of once per call. Networks with layers a program has no operation for
 (residual blocks, batch normalisation, bias-free convolutions) have no program: the layers run instead.
+
+Source: mathematics.md §2.3b. Derived.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from refimpl.kernels import program as code
 from refimpl.kernels import tiled_linear
 from refimpl.kernels.edge import USE_TILE, aligned
 from refimpl.kernels.program import NOWHERE, Workspace
-from refimpl.kernels.tiled_conv import correlation_scratch
+from refimpl.kernels.tiled_conv import convolve_scratch
 from refimpl.kernels.tiled_weight_grad import weight_grad_scratch
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.gate import ChannelGate, Gated
@@ -93,9 +95,9 @@ def _scratch(operations: np.recarray, batch: int, itemsize: int) -> tuple[int, i
             size, result = tuple(op.input[1:].tolist()), tuple(op.output[1:].tolist())
             window, stride, pad = (tuple(field.tolist()) for field in (op.window, op.stride, op.pad))
             needs += [
-                correlation_scratch(channels, filters, window, stride, result, itemsize),
-                correlation_scratch(filters, channels, window, stride, size, itemsize),
-                weight_grad_scratch(channels, filters, window, size, pad, result, itemsize),
+                convolve_scratch(channels, filters, window, stride, result, itemsize),
+                convolve_scratch(filters, channels, window, stride, size, itemsize),
+                weight_grad_scratch(channels, filters, window, stride, pad, size, result, itemsize),
             ]
         elif op.kind == code.LINEAR:
             needs.append(tiled_linear.scratch(batch, channels, filters, itemsize))

@@ -99,7 +99,7 @@ class Network:
         """Proximal groups as CSR (indptr, indices into phi): one per (gate, output channel).
 
         A group holds the channel's two rows of A2 and two entries of b2: zero group, zero d, channel off.
-        Source: mathematics.md §5.
+        Source: mathematics.md §5. Derived.
         """
         offset, groups = self.layout.phi.start, []
         for block in self.gates:
@@ -166,7 +166,10 @@ class Network:
 def draw_gate_noise(
     network: Network, batch: int, rng: np.random.Generator, dtype: Any = np.float64
 ) -> dict[str, np.ndarray]:
-    """Logistic(0,1) noise g_on - g_off for every gate, (batch, K) each. Source: mathematics.md §2.3."""
+    """Logistic(0,1) noise g_on - g_off for every gate, (batch, K) each.
+
+    Source: mathematics.md §2.3. Derived: the difference of two Gumbel(0,1) variables.
+    """
     return {
         block.gate.name: rng.logistic(size=(batch, block.gate.out_channels)).astype(dtype)
         for block in network.gates

@@ -2,7 +2,7 @@
 
 Closed channels stay closed: ReLU and tanh map zero to zero, so a mask of the input is one of the output;
 softplus does not, and closes a channel only where `flow.writes` says so.
-Source: mathematics.md §2.1.
+Source: mathematics.md §2.1. Derived.
 """
 
 from __future__ import annotations

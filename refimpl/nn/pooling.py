@@ -1,6 +1,6 @@
 """Pooling and flattening. A closed channel stays closed through each of them.
 
-Source: mathematics.md §2.1 (masks pass through pooling), §2.2 (global average pooling).
+Source: mathematics.md §2.1 (masks pass through pooling), §2.2 (global average pooling). Derived.
 """
 
 from __future__ import annotations

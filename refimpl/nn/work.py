@@ -92,8 +92,7 @@ def executed_work(network: Network, masks: Mapping[str, np.ndarray], batch: int,
         if mask.dtype == np.bool_:
             mask.sum(axis=1, out=counts[:, column])
         else:
-            smooth = True
-            counts[:, column] = wanted[1]
+            smooth = True  # then the tables speak of all channels and have no use for counts
     tables = work_tables(network, _setting(context, smooth))
     moments = counts.T @ counts  # sums over samples of products of two counts
     return Work(*(tables.reshape(4, -1) @ moments.ravel()).tolist())

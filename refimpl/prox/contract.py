@@ -33,9 +33,9 @@ class Penalty(Protocol):
         """R(u); infinite outside the domain."""
 
     def prox(self, v: Vector, step: float, out: Vector) -> float:
-        """Write argmin_u step R(u) + ||u - v||^2/2 into `out` (may be v itself); return R(out).
+        """Write argmin_u step R(u) + ||u - v||^2/2 into `out`; return R(out).
 
-        Step 0 gives the projection of v on the domain of R.
+        `out` is v itself or shares no memory with it. Step 0 gives the projection of v on the domain of R.
         """
 
     def subdifferential_distance(self, s: Vector, u: Vector) -> float:

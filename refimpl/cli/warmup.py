@@ -1,0 +1,34 @@
+"""`refimpl warmup`: compile the kernels now instead of in the first run."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from refimpl.cli.compiling import notice
+from refimpl.cli.options import quiet_option
+from refimpl.cli.progress import Progress
+
+DTYPES = ("float32", "float64")
+
+
+@click.command(epilog="\b\nExamples:\n  refimpl warmup\n  refimpl warmup --dtype float64")
+@click.option(
+    "--dtype", type=click.Choice([*DTYPES, "both"]), default="float32", show_default=True, help="Number type."
+)
+@quiet_option
+def command(dtype: str, quiet: bool) -> None:
+    """Compile the kernels for this machine and keep them on disk.
+
+    Every command does this when it needs to; the code is kept until the package or Numba changes.
+    """
+    from refimpl.kernels.jit import cache_folder
+    from refimpl.warmup import warm_up
+
+    started = time.perf_counter()
+    with Progress(0, quiet) as progress, notice(progress) as compiled:
+        for name in DTYPES if dtype == "both" else (dtype,):
+            warm_up(name)
+    seconds = time.perf_counter() - started
+    click.echo(f"{len(compiled)} functions compiled in {seconds:.0f} s; kept in {cache_folder()}")

@@ -1,0 +1,182 @@
+"""A network on a node's data, as federated methods and solvers see it: a task that draws batches.
+
+Where the network has a compiled program (`lowering.py`) the task's gradients and its whole local descent
+run in it; with `compiled=False`, or without a program, the layers run. Both give the same bits.
+
+Source: mathematics.md §3 (L_i is the mean cross-entropy over D_i, or over the mini-batch drawn from it).
+Derived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from refimpl.errors import InputError
+from refimpl.kernels import vector
+from refimpl.kernels.program import Decisions, descend
+from refimpl.nn.context import Context, Gating
+from refimpl.nn.lowering import MODES, Program, lower
+from refimpl.nn.network import Network, draw_gate_noise
+from refimpl.nn.objective import NetworkObjective
+from refimpl.nn.work import context_tables
+
+
+def draw_batches(rng: np.random.Generator, samples: int, size: int, count: int) -> np.ndarray:
+    """`count` mini-batches of `size` different indices below `samples`, int64 (count, size).
+
+    A size of 0, or one that is not below `samples`, means all samples, in order, without using rng.
+    """
+    if not 0 < size < samples:
+        return np.tile(np.arange(samples), (count, 1))
+    picks = rng.integers(0, samples - np.arange(size), size=(count, size))
+    batches = np.empty((count, size), dtype=np.int64)
+    vector.partial_shuffles(picks, np.arange(samples), batches)
+    return batches
+
+
+class Descent(NamedTuple):
+    """A local descent's end point, first loss, last residual, executed FLOPs, share of channels closed."""
+
+    w: np.ndarray
+    loss: float
+    residual: float
+    flops: float
+    closed_share: float
+
+
+@dataclass(frozen=True)
+class NetworkTask:
+    """Mini-batches (or all, batch_size 0) of samples x (n, *input_shape), labels y (n,).
+
+    train: the trained parts; the gradient of the others is zero. compiled: use the network's program.
+    """
+
+    network: Network
+    x: np.ndarray
+    y: np.ndarray
+    gating: Gating = Gating()
+    train: tuple[str, ...] = ("theta", "phi")
+    batch_size: int = 0
+    compiled: bool = True
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 0:
+            raise InputError(f"NetworkTask: batch_size must be at least 0 (all data), got {self.batch_size}")
+        checked = NetworkObjective(self.network, self.x, self.y)
+        object.__setattr__(self, "x", checked.x)
+        object.__setattr__(self, "y", checked.y)
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return len(self.y)
+
+    @cached_property
+    def program(self) -> Program | None:
+        """The network's compiled program, where it has one."""
+        return lower(self.network, self.gating, self.train) if self.compiled else None
+
+    @cached_property
+    def _work_tables(self) -> np.ndarray:
+        """Coefficients of the work of one gradient in sums of open-channel counts (`work.py`)."""
+        return context_tables(self.network, Context(self.gating, self.train))
+
+    def draw(
+        self, rng: np.random.Generator, count: int
+    ) -> Iterator[NetworkObjective] | Iterator[CompiledObjective]:
+        """Objectives on `count` batches. All batches are drawn first, then (mode `gumbel`) all noise."""
+        batches, noise = self._draw(rng, count)
+        if self.program is not None:
+            for chosen, own in zip(batches, noise, strict=True):
+                yield CompiledObjective(self, self.program, chosen, own)
+            return
+        for chosen, own in zip(batches, noise, strict=True):
+            context = Context(self.gating, self.train, own)
+            yield NetworkObjective(self.network, self.x[chosen], self.y[chosen], context)
+
+    def _draw(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
+        """Batches (count, size) and the noise of each, by gate name."""
+        batches = draw_batches(rng, self.size, self.batch_size, count)
+        if self.gating.mode != "gumbel":
+            return batches, [{}] * count
+        size = batches.shape[1]
+        return batches, [draw_gate_noise(self.network, size, rng, self.x.dtype) for _ in range(count)]
+
+    def descend(
+        self, centre: np.ndarray, eta: float, lam: float, steps: int, rng: np.random.Generator
+    ) -> Descent | None:
+        """`steps` steps w <- w - eta (g + lam (w - centre)) in compiled code; None without a program.
+
+        Bit for bit what the same steps on the objectives of `draw` give.
+        """
+        if self.program is None:
+            return None
+        batches, noise = self._draw(rng, steps)
+        w, gradient = centre.copy(), np.zeros_like(centre)
+        loss, residual, moments = self._run(self.program, batches, noise, eta, lam, centre, w, gradient)
+        return Descent(w, loss, residual, *self._measure(moments))
+
+    def _run(
+        self,
+        program: Program,
+        batches: np.ndarray,
+        noise: list[dict[str, np.ndarray]],
+        eta: float,
+        lam: float,
+        centre: np.ndarray,
+        w: np.ndarray,
+        gradient: np.ndarray,
+    ) -> tuple[float, float, np.ndarray]:
+        """The compiled descent from w, in place; loss, residual, sums of open-channel counts."""
+        self.network.layout.check(f"task on {self.network.name}", w)
+        if w.dtype != self.x.dtype:
+            raise InputError(
+                f"task on {self.network.name}: samples are {self.x.dtype} but parameters {w.dtype}; "
+                "convert with x.astype"
+            )
+        size, scalar = batches.shape[1], w.dtype.type
+        stacked = program.stack_noise(noise, size, w.dtype)
+        how = Decisions(float(self.gating.tau), MODES[self.gating.mode], stacked[0])
+        moments = np.zeros((1 + program.gates, 1 + program.gates), dtype=np.int64)
+        loss, residual = descend(
+            program.operations, self.x.reshape(self.size, -1), self.y, batches, how, stacked,
+            scalar(eta), scalar(lam), centre, w, gradient, program.workspace(size, w.dtype), moments,
+        )  # fmt: skip
+        return loss, residual, moments
+
+    def _measure(self, moments: np.ndarray) -> tuple[float, float]:
+        """Executed FLOPs and share of closed channels from sums of open-channel counts."""
+        flops = (self._work_tables[:3] * moments).sum()
+        gated = moments[0, 0] * sum(block.gate.out_channels for block in self.network.gates)
+        return float(flops), float((gated - moments[0, 1:].sum()) / gated) if gated else 0.0
+
+
+class CompiledObjective:
+    """A task's loss on one batch of its samples (indices `chosen`), evaluated by its program."""
+
+    def __init__(
+        self, task: NetworkTask, program: Program, chosen: np.ndarray, noise: dict[str, np.ndarray]
+    ) -> None:
+        self.task = task
+        self.program = program
+        self.chosen = chosen[None]
+        self.noise = [noise]
+        self.moments = np.zeros((1 + program.gates, 1 + program.gates), dtype=np.int64)
+
+    def __call__(self, w: np.ndarray, grad_out: np.ndarray) -> float:
+        """Loss at w; writes the whole gradient. A descent of one step of size zero: w stays as it is."""
+        grad_out[:] = 0
+        own = w.copy()
+        loss, _, self.moments = self.task._run(
+            self.program, self.chosen, self.noise, 0.0, 0.0, w, own, grad_out
+        )
+        return loss
+
+    def measure(self) -> tuple[float, float]:
+        """Executed FLOPs of the last evaluation, and the share of gated channels off in it."""
+        return self.task._measure(self.moments)

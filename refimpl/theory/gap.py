@@ -1,0 +1,171 @@
+"""How stationary a point is: the surrogate gap, the exact gap with its error bar, the distance form.
+
+The exact quantities need exact local problems, and get them with a certificate: for lam > L the local
+objective is (lam - L)-strongly convex, so a residual r of its gradient bounds the distance to the solution
+by r/(lam - L), however the point was found. Error bars below include the rounding of that residual.
+
+Source: mathematics.md §3 (envelope gradient) and §7. Verified by test against closed forms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import minimize
+
+from refimpl.errors import InputError
+from refimpl.kernels import vector
+from refimpl.problems import ClosedForm, Curved, Loss, Problem
+from refimpl.prox import Penalty
+
+Vector = np.ndarray
+EPS = float(np.finfo(np.float64).eps)
+ROUNDING = 8 * EPS  # relative error we grant a gradient's evaluation
+POLISHING_STEPS = 300
+
+
+class LocalPoint(NamedTuple):
+    """A solution of one local problem and what is known about it."""
+
+    w: Vector
+    value: float  # of the local objective at w, at least its minimum
+    residual: float  # norm of the local objective's gradient at w, rounding included
+    error: float  # bound on ||w - w*||: residual/(lam - L)
+
+
+class EnvelopePoint(NamedTuple):
+    """F at a point v: mean of Moreau envelopes, with error bars."""
+
+    value: float
+    value_error: float
+    gradient: Vector  # lam (v - mean w_i*)
+    gradient_error: float  # bound on the norm of its error
+    points: tuple[Vector, ...]  # w_i*, one a node
+
+
+class Gap(NamedTuple):
+    """Stationarity at a point with grad F from certified local solutions."""
+
+    mapping: float  # ||G_b(v)||
+    distance: float  # dist(0, grad F(v) + dh(v))
+    error: float  # bound on the error of either: both are 1-Lipschitz in grad F
+
+
+def check_convexity(who: str, smoothness: float, lam: float) -> None:
+    """Raise `InputError` unless lam > L, which makes every local problem strongly convex."""
+    if not lam > smoothness:
+        raise InputError(f"`{who}`: expected lam > L = {smoothness:g}, got lam = {lam:g}")
+
+
+def solve_exactly(
+    loss: Loss, centre: Vector, lam: float, tolerance: float = 1e-13, start: Vector | None = None
+) -> LocalPoint:
+    """argmin_w loss(w) + lam/2 ||w - centre||^2 for a float64 centre (d,), lam > loss.smoothness.
+
+    Closed form where the loss has one; otherwise SciPy's Newton-CG (with a Hessian) or L-BFGS from `start`.
+    Then gradient steps of size 1/lam, each contracting by L/lam, until the bound on the error is at most
+    `tolerance` or rounding ends the progress. The error returned is the bound reached, whichever came first.
+    """
+    check_convexity("solve_exactly", loss.smoothness, lam)
+    if isinstance(loss, ClosedForm):
+        w = loss.local_point(centre, lam)
+    else:
+        w = _search(loss, centre, lam, centre if start is None else start)
+    best = _certify(loss, w, centre, lam)
+    for _ in range(POLISHING_STEPS):
+        if best.error <= tolerance:
+            break
+        gradient = np.empty_like(w)
+        loss(best.w, gradient)
+        tried = _certify(loss, centre - gradient / lam, centre, lam)
+        if tried.residual >= best.residual:
+            break
+        best = tried
+    return best
+
+
+def _search(loss: Loss, centre: Vector, lam: float, start: Vector) -> Vector:
+    """Minimise the local objective with SciPy, to where gradient steps can take over."""
+
+    def local(w: Vector) -> tuple[float, Vector]:
+        gradient = np.empty_like(w)
+        value = loss(w, gradient)
+        offset = w - centre
+        return value + 0.5 * lam * float(offset @ offset), gradient + lam * offset
+
+    if isinstance(loss, Curved):
+        solved = minimize(
+            local,
+            start,
+            jac=True,
+            hessp=lambda w, d: loss.hessian_product(w, d) + lam * d,
+            method="Newton-CG",
+            options={"xtol": 1e-10},
+        )
+    else:
+        solved = minimize(local, start, jac=True, method="L-BFGS-B", options={"ftol": 1e-14, "gtol": 1e-7})
+    return np.ascontiguousarray(solved.x)
+
+
+def _certify(loss: Loss, w: Vector, centre: Vector, lam: float) -> LocalPoint:
+    """Value and residual at w, and what they prove."""
+    gradient, offset = np.empty_like(w), w - centre
+    value = loss(w, gradient) + 0.5 * lam * float(offset @ offset)
+    sizes = vector.norm(gradient) + lam * (vector.norm(w) + vector.norm(centre))
+    residual = float(vector.norm(gradient + lam * offset)) + ROUNDING * float(sizes)
+    return LocalPoint(w, value, residual, residual / (lam - loss.smoothness))
+
+
+def envelope(
+    problem: Problem, v: Vector, lam: float, starts: Sequence[Vector] | None = None
+) -> EnvelopePoint:
+    """F(v) and grad F(v) = lam (v - mean w_i*(v)) with error bars; v float64 (d,)."""
+    given = starts if starts is not None else [v] * len(problem.losses)
+    found = [solve_exactly(f, v, lam, start=s) for f, s in zip(problem.losses, given, strict=True)]
+    values = np.array([point.value for point in found])
+    # a point with residual r lies at most r error/2 above the minimum
+    above = np.mean([0.5 * point.residual * point.error for point in found])
+    gradient = lam * (v - np.mean([point.w for point in found], axis=0))
+    gradient_error = lam * float(np.mean([point.error for point in found])) + ROUNDING * lam * vector.norm(v)
+    return EnvelopePoint(
+        float(np.mean(values)),
+        float(above + ROUNDING * np.mean(np.abs(values))),
+        gradient,
+        float(gradient_error),
+        tuple(point.w for point in found),
+    )
+
+
+def envelope_objective(problem: Problem, lam: float) -> Callable[[Vector, Vector], float]:
+    """F as an objective by the usual contract, warm-starting each local problem from the last solution."""
+    latest: list[Sequence[Vector]] = [[np.zeros(problem.size)] * len(problem.losses)]
+
+    def objective(v: Vector, grad_out: Vector) -> float:
+        point = envelope(problem, v, lam, latest[0])
+        latest[0] = point.points
+        grad_out[:] = point.gradient
+        return point.value
+
+    return objective
+
+
+def gradient_mapping(v: Vector, gradient: Vector, penalty: Penalty, beta: float) -> Vector:
+    """(v - prox_{beta h}(v - beta gradient))/beta."""
+    forward = v - beta * gradient
+    penalty.prox(forward, beta, forward)
+    return (v - forward) / beta
+
+
+def surrogate_gap(v: Vector, gradient: Vector, penalty: Penalty, beta: float) -> float:
+    """The norm of the gradient mapping at v formed from whatever gradient the server had."""
+    return float(vector.norm(gradient_mapping(v, gradient, penalty, beta)))
+
+
+def exact_gap(problem: Problem, v: Vector, lam: float, beta: float) -> Gap:
+    """Gradient mapping and distance form at v itself, with grad F from certified local solutions."""
+    point = envelope(problem, v, lam)
+    mapping = surrogate_gap(v, point.gradient, problem.penalty, beta)
+    distance = problem.penalty.subdifferential_distance(-point.gradient, v)
+    return Gap(mapping, distance, point.gradient_error + ROUNDING * float(vector.norm(v)) / beta)

@@ -1,0 +1,135 @@
+"""How fast the gap falls with the rounds, and where it stops with inexact local solutions.
+
+With exact local solutions min_{j<=k} ||G_j||^2 falls at least like 1/k, and like 1/k^3 for convex F: read
+off as the least-squares slope of its logarithm against log k. With s local steps of size 1/lam the local
+error falls by L/lam per step, and so does the bias of g, and with it the floor of ||G||.
+
+The interval given with a slope is that of ordinary least squares, at 95 %; successive minima are not
+independent, so it says how straight the line is, not how likely another run is to agree.
+
+Source: mathematics.md §8.5. Derived: the floor of quadratics in closed form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import linregress, t
+
+from refimpl.accel import GhadimiLan
+from refimpl.problems import Problem, Quadratic
+from refimpl.theory.gap import exact_gap
+from refimpl.theory.lemmas import curvature_bounds
+from refimpl.theory.rows import Row, at_most, equal
+from refimpl.theory.run import Run, record
+
+Vector = np.ndarray
+FIRST = 10  # rounds left out of a fit: before the asymptotic regime
+FLOOR = 1e-24  # squared gaps below this are rounding
+SETTLED = 3  # local steps from which on the slowest direction dominates the bias
+
+
+class Fit(NamedTuple):
+    """A line through (log k, log y) or (s, log y)."""
+
+    slope: float
+    low: float  # 95 % interval of the slope
+    high: float
+    points: int
+
+
+def fit(x: Vector, y: Vector) -> Fit:
+    """Least squares of y against x, at least three points."""
+    line = linregress(x, y)
+    half = float(t.ppf(0.975, len(x) - 2) * line.stderr)
+    return Fit(float(line.slope), float(line.slope) - half, float(line.slope) + half, len(x))
+
+
+def theory_beta(problem: Problem, lam: float) -> float:
+    """b = 1/(2 Lu), Lu the upper curvature of F."""
+    return 0.5 / curvature_bounds(problem.smoothness, problem.concavity, lam)[1]
+
+
+def gap_slope(run: Run) -> Fit:
+    """Slope of log min_{j<=k} ||G_j||^2 against log k, from round 10 on until rounding is met."""
+    best = np.minimum.accumulate([r.gap**2 for r in run.rounds])
+    k = np.arange(1, len(best) + 1)
+    used = (k >= FIRST) & (best > FLOOR)
+    return fit(np.log(k[used]), np.log(best[used]))
+
+
+def slope_rows(problem: Problem, lam: float, w0: Vector, rounds: int, at_least: float) -> list[Row]:
+    """8.5: the slope, upper end of its interval, is at most `at_least` (-1 or -3 with some allowance)."""
+    beta = theory_beta(problem, lam)
+    run = record(problem, lam, beta, GhadimiLan(beta), w0, rounds)
+    slope = gap_slope(run)
+    return [
+        at_most(
+            f"8.5 slope of log min ||G||^2 against log k, {rounds} rounds, <= {at_least:g}",
+            problem.name,
+            slope.high,
+            at_least,
+            terms=(("slope", slope.slope), ("95 %: from", slope.low), ("95 %: to", slope.high)),
+        ),
+        at_most("8.5 rounds used in the fit", problem.name, 0.5 * rounds, slope.points),
+    ]
+
+
+def predicted_bias(problem: Problem, lam: float, steps: int) -> float:
+    """||grad F|| where the method without penalty comes to rest after `steps` local steps, for quadratics.
+
+    With A_i the Hessians and B_i = lam A_i/(lam + A_i) those of the envelopes, s steps of size 1/lam leave
+    the share (-A_i/lam)^s of the way to w_i*, so g(v) = mean (1 - (-A_i/lam)^s) B_i (v - c_i); it vanishes
+    at one v, whose grad F = mean B_i (v - c_i) is the bias. Derived.
+    """
+    matrix, target = np.zeros((problem.size, problem.size)), np.zeros(problem.size)
+    envelopes = []
+    for loss in problem.losses:
+        assert isinstance(loss, Quadratic)
+        left = 1.0 - (-loss.eigenvalues / lam) ** steps
+        seen_by_server = Quadratic(left * loss.envelope(lam).eigenvalues, loss.axes, loss.centre)
+        matrix += seen_by_server.matrix
+        target += seen_by_server.matrix @ loss.centre
+        envelopes.append(loss.envelope(lam))
+    rest = np.linalg.solve(matrix, target)
+    return float(np.linalg.norm(np.mean([e.matrix @ (rest - e.centre) for e in envelopes], axis=0)))
+
+
+def floors(problem: Problem, lam: float, w0: Vector, rounds: int, steps: Sequence[int]) -> Vector:
+    """Exact ||G(md)||^2 at the end of runs with each number of local steps."""
+    beta = theory_beta(problem, lam)
+    found = []
+    for s in steps:
+        last = record(problem, lam, beta, GhadimiLan(beta), w0, rounds, s).rounds[-1]
+        found.append(exact_gap(problem, last.md, lam, beta).mapping ** 2)
+    return np.array(found)
+
+
+def floor_rows(problem: Problem, lam: float, w0: Vector, rounds: int, most: int = 8) -> list[Row]:
+    """8.5: the floor of ||G||^2 falls by (L/lam)^2 per local step, within 20 %; and is what it should be."""
+    steps = np.arange(1, most + 1)
+    measured = floors(problem, lam, w0, rounds, steps.tolist())
+    predicted = np.array([predicted_bias(problem, lam, int(s)) ** 2 for s in steps])
+    settled = steps >= SETTLED
+    factor = float(np.exp(fit(steps[settled], np.log(measured[settled])).slope))
+    off = float(np.max(np.abs(measured / predicted - 1)))
+    return [
+        equal(
+            "8.5 factor of the floor per local step = (L/lam)^2",
+            problem.name,
+            factor,
+            (problem.smoothness / lam) ** 2,
+            0.2,
+        ),
+        at_most(
+            "8.5 floor against its closed form, relative",
+            problem.name,
+            off,
+            1e-3,
+            terms=tuple(
+                (f"floor of ||G||^2, s = {s}", float(m)) for s, m in zip(steps, measured, strict=True)
+            ),
+        ),
+    ]

@@ -1,0 +1,109 @@
+"""A run of the federated method on analytic nodes, recorded in full for the checks to look at.
+
+It drives `federated.metagater.MetaGater` itself, full participation and full batches, so that what is
+checked is what trains networks.
+
+Source: mathematics.md §4 and §8.4 (what a run must record). Derived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from refimpl.accel import Schedule
+from refimpl.federated.local import LocalSettings, LocalSolution, Objective, Task, local_residual
+from refimpl.federated.metagater import MetaGater
+from refimpl.kernels import vector
+from refimpl.problems import Loss, Problem
+from refimpl.theory.gap import check_convexity, solve_exactly
+
+Vector = np.ndarray
+
+
+@dataclass(frozen=True)
+class LossTask:
+    """A node whose every batch is the whole analytic loss."""
+
+    loss: Loss
+    size: int = 1
+
+    def draw(self, rng: np.random.Generator, count: int) -> Iterable[Objective]:
+        """The loss itself, every time."""
+        return [self.loss] * count
+
+
+@dataclass(frozen=True)
+class ExactMetaGater(MetaGater):
+    """The method with local problems solved to rounding: the idealised algorithm of the theory."""
+
+    def local(self, task: Task, point: Vector, rng: np.random.Generator) -> LocalSolution:
+        """w_i*(point), for a `LossTask`."""
+        assert isinstance(task, LossTask)
+        found = solve_exactly(task.loss, point, self.local_settings.lam)
+        return LocalSolution(found.w, found.value, found.residual, 0, 0.0, 0.0)
+
+
+class Round(NamedTuple):
+    """One iteration as it happened."""
+
+    k: int
+    md: Vector  # centre of the local problems
+    gradient: Vector  # g_k = lam (md - mean of answers)
+    residual: float  # mean over nodes of the local objective's gradient norm at the answers
+    x: Vector  # x_k
+    ag: Vector  # xag_k
+    gap: float  # ||G~_k||, as the server reports it
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What was asked for, and every round of it; `rounds[k - 1]` is iteration k."""
+
+    problem: Problem
+    lam: float
+    beta: float
+    steps: int  # local gradient steps; 0 for exact local solutions
+    w0: Vector
+    rounds: list[Round]
+
+    @property
+    def name(self) -> str:
+        """The family and how exactly its local problems were solved."""
+        return f"{self.problem.name}, {f's={self.steps}' if self.steps else 'exact'}"
+
+    def before(self, k: int) -> tuple[Vector, Vector]:
+        """x_{k-1} and xag_{k-1}."""
+        return (self.w0, self.w0) if k == 1 else (self.rounds[k - 2].x, self.rounds[k - 2].ag)
+
+
+def record(
+    problem: Problem, lam: float, beta: float, schedule: Schedule, w0: Vector, rounds: int, steps: int = 0
+) -> Run:
+    """Run the method for `rounds` rounds from w0 with `steps` local gradient steps of size 1/lam.
+
+    steps = 0 means exact local solutions. beta is the b of the theory, which the checks use to recompute
+    a_k, b_k, l_k on their own; `schedule` is what actually runs.
+    """
+    check_convexity("record", problem.smoothness, lam)
+    settings = LocalSettings(lam, 1.0 / lam, max(steps, 1))
+    kind = MetaGater if steps else ExactMetaGater
+    method = kind(settings, schedule, problem.penalty)
+    tasks = [LossTask(loss) for loss in problem.losses]
+    uniform = np.full(len(tasks), 1.0 / len(tasks))
+    unused = np.random.default_rng(0)  # full batches: nothing is drawn
+    state, recorded = method.start(w0), []
+    for k in range(1, rounds + 1):
+        md = method.broadcast(state, k)
+        answers = [method.local(task, md, unused).w for task in tasks]
+        mean = np.empty_like(md)
+        vector.mean_of_rows(np.stack(answers), uniform, mean)
+        state, gap = method.server(state, k, md, mean)
+        residuals = [local_residual(task.loss, w, md, lam) for task, w in zip(tasks, answers, strict=True)]
+        recorded.append(
+            Round(k, md, lam * (md - mean), float(np.mean(residuals)), state["x"], state["ag"], gap)
+        )
+    return Run(problem, lam, beta, steps, w0, recorded)

@@ -1,0 +1,155 @@
+"""Which statement is checked on which family: the sections behind `refimpl theory`.
+
+Every section draws its problems from its own stream of the seed, so one can be run without the others.
+
+Source: mathematics.md §8, one section each. Derived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from refimpl import problems
+from refimpl.accel import GhadimiLan, Nesterov, minimize_composite
+from refimpl.data import load
+from refimpl.errors import one_of
+from refimpl.problems import Problem
+from refimpl.prox import BoundedGroupLasso, Box, Groups
+from refimpl.rng import SeedTree
+from refimpl.theory import lemmas, rates, theorem
+from refimpl.theory.gap import envelope_objective
+from refimpl.theory.rows import Row
+from refimpl.theory.run import record
+
+Vector = np.ndarray
+LAM_OVER_L = 2.5  # lam in units of L, unless a check says otherwise
+LOCAL_STEPS = (0, 1, 3)  # of the runs under the theorem; 0 means exact local solutions
+ROUNDS = 60
+SOLUTION = 1e-10  # gradient mapping at which a point is taken as x*
+
+
+def digits_regression(rng: np.random.Generator, nodes: int = 4) -> Problem:
+    """Logistic regression, even against odd digits, on the centred pixels of every third embedded image."""
+    digits = load("digits")
+    pixels = digits.images[::3].reshape(-1, 64) / 16.0
+    labels = np.where(digits.y[::3] % 2 == 0, 1, -1)
+    return problems.logistic_regression(pixels - pixels.mean(axis=0), labels, rng, nodes, spread=0.7, l2=0.05)
+
+
+def convex(rng: np.random.Generator) -> list[Problem]:
+    """The convex families."""
+    return [
+        problems.quadratics(np.linspace(0.0, 1.0, 6), rng),
+        problems.sparse_least_squares(rng),
+        digits_regression(rng),
+    ]
+
+
+def nonconvex(rng: np.random.Generator) -> list[Problem]:
+    """The non-convex families; the last has a bounded domain, as assumption 2 of the paper asks."""
+    bounded = BoundedGroupLasso(Groups.from_sizes([2, 3, 3]), rho=0.05, radius=1.5)
+    indefinite = problems.quadratics(np.linspace(-1.0, 1.0, 6), rng, name="indefinite quadratic")
+    return [
+        Problem("indefinite quadratic, box", indefinite.losses, indefinite.size, Box(-2.0, 2.0)),
+        problems.cosines(rng),
+        Problem("cosines, bounded lasso", problems.cosines(rng).losses, 8, bounded),
+    ]
+
+
+def attained() -> list[Problem]:
+    """Where the lemmas are equalities. The concave one lives in a box, to have a minimum."""
+    return [problems.attained(1), problems.attained(-1, penalty=Box(-1.0, 2.0))]
+
+
+def lemma_rows(seed: int = 0) -> list[Row]:
+    """8.1 to 8.3 on every family."""
+    rng, rows = SeedTree(seed).generator("theory.lemmas"), []
+    for problem in [*convex(rng), *nonconvex(rng), *attained()]:
+        lam = LAM_OVER_L * problem.smoothness
+        rows += lemmas.gradient_rows(problem, lam, rng, rng.standard_normal((2, problem.size)))
+        rows += lemmas.smoothness_rows(problem, lam, rng)
+        rows += lemmas.inexactness_rows(problem, lam, rng)
+        rows += lemmas.contraction_rows(problem, lam, rng)
+    network, w = problems.soft_network(rng)
+    rows += lemmas.gradient_rows(network, 3.0 * network.smoothness, rng, w[None])
+    return rows
+
+
+def solution(problem: Problem, lam: float, start: Vector) -> Vector:
+    """A stationary point of Phi near `start`, by a long run with exact local solutions."""
+    found = minimize_composite(
+        envelope_objective(problem, lam),
+        problem.penalty,
+        start,
+        Nesterov(2.0 * rates.theory_beta(problem, lam)),
+        iterations=3000,
+        tolerance=SOLUTION,
+    )
+    return found.x
+
+
+def trials(problem: Problem, rng: np.random.Generator) -> list[theorem.Trial]:
+    """Recorded runs from one random feasible start, for each number of local steps."""
+    lam = LAM_OVER_L * problem.smoothness
+    beta, w0 = rates.theory_beta(problem, lam), 0.5 * rng.standard_normal(problem.size)
+    problem.penalty.prox(w0, 0.0, w0)
+    runs = [record(problem, lam, beta, GhadimiLan(beta), w0, ROUNDS, steps) for steps in LOCAL_STEPS]
+    return [theorem.Trial(run, solution(problem, lam, run.rounds[-1].ag)) for run in runs]
+
+
+def theorem_rows(seed: int = 0) -> list[Row]:
+    """8.4 on every family: each inequality at its worst round over all runs, and the bound of each run."""
+    rng, rows = SeedTree(seed).generator("theory.theorem"), []
+    for problem in [*convex(rng), *nonconvex(rng), *attained()]:
+        for trial in trials(problem, rng):
+            rows += theorem.iteration_rows(trial) + theorem.bound_rows(trial)
+    return rows
+
+
+def gap_rows(seed: int = 0) -> list[Row]:
+    """7: the gap against closed forms, and its two forms against each other."""
+    rng, rows = SeedTree(seed).generator("theory.gap"), []
+    for low, name in ((0.1, "quadratic"), (-1.0, "indefinite quadratic")):
+        problem = problems.quadratics(np.linspace(low, 1.0, 6), rng, name=name)
+        rows += lemmas.closed_form_rows(problem, LAM_OVER_L, rng)
+    for problem in [*convex(rng), *nonconvex(rng)]:
+        lam = LAM_OVER_L * problem.smoothness
+        v = 0.5 * rng.standard_normal(problem.size)
+        problem.penalty.prox(v, 0.0, v)
+        at_rest = solution(problem, lam, v)
+        rows += lemmas.stationarity_rows(problem, lam, rates.theory_beta(problem, lam), v, at_rest)
+    return rows
+
+
+def rate_rows(seed: int = 0) -> list[Row]:
+    """8.5: slopes over 1500 rounds on ill-conditioned problems, and the floor as a function of s."""
+    rng = SeedTree(seed).generator("theory.rates")
+    valleys = problems.cosines(rng, nodes=3, size=30, decay=1e-3, bowl=0.1)
+    flat = problems.quadratics(np.geomspace(1e-6, 1.0, 40), rng, nodes=3, spread=0.1, name="flat quadratic")
+    uneven = problems.quadratics(np.array([1.0, 0.5, 0.5, 0.3, 0.3, 0.2]), rng, nodes=4)
+    return [
+        *rates.slope_rows(valleys, 2.0, 3.0 * rng.standard_normal(valleys.size), 1500, -0.95),
+        *rates.slope_rows(flat, 2.0, np.zeros(flat.size), 1500, -2.5),
+        *rates.floor_rows(uneven, 3.0, np.zeros(uneven.size), 400),
+    ]
+
+
+SECTIONS: dict[str, Callable[[int], list[Row]]] = {
+    "gap": gap_rows,
+    "lemmas": lemma_rows,
+    "theorem": theorem_rows,
+    "rates": rate_rows,
+}
+
+
+def run_section(section: str, seed: int = 0) -> list[Row]:
+    """The rows of one section of `SECTIONS`; raises `InputError` for any other."""
+    one_of("run_section", "section", section, tuple(SECTIONS))
+    return SECTIONS[section](seed)
+
+
+def run_all(seed: int = 0) -> list[Row]:
+    """The rows of all sections, in order."""
+    return [row for section in SECTIONS for row in run_section(section, seed)]

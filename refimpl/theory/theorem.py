@@ -1,0 +1,288 @@
+"""Theorem 1: both sides, term by term, of what is proven about a recorded run.
+
+With Lu the *upper* curvature and Lf the lower curvature of F (`lemmas.curvature_bounds`), b < 1/Lu,
+a_k = 2/(k+1), l_k = k b/2, Gamma_k = 2/(k(k+1)), any x*, and G~_k = (md_k - xag_k)/b:
+
+    (Phi(xag_N) - Phi(x*))/Gamma_N + sum_k b(1 - Lu b)/(4 Gamma_k) ||G~_k||^2
+        <= ||x_0 - x*||^2/b + (Lf/Gamma_N)(||x*||^2 + M^2)
+           + sum_k (1/Gamma_k) [a_k delta_k ||x* - x_{k-1}|| + b delta_k^2/(1 - Lu b)].
+
+Two points differ from how this is usually put. Lu enters only through the descent lemma at xag_k, which
+needs an upper bound on the curvature and no Lipschitz constant: so the constant lam L/(lam + L) is right
+here although grad F is not Lipschitz with it (8.2). And the first term is kept, so x* need not be a global
+minimiser: the checks take a certified stationary point and look at the sign of that term separately.
+
+The bound is loose, so the inequalities it is made of are checked at every k too: (i) descent, (ii) lower
+curvature, (iii) three-point inequalities of both prox steps, (iv) their sum.
+
+Source: mathematics.md §8.4, after Ghadimi & Lan 2016, Theorem 1 and Corollary 2; derived, with our constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from refimpl.kernels import vector
+from refimpl.theory.gap import ROUNDING, EnvelopePoint, envelope, exact_gap
+from refimpl.theory.lemmas import curvature_bounds, inexactness_factor
+from refimpl.theory.rows import Row, Sides, at_most, worst
+from refimpl.theory.run import Run
+
+Vector = np.ndarray
+
+
+class Step(NamedTuple):
+    """What the theory says about iteration k, recomputed from k and b alone."""
+
+    a: float
+    l: float
+    gamma: float
+
+
+def theory_step(k: int, beta: float) -> Step:
+    """a_k = 2/(k+1), l_k = k b/2, Gamma_k = 2/(k(k+1))."""
+    return Step(2.0 / (k + 1), 0.5 * k * beta, 2.0 / (k * (k + 1)))
+
+
+class Seen(NamedTuple):
+    """A round with the exact quantities around it."""
+
+    k: int
+    md: Vector
+    gradient: Vector  # g_k
+    delta: float  # bound on ||g_k - grad F(md_k)||, from the residuals
+    x_before: Vector
+    ag_before: Vector
+    x: Vector
+    ag: Vector
+    gap: float
+    at_md: EnvelopePoint
+    at_ag: EnvelopePoint
+    at_ag_before: EnvelopePoint
+    h_ag: float
+    h_ag_before: float
+
+
+class Trial:
+    """A recorded run with F and its gradient evaluated, certified, wherever the inequalities ask for them."""
+
+    def __init__(self, run: Run, x_star: Vector) -> None:
+        problem = run.problem
+        self.run, self.x_star, self.name = run, x_star, run.name
+        self.below, self.above = curvature_bounds(problem.smoothness, problem.concavity, run.lam)
+        self.at_star, self.h_star = envelope(problem, x_star, run.lam), problem.penalty.value(x_star)
+        factor = inexactness_factor(problem.smoothness, run.lam)
+        self.seen: list[Seen] = []
+        at_ag, h_ag = envelope(problem, run.w0, run.lam), problem.penalty.value(run.w0)
+        for r in run.rounds:
+            at_md, following = envelope(problem, r.md, run.lam), envelope(problem, r.ag, run.lam)
+            h_following = problem.penalty.value(r.ag)
+            delta = factor * r.residual + at_md.gradient_error
+            points = (r.md, r.gradient, delta, *run.before(r.k), r.x, r.ag, r.gap)
+            self.seen.append(Seen(r.k, *points, at_md, following, at_ag, h_following, h_ag))
+            at_ag, h_ag = following, h_following
+
+
+def norm(x: Vector) -> float:
+    """Euclidean norm."""
+    return float(vector.norm(x))
+
+
+def square(x: Vector) -> float:
+    """Squared Euclidean norm."""
+    return float(vector.squared_norm(x))
+
+
+def rounding(*terms: float) -> float:
+    """What adding these terms may be off by."""
+    return ROUNDING * float(np.sum(np.abs(terms)))
+
+
+# --- the inequalities at one k ----------------------------------------------------------------------
+
+Check = Callable[[Trial, Seen], Sides]
+
+
+def middle_point(trial: Trial, s: Seen) -> Sides:
+    """md_k = (1 - a_k) xag_{k-1} + a_k x_{k-1}, the convex combination stated."""
+    a = theory_step(s.k, trial.run.beta).a
+    off = norm(s.md - ((1 - a) * s.ag_before + a * s.x_before))
+    return Sides(off, 0.0, rounding(norm(s.ag_before), norm(s.x_before)))
+
+
+def gradient_error(trial: Trial, s: Seen) -> Sides:
+    """||g_k - grad F(md_k)|| <= delta_k (8.3 along the run)."""
+    return Sides(norm(s.gradient - s.at_md.gradient), s.delta, rounding(norm(s.gradient)))
+
+
+def descent(trial: Trial, s: Seen) -> Sides:
+    """(i) F(xag_k) <= F(md_k) + <grad F(md_k), xag_k - md_k> + Lu/2 ||xag_k - md_k||^2."""
+    d = s.ag - s.md
+    linear, curved = float(s.at_md.gradient @ d), 0.5 * trial.above * square(d)
+    error = s.at_ag.value_error + s.at_md.value_error + s.at_md.gradient_error * norm(d)
+    return Sides(
+        s.at_ag.value - s.at_md.value - linear, curved, error + rounding(s.at_ag.value, s.at_md.value, linear)
+    )
+
+
+def lower_curvature(trial: Trial, s: Seen) -> Sides:
+    """(ii) F(md) - (1-a) F(xag_{k-1}) - a F(x*) <= <grad F(md), md - (1-a) xag_{k-1} - a x*> + Lf terms."""
+    a, star = theory_step(s.k, trial.run.beta).a, trial.x_star
+    d = s.md - (1 - a) * s.ag_before - a * star
+    linear = float(s.at_md.gradient @ d)
+    curved = 0.5 * a * trial.below * square(s.md - star)
+    curved += 0.5 * a**2 * (1 - a) * trial.below * square(s.ag_before - s.x_before)
+    left = s.at_md.value - (1 - a) * s.at_ag_before.value - a * trial.at_star.value
+    error = s.at_md.value_error + s.at_ag_before.value_error + trial.at_star.value_error
+    error += s.at_md.gradient_error * norm(d)
+    return Sides(
+        left - linear,
+        curved,
+        error + rounding(s.at_md.value, s.at_ag_before.value, trial.at_star.value, linear, curved),
+    )
+
+
+def three_points(trial: Trial, s: Seen, start: Vector, step: float, u: Vector, z: Vector) -> Sides:
+    """<g, u - z> + h(u) - h(z) <= (|start - z|^2 - |u - z|^2 - |u - start|^2)/(2 step).
+
+    It holds for u = prox_{step h}(start - step g) and every z. Without a penalty it is an equality, so
+    rounding is what it is checked up to: that of the points, times the distances between them.
+    """
+    h, linear = trial.run.problem.penalty, float(s.gradient @ (u - z))
+    across, after, moved = norm(start - z), norm(u - z), norm(u - start)
+    sizes = norm(start) + norm(u) + norm(z) + step * norm(s.gradient)
+    error = ROUNDING * sizes * (across + after + moved) / step
+    values = h.value(u), h.value(z)
+    right = (across**2 - after**2 - moved**2) / (2 * step)
+    return Sides(linear + values[0] - values[1], right, error + rounding(linear, *values))
+
+
+def long_prox(trial: Trial, s: Seen) -> Sides:
+    """(iii) for x_k from x_{k-1} with step l_k, against x*."""
+    return three_points(trial, s, s.x_before, theory_step(s.k, trial.run.beta).l, s.x, trial.x_star)
+
+
+def short_prox(trial: Trial, s: Seen) -> Sides:
+    """(iii) for xag_k from md_k with step b, against a_k x_k + (1 - a_k) xag_{k-1}."""
+    a = theory_step(s.k, trial.run.beta).a
+    return three_points(trial, s, s.md, trial.run.beta, s.ag, a * s.x + (1 - a) * s.ag_before)
+
+
+def prox_optimality(trial: Trial, s: Seen) -> Sides:
+    """(iii) from its other side: (x_{k-1} - l g - x_k)/l and (md - b g - xag_k)/b are subgradients of h."""
+    penalty, l, b = trial.run.problem.penalty, theory_step(s.k, trial.run.beta).l, trial.run.beta
+    long_ = penalty.subdifferential_distance((s.x_before - l * s.gradient - s.x) / l, s.x)
+    short = penalty.subdifferential_distance((s.md - b * s.gradient - s.ag) / b, s.ag)
+    sizes = norm(s.x_before) / l + norm(s.md) / b + 2 * norm(s.gradient)
+    return Sides(max(long_, short), 0.0, 4 * rounding(sizes))
+
+
+def one_step(trial: Trial, s: Seen) -> Sides:
+    """(iv) Phi(xag_k) - Phi(x*) - (1-a)(Phi(xag_{k-1}) - Phi(x*)) against the telescoping terms."""
+    b, (a, l, _) = trial.run.beta, theory_step(s.k, trial.run.beta)
+    star, young = trial.x_star, 1.0 - trial.above * trial.run.beta
+    phi = s.at_ag.value + s.h_ag, s.at_ag_before.value + s.h_ag_before, trial.at_star.value + trial.h_star
+    moved = a / (2 * l) * (square(s.x_before - star) - square(s.x - star))
+    spread = (1 - a) * square(s.ag_before - star) + a * square(s.x_before - star)
+    inexact = a * s.delta * norm(star - s.x_before) + b * s.delta**2 / young
+    left = phi[0] - (1 - a) * phi[1] - a * phi[2] + 0.25 * b * young * s.gap**2
+    error = s.at_ag.value_error + s.at_ag_before.value_error + trial.at_star.value_error
+    sizes = square(s.x_before - star) * a / l, square(s.x - star) * a / l
+    return Sides(left, moved + 0.5 * a * trial.below * spread + inexact, error + rounding(*phi, *sizes))
+
+
+def gaps(trial: Trial, s: Seen) -> Sides:
+    """| ||G_k|| - ||G~_k|| | <= delta_k: exact gap at md_k against the server's."""
+    exact = exact_gap(trial.run.problem, s.md, trial.run.lam, trial.run.beta)
+    return Sides(abs(exact.mapping - s.gap), s.delta, exact.error + rounding(norm(s.md) / trial.run.beta))
+
+
+CHECKS: dict[str, Check] = {
+    "8.4 md_k is the stated combination": middle_point,
+    "8.4 error of g_k <= delta_k": gradient_error,
+    "8.4 (i) descent at xag_k": descent,
+    "8.4 (ii) lower curvature": lower_curvature,
+    "8.4 (iii) three-point inequality of x_k": long_prox,
+    "8.4 (iii) three-point inequality of xag_k": short_prox,
+    "8.4 (iii) both prox points are optimal": prox_optimality,
+    "8.4 (iv) one step": one_step,
+    "8.4 exact and surrogate gap differ by <= delta_k": gaps,
+}
+
+
+def iteration_rows(trial: Trial) -> list[Row]:
+    """Every inequality at every k; each row shows the k that comes nearest to violating it."""
+    return [
+        worst(statement, trial.name, (check(trial, s) for s in trial.seen))
+        for statement, check in CHECKS.items()
+    ]
+
+
+# --- the telescoped bound ---------------------------------------------------------------------------
+
+
+class Terms(NamedTuple):
+    """The bound's terms, as printed in this module's docstring, left to right."""
+
+    value: float  # (Phi(xag_N) - Phi(x*))/Gamma_N
+    gaps: float  # sum over k of b(1 - Lu b)/(4 Gamma_k) ||G~_k||^2
+    start: float  # ||x_0 - x*||^2/b
+    curvature: float  # (Lf/Gamma_N)(||x*||^2 + M^2)
+    inexact: float  # sum over k of (1/Gamma_k) [a_k delta_k ||x* - x_{k-1}|| + b delta_k^2/(1 - Lu b)]
+
+    def named(self) -> tuple[tuple[str, float], ...]:
+        """Each term with its side and what it stands for, for printing."""
+        sides = ("left", "left", "right", "right", "right")
+        return tuple(
+            (f"{side}: {TERMS[name]}", x)
+            for side, (name, x) in zip(sides, self._asdict().items(), strict=True)
+        )
+
+
+TERMS = {
+    "value": "(Phi(xag_N) - Phi(x*))/Gamma_N",
+    "gaps": "sum of b(1 - Lu b)/(4 Gamma_k) ||G~_k||^2",
+    "start": "||x_0 - x*||^2/b",
+    "curvature": "(Lf/Gamma_N)(||x*||^2 + M^2)",
+    "inexact": "sum of (a_k delta_k ||x* - x_{k-1}|| + b delta_k^2/(1 - Lu b))/Gamma_k",
+}
+
+
+def bound_terms(trial: Trial) -> Terms:
+    """Both sides of Theorem 1 from what was measured: M, delta_k and the gaps."""
+    b, young, star = trial.run.beta, 1.0 - trial.above * trial.run.beta, trial.x_star
+    gap_sum = inexact = largest = 0.0
+    for s in trial.seen:
+        a, _, gamma = theory_step(s.k, b)
+        gap_sum += 0.25 * b * young * s.gap**2 / gamma
+        inexact += (a * s.delta * norm(star - s.x_before) + b * s.delta**2 / young) / gamma
+        largest = max(largest, (1 - a) * square(s.ag_before) + a * square(s.x_before))
+    last = trial.seen[-1]
+    gamma = theory_step(last.k, b).gamma
+    value = (last.at_ag.value + last.h_ag - trial.at_star.value - trial.h_star) / gamma
+    start = square(trial.run.w0 - star) / b
+    return Terms(value, gap_sum, start, trial.below / gamma * (square(star) + largest), inexact)
+
+
+def bound_rows(trial: Trial) -> list[Row]:
+    """Theorem 1 for the whole run, and its corollary for b = 1/(2 Lu)."""
+    terms, rounds = bound_terms(trial), len(trial.seen)
+    right = terms.start + terms.curvature + terms.inexact
+    error = rounding(*terms) + (trial.at_star.value_error + trial.seen[-1].at_ag.value_error) * rounds**2
+    rows = [
+        at_most(
+            "8.4 Theorem 1, telescoped", trial.name, terms.value + terms.gaps, right, error, terms.named()
+        ),
+        at_most("8.4 Phi(x*) <= Phi(xag_N)", trial.name, -terms.value, 0.0, error),
+    ]
+    if abs(2 * trial.above * trial.run.beta - 1) < 1e-12:
+        sums = rounds * (rounds + 1) * (rounds + 2)
+        best = min(s.gap for s in trial.seen) ** 2
+        bound = 96 * trial.above / sums * right
+        rows.append(
+            at_most("8.4 min_k ||G~_k||^2 <= O(1/N^3) + O(Lf/N) + inexact", trial.name, best, bound, 0.0)
+        )
+    return rows

@@ -1,0 +1,128 @@
+"""Two-stage adaptation: what each stage changes, what it may see, and what the report counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from refimpl.errors import InputError
+from refimpl.federated.adapt import AdaptSettings, adapt, evaluate, report_node
+from refimpl.nn import zoo
+from refimpl.nn.context import Context, Gating
+from refimpl.nn.objective import NetworkObjective
+from refimpl.nn.work import dense_work
+from refimpl.rng import SeedTree
+
+NETWORK = zoo.digits((4, 6), gates=("conv2",))
+SETTINGS = AdaptSettings(eta_phi=0.2, eta_theta=0.1)
+
+
+def problem(dtype="float64", samples=12):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((samples, 1, 8, 8)).astype(dtype)
+    w = NETWORK.layout.initialise(SeedTree(0), dtype)
+    phi = NETWORK.layout.phi
+    w[phi] += (0.5 * rng.standard_normal(w[phi].size)).astype(dtype)  # some channels closed
+    return w, x, rng.integers(0, 10, samples)
+
+
+def gradient(w, x, y, part):
+    out = np.empty_like(w)
+    NetworkObjective(NETWORK, x, y, Context(Gating(), (part,)))(w, out)
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_stages_are_single_gradient_steps_gate_first(dtype):
+    w, x, y = problem(dtype)
+    layout, scalar = NETWORK.layout, np.dtype(dtype).type
+    expected = w.copy()
+    expected[layout.phi] -= scalar(0.2) * gradient(w, x, y, "phi")[layout.phi]
+    expected[layout.theta] -= scalar(0.1) * gradient(expected, x, y, "theta")[layout.theta]
+    before = w.copy()
+    adapted = adapt(NETWORK, w, x, y, SETTINGS)
+    assert adapted.w.tobytes() == expected.tobytes()
+    assert w.tobytes() == before.tobytes()
+    assert (adapted.w[layout.phi] != w[layout.phi]).any()
+
+
+def test_more_steps_repeat_each_stage():
+    w, x, y = problem()
+    layout = NETWORK.layout
+    expected = w.copy()
+    for part, eta in (("phi", 0.2), ("theta", 0.1)):
+        where = getattr(layout, part)
+        for _ in range(3):
+            expected[where] -= eta * gradient(expected, x, y, part)[where]
+    assert adapt(NETWORK, w, x, y, replace(SETTINGS, steps=3)).w.tobytes() == expected.tobytes()
+
+
+def test_stage_two_leaves_channels_closed_for_all_samples_alone():
+    w, x, y = problem()
+    bias = NETWORK.layout.views(w)["conv2.gate.fc2.bias"]
+    NETWORK.layout.views(w)["conv2.gate.fc2.weight"][:] = 0
+    bias[0::2], bias[1::2] = 0, [1, 0, 1, 0, 0, 1]
+    adapted = adapt(NETWORK, w, x, y, replace(SETTINGS, eta_phi=0.0))
+    moved = NETWORK.layout.views(adapted.w)["conv2.weight"] != NETWORK.layout.views(w)["conv2.weight"]
+    assert moved.reshape(6, -1).any(axis=1).tolist() == [True, False, True, False, False, True]
+
+
+def test_gumbel_gates_adapt_and_are_tested_without_noise():
+    w, x, y = problem()
+    noisy = replace(SETTINGS, gating=Gating("gumbel"))
+    assert adapt(NETWORK, w, x, y, noisy).w.tobytes() == adapt(NETWORK, w, x, y, SETTINGS).w.tobytes()
+    assert evaluate(NETWORK, w, x, y, Gating("gumbel")).accuracy == evaluate(NETWORK, w, x, y).accuracy
+
+
+def test_evaluation_by_hand_and_over_batches():
+    w, x, y = problem(samples=300)  # more than one evaluation batch
+    logits, trace = NETWORK.forward(w, x)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(300), y]
+    found = evaluate(NETWORK, w, x, y)
+    assert found.accuracy == (logits.argmax(axis=1) == y).mean()
+    assert found.loss == pytest.approx(losses.mean(), rel=1e-12)
+    np.testing.assert_allclose(found.closed, (~NETWORK.masks(trace)["conv2.gate"]).mean(axis=1))
+    assert 0 < found.closed.mean() < 1
+
+
+def test_adaptation_cannot_see_the_test_part():
+    w, x, y = problem()
+    clean = report_node("n", NETWORK, w, (x[:8], y[:8]), (x[8:], y[8:]), SETTINGS)
+    adapted = adapt(NETWORK, w, x[:8], y[:8], SETTINGS)
+    poisoned = x.copy()
+    poisoned[8:] = np.nan
+    assert adapt(NETWORK, w, poisoned[:8], y[:8], SETTINGS).w.tobytes() == adapted.w.tobytes()
+    assert clean.accuracy_after == evaluate(NETWORK, adapted.w, x[8:], y[8:]).accuracy
+
+
+def test_the_report_counts_dense_and_executed_work():
+    w, x, y = problem()
+    report = report_node("n", NETWORK, w, (x[:8], y[:8]), (x[8:], y[8:]), SETTINGS)
+    assert report.flops_dense == dense_work(NETWORK, 1).total
+    closed = w.copy()
+    NETWORK.layout.views(closed)["conv2.gate.fc2.weight"][:] = 0
+    NETWORK.layout.views(closed)["conv2.gate.fc2.bias"][:] = 0
+    nothing = report_node(
+        "n", NETWORK, closed, (x[:8], y[:8]), (x[8:], y[8:]), replace(SETTINGS, eta_phi=0.0)
+    )
+    assert nothing.sparsity_mean == 1
+    assert nothing.sparsity_spread == 0
+    assert nothing.flops_executed < 0.5 * report.flops_dense
+    assert nothing.seconds_gate < nothing.seconds_backbone
+
+
+def test_ungated_networks_have_no_stage_one():
+    network = zoo.digits((4, 6), gates=())
+    w, (_, x, y) = network.layout.initialise(SeedTree(0), "float64"), problem()
+    adapted = adapt(network, w, x, y, SETTINGS)
+    assert adapted.work_gate.total == 0
+    assert adapted.work_backbone.total > 0
+
+
+@pytest.mark.parametrize("wrong", [{"eta_phi": -1.0}, {"eta_theta": -0.1}, {"steps": -1}])
+def test_negative_settings_are_refused(wrong):
+    with pytest.raises(InputError, match="AdaptSettings"):
+        replace(SETTINGS, **wrong)

@@ -1,0 +1,170 @@
+"""The order of rooms, and what may be imported where (architecture.md §2 and §3), read from the sources."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import refimpl
+
+ROOT = Path(refimpl.__file__).parent
+
+# From top to bottom; a module may import its own room and those above. A new room needs a place here.
+ROOMS = (
+    ("_version",),
+    ("errors", "rng"),
+    ("kernels",),
+    ("nn",),
+    ("gradcheck",),
+    ("prox",),
+    ("accel",),
+    ("problems",),
+    ("data",),
+    ("federated",),
+    ("pruning", "cooperative"),
+    ("theory",),
+    ("golden",),
+    ("config",),
+    ("storage", "environment"),
+    ("record",),
+    ("report",),
+    ("experiment",),
+    ("comparison", "warmup"),
+    ("cli",),
+)
+RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
+
+# Who may import what from outside. Everything not named here and not in the standard library is an error.
+OUTSIDE = {
+    "numpy": set(RANK),
+    "scipy": set(RANK) - {"kernels", "nn"},  # training depends on nothing whose bits change with a version
+    "numba": {"kernels"},
+    "llvmlite": {"kernels"},
+    "click": {"cli"},
+    "matplotlib": {"report"},
+}
+
+ASKED_ONLY = {("refimpl.environment", "llvmlite")}  # for the processor's name, which a run writes down
+
+# Methods, theory and solvers see objectives, never networks; adaptation switches sub-networks.
+BLIND_TO_NETWORKS = ("prox", "accel", "problems", "theory", "federated")
+SEES_NETWORKS = {"refimpl.federated.adapt", "refimpl.problems.network"}  # networks are what they are about
+
+# These wire the compiler, emit vector instructions or move numbers; the formulae are their callers'.
+NO_MATHEMATICS = {
+    f"refimpl.kernels.{name}" for name in ("compiling", "edge", "jit", "panels", "simd", "target", "tile")
+}
+MATHEMATICS = ("kernels", "nn", "gradcheck", "prox", "accel", "problems", "federated", "pruning", "theory")
+
+
+def name_of(path: Path) -> str:
+    parts = ("refimpl", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {name_of(path): path for path in sorted(ROOT.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+INSIDE = [name for name in FILES if name != "refimpl"]  # the front door opens every room
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def imports(module: str, tree: ast.AST) -> set[str]:
+    """Dotted names of everything imported anywhere in the tree; `from a import b` gives a.b if it exists."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} uses a relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in FILES else node.module for name in names}
+    return found
+
+
+def test_every_module_belongs_to_a_known_room():
+    assert {room(module) for module in INSIDE} <= set(RANK)
+
+
+@pytest.mark.parametrize("module", INSIDE)
+def test_imports_go_upwards_only(module):
+    for target in imports(module, TREES[module]):
+        if not target.startswith("refimpl"):
+            continue
+        assert target != "refimpl", f"{module} imports the front door"
+        assert RANK[room(target)] <= RANK[room(module)], f"{module} must not import {target}"
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_other_packages_stay_in_their_rooms(module):
+    for target in imports(module, TREES[module]):
+        package = target.split(".")[0]
+        if package == "refimpl" or package in sys.stdlib_module_names:
+            continue
+        if (module, package) in ASKED_ONLY:
+            continue
+        assert package in OUTSIDE, f"{module} imports {package}, which is no dependency"
+        assert module != "refimpl", "importing the package must cost nothing"
+        assert room(module) in OUTSIDE[package], f"{module} must not import {package}"
+
+
+@pytest.mark.parametrize("module", [m for m in INSIDE if room(m) in BLIND_TO_NETWORKS])
+def test_methods_and_solvers_see_objectives_not_networks(module):
+    seen = {target for target in imports(module, TREES[module]) if target.startswith("refimpl.nn")}
+    assert not seen or module in SEES_NETWORKS, f"{module} must not import {seen}"
+
+
+def test_no_module_imports_itself_in_a_circle():
+    graph = {}
+    for module in INSIDE:
+        body = [node for node in TREES[module].body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        targets = imports(module, ast.Module(body=body, type_ignores=[]))
+        graph[module] = {target for target in targets if target.startswith("refimpl.")} - {module}
+    list(TopologicalSorter(graph).static_order())
+
+
+def test_importing_the_package_compiles_and_loads_nothing():
+    code = "import sys, refimpl; print([m for m in ('numba', 'scipy', 'click', 'numpy') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def docstrings(tree: ast.AST) -> list[str]:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    return [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, kinds)]
+
+
+FORMULAE = [
+    module
+    for module in INSIDE
+    if room(module) in MATHEMATICS and module not in NO_MATHEMATICS and FILES[module].name != "__init__.py"
+]
+
+
+@pytest.mark.parametrize("module", FORMULAE)
+def test_mathematics_says_where_it_comes_from(module):
+    sources = [text.split("Source:", 1)[1] for text in docstrings(TREES[module]) if "Source:" in text]
+    assert sources, f"{module} names no source"
+    for source in sources:
+        assert re.search(r"mathematics\.md|\[\w+\]|\(?\d{4}\)?|after ", source), f"{module}: {source!r}"
+
+
+@pytest.mark.parametrize("module", [m for m in FORMULAE if room(m) in ("nn", "gradcheck", "accel")])
+def test_mathematics_says_how_far_it_can_be_trusted(module):
+    sources = [text.split("Source:", 1)[1].lower() for text in docstrings(TREES[module]) if "Source:" in text]
+    assert any(re.search("verified|derived|reconstructed", source) for source in sources), module
+
+
+def test_kernels_keep_ieee_arithmetic():
+    for module in FILES:
+        if module.startswith("refimpl.kernels"):
+            for node in ast.walk(TREES[module]):
+                assert not (isinstance(node, ast.keyword) and node.arg in ("fastmath", "parallel")), module

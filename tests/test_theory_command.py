@@ -1,0 +1,77 @@
+"""`refimpl theory` as a user meets it, without the registration in the command table."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from refimpl import theory
+from refimpl.cli.theory import SECTIONS, command
+from refimpl.theory.rows import at_most
+
+GOOD = at_most("first", "family a", 0.5, 1.0, terms=(("half", 0.5),))
+CLOSE = at_most("first", "family b", 0.99, 1.0)
+BAD = at_most("second", "family c", 2.0, 1.0)
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """What the sections return, to be filled by a test; every call is recorded."""
+    held: dict[str, list] = {name: [GOOD, CLOSE] for name in SECTIONS}
+    asked = []
+    monkeypatch.setattr(theory, "run_section", lambda name, seed: asked.append((name, seed)) or held[name])
+    return held, asked
+
+
+def test_sections_are_those_of_the_library():
+    assert tuple(theory.SECTIONS) == SECTIONS
+
+
+def test_all_is_the_default_and_the_tightest_row_is_shown(rows):
+    result = CliRunner().invoke(command, ["-q", "--seed", "3"])
+    assert result.exit_code == 0
+    assert rows[1] == [(name, 3) for name in SECTIONS]
+    assert "family b" in result.stdout
+    assert "family a" not in result.stdout
+    assert "2 of 2 hold" in result.stdout
+    assert "8 rows, all hold" in result.stdout
+
+
+def test_verbose_shows_every_row_and_its_terms(rows):
+    result = CliRunner().invoke(command, ["gap", "-v", "-q"])
+    assert "family a" in result.stdout
+    assert "family b" in result.stdout
+    assert "first; family a\n  half  0.5" in result.stdout
+    assert rows[1] == [("gap", 0)]
+
+
+def test_a_violation_is_shown_and_exits_with_one(rows):
+    rows[0]["rates"] = [CLOSE, BAD, BAD._replace(family="family d")]
+    result = CliRunner().invoke(command, ["rates", "-q"])
+    assert result.exit_code == 1
+    assert "family c" in result.stdout
+    assert "family d" in result.stdout
+    assert "3 rows, 2 VIOLATED" in result.stdout
+
+
+def test_json_holds_every_row(rows):
+    rows[0]["lemmas"] = [GOOD, BAD]
+    result = CliRunner().invoke(command, ["lemmas", "--json", "-q"])
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert found["passed"] is False
+    assert [row["verdict"] for row in found["sections"]["lemmas"]] == ["holds", "violated"]
+    assert found["sections"]["lemmas"][0]["terms"] == [["half", 0.5]]
+
+
+def test_nothing_checked_is_not_a_pass(rows):
+    rows[0]["gap"] = []
+    assert CliRunner().invoke(command, ["gap", "-q"]).exit_code == 1
+
+
+def test_one_real_section():
+    result = CliRunner().invoke(command, ["gap", "-q"])
+    assert result.exit_code == 0
+    assert "Lemma 2" in result.stdout
