@@ -30,7 +30,7 @@ def map_shape(network: Network) -> tuple[int, ...]:
 
 
 def to_jax(network: Network, w: np.ndarray) -> Params:
-    """The vector as arrays: convolution weights (kh, kw, I, O), columns after flattening in order (h, w, c)."""
+    """The vector as arrays: convolution weights (kh, kw, I, O), columns of `fc` in order (h, w, c)."""
     maps, out = map_shape(network), {}
     for name, view in network.layout.views(w).items():
         if view.ndim == 4:

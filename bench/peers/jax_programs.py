@@ -47,9 +47,7 @@ def round_(program: Round, style: str) -> Candidate:
     def local(centre: Params, x: jax.Array, y: jax.Array, batches: jax.Array):
         def step(w: Params, chosen: jax.Array):
             loss, g = loss_and_gradient(network, w, x[chosen], y[chosen], program.train)
-            new = {
-                key: w[key] - program.eta * (g[key] + program.lam * (w[key] - centre[key])) for key in g
-            }
+            new = {key: w[key] - program.eta * (g[key] + program.lam * (w[key] - centre[key])) for key in g}
             return {**w, **new}, loss
 
         if style != "unrolled":
@@ -118,7 +116,10 @@ def adaptation(program: Adaptation) -> Candidate:
 def inference(program: Inference) -> Candidate:
     """Logits."""
     network = program.model.network
-    arguments = to_jax(network, program.model.parameters()), to_images(program.model.samples(program.batch)[0])
+    arguments = (
+        to_jax(network, program.model.parameters()),
+        to_images(program.model.samples(program.batch)[0]),
+    )
     play = jax.jit(lambda params, x: run_layers(network.layers, params, x, False))
     return Candidate(
         "jax jit",

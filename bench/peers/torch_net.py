@@ -51,7 +51,11 @@ class ConvNet:
 
     @staticmethod
     def _block(layer: Conv2d | Gated) -> Block:
-        return Block(layer.body[0].name, layer.gate.name) if isinstance(layer, Gated) else Block(layer.name, None)
+        return (
+            Block(layer.body[0].name, layer.gate.name)
+            if isinstance(layer, Gated)
+            else Block(layer.name, None)
+        )
 
     def _stored(self, name: str, places: np.ndarray) -> np.ndarray:
         """Where the entries of a parameter come from, in the order in which they are stored."""

@@ -139,19 +139,3 @@ def grid(
         if not (pass_ == "input_grad" and geometry == FIRST_LAYER)
         for off in shares
     ]
-
-
-def smallest_cases() -> list[Case]:
-    """A smoke test: one tiny convolution and one tiny linear layer, dense and half closed."""
-    return grid((Geometry(3, 8, 8), linear(12, 8)), (2,), (0.0, 0.5))
-
-
-def usual_cases() -> list[Case]:
-    """What `refimpl bench` measures in a minute or two: the paper's layers at batch 32."""
-    return grid((FIRST_LAYER, *GRID, *LINEARS), (32,), OFF_SHARES)
-
-
-def all_cases() -> list[Case]:
-    """The whole grid: every batch size in float32, and dense float64."""
-    geometries = (FIRST_LAYER, *GRID, *LINEARS)
-    return grid(geometries, BATCHES, OFF_SHARES) + grid(GRID, BATCHES, (0.0,), "float64")

@@ -5,8 +5,7 @@ Source: mathematics.md §3, §4 (round), §6 (adaptation).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -17,11 +16,11 @@ from refimpl.bench.oracle import Arrays, Reference
 from refimpl.bench.programs import SEED, Adaptation, Inference, Program, Round
 from refimpl.bench.timing import Effort
 from refimpl.federated.adapt import AdaptSettings, adapt
-from refimpl.federated.local import LocalSettings, Objective, Task
+from refimpl.federated.local import LocalSettings
 from refimpl.federated.metagater import MetaGater
 from refimpl.federated.rounds import Participation, RoundRecord, State, run_rounds
 from refimpl.nn.context import Context, Gating
-from refimpl.nn.objective import NetworkTask
+from refimpl.nn.task import NetworkTask
 from refimpl.nn.work import dense_work, executed_work
 from refimpl.rng import SeedTree
 
@@ -31,22 +30,6 @@ from refimpl.rng import SeedTree
 TOLERANCE = 2e-3
 
 ProgramMaker = Callable[[Program, int], Candidate | None]  # program, threads
-
-
-@dataclass(frozen=True)
-class ByLayers:
-    """A task that hides its compiled iteration, so that the readable layers run."""
-
-    task: NetworkTask
-
-    @property
-    def size(self) -> int:
-        """Number of samples."""
-        return self.task.size
-
-    def draw(self, rng: np.random.Generator, count: int) -> Iterable[Objective]:
-        """The task's objectives."""
-        return self.task.draw(rng, count)
 
 
 def ours(program: Program, threads: int = 1, dtype: str = "float32", readable: bool = False) -> Candidate:
@@ -60,12 +43,10 @@ def _round(program: Round, threads: int, dtype: str, readable: bool) -> Candidat
     local = LocalSettings(program.lam, program.eta, program.steps)
     method = MetaGater(local, GhadimiLan(program.beta), program.penalty)
     network, w = program.model.network, program.model.parameters(dtype)
-    tasks: list[Task] = [
-        NetworkTask(network, x, y, Gating(), program.train, program.batch)
+    tasks = [
+        NetworkTask(network, x, y, Gating(), program.train, program.batch, compiled=not readable)
         for x, y in zip(*program.data(dtype), strict=True)
     ]
-    if readable:
-        tasks = [ByLayers(task) for task in tasks if isinstance(task, NetworkTask)]
     start = method.start(w)
 
     def run() -> tuple[State, RoundRecord]:
@@ -143,16 +124,16 @@ def time_program(program: Program, makers: Iterable[ProgramMaker], threads: int,
     """One row for each candidate that has this program; a refused one has `refused` instead of times."""
     made = [candidate for make in makers if (candidate := make(program, threads)) is not None]
     timings, errors, refused = measure(made, program_reference(program), effort)
-    facts = {
+    executed, dense = executed_flops(program), dense_flops(program)
+    facts: Row = {
         "program": program.label,
         "kind": type(program).__name__.lower(),
         "model": program.model.label,
         "off": program.model.off if program.model.gates else None,
         "threads": threads,
-        "dense_flops": dense_flops(program),
+        "dense_flops": dense,
     }
     skips = {candidate.name: candidate.skips for candidate in made}
-    executed, dense = executed_flops(program), facts["dense_flops"]
     rows = [
         facts
         | {"candidate": name, "error": errors[name]}
@@ -160,20 +141,6 @@ def time_program(program: Program, makers: Iterable[ProgramMaker], threads: int,
         for name, timing in timings.items()
     ]
     return rows + [facts | {"candidate": name, "refused": why} for name, why in refused.items()]
-
-
-def time_programs(
-    programs: Iterable[Program],
-    makers: Iterable[ProgramMaker],
-    threads: int,
-    effort: Effort,
-    told: Callable[[str], None],
-) -> Iterator[Row]:
-    """All rows of all programs; `told` hears of each program when it is done."""
-    makers = tuple(makers)
-    for program in programs:
-        yield from time_program(program, makers, threads, effort)
-        told(program.label)
 
 
 INSTALLED: tuple[ProgramMaker, ...] = (ours,)

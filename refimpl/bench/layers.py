@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from refimpl.bench.candidates import Candidate, Maker
@@ -65,13 +65,3 @@ def _facts(case: Case, name: str) -> Row:
         "dtype": case.dtype,
         "dense_flops": case.dense_flops,
     }
-
-
-def time_cases(
-    cases: Iterable[Case], makers: Iterable[Maker], effort: Effort, told: Callable[[str], None]
-) -> Iterator[Row]:
-    """All rows of all cases; `told` hears of each case when it is done."""
-    makers = tuple(makers)
-    for case in cases:
-        yield from time_case(case, makers, effort)
-        told(case.label)

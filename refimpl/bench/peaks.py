@@ -6,7 +6,7 @@ Each is checked before it is timed. The figures are per core: threads are pinned
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -61,7 +61,7 @@ TERMS, DISTINCT, BLOCKS = 1024, 32, 64
 
 
 def tile_peak(dtype: str, effort: Effort) -> Peak:
-    """The micro-kernel on operands that stay in the first-level cache: its accumulators never leave registers.
+    """The micro-kernel on operands in the first-level cache: its accumulators never leave registers.
 
     `BLOCKS` tiles of `TERMS` terms each; the terms go round `DISTINCT` vectors, so that nothing but the
     arithmetic and its loads is measured.
@@ -73,14 +73,16 @@ def tile_peak(dtype: str, effort: Effort) -> Peak:
     result = np.empty((TILE_ROWS, width), dtype=dtype)
     turn = np.arange(TERMS, dtype=np.int32) % DISTINCT
     row = np.append(np.arange(rows), rows - 1).astype(np.int32) % TILE_ROWS
-    arguments: tuple[Any, ...] = (
-        rows, TERMS, width, (scalars.ravel(), row * np.int32(DISTINCT), turn), panel.ravel(),
-        turn * np.int32(width), result.ravel(), row * np.int32(width), False, (False, scalars.ravel()),
-    )  # fmt: skip
-    sweep(*arguments)
+    c, off = result.ravel(), np.bool_(False)
+
+    def run() -> None:
+        sweep(
+            rows, TERMS, width, (scalars.ravel(), row * np.int32(DISTINCT), turn), panel.ravel(),
+            turn * np.int32(width), c, row * np.int32(width), off, off, c,
+        )  # fmt: skip
+
+    run()
     wanted = TERMS // DISTINCT * (scalars.astype(np.float64) @ panel.astype(np.float64))
     check("tile on registers", {"c": result}, Reference({"c": wanted}, rounding(dtype, TERMS)))
-    timing = interleave({"tile": lambda: sweep(*arguments)}, effort)["tile"]
-    return Peak(
-        "tile on registers", dtype, TERMS, 2e-9 * rows * TERMS * width / timing.seconds, timing.noise
-    )
+    timing = interleave({"tile": run}, effort)["tile"]
+    return Peak("tile on registers", dtype, TERMS, 2e-9 * rows * TERMS * width / timing.seconds, timing.noise)

@@ -10,6 +10,7 @@ closed; the margin keeps a channel closed while phi is trained for a few steps.)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +19,7 @@ import numpy as np
 from refimpl import prox
 from refimpl.nn import zoo
 from refimpl.nn.network import Network
-from refimpl.nn.objective import draw_batches
+from refimpl.nn.task import draw_batches
 from refimpl.rng import SeedTree
 
 SEED = 0
@@ -27,7 +28,7 @@ RHO = 0.01
 
 @dataclass(frozen=True)
 class Model:
-    """A network of the zoo (`mlp` or `cnn3`), the layers that carry gates, and the share of channels off."""
+    """A network of the zoo (mlp, cnn3, digits), the layers that carry gates, the share of channels off."""
 
     kind: str
     gates: tuple[str, ...] = ()
@@ -36,7 +37,8 @@ class Model:
     @cached_property
     def network(self) -> Network:
         """The layers."""
-        return zoo.MODELS[self.kind](gates=self.gates)
+        makers: dict[str, Callable[..., Network]] = {"mlp": zoo.mlp, "cnn3": zoo.cnn3, "digits": zoo.digits}
+        return makers[self.kind](gates=self.gates)
 
     @property
     def label(self) -> str:
@@ -143,27 +145,3 @@ def cnn3_round(steps: int, off: float | None, train: tuple[str, ...] = ("theta",
     """20 nodes on CIFAR shapes; off: share of conv 3's channels closed, None for no gates at all."""
     model = Model("cnn3") if off is None else Model("cnn3", ("conv3",), off)
     return Round(model, nodes=20, steps=steps, batch=20, train=train)
-
-
-def smallest_programs() -> list[Program]:
-    """One of each kind, as small as they get."""
-    digits = Model("digits", ("conv2",), 0.5)
-    return [
-        Round(digits, nodes=2, steps=2, batch=3, samples=5),
-        Adaptation(digits, support=4),
-        Inference(digits, 2),
-    ]
-
-
-def usual_programs() -> list[Program]:
-    """The grid of the README: rounds, adaptations and inferences at several shares of channels off."""
-    rounds = [MLP_ROUND]
-    for steps in (1, 5):
-        rounds.append(cnn3_round(steps, None))
-        rounds += [cnn3_round(steps, off) for off in (0.0, 0.5, 0.75)]
-        rounds += [cnn3_round(steps, off, ("theta",)) for off in (0.0, 0.5, 0.75)]
-    adaptations = [Adaptation(Model("cnn3", ("conv3",), off)) for off in (0.0, 0.5, 0.75)]
-    models = [Model("cnn3")]
-    models += [Model("cnn3", ("conv3",), off) for off in (0.0, 0.5, 0.75)]
-    models += [Model("cnn3", CONVS, 0.75)]
-    return [*rounds, *adaptations, *(Inference(model, batch) for model in models for batch in (1, 32, 256))]
