@@ -35,7 +35,7 @@ ROOMS = (
     ("record",),
     ("report",),
     ("experiment",),
-    ("comparison", "warmup"),
+    ("comparison", "warmup", "bench"),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
