@@ -38,8 +38,10 @@ def installed() -> list[str]:
     ]
 
 
-def available(names: list[str]) -> Peers:
-    """The candidates of the named frameworks."""
+def available(names: list[str], threads: int) -> Peers:
+    """The candidates of the named frameworks, which are told to use `threads` threads."""
+    if "torch" in names:
+        import_module("torch").set_num_threads(threads)
     modules = [import_module(f"bench.peers.{module}") for name in names for module in MODULES[name]]
     return Peers(*(_offers(modules, kind) for kind in ("LAYERS", "PROGRAMS", "PRODUCTS")))
 

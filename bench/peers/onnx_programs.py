@@ -10,6 +10,7 @@ from dataclasses import replace
 from onnx import helper
 
 from bench.peers.onnx_graph import conv_node, session
+from bench.peers.onnx_names import DENSE
 from refimpl.bench.candidates import Candidate
 from refimpl.bench.endtoend import program_reference
 from refimpl.bench.programs import Inference, Model, Program
@@ -17,8 +18,6 @@ from refimpl.nn.gate import Gated
 from refimpl.nn.layers import Conv2d, Layer, Linear
 from refimpl.nn.pointwise import ReLU
 from refimpl.nn.pooling import Flatten, MaxPool2d
-
-DENSE = "onnxruntime (no gates)"
 
 
 def flat(layers: tuple[Layer, ...]) -> list[Layer]:
