@@ -36,7 +36,7 @@ ROOMS = (
     ("report",),
     ("warmup",),
     ("experiment",),
-    ("comparison",),
+    ("comparison", "bench"),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}

@@ -19,25 +19,27 @@ from refimpl.kernels.plain import is_on
 @kernel
 def relu_forward(x, mask, y):
     """y = max(x, 0); NaN passes through."""
+    zero = y.dtype.type(0)  # a plain 0 would make the selection, and the loop, one of float64
     for n in range(x.shape[0]):
         for c in range(x.shape[1]):
             if is_on(mask, n, c):
                 for p in range(x.shape[2]):
-                    y[n, c, p] = 0 if x[n, c, p] <= 0 else x[n, c, p]
+                    y[n, c, p] = zero if x[n, c, p] <= zero else x[n, c, p]
             else:
-                y[n, c, :] = 0
+                y[n, c, :] = zero
 
 
 @kernel
 def relu_backward(dy, y, mask, dx):
     """dx = dy where the output y is positive, else 0."""
+    zero = dx.dtype.type(0)
     for n in range(y.shape[0]):
         for c in range(y.shape[1]):
             if is_on(mask, n, c):
                 for p in range(y.shape[2]):
-                    dx[n, c, p] = 0 if y[n, c, p] <= 0 else dy[n, c, p]
+                    dx[n, c, p] = zero if y[n, c, p] <= zero else dy[n, c, p]
             else:
-                dx[n, c, :] = 0
+                dx[n, c, :] = zero
 
 
 @kernel

@@ -205,6 +205,9 @@ def _forward(op, w, n, how, space):
         if op.scales:
             factor = _rows(values, op.spare, n, op.output[0])
             activation.scale_channels(x, factor, y)
+    elif op.kind == RELU and op.writes == NOWHERE:
+        size = n * y.shape[1] * y.shape[2]  # one long channel: its loop is vectorised
+        activation.relu_forward(x.reshape(1, 1, size), _mask(masks, NOWHERE, n, 1), y.reshape(1, 1, size))
     elif op.kind == RELU:
         activation.relu_forward(x, _mask(masks, op.writes, n, op.output[0]), y)
     elif op.kind == SOFTPLUS:
@@ -338,7 +341,12 @@ def _elementwise_backward(op, n, space, dy_mask):
     """Activations and pooling."""
     values, slopes = space.values, space.slopes
     dy, dx = _maps(slopes, op.dy, n, op.output), _maps(slopes, op.dx, n, op.input)
-    if op.kind == RELU:
+    if op.kind == RELU and op.dy_mask == NOWHERE:
+        y, size = _maps(values, op.y, n, op.output), n * dy.shape[1] * dy.shape[2]
+        activation.relu_backward(
+            dy.reshape(1, 1, size), y.reshape(1, 1, size), dy_mask, dx.reshape(1, 1, size)
+        )
+    elif op.kind == RELU:
         activation.relu_backward(dy, _maps(values, op.y, n, op.output), dy_mask, dx)
     elif op.kind == SOFTPLUS:
         activation.softplus_backward(dy, _maps(values, op.x, n, op.input), dy_mask, dx)
