@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from refimpl.kernels.dot import PARTIAL_SUMS, dot_sweep
+from refimpl.kernels.dot import dot_sweep
 from refimpl.kernels.jit import kernel
 from refimpl.kernels.panels import cut, row_table
+from refimpl.kernels.sums import PARTIAL_SUMS
 from refimpl.kernels.tile import sweep
 
 

@@ -32,7 +32,7 @@ from refimpl.kernels.panels import (
     transpose,
     whole_vectors,
 )
-from refimpl.kernels.simd import interleaved_sum
+from refimpl.kernels.sums import total
 from refimpl.kernels.target import VECTOR_BYTES
 from refimpl.kernels.tile import sweep
 from refimpl.kernels.tiled_conv import close_channels, forward_taps
@@ -110,7 +110,7 @@ def _load_image(sample, channels, count, plane_at, place, image):
 def _add_bias_gradient(gradient, channels, count, pixels, dbias):
     """dbias += the sum over the pixels of each listed channel of one sample."""
     for i in range(count):
-        dbias[channels[i]] += interleaved_sum(gradient, channels[i] * pixels, pixels)
+        dbias[channels[i]] += total(gradient, channels[i] * pixels, pixels)
 
 
 @kernel
