@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from refimpl.kernels.dot import dot_sweep
-from refimpl.kernels.jit import kernel
+from refimpl.kernels.jit import brief, kernel
 from refimpl.kernels.panels import cut, row_table
 from refimpl.kernels.sums import PARTIAL_SUMS
 from refimpl.kernels.tile import sweep
@@ -31,6 +31,7 @@ def scratch(n_samples, features, outputs, itemsize):
 @kernel
 def _used(mask, columns, out):
     """List the columns that are open in at least one row of the mask; returns how many."""
+    brief()
     count = 0
     for c in range(columns):
         used = mask.shape[0] == 0
@@ -57,6 +58,7 @@ def _silenced(x, mask, out):
 @kernel
 def _runs(mask, features, starts, stops):
     """List the longest runs of features that are open in at least one sample; returns how many."""
+    brief()
     if mask.shape[0] == 0:
         starts[0], stops[0] = 0, features
         return 1
@@ -75,6 +77,7 @@ def _runs(mask, features, starts, stops):
 @kernel
 def _rows_at(count, step, table):
     """table[i] = i * step, and the last entry repeated to the end: blocks of rows may reach beyond."""
+    brief()
     for i in range(table.size):
         table[i] = max(0, min(i, count - 1)) * step
 
@@ -82,6 +85,7 @@ def _rows_at(count, step, table):
 @kernel
 def _term_blocks(mask, features, groups, out):
     """List where the runs of 16 features start of which some are open in some sample; returns how many."""
+    brief()
     count, size = 0, features // max(1, mask.shape[1])
     used = _used(mask, mask.shape[1], groups)
     g = 0
@@ -97,6 +101,7 @@ def _term_blocks(mask, features, groups, out):
 @kernel
 def forward(x, weight, bias, reads, writes, floats, ints, y):
     """y = x weight^T + bias on the outputs of `writes`; see `plain.linear_forward`."""
+    brief()
     n_samples, features = x.shape
     outputs = weight.shape[0]
     copy, floats = cut(floats, n_samples * features)
@@ -140,6 +145,7 @@ def forward(x, weight, bias, reads, writes, floats, ints, y):
 @kernel
 def input_grad(dy, weight, dy_mask, dx_mask, floats, ints, dx):
     """dx = dy weight on the features of `dx_mask`; see `plain.linear_input_grad`."""
+    brief()
     n_samples, outputs = dy.shape
     features = weight.shape[1]
     starts, ints = cut(ints, features)
@@ -172,6 +178,7 @@ def input_grad(dy, weight, dy_mask, dx_mask, floats, ints, dx):
 @kernel
 def weight_grad(x, dy, x_mask, dy_mask, floats, ints, dweight, dbias):
     """dweight = dy^T x and dbias = column sums of dy; see `plain.linear_weight_grad`."""
+    brief()
     n_samples, features = x.shape
     outputs = dy.shape[1]
     starts, ints = cut(ints, features)
