@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            value = getattr(self, item.name)
-            _check_type(item.name, str(item.type), value)
-            if item.metadata["choices"]:
-                one_of("config", item.name, value, item.metadata["choices"])
+            _check_value("config", item, getattr(self, item.name))
         _check_ranges(self)
 
     def table(self) -> dict[str, Any]:
@@ -90,7 +87,9 @@ class Config:
         return asdict(self)
 
 
-def _check_type(name: str, wanted: str, value: object) -> None:
+def _check_value(source: str, item: Field[Any], value: object) -> None:
+    """Raise unless `value` has the option's type and is one of its choices; `source` is who gave it."""
+    wanted = str(item.type)
     kinds: dict[str, tuple[type, ...]]
     kinds = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
     if wanted == "list[str]":
@@ -98,7 +97,9 @@ def _check_type(name: str, wanted: str, value: object) -> None:
     else:
         good = isinstance(value, kinds[wanted]) and (wanted == "bool" or not isinstance(value, bool))
     if not good:
-        raise ConfigError(f"config: {name} must be {wanted}, got {value!r}")
+        raise ConfigError(f"{source}: {item.name} must be {wanted}, got {value!r}")
+    if item.metadata["choices"]:
+        one_of(source, item.name, value, item.metadata["choices"])
 
 
 _AT_LEAST = {
@@ -116,10 +117,13 @@ def _check_ranges(config: Config) -> None:
     for name in _POSITIVE:
         if not getattr(config, name) > 0:
             raise ConfigError(f"config: {name} must be positive, got {getattr(config, name)}")
-    for name in ("test_share", "snip_keep"):
-        if not 0 < getattr(config, name) <= 1:
-            raise ConfigError(f"config: {name} must lie in (0, 1], got {getattr(config, name)}")
-    if config.node_max < config.node_min:
+    if not 0 < config.test_share < 1:
+        raise ConfigError(f"config: test_share must lie in (0, 1), got {config.test_share}")
+    if not 0 < config.snip_keep <= 1:
+        raise ConfigError(f"config: snip_keep must lie in (0, 1], got {config.snip_keep}")
+    if config.node_max > 0 and config.node_min < 1:
+        raise ConfigError(f"config: node_min must be at least 1, got {config.node_min}: no node may be empty")
+    if 0 < config.node_max < config.node_min:
         raise ConfigError(f"config: node_max {config.node_max} is below node_min {config.node_min}")
     if config.per_round > config.nodes:
         raise ConfigError(f"config: per_round {config.per_round} exceeds nodes {config.nodes}; use 0 for all")
@@ -147,15 +151,16 @@ def preset(dataset: str) -> dict[str, Any]:
 
 def _layer(table: Mapping[str, Any], method: str, source: str) -> dict[str, Any]:
     """The table's plain keys, overridden by those of its section for the method."""
-    known = {item.name for item in fields(Config)}
+    known = {item.name: item for item in fields(Config)}
     plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
     for section, content in table.items():
         if isinstance(content, dict):
             one_of(source, "section", section, METHODS)
             if section == method:
                 plain.update(content)
-    for key in plain:
+    for key, value in plain.items():
         one_of(source, "key", key, tuple(sorted(known)))
+        _check_value(source, known[key], value)
     return plain
 
 

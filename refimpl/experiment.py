@@ -19,7 +19,7 @@ from refimpl.config import Config, from_table
 from refimpl.data.catalog import load
 from refimpl.data.node import Node
 from refimpl.data.partition import Partition, make_nodes
-from refimpl.errors import InputError
+from refimpl.errors import DataError, InputError
 from refimpl.federated.adapt import AdaptSettings, NodeReport, report_node
 from refimpl.federated.fedavg import FedAvg
 from refimpl.federated.local import LocalSettings
@@ -34,6 +34,7 @@ from refimpl.nn.task import NetworkTask
 from refimpl.pruning.snip import prune_channels
 from refimpl.record import RunFolder
 from refimpl.rng import SeedTree
+from refimpl.warmup import warm_up
 
 OnRound = Callable[[RoundRecord], None]
 
@@ -80,7 +81,10 @@ def build_network(config: Config, input_shape: Sequence[int], classes: int, gate
         return zoo.mlp((int(np.prod(input_shape)), 100, classes), gates)
     if config.model == "digits":
         if tuple(input_shape) != (1, 8, 8):
-            raise InputError(f"model digits reads 8x8 grey images, {config.dataset} has {tuple(input_shape)}")
+            raise InputError(
+                f"model digits: expected 8x8 grey images, {config.dataset} has images of shape "
+                f"{tuple(input_shape)}; choose one of mlp, cnn3, cnn7"
+            )
         return zoo.digits(classes=classes, gates=gates)
     build = zoo.cnn3 if config.model == "cnn3" else zoo.cnn7
     return build(tuple(input_shape), classes=classes, gates=gates)
@@ -209,8 +213,11 @@ def _restore(folder: RunFolder, fresh: State) -> tuple[State, int, float]:
         folder.truncate_metrics(0)
         return fresh, 0, math.nan
     done, state, meta = folder.load_checkpoint(like=fresh)
+    first_loss = meta.get("first_loss")
+    if not isinstance(first_loss, float):
+        raise DataError(f"{folder.path}: expected a checkpoint with round 1's loss, found {first_loss!r}")
     folder.truncate_metrics(done)
-    return state, done, float(meta["first_loss"])
+    return state, done, first_loss
 
 
 def adapt_settings(experiment: Experiment) -> AdaptSettings:
@@ -221,7 +228,11 @@ def adapt_settings(experiment: Experiment) -> AdaptSettings:
 
 
 def adapt_targets(experiment: Experiment, w: np.ndarray) -> list[NodeReport]:
-    """Adapt and test the meta-model w at every target node; `metasnip` prunes there first."""
+    """Adapt and test the meta-model w at every target node; `metasnip` prunes there first.
+
+    Kernels are compiled beforehand, so that no stage's seconds are the compiler's.
+    """
+    warm_up(experiment.config.dtype)
     settings = adapt_settings(experiment)
     reports = []
     for node in experiment.target_nodes:
@@ -244,5 +255,6 @@ def pruned_at(experiment: Experiment, w: np.ndarray, node: Node) -> tuple[Networ
 def reopen(folder: RunFolder, data_dir: str | Path | None = None) -> tuple[Experiment, np.ndarray]:
     """A finished run's experiment and its meta-model."""
     experiment = prepare(from_table(folder.config), data_dir)
-    arrays = folder.load_model()
-    return experiment, experiment.network.layout.from_arrays(arrays, experiment.config.dtype)
+    layout, dtype = experiment.network.layout, experiment.config.dtype
+    arrays = folder.load_model(like=layout.views(np.empty(layout.size, dtype)))
+    return experiment, layout.from_arrays(arrays, dtype)

@@ -7,27 +7,32 @@ byte-reproducible, so that a resumed run can be compared with an uninterrupted o
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import io
 import json
-import math
 import os
-import platform
-import re
 import shutil
-import subprocess
 import tomllib
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from refimpl._version import __version__
-from refimpl.errors import ConfigError, DataError, InputError, RunError
+from refimpl.environment import environment
+from refimpl.errors import DataError, InputError, RunError
+from refimpl.storage import (
+    Arrays,
+    check_like,
+    json_text,
+    npz_bytes,
+    plain,
+    read_bytes,
+    read_npz,
+    reason,
+    sync_folder,
+    toml_text,
+    write_whole,
+)
 
 try:
     import fcntl
@@ -36,207 +41,10 @@ try:
 except ImportError:  # Windows has no locks of this kind: runs are not guarded there
     CAN_LOCK = False
 
-Arrays = dict[str, np.ndarray]
-
 CONFIG, METRICS, ENVIRONMENT = "config.toml", "metrics.jsonl", "environment.json"
 CHECKPOINT, MODEL, REPORT, LOCK = "checkpoint.npz", "meta_model.npz", "report", ".lock"
 OWN_FILES = frozenset({CONFIG, METRICS, ENVIRONMENT, CHECKPOINT, MODEL, REPORT, LOCK})
 META = "__meta__"  # the entry of a checkpoint that is not an array of the state
-
-# --- TOML -------------------------------------------------------------------------------------------
-
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
-
-
-def toml_text(table: Mapping[str, Any]) -> str:
-    """A flat table of str, int, float, bool and lists of them as TOML that `tomllib` reads back equal.
-
-    Raises `ConfigError` for any other value (None, tuples, nested tables, NumPy scalars).
-    """
-    return "".join(f"{_toml_key(key)} = {_toml_value(key, value)}\n" for key, value in table.items())
-
-
-def _toml_key(key: str) -> str:
-    return key if _BARE_KEY.fullmatch(key) else _toml_string(key)
-
-
-def _toml_value(key: str, value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if type(value) is int:
-        return str(value)
-    if type(value) is float:
-        return repr(value)  # shortest text that reads back to the same float; also inf and nan
-    if type(value) is str:
-        return _toml_string(value)
-    if type(value) is list:
-        return f"[{', '.join(_toml_value(key, item) for item in value)}]"
-    raise ConfigError(
-        f"{CONFIG}: {key} must be str, int, float, bool or list, got {type(value).__name__}; convert it first"
-    )
-
-
-def _toml_string(text: str) -> str:
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ConfigError(f"{CONFIG}: {text!r} is not valid Unicode; rename it")
-    return '"' + "".join(_ESCAPES.get(letter, _visible(letter)) for letter in text) + '"'
-
-
-def _visible(letter: str) -> str:
-    return letter if letter >= " " and letter != "\x7f" else f"\\u{ord(letter):04x}"
-
-
-# --- files that are whole or absent -----------------------------------------------------------------
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`: readers see the old file or the new one, even after a power cut.
-
-    Raises `RunError` where the system refuses (disk full, no permission); the old file is then intact.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            _sync_folder(path.parent)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise RunError(f"{path}: cannot write: {_reason(error)}; what was there before is intact") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable (POSIX; elsewhere folders cannot be opened)."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or type(error).__name__).lower()
-
-
-# --- array files ------------------------------------------------------------------------------------
-
-
-def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """`arrays` as an .npz file that depends on names and values only: sorted, no times, not compressed."""
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
-        for name in sorted(arrays):
-            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            entry.create_system = 3  # the same bytes on every platform
-            entry.external_attr = 0o644 << 16
-            file.writestr(entry, _npy_bytes(name, arrays[name]))
-    return archive.getvalue()
-
-
-def _npy_bytes(name: str, value: np.ndarray) -> bytes:
-    array = np.asarray(value, order="C")
-    if array.dtype.hasobject:
-        raise InputError(f"npz: {name} must be a numeric array, got dtype {array.dtype}; convert it first")
-    content = io.BytesIO()
-    little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    np.lib.format.write_array(content, little_endian, version=(1, 0), allow_pickle=False)
-    return content.getvalue()
-
-
-def read_npz(path: Path) -> Arrays:
-    """All arrays of an .npz file; `DataError` naming the file where it is missing, corrupt or pickled."""
-    try:
-        with open(path, "rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise DataError(f"{path}: expected an .npz archive of arrays, found a single array")
-            return {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot read: {_reason(error)}") from None
-    except _NOT_AN_ARCHIVE as error:
-        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"{path}: expected an .npz archive of plain arrays, found damage ({detail})"
-        ) from None
-
-
-# All that zipfile and NumPy raise on damaged or hostile bytes.
-_NOT_AN_ARCHIVE = (
-    zipfile.BadZipFile,
-    ValueError,
-    EOFError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    MemoryError,
-    SyntaxError,
-    OverflowError,
-    TypeError,
-)
-
-
-def check_like(path: Path, found: Mapping[str, np.ndarray], like: Mapping[str, np.ndarray]) -> None:
-    """Raise `DataError` unless `found` has exactly the names, shapes and dtypes of `like`."""
-    missing, extra = sorted(set(like) - set(found)), sorted(set(found) - set(like))
-    if missing or extra:
-        raise DataError(
-            f"{path}: expected {len(like)} arrays; missing: {', '.join(missing) or 'none'}, "
-            f"unknown: {', '.join(extra) or 'none'}; was it made with another configuration?"
-        )
-    for name in sorted(like):
-        wanted, got = like[name], found[name]
-        if (wanted.shape, wanted.dtype) != (got.shape, got.dtype):
-            raise DataError(
-                f"{path}: expected {name} as {wanted.dtype} of shape {wanted.shape}, "
-                f"found {got.dtype} of shape {got.shape}; was it made with another configuration?"
-            )
-
-
-# --- metrics ----------------------------------------------------------------------------------------
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON knows it: NumPy scalars and arrays, tuples become plain; NaN and infinities null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain(item) for item in value]
-    return value
-
-
-def _metric_lines(path: Path, content: bytes) -> Iterator[tuple[dict[str, Any], int]]:
-    """Each round's record with the position just behind its line; a last line cut short is left out."""
-    end = 0
-    for number, line in enumerate(content.splitlines(keepends=True), start=1):
-        if not line.endswith(b"\n"):
-            return
-        end += len(line)
-        try:
-            record = json.loads(line)
-            _ = int(record["round"])
-        except (ValueError, TypeError, KeyError):
-            raise DataError(
-                f"{path}: expected a JSON record with a round in line {number}, found {line[:40]!r}"
-            ) from None
-        yield record, end
-
-
-# --- the folder -------------------------------------------------------------------------------------
 
 
 class Checkpoint(NamedTuple):
@@ -273,7 +81,7 @@ class RunFolder:
             building.mkdir()
             (building / REPORT).mkdir()
             write_whole(building / CONFIG, text.encode())
-            write_whole(building / ENVIRONMENT, _json_bytes(environment(threads)))
+            write_whole(building / ENVIRONMENT, json_text(environment(threads)).encode())
             write_whole(building / METRICS, b"")
             run = cls(path, _take_lock(building))
             try:
@@ -283,7 +91,7 @@ class RunFolder:
                 raise
             return run
         except OSError as error:
-            raise RunError(f"{path}: cannot make a run folder: {_reason(error)}") from None
+            raise RunError(f"{path}: cannot make a run folder: {reason(error)}") from None
         finally:
             shutil.rmtree(building, ignore_errors=True)
 
@@ -341,12 +149,12 @@ class RunFolder:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise RunError(f"{path}: cannot write: {_reason(error)}; the last checkpoint is intact") from None
+            raise RunError(f"{path}: cannot write: {reason(error)}; the last checkpoint is intact") from None
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rounds' records in order; values that were NaN are None."""
         path = self.path / METRICS
-        return [record for record, _ in _metric_lines(path, _read(path))]
+        return [record for record, _ in _metric_lines(path, read_bytes(path))]
 
     def truncate_metrics(self, round_: int) -> None:
         """Forget the rounds after `round_`, and a last line cut short.
@@ -354,7 +162,7 @@ class RunFolder:
         Raises `DataError` unless the rounds 1..round_ are then there, each once and in order.
         """
         path = self.path / METRICS
-        content = _read(path)
+        content = read_bytes(path)
         kept = [(record, end) for record, end in _metric_lines(path, content) if record["round"] <= round_]
         rounds = [int(record["round"]) for record, _ in kept]
         if rounds != list(range(1, round_ + 1)):
@@ -419,9 +227,26 @@ class RunFolder:
         try:
             self.report.mkdir(exist_ok=True)
         except OSError as error:
-            raise RunError(f"{path}: cannot write: {_reason(error)}") from None
-        write_whole(path, _json_bytes(content))
+            raise RunError(f"{path}: cannot write: {reason(error)}") from None
+        write_whole(path, json_text(content).encode())
         return path
+
+
+def _metric_lines(path: Path, content: bytes) -> Iterator[tuple[dict[str, Any], int]]:
+    """Each round's record with the position just behind its line; a last line cut short is left out."""
+    end = 0
+    for number, line in enumerate(content.splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            return
+        end += len(line)
+        try:
+            record = json.loads(line)
+            _ = int(record["round"])
+        except (ValueError, TypeError, KeyError):
+            raise DataError(
+                f"{path}: expected a JSON record with a round in line {number}, found {line[:40]!r}"
+            ) from None
+        yield record, end
 
 
 def _read_header(path: Path, entry: np.ndarray | None) -> tuple[int, dict[str, Any], list[str]]:
@@ -434,17 +259,6 @@ def _read_header(path: Path, entry: np.ndarray | None) -> tuple[int, dict[str, A
     if type(round_) is not int or round_ < 0 or not isinstance(meta, dict) or not isinstance(names, list):
         raise DataError(f"{path}: expected a round of at least 0 with its meta data, found {round_!r}")
     return round_, meta, names
-
-
-def _json_bytes(content: Any) -> bytes:
-    return (json.dumps(plain(content), indent=2, allow_nan=False) + "\n").encode()
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot read: {_reason(error)}") from None
 
 
 def _ranges(rounds: Sequence[int]) -> str:
@@ -475,7 +289,7 @@ def _move_into_place(building: Path, path: Path, force: bool) -> None:
         if path.is_dir():
             path.rmdir()  # an empty folder goes, any other is an error
         os.rename(building, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         return
     old_lock = _take_lock(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.old")
@@ -486,7 +300,7 @@ def _move_into_place(building: Path, path: Path, force: bool) -> None:
         except OSError:
             os.rename(aside, path)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         shutil.rmtree(aside)
     finally:
         _release(old_lock)
@@ -511,71 +325,10 @@ def _take_lock(folder: Path) -> int | None:
         if error.errno in _NO_LOCKS:
             return None
         if not isinstance(error, (BlockingIOError, FileNotFoundError)):
-            raise RunError(f"{folder}: cannot be locked: {_reason(error)}") from None
+            raise RunError(f"{folder}: cannot be locked: {reason(error)}") from None
     raise RunError(f"{folder}: in use by another refimpl process; wait for it or choose another folder")
 
 
 def _release(handle: int | None) -> None:
     if handle is not None:
         os.close(handle)
-
-
-# --- the environment --------------------------------------------------------------------------------
-
-
-def environment(threads: int | None = None) -> dict[str, Any]:
-    """What a run's numbers and times may depend on: versions, CPU, threads, commit; nothing personal."""
-    return {
-        "refimpl": __version__,
-        "commit": _commit(),
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "packages": {name: _version(name) for name in ("numpy", "numba", "llvmlite", "scipy", "click")},
-        "platform": " ".join(
-            part for part in (platform.system(), platform.machine(), *platform.libc_ver()) if part
-        ),
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": threads,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu() -> dict[str, Any]:
-    """Model name, and name and features as the compiler sees them (`NUMBA_CPU_*` overrides included)."""
-    from llvmlite import binding as llvm  # only here: importing the package must stay cheap
-
-    features = os.environ.get("NUMBA_CPU_FEATURES") or llvm.get_host_cpu_features().flatten()
-    return {
-        "model": _cpu_model(),
-        "name": os.environ.get("NUMBA_CPU_NAME") or llvm.get_host_cpu_name(),
-        "features": sorted(item[1:] for item in features.split(",") if item.startswith("+")),
-    }
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        if match:
-            return match.group(1)
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """Commit of the checkout this package runs from, `-dirty` if edited; None for an installed package."""
-    here = Path(__file__)
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(here.parent), *words]
-        return subprocess.run(command, capture_output=True, check=True, timeout=10, text=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", here.name)  # not merely installed below someone's checkout
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    except (OSError, subprocess.SubprocessError):
-        return None

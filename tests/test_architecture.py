@@ -18,7 +18,7 @@ ROOT = Path(refimpl.__file__).parent
 # From top to bottom; a module may import its own room and those above. A new room needs a place here.
 ROOMS = (
     ("_version",),
-    ("errors", "rng"),
+    ("errors", "rng", "tables"),
     ("kernels",),
     ("nn",),
     ("gradcheck",),
@@ -30,11 +30,13 @@ ROOMS = (
     ("pruning", "cooperative"),
     ("theory",),
     ("golden",),
-    ("config",),
+    ("presets", "config"),
+    ("storage", "environment"),
     ("record",),
     ("report",),
+    ("warmup",),
     ("experiment",),
-    ("comparison", "warmup"),
+    ("comparison", "bench"),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
@@ -49,7 +51,7 @@ OUTSIDE = {
     "matplotlib": {"report"},
 }
 
-ASKED_ONLY = {("refimpl.record", "llvmlite")}  # for the processor's name, which a run writes down
+ASKED_ONLY = {("refimpl.environment", "llvmlite")}  # for the processor's name, which a run writes down
 
 # Methods, theory and solvers see objectives, never networks; adaptation switches sub-networks.
 BLIND_TO_NETWORKS = ("prox", "accel", "problems", "theory", "federated")

@@ -18,7 +18,8 @@ import pytest
 from refimpl.cli import app
 from refimpl.config import Config, resolve
 from refimpl.errors import RefimplError
-from refimpl.record import RunFolder, npz_bytes, toml_text
+from refimpl.record import RunFolder
+from refimpl.storage import npz_bytes, toml_text
 
 SMALL = ("--dataset", "digits", "--nodes", "2", "--targets", "1", "--rounds", "2", "--local-steps", "1", "-q")
 

@@ -18,6 +18,7 @@ from refimpl.cli import app
 from refimpl.cli.interrupt import stop_requests
 from refimpl.config import METHODS
 from refimpl.record import RunFolder
+from refimpl.storage import npz_bytes, read_npz
 
 ROUNDS = 12
 RUN = ("--dataset", "digits", "--method", "metagater", "--nodes", "3", "--targets", "2", "--local-steps", "2")
@@ -298,6 +299,37 @@ def test_adaptation_settings_can_be_replaced(refimpl, tmp_path):
     assert result["settings"]["adapt_steps"] == 0
     assert all(node["accuracy_before"] == node["accuracy_after"] for node in result["nodes"])
     assert refimpl("adapt", "run", "--eta-phi", "-1")[0] == app.WRONG_USE
+
+
+def test_a_model_of_another_shape_is_refused_by_the_name_of_its_file(refimpl, tmp_path):
+    refimpl("train", *SHORT, "--out", "run")
+    file = tmp_path / "run" / "meta_model.npz"
+    arrays = read_npz(file)
+    arrays["conv1.bias"] = np.zeros(7, arrays["conv1.bias"].dtype)
+    file.write_bytes(npz_bytes(arrays))
+    code, out, err = refimpl("adapt", "run")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "meta_model.npz: expected conv1.bias as float32 of shape (16,)" in err
+    assert list((tmp_path / "run" / "report").iterdir()) == []
+
+
+def test_a_checkpoint_without_the_first_loss_is_refused(refimpl, tmp_path):
+    refimpl("train", *SHORT, "--out", "run")
+    with RunFolder.open(tmp_path / "run") as run:
+        saved = run.load_checkpoint()
+        run.save_checkpoint(saved.round, saved.arrays, {})
+    code, _, err = refimpl("train", "--out", "run", "--resume", "-q")
+    assert code == 2
+    assert err == "refimpl: run: expected a checkpoint with round 1's loss, found None\n"
+
+
+def test_what_to_do_next_says_where_the_data_are(refimpl, tmp_path):
+    (tmp_path / "my data").mkdir()
+    assert (
+        "refimpl adapt run --data-dir 'my data'"
+        in refimpl("train", *SHORT, "--out", "run", "--data-dir", "my data")[1]
+    )
 
 
 def test_a_run_without_targets_cannot_be_adapted(refimpl):

@@ -19,9 +19,8 @@ PLAIN, GATED = zoo.digits((3, 5), gates=()), zoo.digits((3, 5), gates=("conv1", 
 def case():
     rng = np.random.default_rng(1)
     x, y = rng.standard_normal((6, 1, 8, 8)), rng.integers(0, 10, 6)
-    return PLAIN.layout.initialise(SeedTree(2), "float64"), NetworkObjective(
-        PLAIN, x, y, Context(train=("theta",))
-    )
+    objective = NetworkObjective(PLAIN, x, y, Context(train=("theta",)))
+    return PLAIN.layout.initialise(SeedTree(2), "float64"), objective
 
 
 def slope(objective, w, entries):

@@ -25,6 +25,7 @@ COMMANDS = {
     "train": "Meta-train one method on one data set into a run folder.",
     "adapt": "Adapt a run's meta-model at its target nodes, in two stages.",
     "theory": "Check the paper's lemmas, theorem and rates numerically.",
+    "bench": "Time layers and whole programs, dense and gated, against the FLOPs they execute.",
     "gradcheck": "Check gradients against central differences, in float64.",
     "warmup": "Compile the kernels for this machine and keep them on disk.",
     "info": "Show versions, CPU features, threads, kernels and folders.",

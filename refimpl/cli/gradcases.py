@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refimpl.config import USUAL_GATES
 from refimpl.gradcheck import SlotError, check_network, probe, slot_errors
 from refimpl.kernels.loss import softmax_cross_entropy
 from refimpl.nn.chain import Residual
@@ -21,7 +22,6 @@ from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 from refimpl.nn.zoo import MODELS
 from refimpl.rng import SeedTree
 
-GATED_LAYERS = {"mlp": ("fc1",), "digits": ("conv2",), "cnn3": ("conv3",), "cnn7": ("conv5", "conv6")}
 # Channel counts of the large models under --all: each evaluation is done hundreds of times.
 NARROW = {"cnn3": (8, 16, 32), "cnn7": (4, 4, 8, 8, 16, 16)}
 GATE_NOISE = 1.0  # added to the initial gate parameters, so that some channels are off
@@ -151,8 +151,7 @@ def build(model: str, gated: bool, narrow: bool) -> Network:
         return _residual_network(gated)
     widths = {"widths": NARROW[model]} if narrow and model in NARROW else {}
     make: Any = MODELS[model]
-    network: Network = make(gates=GATED_LAYERS[model] if gated else (), **widths)
-
+    network: Network = make(gates=USUAL_GATES[model] if gated else (), **widths)
     return network
 
 

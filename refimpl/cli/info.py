@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from importlib import resources
 from typing import Any
 
 import click
 
-from refimpl import record
 from refimpl.cli.output import facts, print_json
+from refimpl.environment import environment
 
 
 @click.command(epilog="\b\nExample:\n  refimpl info --json")
@@ -28,10 +28,10 @@ def gather() -> dict[str, Any]:
     from refimpl.kernels.jit import cache_folder
 
     return {
-        **record.environment(),
+        **environment(),
         "kernels": os.environ.get("REFIMPL_KERNELS", "default"),
         "cache_folder": str(cache_folder()),
-        "package_folder": str(Path(record.__file__).parent),
+        "package_folder": str(resources.files("refimpl")),
         "data_folder": os.environ.get("REFIMPL_DATA"),
     }
 

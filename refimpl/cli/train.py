@@ -18,7 +18,8 @@ from refimpl.cli.output import facts, print_json
 from refimpl.cli.progress import Progress, round_text
 from refimpl.config import Config, from_table, resolve
 from refimpl.errors import RunError
-from refimpl.record import RunFolder, check_free, toml_text
+from refimpl.record import RunFolder, check_free
+from refimpl.storage import toml_text
 
 if TYPE_CHECKING:
     from refimpl.experiment import Experiment
@@ -118,6 +119,7 @@ class Work:
     def run(self, experiment: Experiment, folder: RunFolder, resume: bool) -> int:
         """Train and print a summary; returns the exit code."""
         from refimpl.experiment import train
+        from refimpl.warmup import warm_up
 
         config, gated = experiment.config, bool(experiment.network.gates)
         done = folder.load_checkpoint().round if resume and folder.has_checkpoint else 0
@@ -132,6 +134,7 @@ class Work:
                 def on_round(record: RoundRecord) -> None:
                     progress.step(round_text(config.method, record, config.rounds, gated))
 
+                warm_up(config.dtype)
                 trained = train(
                     experiment, folder, resume=resume, threads=self.threads, on_round=on_round, stop=stop
                 )
@@ -144,11 +147,14 @@ class Work:
 
     def _interrupted(self, folder: RunFolder) -> int:
         """Say how to go on."""
-        data = f" --data-dir {shlex.quote(str(self.data_dir))}" if self.data_dir else ""
-        command_line = f"refimpl train --out {shlex.quote(str(folder.path))} --resume{data}"
+        command_line = f"refimpl train --out {shlex.quote(str(folder.path))} --resume{self._data()}"
         done = folder.load_checkpoint().round if folder.has_checkpoint else 0
         click.echo(f"refimpl: stopped with {done} rounds saved; go on with: {command_line}", err=True)
         return INTERRUPTED
+
+    def _data(self) -> str:
+        """The option that says where the data are, for command lines to copy."""
+        return f" --data-dir {shlex.quote(str(self.data_dir))}" if self.data_dir else ""
 
     def _print(self, folder: RunFolder) -> None:
         rounds = folder.metrics()
@@ -163,7 +169,7 @@ class Work:
             ("loss", f"{rounds[0]['loss']:.4f} -> {last['loss']:.4f}"),
             ("channels off", f"{last['closed_share']:.1%}"),
             ("seconds", f"{seconds:.1f}"),
-            ("next", f"refimpl adapt {shlex.quote(str(folder.path))}"),
+            ("next", f"refimpl adapt {shlex.quote(str(folder.path))}{self._data()}"),
         ]
         if last["gap"] is not None:
             lines.insert(4, ("gap", f"{rounds[0]['gap']:.2e} -> {last['gap']:.2e}"))

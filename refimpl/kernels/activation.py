@@ -20,8 +20,9 @@ from refimpl.kernels.sums import wide_product, wide_total
 @kernel
 def _rectify(x, sign, y):
     """y = x where sign > 0 or is not a number, else 0."""
+    zero = y.dtype.type(0)  # a plain 0 would make the selection, and the loop, one of float64
     for p in range(x.size):
-        y[p] = 0 if sign[p] <= 0 else x[p]
+        y[p] = zero if sign[p] <= zero else x[p]
 
 
 @kernel

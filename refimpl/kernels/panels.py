@@ -132,10 +132,11 @@ def copy_planes(source, channels, count, size, stride, cols, table, panel, plane
 def _copy_strided(rows, cols, columns, source, line, panel, to):
     """As `copy_rows`; columns = (first, last, step): where they lie in the source, and how far apart."""
     first, last, step = columns
+    zero = panel.dtype.type(0)  # a plain 0 would make the selection one of float64
     for r in range(rows):
         start, at = line[0] + r * line[1], to + r * cols
         for q in range(cols):
-            panel[at + q] = source[start + q * step] if first <= q < last else 0
+            panel[at + q] = source[start + q * step] if first <= q < last else zero
 
 
 @kernel

@@ -142,18 +142,6 @@ def close_channels(mask, n, y):
                 y[n, c] = 0
 
 
-def correlation_scratch(source_channels, target_channels, kernel_size, stride, size, itemsize):
-    """(floats, ints) that `forward` and `input_grad` need for a result of height and width `size`."""
-    taps = kernel_size[0] * kernel_size[1]
-    planes = kernel_size[1] * min(stride[0], kernel_size[0])
-    plane = (size[0] + kernel_size[0]) * size[1] + VECTOR_BYTES // itemsize
-    floats = source_channels * planes * plane + target_channels + 1
-    if stride != (1, 1):
-        floats += target_channels * size[0] * size[1]
-    ints = 7 * planes + 4 * taps + 2 * source_channels * (1 + taps) + 3 * (target_channels + 1)
-    return floats, ints
-
-
 @kernel
 def _scatter(part, channels, count, origin, stride, shape, target):
     """target[c, origin + stride * (p, q)] = part[c, p, q] for the listed channels."""

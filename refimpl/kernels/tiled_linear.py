@@ -48,10 +48,10 @@ def _silenced(x, mask, out):
     """x flat, or if there is a mask a copy of it in `out` with zeros where it is closed."""
     if mask.shape[0] == 0:
         return x.reshape(-1)
-    size = x.shape[1] // mask.shape[1]
+    size, zero = x.shape[1] // mask.shape[1], x.dtype.type(0)
     for n in range(x.shape[0]):
         for i in range(x.shape[1]):
-            out[n * x.shape[1] + i] = x[n, i] if mask[n, i // size] else 0
+            out[n * x.shape[1] + i] = x[n, i] if mask[n, i // size] else zero
     return out
 
 

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refimpl.kernels import program as code
+from refimpl.kernels import operation as code
 from refimpl.kernels import tiled_linear
 from refimpl.kernels.edge import USE_TILE, aligned
-from refimpl.kernels.program import NOWHERE, Workspace
+from refimpl.kernels.operation import NOWHERE, Workspace
 from refimpl.kernels.tiled_conv import convolve_scratch
 from refimpl.kernels.tiled_weight_grad import weight_grad_scratch
 from refimpl.nn.context import Context, Gating
@@ -97,7 +97,7 @@ def _scratch(operations: np.recarray, batch: int, itemsize: int) -> tuple[int, i
             needs += [
                 convolve_scratch(channels, filters, window, stride, result, itemsize),
                 convolve_scratch(filters, channels, window, stride, size, itemsize),
-                weight_grad_scratch(batch, channels, filters, window, stride, pad, size, result, itemsize),
+                weight_grad_scratch(channels, filters, window, stride, pad, size, result, itemsize),
             ]
         elif op.kind == code.LINEAR:
             needs.append(tiled_linear.scratch(batch, channels, filters, itemsize))

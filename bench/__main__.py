@@ -1,0 +1,108 @@
+"""`python -m bench`: run the comparison, and turn its results into tables and a figure.
+
+python -m bench run --out results.json             # everything, about three quarters of an hour
+python -m bench run --smallest --out smoke.json    # a minute, meaningless times
+python -m bench bars results.json                  # what is wanted against what was measured
+python -m bench readme results.json                # Markdown
+python -m bench figure results.json figure.svg
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from bench import markdown
+from bench.memory import offered
+from bench.peers import installed
+from refimpl.bench.process import Event, listen
+from refimpl.bench.session import Results, gather, refused
+
+# Section: the parts of the results it fills.
+SECTIONS = {"kernels": ("peaks", "kernels"), "end-to-end": ("end_to_end",), "memory": ("memory",)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    run = commands.add_parser("run", help="measure")
+    run.add_argument("--out", type=Path, required=True, help="JSON results; sections not run are kept")
+    run.add_argument("--only", choices=SECTIONS, help="one section")
+    run.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="for whole programs")
+    run.add_argument("--peers", nargs="*", default=installed(), help="torch jax onnxruntime")
+    run.add_argument("--smallest", action="store_true", help="smoke test")
+    run.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a busy machine")
+    run.set_defaults(do=measure)
+    for name, text in (("bars", markdown.bars), ("readme", markdown.readme)):
+        show = commands.add_parser(name, help=f"print Markdown: {name}")
+        show.add_argument("results", type=Path)
+        show.set_defaults(do=lambda options, text=text: print(text(read(options.results))) or 0)
+    draw = commands.add_parser("figure", help="seconds against executed FLOPs")
+    draw.add_argument("results", type=Path)
+    draw.add_argument("path", type=Path)
+    draw.set_defaults(do=figure)
+    options = parser.parse_args()
+    return options.do(options)
+
+
+def read(path: Path) -> Results:
+    return json.loads(path.read_text())
+
+
+def figure(options: argparse.Namespace) -> int:
+    from bench.figure import draw
+
+    draw(read(options.results), options.path)
+    return 0
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Run the sections and merge them into the file; 1 if a candidate was refused."""
+    results = read(options.out) if options.out.exists() else {}
+    for section in SECTIONS if options.only is None else (options.only,):
+        new = gather(told(events(section, options)))
+        facts = new["machine"] or results.get("machine", {})
+        results |= {"schema": new["schema"], "machine": facts | {"peers": versions(options.peers)}}
+        results |= {name: new[name] for name in SECTIONS[section]}
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+    wrong = refused(results)
+    for why in wrong:
+        print(why, file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def events(section: str, options: argparse.Namespace) -> Iterator[Event]:
+    """All processes of a section, one after the other."""
+    common = ["--smallest"] if options.smallest else []
+    if section == "memory":
+        for name in offered(options.peers):
+            yield from listen("bench.memory", ["--candidate", name, *common], 1)
+            yield "done", f"memory {name}"
+        return
+    arguments = ["--section", section, "--peers", ",".join(options.peers), "--clock", options.clock, *common]
+    for threads in [1] if section == "kernels" else options.threads:
+        yield from listen("bench.worker", arguments, threads)
+
+
+def told(stream: Iterator[Event]) -> Iterator[Event]:
+    """The events, with a line on stderr for each step done."""
+    start = time.monotonic()
+    for kind, value in stream:
+        if kind == "done":
+            print(f"{time.monotonic() - start:6.0f} s  {value}", file=sys.stderr, flush=True)
+        yield kind, value
+
+
+def versions(peers: list[str]) -> dict[str, str]:
+    return {name: metadata.version(name) for name in peers}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

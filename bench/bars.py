@@ -1,0 +1,212 @@
+"""The figures the benchmark is judged by: what is wanted, what was measured, whether it is met."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from bench.peers.onnx_names import DENSE
+from refimpl.bench.candidates import OURS
+from refimpl.bench.cases import BATCHES, FIRST_LAYER, GRID, PASSES
+from refimpl.bench.programs import CONVS, MLP_ROUND, Adaptation, Inference, Model, Round, cnn3_round
+from refimpl.bench.session import Results
+from refimpl.bench.sizes import gated
+from refimpl.bench.tables import CASE, PROGRAM, pivot
+from refimpl.bench.timing import geometric_mean
+
+
+class Bar(NamedTuple):
+    """One figure; met is None where something needed for it was not measured."""
+
+    what: str
+    wanted: str
+    measured: str
+    met: bool | None
+
+
+class Times:
+    """Seconds by case or program and candidate, from the results."""
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+        self.cases = pivot(results["kernels"], CASE)
+        self.programs = pivot(results["end_to_end"], PROGRAM)
+
+    def case(self, layer: str, pass_: str, batch: int, off: float, dtype: str, name: str) -> float:
+        """Seconds of the candidate, or of the fastest whose name starts with it; KeyError without."""
+        return self._fastest(self.cases[layer, pass_, batch, dtype, off], name)
+
+    def program(self, program, name: str, threads: int = 1) -> float:
+        """The same for a whole program."""
+        return self._fastest(self.programs[program.label, threads], name)
+
+    @staticmethod
+    def _fastest(found: dict, name: str) -> float:
+        times = [row["seconds"] for key, row in found.items() if key.startswith(name)]
+        if not times:
+            raise KeyError(name)
+        return min(times)
+
+
+LAYERS = [geometry.label for geometry in GRID]
+
+
+def grid_ratios(times: Times, off: float, dtype: str = "float32") -> list[float]:
+    """Fastest PyTorch layout relative to ours over the grid."""
+    return [
+        times.case(layer, pass_, batch, off, dtype, "torch")
+        / times.case(layer, pass_, batch, off, dtype, OURS)
+        for layer in LAYERS
+        for pass_ in PASSES
+        for batch in BATCHES
+    ]
+
+
+def own_shares(times: Times, off: float) -> list[float]:
+    """Our time with channels off relative to our dense time over the grid."""
+    return [
+        times.case(layer, pass_, batch, off, "float32", OURS)
+        / times.case(layer, pass_, batch, 0.0, "float32", OURS)
+        for layer in LAYERS
+        for pass_ in PASSES
+        for batch in BATCHES
+    ]
+
+
+def at_least(wanted: float, values: Iterable[float]) -> tuple[str, str, bool]:
+    """All values reach `wanted`."""
+    values = list(values)
+    return f">= {wanted}", ", ".join(f"{v:.2f}" for v in values), min(values) >= wanted
+
+
+def dense(times: Times):
+    ratios = grid_ratios(times, 0.0)
+    mean, least = geometric_mean(ratios), min(ratios)
+    return "mean >= 1.0, least >= 0.8", f"{mean:.2f}, least {least:.2f}", mean >= 1.0 and least >= 0.8
+
+
+def first_layer(times: Times):
+    label = FIRST_LAYER.label
+    return at_least(
+        1.0,
+        (
+            times.case(label, pass_, batch, 0.0, "float32", "torch")
+            / times.case(label, pass_, batch, 0.0, "float32", OURS)
+            for pass_ in ("forward", "weight_grad")
+            for batch in BATCHES
+        ),
+    )
+
+
+def gated_own(times: Times):
+    half, quarter = (geometric_mean(own_shares(times, off)) for off in (0.5, 0.75))
+    return "<= 0.56, <= 0.32", f"{half:.2f}, {quarter:.2f}", half <= 0.56 and quarter <= 0.32
+
+
+def gated_peer(times: Times):
+    half, quarter = (geometric_mean(grid_ratios(times, off)) for off in (0.5, 0.75))
+    return ">= 1.8, >= 3.2", f"{half:.2f}, {quarter:.2f}", half >= 1.8 and quarter >= 3.2
+
+
+def best_product(results: Results, dtype: str = "float32") -> float:
+    """GFLOP/s of the fastest dense matrix product."""
+    products = (peak for peak in results["peaks"] if not peak["name"].startswith("tile"))
+    return max(peak["gflops"] for peak in products if peak["dtype"] == dtype)
+
+
+def rates(times: Times):
+    best = best_product(times.results)
+    shares = [
+        times.cases[layer, pass_, 32, "float32", 0.0][OURS]["gflops"] / best
+        for layer in LAYERS
+        for pass_ in PASSES
+    ]
+    mean, least = geometric_mean(shares), min(shares)
+    return "each >= 85%", f"mean {mean:.0%}, least {least:.0%} of {best:.0f} GFLOP/s", least >= 0.85
+
+
+def double(times: Times):
+    mean = geometric_mean(grid_ratios(times, 0.0, "float64"))
+    return ">= 0.9", f"{mean:.2f}", mean >= 0.9
+
+
+def programs(wanted: float, name: str, chosen: list, threads: int = 1):
+    """Peer's time relative to ours for each of the programs."""
+
+    def bar(times: Times):
+        ratios = (times.program(p, name, threads) / times.program(p, OURS, threads) for p in chosen)
+        return at_least(wanted, ratios)
+
+    return bar
+
+
+def two_threads_against_jax(times: Times):
+    theirs = min(times.program(MLP_ROUND, "jax", threads) for threads in (1, 2))
+    return at_least(2.4, [theirs / times.program(MLP_ROUND, OURS, 2)])
+
+
+def scaling(times: Times):
+    rounds = [cnn3_round(steps, None) for steps in (1, 5)]
+    return at_least(1.8, (times.program(r, OURS, 1) / times.program(r, OURS, 2) for r in rounds))
+
+
+def memory(times: Times):
+    def least(column: str) -> tuple[float, float]:
+        rows = {row["candidate"]: row[column] / 2**20 for row in times.results["memory"]}
+        return rows[OURS], min(size for name, size in rows.items() if name.startswith("torch"))
+
+    (mine, theirs), (own, other) = least("process_bytes"), least("round_bytes")
+    text = f"{mine:.0f} against {theirs:.0f} MB; the round itself {own:.0f} against {other:.0f} MB"
+    return "less than PyTorch", text, mine < theirs
+
+
+def rounds(off: float | None, train: tuple[str, ...] = ("theta", "phi")) -> list[Round]:
+    """The CIFAR round of one and of five steps."""
+    return [cnn3_round(steps, off, train) for steps in (1, 5)]
+
+
+LEARNING = [r for off in (0.0, 0.5, 0.75) for r in rounds(off)]
+ADAPTATIONS = [Adaptation(gated(off)) for off in (0.0, 0.5, 0.75)]
+INFERENCES = [Inference(gated(0.75), batch) for batch in BATCHES]
+ALL_GATED = [Inference(Model("cnn3", CONVS, 0.75), batch) for batch in BATCHES]
+
+BARS: tuple[tuple[str, Callable], ...] = (
+    ("dense layers, fastest PyTorch / ours", dense),
+    ("3->32@32x32 dense: forward, weight gradient x batch 1, 32, 256", first_layer),
+    ("50 %, 75 % off: ours / our dense", gated_own),
+    ("50 %, 75 % off: PyTorch masked / ours", gated_peer),
+    ("dense layers at batch 32, rate against the best matrix product", rates),
+    ("float64 dense layers, PyTorch / ours", double),
+    ("MNIST round, JAX / ours", programs(1.3, "jax", [MLP_ROUND])),
+    ("MNIST round, tuned PyTorch / ours", programs(2.0, "torch tuned", [MLP_ROUND])),
+    ("MNIST round, ordinary PyTorch / ours", programs(4.0, "torch autograd", [MLP_ROUND])),
+    ("MNIST round, JAX (best) / ours on two threads", two_threads_against_jax),
+    ("cnn3 round ungated (1, 5 steps), tuned PyTorch / ours", programs(1.1, "torch tuned", rounds(None))),
+    (
+        "cnn3 round, phi trained (0, 50, 75 % off x 1, 5 steps), tuned PyTorch / ours",
+        programs(1.2, "torch tuned", LEARNING),
+    ),
+    (
+        "cnn3 round, phi fixed, conv3 75 % off (1, 5 steps), tuned PyTorch / ours",
+        programs(2.0, "torch tuned", rounds(0.75, ("theta",))),
+    ),
+    ("cnn3 round (1, 5 steps), one thread / two threads, ours", scaling),
+    ("adaptation (0, 50, 75 % off), tuned PyTorch / ours", programs(2.0, "torch tuned", ADAPTATIONS)),
+    (
+        "inference, conv3 75 % off (batch 1, 32, 256), onnxruntime dense / ours",
+        programs(1.3, DENSE, INFERENCES),
+    ),
+    ("inference, all convs 75 % off, onnxruntime / ours", programs(3.0, DENSE, ALL_GATED)),
+    ("peak memory of the CIFAR round", memory),
+)
+
+
+def judge(results: Results) -> list[Bar]:
+    """All figures."""
+    times, out = Times(results), []
+    for what, bar in BARS:
+        try:
+            out.append(Bar(what, *bar(times)))
+        except (KeyError, ValueError):
+            out.append(Bar(what, "", "not measured", None))
+    return out

@@ -1,0 +1,3 @@
+"""Names that reports need where onnxruntime is not installed."""
+
+DENSE = "onnxruntime (no gates)"

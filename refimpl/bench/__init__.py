@@ -1,0 +1,6 @@
+"""Benchmark of what skipping channels is worth in seconds: every candidate is checked, then timed.
+
+This room holds what an installed package can run by itself: cases, the float64 oracle, interleaved
+timing, machine peaks, this package's kernels and programs, and NumPy as a baseline. The comparison with
+other frameworks (top-level `bench/`, not installed) adds candidates to the same cases.
+"""

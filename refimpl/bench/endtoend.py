@@ -1,0 +1,146 @@
+"""The programs run by this package, the float64 reference for them, and their timing beside candidates.
+
+Source: mathematics.md §3, §4 (round), §6 (adaptation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from refimpl.accel import GhadimiLan
+from refimpl.bench.candidates import OURS, Candidate
+from refimpl.bench.layers import Row, measure, timed_columns
+from refimpl.bench.oracle import Arrays, Reference
+from refimpl.bench.programs import SEED, Adaptation, Inference, Program, Round
+from refimpl.bench.timing import Effort
+from refimpl.federated.adapt import AdaptSettings, adapt
+from refimpl.federated.local import LocalSettings
+from refimpl.federated.metagater import MetaGater
+from refimpl.federated.rounds import Participation, RoundRecord, State, run_rounds
+from refimpl.nn.context import Context, Gating
+from refimpl.nn.task import NetworkTask
+from refimpl.nn.work import dense_work, executed_work
+from refimpl.rng import SeedTree
+
+# Float32 against float64 over a whole program: rounding of a layer (oracle.rounding, about 1e-5) and the
+# rare sample whose ReLU or pooling decides otherwise, relative to the largest entry of what changed. A
+# wrong sign, a missing term or another step size is wrong by 0.1 or more.
+TOLERANCE = 2e-3
+
+ProgramMaker = Callable[[Program, int], Candidate | None]  # program, threads
+
+
+def ours(program: Program, threads: int = 1, dtype: str = "float32", readable: bool = False) -> Candidate:
+    """This package; `readable` runs a round layer by layer instead of in compiled code."""
+    if isinstance(program, Round):
+        return _round(program, threads, dtype, readable)
+    return _adaptation(program, dtype) if isinstance(program, Adaptation) else _inference(program, dtype)
+
+
+def _round(program: Round, threads: int, dtype: str, readable: bool) -> Candidate:
+    local = LocalSettings(program.lam, program.eta, program.steps)
+    method = MetaGater(local, GhadimiLan(program.beta), program.penalty)
+    network, w = program.model.network, program.model.parameters(dtype)
+    tasks = [
+        NetworkTask(network, x, y, Gating(), program.train, program.batch, compiled=not readable)
+        for x, y in zip(*program.data(dtype), strict=True)
+    ]
+    start = method.start(w)
+
+    def run() -> tuple[State, RoundRecord]:
+        return next(run_rounds(method, tasks, start, range(1, 2), Participation(), SeedTree(SEED), threads))
+
+    def arrays(result: tuple[State, RoundRecord]) -> Arrays:
+        state, record = result
+        return round_arrays(record.loss, w, state["x"], state["ag"])
+
+    return Candidate(OURS, run, arrays, skips=True)
+
+
+def round_arrays(loss: float, w: np.ndarray, x: np.ndarray, ag: np.ndarray) -> Arrays:
+    """A round's result for comparison: mean first loss, and how far x and xag moved from w."""
+    return {"loss": np.array([loss]), "x": x - w, "ag": ag - w}
+
+
+def _adaptation(program: Adaptation, dtype: str) -> Candidate:
+    network, w = program.model.network, program.model.parameters(dtype)
+    x, y = program.model.samples(program.support, dtype)
+    settings = AdaptSettings(program.eta, program.eta)
+    return Candidate(
+        OURS,
+        lambda: adapt(network, w, x, y, settings),
+        lambda adapted: {"moved": adapted.w - w},
+        skips=True,
+    )
+
+
+def _inference(program: Inference, dtype: str) -> Candidate:
+    network, w = program.model.network, program.model.parameters(dtype)
+    x, _ = program.model.samples(program.batch, dtype)
+    return Candidate(
+        OURS,
+        lambda: network.forward(w, x),
+        lambda result: {"logits": result[0]},
+        skips=True,
+    )
+
+
+def program_reference(program: Program) -> Reference:
+    """The result in float64, layer by layer."""
+    candidate = ours(program, 1, "float64", readable=True)
+    return Reference(candidate.arrays(candidate.run()), TOLERANCE)
+
+
+def executed_flops(program: Program) -> float:
+    """FLOPs this package executes; gates are constant, so one evaluation of each kind tells."""
+    if isinstance(program, Round):
+        (_, record) = _round(program, 1, "float32", readable=False).run()
+        return float(record.flops)
+    network, w = program.model.network, program.model.parameters()
+    if isinstance(program, Adaptation):
+        x, y = program.model.samples(program.support)
+        adapted = adapt(network, w, x, y, AdaptSettings(program.eta, program.eta))
+        return float((adapted.work_gate + adapted.work_backbone).total)
+    x, _ = program.model.samples(program.batch)
+    _, trace = network.forward(w, x)
+    return float(executed_work(network, network.masks(trace), program.batch, Context()).total)
+
+
+def dense_flops(program: Program) -> float:
+    """FLOPs of the same program on the network without gates; one stage of adaptation is then left."""
+    network = program.model.network
+    if isinstance(program, Round):
+        work, times = dense_work(network, program.batch, ("theta",)), program.nodes * program.steps
+    elif isinstance(program, Adaptation):
+        work, times = dense_work(network, program.support, ("theta",)), 1
+    else:
+        work, times = dense_work(network, program.batch), 1
+    return float(work.total * times)
+
+
+def time_program(program: Program, makers: Iterable[ProgramMaker], threads: int, effort: Effort) -> list[Row]:
+    """One row for each candidate that has this program; a refused one has `refused` instead of times."""
+    made = [candidate for make in makers if (candidate := make(program, threads)) is not None]
+    timings, errors, refused = measure(made, program_reference(program), effort)
+    executed, dense = executed_flops(program), dense_flops(program)
+    facts: Row = {
+        "program": program.label,
+        "kind": type(program).__name__.lower(),
+        "model": program.model.label,
+        "off": program.model.off if program.model.gates else None,
+        "threads": threads,
+        "dense_flops": dense,
+    }
+    skips = {candidate.name: candidate.skips for candidate in made}
+    rows = [
+        facts
+        | {"candidate": name, "error": errors[name]}
+        | timed_columns(timing, executed if skips[name] else dense)
+        for name, timing in timings.items()
+    ]
+    return rows + [facts | {"candidate": name, "refused": why} for name, why in refused.items()]
+
+
+INSTALLED: tuple[ProgramMaker, ...] = (ours,)

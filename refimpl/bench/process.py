@@ -1,0 +1,68 @@
+"""Measurements run in a process of their own, whose libraries are told at start how many threads to use.
+
+Thread counts of BLAS and OpenMP libraries are read when they are loaded; some (XLA) only look at the cores
+the process may run on. So the child is given both, and speaks with its parent in JSON lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from refimpl.errors import InputError, RefimplError
+
+Event = tuple[str, Any]  # kind, value
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+
+def cores() -> list[int]:
+    """The cores this process may use, as far as the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def pin(threads: int) -> None:
+    """Confine this process to its last `threads` cores, where the system can; before libraries load."""
+    allowed = cores()
+    if threads > len(allowed):
+        raise InputError(f"bench: {threads} threads on {len(allowed)} cores measure nothing; use fewer")
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, allowed[-threads:])
+
+
+def emit(events: Iterable[Event]) -> None:
+    """The child's side: events as JSON lines on stdout."""
+    for event in events:
+        print(json.dumps(event), flush=True)
+
+
+def listen(module: str, arguments: Sequence[str], threads: int) -> Iterator[Event]:
+    """The parent's side: run `python -m module --threads N arguments` and yield its events as they come.
+
+    Raises `RefimplError` with the last line of its complaint if the child fails.
+    """
+    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
+    command = [sys.executable, "-m", module, "--threads", str(threads), *arguments]
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as child,
+    ):
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                kind, value = json.loads(line)
+                yield kind, value
+        except BaseException:
+            child.terminate()
+            raise
+        if child.wait() != 0:
+            errors.seek(0)
+            complaint = errors.read().strip().splitlines() or [f"exit code {child.returncode}"]
+            raise RefimplError(f"bench: measuring failed: {complaint[-1]}")

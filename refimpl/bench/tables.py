@@ -1,0 +1,99 @@
+"""Results as tables of text: header and rows, for the terminal and for Markdown alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from refimpl.bench.candidates import OURS
+from refimpl.bench.layers import Row
+from refimpl.bench.session import Results
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def pivot(rows: Iterable[Row], keys: Sequence[str]) -> dict[tuple[Any, ...], dict[str, Row]]:
+    """Timed rows by their `keys`, then by candidate."""
+    out: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        if "seconds" in row:
+            out.setdefault(tuple(row[key] for key in keys), {})[row["candidate"]] = row
+    return out
+
+
+CASE = ("layer", "pass", "batch", "dtype", "off")
+PROGRAM = ("program", "threads")
+
+
+def duration(seconds: float) -> str:
+    """Three digits, in s, ms or us."""
+    for unit, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if seconds >= unit:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds * 1e6:.2g} us"
+
+
+def layer_table(results: Results) -> Table:
+    """A line per case: our time and rate, what it is of our dense time, and others relative to ours."""
+    cases = pivot(results["kernels"], CASE)
+    others = other_names(cases.values())
+    header = ["layer", "pass", "batch", "off", "MFLOP", OURS, "GFLOP/s", "of dense", *others]
+    lines = []
+    for (layer, pass_, batch, dtype, off), found in cases.items():
+        if OURS not in found:
+            continue
+        mine = found[OURS]
+        dense = cases.get((layer, pass_, batch, dtype, 0.0), {}).get(OURS)
+        wide = "" if dtype == "float32" else f" {dtype}"
+        lines.append(
+            [
+                layer + wide, pass_, str(batch), f"{off:.0%}", f"{mine['executed_flops'] / 1e6:.3g}",
+                duration(mine["seconds"]), f"{mine['gflops']:.3g}",
+                f"{mine['seconds'] / dense['seconds']:.2f}" if dense else "-",
+                *(ratio(found.get(name), mine) for name in others),
+            ]
+        )  # fmt: skip
+    return header, lines
+
+
+def program_table(results: Results) -> Table:
+    """A line per program: executed FLOPs, our time and rate, and others' time relative to ours."""
+    programs = pivot(results["end_to_end"], PROGRAM)
+    others = other_names(programs.values())
+    header = ["program", "threads", "MFLOP", "dense", OURS, "GFLOP/s", *others]
+    lines = []
+    for (program, threads), found in programs.items():
+        if OURS not in found:
+            continue
+        mine = found[OURS]
+        flops = [f"{mine[name] / 1e6:.3g}" for name in ("executed_flops", "dense_flops")]
+        times = [duration(mine["seconds"]), f"{mine['gflops']:.3g}"]
+        lines.append(
+            [program, str(threads), *flops, *times, *(ratio(found.get(name), mine) for name in others)]
+        )
+    return header, lines
+
+
+def peak_table(results: Results) -> Table:
+    """What the machine can do."""
+    header = ["peak of one core", "type", "size", "GFLOP/s"]
+    return header, [
+        [peak["name"], peak["dtype"], str(peak["size"]), f"{peak['gflops']:.3g}"] for peak in results["peaks"]
+    ]
+
+
+def other_names(groups: Iterable[dict[str, Row]]) -> list[str]:
+    """All candidates but ours, in order of appearance."""
+    names = dict.fromkeys(name for group in groups for name in group)
+    return [name for name in names if name != OURS]
+
+
+def ratio(other: Row | None, mine: Row) -> str:
+    """How many times our time the other takes."""
+    return f"{other['seconds'] / mine['seconds']:.2f}x" if other else "-"
+
+
+def largest_noise(results: Results) -> float:
+    """The largest distance between quartiles relative to a median: how far the times can be trusted."""
+    rows = [*results["peaks"], *results["kernels"], *results["end_to_end"]]
+    return max((row["noise"] for row in rows if "noise" in row), default=0.0)

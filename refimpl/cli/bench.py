@@ -1,0 +1,103 @@
+"""`refimpl bench`: executed FLOPs against seconds, for single layers and whole programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from refimpl.cli.output import print_json, table
+from refimpl.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from refimpl.bench.process import Event
+    from refimpl.bench.session import Results
+
+WORKER = "refimpl.bench"
+
+
+@click.command(
+    epilog="\b\nExamples:\n  refimpl bench --smallest\n  refimpl bench --only kernels --out bench.json"
+)
+@click.option("--smallest", is_flag=True, help="Smoke test: tiny sizes, times that mean nothing.")
+@click.option("--only", type=click.Choice(("kernels", "end-to-end")), help="One half only.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Threads of whole programs; single layers are timed on one only.",
+)
+@click.option(
+    "--clock",
+    type=click.Choice(("wall", "cpu")),
+    default="wall",
+    show_default=True,
+    help="cpu leaves out what other programs take from a busy machine.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the JSON here.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def command(
+    smallest: bool,
+    only: str | None,
+    threads: int,
+    clock: str,
+    as_json: bool,
+    out: Path | None,
+    quiet: bool,
+) -> None:
+    """Time layers and whole programs, dense and gated, against the FLOPs they execute.
+
+    Every candidate is first checked against a float64 reference; one that is wrong is not timed, and the
+    command exits with 1. Candidates take turns; times are medians. Columns named after other programs say
+    how many times our time they take.
+
+    The comparison with PyTorch, JAX and onnxruntime is run from a checkout: python -m bench.
+    """
+    from refimpl.bench import process, session
+
+    if threads > 1 and only == "kernels":
+        raise click.UsageError("single layers are timed on one thread", click.get_current_context())
+    arguments = [
+        *(["--smallest"] if smallest else []),
+        *(["--only", only] if only else []),
+        *("--clock", clock),
+    ]
+    with Progress(1, quiet) as progress:
+        progress.say("benchmark; the first run also compiles the kernels")
+        results = session.gather(_shown(process.listen(WORKER, arguments, threads), progress))
+    if out is not None:
+        out.write_text(json.dumps(results, indent=1) + "\n")
+    if as_json:
+        print_json(results)
+    else:
+        _print(results)
+    if session.refused(results):
+        click.get_current_context().exit(1)
+
+
+def _shown(events: Iterator[Event], progress: Progress) -> Iterator[Event]:
+    """The events, with progress shown as they pass."""
+    for kind, value in events:
+        if kind == "total":
+            progress.total = value
+        elif kind == "done":
+            progress.step(f"bench  {progress.done + 1}/{progress.total}  {value}")
+        yield kind, value
+
+
+def _print(results: Results) -> None:
+    """The tables, and what was refused."""
+    from refimpl.bench import session, tables
+
+    for make in (tables.peak_table, tables.layer_table, tables.program_table):
+        header, rows = make(results)
+        if rows:
+            click.echo(table(header, rows) + "\n")
+    click.echo(f"largest spread between quartiles: {tables.largest_noise(results):.0%} of the median")
+    for why in session.refused(results):
+        click.echo(f"REFUSED: {why}")
