@@ -83,18 +83,31 @@ def _rows_at(count, step, table):
 
 
 @kernel
-def _term_blocks(mask, features, groups, out):
-    """List where the runs of 16 features start of which some are open in some sample; returns how many."""
+def _term_blocks(mask, features, groups, starts, lanes):
+    """List where the runs of 16 features start of which some are open in some sample; returns how many.
+
+    `lanes` tells which: bit i of its entry for feature start + i.
+    """
     brief()
-    count, size = 0, features // max(1, mask.shape[1])
-    used = _used(mask, mask.shape[1], groups)
-    g = 0
-    for start in range(0, features, PARTIAL_SUMS):
-        while mask.shape[0] > 0 and g < used and (groups[g] + 1) * size <= start:
-            g += 1
-        if mask.shape[0] == 0 or (g < used and groups[g] * size < start + PARTIAL_SUMS):
-            out[count] = start
-            count += 1
+    for c in range(mask.shape[1]):
+        groups[c] = 0
+    for i in range(_used(mask, mask.shape[1], starts)):
+        groups[starts[i]] = 1
+    everything = mask.shape[0] == 0
+    size = features // max(1, mask.shape[1])
+    count, bits, group, left = 0, 0, 0, size
+    for i in range(features):
+        lane = i % PARTIAL_SUMS
+        if everything or groups[group] == 1:
+            bits |= 1 << lane
+        left -= 1
+        if left == 0:
+            group, left = group + 1, size
+        if lane == PARTIAL_SUMS - 1 or i == features - 1:
+            if bits != 0:
+                starts[count], lanes[count] = i - lane, bits
+                count += 1
+            bits = 0
     return count
 
 
@@ -108,14 +121,15 @@ def forward(x, weight, bias, reads, writes, floats, ints, y):
     result, bias_row = cut(floats, n_samples * outputs)
     used, ints = cut(ints, outputs)
     groups, ints = cut(ints, features)
-    blocks, ints = cut(ints, features // PARTIAL_SUMS + 1)
+    blocks, ints = cut(ints, max(features // PARTIAL_SUMS + 1, reads.shape[1]))
+    lanes, ints = cut(ints, features // PARTIAL_SUMS + 1)
     w_at, ints = cut(ints, outputs + PARTIAL_SUMS)
     x_at, ints = cut(ints, n_samples + PARTIAL_SUMS)
     y_at = ints[: n_samples + PARTIAL_SUMS]
 
     gated = writes.shape[0] > 0
     rows = _used(writes, outputs, used)
-    n_blocks = _term_blocks(reads, features, groups, blocks)
+    n_blocks = _term_blocks(reads, features, groups, blocks, lanes)
     _rows_at(outputs, features, w_at)
     _rows_at(n_samples, features, x_at)
     _rows_at(n_samples, rows, y_at)
@@ -127,10 +141,9 @@ def forward(x, weight, bias, reads, writes, floats, ints, y):
     dot_sweep(
         rows,
         n_samples,
-        features,
         (weight.reshape(-1), w_at),
         (_silenced(x, reads, copy), x_at),
-        (blocks, n_blocks),
+        (blocks, lanes, n_blocks),
         bias_row if gated else bias,
         (result if gated else y.reshape(-1), y_at),
     )
