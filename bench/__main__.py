@@ -38,7 +38,12 @@ def main() -> int:
     run.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="for whole programs")
     run.add_argument("--peers", nargs="*", default=installed(), help="torch jax onnxruntime")
     run.add_argument("--smallest", action="store_true", help="smoke test")
-    run.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a busy machine")
+    run.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: for a busy machine, where one thread is used",
+    )
     run.set_defaults(do=measure)
     for name, text in (("bars", markdown.bars), ("readme", markdown.readme)):
         show = commands.add_parser(name, help=f"print Markdown: {name}")

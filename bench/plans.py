@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bench.peers import available
 from refimpl.bench import candidates, endtoend, sizes
 from refimpl.bench.peaks import SIZES, blas
@@ -17,11 +19,11 @@ def plan(section: str, threads: int, peers: list[str], smallest: bool, clock: st
     """section: `kernels` (on one thread) or `end-to-end`; more threads than one are for rounds only."""
     offers = available(peers, threads)
     kernels = section == "kernels"
-    effort = LAYER_EFFORT if kernels else PROGRAM_EFFORT
+    effort = replace(LAYER_EFFORT if kernels else PROGRAM_EFFORT, clock=clock if threads == 1 else "wall")
     return Plan(
         (sizes.smallest_cases() if smallest else sizes.all_cases()) if kernels else [],
         _programs(smallest, threads) if not kernels else [],
-        SMOKE if smallest else Effort(effort.rounds, effort.most, effort.seconds, effort.sample, clock),
+        SMOKE if smallest else effort,
         threads,
         (*candidates.INSTALLED, *offers.layers),
         (*endtoend.INSTALLED, *offers.programs),

@@ -85,12 +85,22 @@ def test_a_wrong_result_fails(measured, monkeypatch, refimpl):
 
 def test_options_reach_the_measuring_process(measured, monkeypatch, refimpl):
     asked = replay(monkeypatch, measured)
-    refimpl("bench", "--only", "end-to-end", "--threads", "2", "--clock", "cpu", "-q")
-    assert asked == [("refimpl.bench", ["--only", "end-to-end", "--clock", "cpu"], 2)]
+    refimpl("bench", "--only", "end-to-end", "--threads", "2", "-q")
+    refimpl("bench", "--only", "kernels", "--clock", "cpu", "-q")
+    assert asked == [
+        ("refimpl.bench", ["--only", "end-to-end", "--clock", "wall"], 2),
+        ("refimpl.bench", ["--only", "kernels", "--clock", "cpu"], 1),
+    ]
 
 
 @pytest.mark.parametrize(
-    "wrong", [("--only", "kernels", "--threads", "2"), ("--only", "all"), ("--threads", "4096", "--smallest")]
+    "wrong",
+    [
+        ("--only", "kernels", "--threads", "2"),
+        ("--only", "all"),
+        ("--threads", "4096", "--smallest"),
+        ("--threads", "2", "--clock", "cpu"),
+    ],
 )
 def test_wrong_use_is_one_line(refimpl, wrong):
     code, out, err = refimpl("bench", *wrong, "-q")
