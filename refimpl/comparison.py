@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from refimpl import tables
 from refimpl.config import Config
-from refimpl.experiment import Experiment, Trained, adapt_targets, prepare, train, warm_up
+from refimpl.experiment import Experiment, Trained, adapt_targets, prepare, train
 from refimpl.federated.adapt import NodeReport
 from refimpl.federated.rounds import RoundRecord
 from refimpl.record import RunFolder
+from refimpl.warmup import warm_up
 
 OnRound = Callable[[Config, RoundRecord], None]
 
@@ -92,7 +94,7 @@ class Runner:
             self.on_round(config, record)
 
         folder = self.folder_of(config)
-        warm_up(experiment)
+        warm_up(config.dtype)
         started = time.perf_counter()
         trained = train(experiment, folder, threads=self.threads, on_round=on_round, stop=self.stop)
         if trained.rounds < config.rounds:
@@ -153,15 +155,7 @@ HEADER = (
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as aligned text in the layout of the paper's comparison tables, FLOPs beside seconds."""
-    lines = [HEADER, *(_cells(row) for row in rows)]
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    return "\n".join(_aligned(line, widths) for line in lines)
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """First cell to the left, the others to the right."""
-    rest = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-    return "  ".join([cells[0].ljust(widths[0]), *rest])
+    return tables.table(HEADER, [_cells(row) for row in rows])
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from refimpl.data.catalog import load
 from refimpl.data.node import Node
 from refimpl.data.partition import Partition, make_nodes
 from refimpl.errors import DataError, InputError
-from refimpl.federated.adapt import AdaptSettings, NodeReport, adapt, report_node
+from refimpl.federated.adapt import AdaptSettings, NodeReport, report_node
 from refimpl.federated.fedavg import FedAvg
 from refimpl.federated.local import LocalSettings
 from refimpl.federated.metagater import MetaGater
@@ -34,6 +34,7 @@ from refimpl.nn.task import NetworkTask
 from refimpl.pruning.snip import prune_channels
 from refimpl.record import RunFolder
 from refimpl.rng import SeedTree
+from refimpl.warmup import warm_up
 
 OnRound = Callable[[RoundRecord], None]
 
@@ -206,15 +207,6 @@ def train(
     return Trained(state, done, w)
 
 
-def warm_up(experiment: Experiment) -> None:
-    """One round of the first node, forgotten: what is timed afterwards is not the compiler."""
-    first = experiment.tasks()[:1]
-    rounds = run_rounds(
-        experiment.method, first, experiment.start(), range(1, 2), Participation(), experiment.seeds
-    )
-    next(rounds)
-
-
 def _restore(folder: RunFolder, fresh: State) -> tuple[State, int, float]:
     """State, round and first loss of the folder's checkpoint; the fresh start where there is none yet."""
     if not folder.has_checkpoint:
@@ -238,16 +230,15 @@ def adapt_settings(experiment: Experiment) -> AdaptSettings:
 def adapt_targets(experiment: Experiment, w: np.ndarray) -> list[NodeReport]:
     """Adapt and test the meta-model w at every target node; `metasnip` prunes there first.
 
-    The first node is adapted once more beforehand, so that no stage's seconds are the compiler's.
+    Kernels are compiled beforehand, so that no stage's seconds are the compiler's.
     """
+    warm_up(experiment.config.dtype)
     settings = adapt_settings(experiment)
-    reports = list[NodeReport]()
+    reports = []
     for node in experiment.target_nodes:
         network, start = experiment.network, w
         if experiment.config.method == "metasnip":
             network, start = pruned_at(experiment, w, node)
-        if not reports:
-            adapt(network, start, *node.support, settings)
         reports.append(report_node(node.name, network, start, node.support, node.test, settings))
     return reports
 

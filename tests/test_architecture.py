@@ -18,7 +18,7 @@ ROOT = Path(refimpl.__file__).parent
 # From top to bottom; a module may import its own room and those above. A new room needs a place here.
 ROOMS = (
     ("_version",),
-    ("errors", "rng"),
+    ("errors", "rng", "tables"),
     ("kernels",),
     ("nn",),
     ("gradcheck",),
@@ -30,12 +30,13 @@ ROOMS = (
     ("pruning", "cooperative"),
     ("theory",),
     ("golden",),
-    ("config",),
+    ("presets", "config"),
     ("storage", "environment"),
     ("record",),
     ("report",),
+    ("warmup",),
     ("experiment",),
-    ("comparison", "warmup", "bench"),
+    ("comparison", "bench"),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}

@@ -8,24 +8,14 @@ from typing import Any
 import click
 
 from refimpl.storage import json_text
+from refimpl.tables import table
+
+__all__ = ["facts", "print_json", "table"]
 
 
 def print_json(content: Any) -> None:
     """`content` as JSON on stdout; NaN and infinities become null."""
     click.echo(json_text(content), nl=False)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Header and rows as aligned text: first column to the left, the others to the right."""
-    lines = [header, *rows]
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    return "\n".join(_line(cells, widths) for cells in lines)
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first = cells[0].ljust(widths[0])
-    rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
-    return "  ".join([first, *rest]).rstrip()
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:

@@ -118,7 +118,8 @@ class Work:
 
     def run(self, experiment: Experiment, folder: RunFolder, resume: bool) -> int:
         """Train and print a summary; returns the exit code."""
-        from refimpl.experiment import train, warm_up
+        from refimpl.experiment import train
+        from refimpl.warmup import warm_up
 
         config, gated = experiment.config, bool(experiment.network.gates)
         done = folder.load_checkpoint().round if resume and folder.has_checkpoint else 0
@@ -133,7 +134,7 @@ class Work:
                 def on_round(record: RoundRecord) -> None:
                     progress.step(round_text(config.method, record, config.rounds, gated))
 
-                warm_up(experiment)
+                warm_up(config.dtype)
                 trained = train(
                     experiment, folder, resume=resume, threads=self.threads, on_round=on_round, stop=stop
                 )

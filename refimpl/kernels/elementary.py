@@ -22,6 +22,9 @@ LN2_LOW = 1.90821492927058770002e-10
 EXP_OVERFLOW = 709.782712893384
 EXP_UNDERFLOW = -745.1332191019412
 SQRT_HALF = 0.7071067811865476
+MIN_NORMAL = 2.2250738585072014e-308
+TWO_54 = 18014398509481984.0
+FRACTION, HALF = (1 << 52) - 1, 1022 << 52  # bits of a float64: its fraction, the exponent of 1/2
 
 
 @intrinsic
@@ -79,27 +82,31 @@ def _sum3(a, b, small):
 
 
 @kernel
+def _power_of_two(k):
+    """2.0**k for -1022 <= k <= 1023, by writing the exponent's bits."""
+    return np.int64((k + 1023) << 52).view(np.float64)
+
+
+@kernel
 def exp(x):
-    """e**x in float64."""
-    if x != x:
-        return x
-    if x > EXP_OVERFLOW:
-        return math.inf
-    if x < EXP_UNDERFLOW:
-        return 0.0
-    k, r, rest = _reduce(x)
-    half = k // 2  # in two factors, so that results near the limits neither overflow nor round twice
-    return math.ldexp(math.ldexp(_sum3(1.0, r, rest), half), k - half)
+    """e**x in float64. Free of branches, so that loops over it vectorise."""
+    k, r, rest = _reduce(x if EXP_UNDERFLOW <= x <= EXP_OVERFLOW else 0.0)
+    half = k >> 1  # in two factors, so that results near the limits neither overflow nor round twice
+    y = _sum3(1.0, r, rest) * _power_of_two(half) * _power_of_two(k - half)
+    y = math.inf if x > EXP_OVERFLOW else y
+    y = 0.0 if x < EXP_UNDERFLOW else y
+    return x if x != x else y
 
 
 @kernel
 def expm1(x):
     """e**x - 1 in float64, accurate near zero."""
-    if x != x or x > 700.0 or x < -40.0:
-        return exp(x) - 1.0
-    k, r, rest = _reduce(x)
-    scale = math.ldexp(1.0, k)
-    return _sum3(scale - 1.0, scale * r, scale * rest)
+    k, r, rest = _reduce(x if -40.0 <= x <= EXP_OVERFLOW else 0.0)
+    scale = _power_of_two(k - 1)  # half of it: 2**1024 is no number
+    y = 2.0 * _sum3(scale - 0.5, scale * r, scale * rest)
+    y = math.inf if x > EXP_OVERFLOW else y
+    y = -1.0 if x < -40.0 else y
+    return x if x != x else y
 
 
 @kernel
@@ -136,11 +143,12 @@ def log(x):
         return -math.inf
     if x == math.inf:
         return x
-    m, e = math.frexp(x)
-    if m < SQRT_HALF:
-        m *= 2.0
-        e -= 1
-    return _log_near_one(m - 1.0, np.float64(e))
+    tiny = x < MIN_NORMAL
+    bits = np.float64(x * TWO_54 if tiny else x).view(np.int64)
+    e = (bits >> 52) - (1076 if tiny else 1022)
+    m = np.int64((bits & FRACTION) | HALF).view(np.float64)  # x = m * 2**e, 1/2 <= m < 1
+    small = m < SQRT_HALF
+    return _log_near_one((2.0 * m if small else m) - 1.0, np.float64(e - 1 if small else e))
 
 
 @kernel

@@ -1,9 +1,9 @@
 """Readable twins of the conv and linear kernels: the formula, one loop per index, masks honoured.
 
-Every output element is ONE chain of fused multiply-adds in a fixed order (noted at each function),
-starting from zero; the bias is added last. A closed channel's output is exactly zero and nothing of it
-is computed; leaving a closed input channel out of the chain changes no bit, because its terms are
-`fma(w, 0, acc) = acc`.
+Every output element is one chain of fused multiply-adds in a fixed order (noted at each function),
+starting from zero, or 16 such chains added pairwise; the bias is added last. A closed channel's output is
+exactly zero and nothing of it is computed; leaving a closed input channel out of the chain changes no bit,
+because its terms are `fma(w, 0, acc) = acc`.
 
 Masks are boolean (N, C), or (0, 0) for "all on". Shapes: x (N, C, H, W), weight (K, C, kh, kw),
 y (N, K, P, Q); linear x (N, I), weight (O, I), y (N, O). A mask of G columns over I > G features stands
@@ -36,13 +36,19 @@ def _taps(size, kernel_size, stride, pad, offset):
 
 @kernel
 def interleaved_sum(values):
-    """Sum in 16 interleaved partial sums, which are then added pairwise: i + 8, i + 4, i + 2, i + 1.
-
-    A fixed number of them, not the machine's vector width, so that the order is the same everywhere.
-    """
+    """Sum in 16 interleaved partial sums, which are then added pairwise."""
     partial = np.zeros(16, dtype=values.dtype)
     for i in range(values.size):
         partial[i % 16] += values[i]
+    return add_pairwise(partial)
+
+
+@kernel
+def add_pairwise(partial):
+    """The sum of 16 partial sums, as ((0 + 8) + (4 + 12)) + ...: i with i + 8, + 4, + 2, + 1. In place.
+
+    A fixed number of them, not the machine's vector width, so that the order is the same everywhere.
+    """
     half = 8
     while half > 0:
         for i in range(half):
@@ -142,22 +148,24 @@ def conv_weight_grad(x, dy, stride, pad, x_mask, dy_mask, dweight, dbias):
 
 @kernel
 def linear_forward(x, weight, bias, reads, writes, y):
-    """y = x weight^T + bias on the outputs of `writes`. Chain: i."""
+    """y = x weight^T + bias on the outputs of `writes`. 16 chains: i = j, j + 16, ..., added pairwise.
+
+    With a single chain per output, vectors would have to run along samples or outputs, and one of the
+    operands would have to be transposed first; this way both are read as they lie (`dot`).
+    """
     n_samples, features = x.shape
-    outputs = weight.shape[0]
     size = features // max(1, reads.shape[1])
-    transposed = np.ascontiguousarray(weight.T)  # outputs adjacent in memory: the inner loop vectorises
+    partial = np.zeros(16, dtype=x.dtype)
     y[:] = 0
     for n in range(n_samples):
-        for i in range(features):
-            if is_on(reads, n, i // size):
-                for o in range(outputs):
-                    y[n, o] = fma(x[n, i], transposed[i, o], y[n, o])
-        for o in range(outputs):
-            if is_on(writes, n, o):
-                y[n, o] += bias[o]
-            else:
-                y[n, o] = 0
+        for o in range(weight.shape[0]):
+            if not is_on(writes, n, o):
+                continue
+            partial[:] = 0
+            for i in range(features):
+                if is_on(reads, n, i // size):
+                    partial[i % 16] = fma(x[n, i], weight[o, i], partial[i % 16])
+            y[n, o] = add_pairwise(partial) + bias[o]
 
 
 @kernel

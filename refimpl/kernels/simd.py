@@ -37,6 +37,11 @@ class Vectors:
         one = self.builder.insert_element(undefined, scalar, I32(0))
         return self.builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(I32, self.lanes), None))
 
+    def shuffle(self, a: Any, b: Any, lanes: Any) -> Any:
+        """The listed lanes of a (0, 1, ...) and b (counted on from a's)."""
+        pattern = ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes))
+        return self.builder.shuffle_vector(a, b, pattern)
+
     def lanes_below(self, count: Any) -> Any:
         """The mask of lanes 0 .. count - 1 (all, if count is larger; none, if it is negative)."""
         short = self.builder.trunc(count, I32)
@@ -137,9 +142,7 @@ def _transposed(vectors: Vectors, rows: list[Any]) -> list[Any]:
                 a, b = rows[i], rows[i + distance]
                 low = [j if j & distance == 0 else size + j - distance for j in range(size)]
                 high = [j + distance if j & distance == 0 else size + j for j in range(size)]
-                for at, lanes in ((i, low), (i + distance, high)):
-                    pattern = ir.Constant(ir.VectorType(I32, size), lanes)
-                    out[at] = vectors.builder.shuffle_vector(a, b, pattern)
+                out[i], out[i + distance] = vectors.shuffle(a, b, low), vectors.shuffle(a, b, high)
         rows, distance = out, 2 * distance
     return rows
 

@@ -1,8 +1,8 @@
-"""The fully connected layer on the vector tile: the same results as `plain`, bit for bit.
+"""The fully connected layer on vector tiles: the same results as `plain`, bit for bit.
 
-Forward: rows are outputs, terms are input features, lanes are samples (the input is transposed once, the
-weight, far larger, is read in place). Input gradient: rows are samples, terms outputs, lanes features.
-Weight gradient: rows are outputs, terms samples, lanes features; both of these read and write in place.
+Forward: inner products of rows of the input and rows of the weight, both in place (`dot`). Input gradient:
+rows of the tile are samples, terms outputs, lanes features. Weight gradient: rows are outputs, terms
+samples, lanes features. These two read and write in place as well.
 
 One tile serves several samples, so with masks an input or output is left out where it is closed for the
 whole batch; where only some samples close it, they contribute zeros. Scratch arrays (`floats`, `ints`)
@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from refimpl.kernels.dot import PARTIAL_SUMS, dot_sweep
 from refimpl.kernels.jit import kernel
-from refimpl.kernels.panels import cut, multiples, pick, row_table, transpose, whole_vectors
-from refimpl.kernels.target import VECTOR_BYTES
+from refimpl.kernels.panels import cut, row_table
 from refimpl.kernels.tile import sweep
 
 
 def scratch(n_samples, features, outputs, itemsize):
     """(floats, ints) that any of the three passes needs."""
-    lanes = n_samples + VECTOR_BYTES // itemsize
-    return (features + outputs) * lanes + outputs + 1, 3 * (features + outputs + 1) + 2 * (n_samples + 1)
+    floats = n_samples * (features + outputs) + outputs
+    return floats, 3 * (features + outputs) + 2 * n_samples + 4 * PARTIAL_SUMS
 
 
 @kernel
@@ -72,62 +72,68 @@ def _runs(mask, features, starts, stops):
 
 
 @kernel
+def _rows_at(count, step, table):
+    """table[i] = i * step, and the last entry repeated to the end: blocks of rows may reach beyond."""
+    for i in range(table.size):
+        table[i] = max(0, min(i, count - 1)) * step
+
+
+@kernel
+def _term_blocks(mask, features, groups, out):
+    """List where the runs of 16 features start of which some are open in some sample; returns how many."""
+    count, size = 0, features // max(1, mask.shape[1])
+    used = _used(mask, mask.shape[1], groups)
+    g = 0
+    for start in range(0, features, PARTIAL_SUMS):
+        while mask.shape[0] > 0 and g < used and (groups[g] + 1) * size <= start:
+            g += 1
+        if mask.shape[0] == 0 or (g < used and groups[g] * size < start + PARTIAL_SUMS):
+            out[count] = start
+            count += 1
+    return count
+
+
+@kernel
 def forward(x, weight, bias, reads, writes, floats, ints, y):
     """y = x weight^T + bias on the outputs of `writes`; see `plain.linear_forward`."""
     n_samples, features = x.shape
     outputs = weight.shape[0]
-    step = 1 if n_samples == 1 else whole_vectors(n_samples, x.itemsize)
-    panel, floats = cut(floats, features * step)
-    result, bias_row = cut(floats, outputs * step)
-    s_at, ints = cut(ints, features)
-    v_at, ints = cut(ints, features)
+    copy, floats = cut(floats, n_samples * features)
+    result, bias_row = cut(floats, n_samples * outputs)
     used, ints = cut(ints, outputs)
-    s_row, ints = cut(ints, outputs + 1)
-    c_row, ints = cut(ints, outputs + 1)
-    place, sample_at = cut(ints, n_samples)
+    groups, ints = cut(ints, features)
+    blocks, ints = cut(ints, features // PARTIAL_SUMS + 1)
+    w_at, ints = cut(ints, outputs + PARTIAL_SUMS)
+    x_at, ints = cut(ints, n_samples + PARTIAL_SUMS)
+    y_at = ints[: n_samples + PARTIAL_SUMS]
 
-    depth = _pack_samples(x, reads, step, s_at, v_at, sample_at, panel)
+    gated = writes.shape[0] > 0
     rows = _used(writes, outputs, used)
-    row_table(used, rows, features, s_row)
-    pick(bias, used, rows, bias_row)
-    for i in range(rows + 1):
-        c_row[i] = min(i, max(0, rows - 1)) * step
-    scalars = (weight.reshape(-1), s_row, s_at)
-    sweep(
-        rows, depth, n_samples, scalars, panel, v_at, result, c_row, np.bool_(False), np.bool_(True), bias_row
+    n_blocks = _term_blocks(reads, features, groups, blocks)
+    _rows_at(outputs, features, w_at)
+    _rows_at(n_samples, features, x_at)
+    _rows_at(n_samples, rows, y_at)
+    if gated:
+        for i in range(outputs + PARTIAL_SUMS):
+            w_at[i] = used[min(i, rows - 1)] * features if rows > 0 else 0
+        for i in range(rows):
+            bias_row[i] = bias[used[i]]
+    dot_sweep(
+        rows,
+        n_samples,
+        features,
+        (weight.reshape(-1), w_at),
+        (_silenced(x, reads, copy), x_at),
+        (blocks, n_blocks),
+        bias_row if gated else bias,
+        (result if gated else y.reshape(-1), y_at),
     )
-    if writes.shape[0] == 0:
-        multiples(n_samples, outputs, place)
-        transpose(result, c_row, outputs, n_samples, y.reshape(-1), place)
-    else:
+    if gated:
         y[:] = 0
         for n in range(n_samples):
             for i in range(rows):
                 if writes[n, used[i]]:
-                    y[n, used[i]] = result[i * step + n]
-
-
-@kernel
-def _pack_samples(x, reads, step, s_at, v_at, sample_at, panel):
-    """panel[v_at[k] + n] = x[n, s_at[k]], zero where closed, for the features in use; their number."""
-    n_samples, features = x.shape
-    multiples(features, step, v_at)
-    depth = 0
-    if reads.shape[0] == 0:
-        multiples(features, np.int64(1), s_at)
-        multiples(n_samples, features, sample_at)
-        transpose(x.reshape(-1), sample_at, n_samples, features, panel, v_at)
-        return features
-    size = features // reads.shape[1]
-    for i in range(features):
-        for n in range(n_samples):
-            if reads[n, i // size]:
-                s_at[depth] = i
-                for m in range(n_samples):
-                    panel[depth * step + m] = x[m, i] if reads[m, i // size] else 0
-                depth += 1
-                break
-    return depth
+                    y[n, used[i]] = result[n * rows + i]
 
 
 @kernel

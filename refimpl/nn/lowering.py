@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refimpl.kernels import program as code
+from refimpl.kernels import operation as code
 from refimpl.kernels import tiled_linear
 from refimpl.kernels.edge import USE_TILE, aligned
-from refimpl.kernels.program import NOWHERE, Workspace
+from refimpl.kernels.operation import NOWHERE, Workspace
 from refimpl.kernels.tiled_conv import convolve_scratch
 from refimpl.kernels.tiled_weight_grad import weight_grad_scratch
 from refimpl.nn.context import Context, Gating

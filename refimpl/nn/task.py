@@ -18,7 +18,8 @@ import numpy as np
 
 from refimpl.errors import InputError
 from refimpl.kernels import vector
-from refimpl.kernels.program import Decisions, descend
+from refimpl.kernels.operation import Decisions
+from refimpl.kernels.program import descend
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.lowering import MODES, Program, lower
 from refimpl.nn.network import Network, draw_gate_noise
