@@ -70,7 +70,7 @@ def figure(options: argparse.Namespace) -> int:
 
 def measure(options: argparse.Namespace) -> int:
     """Run the sections, writing the file after every step; 1 if a candidate was refused."""
-    results = read(options.out) if options.out.exists() else {}
+    results = read(options.out) if options.out.exists() else gather([])
     for section in SECTIONS if options.only is None else (options.only,):
         seen = []
         for event in events(section, options):
@@ -86,12 +86,10 @@ def measure(options: argparse.Namespace) -> int:
 
 def merged(old: Results, section: str, new: Results, peers: list[str]) -> Results:
     """The old results with a section replaced."""
-    machine = (new["machine"] or old.get("machine", {})) | {
-        "peers": {name: metadata.version(name) for name in peers}
-    }
-    return (
-        old | {"schema": new["schema"], "machine": machine} | {name: new[name] for name in SECTIONS[section]}
-    )
+    machine = new["machine"] or old["machine"]
+    machine["peers"] = {name: metadata.version(name) for name in peers}
+    parts = {name: new[name] for name in SECTIONS[section]}
+    return old | {"schema": new["schema"], "machine": machine} | parts
 
 
 def events(section: str, options: argparse.Namespace) -> Iterator[Event]:
