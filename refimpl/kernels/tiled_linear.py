@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from refimpl.kernels.dot import PARTIAL_SUMS, dot_sweep
-from refimpl.kernels.jit import kernel
+from refimpl.kernels.dot import dot_sweep
+from refimpl.kernels.jit import brief, kernel
 from refimpl.kernels.panels import cut, row_table
+from refimpl.kernels.sums import PARTIAL_SUMS
 from refimpl.kernels.tile import sweep
 
 
@@ -30,6 +31,7 @@ def scratch(n_samples, features, outputs, itemsize):
 @kernel
 def _used(mask, columns, out):
     """List the columns that are open in at least one row of the mask; returns how many."""
+    brief()
     count = 0
     for c in range(columns):
         used = mask.shape[0] == 0
@@ -46,16 +48,17 @@ def _silenced(x, mask, out):
     """x flat, or if there is a mask a copy of it in `out` with zeros where it is closed."""
     if mask.shape[0] == 0:
         return x.reshape(-1)
-    size = x.shape[1] // mask.shape[1]
+    size, zero = x.shape[1] // mask.shape[1], x.dtype.type(0)
     for n in range(x.shape[0]):
         for i in range(x.shape[1]):
-            out[n * x.shape[1] + i] = x[n, i] if mask[n, i // size] else 0
+            out[n * x.shape[1] + i] = x[n, i] if mask[n, i // size] else zero
     return out
 
 
 @kernel
 def _runs(mask, features, starts, stops):
     """List the longest runs of features that are open in at least one sample; returns how many."""
+    brief()
     if mask.shape[0] == 0:
         starts[0], stops[0] = 0, features
         return 1
@@ -74,42 +77,59 @@ def _runs(mask, features, starts, stops):
 @kernel
 def _rows_at(count, step, table):
     """table[i] = i * step, and the last entry repeated to the end: blocks of rows may reach beyond."""
+    brief()
     for i in range(table.size):
         table[i] = max(0, min(i, count - 1)) * step
 
 
 @kernel
-def _term_blocks(mask, features, groups, out):
-    """List where the runs of 16 features start of which some are open in some sample; returns how many."""
-    count, size = 0, features // max(1, mask.shape[1])
-    used = _used(mask, mask.shape[1], groups)
-    g = 0
-    for start in range(0, features, PARTIAL_SUMS):
-        while mask.shape[0] > 0 and g < used and (groups[g] + 1) * size <= start:
-            g += 1
-        if mask.shape[0] == 0 or (g < used and groups[g] * size < start + PARTIAL_SUMS):
-            out[count] = start
-            count += 1
+def _term_blocks(mask, features, groups, starts, lanes):
+    """List where the runs of 16 features start of which some are open in some sample; returns how many.
+
+    `lanes` tells which: bit i of its entry for feature start + i.
+    """
+    brief()
+    for c in range(mask.shape[1]):
+        groups[c] = 0
+    for i in range(_used(mask, mask.shape[1], starts)):
+        groups[starts[i]] = 1
+    everything = mask.shape[0] == 0
+    size = features // max(1, mask.shape[1])
+    count, bits, group, left = 0, 0, 0, size
+    for i in range(features):
+        lane = i % PARTIAL_SUMS
+        if everything or groups[group] == 1:
+            bits |= 1 << lane
+        left -= 1
+        if left == 0:
+            group, left = group + 1, size
+        if lane == PARTIAL_SUMS - 1 or i == features - 1:
+            if bits != 0:
+                starts[count], lanes[count] = i - lane, bits
+                count += 1
+            bits = 0
     return count
 
 
 @kernel
 def forward(x, weight, bias, reads, writes, floats, ints, y):
     """y = x weight^T + bias on the outputs of `writes`; see `plain.linear_forward`."""
+    brief()
     n_samples, features = x.shape
     outputs = weight.shape[0]
     copy, floats = cut(floats, n_samples * features)
     result, bias_row = cut(floats, n_samples * outputs)
     used, ints = cut(ints, outputs)
     groups, ints = cut(ints, features)
-    blocks, ints = cut(ints, features // PARTIAL_SUMS + 1)
+    blocks, ints = cut(ints, max(features // PARTIAL_SUMS + 1, reads.shape[1]))
+    lanes, ints = cut(ints, features // PARTIAL_SUMS + 1)
     w_at, ints = cut(ints, outputs + PARTIAL_SUMS)
     x_at, ints = cut(ints, n_samples + PARTIAL_SUMS)
     y_at = ints[: n_samples + PARTIAL_SUMS]
 
     gated = writes.shape[0] > 0
     rows = _used(writes, outputs, used)
-    n_blocks = _term_blocks(reads, features, groups, blocks)
+    n_blocks = _term_blocks(reads, features, groups, blocks, lanes)
     _rows_at(outputs, features, w_at)
     _rows_at(n_samples, features, x_at)
     _rows_at(n_samples, rows, y_at)
@@ -121,10 +141,9 @@ def forward(x, weight, bias, reads, writes, floats, ints, y):
     dot_sweep(
         rows,
         n_samples,
-        features,
         (weight.reshape(-1), w_at),
         (_silenced(x, reads, copy), x_at),
-        (blocks, n_blocks),
+        (blocks, lanes, n_blocks),
         bias_row if gated else bias,
         (result if gated else y.reshape(-1), y_at),
     )
@@ -139,6 +158,7 @@ def forward(x, weight, bias, reads, writes, floats, ints, y):
 @kernel
 def input_grad(dy, weight, dy_mask, dx_mask, floats, ints, dx):
     """dx = dy weight on the features of `dx_mask`; see `plain.linear_input_grad`."""
+    brief()
     n_samples, outputs = dy.shape
     features = weight.shape[1]
     starts, ints = cut(ints, features)
@@ -171,6 +191,7 @@ def input_grad(dy, weight, dy_mask, dx_mask, floats, ints, dx):
 @kernel
 def weight_grad(x, dy, x_mask, dy_mask, floats, ints, dweight, dbias):
     """dweight = dy^T x and dbias = column sums of dy; see `plain.linear_weight_grad`."""
+    brief()
     n_samples, features = x.shape
     outputs = dy.shape[1]
     starts, ints = cut(ints, features)
