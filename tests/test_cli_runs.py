@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refimpl.cli import app
+from refimpl.cli import app, demo
 from refimpl.cli.interrupt import stop_requests
 from refimpl.config import METHODS
 from refimpl.record import RunFolder
@@ -343,7 +343,7 @@ def test_a_run_without_targets_cannot_be_adapted(refimpl):
 def test_the_demo_compares_five_methods(refimpl, tmp_path):
     code, out, _ = refimpl("demo", "--seeds", 1, "--rounds", 2, "--threads", 1, "-q")
     assert code == 0
-    for method in METHODS:
+    for method in demo.METHODS:
         assert f"\n{method} " in "\n" + out
     assert "stationarity gap" in out
     run = tmp_path / "runs" / "demo"
@@ -364,7 +364,5 @@ def test_the_demo_never_overwrites(refimpl, tmp_path, monkeypatch):
     code, _, err = refimpl("demo", "--out", "runs/demo", "-q")
     assert code == app.WRONG_USE
     assert "not a run folder" in err
-
-    from refimpl.cli import demo
 
     assert demo._free_folder(None, False) == Path("runs") / "demo-2"

@@ -29,18 +29,21 @@ class AdaptSettings:
     """eta_phi, eta_theta: rates of stages I (0 leaves it out) and II; steps: gradient steps in each stage.
 
     gating.mode `gumbel` adapts with `hard` masks: noise is for exploring during meta-training.
+    lam: weight of (lam/2) ||. - w||^2 added to the loss, w the meta-model (pfedme's personalised model);
+    with one step it has no effect, as its gradient at w is zero.
     """
 
     eta_phi: float
     eta_theta: float
     steps: int = 1
     gating: Gating = Gating()
+    lam: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.eta_phi < 0 or self.eta_theta < 0 or self.steps < 0:
+        if min(self.eta_phi, self.eta_theta, self.steps, self.lam) < 0:
             raise InputError(
-                "AdaptSettings: rates and steps must not be negative, got "
-                f"eta_phi={self.eta_phi}, eta_theta={self.eta_theta}, steps={self.steps}"
+                "AdaptSettings: rates, steps and lam must not be negative, got eta_phi="
+                f"{self.eta_phi}, eta_theta={self.eta_theta}, steps={self.steps}, lam={self.lam}"
             )
 
 
@@ -50,13 +53,28 @@ def quiet(gating: Gating) -> Gating:
 
 
 class Adapted(NamedTuple):
-    """Adapted parameters, and what each stage cost: seconds and executed FLOPs."""
+    """Adapted parameters, and what each stage cost: seconds and executed FLOPs.
+
+    Where a method prunes, choosing what to keep is in the place of the gate's stage.
+    """
 
     w: np.ndarray
     seconds_gate: float
     seconds_backbone: float
     work_gate: Work
     work_backbone: Work
+
+
+class Personal(NamedTuple):
+    """A node's model: the network it runs in, its parameters before the gradient steps, and adapted.
+
+    weights_off: share of the weights that were pruned one by one.
+    """
+
+    network: Network
+    start: np.ndarray
+    adapted: Adapted
+    weights_off: float = 0.0
 
 
 class Evaluation(NamedTuple):
@@ -73,7 +91,8 @@ class NodeReport(NamedTuple):
 
     sparsity_mean/_spread: share of gated channels off over the test samples of the adapted model (mean,
     standard deviation); flops_dense/_executed: one test sample forward, without gates and with them
-    skipping; adapt_flops_*: both stages over the support set, ungated stage II against both gated stages.
+    skipping; adapt_flops_*: both stages over the support set, ungated stage II against both gated stages;
+    weights_off: share of weights pruned one by one, which skips nothing.
     """
 
     node: str
@@ -89,6 +108,7 @@ class NodeReport(NamedTuple):
     adapt_flops_executed: float
     seconds_gate: float
     seconds_backbone: float
+    weights_off: float = 0.0
 
 
 def adapt(network: Network, w: np.ndarray, x: np.ndarray, y: np.ndarray, settings: AdaptSettings) -> Adapted:
@@ -98,19 +118,36 @@ def adapt(network: Network, w: np.ndarray, x: np.ndarray, y: np.ndarray, setting
     started = time.perf_counter()
     if network.gates and settings.eta_phi > 0:
         objective = NetworkObjective(network, x, y, Context(gating, ("phi",)))
-        gate_work = _stage(objective, w, layout.phi, settings.eta_phi, steps)
+        gate_work = descend(objective, w, layout.phi, settings.eta_phi, steps, settings.lam)
     between = time.perf_counter()
     objective = NetworkObjective(network, x, y, Context(gating, ("theta",)))
-    backbone_work = _stage(objective, w, layout.theta, settings.eta_theta, steps)
+    backbone_work = descend(objective, w, layout.theta, settings.eta_theta, steps, settings.lam)
     finished = time.perf_counter()
     return Adapted(w, between - started, finished - between, gate_work, backbone_work)
 
 
-def _stage(objective: NetworkObjective, w: np.ndarray, where: slice, eta: float, steps: int) -> Work:
-    """`steps` gradient steps of rate eta on the entries `where` of w, in place; returns the work done."""
+def descend(
+    objective: NetworkObjective,
+    w: np.ndarray,
+    where: slice,
+    eta: float,
+    steps: int,
+    lam: float = 0.0,
+    kept: np.ndarray | None = None,
+) -> Work:
+    """`steps` gradient steps on the entries `where` of w, in place; returns the work done.
+
+    The steps have rate eta and descend the loss plus (lam/2) ||. - w||^2; kept (d,) bool: entries that may
+    move (None: all).
+    """
     gradient, work = np.empty_like(w), Work()
+    centre = w.copy() if lam > 0 else w
     for _ in range(steps):
         objective(w, gradient)
+        if lam > 0:
+            gradient += w.dtype.type(lam) * (w - centre)
+        if kept is not None:
+            gradient *= kept
         w[where] -= w.dtype.type(eta) * gradient[where]
         work = work + objective.work
     return work
@@ -152,12 +189,23 @@ def report_node(
     settings: AdaptSettings,
 ) -> NodeReport:
     """Adapt at one node on `support`, then test on `test`."""
-    gating = quiet(settings.gating)
-    before = evaluate(network, w, *test, gating)
-    adapted = adapt(network, w, *support, settings)
+    personal = Personal(network, w, adapt(network, w, *support, settings))
+    return report(name, personal, len(support[1]), test, settings)
+
+
+def report(
+    name: str,
+    personal: Personal,
+    support_size: int,
+    test: tuple[np.ndarray, np.ndarray],  # x, y
+    settings: AdaptSettings,
+) -> NodeReport:
+    """Test a node's model, before and after adaptation; `support_size`: samples it was adapted on."""
+    network, adapted, gating = personal.network, personal.adapted, quiet(settings.gating)
+    before = evaluate(network, personal.start, *test, gating)
     after = evaluate(network, adapted.w, *test, gating)
     count = len(test[1])
-    dense_adaptation = dense_work(network, len(support[1]), ("theta",)).total * settings.steps
+    dense_adaptation = dense_work(network, support_size, ("theta",)).total * settings.steps
     return NodeReport(
         node=name,
         accuracy_before=before.accuracy,
@@ -172,4 +220,5 @@ def report_node(
         adapt_flops_executed=adapted.work_gate.total + adapted.work_backbone.total,
         seconds_gate=adapted.seconds_gate,
         seconds_backbone=adapted.seconds_backbone,
+        weights_off=personal.weights_off,
     )
