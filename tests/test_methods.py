@@ -140,14 +140,14 @@ def test_mamls_direction_is_the_gradient_of_the_loss_after_adaptation(inner_step
     def after(w):
         return batches[-1].value(look_ahead(w, batches[:-1], alpha, Tally())[-1])
 
-    loss, direction = MAML(alpha, 1.0, 1, inner_steps)._direction(w, batches, Tally())
+    loss, direction = MAML(alpha, 1.0, 1, inner_steps)._meta_gradient(w, batches, Tally())
     assert loss == pytest.approx(after(w), rel=1e-14)
     h = 1e-4
     for _ in range(5):
         u = rng.standard_normal(w.size)
         near, far = after(w + h * u) - after(w - h * u), after(w + 2 * h * u) - after(w - 2 * h * u)
         assert direction @ u == pytest.approx((8 * near - far) / (12 * h), rel=1e-6)
-    _, first_order = FOMAML(alpha, 1.0, 1, inner_steps)._direction(w, batches, Tally())
+    _, first_order = FOMAML(alpha, 1.0, 1, inner_steps)._meta_gradient(w, batches, Tally())
     assert np.linalg.norm(first_order - direction) > 0.05 * np.linalg.norm(direction)
 
 

@@ -31,9 +31,9 @@ class FOMAML(Averaging):
 
     def local(self, task: Task, point: np.ndarray, rng: np.random.Generator) -> LocalSolution:
         """w <- w - beta g(w~; D'), w~ after `inner_steps` steps from w; all batches are independent."""
-        return outer_steps(task, point, rng, self.beta, self.steps, self.inner_steps + 1, self._direction)
+        return outer_steps(task, point, rng, self.beta, self.steps, self.inner_steps + 1, self._meta_gradient)
 
-    def _direction(
+    def _meta_gradient(
         self, w: np.ndarray, batches: Sequence[Objective], tally: Tally
     ) -> tuple[float, np.ndarray]:
         *inners, outer = batches

@@ -41,9 +41,9 @@ class MAML(Averaging):
         A Hessian-vector product counts as two gradient evaluations. Raises `InputError` where the task's
         objectives have none.
         """
-        return outer_steps(task, point, rng, self.beta, self.steps, self.inner_steps + 1, self._direction)
+        return outer_steps(task, point, rng, self.beta, self.steps, self.inner_steps + 1, self._meta_gradient)
 
-    def _direction(
+    def _meta_gradient(
         self, w: np.ndarray, batches: Sequence[Objective], tally: Tally
     ) -> tuple[float, np.ndarray]:
         *inners, outer = batches

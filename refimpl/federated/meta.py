@@ -1,4 +1,4 @@
-"""What the meta-gradient methods share: outer steps along a direction that looks ahead of w.
+"""What the meta-gradient methods share: outer steps along a gradient that looks ahead of w.
 
 Each of their outer steps is w <- w - beta d, and they differ in d alone (mathematics.md §10). Inner and
 outer gradients use batches of their own, and each outer step looks ahead from the current w.
@@ -18,8 +18,8 @@ from refimpl.errors import InputError
 from refimpl.federated.local import LocalSolution, Objective, Tally, Task
 from refimpl.kernels import vector
 
-# (w, the step's objectives, tally) -> loss after the inner steps, direction d
-Direction = Callable[[np.ndarray, Sequence[Objective], Tally], tuple[float, np.ndarray]]
+# (w, the step's objectives, tally) -> loss after the inner steps, meta-gradient d
+MetaGradient = Callable[[np.ndarray, Sequence[Objective], Tally], tuple[float, np.ndarray]]
 
 
 def outer_steps(
@@ -29,7 +29,7 @@ def outer_steps(
     beta: float,
     steps: int,
     batches: int,
-    direction: Direction,
+    meta_gradient: MetaGradient,
 ) -> LocalSolution:
     """`steps` times w <- w - beta d from `point` (d,), each d from `batches` fresh batches.
 
@@ -41,7 +41,7 @@ def outer_steps(
     tally, first_loss = Tally(), math.nan
     drawn = iter(task.draw(rng, batches * steps))
     for step in range(steps):
-        loss, d = direction(w, list(islice(drawn, batches)), tally)
+        loss, d = meta_gradient(w, list(islice(drawn, batches)), tally)
         first_loss = loss if step == 0 else first_loss
         vector.local_step(w, d, point, scalar(beta), scalar(0.0))
     return tally.solution(w, first_loss, float(vector.norm(d)))

@@ -30,9 +30,9 @@ class PerFedAvgFO(Averaging):
 
     def local(self, task: Task, point: np.ndarray, rng: np.random.Generator) -> LocalSolution:
         """w~ = w - alpha g(w; D); w <- w - beta g(w~; D'), with independent batches D and D'."""
-        return outer_steps(task, point, rng, self.beta, self.steps, 2, self._direction)
+        return outer_steps(task, point, rng, self.beta, self.steps, 2, self._meta_gradient)
 
-    def _direction(
+    def _meta_gradient(
         self, w: np.ndarray, batches: Sequence[Objective], tally: Tally
     ) -> tuple[float, np.ndarray]:
         inner, outer = batches

@@ -1,7 +1,8 @@
 """Per-FedAvg, Hessian-free variant: the Hessian's product with v as a difference of two gradients.
 
-Exact on quadratics whatever delta; elsewhere the error is O(delta^2) of the third derivative, plus
-rounding of order 1/delta.
+Exact on quadratics whatever delta; on smooth losses the error is O(delta^2), plus rounding of order
+1/delta. Where w + delta v and w - delta v lie on different sides of a kink of ReLU or max-pooling, the
+jump of the gradient is divided by delta too: no delta is small enough for all batches.
 Source: mathematics.md §10; Fallah et al. 2020, section 5 (HF-MAML).
 """
 
@@ -36,9 +37,9 @@ class PerFedAvgHF(Averaging):
 
         d = [g(w + delta v; D'') - g(w - delta v; D'')]/(2 delta), D, D', D'' independent batches.
         """
-        return outer_steps(task, point, rng, self.beta, self.steps, 3, self._direction)
+        return outer_steps(task, point, rng, self.beta, self.steps, 3, self._meta_gradient)
 
-    def _direction(
+    def _meta_gradient(
         self, w: np.ndarray, batches: Sequence[Objective], tally: Tally
     ) -> tuple[float, np.ndarray]:
         inner, outer, curve = batches
