@@ -206,6 +206,16 @@ def _count_open(program, n, masks, counts, moments):
 
 
 @kernel
+def _gather(x, y, chosen, samples, labels):
+    """Copy the chosen rows of x, one after the other, and their labels."""
+    for i in range(chosen.size):
+        row = x[chosen[i]]
+        labels[i] = y[chosen[i]]
+        for j in range(row.size):
+            samples[i * row.size + j] = row[j]
+
+
+@kernel
 def descend(program, x, y, batches, how, noise, eta, lam, centre, w, gradient, space, moments):
     """Steps w <- w - eta (g(w) + lam (w - centre)), one for each row of `batches` (indices into x, y).
 
@@ -218,11 +228,8 @@ def descend(program, x, y, batches, how, noise, eta, lam, centre, w, gradient, s
     first_loss, residual = 0.0, 0.0
     labels = np.empty(n, dtype=np.int64)
     counts = np.empty(moments.shape[0], dtype=np.int64)
-    features = x.shape[1]
     for step in range(steps):
-        for i in range(n):
-            labels[i] = y[batches[step, i]]
-            space.values[i * features : (i + 1) * features] = x[batches[step, i]]
+        _gather(x, y, batches[step], space.values, labels)
         now = Decisions(how.tau, how.mode, noise[step])
         value = gradient_at(program, w, labels, now, space, gradient)
         if step == 0:
