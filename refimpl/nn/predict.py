@@ -38,17 +38,19 @@ def predict(network: Network, w: np.ndarray, x: np.ndarray, gating: Gating | Non
     x = network.check_batch(f"{network.name}: predict", x, w.dtype)
     network.layout.check(f"{network.name}: predict", w)
     program = lower(network, gating, ())
-    found = (
-        _by_layers(network, w, x, gating) if program is None else _by_program(program, network, w, x, gating)
-    )
-    counts = np.concatenate([np.ones((len(x), 1), dtype=np.int64), found[1]], axis=1)
+    if program is None:
+        logits, opened = _by_layers(network, w, x, gating)
+    else:
+        logits, opened = _by_program(program, w, x, gating)
+    counts = np.concatenate([np.ones((len(x), 1), dtype=np.int64), opened], axis=1)
     tables = context_tables(network, Context(gating))
-    return Prediction(*found, int((tables[:3] * (counts.T @ counts)).sum()))
+    return Prediction(logits, opened, int((tables[:3] * (counts.T @ counts)).sum()))
 
 
 def _by_program(
-    program: Program, network: Network, w: np.ndarray, x: np.ndarray, gating: Gating
+    program: Program, w: np.ndarray, x: np.ndarray, gating: Gating
 ) -> tuple[np.ndarray, np.ndarray]:
+    classes = int(program.operations[-1].output[0])
     batch = min(len(x), max(1, CACHED_BYTES // (program.values * w.itemsize)))
     logits = np.empty((len(x), classes), dtype=w.dtype)
     opened = np.zeros((len(x), program.gates), dtype=np.int64)
