@@ -20,7 +20,7 @@ from refimpl.federated.local import LocalSettings
 from refimpl.federated.metagater import MetaGater
 from refimpl.federated.rounds import Participation, RoundRecord, State, run_rounds
 from refimpl.nn.context import Gating
-from refimpl.nn.predict import predict
+from refimpl.nn.predict import Predictor, predict
 from refimpl.nn.task import NetworkTask
 from refimpl.nn.work import dense_work
 from refimpl.rng import SeedTree
@@ -80,9 +80,10 @@ def _adaptation(program: Adaptation, dtype: str) -> Candidate:
 def _inference(program: Inference, dtype: str) -> Candidate:
     network, w = program.model.network, program.model.parameters(dtype)
     x, _ = program.model.samples(program.batch, dtype)
+    predictor = Predictor(network)
     return Candidate(
         OURS,
-        lambda: predict(network, w, x),
+        lambda: predictor(w, x),
         lambda result: {"logits": result.logits},
         skips=True,
     )

@@ -32,42 +32,51 @@ class Prediction(NamedTuple):
     flops: int
 
 
+class Predictor:
+    """A network ready to predict under a gating; all that does not depend on w and x is done once.
+
+    Gate mode `gumbel` needs noise: not here.
+    """
+
+    def __init__(self, network: Network, gating: Gating | None = None) -> None:
+        self.network = network
+        self.gating = gating or Gating()
+        self.program = lower(network, self.gating, ())
+        self.tables = context_tables(network, Context(self.gating))[:3].sum(axis=0)
+
+    def __call__(self, w: np.ndarray, x: np.ndarray) -> Prediction:
+        """Prediction for x (n, *input_shape) in the dtype of w."""
+        who = f"{self.network.name}: predict"
+        x = self.network.check_batch(who, x, w.dtype)
+        self.network.layout.check(who, w)
+        opened = np.zeros((len(x), len(self.network.gates)), dtype=np.int64)
+        if self.program is None:
+            logits = self._by_layers(w, x, opened)
+        else:
+            logits = self._by_program(self.program, w, x, opened)
+        counts = np.concatenate([np.ones((len(x), 1), dtype=np.int64), opened], axis=1)
+        return Prediction(logits, opened, int((self.tables * (counts.T @ counts)).sum()))
+
+    def _by_program(self, program: Program, w: np.ndarray, x: np.ndarray, opened: np.ndarray) -> np.ndarray:
+        batch = min(len(x), max(1, CACHED_BYTES // (program.values * w.itemsize)))
+        logits = np.empty((len(x), self.network.classes), dtype=w.dtype)
+        how = Decisions(self.gating.tau, MODES[self.gating.mode], np.empty((1, 1, 1), dtype=w.dtype))
+        space = program.workspace(batch, w.dtype)
+        run(program.operations, x.reshape(len(x), -1), w, how, batch, space, logits, opened)
+        return logits
+
+    def _by_layers(self, w: np.ndarray, x: np.ndarray, opened: np.ndarray) -> np.ndarray:
+        logits = []
+        for start in range(0, len(x), LAYERS_BATCH):
+            part = slice(start, start + LAYERS_BATCH)
+            result, trace = self.network.forward(w, x[part], Context(self.gating))
+            masks = self.network.masks(trace)
+            for number, block in enumerate(self.network.gates):
+                opened[part, number] = (masks[block.gate.name] != 0).sum(axis=1)
+            logits.append(result)
+        return np.concatenate(logits)
+
+
 def predict(network: Network, w: np.ndarray, x: np.ndarray, gating: Gating | None = None) -> Prediction:
-    """Prediction for x (n, *input_shape) in the dtype of w. Gate mode `gumbel` needs noise: not here."""
-    gating = gating or Gating()
-    x = network.check_batch(f"{network.name}: predict", x, w.dtype)
-    network.layout.check(f"{network.name}: predict", w)
-    program = lower(network, gating, ())
-    if program is None:
-        logits, opened = _by_layers(network, w, x, gating)
-    else:
-        logits, opened = _by_program(program, w, x, gating)
-    counts = np.concatenate([np.ones((len(x), 1), dtype=np.int64), opened], axis=1)
-    tables = context_tables(network, Context(gating))
-    return Prediction(logits, opened, int((tables[:3] * (counts.T @ counts)).sum()))
-
-
-def _by_program(
-    program: Program, w: np.ndarray, x: np.ndarray, gating: Gating
-) -> tuple[np.ndarray, np.ndarray]:
-    classes = int(program.operations[-1].output[0])
-    batch = min(len(x), max(1, CACHED_BYTES // (program.values * w.itemsize)))
-    logits = np.empty((len(x), classes), dtype=w.dtype)
-    opened = np.zeros((len(x), program.gates), dtype=np.int64)
-    how = Decisions(gating.tau, MODES[gating.mode], program.stack_noise([{}], batch, w.dtype)[0])
-    space, w = program.workspace(batch, w.dtype), np.require(w, requirements=("C", "W"))
-    run(program.operations, x.reshape(len(x), -1), w, how, batch, space, logits, opened)
-    return logits, opened
-
-
-def _by_layers(
-    network: Network, w: np.ndarray, x: np.ndarray, gating: Gating
-) -> tuple[np.ndarray, np.ndarray]:
-    logits, opened = [], []
-    for start in range(0, len(x), LAYERS_BATCH):
-        part, trace = network.forward(w, x[start : start + LAYERS_BATCH], Context(gating))
-        masks = network.masks(trace)
-        logits.append(part)
-        counts = [(masks[block.gate.name] != 0).sum(axis=1) for block in network.gates]
-        opened.append(np.array(counts, dtype=np.int64).reshape(len(counts), len(part)).T)
-    return np.concatenate(logits), np.concatenate(opened)
+    """`Predictor`, for a single use."""
+    return Predictor(network, gating)(w, x)
