@@ -128,12 +128,12 @@ def test_pruned_weights_are_zero_and_the_others_take_one_gradient_step(case):
 def test_unstructured_masks_save_no_work_and_channels_do(case):
     """Both pay for the sensitivity; then the weight variant's step is the dense one."""
     w, x, y = case
-    dense = adapt(PLAIN, w, x, y, SETTINGS).work_backbone.total
+    dense = adapt(PLAIN, w, x, y, SETTINGS).flops_backbone
     weights = adapt_weights(PLAIN, w, x, y, SETTINGS, 0.25).adapted
     channels = adapt_channels(PLAIN, GATED, w, x, y, SETTINGS, 0.25).adapted
-    assert weights.work_gate.total == channels.work_gate.total == dense
-    assert weights.work_backbone.total == dense
-    assert channels.work_backbone.total < 0.5 * dense
+    assert weights.flops_gate == channels.flops_gate == dense
+    assert weights.flops_backbone == dense
+    assert channels.flops_backbone < 0.5 * dense
     assert weights.seconds_gate > 0
     assert channels.seconds_gate > 0
 

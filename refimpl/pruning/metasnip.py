@@ -9,16 +9,23 @@ Source: mathematics.md §10 ([MG] section 5); Lee et al. 2018.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 import numpy as np
 
-from refimpl.federated.adapt import Adapted, AdaptSettings, Personal, adapt, descend
-from refimpl.nn.context import Context
+from refimpl.federated.adapt import Adapted, AdaptSettings, Personal, adapt
+from refimpl.federated.local import Tally
 from refimpl.nn.network import Network
 from refimpl.nn.objective import NetworkObjective
+from refimpl.nn.task import CompiledObjective, NetworkTask
 from refimpl.pruning.snip import is_weight, prune_channels, prune_weights
 
-THETA = Context(train=("theta",))
+
+def _whole(
+    network: Network, x: np.ndarray, y: np.ndarray, count: int
+) -> Iterable[NetworkObjective | CompiledObjective]:
+    """The loss on all samples, `count` times, with its gradient in theta."""
+    return NetworkTask(network, x, y, train=("theta",)).draw(np.random.default_rng(0), count)
 
 
 def adapt_channels(
@@ -34,25 +41,32 @@ def adapt_channels(
 
     w belongs to `plain`, the result to `gated`, the same network with gates (constant ones here).
     """
+    (objective,), tally = _whole(plain, x, y, 1), Tally()
     started = time.perf_counter()
-    objective = NetworkObjective(plain, x, y, THETA)
     start = prune_channels(gated, objective, w, keep)
-    seconds, work = time.perf_counter() - started, objective.work
+    seconds = time.perf_counter() - started
+    tally.add(objective)
     adapted = adapt(gated, start, x, y, settings)
-    return Personal(gated, start, adapted._replace(seconds_gate=seconds, work_gate=work))
+    return Personal(gated, start, adapted._replace(seconds_gate=seconds, flops_gate=tally.flops))
 
 
 def adapt_weights(
     network: Network, w: np.ndarray, x: np.ndarray, y: np.ndarray, settings: AdaptSettings, keep: float
 ) -> Personal:
     """Set all but the best share `keep` of the weights to zero, then step on what is kept."""
+    chooser, *steps = _whole(network, x, y, 1 + settings.steps)
+    choice, stage = Tally(), Tally()
     started = time.perf_counter()
-    objective = NetworkObjective(network, x, y, THETA)
-    mask = prune_weights(network, objective, w, keep)
-    start = np.where(mask, w, w.dtype.type(0))
-    seconds, work = time.perf_counter() - started, objective.work
-    adapted, started = start.copy(), time.perf_counter()
-    rate, where = settings.eta_theta, network.layout.theta
-    step_work = descend(objective, adapted, where, rate, settings.steps, settings.lam, mask)
-    done = Adapted(adapted, seconds, time.perf_counter() - started, work, step_work)
-    return Personal(network, start, done, 1.0 - float(mask[is_weight(network)].mean()))
+    kept = prune_weights(network, chooser, w, keep)
+    start = np.where(kept, w, w.dtype.type(0))
+    between = time.perf_counter()
+    choice.add(chooser)
+    adapted, gradient = start.copy(), np.empty_like(w)
+    for objective in steps:
+        objective(adapted, gradient)
+        gradient *= kept
+        adapted -= w.dtype.type(settings.eta_theta) * gradient
+        stage.add(objective)
+    seconds = between - started, time.perf_counter() - between
+    off = 1.0 - float(kept[is_weight(network)].mean())
+    return Personal(network, start, Adapted(adapted, *seconds, choice.flops, stage.flops), off)
