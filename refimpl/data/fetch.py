@@ -27,8 +27,12 @@ def fetch(
     data_dir: str | Path | None = None,
     progress: Progress | None = None,
     downloads: Mapping[str, tuple[Download, ...]] = DOWNLOADS,
+    source: str | None = None,
 ) -> list[Path]:
     """Downloads what data set `name` lacks under `data_dir` (default: REFIMPL_DATA); returns its files.
+
+    `source` is the address of a folder with the published files, instead of the official ones; the
+    checksums stay the published ones.
 
     Files that are there with the published checksum are left alone; one that is there with another is an
     error, never overwritten. An interrupted download is continued. Raises `InputError` for an unknown
@@ -36,7 +40,15 @@ def fetch(
     """
     one_of("fetch", "data set", name, tuple(downloads))
     root = places.given_root(name, data_dir)
-    return [_fetch_one(download, root / download.target, progress) for download in downloads[name]]
+    wanted = downloads[name] if source is None else [_mirrored(one, source) for one in downloads[name]]
+    return [_fetch_one(download, root / download.target, progress) for download in wanted]
+
+
+def _mirrored(download: Download, source: str) -> Download:
+    """The same file from another place: `source` is its folder, or its own address."""
+    file = download.target.rsplit("/", 1)[-1]
+    address = source if source.endswith("/" + file) else f"{source.rstrip('/')}/{file}"
+    return download._replace(addresses=(address,))
 
 
 def _fetch_one(download: Download, target: Path, progress: Progress | None) -> Path:
