@@ -48,6 +48,7 @@ def command(run: Path, data_dir: Path | None, as_json: bool, **options: Any) -> 
         content = {
             "run": str(run),
             "method": experiment.config.method,
+            "data": experiment.note,
             "settings": {name: getattr(experiment.config, name) for name in SETTINGS},
             "nodes": [report._asdict() for report in reports],
         }
@@ -56,6 +57,8 @@ def command(run: Path, data_dir: Path | None, as_json: bool, **options: Any) -> 
         print_json(content)
     else:
         click.echo(table(HEADER, [*map(_cells, reports), *_summary(reports)]))
+        if experiment.note:
+            click.echo(f"data: {experiment.note}", err=True)
 
 
 def _cells(report: NodeReport) -> tuple[str, ...]:

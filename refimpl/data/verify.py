@@ -72,6 +72,16 @@ def picture_digest(path: Path) -> str:
     return total.hexdigest()
 
 
+def is_published(name: str, path: Path) -> bool:
+    """Whether a packed file of data set `name` holds what the published one holds."""
+    file = path.name.removesuffix(".gz").removesuffix(".zip")
+    md5 = CONTENTS.get(name, {}).get(file)
+    try:
+        return md5 == (picture_digest(path) if name == "omniglot" else _hash(read_unpacked(path, LIMIT)))
+    except DataError:
+        return False
+
+
 def _loose(name: str, found: places.Found) -> Iterator[Check]:
     for file in (*found.form.files, *found.form.extra):
         path = found.files.get(file)
@@ -136,9 +146,9 @@ def _embedded() -> Iterator[Check]:
     for file, md5 in CONTENTS["digits"].items():
         raw = (files("refimpl.data.digits") / file).read_bytes()
         try:
-            yield _compare(file, _hash(decompress(raw, file, LIMIT)), md5)
+            yield _compare(f"digits/{file}", _hash(decompress(raw, file, LIMIT)), md5)
         except DataError as error:
-            yield Check(file, "wrong", str(error))
+            yield Check(f"digits/{file}", "wrong", str(error))
 
 
 def _compare(file: str, found: str, published: str) -> Check:
