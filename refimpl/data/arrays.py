@@ -123,9 +123,9 @@ def _images(path: Path, name: str, x: NDArray[Any]) -> NDArray[Any]:
         )
     if x.dtype.kind == "f" and x.dtype.itemsize > 8:
         raise DataError(f"{path}: expected {name} as at most float64, got {x.dtype}; convert it first")
-    if x.dtype not in (np.uint8, np.float32, np.float64):
-        x = x.astype(np.float32)
     native = x.astype(x.dtype.newbyteorder("="), copy=False)
+    if native.dtype not in (np.uint8, np.float32, np.float64):
+        native = native.astype(np.float32)
     middle = {2: (1, 1), 3: (1,), 4: ()}[x.ndim]
     return np.ascontiguousarray(native.reshape(len(x), *middle, *x.shape[1:]))
 

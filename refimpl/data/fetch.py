@@ -35,8 +35,9 @@ def fetch(
     checksums stay the published ones.
 
     Files that are there with the published bytes, or packed anew with the published content, are left alone;
-    one that is there with others is an error, never overwritten. An interrupted download is continued. Raises `InputError` for an unknown
-    name and `DataError` naming address and file when no address delivers the right bytes.
+    one that is there with others is an error, never overwritten. An interrupted download is continued.
+    Raises `InputError` for an unknown name and `DataError` naming address and file when no address delivers
+    the right bytes.
     """
     one_of("fetch", "data set", name, tuple(downloads))
     root = places.given_root(name, data_dir)
