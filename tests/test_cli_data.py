@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import click
 import numpy as np
 import pytest
+from small_mnist import FILES, md5, write_mnist
 
 from refimpl.cli import app
-from refimpl.cli.data import Meter
-from refimpl.cli.progress import Progress
 from refimpl.config import DATASETS, preset, preset_names, resolve
 from refimpl.data import partition as partition_module
-from refimpl.data.idx import format_idx
-from refimpl.data.sources import CONTENTS, DOWNLOADS, Download
+from refimpl.data.sources import CONTENTS
 from refimpl.experiment import prepare
 
 RNG = np.random.default_rng(2)
-PARTS = {"train": 60, "t10k": 20}
 SUBCOMMANDS = ("list", "verify", "fetch", "partition")
-
-
-def mnist_files() -> dict[str, bytes]:
-    """A small MNIST: the four IDX files, not packed."""
-    files = {}
-    for part, count in PARTS.items():
-        images = RNG.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        labels = (np.arange(count) % 10).astype(np.uint8)
-        files[f"{part}-images-idx3-ubyte"] = format_idx(images)
-        files[f"{part}-labels-idx1-ubyte"] = format_idx(labels)
-    return files
-
-
-FILES = mnist_files()
-
-
-def md5(data: bytes) -> str:
-    return hashlib.md5(data).hexdigest()
 
 
 @pytest.fixture
@@ -62,11 +38,7 @@ def refimpl(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def folder(tmp_path):
     """A data folder with the small MNIST."""
-    root = tmp_path / "folder"
-    (root / "mnist").mkdir(parents=True)
-    for name, data in FILES.items():
-        (root / "mnist" / (name + ".gz")).write_bytes(gzip.compress(data))
-    return root
+    return write_mnist(tmp_path / "folder")
 
 
 @pytest.fixture
@@ -113,7 +85,7 @@ def test_listing_needs_no_folder(refimpl):
     assert (code, err) == (0, "")
     for name in DATASETS:
         assert re.search(rf"^{name} ", out, re.MULTILINE)
-    assert "no folder is set" in out
+    assert "none is set" in out
     assert out.count("not there") == len(DATASETS) - 1
 
 
@@ -130,6 +102,7 @@ def test_listing_says_what_is_there(refimpl, folder):
     assert found["cifar100"]["state"] == "partly: no train"
     assert found["cifar10"]["state"].startswith("cannot be used: lacks data_batch_2")
     assert found["omniglot"]["state"] == "not there"
+    assert [name for name in DATASETS if found[name]["usable"]] == ["digits", "mnist", "cifar100"]
     assert found["mnist"]["looked_for"] == ["mnist/", "MNIST/raw/"]
     assert all(entry["licence"] and entry["citation"] for entry in found.values())
     text = refimpl("data", "list", "--data-dir", folder)[1]
@@ -196,6 +169,7 @@ def test_verify_reads_own_arrays(refimpl, tmp_path):
         (("verify", "emnist"), ["emnist", "digits", "cifar100", "FILE.npz"]),
         (("verify", "mnist"), ["mnist", "--data-dir", "REFIMPL_DATA"]),
         (("verify",), ["all"]),
+        (("verify", "all"), ["--data-dir", "REFIMPL_DATA"]),
         (("fetch", "emnist"), ["emnist", "omniglot"]),
         (("fetch", "mnist"), ["--data-dir", "REFIMPL_DATA"]),
         (("fetch", "mnist", "--data-dir", "folder", "--from", "ftp://x"), ["ftp://x", "not a web address"]),
@@ -217,151 +191,6 @@ def test_a_mistake_is_one_line(refimpl, args, words):
     err = one_line(*refimpl("data", *args))
     for word in words:
         assert word in err
-
-
-# --- fetch
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Serves the packed files of the small MNIST under /good; /absent, /wrong and /short misbehave."""
-
-    def do_GET(self):
-        how, name = self.path.strip("/").split("/")
-        asked = self.headers.get("Range")
-        self.server.log.append((how, name, asked))
-        if how == "absent":
-            self.send_error(404)
-            return
-        body = b"other bytes" if how == "wrong" else PUBLISHED[name]
-        start = int(re.match(r"bytes=(\d+)-", asked)[1]) if asked else 0
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        self.send_header("Content-Length", str(len(body) - start))
-        self.end_headers()
-        body = body[start:]
-        self.wfile.write(body[: len(body) // 2] if how == "short" else body)
-
-    def log_message(self, *args):
-        pass
-
-
-PUBLISHED = {f"{name}.gz": gzip.compress(data, mtime=0) for name, data in FILES.items()}
-
-
-@pytest.fixture
-def server(monkeypatch, published):
-    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(variable, raising=False)
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.log = []
-    base = f"http://127.0.0.1:{httpd.server_port}"
-    downloads = [
-        Download(f"mnist/{name}", md5(data), (f"{base}/good/{name}",)) for name, data in PUBLISHED.items()
-    ]
-    monkeypatch.setitem(DOWNLOADS, "mnist", tuple(downloads))
-    httpd.base = base
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield httpd
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
-
-
-def test_fetching_brings_a_data_set_that_can_be_used(refimpl, server, tmp_path):
-    code, out, err = refimpl("data", "fetch", "mnist", "--data-dir", "new")
-    assert code == 0
-    assert out.count(": as published\n") == 4
-    assert re.search(r"^fetch  train-images-idx3-ubyte\.gz  (0\.\d+) of \1 MB \(100%\)$", err, re.MULTILINE)
-    for name, data in PUBLISHED.items():
-        assert (tmp_path / "new/mnist" / name).read_bytes() == data
-    assert refimpl("data", "verify", "mnist", "--data-dir", "new")[0] == 0
-    shown = refimpl("data", "partition", "--dataset", "mnist", "--data-dir", "new", "--nodes", 3,
-                    "--targets", 1, "--node-min", 5, "--node-max", 8, "--support", 4, "--json")  # fmt: skip
-    assert json.loads(shown[1])["samples"] == sum(PARTS.values())
-
-
-def test_what_is_there_is_not_fetched(refimpl, server, folder):
-    code, out, err = refimpl("data", "fetch", "mnist", "--data-dir", folder)
-    assert (code, err, server.log) == (0, "", [])
-    assert out.count("was there already, as published") == 4
-    assert refimpl("data", "fetch", "digits")[:2] == (0, "digits: in the package, nothing to fetch\n")
-
-
-def test_only_what_is_missing_is_fetched(refimpl, server, folder):
-    """Files packed anew count as what they hold."""
-    (folder / "mnist/train-labels-idx1-ubyte.gz").unlink()
-    code, out, _ = refimpl("data", "fetch", "mnist", "--data-dir", folder, "--json", "-q")
-    assert code == 0
-    assert json.loads(out)["fetched"] is True
-    assert [name for _, name, _ in server.log] == ["train-labels-idx1-ubyte.gz"]
-
-
-def test_another_source_is_used_instead(refimpl, server, tmp_path):
-    code, _, err = refimpl(
-        "data", "fetch", "mnist", "--data-dir", "new", "--from", f"{server.base}/elsewhere/", "-q"
-    )
-    assert (code, err) == (0, "")
-    assert {how for how, _, _ in server.log} == {"elsewhere"}
-    assert len(server.log) == 4
-
-
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [
-        ("absent", ["train-images-idx3-ubyte.gz could not be had", "HTTP 404"]),
-        ("wrong", ["wrong bytes", md5(b"other bytes"), "deleted"]),
-        ("short", ["connection ended after", "run again to continue"]),
-    ],
-)
-def test_a_failed_download_is_one_line_and_leaves_no_file_under_its_name(
-    refimpl, server, tmp_path, how, words
-):
-    err = one_line(
-        *refimpl("data", "fetch", "mnist", "--data-dir", "new", "--from", f"{server.base}/{how}", "-q")
-    )
-    for word in words:
-        assert word in err
-    left = {path.name for path in (tmp_path / "new/mnist").iterdir()}
-    assert left == ({"train-images-idx3-ubyte.gz.part"} if how == "short" else set())
-
-
-def test_an_interrupted_download_goes_on_when_run_again(refimpl, server, tmp_path):
-    arguments = ("data", "fetch", "mnist", "--data-dir", "new", "-q")
-    assert refimpl(*arguments, "--from", f"{server.base}/short")[0] == app.WRONG_USE
-    half = len(PUBLISHED["train-images-idx3-ubyte.gz"]) // 2
-    assert refimpl(*arguments)[0] == 0
-    assert ("good", "train-images-idx3-ubyte.gz", f"bytes={half}-") in server.log
-    assert refimpl("data", "verify", "mnist", "--data-dir", "new")[0] == 0
-
-
-def test_a_file_of_the_users_is_never_overwritten(refimpl, server, folder):
-    precious = folder / "mnist/train-images-idx3-ubyte.gz"
-    precious.write_bytes(b"precious")
-    assert "move it away" in one_line(*refimpl("data", "fetch", "mnist", "--data-dir", folder, "-q"))
-    assert (precious.read_bytes(), server.log) == (b"precious", [])
-
-
-class Screen:
-    """A stream that remembers; `terminal` says whether it is one."""
-
-    def __init__(self, terminal):
-        self.isatty, self.written = (lambda: terminal), []
-        self.write, self.flush = self.written.append, (lambda: None)
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_a_download_shows_progress_seldom_enough(terminal):
-    screen = Screen(terminal)
-    meter = Meter(Progress(0, stream=screen))
-    for done in range(0, 200_000_001, 65536):
-        meter("big.bin", done, 200_000_000)
-    meter("big.bin", 200_000_000, 200_000_000)
-    assert "200 of 200 MB (100%)" in screen.written[-1]
-    assert 2 <= len(screen.written) <= 200
-    if not terminal:
-        assert len(screen.written) == 11  # at once, after every tenth, at the end
 
 
 # --- partition

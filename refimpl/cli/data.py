@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.app import CHECK_FAILED
+from refimpl.cli.app import CHECK_FAILED, INTERRUPTED
 from refimpl.cli.options import config_options, data_dir_option, json_option, preset_option, quiet_option
 from refimpl.cli.output import facts, print_json, table
 from refimpl.cli.progress import PLAIN_SECONDS, PLAIN_SHARE, REDRAW_SECONDS, Progress
@@ -18,6 +18,7 @@ from refimpl.config import DATASETS, resolve
 if TYPE_CHECKING:
     from refimpl.data.dataset import DataSet
     from refimpl.data.partition import Statistics
+    from refimpl.data.places import Found
     from refimpl.data.verify import Check
 
 EPILOG = """\b
@@ -58,8 +59,8 @@ def list_command(data_dir: Path | None, as_json: bool) -> None:
         print_json({"data_dir": None if data_dir is None else str(data_dir), "datasets": entries})
         return
     click.echo(_table(LISTED, [_listed(entry) for entry in entries]))
-    where = "no folder is set: --data-dir FOLDER or REFIMPL_DATA" if data_dir is None else f"under {data_dir}"
-    click.echo(f"\nLooked for {where}")
+    where = data_dir or "the folder given by --data-dir or REFIMPL_DATA; none is set"
+    click.echo(f"\nPlaces in {where}")
     click.echo(facts([(f"  {e['name']}", ", ".join(e["looked_for"]) or "in the package") for e in entries]))
     click.echo("\nLicence; reference")
     click.echo(facts([(f"  {e['name']}", f"{e['licence']}; {e['citation']}") for e in entries]))
@@ -71,17 +72,17 @@ def _entry(name: str, data_dir: Path | None) -> dict[str, Any]:
     from refimpl.data import places
     from refimpl.data.sources import ABOUT
 
-    entry = {"name": name, **ABOUT[name]._asdict(), "looked_for": [], "place": None, "missing": []}
+    about = {"name": name, **ABOUT[name]._asdict()}
     if name == "digits":
-        return {**entry, "state": "in the package"}
-    entry["looked_for"] = list(places.looked_for(name))
-    found = None if data_dir is None else places.locate(name, data_dir)
+        return {**about, "looked_for": [], "place": None, "usable": True, "state": "in the package"}
+    entry = {**about, "looked_for": list(places.looked_for(name))}
+    found = None if data_dir is None else places.locate(name, data_dir.expanduser())
     if found is None:
-        return {**entry, "state": "not there"}
-    return {**entry, "place": str(found.place), "missing": list(found.missing), "state": _state(found)}
+        return {**entry, "place": None, "usable": False, "state": "not there"}
+    return {**entry, "place": str(found.place), "usable": found.serves, "state": _state(found)}
 
 
-def _state(found: Any) -> str:
+def _state(found: Found) -> str:
     if not found.missing:
         return "there"
     listed = ", ".join(found.missing)
@@ -109,6 +110,10 @@ def verify_command(name: str, data_dir: Path | None, as_json: bool) -> None:
     wrong, or one is missing without which the rest cannot be used. `all` passes over data sets that are
     not there.
     """
+    from refimpl.data.places import given_root
+
+    if name == "all":
+        data_dir = given_root("mnist", data_dir)  # none set: say so before anything is printed
     checked: dict[str, list[Check]] = {}
     for one in DATASETS if name == "all" else (name,):
         checked[one] = _checks(one, data_dir, passing=name == "all")
@@ -124,11 +129,11 @@ def verify_command(name: str, data_dir: Path | None, as_json: bool) -> None:
 
 def _checks(name: str, data_dir: Path | None, passing: bool) -> list[Check]:
     """The checks of one data set; when passing over, a data set that is not there at all is no failure."""
-    from refimpl.data.places import locate
+    from refimpl.data.places import given_root, locate
     from refimpl.data.verify import verify
 
     checks = verify(name, data_dir)
-    if passing and name != "digits" and data_dir is not None and locate(name, data_dir) is None:
+    if passing and name != "digits" and locate(name, given_root(name, data_dir)) is None:
         return [check._replace(state="absent") for check in checks]
     return checks
 
@@ -160,29 +165,29 @@ def fetch_command(name: str, source: str | None, data_dir: Path | None, as_json:
     """
     from refimpl.data.fetch import fetch
 
-    present = _already(name, data_dir)
-    files = present
-    if not present and name != "digits":
-        with Progress(0, quiet) as progress:
-            files = [str(path) for path in fetch(name, data_dir, Meter(progress), source=source)]
+    files, verdict = _already(name, data_dir), "was there already, as published"
+    fetched = not files
+    if fetched:
+        try:
+            with Progress(0, quiet) as progress:
+                files = [str(path) for path in fetch(name, data_dir, Meter(progress), source=source)]
+        except KeyboardInterrupt:
+            click.echo("refimpl: stopped; the same command goes on where it was", err=True)
+            click.get_current_context().exit(INTERRUPTED)
+        verdict = "as published"
     if as_json:
-        print_json({"name": name, "fetched": not present and name != "digits", "files": files})
-    elif name == "digits":
-        click.echo("digits: in the package, nothing to fetch")
+        print_json({"name": name, "fetched": fetched, "files": files})
     else:
-        verdict = "was there already, as published" if present else "as published"
         click.echo("\n".join(f"{file}: {verdict}" for file in files))
 
 
 def _already(name: str, data_dir: Path | None) -> list[str]:
     """The files of a data set that is there, whole and right, in whatever form; else none."""
-    from refimpl.data.places import locate
+    from refimpl.data.places import given_root, locate
     from refimpl.data.verify import verify
 
-    if name == "digits" or data_dir is None:
-        return []
-    found = locate(name, data_dir)
-    if found is None or found.missing:
+    found = None if name == "digits" else locate(name, given_root(name, data_dir))
+    if name != "digits" and (found is None or found.missing):
         return []
     checks = [check for check in verify(name, data_dir) if check.state != "absent"]
     return [check.file for check in checks] if all(check.state == "ok" for check in checks) else []
@@ -252,26 +257,18 @@ def partition_command(
         given = {name: getattr(config, name) for name in CHOICES}
         print_json({"config": given, **_content(dataset, found)})
     else:
-        click.echo(_table(NODES, _node_lines(found)))
+        click.echo(_table(NODES, [_node_line(node) for node in _nodes(found)]))
         click.echo("\n" + facts(_totals(dataset, found)))
     if found.overlap:
         click.get_current_context().exit(CHECK_FAILED)
 
 
 def _content(dataset: DataSet, found: Statistics) -> dict[str, Any]:
-    columns = zip(*found[:6], strict=True)
-    nodes = [
-        {
-            "node": name, "training": train, "support": support, "test": test,
-            "classes": dict(zip(map(str, classes), counts, strict=True)),
-        }
-        for name, support, train, test, classes, counts in columns
-    ]  # fmt: skip
     return {
         "samples": len(dataset),
         "classes": dataset.classes,
         "data": dataset.note,
-        "nodes": nodes,
+        "nodes": _nodes(found),
         "training": sum(found.train_sizes),
         "test": sum(found.test_sizes),
         "used": found.used,
@@ -280,17 +277,28 @@ def _content(dataset: DataSet, found: Statistics) -> dict[str, Any]:
     }
 
 
-def _node_lines(found: Statistics) -> list[tuple[str, ...]]:
-    columns = zip(*found[:6], strict=True)
+def _nodes(found: Statistics) -> list[dict[str, Any]]:
+    """Each node's name, sizes and number of samples of each of its classes."""
     return [
-        (name, str(train), str(support), str(test), _classes(classes, counts))
-        for name, support, train, test, classes, counts in columns
+        {
+            "node": name,
+            "training": found.train_sizes[i],
+            "support": found.support_sizes[i],
+            "test": found.test_sizes[i],
+            "classes": dict(zip(map(str, found.classes[i]), found.class_counts[i], strict=True)),
+        }
+        for i, name in enumerate(found.names)
     ]
 
 
-def _classes(classes: Sequence[int], counts: Sequence[int]) -> str:
+def _node_line(node: dict[str, Any]) -> tuple[str, ...]:
+    sizes = (str(node[key]) for key in ("training", "support", "test"))
+    return node["node"], *sizes, _classes(node["classes"])
+
+
+def _classes(counts: dict[str, int]) -> str:
     """The classes of a node with their numbers of samples: the first few, where there are many."""
-    pairs = [f"{label} ({count})" for label, count in zip(classes, counts, strict=True)]
+    pairs = [f"{label} ({count})" for label, count in counts.items()]
     more = len(pairs) - SHOWN_CLASSES
     return "  ".join(pairs) if more <= 1 else "  ".join([*pairs[:SHOWN_CLASSES], f"and {more} more"])
 
