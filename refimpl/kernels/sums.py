@@ -6,7 +6,7 @@ a single chain would have them too, but is bound by the latency of an addition (
 
 `total` adds in the dtype of its entries, the others in float64. Arrays are one-dimensional, C-contiguous.
 
-Source: kernels.md, "Reproducibility". Derived.
+Source: Higham 1993, "The accuracy of floating point summation" (pairwise sums). Derived: the order.
 """
 
 from __future__ import annotations
