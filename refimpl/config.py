@@ -115,14 +115,12 @@ def _check_value(source: str, item: Field[Any], value: object) -> None:
         one_of(source, item.name, value, (*item.metadata["choices"], *also))
 
 
-_FIELDS = {item.name: item for item in fields(Config)}
-
 _AT_LEAST = {
     "seed": 0, "nodes": 1, "targets": 0, "classes_per_node": 1, "node_min": 0, "node_max": 0, "support": 1,
     "rounds": 1, "per_round": 0, "batch_size": 0, "local_steps": 1, "adapt_steps": 0, "lam": 0.0, "rho": 0.0,
     "alpha": 0.0, "eta_phi": 0.0, "eta_theta": 0.0, "checkpoint_every": 1,
 }  # fmt: skip
-_POSITIVE = ("eta", "beta", "tau", "radius", "concentration")
+_POSITIVE = ("eta", "beta", "tau", "radius")
 
 
 def _check_ranges(config: Config) -> None:
@@ -140,6 +138,8 @@ def _check_ranges(config: Config) -> None:
         raise ConfigError(f"config: node_min must be at least 1, got {config.node_min}: no node may be empty")
     if 0 < config.node_max < config.node_min:
         raise ConfigError(f"config: node_max {config.node_max} is below node_min {config.node_min}")
+    if not config.concentration > 0:
+        raise ConfigError(f"config: concentration must be positive, got {config.concentration}")
     if config.partition == "two-class" and config.classes_per_node != 2:
         raise ConfigError(
             f"config: partition two-class contradicts classes_per_node {config.classes_per_node}; "
@@ -173,6 +173,9 @@ def preset_names() -> tuple[str, ...]:
     """The names of the shipped presets."""
     files = (resources.files("refimpl") / "presets").iterdir()
     return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
+
+
+_FIELDS = {item.name: item for item in fields(Config)}
 
 
 def _layer(table: Mapping[str, Any], method: str, source: str) -> dict[str, Any]:
