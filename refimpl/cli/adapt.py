@@ -40,6 +40,8 @@ def command(run: Path, data_dir: Path | None, as_json: bool, **options: Any) -> 
 
     with RunFolder.open(run, lock=False) as folder:
         experiment, w = reopen(folder, data_dir)
+        if experiment.note and not as_json:
+            click.echo(f"data: {experiment.note}", err=True)
         if not experiment.target_nodes:
             raise InputError(f"{run}: was configured without target nodes; train with --targets 1 or more")
         given = {name: value for name, value in options.items() if value is not None}
@@ -48,8 +50,8 @@ def command(run: Path, data_dir: Path | None, as_json: bool, **options: Any) -> 
         content = {
             "run": str(run),
             "method": experiment.config.method,
-            "data": experiment.note,
             "settings": {name: getattr(experiment.config, name) for name in SETTINGS},
+            "data": experiment.note,
             "nodes": [report._asdict() for report in reports],
         }
         folder.save_report("adapt", {key: value for key, value in content.items() if key != "run"})
@@ -57,8 +59,6 @@ def command(run: Path, data_dir: Path | None, as_json: bool, **options: Any) -> 
         print_json(content)
     else:
         click.echo(table(HEADER, [*map(_cells, reports), *_summary(reports)]))
-        if experiment.note:
-            click.echo(f"data: {experiment.note}", err=True)
 
 
 def _cells(report: NodeReport) -> tuple[str, ...]:
