@@ -173,10 +173,18 @@ def test_verify_looks_into_an_archive_that_is_not_the_published_one(tmp_path, mo
     assert states(tmp_path) == {path.name: "ok"}
 
 
-def test_the_test_part_alone_is_no_failure(tmp_path, monkeypatch):
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_test_part_alone_is_no_failure(tmp_path, monkeypatch, packed):
     files = cifar10_files()
     known_as_published(monkeypatch, files)
-    write(tmp_path / "cifar-10", {"test_batch.bin": files["test_batch.bin"]})
+    alone = {"test_batch.bin": files["test_batch.bin"]}
+    if packed:
+        write_archive(tmp_path / "cifar-10-binary.tar.gz", alone)
+    else:
+        write(tmp_path / "cifar-10", alone)
     found = states(tmp_path)
-    assert found.pop("test_batch.bin") == "ok"
-    assert set(found.values()) == {"absent"}
+    assert [file for file, state in found.items() if state == "ok"] in (
+        ["test_batch.bin"],
+        ["cifar-10-binary.tar.gz: test_batch.bin"],
+    )
+    assert set(found.values()) == {"ok", "absent"}

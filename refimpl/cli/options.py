@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from refimpl.config import Config
+from refimpl.config import Config, preset_names
 
 Decorator = Callable[[Any], Any]
 
@@ -96,7 +96,7 @@ def _shown(value: Any) -> str:
 preset_option: Decorator = click.option(
     "--preset",
     "from_preset",
-    metavar="NAME",
+    type=click.Choice(preset_names()),
     help="Shipped configuration to start from.  [that of the data set]",
 )
 json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

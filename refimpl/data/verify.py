@@ -111,11 +111,10 @@ def _archived(name: str, found: places.Found) -> Iterator[Check]:
     except DataError as error:
         yield Check(str(archive), "wrong", str(error))
         return
+    state = "absent" if form.serves(tuple(file for file in form.files if file in seen)) else "missing"
     for file in form.files:
         if file not in seen:
-            yield Check(
-                f"{archive}: {file}", "missing", f"not in the archive; see 'refimpl data fetch {name}'"
-            )
+            yield Check(f"{archive}: {file}", state, f"not in the archive; see 'refimpl data fetch {name}'")
 
 
 def _not_there(name: str, found: places.Found, file: str) -> Check:
