@@ -40,7 +40,7 @@ class Partition:
     nodes, targets: numbers of meta-training and of target nodes.
     sizes: training samples (support and query) per node: a pair (smallest, largest) for evenly
     spread sizes, or one number per node, training nodes first; None for the data set's default.
-    (With two nodes in all, an ascending pair is still a range.)
+    (With two nodes in all, a pair is one number per node.)
     test: share of a node's samples held out for testing, on top of `sizes`.
     support: samples for adaptation out of the training samples, as a whole number or a share.
 
@@ -76,7 +76,7 @@ class Partition:
             return
         for size in self.sizes:
             _whole("sizes", size, 1)
-        pair = len(self.sizes) == 2 and self.sizes[0] <= self.sizes[1]
+        pair = len(self.sizes) == 2 and self.sizes[0] <= self.sizes[1]  # a range
         if not pair and len(self.sizes) != self.total:
             raise InputError(
                 f"partition: expected sizes as (smallest, largest) or one for each of {self.nodes} + "
@@ -202,7 +202,7 @@ def statistics(dataset: DataSet, shares: list[Share]) -> Statistics:
 def node_sizes(dataset: DataSet, partition: Partition, rng: np.random.Generator) -> Counts:
     """Training samples of every node, (nodes + targets,), training nodes first."""
     sizes = _default_sizes(dataset, partition) if partition.sizes is None else partition.sizes
-    if len(sizes) == 2 and sizes[0] <= sizes[1]:
+    if len(sizes) == 2 and partition.total != 2:
         return spread_sizes(sizes[0], sizes[1], partition.total, rng)
     return np.array(sizes, dtype=np.int64)
 
