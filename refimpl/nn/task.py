@@ -141,12 +141,13 @@ class NetworkTask:
                 "convert with x.astype"
             )
         size, scalar = batches.shape[1], w.dtype.type
+        part = program.part(size, w.dtype, gradients=True)
         stacked = program.stack_noise(noise, size, w.dtype)
         how = Decisions(float(self.gating.tau), MODES[self.gating.mode], stacked[0])
         moments = np.zeros((1 + program.gates, 1 + program.gates), dtype=np.int64)
         loss, residual = descend(
-            program.operations, self.x.reshape(self.size, -1), self.y, batches, how, stacked,
-            scalar(eta), scalar(lam), centre, w, gradient, program.workspace(size, w.dtype), moments,
+            program.operations, self.x.reshape(self.size, -1), self.y, batches, part, how, stacked,
+            scalar(eta), scalar(lam), centre, w, gradient, program.workspace(part, w.dtype), moments,
         )  # fmt: skip
         return loss, residual, moments
 
