@@ -11,6 +11,7 @@ from refimpl.bench.session import Results
 from refimpl.bench.timing import geometric_mean
 
 BATCH = 32
+TICKS_MFLOP, TICKS_MS = (30, 100, 300), (0.3, 1, 3)
 
 
 def draw(results: Results, path: Path) -> None:
@@ -50,4 +51,7 @@ def _panel(axis, times: Times, pass_: str) -> None:
     rate, line = geometric_mean(rates), [min(executed), max(executed)]
     axis.plot(line, [x / rate for x in line], "k--", linewidth=0.8, label="proportional to FLOPs")
     axis.set(xscale="log", yscale="log", xlabel="executed MFLOP", title=pass_.replace("_", " "))
-    axis.grid(alpha=0.3, which="both")
+    axis.set_xticks(TICKS_MFLOP, map(str, TICKS_MFLOP))
+    axis.set_yticks(TICKS_MS, map(str, TICKS_MS))
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
