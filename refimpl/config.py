@@ -17,7 +17,10 @@ from typing import Any
 
 from refimpl.errors import ConfigError, one_of
 
-METHODS = ("metagater", "metagater-ungated", "fedavg", "perfedavg", "metasnip")
+METHODS = (
+    "metagater", "metagater-ungated", "fedavg", "perfedavg", "perfedavg-hf", "maml", "fomaml", "reptile",
+    "pfedme", "metasnip", "metasnip-weights",
+)  # fmt: skip
 DATASETS = ("digits", "mnist", "cifar10", "cifar100", "omniglot")
 OWN_DATA = ".npz"  # a data set whose name ends so is the path of a user's own arrays
 PARTITIONS = ("classes", "two-class", "dirichlet", "iid")
@@ -63,9 +66,14 @@ class Config:
     weighted: bool = _option(False, "weight nodes by their number of samples")
     batch_size: int = _option(20, "mini-batch of a local step (0: all samples)")
     local_steps: int = _option(5, "local gradient steps in a round")
-    eta: float = _option(0.05, "local learning rate")
-    lam: float = _option(1.0, "Moreau weight lambda of the local problem")
-    alpha: float = _option(0.05, "inner learning rate of perfedavg")
+    eta: float = _option(0.05, "local learning rate (outer one of perfedavg, perfedavg-hf, maml, fomaml)")
+    lam: float = _option(1.0, "Moreau weight lambda of the local problem (metagater, metasnip, pfedme)")
+    alpha: float = _option(
+        0.05, "inner learning rate (perfedavg, perfedavg-hf, maml, fomaml, prox steps of pfedme)"
+    )
+    inner_steps: int = _option(1, "inner gradient steps (maml, fomaml, prox steps of pfedme)")
+    delta: float = _option(1e-4, "step of the difference of gradients in perfedavg-hf")
+    mix: float = _option(1.0, "share of the way the server goes to the nodes' mean (reptile, pfedme)")
     schedule: str = _option("ghadimi-lan", "server step sizes", SCHEDULES)
     beta: float = _option(0.5, "server step b")
     penalty: str = _option("group-lasso", "regulariser of the gates", PENALTIES)
@@ -82,7 +90,7 @@ class Config:
     eta_phi: float = _option(0.05, "adaptation rate of the gate (stage I)")
     eta_theta: float = _option(0.05, "adaptation rate of the backbone (stage II)")
     adapt_steps: int = _option(1, "gradient steps in each adaptation stage")
-    snip_keep: float = _option(0.5, "share of gated channels metasnip keeps")
+    snip_keep: float = _option(0.5, "share of gated channels (metasnip) or weights (metasnip-weights) kept")
     checkpoint_every: int = _option(1, "rounds between checkpoints")
 
     def __post_init__(self) -> None:
@@ -118,9 +126,9 @@ def _check_value(source: str, item: Field[Any], value: object) -> None:
 _AT_LEAST = {
     "seed": 0, "nodes": 1, "targets": 0, "classes_per_node": 1, "node_min": 0, "node_max": 0, "support": 1,
     "rounds": 1, "per_round": 0, "batch_size": 0, "local_steps": 1, "adapt_steps": 0, "lam": 0.0, "rho": 0.0,
-    "alpha": 0.0, "eta_phi": 0.0, "eta_theta": 0.0, "checkpoint_every": 1,
+    "alpha": 0.0, "inner_steps": 1, "eta_phi": 0.0, "eta_theta": 0.0, "checkpoint_every": 1,
 }  # fmt: skip
-_POSITIVE = ("eta", "beta", "tau", "radius")
+_POSITIVE = ("eta", "beta", "delta", "mix", "tau", "radius")
 
 
 def _check_ranges(config: Config) -> None:
@@ -151,6 +159,8 @@ def _check_ranges(config: Config) -> None:
         raise ConfigError(
             "config: lam must be positive for metagater: the server's gradient is lam (md - mean)"
         )
+    if config.lam == 0 and config.method == "pfedme":
+        raise ConfigError("config: lam must be positive for pfedme: nodes move by eta lam (w - t)")
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

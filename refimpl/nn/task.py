@@ -175,9 +175,11 @@ class CompiledObjective:
         self.chosen = chosen[None]
         self.noise = [noise]
         self.moments = np.zeros((1 + program.gates, 1 + program.gates), dtype=np.int64)
+        self._layers: NetworkObjective | None = None  # made the last evaluation, if the program did not
 
     def __call__(self, w: np.ndarray, grad_out: np.ndarray) -> float:
         """Loss at w; writes the whole gradient. A descent of one step of size zero: w stays as it is."""
+        self._layers = None
         grad_out[:] = 0
         own = w.copy()
         loss, _, self.moments = self.task._run(
@@ -185,6 +187,13 @@ class CompiledObjective:
         )
         return loss
 
+    def hessian_vector(self, w: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """H v (d,), by the layers: programs have no second derivatives."""
+        task, chosen = self.task, self.chosen[0]
+        context = Context(task.gating, task.train, self.noise[0])
+        self._layers = NetworkObjective(task.network, task.x[chosen], task.y[chosen], context)
+        return self._layers.hessian_vector(w, v)
+
     def measure(self) -> tuple[float, float]:
         """Executed FLOPs of the last evaluation, and the share of gated channels off in it."""
-        return self.task._measure(self.moments)
+        return self._layers.measure() if self._layers else self.task._measure(self.moments)
