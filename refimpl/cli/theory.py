@@ -1,57 +1,208 @@
-"""`refimpl theory`: the paper's lemmas, theorem and rates, both sides of every statement."""
+"""`refimpl theory`: the paper's lemmas, theorem and rates, both sides of every statement; gaps of runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from refimpl.cli.options import data_dir_option, json_option, quiet_option, threads_option
 from refimpl.cli.output import facts, print_json, table
 from refimpl.cli.progress import Progress
 
 if TYPE_CHECKING:
     from refimpl.theory import Row
 
-SECTIONS = ("gap", "lemmas", "theorem", "rates")
 HEADER = ("statement", "family", "left", "right", "slack", "verdict")
+SECTIONS = {
+    "gap": "Stationarity: the gap against closed forms, and both its forms; or the true gap of a run.",
+    "lemmas": "Envelope gradient, smoothness (Lemma 1), inexact local solutions (Lemma 3).",
+    "theorem": "Theorem 1 term by term along recorded runs, and every inequality of its proof.",
+    "rates": "How fast the gap falls with the rounds, and the floor local steps leave.",
+    "sweep": "The statements over lam/L, local steps and heterogeneity.",
+}
+
+EPILOG = """\b
+Examples:
+  refimpl theory all
+  refimpl theory theorem --verbose --seed 1
+  refimpl theory all --figures figures
+  refimpl theory gap runs/first --rounds 1,10,50
+"""
 
 
-@click.command(epilog="\b\nExamples:\n  refimpl theory all\n  refimpl theory theorem --verbose --seed 1")
-@click.argument("section", type=click.Choice((*SECTIONS, "all")), default="all")
-@click.option("-v", "--verbose", is_flag=True, help="Every row, not only the tightest of each statement.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Root of all numbers.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every row.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
-def command(section: str, verbose: bool, seed: int, as_json: bool, quiet: bool) -> None:
+@click.group(invoke_without_command=True, epilog=EPILOG)
+@click.pass_context
+def command(ctx: click.Context) -> None:
     """Check the paper's lemmas, theorem and rates numerically.
 
     A statement is left <= right; it is checked on several families of problems whose constants are known.
     For each statement the family is shown that comes nearest to violating it, and violations always.
     Exits with 1 if a statement is violated. What each one says, and how it differs from the printed form:
-    the help text of the module `refimpl.theory`.
+    the help text of the module `refimpl.theory`. Without a section, all are checked.
     """
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(everything)
+
+
+def _checks(function: Any) -> Any:
+    """The options of every section."""
+    options: tuple[Callable[[Any], Any], ...] = (
+        click.option("-v", "--verbose", is_flag=True, help="Every row, not only the tightest of each."),
+        click.option(
+            "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Root of all numbers."
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON, with every row."),
+        quiet_option,
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@command.command("all", epilog="\b\nExample:\n  refimpl theory all --figures figures")
+@_checks
+@click.option(
+    "--figures",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Also draw the figures into this folder (needs matplotlib).",
+)
+def everything(verbose: bool, seed: int, as_json: bool, quiet: bool, figures: Path | None) -> None:
+    """Every section; with figures if asked for."""
+    if figures is not None:
+        from refimpl.report import require_matplotlib
+
+        require_matplotlib()
+    passed = check(tuple(SECTIONS), verbose, seed, as_json, quiet)
+    if figures is not None:
+        _draw(figures, seed, quiet)
+    if not passed:
+        click.get_current_context().exit(1)
+
+
+def _draw(folder: Path, seed: int, quiet: bool) -> None:
+    """The figures of the theory, with progress."""
+    from refimpl.report import THEORY_FIGURES, theory_figure
+
+    with Progress(len(THEORY_FIGURES), quiet) as progress:
+        for name in THEORY_FIGURES:
+            progress.step(f"drawn   {theory_figure(name, folder, seed)}")
+
+
+def _section(name: str) -> click.Command:
+    """The command of one section that has nothing of its own."""
+
+    @_checks
+    def run(verbose: bool, seed: int, as_json: bool, quiet: bool) -> None:
+        if not check((name,), verbose, seed, as_json, quiet):
+            click.get_current_context().exit(1)
+
+    epilog = f"\b\nExample:\n  refimpl theory {name} --verbose"
+    return click.command(name, help=SECTIONS[name], epilog=epilog)(run)
+
+
+for _name in ("lemmas", "theorem", "rates", "sweep"):
+    command.add_command(_section(_name))
+
+GAP_EPILOG = """\b
+Examples:
+  refimpl theory gap
+  refimpl theory gap runs/first
+  refimpl theory gap runs/first --rounds 1,10,50
+"""
+
+
+class Rounds(click.ParamType):
+    """Round numbers with commas between them: `1,10,50`."""
+
+    name = "k,k,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        """The numbers, ascending, each once."""
+        try:
+            rounds = sorted({int(word) for word in str(value).split(",")})
+        except ValueError:
+            rounds = []
+        if not rounds or rounds[0] < 1:
+            self.fail(f"expected round numbers of at least 1, like 1,10,50, got {value!r}", param, ctx)
+        return rounds
+
+
+@command.command("gap", epilog=GAP_EPILOG)
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option("--rounds", type=Rounds(), help="Rounds of the run to look at.  [its last checkpoint]")
+@click.option("--tolerance", type=float, help="Residual wanted, relative to that at the centre.  [1e-4]")
+@click.option("--starts", type=click.IntRange(min=1), help="Starting points of each local problem.  [2]")
+@threads_option
+@data_dir_option
+@click.option("-v", "--verbose", is_flag=True, help="Without a run: every row.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Without a run: root of all numbers.")
+@json_option
+@quiet_option
+def gap(
+    run: Path | None,
+    rounds: list[int] | None,
+    tolerance: float | None,
+    starts: int | None,
+    threads: int | None,
+    data_dir: Path | None,
+    verbose: bool,
+    seed: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Check stationarity on known problems; or, given a RUN folder, compute its true gap.
+
+    The true gap takes grad F over all training nodes, each local problem solved in float64 on all of the
+    node's data; it is shown beside the gap the server saw, from mini-batches and a few local steps. Without
+    --rounds it belongs to the meta-model of the last checkpoint. With --rounds it belongs to the centres of
+    those rounds, where the server's does; they are found by running the training again, which repeats it
+    bit for bit. Table and figure (with matplotlib) also go to RUN/report/.
+
+    For networks every number is an estimate: no Lipschitz constant is proven. What the columns mean is
+    printed below the table.
+    """
+    if run is None:
+        if rounds or tolerance or starts:
+            raise click.UsageError(
+                "--rounds, --tolerance and --starts need a RUN", click.get_current_context()
+            )
+        if not check(("gap",), verbose, seed, as_json, quiet):
+            click.get_current_context().exit(1)
+        return
+    from refimpl.cli.rungap import show
+
+    wanted = {"tolerance": tolerance, "starts": starts}
+    effort = {name: value for name, value in wanted.items() if value is not None}
+    show(run, rounds, effort, threads, data_dir, as_json, quiet)
+
+
+# --- checks -----------------------------------------------------------------------------------------
+
+
+def check(sections: Sequence[str], verbose: bool, seed: int, as_json: bool, quiet: bool) -> bool:
+    """Run the sections and print their rows; returns whether all hold."""
     from refimpl import theory
 
-    chosen = SECTIONS if section == "all" else (section,)
     found: dict[str, list[Row]] = {}
-    with Progress(len(chosen), quiet) as progress:
-        for name in chosen:
+    with Progress(len(sections), quiet) as progress:
+        for name in sections:
             found[name] = theory.run_section(name, seed)
             progress.step(f"theory  {name}: {len(found[name])} rows")
     rows = [row for section_rows in found.values() for row in section_rows]
     passed = theory.all_hold(rows)
     if as_json:
-        sections = {name: [row._asdict() for row in of] for name, of in found.items()}
-        print_json({"passed": passed, "seed": seed, "sections": sections})
+        shown = {name: [row._asdict() for row in of] for name, of in found.items()}
+        print_json({"passed": passed, "seed": seed, "sections": shown})
     else:
         for name, of in found.items():
             click.echo(_text(name, of, verbose) + "\n")
         violated = [row for row in rows if row.verdict == "violated"]
         verdict = "all hold" if passed else f"{len(violated)} VIOLATED"
         click.echo(f"{len(rows)} rows, {verdict}")
-    if not passed:
-        click.get_current_context().exit(1)
+    return passed
 
 
 def _text(section: str, rows: Sequence[Row], verbose: bool) -> str:

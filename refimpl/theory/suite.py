@@ -12,22 +12,21 @@ from collections.abc import Callable
 import numpy as np
 
 from refimpl import problems
-from refimpl.accel import GhadimiLan, Nesterov, minimize_composite
+from refimpl.accel import GhadimiLan
 from refimpl.data import load
 from refimpl.errors import one_of
 from refimpl.problems import Problem
 from refimpl.prox import BoundedGroupLasso, Box, Groups
 from refimpl.rng import SeedTree
-from refimpl.theory import lemmas, rates, theorem
-from refimpl.theory.gap import envelope_objective
+from refimpl.theory import lemmas, rates, sweeps, theorem
 from refimpl.theory.rows import Row
 from refimpl.theory.run import record
+from refimpl.theory.theorem import solution
 
 Vector = np.ndarray
 LAM_OVER_L = 2.5  # lam in units of L, unless a check says otherwise
 LOCAL_STEPS = (0, 1, 3)  # of the runs under the theorem; 0 means exact local solutions
 ROUNDS = 60
-SOLUTION = 1e-10  # gradient mapping at which a point is taken as x*
 
 
 def digits_regression(rng: np.random.Generator, nodes: int = 4) -> Problem:
@@ -77,19 +76,6 @@ def lemma_rows(seed: int = 0) -> list[Row]:
     return rows
 
 
-def solution(problem: Problem, lam: float, start: Vector) -> Vector:
-    """A stationary point of Phi near `start`, by a long run with exact local solutions."""
-    found = minimize_composite(
-        envelope_objective(problem, lam),
-        problem.penalty,
-        start,
-        Nesterov(2.0 * rates.theory_beta(problem, lam)),
-        iterations=3000,
-        tolerance=SOLUTION,
-    )
-    return found.x
-
-
 def trials(problem: Problem, rng: np.random.Generator) -> list[theorem.Trial]:
     """Recorded runs from one random feasible start, for each number of local steps."""
     lam = LAM_OVER_L * problem.smoothness
@@ -124,14 +110,12 @@ def gap_rows(seed: int = 0) -> list[Row]:
 
 
 def rate_rows(seed: int = 0) -> list[Row]:
-    """8.5: slopes over 1500 rounds on ill-conditioned problems, and the floor as a function of s."""
-    rng = SeedTree(seed).generator("theory.rates")
-    valleys = problems.cosines(rng, nodes=3, size=30, decay=1e-3, bowl=0.1)
-    flat = problems.quadratics(np.geomspace(1e-6, 1.0, 40), rng, nodes=3, spread=0.1, name="flat quadratic")
-    uneven = problems.quadratics(np.array([1.0, 0.5, 0.5, 0.3, 0.3, 0.2]), rng, nodes=4)
+    """8.5: slopes on ill-conditioned problems, and the floor as a function of s."""
+    (valleys, lam_v, start_v), (flat, lam_f, start_f) = rates.slow_problems(seed)
+    uneven = sweeps.uneven(SeedTree(seed).generator("theory.rates", 1))
     return [
-        *rates.slope_rows(valleys, 2.0, 3.0 * rng.standard_normal(valleys.size), 1500, -0.95),
-        *rates.slope_rows(flat, 2.0, np.zeros(flat.size), 1500, -2.5),
+        *rates.slope_rows(valleys, lam_v, start_v, rates.ROUNDS, -0.95),
+        *rates.slope_rows(flat, lam_f, start_f, rates.ROUNDS, -2.5),
         *rates.floor_rows(uneven, 3.0, np.zeros(uneven.size), 400),
     ]
 
@@ -141,6 +125,7 @@ SECTIONS: dict[str, Callable[[int], list[Row]]] = {
     "lemmas": lemma_rows,
     "theorem": theorem_rows,
     "rates": rate_rows,
+    "sweep": sweeps.sweep_rows,
 }
 
 

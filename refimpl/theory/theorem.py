@@ -25,13 +25,29 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refimpl.accel import Nesterov, minimize_composite
 from refimpl.kernels import vector
-from refimpl.theory.gap import ROUNDING, EnvelopePoint, envelope, exact_gap
+from refimpl.problems import Problem
+from refimpl.theory.gap import ROUNDING, EnvelopePoint, envelope, envelope_objective, exact_gap
 from refimpl.theory.lemmas import curvature_bounds, inexactness_factor
 from refimpl.theory.rows import Row, Sides, at_most, worst
 from refimpl.theory.run import Run
 
 Vector = np.ndarray
+SOLUTION = 1e-10  # gradient mapping at which a point is taken as x*
+
+
+def solution(problem: Problem, lam: float, start: Vector) -> Vector:
+    """A stationary point of Phi near `start`, by a long run with exact local solutions."""
+    found = minimize_composite(
+        envelope_objective(problem, lam),
+        problem.penalty,
+        start,
+        Nesterov(1.0 / curvature_bounds(problem.smoothness, problem.concavity, lam)[1]),
+        iterations=3000,
+        tolerance=SOLUTION,
+    )
+    return found.x
 
 
 class Step(NamedTuple):
