@@ -14,32 +14,35 @@ import numpy as np
 from refimpl.kernels import elementary
 from refimpl.kernels.jit import kernel
 from refimpl.kernels.plain import is_on
+from refimpl.kernels.sums import wide_product, wide_total
+
+
+@kernel
+def _rectify(x, sign, y):
+    """y = x where sign > 0 or is not a number, else 0."""
+    zero = y.dtype.type(0)  # a plain 0 would make the selection, and the loop, one of float64
+    for p in range(x.size):
+        y[p] = zero if sign[p] <= zero else x[p]
 
 
 @kernel
 def relu_forward(x, mask, y):
     """y = max(x, 0); NaN passes through."""
-    zero = y.dtype.type(0)  # a plain 0 would make the selection, and the loop, one of float64
-    for n in range(x.shape[0]):
-        for c in range(x.shape[1]):
-            if is_on(mask, n, c):
-                for p in range(x.shape[2]):
-                    y[n, c, p] = zero if x[n, c, p] <= zero else x[n, c, p]
-            else:
-                y[n, c, :] = zero
+    relu_backward(x, x, mask, y)
 
 
 @kernel
 def relu_backward(dy, y, mask, dx):
     """dx = dy where the output y is positive, else 0."""
-    zero = dx.dtype.type(0)
+    if mask.shape[0] == 0:  # one long loop: channels may be single numbers
+        _rectify(dy.reshape(-1), y.reshape(-1), dx.reshape(-1))
+        return
     for n in range(y.shape[0]):
         for c in range(y.shape[1]):
-            if is_on(mask, n, c):
-                for p in range(y.shape[2]):
-                    dx[n, c, p] = zero if y[n, c, p] <= zero else dy[n, c, p]
+            if mask[n, c]:
+                _rectify(dy[n, c], y[n, c], dx[n, c])
             else:
-                dx[n, c, :] = zero
+                dx[n, c, :] = 0
 
 
 @kernel
@@ -110,26 +113,24 @@ def scale_channels(x, factor, y):
 
 @kernel
 def channel_products(a, b, out):
-    """out[n, c] = sum over pixels of a * b, accumulated in float64 in pixel order."""
-    for n in range(a.shape[0]):
-        for c in range(a.shape[1]):
-            total = 0.0
-            for p in range(a.shape[2]):
-                total += np.float64(a[n, c, p]) * np.float64(b[n, c, p])
-            out[n, c] = total
+    """out[n, c] = sum over pixels of a * b, in float64 in the order of `sums`."""
+    samples, channels, pixels = a.shape
+    a, b = a.reshape(-1), b.reshape(-1)
+    for n in range(samples):
+        for c in range(channels):
+            start = (n * channels + c) * pixels
+            out[n, c] = wide_product(a, start, b, start, pixels)
 
 
 @kernel
 def channel_means(x, mask, out):
-    """out[n, c] = mean over pixels, accumulated in float64 in pixel order; zero where closed."""
-    pixels = x.shape[2]
-    for n in range(x.shape[0]):
-        for c in range(x.shape[1]):
-            total = 0.0
-            if is_on(mask, n, c):
-                for p in range(pixels):
-                    total += np.float64(x[n, c, p])
-            out[n, c] = total / pixels
+    """out[n, c] = mean over pixels, in float64 in the order of `sums`; zero where closed."""
+    samples, channels, pixels = x.shape
+    x = x.reshape(-1)
+    for n in range(samples):
+        for c in range(channels):
+            on = is_on(mask, n, c)
+            out[n, c] = wide_total(x, (n * channels + c) * pixels, pixels) / pixels if on else 0.0
 
 
 @kernel

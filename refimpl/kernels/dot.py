@@ -21,9 +21,8 @@ from numba.core import cgutils
 
 from refimpl.kernels.jit import intrinsic, kernel, shared
 from refimpl.kernels.simd import INDEX, Vectors, data_of, entry
+from refimpl.kernels.sums import PARTIAL_SUMS
 from refimpl.kernels.target import TARGET
-
-PARTIAL_SUMS = 16
 
 
 @shared

@@ -19,6 +19,7 @@ from typing import Any
 
 import numba
 import numba.extending
+from numba import types
 from numba.core import config as numba_config
 
 from refimpl._version import __version__
@@ -79,3 +80,18 @@ def kernel(function: Callable[..., Any]) -> Any:
         return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     finally:
         settings.CACHE_DIR = outside
+
+
+@intrinsic
+def brief(typingctx):
+    """Ask LLVM to keep the enclosing function small: for what runs once per call, such as filling tables.
+
+    Otherwise it unrolls and vectorises every loop over a handful of entries, which makes compilation slow.
+    """
+
+    def codegen(context, builder, signature, args):
+        builder.function.attributes.add("optsize")
+        builder.function.attributes.add("minsize")
+        return context.get_dummy_value()
+
+    return types.void(), codegen

@@ -1,6 +1,8 @@
 """Batch normalisation over (N, C, P) with the statistics of the batch, forward and backward.
 
-Sums run in float64 in (n, p) order. The variance is the biased one, as batch normalisation uses it.
+Statistics are float64: the sums of the samples (in the order of `sums`) added in sample order. The
+variance is the biased one, as batch normalisation uses it.
+
 Source: Ioffe & Szegedy 2015, Algorithm 1. Derived: the backward pass.
 """
 
@@ -11,46 +13,55 @@ import math
 import numpy as np
 
 from refimpl.kernels.jit import kernel
+from refimpl.kernels.sums import wide_product, wide_spread, wide_total
+
+
+@kernel
+def _normalise(x, mean, scale, gamma, beta, normalised, y):
+    """One channel of one sample."""
+    for p in range(x.size):
+        normalised[p] = (np.float64(x[p]) - mean) * scale
+        y[p] = gamma * normalised[p] + beta
 
 
 @kernel
 def batch_norm_forward(x, gamma, beta, eps, normalised, inverse_std, y):
     """y = gamma * normalised + beta; keeps `normalised` (N,C,P) and `inverse_std` (C,)."""
     n_samples, channels, pixels = x.shape
-    count = n_samples * pixels
+    count, flat = n_samples * pixels, x.reshape(-1)
     for c in range(channels):
-        total = 0.0
+        mean, variance = 0.0, 0.0
         for n in range(n_samples):
-            for p in range(pixels):
-                total += np.float64(x[n, c, p])
-        mean = total / count
-        squares = 0.0
+            mean += wide_total(flat, (n * channels + c) * pixels, pixels) / count
         for n in range(n_samples):
-            for p in range(pixels):
-                squares += (np.float64(x[n, c, p]) - mean) ** 2
-        scale = 1.0 / math.sqrt(squares / count + eps)
+            variance += wide_spread(flat, (n * channels + c) * pixels, pixels, mean) / count
+        scale = 1.0 / math.sqrt(variance + eps)
         inverse_std[c] = scale
         for n in range(n_samples):
-            for p in range(pixels):
-                normalised[n, c, p] = (np.float64(x[n, c, p]) - mean) * scale
-                y[n, c, p] = gamma[c] * normalised[n, c, p] + beta[c]
+            _normalise(x[n, c], mean, scale, gamma[c], beta[c], normalised[n, c], y[n, c])
+
+
+@kernel
+def _denormalise(dy, normalised, mean, slope, scale, dx):
+    """One channel of one sample."""
+    for p in range(dy.size):
+        dx[p] = scale * (dy[p] - mean - normalised[p] * slope)
 
 
 @kernel
 def batch_norm_backward(dy, normalised, inverse_std, gamma, dgamma, dbeta, dx):
     """dx = gamma/std * (dy - mean(dy) - normalised * mean(dy * normalised)); dgamma, dbeta written."""
     n_samples, channels, pixels = dy.shape
-    count = n_samples * pixels
+    count, flat, flat_normalised = n_samples * pixels, dy.reshape(-1), normalised.reshape(-1)
     for c in range(channels):
         plain_sum, weighted_sum = 0.0, 0.0
         for n in range(n_samples):
-            for p in range(pixels):
-                plain_sum += np.float64(dy[n, c, p])
-                weighted_sum += np.float64(dy[n, c, p]) * np.float64(normalised[n, c, p])
+            start = (n * channels + c) * pixels
+            plain_sum += wide_total(flat, start, pixels)
+            weighted_sum += wide_product(flat, start, flat_normalised, start, pixels)
         dbeta[c] = plain_sum
         dgamma[c] = weighted_sum
         scale = np.float64(gamma[c]) * np.float64(inverse_std[c])
         for n in range(n_samples):
-            for p in range(pixels):
-                centred = dy[n, c, p] - plain_sum / count - normalised[n, c, p] * (weighted_sum / count)
-                dx[n, c, p] = scale * centred
+            means = plain_sum / count, weighted_sum / count
+            _denormalise(dy[n, c], normalised[n, c], means[0], means[1], scale, dx[n, c])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refimpl.kernels.jit import kernel, shared
+from refimpl.kernels.jit import brief, kernel, shared
 from refimpl.kernels.plain import is_on
 from refimpl.kernels.simd import copy_rows, copy_run, transpose_block
 from refimpl.kernels.target import VECTOR_BYTES
@@ -29,6 +29,7 @@ def cut(array, size):
 @kernel
 def open_channels(mask, n, channels, out):
     """List the open channels of sample n in `out`; returns how many."""
+    brief()
     count = 0
     for c in range(channels):
         if is_on(mask, n, c):
@@ -40,6 +41,7 @@ def open_channels(mask, n, channels, out):
 @kernel
 def row_table(channels, count, step, table):
     """table[i] = channels[i] * step, the last entry twice: `sweep` may compute the last row twice."""
+    brief()
     for i in range(count):
         table[i] = channels[i] * step
     table[count] = table[max(0, count - 1)]
@@ -48,6 +50,7 @@ def row_table(channels, count, step, table):
 @kernel
 def pick(values, channels, count, out):
     """out[i] = values[channels[i]], the last entry twice (see `row_table`)."""
+    brief()
     for i in range(count):
         out[i] = values[channels[i]]
     out[count] = out[max(0, count - 1)]
@@ -56,6 +59,7 @@ def pick(values, channels, count, out):
 @kernel
 def multiples(count, step, table):
     """table[i] = i * step."""
+    brief()
     for i in range(count):
         table[i] = i * step
 
@@ -63,6 +67,7 @@ def multiples(count, step, table):
 @kernel
 def term_table(channels, count, step, taps, table):
     """table = channels[i] * step + taps[t], for each channel and then for each tap."""
+    brief()
     k = 0
     for i in range(count):
         base = channels[i] * step
@@ -74,6 +79,7 @@ def term_table(channels, count, step, taps, table):
 @kernel
 def _inside(size, shift, stride, positions):
     """First and one-past-last of the positions p whose p * stride - shift lies in 0 .. size - 1."""
+    brief()
     first = min(positions, max(0, (shift + stride - 1) // stride))
     return first, max(first, min(positions, (size - 1 + shift) // stride + 1))
 
@@ -87,6 +93,7 @@ def shift_table(size, down, right, stride, shape, table):
     it. The entries: number of rows that meet the image, where they start in the shifted plane and in the
     image plane, first and one-past-last column inside.
     """
+    brief()
     for j in range(down.size):
         top, bottom = _inside(size[0], down[j], stride[0], shape[0])
         first, last = _inside(size[1], right[j], stride[1], shape[1])
@@ -125,15 +132,17 @@ def copy_planes(source, channels, count, size, stride, cols, table, panel, plane
 def _copy_strided(rows, cols, columns, source, line, panel, to):
     """As `copy_rows`; columns = (first, last, step): where they lie in the source, and how far apart."""
     first, last, step = columns
+    zero = panel.dtype.type(0)  # a plain 0 would make the selection one of float64
     for r in range(rows):
         start, at = line[0] + r * line[1], to + r * cols
         for q in range(cols):
-            panel[at + q] = source[start + q * step] if first <= q < last else 0
+            panel[at + q] = source[start + q * step] if first <= q < last else zero
 
 
 @kernel
 def clear_rows(shape, table, panel, plane, planes):
     """Zero the rows of the panel's planes that `copy_planes` leaves out."""
+    brief()
     lanes = VECTOR_BYTES // panel.itemsize
     shifts = table.size // 5
     for j in range(shifts):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from refimpl.kernels import activation, loss, pool, tiled_conv, tiled_linear, tiled_weight_grad, vector
-from refimpl.kernels.jit import inlined, kernel
+from refimpl.kernels.jit import brief, inlined, kernel
 from refimpl.kernels.operation import (
     CONV,
     DECIDE,
@@ -48,7 +48,7 @@ def _forward(op, w, n, how, space):
         images, out = images_at(values, op.x, n, op.input), images_at(values, op.y, n, op.output)
         bias = vector_at(w, op.bias, op.output[0])
         tiled_conv.convolve(
-            images, filters_at(w, op), bias, stride, pad, False, reads, writes, floats, ints, out
+            images, filters_at(w, op), bias, stride, pad, np.bool_(False), reads, writes, floats, ints, out
         )
     elif op.kind == LINEAR:
         reads, writes = mask_at(masks, op.reads, n, op.groups), mask_at(masks, op.writes, n, op.output[0])
@@ -106,7 +106,7 @@ def _backward(op, w, n, space, gradient):
             weight = filters_at(w, op)
             bias = vector_at(w, op.bias, op.output[0])  # not used in this direction
             tiled_conv.convolve(
-                dout, weight, bias, stride, pad, True, dy_mask, dx_mask, floats, ints, dimages
+                dout, weight, bias, stride, pad, np.bool_(True), dy_mask, dx_mask, floats, ints, dimages
             )
     elif op.kind == LINEAR:
         rows, dout2 = rows_at(values, op.x, n, op.input[0]), rows_at(slopes, op.dy, n, op.output[0])
@@ -213,6 +213,7 @@ def descend(program, x, y, batches, how, noise, eta, lam, centre, w, gradient, s
     w. `gradient` must be zero where nothing is trained. Returns the first step's loss and the norm of the
     local problem's gradient before the last step; `moments` grows by every step's open-channel counts.
     """
+    brief()
     steps, n = batches.shape
     first_loss, residual = 0.0, 0.0
     labels = np.empty(n, dtype=np.int64)

@@ -19,16 +19,25 @@ INDEX = ir.IntType(64)
 I32 = ir.IntType(32)
 
 
+def _size_of(kind: ir.VectorType) -> int:
+    """Bytes of one element."""
+    return 8 if isinstance(kind.element, ir.DoubleType) else 4
+
+
+def _suffix(kind: ir.VectorType) -> str:
+    """How LLVM's intrinsics call the type: v16f32, v8f64, v16i32."""
+    letter = "i" if isinstance(kind.element, ir.IntType) else "f"
+    return f"v{kind.count}{letter}{8 * _size_of(kind)}"
+
+
 class Vectors:
     """Emits vector instructions for one element type (float or double) with an LLVM builder."""
 
     def __init__(self, builder: ir.IRBuilder, element: Any, lanes: int | None = None) -> None:
         self.builder = builder
-        self.align = 4 if isinstance(element, ir.FloatType) else 8
-        self.lanes = lanes or VECTOR_BYTES // self.align
+        self.lanes = lanes or VECTOR_BYTES // (4 if isinstance(element, ir.FloatType) else 8)
         self.type = ir.VectorType(element, self.lanes)
         self.zero = ir.Constant(self.type, None)
-        self.suffix = f"v{self.lanes}f{8 * self.align}"
 
     def splat(self, scalar: Any) -> Any:
         """A vector holding `scalar` in every lane."""
@@ -48,22 +57,24 @@ class Vectors:
         numbers = ir.Constant(ir.VectorType(I32, self.lanes), list(range(self.lanes)))
         return self.builder.icmp_signed("<", numbers, self.splat(short))
 
-    def load(self, pointer: Any, mask: Any = None) -> Any:
-        """The vector at `pointer`; lanes outside `mask` are not read and come as zero."""
-        pointer = self.builder.bitcast(pointer, self.type.as_pointer())
+    def load(self, pointer: Any, mask: Any = None, kind: Any = None) -> Any:
+        """The vector (or one of type `kind`) at `pointer`; lanes outside `mask` are not read but zero."""
+        kind = kind or self.type
+        pointer, align = self.builder.bitcast(pointer, kind.as_pointer()), _size_of(kind)
         if mask is None:
-            return self.builder.load(pointer, align=self.align)
-        name = f"llvm.masked.load.{self.suffix}.p0"
-        return self._call(name, self.type, [pointer, I32(self.align), mask, self.zero])
+            return self.builder.load(pointer, align=align)
+        arguments = [pointer, I32(align), mask, ir.Constant(kind, None)]
+        return self._call(f"llvm.masked.load.{_suffix(kind)}.p0", kind, arguments)
 
     def store(self, value: Any, pointer: Any, mask: Any = None) -> None:
         """Write the vector to `pointer`; lanes outside `mask` stay as they are."""
-        pointer = self.builder.bitcast(pointer, self.type.as_pointer())
+        kind = value.type
+        pointer, align = self.builder.bitcast(pointer, kind.as_pointer()), _size_of(kind)
         if mask is None:
-            self.builder.store(value, pointer, align=self.align)
+            self.builder.store(value, pointer, align=align)
         else:
-            name = f"llvm.masked.store.{self.suffix}.p0"
-            self._call(name, ir.VoidType(), [value, pointer, I32(self.align), mask])
+            arguments = [value, pointer, I32(align), mask]
+            self._call(f"llvm.masked.store.{_suffix(kind)}.p0", ir.VoidType(), arguments)
 
     def prefetch(self, pointer: Any) -> None:
         """Bring the line at `pointer` into the cache, for writing."""
@@ -72,7 +83,7 @@ class Vectors:
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         """a * b + c in every lane, rounded once."""
-        return self._call(f"llvm.fma.{self.suffix}", self.type, [a, b, c])
+        return self._call(f"llvm.fma.{_suffix(self.type)}", self.type, [a, b, c])
 
     def _call(self, name: str, result: Any, arguments: list[Any]) -> Any:
         kind = ir.FunctionType(result, [a.type for a in arguments])
@@ -200,30 +211,3 @@ def transpose_block(typingctx, counts, source, source_at, target, target_at):
 def entry(builder: ir.IRBuilder, table: Any, i: Any) -> Any:
     """Entry i of a table of 32-bit offsets, widened to an index."""
     return builder.sext(builder.load(builder.gep(table, [i])), INDEX)
-
-
-@intrinsic
-def interleaved_sum(typingctx, source, start, count):
-    """Sum of source[start : start + count] as 16 interleaved partial sums, which are added pairwise.
-
-    Partial sum i takes entries i, i + 16, ...; then sum i takes sum i + 8, + 4, + 2, + 1. The number 16
-    is part of the definition, not the machine's vector width: the result is the same everywhere.
-    """
-
-    def codegen(context, builder, signature, args):
-        s = builder.gep(data_of(context, builder, signature.args[0], args[0]), [args[1]])
-        vectors = Vectors(builder, s.type.pointee, 16)
-        total = cgutils.alloca_once_value(builder, vectors.zero)
-        groups = builder.udiv(builder.add(args[2], INDEX(15)), INDEX(16))
-        with cgutils.for_range(builder, groups, intp=INDEX) as loop:
-            at = builder.mul(loop.index, INDEX(16))
-            part = vectors.load(builder.gep(s, [at]), vectors.lanes_below(builder.sub(args[2], at)))
-            builder.store(builder.fadd(builder.load(total), part), total)
-        sums, half = builder.load(total), 8
-        while half:
-            pattern = ir.Constant(ir.VectorType(I32, 16), [(i + half) % 16 for i in range(16)])
-            sums = builder.fadd(sums, builder.shuffle_vector(sums, vectors.zero, pattern))
-            half //= 2
-        return builder.extract_element(sums, I32(0))
-
-    return source.dtype(source, types.intp, types.intp), codegen

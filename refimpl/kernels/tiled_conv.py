@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refimpl.kernels.jit import kernel
+from refimpl.kernels.jit import brief, inlined, kernel
 from refimpl.kernels.panels import (
     clear_rows,
     copy_planes,
@@ -50,6 +50,7 @@ def convolve(source, weight, bias, stride, pad, transposed, reads, writes, float
     which channels of the source are not zero, `writes` which of the target are wanted. floats, ints: scratch
     of the size `convolve_scratch` says, the floats best aligned to a cache line.
     """
+    brief()
     _, channels, kh, kw = weight.shape
     taps, phases = kh * kw, min(stride[0], kh)
     down, ints = cut(ints, kw * phases)
@@ -100,6 +101,7 @@ def forward_taps(kh, kw, stride_y, pad, phases, tap_s, tap_plane, tap_row, down,
     With a vertical stride, a plane copy holds every stride-th row, and there is one copy per residue of the
     tap's row.
     """
+    brief()
     for ky in range(kh):
         for kx in range(kw):
             plane, t = kx * phases + ky % phases, ky * kw + kx
@@ -115,6 +117,7 @@ def _transposed_taps(kh, kw, stride, pad, a, b, tap_s, tap_plane, tap_row, down,
     They receive from the taps with ky = a + pad and kx = b + pad modulo the stride, through
     dy[i + (a + pad - ky) / sy, j + (b + pad - kx) / sx].
     """
+    brief()
     first_y, first_x = (a + pad[0]) % stride[0], (b + pad[1]) % stride[1]
     n_rows = max(0, (kh - first_y + stride[0] - 1) // stride[0])
     n_cols = max(0, (kw - first_x + stride[1] - 1) // stride[1])
@@ -132,6 +135,7 @@ def _transposed_taps(kh, kw, stride, pad, a, b, tap_s, tap_plane, tap_row, down,
 @kernel
 def close_channels(mask, n, y):
     """Zero the closed channels of sample n of y (N, C, P, Q)."""
+    brief()
     if mask.shape[0] > 0:
         for c in range(y.shape[1]):
             if not mask[n, c]:
@@ -141,6 +145,7 @@ def close_channels(mask, n, y):
 @kernel
 def _scatter(part, channels, count, origin, stride, shape, target):
     """target[c, origin + stride * (p, q)] = part[c, p, q] for the listed channels."""
+    brief()
     for i in range(count):
         c = channels[i]
         at = c * shape[0] * shape[1]
@@ -149,7 +154,7 @@ def _scatter(part, channels, count, origin, stride, shape, target):
                 target[c, origin[0] + p * stride[0], origin[1] + q * stride[1]] = part[at + p * shape[1] + q]
 
 
-@kernel
+@inlined
 def _correlate(
     source, weights, steps, taps, planes, stride, rows, origin, spread, reads, writes, bias, scratch, target
 ):

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from refimpl.kernels.dot import PARTIAL_SUMS, dot_sweep
-from refimpl.kernels.jit import kernel
+from refimpl.kernels.dot import dot_sweep
+from refimpl.kernels.jit import brief, kernel
 from refimpl.kernels.panels import cut, row_table
+from refimpl.kernels.sums import PARTIAL_SUMS
 from refimpl.kernels.tile import sweep
 
 
@@ -30,6 +31,7 @@ def scratch(n_samples, features, outputs, itemsize):
 @kernel
 def _used(mask, columns, out):
     """List the columns that are open in at least one row of the mask; returns how many."""
+    brief()
     count = 0
     for c in range(columns):
         used = mask.shape[0] == 0
@@ -46,16 +48,17 @@ def _silenced(x, mask, out):
     """x flat, or if there is a mask a copy of it in `out` with zeros where it is closed."""
     if mask.shape[0] == 0:
         return x.reshape(-1)
-    size = x.shape[1] // mask.shape[1]
+    size, zero = x.shape[1] // mask.shape[1], x.dtype.type(0)
     for n in range(x.shape[0]):
         for i in range(x.shape[1]):
-            out[n * x.shape[1] + i] = x[n, i] if mask[n, i // size] else 0
+            out[n * x.shape[1] + i] = x[n, i] if mask[n, i // size] else zero
     return out
 
 
 @kernel
 def _runs(mask, features, starts, stops):
     """List the longest runs of features that are open in at least one sample; returns how many."""
+    brief()
     if mask.shape[0] == 0:
         starts[0], stops[0] = 0, features
         return 1
@@ -74,6 +77,7 @@ def _runs(mask, features, starts, stops):
 @kernel
 def _rows_at(count, step, table):
     """table[i] = i * step, and the last entry repeated to the end: blocks of rows may reach beyond."""
+    brief()
     for i in range(table.size):
         table[i] = max(0, min(i, count - 1)) * step
 
@@ -81,6 +85,7 @@ def _rows_at(count, step, table):
 @kernel
 def _term_blocks(mask, features, groups, out):
     """List where the runs of 16 features start of which some are open in some sample; returns how many."""
+    brief()
     count, size = 0, features // max(1, mask.shape[1])
     used = _used(mask, mask.shape[1], groups)
     g = 0
@@ -96,6 +101,7 @@ def _term_blocks(mask, features, groups, out):
 @kernel
 def forward(x, weight, bias, reads, writes, floats, ints, y):
     """y = x weight^T + bias on the outputs of `writes`; see `plain.linear_forward`."""
+    brief()
     n_samples, features = x.shape
     outputs = weight.shape[0]
     copy, floats = cut(floats, n_samples * features)
@@ -139,6 +145,7 @@ def forward(x, weight, bias, reads, writes, floats, ints, y):
 @kernel
 def input_grad(dy, weight, dy_mask, dx_mask, floats, ints, dx):
     """dx = dy weight on the features of `dx_mask`; see `plain.linear_input_grad`."""
+    brief()
     n_samples, outputs = dy.shape
     features = weight.shape[1]
     starts, ints = cut(ints, features)
@@ -171,6 +178,7 @@ def input_grad(dy, weight, dy_mask, dx_mask, floats, ints, dx):
 @kernel
 def weight_grad(x, dy, x_mask, dy_mask, floats, ints, dweight, dbias):
     """dweight = dy^T x and dbias = column sums of dy; see `plain.linear_weight_grad`."""
+    brief()
     n_samples, features = x.shape
     outputs = dy.shape[1]
     starts, ints = cut(ints, features)

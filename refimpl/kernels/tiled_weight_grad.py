@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refimpl.kernels.jit import kernel, shared
+from refimpl.kernels.jit import brief, inlined, kernel, shared
 from refimpl.kernels.panels import (
     clear_rows,
     copy_planes,
@@ -32,7 +32,7 @@ from refimpl.kernels.panels import (
     transpose,
     whole_vectors,
 )
-from refimpl.kernels.simd import interleaved_sum
+from refimpl.kernels.sums import total
 from refimpl.kernels.target import VECTOR_BYTES
 from refimpl.kernels.tile import sweep
 from refimpl.kernels.tiled_conv import close_channels, forward_taps
@@ -78,6 +78,7 @@ def weight_grad_scratch(channels, filters, kernel_size, stride, pad, size, resul
 @kernel
 def _image_table(size, pad, inner, place):
     """place[pixel] = where its channels start in the padded image with `inner` channels last."""
+    brief()
     line = (size[1] + 2 * pad[1]) * inner
     for i in range(size[0]):
         for j in range(size[1]):
@@ -87,6 +88,7 @@ def _image_table(size, pad, inner, place):
 @kernel
 def _window_table(shape, row, col, v_at):
     """v_at[(p, q)] = p * row + q * col: where the window of an output pixel starts."""
+    brief()
     for p in range(shape[0]):
         for q in range(shape[1]):
             v_at[p * shape[1] + q] = p * row + q * col
@@ -95,6 +97,7 @@ def _window_table(shape, row, col, v_at):
 @kernel
 def _load_image(sample, channels, count, plane_at, place, image):
     """The sample with channels last; those not listed as zero."""
+    brief()
     everything = plane_at.size
     transpose(sample, plane_at, everything, place.size, image, place)
     i = 0
@@ -110,12 +113,13 @@ def _load_image(sample, channels, count, plane_at, place, image):
 def _add_bias_gradient(gradient, channels, count, pixels, dbias):
     """dbias += the sum over the pixels of each listed channel of one sample."""
     for i in range(count):
-        dbias[channels[i]] += interleaved_sum(gradient, channels[i] * pixels, pixels)
+        dbias[channels[i]] += total(gradient, channels[i] * pixels, pixels)
 
 
 @kernel
 def _mean_open(mask, channels):
     """Mean number of open channels of a sample."""
+    brief()
     if mask.shape[0] == 0:
         return np.float64(channels)
     count = 0
@@ -131,6 +135,7 @@ def weight_grad(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbia
 
     Masks are (N, C) or empty; floats, ints: scratch of the size `weight_grad_scratch` says.
     """
+    brief()
     n_samples, channels = x.shape[:2]
     filters, _, kh, kw = dweight.shape
     pixels, open_in = dy.shape[2] * dy.shape[3], _mean_open(x_mask, channels)
@@ -141,7 +146,7 @@ def weight_grad(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbia
         _by_windows(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbias)
 
 
-@kernel
+@inlined
 def _by_unfolding(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbias):
     """`weight_grad` with unfolded windows."""
     n_samples, channels = x.shape[:2]
@@ -216,7 +221,7 @@ def _by_unfolding(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, db
         _add_bias_gradient(gradient, out_list, n_out, pixels, dbias)
 
 
-@kernel
+@inlined
 def _by_windows(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbias):
     """`weight_grad` with the windows of a channels-last image."""
     n_samples, channels, height, width = x.shape
@@ -270,6 +275,7 @@ def _by_windows(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbia
 @kernel
 def _to_kernel_order(sums, rows, n_rows, tap_at, channel_at, dweight):
     """dweight (K, C, kh, kw) = sums (K, kh, kw, C) in the listed rows, zero in the others."""
+    brief()
     filters, channels = dweight.shape[:2]
     taps = tap_at.size
     multiples(taps, channels, tap_at)

@@ -1,0 +1,141 @@
+"""Sums in one order everywhere: 16 interleaved partial sums, added pairwise in the end.
+
+Partial sum i takes entries i, i + 16, ...; then sum i takes sum i + 8, + 4, + 2, + 1. The number 16 is part
+of the definition, not the machine's vector width, so that the result has the same bits on every machine;
+a single chain would have them too, but is bound by the latency of an addition (five times as slow).
+
+`total` adds in the dtype of its entries, the others in float64. Arrays are one-dimensional, C-contiguous.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from refimpl.kernels.jit import intrinsic, settings
+from refimpl.kernels.simd import I32, INDEX, Vectors, data_of
+
+PARTIAL_SUMS = 16
+
+
+def _interleaved(builder: ir.IRBuilder, element: Any, count: Any, term: Callable[..., Any]) -> Any:
+    """Emit the sum; term(at, mask) gives the 16 terms from `at` on, zero outside the mask."""
+    vectors = Vectors(builder, element, PARTIAL_SUMS)
+    partial = cgutils.alloca_once_value(builder, vectors.zero)
+    last = builder.and_(count, INDEX(-PARTIAL_SUMS))
+
+    def add(at: Any, mask: Any) -> None:
+        builder.store(builder.fadd(builder.load(partial), term(at, mask)), partial)
+
+    with cgutils.for_range(builder, builder.udiv(count, INDEX(PARTIAL_SUMS)), intp=INDEX) as loop:
+        add(builder.mul(loop.index, INDEX(PARTIAL_SUMS)), None)
+    with builder.if_then(builder.icmp_signed("<", last, count)):
+        add(last, vectors.lanes_below(builder.sub(count, last)))
+    sums, half = builder.load(partial), PARTIAL_SUMS // 2
+    while half:
+        moved = vectors.shuffle(sums, sums, [(i + half) % PARTIAL_SUMS for i in range(PARTIAL_SUMS)])
+        sums, half = builder.fadd(sums, moved), half // 2
+    return builder.extract_element(sums, I32(0))
+
+
+def _loader(context: Any, builder: ir.IRBuilder, kind: Any, array: Any, start: Any, wide: bool) -> Any:
+    """load(at, mask): 16 entries of an array from start + at on, in float64 if `wide`."""
+    base = builder.gep(data_of(context, builder, kind, array), [start])
+    vectors = Vectors(builder, base.type.pointee, PARTIAL_SUMS)
+    double = ir.VectorType(ir.DoubleType(), PARTIAL_SUMS)
+
+    def load(at: Any, mask: Any) -> Any:
+        value = vectors.load(builder.gep(base, [at]), mask)
+        return builder.fpext(value, double) if wide and value.type != double else value
+
+    return load
+
+
+@intrinsic
+def _total(typingctx, x, start, count):
+    def codegen(context, builder, signature, args):
+        load = _loader(context, builder, signature.args[0], args[0], args[1], wide=False)
+        return _interleaved(builder, context.get_data_type(signature.return_type), args[2], load)
+
+    return x.dtype(x, types.intp, types.intp), codegen
+
+
+@intrinsic
+def _wide_total(typingctx, x, start, count):
+    def codegen(context, builder, signature, args):
+        load = _loader(context, builder, signature.args[0], args[0], args[1], wide=True)
+        return _interleaved(builder, ir.DoubleType(), args[2], load)
+
+    return types.float64(x, types.intp, types.intp), codegen
+
+
+@intrinsic
+def _wide_product(typingctx, x, x_start, y, y_start, count):
+    def codegen(context, builder, signature, args):
+        first = _loader(context, builder, signature.args[0], args[0], args[1], wide=True)
+        second = _loader(context, builder, signature.args[2], args[2], args[3], wide=True)
+
+        def term(at, mask):
+            return builder.fmul(first(at, mask), second(at, mask))
+
+        return _interleaved(builder, ir.DoubleType(), args[4], term)
+
+    return types.float64(x, types.intp, y, types.intp, types.intp), codegen
+
+
+@intrinsic
+def _wide_spread(typingctx, x, start, count, centre):
+    def codegen(context, builder, signature, args):
+        load = _loader(context, builder, signature.args[0], args[0], args[1], wide=True)
+        vectors = Vectors(builder, ir.DoubleType(), PARTIAL_SUMS)
+        middle = vectors.splat(args[3])
+
+        def term(at, mask):
+            distance = builder.fsub(load(at, mask), middle)
+            square = builder.fmul(distance, distance)
+            return square if mask is None else builder.select(mask, square, vectors.zero)
+
+        return _interleaved(builder, ir.DoubleType(), args[2], term)
+
+    return types.float64(x, types.intp, types.intp, types.float64), codegen
+
+
+def add_up(terms: np.ndarray) -> Any:
+    """What the compiled sums do, in NumPy: used where Numba's compiler is switched off, and by tests."""
+    padded = np.zeros(-(-terms.size // PARTIAL_SUMS) * PARTIAL_SUMS, dtype=terms.dtype)
+    padded[: terms.size] = terms
+    partial = np.zeros(PARTIAL_SUMS, dtype=terms.dtype)
+    for block in padded.reshape(-1, PARTIAL_SUMS):
+        partial = partial + block
+    while partial.size > 1:
+        partial = partial[: partial.size // 2] + partial[partial.size // 2 :]
+    return partial[0]
+
+
+def _python_total(x, start, count):
+    return add_up(x[start : start + count])
+
+
+def _python_wide_total(x, start, count):
+    return add_up(x[start : start + count].astype(np.float64))
+
+
+def _python_wide_product(x, x_start, y, y_start, count):
+    x, y = x[x_start : x_start + count], y[y_start : y_start + count]
+    return add_up(x.astype(np.float64) * y.astype(np.float64))
+
+
+def _python_wide_spread(x, start, count, centre):
+    return add_up((x[start : start + count].astype(np.float64) - centre) ** 2)
+
+
+COMPILED = not settings.DISABLE_JIT
+total = _total if COMPILED else _python_total  # (x, start, count): sum in the dtype of x
+wide_total = _wide_total if COMPILED else _python_wide_total  # the same in float64
+wide_product = _wide_product if COMPILED else _python_wide_product  # (x, start, y, start, count): x * y
+wide_spread = _wide_spread if COMPILED else _python_wide_spread  # (x, start, count, c): (x - c)**2
