@@ -17,12 +17,14 @@ from refimpl.errors import InputError, RefimplError, one_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 COLOURS, MARKERS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW), ("o", "s", "^", "D", "v")
 FAMILIES = {"attained+": r"$L_i=+\frac{L}{2}\|w\|^2$", "attained-": r"$L_i=-\frac{L}{2}\|w\|^2$"}
 CURVATURE_TICKS = (1, 2, 3, 5, 10, 30), (0.2, 0.5, 1, 2, 5, 10, 20)
+FEW_DECADES = 1e3  # axes that span less have ticks at 1, 2 and 5
 STYLE = {
     "font.size": 10,
     "axes.grid": True,
@@ -85,15 +87,15 @@ class RunGap(Protocol):
 
     @property
     def point(self) -> str:
-        """"centre" or "model"."""
+        """Which point of it: its "centre", or the "model" after it."""
 
     @property
     def true_gap(self) -> float:
         """The true gap."""
 
     @property
-    def error(self) -> float:
-        """Its conditional error bar; infinite if there is none."""
+    def spread(self) -> float:
+        """Its change with other starting points of the local problems; NaN if not measured."""
 
 
 def draw_run_gap(path: Path, metrics: Sequence[Mapping[str, Any]], rows: Sequence[RunGap]) -> Path:
@@ -106,16 +108,28 @@ def _draw_run_gap(metrics: Sequence[Mapping[str, Any]], rows: Sequence[RunGap]) 
     rounds = [entry["round"] for entry in metrics]
     server = [np.nan if entry["gap"] is None else entry["gap"] for entry in metrics]
     axes.loglog(rounds, server, color=BLUE, lw=1.2, label="server's gap (mini-batches, local steps)")
-    for kind, marker, text in (("centre", "o", "true gap at the same point"), ("model", "D", "at the meta-model")):
+    for kind, marker, where in (("centre", "o", "at the same point"), ("model", "D", "at the meta-model")):
         chosen = [row for row in rows if row.point == kind]
         if chosen:
-            bars = [row.error if np.isfinite(row.error) else 0.0 for row in chosen]
-            x, y = [row.round for row in chosen], [row.true_gap for row in chosen]
-            label = text if kind == "centre" else f"true gap {text}"
-            axes.errorbar(x, y, yerr=bars, fmt=marker, color=ORANGE, ms=6, capsize=3, label=label)
+            x, y, bar = np.array([(row.round, row.true_gap, row.spread) for row in chosen]).T
+            axes.loglog(x, y, marker, color=ORANGE, ms=6, label=f"true gap {where} (bar: other starts)")
+            axes.vlines(x, np.maximum(y - bar, 0.5 * y), y + bar, color=ORANGE, lw=1.5)
     axes.set(xlabel="round k", ylabel="norm of the gradient mapping", title="Stationarity gap of the run")
     axes.legend()
+    _plain_ticks(axes.xaxis)
+    low, high = axes.get_ylim()
+    if high < FEW_DECADES * low:
+        _plain_ticks(axes.yaxis)
     return figure
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """1, 2, 5, 10, ... on a logarithmic axis, as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 # --- the theory -------------------------------------------------------------------------------------
@@ -165,9 +179,10 @@ def _draw_curvature(seed: int) -> Figure:
 
     figure, panels = _figure(2)
     ratio, curves = np.geomspace(1.04, 32.0, 400), curvature_curves(seed)
+    printed, other = r"$\lambda L/(\lambda+L)$, printed", r"$\lambda L/(\lambda-L)$"
     for axes, side in zip(panels, ("high", "low"), strict=True):
-        axes.loglog(ratio, ratio / (ratio + 1), color="black", lw=1.5, label=r"$\lambda L/(\lambda+L)$, printed")
-        axes.loglog(ratio, ratio / (ratio - 1), color="black", ls="--", lw=1.5, label=r"$\lambda L/(\lambda-L)$")
+        axes.loglog(ratio, ratio / (ratio + 1), color="black", lw=1.5, label=printed)
+        axes.loglog(ratio, ratio / (ratio - 1), color="black", ls="--", lw=1.5, label=other)
         for curve, colour, marker in zip(curves, COLOURS, MARKERS, strict=False):
             x = np.array([sample.ratio for sample in curve.samples])
             y = np.array([sample.high if side == "high" else -sample.low for sample in curve.samples])
@@ -179,8 +194,8 @@ def _draw_curvature(seed: int) -> Figure:
         axes.set_yticks(CURVATURE_TICKS[1], map(str, CURVATURE_TICKS[1]))
         axes.minorticks_off()
         axes.legend(loc="upper right")
-    panels[0].set(title="Upward: the printed constant holds", ylabel="upward curvature of F found, units of L")
-    panels[1].set(title="Downward: it holds for convex losses only", ylabel="downward curvature found, units of L")
+    panels[0].set(title="Upward: the printed constant holds", ylabel="upward curvature of F, units of L")
+    panels[1].set(title="Downward: for convex losses only", ylabel="downward curvature of F, units of L")
     return figure
 
 

@@ -34,6 +34,7 @@ from refimpl.federated.rounds import Participation, RoundRecord, run_rounds
 from refimpl.gradcheck import surrogate_context
 from refimpl.kernels import vector
 from refimpl.nn.context import Context
+from refimpl.nn.network import Network
 from refimpl.nn.objective import NetworkObjective
 from refimpl.record import RunFolder
 from refimpl.theory.measured import Effort, MeasuredGap, measured_gap
@@ -76,15 +77,22 @@ class GapRow(NamedTuple):
     estimate: bool = True
 
 
+def over_the_run(folder: RunFolder, points: int = 4) -> list[int]:
+    """A few rounds from the first to the last recorded, evenly spread on a logarithmic axis."""
+    written = folder.metrics()
+    if not written:
+        raise RunError(f"{folder.path}: has no rounds yet; go on with refimpl train --resume")
+    last = int(written[-1]["round"])
+    return sorted({round(last ** (i / (points - 1))) for i in range(points)})
+
+
 @dataclass(frozen=True)
 class Inspection:
-    """A run, how hard to work on it, and whom to tell: `on_round` of replayed rounds, `on_node` of nodes."""
+    """A run's experiment, and how hard to work on its local problems."""
 
     experiment: Experiment
     effort: Effort = Effort()
     threads: int | None = None
-    on_round: Callable[[RoundRecord], None] = lambda record: None
-    on_node: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         if not isinstance(self.experiment.method, MetaGater):
@@ -99,28 +107,6 @@ class Inspection:
         assert isinstance(self.experiment.method, MetaGater)
         return self.experiment.method
 
-    def note(self) -> list[str]:
-        """What is computed, and how far it can be trusted, in a few lines."""
-        gated = bool(self.experiment.network.gates) and self.experiment.gating.mode != "soft"
-        surrogate = [
-            "Gates are 0/1, so the loss jumps: local problems are posed for the surrogate whose gradient the "
-            "training's is,",
-            "with the masks of the centre moving smoothly. flipped: masks that would be decided differently at "
-            "the solutions",
-            "(a channel whose group is zero has d = 0 exactly, and flips at any move).",
-        ]
-        return [
-            "true gap: ||G_b(v)|| with grad F over all training nodes, local problems solved in float64. An "
-            "estimate:",
-            "a ReLU network has no Lipschitz constant. +- if: bound on its error if every local problem is "
-            "(lam - C)-strongly",
-            "convex, -C the lowest curvature found (a dash where lam <= C: nothing follows). +- starts: change "
-            "from solving",
-            "from other starting points. distance: dist(0, grad F + dh). residual: mean gradient norm left in "
-            "local problems.",
-            *(surrogate if gated else []),
-        ]
-
     def last_checkpoint(self, folder: RunFolder) -> Point:
         """The meta-model of the run's last checkpoint, with the server's gap of that round."""
         found = folder.load_checkpoint(like=self.experiment.start())
@@ -128,8 +114,13 @@ class Inspection:
         model = self.method.model(found.arrays).astype(np.float64)
         return Point(found.round, "model", model, float(gaps.get(found.round, math.nan)))
 
-    def replay(self, folder: RunFolder, wanted: Sequence[int]) -> Iterator[Point]:
-        """The centres md_k of the rounds wanted, from running the rounds again.
+    def replay(
+        self,
+        folder: RunFolder,
+        wanted: Sequence[int],
+        on_round: Callable[[RoundRecord], None] = lambda record: None,
+    ) -> Iterator[Point]:
+        """The centres md_k of the rounds wanted, from running the rounds again; `on_round` is told of each.
 
         Raises `InputError` for rounds the run does not have, `RunError` where a round does not repeat.
         """
@@ -149,14 +140,14 @@ class Inspection:
         )
         for following, record in rounds:
             _check_repeats(folder, record, written[record.round])
-            self.on_round(record)
+            on_round(record)
             if record.round in wanted:
                 md = self.method.broadcast(state, record.round).astype(np.float64)
                 yield Point(record.round, "centre", md, record.gap)
             state = following
 
-    def measure(self, point: Point) -> GapRow:
-        """Both gaps at the point."""
+    def measure(self, point: Point, on_node: Callable[[], None] = lambda: None) -> GapRow:
+        """Both gaps at the point; `on_node` is told of every node done."""
         config, method = self.experiment.config, self.method
         nodes = self.nodes()
         sizes = np.array([len(node.y) if config.weighted else 1 for node in nodes], dtype=np.float64)
@@ -171,7 +162,7 @@ class Inspection:
             self.effort,
             self.experiment.seeds.seed,
             self.threads or default_threads(),
-            self.on_node,
+            on_node,
         )
         decided = [node.decide_again(point.v, w, lam) for node, w in zip(nodes, found.points, strict=True)]
         return _row(point, found, lam, decided)
@@ -181,9 +172,37 @@ class Inspection:
         experiment = self.experiment
         context = Context(quiet(experiment.gating), ("theta", "phi"))
         return [
-            FullNode(experiment, context, x.astype(np.float64), y)
+            FullNode(experiment.network, context, x.astype(np.float64), y)
             for x, y in (node.train for node in experiment.train_nodes)
         ]
+
+
+NOTE = """\
+true gap: ||G_b|| with grad F over all training nodes, local problems solved in float64. An estimate, as a
+ReLU network has no Lipschitz constant. distance: dist(0, grad F + dh). residual: mean norm of what is left
+of the gradients of the local problems. +- starts: change of grad F when they are solved from other starts.
++- if: error bound if each of them is (lam - C)-strongly convex, -C the lowest curvature found (a dash where
+lam <= C: nothing follows)."""
+NOTE_GATES = """\
+Gates are 0/1, so the loss jumps: a local problem is that of the surrogate with training's gradient, the
+masks of its centre moving smoothly. flipped: masks decided differently at the solutions."""
+NOTE_MODEL = (
+    "The true gap is that of the meta-model after the round, the server's that of the round's centre."
+)
+
+
+def note(experiment: Experiment, rows: Sequence[GapRow]) -> list[str]:
+    """What was computed, and how far it can be trusted, in a few lines."""
+    highest, lowest, lam = max(r.smoothness for r in rows), max(r.concavity for r in rows), rows[0].lam
+    above = "exceeds" if lam > highest else "does not exceed"
+    found = f"{-lowest:.3g} to {highest:.3g} on the way to the solutions"
+    gated = bool(experiment.network.gates) and experiment.gating.mode != "soft"
+    return [
+        *NOTE.splitlines(),
+        *(NOTE_GATES.splitlines() if gated else []),
+        *([NOTE_MODEL] if any(row.point == "model" for row in rows) else []),
+        f"lam = {lam:g} {above} the curvature found: {found}.",
+    ]
 
 
 class Decided(NamedTuple):
@@ -197,20 +216,21 @@ class Decided(NamedTuple):
 class FullNode:
     """A node's loss on all its samples x (n, ...) float64, y (n,)."""
 
-    experiment: Experiment
+    network: Network
     context: Context
     x: np.ndarray
     y: np.ndarray
 
     def around(self, centre: Vector) -> NetworkObjective:
         """The loss; for 0/1 gates its surrogate around the centre."""
-        network = self.experiment.network
-        context = surrogate_context(network, centre, self.x, self.context) if network.gates else self.context
-        return NetworkObjective(network, self.x, self.y, context)
+        context = self.context
+        if self.network.gates:
+            context = surrogate_context(self.network, centre, self.x, context)
+        return NetworkObjective(self.network, self.x, self.y, context)
 
     def decide_again(self, centre: Vector, w: Vector, lam: float) -> Decided:
         """Residual of the local problem at w with the masks of w, and how they differ from the centre's."""
-        objective = NetworkObjective(self.experiment.network, self.x, self.y, self.context)
+        objective = NetworkObjective(self.network, self.x, self.y, self.context)
         gradient = np.empty_like(w)
         objective(centre, gradient)
         before = {name: mask > 0.5 for name, mask in objective.masks.items()}
@@ -223,11 +243,11 @@ class FullNode:
 def _check_repeats(folder: RunFolder, record: RoundRecord, written: dict[str, Any]) -> None:
     """Raise `RunError` unless the replayed round has the loss and gap that were written down."""
     for name in ("loss", "gap"):
-        again, then = getattr(record, name), written[name]
+        again, then = getattr(record, name), written.get(name)
         if again != then:
             raise RunError(
-                f"{folder.path}: round {record.round} does not repeat: {name} is {again!r} now and was {then!r}; "
-                "was the run made by another version, or on other data?"
+                f"{folder.path}: round {record.round} does not repeat: {name} is {again!r} now, was {then!r} "
+                "(another version, other data?); --rounds checkpoint needs no replay"
             )
 
 

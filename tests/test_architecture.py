@@ -36,7 +36,7 @@ ROOMS = (
     ("report",),
     ("warmup",),
     ("experiment",),
-    ("comparison", "bench"),
+    ("comparison", "bench", "stationarity"),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}

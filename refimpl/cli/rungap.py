@@ -14,7 +14,8 @@ from refimpl.cli.progress import Progress, round_text
 from refimpl.record import RunFolder
 
 if TYPE_CHECKING:
-    from refimpl.stationarity import GapRow, Point
+    from refimpl.federated.rounds import RoundRecord
+    from refimpl.stationarity import GapRow, Inspection, Point
 
 HEADER = ("round", "at", "server's gap", "true gap", "+- if", "+- starts", "distance", "residual", "flipped")
 
@@ -23,28 +24,33 @@ def show(
     run: Path,
     rounds: Sequence[int] | None,
     effort: Mapping[str, Any],
+    figure: Path | None,
     threads: int | None,
     data_dir: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Compute, print, and write RUN/report/gap.json and, with matplotlib, gap.png."""
-    from refimpl.report import draw_run_gap, has_matplotlib
+    """Compute, print, and write RUN/report/gap.json and the figure.
 
+    rounds: None for a few over the whole run, empty for its last checkpoint.
+    """
+    from refimpl.report import draw_run_gap, has_matplotlib, require_matplotlib
+
+    if figure is not None:
+        require_matplotlib()  # before the work, not after it
     with RunFolder.open(run, lock=False) as folder:
         rows, note = _measure(folder, rounds, effort, threads, data_dir, quiet)
         content = {"what": note, "points": [row._asdict() for row in rows]}
-        folder.save_report("gap", content)
-        figure = None
+        saved = folder.save_report("gap", content)
+        drawn = None
         if has_matplotlib():
-            figure = draw_run_gap(folder.report / "gap.png", folder.metrics(), rows)
+            drawn = draw_run_gap(figure or folder.report / "gap.png", folder.metrics(), rows)
     if as_json:
-        print_json({"run": str(run), **content})
+        print_json({"run": str(run), "figure": drawn and str(drawn), **content})
         return
     click.echo(table(HEADER, [_cells(row) for row in rows]) + "\n")
-    click.echo("\n".join([*note, *_verdict(rows)]))
-    drawn = figure or "no figure, as matplotlib is not installed (the extra `plot`)"
-    click.echo(f"\n{run / 'report' / 'gap.json'}; {drawn}")
+    click.echo("\n".join(note) + "\n")
+    click.echo(f"{saved}; {drawn or 'no figure, as matplotlib is not installed (the extra `plot`)'}")
 
 
 def _measure(
@@ -58,57 +64,40 @@ def _measure(
     """The rows, and lines that say what was computed."""
     from refimpl.config import from_table
     from refimpl.experiment import prepare
-    from refimpl.stationarity import Inspection
+    from refimpl.stationarity import Inspection, note, over_the_run
     from refimpl.theory.measured import Effort
 
-    experiment = prepare(from_table(folder.config), data_dir)
-    points, nodes = len(rounds or (0,)), len(experiment.train_nodes)
-    with Progress(points * nodes, quiet) as progress:
-        done = 0
+    wanted = over_the_run(folder) if rounds is None else rounds
+    inspection = Inspection(prepare(from_table(folder.config), data_dir), Effort(**effort), threads)
+    points = _points(folder, inspection, wanted, quiet)
+    work = len(points) * len(inspection.experiment.train_nodes)
+    with Progress(work, quiet) as progress:
 
         def on_node() -> None:
-            nonlocal done
-            done += 1
-            progress.step(f"true gap  node {done}/{points * nodes}")
+            progress.step(f"true gap  node {progress.done + 1}/{work}")
 
-        inspection = Inspection(
-            experiment,
-            Effort(**effort),
-            threads,
-            on_round=lambda record: progress.say(
-                "replay  " + round_text(experiment.config.method, record, max(rounds or (0,)), False)
-            ),
-            on_node=on_node,
-        )
-        chosen: Sequence[Point]
-        chosen = list(inspection.replay(folder, rounds)) if rounds else [inspection.last_checkpoint(folder)]
-        return [inspection.measure(point) for point in chosen], inspection.note()
+        rows = [inspection.measure(point, on_node) for point in points]
+    return rows, note(inspection.experiment, rows)
+
+
+def _points(folder: RunFolder, inspection: Inspection, wanted: Sequence[int], quiet: bool) -> list[Point]:
+    """The centres of the rounds wanted, or the last meta-model if none is."""
+    if not wanted:
+        return [inspection.last_checkpoint(folder)]
+    name, last = inspection.experiment.config.method, max(wanted)
+    with Progress(last, quiet) as progress:
+
+        def on_round(record: RoundRecord) -> None:
+            progress.step("replay  " + round_text(name, record, last, False))
+
+        return list(inspection.replay(folder, wanted, on_round))
 
 
 def _cells(row: GapRow) -> tuple[str, ...]:
-    return (
-        str(row.round),
-        row.point,
-        _number(row.server_gap),
-        _number(row.true_gap),
-        _number(row.error),
-        _number(row.spread),
-        _number(row.distance),
-        _number(row.residual),
-        f"{row.flipped:.0%}",
-    )
+    numbers = (row.server_gap, row.true_gap, row.error, row.spread, row.distance, row.residual)
+    return (str(row.round), row.point, *map(_number, numbers), f"{row.flipped:.0%}")
 
 
 def _number(value: float) -> str:
     """Three digits; a dash where there is no number."""
     return f"{value:.3g}" if math.isfinite(value) else "-"
-
-
-def _verdict(rows: Sequence[GapRow]) -> list[str]:
-    """How far the theory's assumptions are from what was estimated."""
-    highest, lowest, lam = max(r.smoothness for r in rows), max(r.concavity for r in rows), rows[0].lam
-    above = "exceeds" if lam > highest else "does not exceed"
-    return [
-        f"lam = {lam:g} {above} the curvature found: eigenvalues from {-lowest:.3g} to {highest:.3g} at the "
-        "centres and half-way to the solutions."
-    ]

@@ -15,6 +15,7 @@ from refimpl.cli.progress import Progress
 if TYPE_CHECKING:
     from refimpl.theory import Row
 
+CHECKPOINT = "checkpoint"
 HEADER = ("statement", "family", "left", "right", "slack", "verdict")
 SECTIONS = {
     "gap": "Stationarity: the gap against closed forms, and both its forms; or the true gap of a run.",
@@ -110,31 +111,39 @@ GAP_EPILOG = """\b
 Examples:
   refimpl theory gap
   refimpl theory gap runs/first
-  refimpl theory gap runs/first --rounds 1,10,50
+  refimpl theory gap runs/first --rounds 1,10,50 --figure gap.png
+  refimpl theory gap runs/first --rounds checkpoint
 """
 
 
 class Rounds(click.ParamType):
-    """Round numbers with commas between them: `1,10,50`."""
+    """Round numbers with commas between them, `1,10,50`; or `checkpoint`."""
 
-    name = "k,k,..."
+    name = f"k,k,...|{CHECKPOINT}"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        """The numbers, ascending, each once."""
+        """The numbers, ascending, each once; none of them for the checkpoint."""
+        if value == CHECKPOINT:
+            return []
         try:
             rounds = sorted({int(word) for word in str(value).split(",")})
         except ValueError:
             rounds = []
         if not rounds or rounds[0] < 1:
-            self.fail(f"expected round numbers of at least 1, like 1,10,50, got {value!r}", param, ctx)
+            self.fail(f"expected rounds from 1 on, like 1,10,50, or {CHECKPOINT}, got {value!r}", param, ctx)
         return rounds
 
 
 @command.command("gap", epilog=GAP_EPILOG)
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-@click.option("--rounds", type=Rounds(), help="Rounds of the run to look at.  [its last checkpoint]")
-@click.option("--tolerance", type=float, help="Residual wanted, relative to that at the centre.  [1e-4]")
+@click.option("--rounds", type=Rounds(), help="Where in the run to look.  [four rounds, first to last]")
+@click.option("--tolerance", type=float, help="Residual wanted, relative to that at the centre.  [1e-3]")
 @click.option("--starts", type=click.IntRange(min=1), help="Starting points of each local problem.  [2]")
+@click.option(
+    "--figure",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to draw it (needs matplotlib).  [RUN/report/gap.png, if there is matplotlib]",
+)
 @threads_option
 @data_dir_option
 @click.option("-v", "--verbose", is_flag=True, help="Without a run: every row.")
@@ -146,6 +155,7 @@ def gap(
     rounds: list[int] | None,
     tolerance: float | None,
     starts: int | None,
+    figure: Path | None,
     threads: int | None,
     data_dir: Path | None,
     verbose: bool,
@@ -156,18 +166,18 @@ def gap(
     """Check stationarity on known problems; or, given a RUN folder, compute its true gap.
 
     The true gap takes grad F over all training nodes, each local problem solved in float64 on all of the
-    node's data; it is shown beside the gap the server saw, from mini-batches and a few local steps. Without
-    --rounds it belongs to the meta-model of the last checkpoint. With --rounds it belongs to the centres of
-    those rounds, where the server's does; they are found by running the training again, which repeats it
-    bit for bit. Table and figure (with matplotlib) also go to RUN/report/.
+    node's data; it is shown beside the gap the server saw, from mini-batches and a few local steps. Both
+    belong to the centre of their round. Centres are found by running the training again, which repeats it
+    bit for bit, and every round is held to what the run wrote down. With --rounds checkpoint nothing is
+    repeated, and the true gap is that of the last meta-model. The table also goes to RUN/report/gap.json.
 
     For networks every number is an estimate: no Lipschitz constant is proven. What the columns mean is
     printed below the table.
     """
     if run is None:
-        if rounds or tolerance or starts:
+        if any(given is not None for given in (rounds, tolerance, starts, figure)):
             raise click.UsageError(
-                "--rounds, --tolerance and --starts need a RUN", click.get_current_context()
+                "--rounds, --tolerance, --starts and --figure need a RUN", click.get_current_context()
             )
         if not check(("gap",), verbose, seed, as_json, quiet):
             click.get_current_context().exit(1)
@@ -176,7 +186,7 @@ def gap(
 
     wanted = {"tolerance": tolerance, "starts": starts}
     effort = {name: value for name, value in wanted.items() if value is not None}
-    show(run, rounds, effort, threads, data_dir, as_json, quiet)
+    show(run, rounds, effort, figure, threads, data_dir, as_json, quiet)
 
 
 # --- checks -----------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from refimpl.problems import Problem
 from refimpl.rng import SeedTree
 from refimpl.theory import rates, sweeps
 from refimpl.theory.lemmas import curvature_bounds, norm
-from refimpl.theory.run import record
-from refimpl.theory.theorem import solution
+from refimpl.theory.run import Run, record
+from refimpl.theory.theorem import solution, theory_step
 
 Vector = np.ndarray
 
@@ -52,15 +52,19 @@ def gap_curve(problem: Problem, lam: float, w0: Vector, rounds: int) -> GapCurve
     k = np.arange(1, rounds + 1)
     squared = np.array([r.gap for r in run.rounds]) ** 2
     start = norm(w0 - x_star) ** 2 / beta
-    before = [run.before(i) for i in k]
-    sizes = np.array([(1 - 2 / (i + 1), norm(ag) ** 2, norm(x) ** 2) for i, (x, ag) in zip(k, before, strict=True)])
-    largest = np.maximum.accumulate(sizes[:, 0] * sizes[:, 1] + (1 - sizes[:, 0]) * sizes[:, 2])
+    largest = np.maximum.accumulate([spread(run, i) for i in range(1, rounds + 1)])
     curved = 0.5 * k * (k + 1) * below * (norm(x_star) ** 2 + largest)
     bound = 96 * above / (k * (k + 1.0) * (k + 2)) * (start + curved)
     best, fit = np.minimum.accumulate(squared), rates.gap_slope(run)
     fitted = (k >= rates.FIRST) & (best > rates.FLOOR)
     level = float(np.exp(np.mean(np.log(best[fitted]) - fit.slope * np.log(k[fitted]))))
     return GapCurve(problem.name, k, squared, best, bound, fit, level, fitted)
+
+
+def spread(run: Run, k: int) -> float:
+    """M_k^2 = (1 - a_k) ||xag_{k-1}||^2 + a_k ||x_{k-1}||^2."""
+    (x, ag), a = run.before(k), theory_step(k, run.beta).a
+    return (1 - a) * norm(ag) ** 2 + a * norm(x) ** 2
 
 
 def floor_curves(seed: int = 0) -> list[rates.FloorCurve]:

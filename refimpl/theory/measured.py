@@ -34,7 +34,7 @@ from refimpl.theory.gap import surrogate_gap
 
 Vector = np.ndarray
 DIFFERENCE = 1e-8  # step of differences of gradients: short, to seldom step over a kink
-LANCZOS_STEPS = 12
+LANCZOS_STEPS = 8
 PATIENCE = 12  # evaluations without real progress after which a solver is stopped
 PROGRESS = 0.9  # what counts as real: the residual down to this share
 
@@ -46,7 +46,7 @@ class Effort:
     starts: starting points of each local problem, the first its centre (1: `spread` is not measured).
     """
 
-    tolerance: float = 1e-4
+    tolerance: float = 1e-3
     evaluations: int = 200
     starts: int = 2
 
@@ -132,7 +132,7 @@ def solve_nearby(
     target = effort.tolerance * float(vector.norm(gradient))
     watched = _Watched(loss, centre, lam, target, effort.evaluations)
     at = centre if start is None else start
-    options = {"ftol": 0.0, "gtol": 0.0, "maxcor": 20, "maxfun": 10**9, "maxiter": 10**9}
+    options = {"ftol": 0.0, "gtol": 0.0, "maxcor": 10, "maxfun": 10**9, "maxiter": 10**9}
     try:
         while True:
             before = watched.left

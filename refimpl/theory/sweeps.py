@@ -60,10 +60,11 @@ class CurvatureSample(NamedTuple):
 
 
 def curvature_sweep(problem: Problem, rng: np.random.Generator) -> list[CurvatureSample]:
-    """Sampled curvature of F at every ratio, in units of L."""
-    scale, found = problem.smoothness, []
+    """Sampled curvature of F at every ratio, in units of L; the same points and directions at each."""
+    scale, same, found = problem.smoothness, int(rng.integers(2**32)), []
     for ratio in RATIOS:
-        low, high, steep, _ = lemmas.sampled_curvature(problem, ratio * scale, rng)
+        sample = np.random.default_rng(same)
+        low, high, steep, _ = lemmas.sampled_curvature(problem, ratio * scale, sample)
         found.append(CurvatureSample(ratio, low / scale, high / scale, steep / scale))
     return found
 
@@ -220,7 +221,8 @@ def sweep_rows(seed: int = 0) -> list[Row]:
     """All three sweeps."""
     rng = SeedTree(seed).generator("theory.sweep")
     rows = []
-    for problem in (problems.attained(1), problems.attained(-1, penalty=Box(-1.0, 2.0)), problems.cosines(rng)):
+    concave = problems.attained(-1, penalty=Box(-1.0, 2.0))
+    for problem in (problems.attained(1), concave, problems.cosines(rng)):
         rows += ratio_rows(problem, rng)
     slow = problems.quadratics(np.geomspace(1e-3, 1.0, 10), rng, nodes=3, spread=0.1)
     quadratic = uneven(rng)
