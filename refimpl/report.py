@@ -195,7 +195,9 @@ def _draw_curvature(seed: int) -> Figure:
         axes.minorticks_off()
         axes.legend(loc="upper right")
     panels[0].set(title="Upward: the printed constant holds", ylabel="upward curvature of F, units of L")
-    panels[1].set(title="Downward: for convex losses only", ylabel="downward curvature of F, units of L")
+    panels[1].set(
+        title="Downward: it holds for convex losses only", ylabel="downward curvature of F, units of L"
+    )
     return figure
 
 
@@ -220,11 +222,33 @@ def _draw_spread(seed: int) -> Figure:
     return figure
 
 
+def _draw_arrivals(seed: int) -> Figure:
+    """Rounds to a small gap over lam/L, against what Theorem 1 allows."""
+    from refimpl.theory.curves import arrival_curve
+    from refimpl.theory.sweeps import TARGET
+
+    ratio, rounds, allowed = np.array(arrival_curve(seed)).T
+    figure, (axes,) = _figure(1, 6.4, 4.2)
+    axes.loglog(ratio, allowed, color=ORANGE, ls="--", lw=1.5, label="allowed by Theorem 1")
+    axes.loglog(ratio, rounds, "o-", color=BLUE, ms=6, lw=1.0, label="measured, exact local solutions")
+    exponent = f"10^{{{np.log10(TARGET):.0f}}}"
+    axes.set(
+        title=f"Rounds to $\\|G\\|^2 \\leq {exponent}$: quadratic nodes",
+        xlabel=r"$\lambda/L$",
+        ylabel="rounds",
+    )
+    _plain_ticks(axes.xaxis)
+    _plain_ticks(axes.yaxis)
+    axes.legend()
+    return figure
+
+
 THEORY_FIGURES: dict[str, Callable[[int], Figure]] = {
     "gap-by-round": _draw_gaps,
     "floor-by-local-steps": _draw_floors,
     "curvature-of-the-envelope": _draw_curvature,
     "floor-by-heterogeneity": _draw_spread,
+    "rounds-by-lambda": _draw_arrivals,
 }
 
 

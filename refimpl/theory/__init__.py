@@ -45,6 +45,6 @@ Source: mathematics.md §7 and §8; Lin et al. 2020, Lemmas 1-3 and Theorem 1.
 """
 
 from refimpl.theory.rows import Row, Summary, all_hold, summarise
-from refimpl.theory.suite import SECTIONS, run_all, run_section
+from refimpl.theory.suite import SECTIONS, check_problem, run_all, run_section
 
-__all__ = ["SECTIONS", "Row", "Summary", "all_hold", "run_all", "run_section", "summarise"]
+__all__ = ["SECTIONS", "Row", "Summary", "all_hold", "check_problem", "run_all", "run_section", "summarise"]

@@ -85,3 +85,9 @@ def curvature_curves(seed: int = 0) -> list[CurvatureCurve]:
     rng = SeedTree(seed).generator("theory.curves", 1)
     families = (problems.attained(1), problems.attained(-1), problems.cosines(rng))
     return [CurvatureCurve(family.name, sweeps.curvature_sweep(family, rng)) for family in families]
+
+
+def arrival_curve(seed: int = 0) -> list[sweeps.Arrival]:
+    """Rounds to a small gap over lam/L, measured and allowed."""
+    problem = sweeps.slow_quadratic(SeedTree(seed).generator("theory.curves", 2))
+    return sweeps.arrivals(problem, np.zeros(problem.size))

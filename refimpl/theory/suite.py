@@ -12,7 +12,6 @@ from collections.abc import Callable
 import numpy as np
 
 from refimpl import problems
-from refimpl.accel import GhadimiLan
 from refimpl.data import load
 from refimpl.errors import one_of
 from refimpl.problems import Problem
@@ -20,7 +19,6 @@ from refimpl.prox import BoundedGroupLasso, Box, Groups
 from refimpl.rng import SeedTree
 from refimpl.theory import lemmas, rates, sweeps, theorem
 from refimpl.theory.rows import Row
-from refimpl.theory.run import record
 from refimpl.theory.theorem import solution
 
 Vector = np.ndarray
@@ -62,35 +60,53 @@ def attained() -> list[Problem]:
     return [problems.attained(1), problems.attained(-1, penalty=Box(-1.0, 2.0))]
 
 
+def check_lemmas(problem: Problem, lam: float, rng: np.random.Generator) -> list[Row]:
+    """8.1 to 8.3 on one problem, float64, lam > L."""
+    return [
+        *lemmas.gradient_rows(problem, lam, rng, rng.standard_normal((2, problem.size))),
+        *lemmas.smoothness_rows(problem, lam, rng),
+        *lemmas.inexactness_rows(problem, lam, rng),
+        *lemmas.contraction_rows(problem, lam, rng),
+    ]
+
+
+def check_stationarity(problem: Problem, lam: float, rng: np.random.Generator) -> list[Row]:
+    """7 on one problem: the two forms of the gap against each other, away from a solution and in one."""
+    v = 0.5 * rng.standard_normal(problem.size)
+    problem.penalty.prox(v, 0.0, v)
+    at_rest = solution(problem, lam, v)
+    return lemmas.stationarity_rows(problem, lam, rates.theory_beta(problem, lam), v, at_rest)
+
+
+def check_problem(problem: Problem, seed: int = 0, ratio: float = LAM_OVER_L) -> list[Row]:
+    """Stationarity, lemmas and theorem on a problem of your own, with lam = ratio L.
+
+    Its losses are objectives over float64 vectors that state their `smoothness` and `concavity`; its penalty
+    is any object with the three methods of `prox.Penalty`. Constants stated too small show as violated rows.
+    """
+    rng, lam = SeedTree(seed).generator("theory.problem"), ratio * problem.smoothness
+    return [
+        *check_stationarity(problem, lam, rng),
+        *check_lemmas(problem, lam, rng),
+        *theorem.run_rows(problem, lam, rng),
+    ]
+
+
 def lemma_rows(seed: int = 0) -> list[Row]:
     """8.1 to 8.3 on every family."""
     rng, rows = SeedTree(seed).generator("theory.lemmas"), []
     for problem in [*convex(rng), *nonconvex(rng), *attained()]:
-        lam = LAM_OVER_L * problem.smoothness
-        rows += lemmas.gradient_rows(problem, lam, rng, rng.standard_normal((2, problem.size)))
-        rows += lemmas.smoothness_rows(problem, lam, rng)
-        rows += lemmas.inexactness_rows(problem, lam, rng)
-        rows += lemmas.contraction_rows(problem, lam, rng)
+        rows += check_lemmas(problem, LAM_OVER_L * problem.smoothness, rng)
     network, w = problems.soft_network(rng)
     rows += lemmas.gradient_rows(network, 3.0 * network.smoothness, rng, w[None])
     return rows
 
 
-def trials(problem: Problem, rng: np.random.Generator) -> list[theorem.Trial]:
-    """Recorded runs from one random feasible start, for each number of local steps."""
-    lam = LAM_OVER_L * problem.smoothness
-    beta, w0 = rates.theory_beta(problem, lam), 0.5 * rng.standard_normal(problem.size)
-    problem.penalty.prox(w0, 0.0, w0)
-    runs = [record(problem, lam, beta, GhadimiLan(beta), w0, ROUNDS, steps) for steps in LOCAL_STEPS]
-    return [theorem.Trial(run, solution(problem, lam, run.rounds[-1].ag)) for run in runs]
-
-
 def theorem_rows(seed: int = 0) -> list[Row]:
-    """8.4 on every family: each inequality at its worst round over all runs, and the bound of each run."""
+    """8.4 on every family."""
     rng, rows = SeedTree(seed).generator("theory.theorem"), []
     for problem in [*convex(rng), *nonconvex(rng), *attained()]:
-        for trial in trials(problem, rng):
-            rows += theorem.iteration_rows(trial) + theorem.bound_rows(trial)
+        rows += theorem.run_rows(problem, LAM_OVER_L * problem.smoothness, rng, ROUNDS, LOCAL_STEPS)
     return rows
 
 
@@ -101,11 +117,7 @@ def gap_rows(seed: int = 0) -> list[Row]:
         problem = problems.quadratics(np.linspace(low, 1.0, 6), rng, name=name)
         rows += lemmas.closed_form_rows(problem, LAM_OVER_L, rng)
     for problem in [*convex(rng), *nonconvex(rng)]:
-        lam = LAM_OVER_L * problem.smoothness
-        v = 0.5 * rng.standard_normal(problem.size)
-        problem.penalty.prox(v, 0.0, v)
-        at_rest = solution(problem, lam, v)
-        rows += lemmas.stationarity_rows(problem, lam, rates.theory_beta(problem, lam), v, at_rest)
+        rows += check_stationarity(problem, LAM_OVER_L * problem.smoothness, rng)
     return rows
 
 

@@ -78,19 +78,7 @@ def ratio_rows(problem: Problem, rng: np.random.Generator) -> list[Row]:
         rows += lemmas.smoothness_rows(named, lam, rng)
         rows += lemmas.inexactness_rows(named, lam, rng)
         rows += lemmas.contraction_rows(named, lam, rng)
-        rows += trial_rows(named, lam, rng)
-    return rows
-
-
-def trial_rows(problem: Problem, lam: float, rng: np.random.Generator, rounds: int = 20) -> list[Row]:
-    """Theorem 1 and its inequalities along short runs, with exact local solutions and with one step."""
-    beta, w0 = theory_beta(problem, lam), 0.5 * rng.standard_normal(problem.size)
-    problem.penalty.prox(w0, 0.0, w0)
-    rows = []
-    for steps in (0, 1):
-        run = record(problem, lam, beta, GhadimiLan(beta), w0, rounds, steps)
-        trial = theorem.Trial(run, theorem.solution(problem, lam, run.rounds[-1].ag))
-        rows += theorem.iteration_rows(trial) + theorem.bound_rows(trial)
+        rows += theorem.run_rows(named, lam, rng)
     return rows
 
 
@@ -213,8 +201,13 @@ def different_rows(seed: int, spreads: Sequence[float] = (0.0, 0.3, 3.0)) -> lis
         family = problems.cosines(rng, spread=spread)
         named = replace(family, name=f"{family.name}, spread {spread:g}")
         lam = 2.5 * named.smoothness
-        rows += lemmas.inexactness_rows(named, lam, rng) + trial_rows(named, lam, rng)
+        rows += lemmas.inexactness_rows(named, lam, rng) + theorem.run_rows(named, lam, rng)
     return rows
+
+
+def slow_quadratic(rng: np.random.Generator) -> Problem:
+    """Ill-conditioned convex quadratics, on which rounds can be counted."""
+    return problems.quadratics(np.geomspace(1e-3, 1.0, 10), rng, nodes=3, spread=0.1)
 
 
 def sweep_rows(seed: int = 0) -> list[Row]:
@@ -224,8 +217,7 @@ def sweep_rows(seed: int = 0) -> list[Row]:
     concave = problems.attained(-1, penalty=Box(-1.0, 2.0))
     for problem in (problems.attained(1), concave, problems.cosines(rng)):
         rows += ratio_rows(problem, rng)
-    slow = problems.quadratics(np.geomspace(1e-3, 1.0, 10), rng, nodes=3, spread=0.1)
-    quadratic = uneven(rng)
+    slow, quadratic = slow_quadratic(rng), uneven(rng)
     return [
         *rows,
         *arrival_rows(slow, np.zeros(slow.size)),
