@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint"
 HEADER = ("statement", "family", "left", "right", "slack", "verdict")
-SECTIONS = {
-    "gap": "Stationarity: the gap against closed forms, and both its forms; or the true gap of a run.",
-    "lemmas": "Envelope gradient, smoothness (Lemma 1), inexact local solutions (Lemma 3).",
-    "theorem": "Theorem 1 term by term along recorded runs, and every inequality of its proof.",
-    "rates": "How fast the gap falls with the rounds, and the floor local steps leave.",
+SECTIONS = {  # name: its one line in the list of commands
+    "gap": "Both forms of the gap on known problems; or the true gap of a RUN.",
+    "lemmas": "Envelope gradient, Lemma 1, Lemma 3.",
+    "theorem": "Theorem 1 term by term, each inequality of its proof.",
+    "rates": "How fast the gap falls with the rounds, and where it stops.",
     "sweep": "The statements over lam/L, local steps and heterogeneity.",
 }
 
@@ -34,9 +34,18 @@ Examples:
 """
 
 
-@click.group(invoke_without_command=True, epilog=EPILOG)
-@click.pass_context
-def command(ctx: click.Context) -> None:
+class Sections(click.Group):
+    """A group whose first word may be left out: `all` is meant."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments with `all` in front, unless they name a section or ask for help."""
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["all", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=Sections, epilog=EPILOG)
+def command() -> None:
     """Check the paper's lemmas, theorem and rates numerically.
 
     A statement is left <= right; it is checked on several families of problems whose constants are known.
@@ -44,8 +53,6 @@ def command(ctx: click.Context) -> None:
     Exits with 1 if a statement is violated. What each one says, and how it differs from the printed form:
     the help text of the module `refimpl.theory`. Without a section, all are checked.
     """
-    if ctx.invoked_subcommand is None:
-        ctx.invoke(everything)
 
 
 def _checks(function: Any) -> Any:
@@ -134,7 +141,7 @@ class Rounds(click.ParamType):
         return rounds
 
 
-@command.command("gap", epilog=GAP_EPILOG)
+@command.command("gap", short_help=SECTIONS["gap"], epilog=GAP_EPILOG)
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option("--rounds", type=Rounds(), help="Where in the run to look.  [four rounds, first to last]")
 @click.option("--tolerance", type=float, help="Residual wanted, relative to that at the centre.  [1e-3]")
