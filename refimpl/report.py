@@ -158,7 +158,7 @@ def _draw_floors(seed: int) -> Figure:
     from refimpl.theory.curves import floor_curves
 
     figure, (axes,) = _figure(1, 6.4, 4.4)
-    for curve, colour, marker in zip(floor_curves(seed), COLOURS, MARKERS, strict=True):
+    for curve, colour, marker in zip(floor_curves(seed), COLOURS, MARKERS, strict=False):
         name = f"$\\lambda = {curve.ratio:g}\\,L$"
         axes.semilogy(curve.steps, curve.floor, marker, color=colour, ms=6, label=name)
         axes.semilogy(curve.steps, curve.predicted, color=colour, lw=1.0)

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from refimpl import report
+from refimpl import problems, report
 from refimpl.cli.app import run as command
 from refimpl.errors import InputError, RefimplError
+from refimpl.theory import rates, sweeps
 
 PNG = b"\x89PNG\r\n"
 METRICS = [{"round": k, "gap": 1.0 / k} for k in range(1, 9)] + [{"round": 9, "gap": None}]
@@ -72,8 +73,20 @@ def test_a_figure_that_cannot_be_written(tmp_path):
         report.draw_run_gap(tmp_path / "file" / "gap.png", METRICS, ROWS)
 
 
+@pytest.fixture
+def short(monkeypatch):
+    """Fewer rounds and settings than the figures show: here it is drawing that is tried."""
+    easy = problems.attained(1), 2.0, np.ones(4)
+    monkeypatch.setattr(rates, "slow_problems", lambda seed: [easy, easy])
+    monkeypatch.setattr(rates, "ROUNDS", 40)
+    monkeypatch.setattr(sweeps, "ROUNDS", 40)
+    monkeypatch.setattr(sweeps, "FLOOR_RATIOS", (2.0, 5.0))
+    monkeypatch.setattr(sweeps, "RATIOS", (1.5, 30.0))
+    monkeypatch.setattr(sweeps, "SPREADS", (0.0, 0.1, 3.0))
+
+
 @pytest.mark.parametrize("name", report.THEORY_FIGURES)
-def test_figures_of_the_theory(name, tmp_path):
+def test_figures_of_the_theory(name, tmp_path, short):
     pytest.importorskip("matplotlib")
     path = report.theory_figure(name, tmp_path / "figures", seed=1)
     assert path == tmp_path / "figures" / f"{name}.png"

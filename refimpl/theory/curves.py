@@ -34,9 +34,9 @@ class GapCurve(NamedTuple):
     fitted: Vector  # which rounds went into it
 
 
-def gap_curves(seed: int = 0, rounds: int = rates.ROUNDS) -> list[GapCurve]:
+def gap_curves(seed: int = 0) -> list[GapCurve]:
     """The ill-conditioned convex and non-convex problems whose slopes `rates` checks."""
-    return [gap_curve(problem, lam, w0, rounds) for problem, lam, w0 in rates.slow_problems(seed)[::-1]]
+    return [gap_curve(problem, lam, w0, rates.ROUNDS) for problem, lam, w0 in rates.slow_problems(seed)[::-1]]
 
 
 def gap_curve(problem: Problem, lam: float, w0: Vector, rounds: int) -> GapCurve:
