@@ -9,10 +9,10 @@ and each replayed round is held to the metrics the run wrote down.
 What a network with 0/1 gates minimises locally is not smooth in phi: masks jump, and the derivative used in
 training (mathematics.md §2.3) is that of a relaxation. So the local problem is posed for the surrogate whose
 gradient the training's is: every mask M_0 + r(d) - r(d_0), with M_0 and d_0 those of the centre and r the
-relaxation of the gate mode. At the centre its gradient is the training's, bit by bit of its mathematics;
-away from it masks move smoothly instead of jumping. How much that matters is measured: `flipped` is the
-share of masks that would be decided differently at the solutions, `residual_decided` the residual with masks
-decided there. Gumbel noise is left out: masks are then the `hard` ones.
+relaxation of the gate mode. At the centre its gradient is the training's; away from it masks move smoothly
+instead of jumping. How much that matters is measured: `flipped` is the share of masks that would be decided
+differently at the solutions, `residual_decided` the residual with masks decided there. Gumbel noise is left
+out: masks are then the `hard` ones.
 
 Source: mathematics.md §3, §7 (gap), §2.3b (derivatives); the surrogate as a local problem is derived.
 """
