@@ -1,9 +1,9 @@
 """`python -m bench`: run the comparison, and turn its results into tables and a figure.
 
-python -m bench run --out results.json             # everything, about three quarters of an hour
-python -m bench run --smallest --out smoke.json    # a minute, meaningless times
-python -m bench bars results.json                  # what is wanted against what was measured
-python -m bench readme results.json                # Markdown
+python -m bench run --out results.json                # everything, about three quarters of an hour
+python -m bench run --size smallest --out smoke.json  # a minute, meaningless times
+python -m bench bars results.json                     # what is wanted against what was measured
+python -m bench readme results.json                   # Markdown
 python -m bench figure results.json figure.svg
 """
 
@@ -37,8 +37,13 @@ def main() -> int:
     run.add_argument("--only", choices=SECTIONS, help="one section")
     run.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="for whole programs")
     run.add_argument("--peers", nargs="*", default=installed(), help="torch jax onnxruntime")
-    run.add_argument("--smallest", action="store_true", help="smoke test")
-    run.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a busy machine")
+    run.add_argument("--size", choices=("smallest", "usual", "all"), default="all", help="usual: batch 32")
+    run.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: for a busy machine, where one thread is used",
+    )
     run.set_defaults(do=measure)
     for name, text in (("bars", markdown.bars), ("readme", markdown.readme)):
         show = commands.add_parser(name, help=f"print Markdown: {name}")
@@ -64,44 +69,50 @@ def figure(options: argparse.Namespace) -> int:
 
 
 def measure(options: argparse.Namespace) -> int:
-    """Run the sections and merge them into the file; 1 if a candidate was refused."""
-    results = read(options.out) if options.out.exists() else {}
+    """Run the sections, writing the file after every step; 1 if a candidate was refused."""
+    results = read(options.out) if options.out.exists() else gather([])
     for section in SECTIONS if options.only is None else (options.only,):
-        new = gather(told(events(section, options)))
-        facts = new["machine"] or results.get("machine", {})
-        results |= {"schema": new["schema"], "machine": facts | {"peers": versions(options.peers)}}
-        results |= {name: new[name] for name in SECTIONS[section]}
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+        seen = []
+        for event in events(section, options):
+            seen.append(event)
+            if event[0] == "done":
+                results = merged(results, section, gather(seen), options.peers)
+                options.out.write_text(json.dumps(results, indent=1) + "\n")
     wrong = refused(results)
     for why in wrong:
         print(why, file=sys.stderr)
     return 1 if wrong else 0
 
 
+def merged(old: Results, section: str, new: Results, peers: list[str]) -> Results:
+    """The old results with a section replaced."""
+    machine = new["machine"] or old["machine"]
+    machine["peers"] = {name: metadata.version(name) for name in peers}
+    parts = {name: new[name] for name in SECTIONS[section]}
+    return old | {"schema": new["schema"], "machine": machine} | parts
+
+
 def events(section: str, options: argparse.Namespace) -> Iterator[Event]:
-    """All processes of a section, one after the other."""
-    common = ["--smallest"] if options.smallest else []
-    if section == "memory":
-        for name in offered(options.peers):
-            yield from listen("bench.memory", ["--candidate", name, *common], 1)
-            yield "done", f"memory {name}"
-        return
-    arguments = ["--section", section, "--peers", ",".join(options.peers), "--clock", options.clock, *common]
-    for threads in [1] if section == "kernels" else options.threads:
-        yield from listen("bench.worker", arguments, threads)
-
-
-def told(stream: Iterator[Event]) -> Iterator[Event]:
-    """The events, with a line on stderr for each step done."""
+    """All processes of a section, one after the other, with a line on stderr for each step done."""
     start = time.monotonic()
-    for kind, value in stream:
+    for kind, value in processes(section, options):
         if kind == "done":
             print(f"{time.monotonic() - start:6.0f} s  {value}", file=sys.stderr, flush=True)
         yield kind, value
 
 
-def versions(peers: list[str]) -> dict[str, str]:
-    return {name: metadata.version(name) for name in peers}
+def processes(section: str, options: argparse.Namespace) -> Iterator[Event]:
+    """What the measuring processes say."""
+    if section == "memory":
+        small = ["--smallest"] if options.size == "smallest" else []
+        for name in offered(options.peers):
+            yield from listen("bench.memory", ["--candidate", name, *small], 1)
+            yield "done", f"memory {name}"
+        return
+    arguments = ["--section", section, "--peers", ",".join(options.peers)]
+    arguments += ["--clock", options.clock, "--size", options.size]
+    for threads in [1] if section == "kernels" else options.threads:
+        yield from listen("bench.worker", arguments, threads)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bench.peers import available
 from refimpl.bench import candidates, endtoend, sizes
 from refimpl.bench.peaks import SIZES, blas
@@ -12,24 +14,29 @@ from refimpl.bench.timing import SMOKE, Effort
 LAYER_EFFORT = Effort(rounds=11, seconds=1.0)
 PROGRAM_EFFORT = Effort(rounds=7, seconds=3.0)
 
+CASES = {"smallest": sizes.smallest_cases, "usual": sizes.usual_cases, "all": sizes.all_cases}
+PROGRAMS = {"smallest": sizes.smallest_programs, "usual": sizes.usual_programs, "all": sizes.all_programs}
 
-def plan(section: str, threads: int, peers: list[str], smallest: bool, clock: str) -> Plan:
-    """section: `kernels` (on one thread) or `end-to-end`; more threads than one are for rounds only."""
+
+def plan(section: str, threads: int, peers: list[str], size: str, clock: str) -> Plan:
+    """section: `kernels` (on one thread) or `end-to-end`; more threads than one are for rounds only.
+
+    size: `smallest`, `usual` (batch 32, one-step rounds) or `all`.
+    """
     offers = available(peers, threads)
     kernels = section == "kernels"
-    effort = LAYER_EFFORT if kernels else PROGRAM_EFFORT
+    effort = replace(LAYER_EFFORT if kernels else PROGRAM_EFFORT, clock=clock if threads == 1 else "wall")
     return Plan(
-        (sizes.smallest_cases() if smallest else sizes.all_cases()) if kernels else [],
-        _programs(smallest, threads) if not kernels else [],
-        SMOKE if smallest else Effort(effort.rounds, effort.most, effort.seconds, effort.sample, clock),
+        CASES[size]() if kernels else [],
+        _programs(size, threads) if not kernels else [],
+        SMOKE if size == "smallest" else effort,
         threads,
         (*candidates.INSTALLED, *offers.layers),
         (*endtoend.INSTALLED, *offers.programs),
         (blas, *offers.products),
-        (64,) if smallest else SIZES,
+        (64,) if size == "smallest" else SIZES,
     )
 
 
-def _programs(smallest: bool, threads: int) -> list[Program]:
-    programs = sizes.smallest_programs() if smallest else sizes.all_programs()
-    return [program for program in programs if threads == 1 or isinstance(program, Round)]
+def _programs(size: str, threads: int) -> list[Program]:
+    return [p for p in PROGRAMS[size]() if threads == 1 or isinstance(p, Round)]

@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--section", choices=("kernels", "end-to-end"), required=True)
     parser.add_argument("--peers", default="", help="names with commas between them")
-    parser.add_argument("--smallest", action="store_true")
+    parser.add_argument("--size", choices=("smallest", "usual", "all"), default="all")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     options = parser.parse_args()
     pin(options.threads)
@@ -23,7 +23,7 @@ def main() -> None:
     from refimpl.bench.session import play
 
     peers = [name for name in options.peers.split(",") if name]
-    emit(play(plan(options.section, options.threads, peers, options.smallest, options.clock)))
+    emit(play(plan(options.section, options.threads, peers, options.size, options.clock)))
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from refimpl.federated.adapt import AdaptSettings, adapt
 from refimpl.federated.local import LocalSettings
 from refimpl.federated.metagater import MetaGater
 from refimpl.federated.rounds import Participation, RoundRecord, State, run_rounds
-from refimpl.nn.context import Context, Gating
+from refimpl.nn.context import Gating
+from refimpl.nn.predict import Predictor, predict
 from refimpl.nn.task import NetworkTask
-from refimpl.nn.work import dense_work, executed_work
+from refimpl.nn.work import dense_work
 from refimpl.rng import SeedTree
 
 # Float32 against float64 over a whole program: rounding of a layer (oracle.rounding, about 1e-5) and the
@@ -79,10 +80,11 @@ def _adaptation(program: Adaptation, dtype: str) -> Candidate:
 def _inference(program: Inference, dtype: str) -> Candidate:
     network, w = program.model.network, program.model.parameters(dtype)
     x, _ = program.model.samples(program.batch, dtype)
+    predictor = Predictor(network)
     return Candidate(
         OURS,
-        lambda: network.forward(w, x),
-        lambda result: {"logits": result[0]},
+        lambda: predictor(w, x),
+        lambda result: {"logits": result.logits},
         skips=True,
     )
 
@@ -102,10 +104,9 @@ def executed_flops(program: Program) -> float:
     if isinstance(program, Adaptation):
         x, y = program.model.samples(program.support)
         adapted = adapt(network, w, x, y, AdaptSettings(program.eta, program.eta))
-        return float((adapted.work_gate + adapted.work_backbone).total)
+        return float(adapted.flops_gate + adapted.flops_backbone)
     x, _ = program.model.samples(program.batch)
-    _, trace = network.forward(w, x)
-    return float(executed_work(network, network.masks(trace), program.batch, Context()).total)
+    return float(predict(network, w, x).flops)
 
 
 def dense_flops(program: Program) -> float:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from refimpl.errors import InputError, RefimplError
@@ -19,6 +20,8 @@ from refimpl.errors import InputError, RefimplError
 Event = tuple[str, Any]  # kind, value
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+HERE = str(Path(__file__).parents[2])  # where this package lies: the child must find the same one
 
 
 def cores() -> list[int]:
@@ -49,6 +52,7 @@ def listen(module: str, arguments: Sequence[str], threads: int) -> Iterator[Even
     Raises `RefimplError` with the last line of its complaint if the child fails.
     """
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
+    environment["PYTHONPATH"] = os.pathsep.join([HERE, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", module, "--threads", str(threads), *arguments]
     with (
         tempfile.TemporaryFile("w+") as errors,

@@ -62,6 +62,10 @@ def command(
 
     if threads > 1 and only == "kernels":
         raise click.UsageError("single layers are timed on one thread", click.get_current_context())
+    if threads > 1 and clock == "cpu":
+        raise click.UsageError(
+            "processor time adds up over threads; use --clock wall", click.get_current_context()
+        )
     arguments = [
         *(["--smallest"] if smallest else []),
         *(["--only", only] if only else []),

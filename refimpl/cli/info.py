@@ -25,11 +25,12 @@ def command(as_json: bool) -> None:
 
 def gather() -> dict[str, Any]:
     """The environment as a run folder records it, and where things are kept on this machine."""
+    from refimpl.kernels.edge import chosen_kernels
     from refimpl.kernels.jit import cache_folder
 
     return {
         **environment(),
-        "kernels": os.environ.get("REFIMPL_KERNELS", "default"),
+        "kernels": chosen_kernels(),
         "cache_folder": str(cache_folder()),
         "package_folder": str(resources.files("refimpl")),
         "data_folder": os.environ.get("REFIMPL_DATA"),

@@ -15,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from refimpl.errors import InputError
+from refimpl.federated.local import LocalSettings, solve_local
 from refimpl.kernels.loss import softmax_cross_entropy
-from refimpl.nn.context import Context, Gating
+from refimpl.nn.context import Gating
 from refimpl.nn.network import Network
-from refimpl.nn.objective import NetworkObjective
-from refimpl.nn.work import Work, dense_work, executed_work
-
-EVALUATION_BATCH = 256
+from refimpl.nn.predict import predict
+from refimpl.nn.task import NetworkTask
+from refimpl.nn.work import dense_work
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Adapted(NamedTuple):
     w: np.ndarray
     seconds_gate: float
     seconds_backbone: float
-    work_gate: Work
-    work_backbone: Work
+    flops_gate: float
+    flops_backbone: float
 
 
 class Evaluation(NamedTuple):
@@ -65,7 +65,7 @@ class Evaluation(NamedTuple):
     accuracy: float
     loss: float
     closed: np.ndarray
-    work: Work
+    flops: int
 
 
 class NodeReport(NamedTuple):
@@ -93,54 +93,37 @@ class NodeReport(NamedTuple):
 
 def adapt(network: Network, w: np.ndarray, x: np.ndarray, y: np.ndarray, settings: AdaptSettings) -> Adapted:
     """Both stages on the support set x, y, from the meta-model w (not changed)."""
-    w, layout, steps = w.copy(), network.layout, settings.steps
-    gating, gate_work = quiet(settings.gating), Work()
+    gating, flops_gate = quiet(settings.gating), 0.0
+    first, second = (NetworkTask(network, x, y, gating, (part,)) for part in ("phi", "theta"))
     started = time.perf_counter()
-    if network.gates and settings.eta_phi > 0:
-        objective = NetworkObjective(network, x, y, Context(gating, ("phi",)))
-        gate_work = _stage(objective, w, layout.phi, settings.eta_phi, steps)
+    if network.gates:
+        w, flops_gate = _stage(first, w, settings.eta_phi, settings.steps)
     between = time.perf_counter()
-    objective = NetworkObjective(network, x, y, Context(gating, ("theta",)))
-    backbone_work = _stage(objective, w, layout.theta, settings.eta_theta, steps)
-    finished = time.perf_counter()
-    return Adapted(w, between - started, finished - between, gate_work, backbone_work)
+    w, flops = _stage(second, w, settings.eta_theta, settings.steps)
+    return Adapted(w, between - started, time.perf_counter() - between, flops_gate, flops)
 
 
-def _stage(objective: NetworkObjective, w: np.ndarray, where: slice, eta: float, steps: int) -> Work:
-    """`steps` gradient steps of rate eta on the entries `where` of w, in place; returns the work done."""
-    gradient, work = np.empty_like(w), Work()
-    for _ in range(steps):
-        objective(w, gradient)
-        w[where] -= w.dtype.type(eta) * gradient[where]
-        work = work + objective.work
-    return work
+def _stage(task: NetworkTask, w: np.ndarray, eta: float, steps: int) -> tuple[np.ndarray, float]:
+    """`steps` gradient steps of rate eta on all samples; the new parameters and the FLOPs executed.
+
+    A local problem without its proximal term.
+    """
+    if steps == 0 or eta == 0:
+        return w.copy(), 0.0
+    solution = solve_local(task, w, LocalSettings(0.0, eta, steps), np.random.default_rng(0))
+    return solution.w, solution.flops
 
 
 def evaluate(
     network: Network, w: np.ndarray, x: np.ndarray, y: np.ndarray, gating: Gating | None = None
 ) -> Evaluation:
     """Accuracy, loss, sparsity and executed work of w on samples x, y; noise-free masks."""
-    context = Context(quiet(gating or Gating()))
-    correct, total_loss, work = 0, 0.0, Work()
-    closed = np.zeros(len(y))
-    for start in range(0, len(y), EVALUATION_BATCH):
-        part = slice(start, start + EVALUATION_BATCH)
-        logits, trace = network.forward(w, x[part], context)
-        masks = network.masks(trace)
-        labels = np.ascontiguousarray(y[part], dtype=np.int64)
-        correct += int((logits.argmax(axis=1) == labels).sum())
-        total_loss += softmax_cross_entropy(logits, labels, np.empty_like(logits)) * len(labels)
-        closed[part] = closed_per_sample(masks, len(labels))
-        work = work + executed_work(network, masks, len(labels), context)
-    return Evaluation(correct / len(y), total_loss / len(y), closed, work)
-
-
-def closed_per_sample(masks: dict[str, np.ndarray], count: int) -> np.ndarray:
-    """Share of gated channels that are off, for each of `count` samples; smooth masks close nothing."""
-    if not masks:
-        return np.zeros(count)
-    off = np.concatenate([mask == 0 for mask in masks.values()], axis=1)
-    return off.mean(axis=1)
+    logits, opened, flops = predict(network, w, x, quiet(gating or Gating()))
+    labels = np.ascontiguousarray(y, dtype=np.int64)
+    loss = softmax_cross_entropy(logits, labels, np.empty_like(logits))
+    accuracy = float((logits.argmax(axis=1) == labels).mean())
+    gated = sum(block.gate.out_channels for block in network.gates)
+    return Evaluation(accuracy, loss, 1 - opened.sum(axis=1) / gated if gated else np.zeros(len(y)), flops)
 
 
 def report_node(
@@ -167,9 +150,9 @@ def report_node(
         sparsity_mean=float(after.closed.mean()),
         sparsity_spread=float(after.closed.std()),
         flops_dense=dense_work(network, 1).total,
-        flops_executed=after.work.total / count,
+        flops_executed=after.flops / count,
         adapt_flops_dense=dense_adaptation,
-        adapt_flops_executed=adapted.work_gate.total + adapted.work_backbone.total,
+        adapt_flops_executed=adapted.flops_gate + adapted.flops_backbone,
         seconds_gate=adapted.seconds_gate,
         seconds_backbone=adapted.seconds_backbone,
     )

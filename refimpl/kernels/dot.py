@@ -56,15 +56,16 @@ def _fold(vectors: Vectors, sums: list[Any]) -> Any:
 
 
 @intrinsic
-def dot_block(typingctx, first, counts, matrix, rows, blocks, bias, result):
+def dot_block(typingctx, first, outputs, matrix, rows, blocks, bias, result):
     """Compute one block of `dot_size` outputs and samples from `first` = (output, sample) on.
 
-    counts = (outputs, terms): only so many exist; matrix = (W, w_at), rows = (X, x_at),
-    blocks = (offsets of the runs of 16 terms to be summed, their number), result = (Y, y_at).
+    Only `outputs` outputs exist; matrix = (W, w_at), rows = (X, x_at), result = (Y, y_at),
+    blocks = (offsets of the runs of 16 terms, which of the 16 are summed as bits, number of runs): terms
+    left out are not read.
     The tables w_at, x_at, y_at are readable for a whole block; entries beyond the end repeat the last.
     """
     element = result.types[0].dtype
-    outputs, samples = dot_size(element.bitwidth // 8)
+    high, wide = dot_size(element.bitwidth // 8)
 
     def codegen(context, builder, signature, args):
         def unpack(position):
@@ -72,8 +73,8 @@ def dot_block(typingctx, first, counts, matrix, rows, blocks, bias, result):
             kinds = signature.args[position].types
             return [data_of(context, builder, k, p) for k, p in zip(kinds, parts, strict=True)]
 
-        (output, sample), (n_outputs, terms) = unpack(0), unpack(1)
-        (w, w_at), (x, x_at), (block_at, n_blocks), (y, y_at) = (unpack(i) for i in (2, 3, 4, 6))
+        output, sample = unpack(0)
+        (w, w_at), (x, x_at), (block_at, block_lanes, n_blocks), (y, y_at) = (unpack(i) for i in (2, 3, 4, 6))
         shift = data_of(context, builder, signature.args[5], args[5])
         vectors = Vectors(builder, y.type.pointee, PARTIAL_SUMS)
 
@@ -81,43 +82,43 @@ def dot_block(typingctx, first, counts, matrix, rows, blocks, bias, result):
             places = [builder.add(start, INDEX(i)) for i in range(count)]
             return [builder.gep(base, [entry(builder, table, place)]) for place in places]
 
-        w_rows, x_rows = pointers(w, w_at, output, outputs), pointers(x, x_at, sample, samples)
-        sums = [cgutils.alloca_once_value(builder, vectors.zero) for _ in range(outputs * samples)]
+        w_rows, x_rows = pointers(w, w_at, output, high), pointers(x, x_at, sample, wide)
+        sums = [cgutils.alloca_once_value(builder, vectors.zero) for _ in range(high * wide)]
 
         def add_terms(at, mask):
             ours = [vectors.load(builder.gep(p, [at]), mask) for p in x_rows]
             for o, pointer in enumerate(w_rows):
                 weight = vectors.load(builder.gep(pointer, [at]), mask)
                 for s, values in enumerate(ours):
-                    place = sums[s * outputs + o]
+                    place = sums[s * high + o]
                     builder.store(vectors.fma(values, weight, builder.load(place)), place)
 
-        # The last run may be partial; it is summed after the whole ones.
-        whole = builder.sub(terms, INDEX(PARTIAL_SUMS))
+        # Runs are almost always whole: then nothing need be masked.
         with cgutils.for_range(builder, n_blocks, intp=INDEX) as loop:
-            at = entry(builder, block_at, loop.index)
-            with builder.if_else(builder.icmp_signed("<=", at, whole)) as (then, otherwise):
+            at, bits = entry(builder, block_at, loop.index), entry(builder, block_lanes, loop.index)
+            whole = builder.icmp_signed("==", bits, INDEX(2**PARTIAL_SUMS - 1))
+            with builder.if_else(whole) as (then, otherwise):
                 with then:
                     add_terms(at, None)
                 with otherwise:
-                    add_terms(at, vectors.lanes_below(builder.sub(terms, at)))
+                    add_terms(at, vectors.lanes_of(bits))
 
         total = _fold(vectors, [builder.load(place) for place in sums])
-        narrow = Vectors(builder, y.type.pointee, outputs)
-        exists = narrow.lanes_below(builder.sub(n_outputs, output))
+        narrow = Vectors(builder, y.type.pointee, high)
+        exists = narrow.lanes_below(builder.sub(args[1], output))
         extra = narrow.load(builder.gep(shift, [output]), exists)
-        for s, base in enumerate(pointers(y, y_at, sample, samples)):
-            part = vectors.shuffle(total, total, range(s * outputs, (s + 1) * outputs))
+        for s, base in enumerate(pointers(y, y_at, sample, wide)):
+            part = vectors.shuffle(total, total, range(s * high, (s + 1) * high))
             narrow.store(builder.fadd(part, extra), builder.gep(base, [output]), exists)
         return context.get_dummy_value()
 
-    return types.void(first, counts, matrix, rows, blocks, bias, result), codegen
+    return types.void(first, types.intp, matrix, rows, blocks, bias, result), codegen
 
 
 @kernel
-def dot_sweep(outputs, samples, terms, matrix, rows, blocks, bias, result):
+def dot_sweep(outputs, samples, matrix, rows, blocks, bias, result):
     """All outputs of all samples, block by block."""
     high, wide = dot_size(bias.itemsize)
     for output in range(0, outputs, high):
         for sample in range(0, samples, wide):
-            dot_block((output, sample), (outputs, terms), matrix, rows, blocks, bias, result)
+            dot_block((output, sample), outputs, matrix, rows, blocks, bias, result)

@@ -77,24 +77,27 @@ def tidy_mask(who: str, name: str, mask: np.ndarray | None, samples: int, channe
 
 
 class _Pool(threading.local):
-    """Each thread's scratch arrays, kept between calls and grown on demand."""
+    """Each thread's working memory by use and dtype, kept between calls and grown on demand."""
 
     def __init__(self) -> None:
-        self.floats: dict[np.dtype, np.ndarray] = {}
-        self.ints = np.empty(0, dtype=np.int32)
+        self.arrays: dict[tuple[str, np.dtype], np.ndarray] = {}
 
 
 _pool = _Pool()
 
 
+def lease(use: str, dtype: np.dtype, size: int) -> np.ndarray:
+    """This thread's memory for `use`: `size` entries from a cache line on, as its last user left them."""
+    kept = _pool.arrays.get((use, dtype))
+    if kept is None or kept.size < size:
+        kept = _pool.arrays[use, dtype] = aligned(dtype, size)
+        kept[:] = 0
+    return kept[:size]
+
+
 def scratch(dtype: np.dtype, floats: int, ints: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scratch of at least so many entries of `dtype` and int32; its contents do not survive the next call."""
-    if _pool.ints.size < ints:
-        _pool.ints = np.empty(ints, dtype=np.int32)
-    kept = _pool.floats.get(dtype)
-    if kept is None or kept.size < floats:
-        kept = _pool.floats[dtype] = aligned(dtype, floats)
-    return kept, _pool.ints
+    """Scratch of so many entries of `dtype` and int32; its contents do not survive the next call."""
+    return lease("floats", dtype, floats), lease("ints", np.dtype(np.int32), ints)
 
 
 def aligned(dtype: np.dtype, size: int) -> np.ndarray:

@@ -27,6 +27,15 @@ def cut(array, size):
 
 
 @kernel
+def clear(run):
+    """Zero a contiguous run. (A loop over a slice is vectorised; one from `start` on in a longer array is
+    not, because indices might be negative.)"""
+    zero = run.dtype.type(0)
+    for i in range(run.size):
+        run[i] = zero
+
+
+@kernel
 def open_channels(mask, n, channels, out):
     """List the open channels of sample n in `out`; returns how many."""
     brief()

@@ -1,4 +1,4 @@
-"""A network's whole local solve as one compiled call: a table of operations run by a loop.
+"""A network's local solve, or its prediction, as one compiled call: a table of operations run by a loop.
 
 The layers of `nn/` are the readable definition; here the same kernels are called in the same order from
 compiled code, so that a node's solve of problem (5) costs the interpreter nothing and threads do not
@@ -35,6 +35,13 @@ from refimpl.kernels.operation import (
     vector_at,
 )
 from refimpl.kernels.program_gate import decide, decide_backward
+
+
+@kernel
+def _copy(source, target):
+    """The start of the target becomes the source, both flat."""
+    for i in range(source.size):
+        target[i] = source[i]
 
 
 @inlined
@@ -190,6 +197,27 @@ def gradient_at(program, w, labels, how, space, gradient):
     return value
 
 
+@kernel
+def predict(program, x, w, how, batch, space, logits, opened):
+    """logits (N, classes) of the samples x (N, features), `batch` of them at a time; no gradients.
+
+    opened (N, gates): how many channels each gate left open. how.noise is not read.
+    """
+    brief()
+    for first in range(0, x.shape[0], batch):
+        n = min(batch, x.shape[0] - first)
+        _copy(x[first : first + n].reshape(-1), space.values)
+        for i in range(program.shape[0]):
+            op = program[i]
+            _forward(op, w, n, how, space)
+            if op.kind == DECIDE:
+                mask = mask_at(space.masks, op.mask, n, op.output[0])
+                for s in range(n):
+                    opened[first + s, op.gate] = mask[s].sum()
+        result = rows_at(space.values, program[-1].y, n, logits.shape[1])
+        _copy(result.reshape(-1), logits[first : first + n].reshape(-1))
+
+
 @inlined
 def _count_open(program, n, masks, counts, moments):
     """Add the sums over samples of products of open-channel counts (see `nn/work.py`)."""
@@ -206,6 +234,14 @@ def _count_open(program, n, masks, counts, moments):
 
 
 @kernel
+def _gather(x, y, chosen, samples, labels):
+    """Copy the chosen rows of x, one after the other, and their labels."""
+    for i in range(chosen.size):
+        labels[i] = y[chosen[i]]
+        _copy(x[chosen[i]], samples[i * x.shape[1] :])
+
+
+@kernel
 def descend(program, x, y, batches, how, noise, eta, lam, centre, w, gradient, space, moments):
     """Steps w <- w - eta (g(w) + lam (w - centre)), one for each row of `batches` (indices into x, y).
 
@@ -218,11 +254,8 @@ def descend(program, x, y, batches, how, noise, eta, lam, centre, w, gradient, s
     first_loss, residual = 0.0, 0.0
     labels = np.empty(n, dtype=np.int64)
     counts = np.empty(moments.shape[0], dtype=np.int64)
-    features = x.shape[1]
     for step in range(steps):
-        for i in range(n):
-            labels[i] = y[batches[step, i]]
-            space.values[i * features : (i + 1) * features] = x[batches[step, i]]
+        _gather(x, y, batches[step], space.values, labels)
         now = Decisions(how.tau, how.mode, noise[step])
         value = gradient_at(program, w, labels, now, space, gradient)
         if step == 0:

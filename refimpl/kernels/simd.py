@@ -57,6 +57,12 @@ class Vectors:
         numbers = ir.Constant(ir.VectorType(I32, self.lanes), list(range(self.lanes)))
         return self.builder.icmp_signed("<", numbers, self.splat(short))
 
+    def lanes_of(self, bits: Any) -> Any:
+        """The mask of the lanes i whose bit i is set."""
+        single = ir.Constant(ir.VectorType(I32, self.lanes), [1 << i for i in range(self.lanes)])
+        ours = self.builder.and_(self.splat(self.builder.trunc(bits, I32)), single)
+        return self.builder.icmp_signed("!=", ours, ir.Constant(ours.type, None))
+
     def load(self, pointer: Any, mask: Any = None, kind: Any = None) -> Any:
         """The vector (or one of type `kind`) at `pointer`; lanes outside `mask` are not read but zero."""
         kind = kind or self.type

@@ -5,6 +5,8 @@ of the definition, not the machine's vector width, so that the result has the sa
 a single chain would have them too, but is bound by the latency of an addition (five times as slow).
 
 `total` adds in the dtype of its entries, the others in float64. Arrays are one-dimensional, C-contiguous.
+
+Source: Higham 1993, "The accuracy of floating point summation" (pairwise sums). Derived: the order.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import numpy as np
 
 from refimpl.kernels.jit import brief, inlined, kernel
 from refimpl.kernels.panels import (
+    clear,
     clear_rows,
     copy_planes,
     cut,
@@ -135,17 +136,15 @@ def _transposed_taps(kh, kw, stride, pad, a, b, tap_s, tap_plane, tap_row, down,
 @kernel
 def close_channels(mask, n, y):
     """Zero the closed channels of sample n of y (N, C, P, Q)."""
-    brief()
-    if mask.shape[0] > 0:
-        for c in range(y.shape[1]):
-            if not mask[n, c]:
-                y[n, c] = 0
+    result, area = y[n].reshape(-1), y.shape[2] * y.shape[3]
+    for c in range(mask.shape[1] if mask.shape[0] > 0 else 0):
+        if not mask[n, c]:
+            clear(result[c * area : (c + 1) * area])
 
 
 @kernel
 def _scatter(part, channels, count, origin, stride, shape, target):
     """target[c, origin + stride * (p, q)] = part[c, p, q] for the listed channels."""
-    brief()
     for i in range(count):
         c = channels[i]
         at = c * shape[0] * shape[1]

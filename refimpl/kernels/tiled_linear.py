@@ -17,7 +17,7 @@ import numpy as np
 
 from refimpl.kernels.dot import dot_sweep
 from refimpl.kernels.jit import brief, kernel
-from refimpl.kernels.panels import cut, row_table
+from refimpl.kernels.panels import clear, cut, row_table
 from refimpl.kernels.sums import PARTIAL_SUMS
 from refimpl.kernels.tile import sweep
 
@@ -46,13 +46,30 @@ def _used(mask, columns, out):
 @kernel
 def _silenced(x, mask, out):
     """x flat, or if there is a mask a copy of it in `out` with zeros where it is closed."""
+    flat = x.reshape(-1)
     if mask.shape[0] == 0:
-        return x.reshape(-1)
-    size, zero = x.shape[1] // mask.shape[1], x.dtype.type(0)
+        return flat
+    groups = mask.shape[1]
+    size = x.shape[1] // groups
     for n in range(x.shape[0]):
-        for i in range(x.shape[1]):
-            out[n * x.shape[1] + i] = x[n, i] if mask[n, i // size] else zero
+        for g in range(groups):
+            run = slice((n * groups + g) * size, (n * groups + g + 1) * size)
+            if mask[n, g]:
+                out[run] = flat[run]
+            else:
+                clear(out[run])
     return out
+
+
+@kernel
+def _close(mask, y):
+    """Zero the features of y (N, features) that are closed."""
+    result, groups = y.reshape(-1), mask.shape[1]
+    size = y.shape[1] // max(1, groups)
+    for n in range(mask.shape[0]):
+        for g in range(groups):
+            if not mask[n, g]:
+                clear(result[(n * groups + g) * size : (n * groups + g + 1) * size])
 
 
 @kernel
@@ -83,18 +100,31 @@ def _rows_at(count, step, table):
 
 
 @kernel
-def _term_blocks(mask, features, groups, out):
-    """List where the runs of 16 features start of which some are open in some sample; returns how many."""
+def _term_blocks(mask, features, groups, starts, lanes):
+    """List where the runs of 16 features start of which some are open in some sample; returns how many.
+
+    `lanes` tells which: bit i of its entry for feature start + i.
+    """
     brief()
-    count, size = 0, features // max(1, mask.shape[1])
-    used = _used(mask, mask.shape[1], groups)
-    g = 0
-    for start in range(0, features, PARTIAL_SUMS):
-        while mask.shape[0] > 0 and g < used and (groups[g] + 1) * size <= start:
-            g += 1
-        if mask.shape[0] == 0 or (g < used and groups[g] * size < start + PARTIAL_SUMS):
-            out[count] = start
-            count += 1
+    for c in range(mask.shape[1]):
+        groups[c] = 0
+    for i in range(_used(mask, mask.shape[1], starts)):
+        groups[starts[i]] = 1
+    everything = mask.shape[0] == 0
+    size = features // max(1, mask.shape[1])
+    count, bits, group, left = 0, 0, 0, size
+    for i in range(features):
+        lane = i % PARTIAL_SUMS
+        if everything or groups[group] == 1:
+            bits |= 1 << lane
+        left -= 1
+        if left == 0:
+            group, left = group + 1, size
+        if lane == PARTIAL_SUMS - 1 or i == features - 1:
+            if bits != 0:
+                starts[count], lanes[count] = i - lane, bits
+                count += 1
+            bits = 0
     return count
 
 
@@ -108,14 +138,15 @@ def forward(x, weight, bias, reads, writes, floats, ints, y):
     result, bias_row = cut(floats, n_samples * outputs)
     used, ints = cut(ints, outputs)
     groups, ints = cut(ints, features)
-    blocks, ints = cut(ints, features // PARTIAL_SUMS + 1)
+    blocks, ints = cut(ints, max(features // PARTIAL_SUMS + 1, reads.shape[1]))
+    lanes, ints = cut(ints, features // PARTIAL_SUMS + 1)
     w_at, ints = cut(ints, outputs + PARTIAL_SUMS)
     x_at, ints = cut(ints, n_samples + PARTIAL_SUMS)
     y_at = ints[: n_samples + PARTIAL_SUMS]
 
     gated = writes.shape[0] > 0
     rows = _used(writes, outputs, used)
-    n_blocks = _term_blocks(reads, features, groups, blocks)
+    n_blocks = _term_blocks(reads, features, groups, blocks, lanes)
     _rows_at(outputs, features, w_at)
     _rows_at(n_samples, features, x_at)
     _rows_at(n_samples, rows, y_at)
@@ -127,19 +158,17 @@ def forward(x, weight, bias, reads, writes, floats, ints, y):
     dot_sweep(
         rows,
         n_samples,
-        features,
         (weight.reshape(-1), w_at),
         (_silenced(x, reads, copy), x_at),
-        (blocks, n_blocks),
+        (blocks, lanes, n_blocks),
         bias_row if gated else bias,
         (result if gated else y.reshape(-1), y_at),
     )
     if gated:
-        y[:] = 0
         for n in range(n_samples):
             for i in range(rows):
-                if writes[n, used[i]]:
-                    y[n, used[i]] = result[n * rows + i]
+                y[n, used[i]] = result[n * rows + i]
+        _close(writes, y)
 
 
 @kernel
@@ -167,12 +196,18 @@ def input_grad(dy, weight, dy_mask, dx_mask, floats, ints, dx):
         width = stops[run] - first
         v, c = panel[first:], result[first:]
         sweep(n_samples, depth, width, scalars, v, v_at, c, c_row, np.bool_(False), np.bool_(False), signal)
-    if dx_mask.shape[0] > 0:
-        size = features // dx_mask.shape[1]
-        for n in range(n_samples):
-            for i in range(features):
-                if not dx_mask[n, i // size]:
-                    dx[n, i] = 0
+    _close(dx_mask, dx)
+
+
+@kernel
+def _add_rows(rows, out):
+    """out = the sum of the rows, from the first to the last, of a flat array."""
+    width = out.size
+    clear(out)
+    for n in range(rows.size // width):
+        row = rows[n * width : (n + 1) * width]
+        for o in range(width):
+            out[o] += row[o]
 
 
 @kernel
@@ -202,7 +237,4 @@ def weight_grad(x, dy, x_mask, dy_mask, floats, ints, dweight, dbias):
         width = stops[run] - first
         v, c = panel[first:], result[first:]
         sweep(rows, n_samples, width, scalars, v, v_at, c, c_row, np.bool_(False), np.bool_(False), signal)
-    dbias[:] = 0
-    for n in range(n_samples):
-        for o in range(outputs):
-            dbias[o] += signal[n * outputs + o]
+    _add_rows(signal, dbias)

@@ -10,9 +10,8 @@ Source: mathematics.md §2.3b. Derived.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ import numpy as np
 
 from refimpl.kernels import operation as code
 from refimpl.kernels import tiled_linear
-from refimpl.kernels.edge import USE_TILE, aligned
+from refimpl.kernels.edge import USE_TILE, lease, scratch
 from refimpl.kernels.operation import NOWHERE, Workspace
 from refimpl.kernels.tiled_conv import convolve_scratch
 from refimpl.kernels.tiled_weight_grad import weight_grad_scratch
@@ -55,24 +54,21 @@ class Program:
     where: int
     gates: int
     widest_gate: int
+    needs: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # known sizes of scratch
 
     def workspace(self, batch: int, dtype: Any) -> Workspace:
-        """This thread's workspace for `batch` samples, kept until another size is asked for."""
-        key = (id(self.operations), batch, np.dtype(dtype))
-        if getattr(_local, "key", None) != key:
-            floats, ints = _scratch(self.operations, batch, np.dtype(dtype).itemsize)
-            _local.key = key
-            _local.operations = self.operations  # keeps the id in the key from being given away
-            _local.workspace = Workspace(
-                np.zeros(self.values * batch, dtype=dtype),
-                np.zeros(self.values * batch, dtype=dtype),
-                np.zeros(max(1, self.masks * batch), dtype=np.bool_),
-                np.zeros(max(1, self.where * batch), dtype=np.int32),
-                aligned(np.dtype(dtype), floats),
-                np.empty(ints, dtype=np.int32),
-            )
-        workspace: Workspace = _local.workspace
-        return workspace
+        """This thread's workspace for `batch` samples."""
+        dtype = np.dtype(dtype)
+        key = (batch, dtype.itemsize)
+        if key not in self.needs:
+            self.needs[key] = _scratch(self.operations, *key)
+        return Workspace(
+            lease("values", dtype, self.values * batch),
+            lease("slopes", dtype, self.values * batch),
+            lease("masks", np.dtype(np.bool_), max(1, self.masks * batch)),
+            lease("where", np.dtype(np.int32), max(1, self.where * batch)),
+            *scratch(dtype, *self.needs[key]),
+        )
 
     def stack_noise(self, steps: Sequence[Mapping[str, np.ndarray]], batch: int, dtype: Any) -> np.ndarray:
         """Noise by gate name for every step, as one array (steps, gates, batch, widest gate)."""
@@ -81,9 +77,6 @@ class Program:
             for gate, values in enumerate(by_name.values()):  # in the order of the network's gates
                 noise[step, gate, :, : values.shape[1]] = values
         return noise
-
-
-_local = threading.local()
 
 
 def _scratch(operations: np.recarray, batch: int, itemsize: int) -> tuple[int, int]:
@@ -126,6 +119,19 @@ def lower(network: Network, gating: Gating, train: tuple[str, ...]) -> Program |
         return None
 
 
+def pooling_first(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers with each ReLU behind the max-pooling that follows it: the same bits from less work.
+
+    max(relu(x)) = relu(max(x)), and where that is positive both orders choose the same first maximum; where
+    it is not, ReLU's derivative is 0 in both.
+    """
+    out = list(layers)
+    for i in range(len(out) - 1):
+        if isinstance(out[i], ReLU) and isinstance(out[i + 1], MaxPool2d):
+            out[i], out[i + 1] = out[i + 1], out[i]
+    return out
+
+
 class _Lowering:
     """Walks the layers once, placing values, masks and gradients as it goes."""
 
@@ -144,7 +150,7 @@ class _Lowering:
         shape = self.network.input_shape
         spot = Spot(self.place(math.prod(shape)), NOWHERE, NOWHERE, shape[0])
         trained = False
-        for layer in self.network.layers:
+        for layer in pooling_first(self.network.layers):
             spot, trained = self.layer(layer, shape, spot, trained, NOWHERE, NOWHERE)
             shape = layer.output_shape(shape)
         widest = max((block.gate.out_channels for block in self.network.gates), default=1)
@@ -233,7 +239,7 @@ class _Lowering:
         decide = self.decide(block.gate, shape, x, trained, mask)
         self.rows.append(decide)
         spot, inner, inner_shape = x, trained, shape
-        for layer in block.body:
+        for layer in pooling_first(block.body):
             spot, inner = self.layer(layer, inner_shape, spot, inner, binary if skip else NOWHERE, binary)
             inner_shape = layer.output_shape(inner_shape)
         y = spot.value if skip else self.place(math.prod(out))

@@ -1,0 +1,82 @@
+"""Logits of many samples without gradients, and what their gates left open.
+
+Where the network has a compiled program (`lowering.py`) it runs on so few samples at a time that their
+activations stay in the cache; otherwise the layers run. Both give the same bits: a sample's logits do not
+depend on the others (batch normalisation, which has no program, apart).
+
+Source: mathematics.md §2 (forward), §9 (executed work). Derived.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from refimpl.kernels.operation import Decisions
+from refimpl.kernels.program import predict as run
+from refimpl.nn.context import Context, Gating
+from refimpl.nn.lowering import MODES, Program, lower
+from refimpl.nn.network import Network
+from refimpl.nn.work import context_tables
+
+CACHED_BYTES = 1 << 20  # activations of the samples treated together: half a second-level cache
+LAYERS_BATCH = 256
+
+
+class Prediction(NamedTuple):
+    """logits (n, classes); opened (n, gates): channels each gate left open; flops: executed, in total."""
+
+    logits: np.ndarray
+    opened: np.ndarray
+    flops: int
+
+
+class Predictor:
+    """A network ready to predict under a gating; all that does not depend on w and x is done once.
+
+    Gate mode `gumbel` needs noise: not here.
+    """
+
+    def __init__(self, network: Network, gating: Gating | None = None) -> None:
+        self.network = network
+        self.gating = gating or Gating()
+        self.program = lower(network, self.gating, ())
+        self.tables = context_tables(network, Context(self.gating))[:3].sum(axis=0)
+
+    def __call__(self, w: np.ndarray, x: np.ndarray) -> Prediction:
+        """Prediction for x (n, *input_shape) in the dtype of w."""
+        who = f"{self.network.name}: predict"
+        x = self.network.check_batch(who, x, w.dtype)
+        self.network.layout.check(who, w)
+        opened = np.zeros((len(x), len(self.network.gates)), dtype=np.int64)
+        if self.program is None:
+            logits = self._by_layers(w, x, opened)
+        else:
+            logits = self._by_program(self.program, w, x, opened)
+        counts = np.concatenate([np.ones((len(x), 1), dtype=np.int64), opened], axis=1)
+        return Prediction(logits, opened, int((self.tables * (counts.T @ counts)).sum()))
+
+    def _by_program(self, program: Program, w: np.ndarray, x: np.ndarray, opened: np.ndarray) -> np.ndarray:
+        batch = min(len(x), max(1, CACHED_BYTES // (program.values * w.itemsize)))
+        logits = np.empty((len(x), self.network.classes), dtype=w.dtype)
+        how = Decisions(self.gating.tau, MODES[self.gating.mode], np.empty((1, 1, 1), dtype=w.dtype))
+        space = program.workspace(batch, w.dtype)
+        run(program.operations, x.reshape(len(x), -1), w, how, batch, space, logits, opened)
+        return logits
+
+    def _by_layers(self, w: np.ndarray, x: np.ndarray, opened: np.ndarray) -> np.ndarray:
+        logits = []
+        for start in range(0, len(x), LAYERS_BATCH):
+            part = slice(start, start + LAYERS_BATCH)
+            result, trace = self.network.forward(w, x[part], Context(self.gating))
+            masks = self.network.masks(trace)
+            for number, block in enumerate(self.network.gates):
+                opened[part, number] = (masks[block.gate.name] != 0).sum(axis=1)
+            logits.append(result)
+        return np.concatenate(logits)
+
+
+def predict(network: Network, w: np.ndarray, x: np.ndarray, gating: Gating | None = None) -> Prediction:
+    """`Predictor`, for a single use."""
+    return Predictor(network, gating)(w, x)

@@ -1,0 +1,87 @@
+"""Predictions in compiled code are those of the layers, whatever is left in memory, however split."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from refimpl.kernels import edge
+from refimpl.nn import predict as module
+from refimpl.nn import zoo
+from refimpl.nn.chain import Residual
+from refimpl.nn.context import Context, Gating
+from refimpl.nn.layers import Conv2d, Linear
+from refimpl.nn.network import Network
+from refimpl.nn.pointwise import ReLU
+from refimpl.nn.pooling import Flatten
+from refimpl.nn.predict import predict
+from refimpl.nn.work import executed_work
+from refimpl.rng import SeedTree
+
+NETWORKS = {
+    "digits": zoo.digits((4, 6), gates=("conv1", "conv2")),
+    "ungated": zoo.digits((4, 6), gates=()),
+    "mlp": zoo.mlp((64, 9, 5, 3), gates=("fc1", "fc2")),
+    "softplus": zoo.digits((4, 6), gates=("conv2",), activation="softplus"),
+    "residual, layer by layer": Network(
+        "residual",
+        (Residual((Conv2d("a", 1, 1, 3, padding=1), ReLU())), Flatten(), Linear("fc", 64, 3)),
+        (1, 8, 8),
+    ),
+}
+
+
+def problem(network, dtype="float32", samples=23):
+    rng = np.random.default_rng(0)
+    w = network.layout.initialise(SeedTree(1), dtype)
+    phi = network.layout.phi
+    w[phi] += (0.5 * rng.standard_normal(w[phi].size)).astype(dtype)  # some channels closed
+    return w, rng.standard_normal((samples, *network.input_shape)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("mode", ["hard", "ste", "soft"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_predictions_are_those_of_the_layers(name, mode, dtype):
+    network, gating = NETWORKS[name], Gating(mode)
+    w, x = problem(network, dtype)
+    found = predict(network, w, x, gating)
+    logits, trace = network.forward(w, x, Context(gating))
+    masks = network.masks(trace)
+    assert found.logits.tobytes() == logits.tobytes()
+    assert found.flops == executed_work(network, masks, len(x), Context(gating)).total
+    opened = np.array([(mask != 0).sum(axis=1) for mask in masks.values()], dtype=np.int64).T
+    assert np.array_equal(found.opened, opened.reshape(len(x), len(masks)))
+    if masks and mode == "hard":
+        assert 0 < found.opened.sum() < len(x) * sum(mask.shape[1] for mask in masks.values())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_samples_do_not_depend_on_how_they_are_split(name, monkeypatch):
+    network = NETWORKS[name]
+    w, x = problem(network)
+    together = predict(network, w, x)
+    for bytes_ in (1, 20_000):
+        monkeypatch.setattr(module, "CACHED_BYTES", bytes_)
+        apart = predict(network, w, x)
+        assert apart.logits.tobytes() == together.logits.tobytes()
+        assert (apart.flops, apart.opened.tolist()) == (together.flops, together.opened.tolist())
+
+
+def test_memory_left_by_others_is_never_read():
+    """Poisoned with NaN, working memory changes no bit of a prediction or a local solve."""
+    network = NETWORKS["digits"]
+    w, x = problem(network)
+    clean = predict(network, w, x).logits.tobytes()
+    for (_, dtype), array in edge._pool.arrays.items():
+        array[:] = np.nan if dtype.kind == "f" else -1 if dtype.kind == "i" else True
+    assert predict(network, w, x).logits.tobytes() == clean
+
+
+def test_what_does_not_fit_is_refused():
+    network = NETWORKS["digits"]
+    w, x = problem(network)
+    with pytest.raises(Exception, match="float64"):
+        predict(network, w, x.astype("float64"))
+    with pytest.raises(Exception, match="predict"):
+        predict(network, w[:-1], x)
