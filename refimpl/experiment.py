@@ -89,10 +89,12 @@ def build_partition(config: Config) -> Partition:
     """How the data set is cut into nodes."""
     sizes = (config.node_min, config.node_max) if config.node_max > 0 else None
     return Partition(
+        kind="classes" if config.partition == "two-class" else config.partition,
         nodes=config.nodes,
         targets=config.targets,
         classes_per_node=config.classes_per_node,
-        sizes=sizes,
+        alpha=config.concentration,
+        sizes=tuple(config.sizes) or sizes,
         test=config.test_share,
         support=config.support,
     )

@@ -37,7 +37,7 @@ ROOMS = (
     ("warmup",),
     ("methods",),
     ("experiment",),
-    ("comparison", "bench"),
+    ("comparison", "bench", "stationarity"),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}

@@ -25,6 +25,7 @@ def test_python_examples_run(capsys):
         exec(compile(block, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert "(128, 64, 3, 3)" in printed
+    assert "[1. 0.]\nTrue\n" in printed  # the solution of one's own problem, and its checks
 
 
 def test_public_names_exist():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from refimpl import theory
+from refimpl import problems, theory
 from refimpl.cli.theory import SECTIONS, command
+from refimpl.theory import lemmas
 from refimpl.theory.rows import at_most
 
 GOOD = at_most("first", "family a", 0.5, 1.0, terms=(("half", 0.5),))
@@ -26,7 +28,8 @@ def rows(monkeypatch):
 
 
 def test_sections_are_those_of_the_library():
-    assert tuple(theory.SECTIONS) == SECTIONS
+    assert tuple(theory.SECTIONS) == tuple(SECTIONS)
+    assert set(SECTIONS) | {"all"} == set(command.commands)
 
 
 def test_all_is_the_default_and_the_tightest_row_is_shown(rows):
@@ -36,7 +39,7 @@ def test_all_is_the_default_and_the_tightest_row_is_shown(rows):
     assert "family b" in result.stdout
     assert "family a" not in result.stdout
     assert "2 of 2 hold" in result.stdout
-    assert "8 rows, all hold" in result.stdout
+    assert "10 rows, all hold" in result.stdout
 
 
 def test_verbose_shows_every_row_and_its_terms(rows):
@@ -69,6 +72,27 @@ def test_json_holds_every_row(rows):
 def test_nothing_checked_is_not_a_pass(rows):
     rows[0]["gap"] = []
     assert CliRunner().invoke(command, ["gap", "-q"]).exit_code == 1
+
+
+def test_all_by_its_name(rows):
+    result = CliRunner().invoke(command, ["all", "-q"])
+    assert result.exit_code == 0
+    assert rows[1] == [(name, 0) for name in SECTIONS]
+
+
+def test_a_wrong_constant_reaches_the_exit_code(monkeypatch):
+    """Lemma 3 with a factor a fifth too small, in the instance where it is attained."""
+    problem, true = problems.attained(-1), lemmas.inexactness_factor
+
+    def section(name, seed):
+        return lemmas.inexactness_rows(problem, 2.5, np.random.default_rng(seed))
+
+    monkeypatch.setattr(theory, "run_section", section)
+    assert CliRunner().invoke(command, ["lemmas", "-q"]).exit_code == 0
+    monkeypatch.setattr(lemmas, "inexactness_factor", lambda *a: 0.8 * true(*a))
+    result = CliRunner().invoke(command, ["lemmas", "-q"])
+    assert result.exit_code == 1
+    assert "VIOLATED" in result.stdout
 
 
 def test_one_real_section():

@@ -50,6 +50,8 @@ def command(run: Path, data_dir: Path | None, as_json: bool, **options: Any) -> 
 
     with RunFolder.open(run, lock=False) as folder:
         experiment, w = reopen(folder, data_dir)
+        if experiment.note and not as_json:
+            click.echo(f"data: {experiment.note}", err=True)
         if not experiment.target_nodes:
             raise InputError(f"{run}: was configured without target nodes; train with --targets 1 or more")
         given = {name: value for name, value in options.items() if value is not None}
@@ -60,6 +62,7 @@ def command(run: Path, data_dir: Path | None, as_json: bool, **options: Any) -> 
             "run": str(run),
             "method": method,
             "settings": {name: getattr(experiment.config, name) for name in SETTINGS},
+            "data": experiment.note,
             "nodes": [report._asdict() for report in reports],
             "channel_variant": [report._asdict() for report in beside],
             "notes": notes([method]),

@@ -1,57 +1,225 @@
-"""`refimpl theory`: the paper's lemmas, theorem and rates, both sides of every statement."""
+"""`refimpl theory`: the paper's lemmas, theorem and rates, both sides of every statement; gaps of runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from refimpl.cli.options import data_dir_option, json_option, quiet_option, threads_option
 from refimpl.cli.output import facts, print_json, table
 from refimpl.cli.progress import Progress
 
 if TYPE_CHECKING:
     from refimpl.theory import Row
 
-SECTIONS = ("gap", "lemmas", "theorem", "rates")
+CHECKPOINT = "checkpoint"
 HEADER = ("statement", "family", "left", "right", "slack", "verdict")
+SECTIONS = {  # name: its one line in the list of commands
+    "gap": "Both forms of the gap on known problems; or the true gap of a RUN.",
+    "lemmas": "Envelope gradient, Lemma 1, Lemma 3.",
+    "theorem": "Theorem 1 term by term, each inequality of its proof.",
+    "rates": "How fast the gap falls with the rounds, and where it stops.",
+    "sweep": "The statements over lam/L, local steps and heterogeneity.",
+}
+
+EPILOG = """\b
+Examples:
+  refimpl theory all
+  refimpl theory theorem --verbose --seed 1
+  refimpl theory all --figures figures
+  refimpl theory gap runs/first --rounds 1,10,50
+"""
 
 
-@click.command(epilog="\b\nExamples:\n  refimpl theory all\n  refimpl theory theorem --verbose --seed 1")
-@click.argument("section", type=click.Choice((*SECTIONS, "all")), default="all")
-@click.option("-v", "--verbose", is_flag=True, help="Every row, not only the tightest of each statement.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Root of all numbers.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every row.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
-def command(section: str, verbose: bool, seed: int, as_json: bool, quiet: bool) -> None:
+class Sections(click.Group):
+    """A group whose first word may be left out: `all` is meant."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments with `all` in front, unless they name a section or ask for help."""
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["all", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=Sections, epilog=EPILOG)
+def command() -> None:
     """Check the paper's lemmas, theorem and rates numerically.
 
     A statement is left <= right; it is checked on several families of problems whose constants are known.
     For each statement the family is shown that comes nearest to violating it, and violations always.
     Exits with 1 if a statement is violated. What each one says, and how it differs from the printed form:
-    the help text of the module `refimpl.theory`.
+    the help text of the module `refimpl.theory`. Without a section, all are checked.
     """
+
+
+def _checks(function: Any) -> Any:
+    """The options of every section."""
+    options: tuple[Callable[[Any], Any], ...] = (
+        click.option("-v", "--verbose", is_flag=True, help="Every row, not only the tightest of each."),
+        click.option(
+            "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Root of all numbers."
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON, with every row."),
+        quiet_option,
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@command.command("all", epilog="\b\nExample:\n  refimpl theory all --figures figures")
+@_checks
+@click.option(
+    "--figures",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Also draw the figures into this folder (needs matplotlib).",
+)
+def everything(verbose: bool, seed: int, as_json: bool, quiet: bool, figures: Path | None) -> None:
+    """Every section; with figures if asked for."""
+    if figures is not None:
+        from refimpl.report import require_matplotlib
+
+        require_matplotlib()
+    passed = check(tuple(SECTIONS), verbose, seed, as_json, quiet)
+    if figures is not None:
+        _draw(figures, seed, quiet)
+    if not passed:
+        click.get_current_context().exit(1)
+
+
+def _draw(folder: Path, seed: int, quiet: bool) -> None:
+    """The figures of the theory, with progress."""
+    from refimpl.report import THEORY_FIGURES, theory_figure
+
+    with Progress(len(THEORY_FIGURES), quiet) as progress:
+        for name in THEORY_FIGURES:
+            progress.step(f"drawn   {theory_figure(name, folder, seed)}")
+
+
+def _section(name: str) -> click.Command:
+    """The command of one section that has nothing of its own."""
+
+    @_checks
+    def run(verbose: bool, seed: int, as_json: bool, quiet: bool) -> None:
+        if not check((name,), verbose, seed, as_json, quiet):
+            click.get_current_context().exit(1)
+
+    epilog = f"\b\nExample:\n  refimpl theory {name} --verbose"
+    return click.command(name, help=SECTIONS[name], epilog=epilog)(run)
+
+
+for _name in ("lemmas", "theorem", "rates", "sweep"):
+    command.add_command(_section(_name))
+
+GAP_EPILOG = """\b
+Examples:
+  refimpl theory gap
+  refimpl theory gap runs/first
+  refimpl theory gap runs/first --rounds 1,10,50 --figure gap.png
+  refimpl theory gap runs/first --rounds checkpoint
+"""
+
+
+class Rounds(click.ParamType):
+    """Round numbers with commas between them, `1,10,50`; or `checkpoint`."""
+
+    name = f"k,k,...|{CHECKPOINT}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        """The numbers, ascending, each once; none of them for the checkpoint."""
+        if value == CHECKPOINT:
+            return []
+        try:
+            rounds = sorted({int(word) for word in str(value).split(",")})
+        except ValueError:
+            rounds = []
+        if not rounds or rounds[0] < 1:
+            self.fail(f"expected rounds from 1 on, like 1,10,50, or {CHECKPOINT}, got {value!r}", param, ctx)
+        return rounds
+
+
+@command.command("gap", short_help=SECTIONS["gap"], epilog=GAP_EPILOG)
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option("--rounds", type=Rounds(), help="Where in the run to look.  [four rounds, first to last]")
+@click.option("--tolerance", type=float, help="Residual wanted, relative to that at the centre.  [1e-3]")
+@click.option("--starts", type=click.IntRange(min=1), help="Starting points of each local problem.  [2]")
+@click.option(
+    "--figure",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to draw it (needs matplotlib).  [RUN/report/gap.png, if there is matplotlib]",
+)
+@threads_option
+@data_dir_option
+@click.option("-v", "--verbose", is_flag=True, help="Without a run: every row.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Without a run: root of all numbers.")
+@json_option
+@quiet_option
+def gap(
+    run: Path | None,
+    rounds: list[int] | None,
+    tolerance: float | None,
+    starts: int | None,
+    figure: Path | None,
+    threads: int | None,
+    data_dir: Path | None,
+    verbose: bool,
+    seed: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Check stationarity on known problems; or, given a RUN folder, compute its true gap.
+
+    The true gap takes grad F over all training nodes, each local problem solved in float64 on all of the
+    node's data; it is shown beside the gap the server saw, from mini-batches and a few local steps. Both
+    belong to the centre of their round. Centres are found by running the training again, which repeats it
+    bit for bit, and every round is held to what the run wrote down. With --rounds checkpoint nothing is
+    repeated, and the true gap is that of the last meta-model. The table also goes to RUN/report/gap.json.
+
+    For networks every number is an estimate: no Lipschitz constant is proven. What the columns mean is
+    printed below the table.
+    """
+    if run is None:
+        if any(given is not None for given in (rounds, tolerance, starts, figure)):
+            raise click.UsageError(
+                "--rounds, --tolerance, --starts and --figure need a RUN", click.get_current_context()
+            )
+        if not check(("gap",), verbose, seed, as_json, quiet):
+            click.get_current_context().exit(1)
+        return
+    from refimpl.cli.rungap import show
+
+    wanted = {"tolerance": tolerance, "starts": starts}
+    effort = {name: value for name, value in wanted.items() if value is not None}
+    show(run, rounds, effort, figure, threads, data_dir, as_json, quiet)
+
+
+# --- checks -----------------------------------------------------------------------------------------
+
+
+def check(sections: Sequence[str], verbose: bool, seed: int, as_json: bool, quiet: bool) -> bool:
+    """Run the sections and print their rows; returns whether all hold."""
     from refimpl import theory
 
-    chosen = SECTIONS if section == "all" else (section,)
     found: dict[str, list[Row]] = {}
-    with Progress(len(chosen), quiet) as progress:
-        for name in chosen:
+    with Progress(len(sections), quiet) as progress:
+        for name in sections:
             found[name] = theory.run_section(name, seed)
             progress.step(f"theory  {name}: {len(found[name])} rows")
     rows = [row for section_rows in found.values() for row in section_rows]
     passed = theory.all_hold(rows)
     if as_json:
-        sections = {name: [row._asdict() for row in of] for name, of in found.items()}
-        print_json({"passed": passed, "seed": seed, "sections": sections})
+        shown = {name: [row._asdict() for row in of] for name, of in found.items()}
+        print_json({"passed": passed, "seed": seed, "sections": shown})
     else:
         for name, of in found.items():
             click.echo(_text(name, of, verbose) + "\n")
         violated = [row for row in rows if row.verdict == "violated"]
         verdict = "all hold" if passed else f"{len(violated)} VIOLATED"
         click.echo(f"{len(rows)} rows, {verdict}")
-    if not passed:
-        click.get_current_context().exit(1)
+    return passed
 
 
 def _text(section: str, rows: Sequence[Row], verbose: bool) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 
 from refimpl.errors import InputError
 from refimpl.kernels import vector
+from refimpl.kernels.edge import lease
 from refimpl.kernels.operation import Decisions
 from refimpl.kernels.program import descend
 from refimpl.nn.context import Context, Gating
@@ -83,9 +84,14 @@ class NetworkTask:
         return lower(self.network, self.gating, self.train) if self.compiled else None
 
     @cached_property
-    def _work_tables(self) -> np.ndarray:
+    def _work_table(self) -> np.ndarray:
         """Coefficients of the work of one gradient in sums of open-channel counts (`work.py`)."""
-        return context_tables(self.network, Context(self.gating, self.train))
+        return context_tables(self.network, Context(self.gating, self.train))[:3].sum(axis=0)
+
+    @cached_property
+    def _gated_channels(self) -> int:
+        """Channels that have a gate."""
+        return sum(block.gate.out_channels for block in self.network.gates)
 
     def draw(
         self, rng: np.random.Generator, count: int
@@ -118,7 +124,8 @@ class NetworkTask:
         if self.program is None:
             return None
         batches, noise = self._draw(rng, steps)
-        w, gradient = centre.copy(), np.zeros_like(centre)
+        w, gradient = centre.copy(), lease("gradient", centre.dtype, centre.size)
+        gradient[:] = 0
         loss, residual, moments = self._run(self.program, batches, noise, eta, lam, centre, w, gradient)
         return Descent(w, loss, residual, *self._measure(moments))
 
@@ -142,7 +149,7 @@ class NetworkTask:
             )
         size, scalar = batches.shape[1], w.dtype.type
         part = program.part(size, w.dtype, gradients=True)
-        stacked = program.stack_noise(noise, size, w.dtype)
+        stacked = program.stack_noise(noise, size if any(noise) else 0, w.dtype)
         how = Decisions(float(self.gating.tau), MODES[self.gating.mode], stacked[0])
         moments = np.zeros((1 + program.gates, 1 + program.gates), dtype=np.int64)
         loss, residual = descend(
@@ -153,9 +160,8 @@ class NetworkTask:
 
     def _measure(self, moments: np.ndarray) -> tuple[float, float]:
         """Executed FLOPs and share of closed channels from sums of open-channel counts."""
-        flops = (self._work_tables[:3] * moments).sum()
-        gated = moments[0, 0] * sum(block.gate.out_channels for block in self.network.gates)
-        return float(flops), float((gated - moments[0, 1:].sum()) / gated) if gated else 0.0
+        flops, gated = float((self._work_table * moments).sum()), moments[0, 0] * self._gated_channels
+        return flops, float((gated - moments[0, 1:].sum()) / gated) if gated else 0.0
 
 
 class CompiledObjective:

@@ -35,16 +35,23 @@ rates (`refimpl theory rates`; `rates`)
     * Floor of ||G||^2 after s local steps: falls by (L/lam)^2 per step within 20 %, and equals the closed
       form for quadratics. Derived.
 
+sweep (`refimpl theory sweep`; `sweeps`)
+    * The same lemmas and inequalities for lam/L from 1.05 to 30 and for nodes more and more different;
+      rounds to a given gap against the bound; the floor for several lam/L, and over the spread of the
+      nodes, where it grows like the fourth power. Derived.
+
 Families: quadratics, least squares with group lasso, logistic regression on the embedded digits, separable
 cosines (not convex, with and without a bounded group lasso), an indefinite quadratic in a box, the two
 attained instances, and for the envelope gradient a small gated network in soft mode, whose L is estimated.
 
-`run_all()` (`refimpl theory all`) returns every row: statement, family, left, right, slack, verdict.
+`run_all()` (`refimpl theory all`) returns every row: statement, family, left, right, slack, verdict;
+`check_problem` those of a problem of one's own; `curves` has the numbers behind the figures. Of training
+runs, whose networks have no proven constants, `measured` estimates the gap (`refimpl theory gap RUN`).
 
 Source: mathematics.md §7 and §8; Lin et al. 2020, Lemmas 1-3 and Theorem 1.
 """
 
 from refimpl.theory.rows import Row, Summary, all_hold, summarise
-from refimpl.theory.suite import SECTIONS, run_all, run_section
+from refimpl.theory.suite import SECTIONS, check_problem, run_all, run_section
 
-__all__ = ["SECTIONS", "Row", "Summary", "all_hold", "run_all", "run_section", "summarise"]
+__all__ = ["SECTIONS", "Row", "Summary", "all_hold", "check_problem", "run_all", "run_section", "summarise"]

@@ -12,22 +12,19 @@ from collections.abc import Callable
 import numpy as np
 
 from refimpl import problems
-from refimpl.accel import GhadimiLan, Nesterov, minimize_composite
 from refimpl.data import load
 from refimpl.errors import one_of
 from refimpl.problems import Problem
 from refimpl.prox import BoundedGroupLasso, Box, Groups
 from refimpl.rng import SeedTree
-from refimpl.theory import lemmas, rates, theorem
-from refimpl.theory.gap import envelope_objective
+from refimpl.theory import lemmas, rates, sweeps, theorem
 from refimpl.theory.rows import Row
-from refimpl.theory.run import record
+from refimpl.theory.theorem import solution
 
 Vector = np.ndarray
 LAM_OVER_L = 2.5  # lam in units of L, unless a check says otherwise
 LOCAL_STEPS = (0, 1, 3)  # of the runs under the theorem; 0 means exact local solutions
 ROUNDS = 60
-SOLUTION = 1e-10  # gradient mapping at which a point is taken as x*
 
 
 def digits_regression(rng: np.random.Generator, nodes: int = 4) -> Problem:
@@ -63,48 +60,53 @@ def attained() -> list[Problem]:
     return [problems.attained(1), problems.attained(-1, penalty=Box(-1.0, 2.0))]
 
 
+def check_lemmas(problem: Problem, lam: float, rng: np.random.Generator) -> list[Row]:
+    """8.1 to 8.3 on one problem, float64, lam > L."""
+    return [
+        *lemmas.gradient_rows(problem, lam, rng, rng.standard_normal((2, problem.size))),
+        *lemmas.smoothness_rows(problem, lam, rng),
+        *lemmas.inexactness_rows(problem, lam, rng),
+        *lemmas.contraction_rows(problem, lam, rng),
+    ]
+
+
+def check_stationarity(problem: Problem, lam: float, rng: np.random.Generator) -> list[Row]:
+    """7 on one problem: the two forms of the gap against each other, away from a solution and in one."""
+    v = 0.5 * rng.standard_normal(problem.size)
+    problem.penalty.prox(v, 0.0, v)
+    at_rest = solution(problem, lam, v)
+    return lemmas.stationarity_rows(problem, lam, rates.theory_beta(problem, lam), v, at_rest)
+
+
+def check_problem(problem: Problem, seed: int = 0, ratio: float = LAM_OVER_L) -> list[Row]:
+    """Stationarity, lemmas and theorem on a problem of your own, with lam = ratio L.
+
+    Its losses are objectives over float64 vectors that state their `smoothness` and `concavity`; its penalty
+    is any object with the three methods of `prox.Penalty`. Constants stated too small show as violated rows.
+    """
+    rng, lam = SeedTree(seed).generator("theory.problem"), ratio * problem.smoothness
+    return [
+        *check_stationarity(problem, lam, rng),
+        *check_lemmas(problem, lam, rng),
+        *theorem.run_rows(problem, lam, rng),
+    ]
+
+
 def lemma_rows(seed: int = 0) -> list[Row]:
     """8.1 to 8.3 on every family."""
     rng, rows = SeedTree(seed).generator("theory.lemmas"), []
     for problem in [*convex(rng), *nonconvex(rng), *attained()]:
-        lam = LAM_OVER_L * problem.smoothness
-        rows += lemmas.gradient_rows(problem, lam, rng, rng.standard_normal((2, problem.size)))
-        rows += lemmas.smoothness_rows(problem, lam, rng)
-        rows += lemmas.inexactness_rows(problem, lam, rng)
-        rows += lemmas.contraction_rows(problem, lam, rng)
+        rows += check_lemmas(problem, LAM_OVER_L * problem.smoothness, rng)
     network, w = problems.soft_network(rng)
     rows += lemmas.gradient_rows(network, 3.0 * network.smoothness, rng, w[None])
     return rows
 
 
-def solution(problem: Problem, lam: float, start: Vector) -> Vector:
-    """A stationary point of Phi near `start`, by a long run with exact local solutions."""
-    found = minimize_composite(
-        envelope_objective(problem, lam),
-        problem.penalty,
-        start,
-        Nesterov(2.0 * rates.theory_beta(problem, lam)),
-        iterations=3000,
-        tolerance=SOLUTION,
-    )
-    return found.x
-
-
-def trials(problem: Problem, rng: np.random.Generator) -> list[theorem.Trial]:
-    """Recorded runs from one random feasible start, for each number of local steps."""
-    lam = LAM_OVER_L * problem.smoothness
-    beta, w0 = rates.theory_beta(problem, lam), 0.5 * rng.standard_normal(problem.size)
-    problem.penalty.prox(w0, 0.0, w0)
-    runs = [record(problem, lam, beta, GhadimiLan(beta), w0, ROUNDS, steps) for steps in LOCAL_STEPS]
-    return [theorem.Trial(run, solution(problem, lam, run.rounds[-1].ag)) for run in runs]
-
-
 def theorem_rows(seed: int = 0) -> list[Row]:
-    """8.4 on every family: each inequality at its worst round over all runs, and the bound of each run."""
+    """8.4 on every family."""
     rng, rows = SeedTree(seed).generator("theory.theorem"), []
     for problem in [*convex(rng), *nonconvex(rng), *attained()]:
-        for trial in trials(problem, rng):
-            rows += theorem.iteration_rows(trial) + theorem.bound_rows(trial)
+        rows += theorem.run_rows(problem, LAM_OVER_L * problem.smoothness, rng, ROUNDS, LOCAL_STEPS)
     return rows
 
 
@@ -115,23 +117,17 @@ def gap_rows(seed: int = 0) -> list[Row]:
         problem = problems.quadratics(np.linspace(low, 1.0, 6), rng, name=name)
         rows += lemmas.closed_form_rows(problem, LAM_OVER_L, rng)
     for problem in [*convex(rng), *nonconvex(rng)]:
-        lam = LAM_OVER_L * problem.smoothness
-        v = 0.5 * rng.standard_normal(problem.size)
-        problem.penalty.prox(v, 0.0, v)
-        at_rest = solution(problem, lam, v)
-        rows += lemmas.stationarity_rows(problem, lam, rates.theory_beta(problem, lam), v, at_rest)
+        rows += check_stationarity(problem, LAM_OVER_L * problem.smoothness, rng)
     return rows
 
 
 def rate_rows(seed: int = 0) -> list[Row]:
-    """8.5: slopes over 1500 rounds on ill-conditioned problems, and the floor as a function of s."""
-    rng = SeedTree(seed).generator("theory.rates")
-    valleys = problems.cosines(rng, nodes=3, size=30, decay=1e-3, bowl=0.1)
-    flat = problems.quadratics(np.geomspace(1e-6, 1.0, 40), rng, nodes=3, spread=0.1, name="flat quadratic")
-    uneven = problems.quadratics(np.array([1.0, 0.5, 0.5, 0.3, 0.3, 0.2]), rng, nodes=4)
+    """8.5: slopes on ill-conditioned problems, and the floor as a function of s."""
+    (valleys, lam_v, start_v), (flat, lam_f, start_f) = rates.slow_problems(seed)
+    uneven = sweeps.uneven(SeedTree(seed).generator("theory.rates", 1))
     return [
-        *rates.slope_rows(valleys, 2.0, 3.0 * rng.standard_normal(valleys.size), 1500, -0.95),
-        *rates.slope_rows(flat, 2.0, np.zeros(flat.size), 1500, -2.5),
+        *rates.slope_rows(valleys, lam_v, start_v, rates.ROUNDS, -0.95),
+        *rates.slope_rows(flat, lam_f, start_f, rates.ROUNDS, -2.5),
         *rates.floor_rows(uneven, 3.0, np.zeros(uneven.size), 400),
     ]
 
@@ -141,6 +137,7 @@ SECTIONS: dict[str, Callable[[int], list[Row]]] = {
     "lemmas": lemma_rows,
     "theorem": theorem_rows,
     "rates": rate_rows,
+    "sweep": sweeps.sweep_rows,
 }
 
 

@@ -20,18 +20,34 @@ Source: mathematics.md §8.4, after Ghadimi & Lan 2016, Theorem 1 and Corollary 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from refimpl.accel import GhadimiLan, Nesterov, minimize_composite
 from refimpl.kernels import vector
-from refimpl.theory.gap import ROUNDING, EnvelopePoint, envelope, exact_gap
+from refimpl.problems import Problem
+from refimpl.theory.gap import ROUNDING, EnvelopePoint, envelope, envelope_objective, exact_gap
 from refimpl.theory.lemmas import curvature_bounds, inexactness_factor
 from refimpl.theory.rows import Row, Sides, at_most, worst
-from refimpl.theory.run import Run
+from refimpl.theory.run import Run, record
 
 Vector = np.ndarray
+SOLUTION = 1e-10  # gradient mapping at which a point is taken as x*
+
+
+def solution(problem: Problem, lam: float, start: Vector) -> Vector:
+    """A stationary point of Phi near `start`, by a long run with exact local solutions."""
+    found = minimize_composite(
+        envelope_objective(problem, lam),
+        problem.penalty,
+        start,
+        Nesterov(1.0 / curvature_bounds(problem.smoothness, problem.concavity, lam)[1]),
+        iterations=3000,
+        tolerance=SOLUTION,
+    )
+    return found.x
 
 
 class Step(NamedTuple):
@@ -285,4 +301,25 @@ def bound_rows(trial: Trial) -> list[Row]:
         rows.append(
             at_most("8.4 min_k ||G~_k||^2 <= O(1/N^3) + O(Lf/N) + inexact", trial.name, best, bound, 0.0)
         )
+    return rows
+
+
+def run_rows(
+    problem: Problem,
+    lam: float,
+    rng: np.random.Generator,
+    rounds: int = 20,
+    local_steps: Sequence[int] = (0, 1),
+) -> list[Row]:
+    """Every inequality and the bound along runs with b = 1/(2 Lu) from one random feasible start.
+
+    One run for each number of local steps; 0 means exact local solutions.
+    """
+    beta = 0.5 / curvature_bounds(problem.smoothness, problem.concavity, lam)[1]
+    w0, rows = 0.5 * rng.standard_normal(problem.size), []
+    problem.penalty.prox(w0, 0.0, w0)
+    for steps in local_steps:
+        run = record(problem, lam, beta, GhadimiLan(beta), w0, rounds, steps)
+        trial = Trial(run, solution(problem, lam, run.rounds[-1].ag))
+        rows += iteration_rows(trial) + bound_rows(trial)
     return rows

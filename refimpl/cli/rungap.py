@@ -1,0 +1,103 @@
+"""What `refimpl theory gap RUN` prints: the true gap of a training run beside the server's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from refimpl.cli.output import print_json, table
+from refimpl.cli.progress import Progress, round_text
+from refimpl.record import RunFolder
+
+if TYPE_CHECKING:
+    from refimpl.federated.rounds import RoundRecord
+    from refimpl.stationarity import GapRow, Inspection, Point
+
+HEADER = ("round", "at", "server's gap", "true gap", "+- if", "+- starts", "distance", "residual", "flipped")
+
+
+def show(
+    run: Path,
+    rounds: Sequence[int] | None,
+    effort: Mapping[str, Any],
+    figure: Path | None,
+    threads: int | None,
+    data_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Compute, print, and write RUN/report/gap.json and the figure.
+
+    rounds: None for a few over the whole run, empty for its last checkpoint.
+    """
+    from refimpl.report import draw_run_gap, has_matplotlib, require_matplotlib
+
+    if figure is not None:
+        require_matplotlib()  # before the work, not after it
+    with RunFolder.open(run, lock=False) as folder:
+        rows, note = _measure(folder, rounds, effort, threads, data_dir, quiet)
+        content = {"what": note, "points": [row._asdict() for row in rows]}
+        saved = folder.save_report("gap", content)
+        drawn = None
+        if has_matplotlib():
+            drawn = draw_run_gap(figure or folder.report / "gap.png", folder.metrics(), rows)
+    if as_json:
+        print_json({"run": str(run), "figure": drawn and str(drawn), **content})
+        return
+    click.echo(table(HEADER, [_cells(row) for row in rows]) + "\n")
+    click.echo("\n".join(note) + "\n")
+    click.echo(f"{saved}; {drawn or 'no figure, as matplotlib is not installed (the extra `plot`)'}")
+
+
+def _measure(
+    folder: RunFolder,
+    rounds: Sequence[int] | None,
+    effort: Mapping[str, Any],
+    threads: int | None,
+    data_dir: Path | None,
+    quiet: bool,
+) -> tuple[list[GapRow], list[str]]:
+    """The rows, and lines that say what was computed."""
+    from refimpl.config import from_table
+    from refimpl.experiment import prepare
+    from refimpl.stationarity import Inspection, note, over_the_run
+    from refimpl.theory.measured import Effort
+
+    wanted = over_the_run(folder) if rounds is None else rounds
+    inspection = Inspection(prepare(from_table(folder.config), data_dir), Effort(**effort), threads)
+    points = _points(folder, inspection, wanted, quiet)
+    work = len(points) * len(inspection.experiment.train_nodes)
+    with Progress(work, quiet) as progress:
+
+        def on_node() -> None:
+            progress.step(f"true gap  node {progress.done + 1}/{work}")
+
+        rows = [inspection.measure(point, on_node) for point in points]
+    return rows, note(inspection.experiment, rows)
+
+
+def _points(folder: RunFolder, inspection: Inspection, wanted: Sequence[int], quiet: bool) -> list[Point]:
+    """The centres of the rounds wanted, or the last meta-model if none is."""
+    if not wanted:
+        return [inspection.last_checkpoint(folder)]
+    name, last = inspection.experiment.config.method, max(wanted)
+    with Progress(last, quiet) as progress:
+
+        def on_round(record: RoundRecord) -> None:
+            progress.step("replay  " + round_text(name, record, last, False))
+
+        return list(inspection.replay(folder, wanted, on_round))
+
+
+def _cells(row: GapRow) -> tuple[str, ...]:
+    numbers = (row.server_gap, row.true_gap, row.error, row.spread, row.distance, row.residual)
+    return (str(row.round), row.point, *map(_number, numbers), f"{row.flipped:.0%}")
+
+
+def _number(value: float) -> str:
+    """Three digits; a dash where there is no number."""
+    return f"{value:.3g}" if math.isfinite(value) else "-"

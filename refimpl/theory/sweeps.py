@@ -1,0 +1,226 @@
+"""What the statements say over a range of settings: lam/L, local steps, how much the nodes differ.
+
+Three sweeps, each checked against what is predicted and kept as numbers for figures.
+
+* lam/L from just above 1 to 30: the lemmas and the theorem's inequalities on families where they are
+  equalities and where they are not; rounds to a given gap against the bound.
+* local steps s: the floor of ||G||^2 for several lam/L. It falls by (L/lam)^2 per step.
+* heterogeneity: with s local steps the method rests where mean (1 - (-A_i/lam)^s) B_i (v - c_i) = 0, A_i
+  the nodes' Hessians and B_i those of their envelopes. Nodes alike in A_i rest at the solution wherever
+  their c_i lie, so the bias is a product of two differences, between the A_i and between the c_i: the floor
+  of ||G||^2 grows like the fourth power of the spread where that is small, and is zero for equal nodes.
+
+Source: mathematics.md §8.5 (sweeps of s); the fourth power and the bound on rounds are derived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from refimpl import problems
+from refimpl.accel import GhadimiLan
+from refimpl.problems import Problem, envelope_minimiser
+from refimpl.prox import Box
+from refimpl.rng import SeedTree
+from refimpl.theory import lemmas, rates, theorem
+from refimpl.theory.gap import envelope
+from refimpl.theory.rates import fit, floors, predicted_bias, theory_beta
+from refimpl.theory.rows import Row, at_most, equal
+from refimpl.theory.run import record
+
+Vector = np.ndarray
+RATIOS = (1.05, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)  # lam/L
+FLOOR_RATIOS = (1.5, 2.0, 3.0, 5.0, 10.0)
+SPREADS = (0.0, 0.01, 0.02, 0.04, 0.1, 0.3, 1.0, 3.0)
+SMALL = 0.05  # spreads up to here show the fourth power
+EIGENVALUES = (1.0, 0.5, 0.5, 0.3, 0.3, 0.2)
+ROUNDS = 300
+TARGET = 1e-8  # the ||G||^2 whose round is asked for
+
+
+def uneven(rng: np.random.Generator, spread: float = 1.0) -> Problem:
+    """Convex quadratics that differ from node to node in axes and centres, by `spread`."""
+    return problems.quadratics(np.array(EIGENVALUES), rng, nodes=4, spread=spread)
+
+
+# --- lam/L ------------------------------------------------------------------------------------------
+
+
+class CurvatureSample(NamedTuple):
+    """Curvature of F found by sampling, in units of L, at one lam/L."""
+
+    ratio: float
+    low: float  # lowest <D, d>/|d|^2
+    high: float  # highest
+    steep: float  # highest |D|/|d|: from below, the Lipschitz constant of grad F
+
+
+def curvature_sweep(problem: Problem, rng: np.random.Generator) -> list[CurvatureSample]:
+    """Sampled curvature of F at every ratio, in units of L; the same points and directions at each."""
+    scale, same, found = problem.smoothness, int(rng.integers(2**32)), []
+    for ratio in RATIOS:
+        sample = np.random.default_rng(same)
+        low, high, steep, _ = lemmas.sampled_curvature(problem, ratio * scale, sample)
+        found.append(CurvatureSample(ratio, low / scale, high / scale, steep / scale))
+    return found
+
+
+def ratio_rows(problem: Problem, rng: np.random.Generator) -> list[Row]:
+    """Lemmas 1 and 3, the contraction and the theorem's inequalities at every lam/L."""
+    rows = []
+    for ratio in RATIOS:
+        named = replace(problem, name=f"{problem.name}, lam = {ratio:g} L")
+        lam = ratio * problem.smoothness
+        rows += lemmas.smoothness_rows(named, lam, rng)
+        rows += lemmas.inexactness_rows(named, lam, rng)
+        rows += lemmas.contraction_rows(named, lam, rng)
+        rows += theorem.run_rows(named, lam, rng)
+    return rows
+
+
+class Arrival(NamedTuple):
+    """Rounds to ||G||^2 <= TARGET with exact local solutions, and what the theorem allows."""
+
+    ratio: float
+    rounds: int
+    allowed: float
+
+
+def arrivals(problem: Problem, w0: Vector, target: float = TARGET) -> list[Arrival]:
+    """At every ratio, for convex quadratics; allowed = (192 Lu^2 ||x_0 - x*||^2/target)^(1/3) (8.4)."""
+    found = []
+    for ratio in RATIOS:
+        lam = ratio * problem.smoothness
+        beta = theory_beta(problem, lam)
+        distance = lemmas.norm(w0 - envelope_minimiser(problem, lam))
+        allowed = (192.0 * (0.5 / beta) ** 2 * distance**2 / target) ** (1 / 3)
+        found.append(Arrival(ratio, _arrival(problem, lam, beta, w0, target, allowed), allowed))
+    return found
+
+
+def _arrival(problem: Problem, lam: float, beta: float, w0: Vector, target: float, allowed: float) -> int:
+    """The first round with ||G||^2 <= target; a round after `allowed` if none is, up to there."""
+    rounds = ROUNDS
+    while True:
+        gaps = np.array([r.gap for r in record(problem, lam, beta, GhadimiLan(beta), w0, rounds).rounds])
+        arrived = np.flatnonzero(gaps**2 <= target)
+        if arrived.size:
+            return int(arrived[0]) + 1
+        if rounds > allowed:
+            return rounds + 1
+        rounds *= 2
+
+
+def arrival_rows(problem: Problem, w0: Vector) -> list[Row]:
+    """8.4: an epsilon-stationary point within the rounds the bound allows."""
+    return [
+        at_most(
+            f"8.4 rounds to ||G||^2 <= {TARGET:g}, against what the bound allows",
+            f"{problem.name}, lam = {ratio:g} L",
+            rounds,
+            allowed,
+        )
+        for ratio, rounds, allowed in arrivals(problem, w0)
+    ]
+
+
+# --- local steps ------------------------------------------------------------------------------------
+
+
+def floor_sweep(problem: Problem, w0: Vector) -> list[rates.FloorCurve]:
+    """One curve for each lam/L."""
+    return [rates.floor_curve(problem, ratio * problem.smoothness, w0, ROUNDS) for ratio in FLOOR_RATIOS]
+
+
+def floor_rows(problem: Problem, w0: Vector) -> list[Row]:
+    """8.5: the floor falls by (L/lam)^2 per local step within 20 %, and is what it should be."""
+    rows = []
+    for ratio in FLOOR_RATIOS:
+        named = replace(problem, name=f"{problem.name}, lam = {ratio:g} L")
+        rows += rates.floor_rows(named, ratio * problem.smoothness, w0, ROUNDS)
+    return rows
+
+
+# --- heterogeneity ----------------------------------------------------------------------------------
+
+
+class SpreadSample(NamedTuple):
+    """What nodes that differ by `spread` do to the method."""
+
+    spread: float
+    floor: float  # of ||G||^2, with one local step
+    predicted: float
+    apart: float  # mean distance of the w_i* from their mean, at the point of rest
+
+
+def spread_sweep(seed: int, ratio: float = 3.0) -> list[SpreadSample]:
+    """Quadratics that are the same but for their spread, one local step."""
+    found = []
+    for spread in SPREADS:
+        problem = uneven(SeedTree(seed).generator("theory.spread"), spread)
+        lam, w0 = ratio * problem.smoothness, np.zeros(problem.size)
+        floor = floors(problem, lam, w0, ROUNDS, [1])[0]
+        points = np.stack(envelope(problem, envelope_minimiser(problem, lam), lam).points)
+        apart = float(np.mean([lemmas.norm(w) for w in points - points.mean(axis=0)]))
+        found.append(SpreadSample(spread, float(floor), predicted_bias(problem, lam, 1) ** 2, apart))
+    return found
+
+
+def spread_rows(seed: int) -> list[Row]:
+    """The floor against its closed form at every spread, zero for equal nodes, the fourth power between."""
+    samples, name = spread_sweep(seed), "quadratic, lam = 3 L"
+    different = [s for s in samples if s.spread > 0]
+    small = [s for s in different if s.spread <= SMALL]
+    slope = fit(np.log([s.spread for s in small]), np.log([s.floor for s in small])).slope
+    return [
+        *(at_most("8.5 floor with equal nodes", name, s.floor, 1e-24) for s in samples if s.spread == 0),
+        *(
+            equal(
+                "8.5 floor against its closed form, nodes more and more different",
+                f"{name}, spread {s.spread:g}",
+                s.floor,
+                s.predicted,
+                1e-3,
+            )
+            for s in different
+        ),
+        equal("8.5 floor grows like spread^4 where that is small: exponent", name, slope, 4.0, 0.05),
+        *different_rows(seed),
+    ]
+
+
+def different_rows(seed: int, spreads: Sequence[float] = (0.0, 0.3, 3.0)) -> list[Row]:
+    """Lemma 3 and the theorem's inequalities on non-convex nodes more and more different."""
+    rows = []
+    for spread in spreads:
+        rng = SeedTree(seed).generator("theory.spread", 1)
+        family = problems.cosines(rng, spread=spread)
+        named = replace(family, name=f"{family.name}, spread {spread:g}")
+        lam = 2.5 * named.smoothness
+        rows += lemmas.inexactness_rows(named, lam, rng) + theorem.run_rows(named, lam, rng)
+    return rows
+
+
+def slow_quadratic(rng: np.random.Generator) -> Problem:
+    """Ill-conditioned convex quadratics, on which rounds can be counted."""
+    return problems.quadratics(np.geomspace(1e-3, 1.0, 10), rng, nodes=3, spread=0.1)
+
+
+def sweep_rows(seed: int = 0) -> list[Row]:
+    """All three sweeps."""
+    rng = SeedTree(seed).generator("theory.sweep")
+    rows = []
+    concave = problems.attained(-1, penalty=Box(-1.0, 2.0))
+    for problem in (problems.attained(1), concave, problems.cosines(rng)):
+        rows += ratio_rows(problem, rng)
+    slow, quadratic = slow_quadratic(rng), uneven(rng)
+    return [
+        *rows,
+        *arrival_rows(slow, np.zeros(slow.size)),
+        *floor_rows(quadratic, np.zeros(quadratic.size)),
+        *spread_rows(seed),
+    ]
