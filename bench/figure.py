@@ -11,6 +11,7 @@ from refimpl.bench.session import Results
 from refimpl.bench.timing import geometric_mean
 
 BATCH = 32
+TICKS_MFLOP, TICKS_MS = (30, 100, 300), (0.3, 1, 3)
 
 
 def draw(results: Results, path: Path) -> None:
@@ -33,11 +34,12 @@ def draw(results: Results, path: Path) -> None:
 
 
 def _panel(axis, times: Times, pass_: str) -> None:
-    rates, peer = [], None
+    rates, peer, executed = [], None, []
     for number, geometry in enumerate(GRID):
         shares = [s for s in OFF_SHARES if (geometry.label, pass_, BATCH, "float32", s) in times.cases]
         rows = [times.cases[geometry.label, pass_, BATCH, "float32", share] for share in shares]
         flops = [row[OURS]["executed_flops"] / 1e6 for row in rows]
+        executed += flops
         mine = [1e3 * row[OURS]["seconds"] for row in rows]
         axis.plot(flops, mine, "o-", color=f"C{number}", markersize=4, label=geometry.label)
         rates.append(flops[0] / mine[0])
@@ -46,9 +48,10 @@ def _panel(axis, times: Times, pass_: str) -> None:
             label = None if peer else "PyTorch, masked"
             best = [1e3 * min(values) for values in theirs]
             peer = axis.plot(flops, best, "x:", color=f"C{number}", markersize=4, alpha=0.7, label=label)
-    ends = axis.get_xlim()
-    rate = geometric_mean(rates)
-    line = [max(ends[0], 1.0), ends[1]]
+    rate, line = geometric_mean(rates), [min(executed), max(executed)]
     axis.plot(line, [x / rate for x in line], "k--", linewidth=0.8, label="proportional to FLOPs")
     axis.set(xscale="log", yscale="log", xlabel="executed MFLOP", title=pass_.replace("_", " "))
-    axis.grid(alpha=0.3, which="both")
+    axis.set_xticks(TICKS_MFLOP, map(str, TICKS_MFLOP))
+    axis.set_yticks(TICKS_MS, map(str, TICKS_MS))
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)

@@ -19,6 +19,7 @@ from refimpl.config import Config
 from refimpl.experiment import Experiment, Trained, adapt_targets, prepare, train
 from refimpl.federated.adapt import NodeReport
 from refimpl.federated.rounds import RoundRecord
+from refimpl.methods import PRUNES, notes
 from refimpl.record import RunFolder
 from refimpl.warmup import warm_up
 
@@ -40,6 +41,7 @@ class Row:
     """One method over all seeds. Shares in 0..1, FLOPs per test sample, seconds per node or run.
 
     sparsity_spread: standard deviation over target nodes of the nodes' mean sparsity, mean over seeds.
+    weights_off: share of weights pruned one by one, which skips nothing.
     gap_*: surrogate stationarity gap in the first and last round, geometric mean over seeds (NaN for
     methods without one).
     """
@@ -57,11 +59,12 @@ class Row:
     train_seconds: float
     gap_first: float
     gap_last: float
+    weights_off: float = 0.0
 
 
 @dataclass
 class Runner:
-    """Runs configurations; methods that share a meta-training (metasnip, metagater-ungated) share it.
+    """Runs configurations; methods that share a meta-training (metagater-ungated, metasnip*) share it.
 
     on_round: told of every round; stop: asked after every round (see `train`); folder_of: where a
     configuration's training is recorded, if anywhere.
@@ -104,7 +107,7 @@ class Runner:
 
 def training_key(config: Config) -> str:
     """Equal for configurations with the same meta-training: adaptation settings do not enter it."""
-    method = "metagater-ungated" if config.method == "metasnip" else config.method
+    method = PRUNES.get(config.method, config.method)
     neutral = replace(config, method=method, eta_phi=0.0, eta_theta=0.0, adapt_steps=1, snip_keep=1.0)
     return json.dumps(neutral.table(), sort_keys=True)
 
@@ -136,6 +139,7 @@ def summarise(outcomes: Sequence[Outcome]) -> Row:
         train_seconds=statistics.fmean(outcome.train_seconds for outcome in outcomes),
         gap_first=_geometric(outcome.records[0].gap for outcome in outcomes),
         gap_last=_geometric(outcome.records[-1].gap for outcome in outcomes),
+        weights_off=mean("weights_off"),
     )
 
 
@@ -154,8 +158,16 @@ HEADER = (
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as aligned text in the layout of the paper's comparison tables, FLOPs beside seconds."""
-    return tables.table(HEADER, [_cells(row) for row in rows])
+    """The rows as aligned text in the layout of the paper's comparison tables, FLOPs beside seconds.
+
+    Below it, a line for each method whose numbers do not speak for themselves.
+    """
+    lines = notes([row.method for row in rows])
+    return "\n".join([tables.table(HEADER, [_cells(row) for row in rows]), *lines])
+
+
+def _weights_off(row: Row) -> str:
+    return f"weights {100 * row.weights_off:.1f}" if row.weights_off > 0 else "-"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -165,7 +177,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.method,
         f"{100 * row.accuracy_after:.2f} +- {100 * row.accuracy_spread:.2f}",
         f"{100 * row.accuracy_before:.2f}",
-        f"{100 * row.sparsity_mean:.1f} +- {100 * row.sparsity_spread:.1f}" if gated else "-",
+        f"{100 * row.sparsity_mean:.1f} +- {100 * row.sparsity_spread:.1f}" if gated else _weights_off(row),
         f"{row.flops_dense / 1e3:.1f}",
         f"{row.flops_executed / 1e3:.1f}",
         f"{1e3 * row.adapt_seconds:.2f}",

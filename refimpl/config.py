@@ -1,7 +1,8 @@
 """A run's configuration: one flat table, the same keys in TOML files, on the command line and in code.
 
-Values are taken, each level over the one before, from: the data set's preset (shipped in `presets/`),
-the preset's section for the method, a user's file (and its section for the method), explicit options.
+Values are taken, each level over the one before, from: the preset (shipped in `presets/`; by default the one
+named like the data set), the preset's section for the method, a user's file (and its section for the
+method), explicit options. A data set may also be the path of a user's own .npz file; its preset is `npz`.
 The resolved table is complete and is stored with the run.
 """
 
@@ -16,20 +17,25 @@ from typing import Any
 
 from refimpl.errors import ConfigError, one_of
 
-METHODS = ("metagater", "metagater-ungated", "fedavg", "perfedavg", "metasnip")
+METHODS = (
+    "metagater", "metagater-ungated", "fedavg", "perfedavg", "perfedavg-hf", "maml", "fomaml", "reptile",
+    "pfedme", "metasnip", "metasnip-weights",
+)  # fmt: skip
 DATASETS = ("digits", "mnist", "cifar10", "cifar100", "omniglot")
+OWN_DATA = ".npz"  # a data set whose name ends so is the path of a user's own arrays
+PARTITIONS = ("classes", "two-class", "dirichlet", "iid")
 MODEL_NAMES = ("mlp", "cnn3", "cnn7", "digits")
 USUAL_GATES = {"mlp": ["fc1"], "cnn3": ["conv3"], "cnn7": ["conv5", "conv6"], "digits": ["conv2"]}
 SCHEDULES = ("ghadimi-lan", "proximal-gradient", "nesterov")
 PENALTIES = ("group-lasso", "bounded-group-lasso", "l1", "zero")
 
 
-def _option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
-    if isinstance(default, tuple):
-        default = list(default)
+def _option(default: Any, text: str, choices: tuple[str, ...] = (), ending: str = "") -> Any:
+    """A field; `ending` admits, besides `choices`, everything that ends so."""
+    metadata = {"help": text, "choices": choices, "ending": ending}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text, "choices": choices})
-    return field(default=default, metadata={"help": text, "choices": choices})
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -37,16 +43,21 @@ class Config:
     """Everything that determines a run's result (threads and folders do not)."""
 
     method: str = _option("metagater", "federated method", METHODS)
-    dataset: str = _option("digits", "data set", DATASETS)
+    dataset: str = _option("digits", "data set, or a file of your arrays x and y", DATASETS, OWN_DATA)
     model: str = _option("digits", "network of the zoo", MODEL_NAMES)
     seed: int = _option(0, "root of all random numbers")
     dtype: str = _option("float32", "floating-point type", ("float32", "float64"))
 
     nodes: int = _option(10, "meta-training nodes")
     targets: int = _option(10, "target nodes, disjoint from the training nodes")
-    classes_per_node: int = _option(2, "classes at each node")
+    partition: str = _option("classes", "how nodes get their classes", PARTITIONS)
+    classes_per_node: int = _option(2, "classes at each node, under the partition 'classes'")
+    concentration: float = _option(
+        0.5, "of the Dirichlet distribution, under 'dirichlet'; small: few classes"
+    )
     node_min: int = _option(40, "fewest training samples of a node")
     node_max: int = _option(44, "most training samples of a node (0: the data set's usual range)")
+    sizes: list[int] = _option([], "training samples of every node, training nodes first, instead of a range")
     support: int = _option(20, "samples of a target node used for adaptation")
     test_share: float = _option(0.5, "share of a node's samples held out for testing")
 
@@ -55,9 +66,14 @@ class Config:
     weighted: bool = _option(False, "weight nodes by their number of samples")
     batch_size: int = _option(20, "mini-batch of a local step (0: all samples)")
     local_steps: int = _option(5, "local gradient steps in a round")
-    eta: float = _option(0.05, "local learning rate")
-    lam: float = _option(1.0, "Moreau weight lambda of the local problem")
-    alpha: float = _option(0.05, "inner learning rate of perfedavg")
+    eta: float = _option(0.05, "local learning rate (outer one of perfedavg, perfedavg-hf, maml, fomaml)")
+    lam: float = _option(1.0, "Moreau weight lambda of the local problem (metagater, metasnip, pfedme)")
+    alpha: float = _option(
+        0.05, "inner learning rate (perfedavg, perfedavg-hf, maml, fomaml, prox steps of pfedme)"
+    )
+    inner_steps: int = _option(1, "inner gradient steps (maml, fomaml, prox steps of pfedme)")
+    delta: float = _option(1e-4, "step of the difference of gradients in perfedavg-hf")
+    mix: float = _option(1.0, "share of the way the server goes to the nodes' mean (reptile, pfedme)")
     schedule: str = _option("ghadimi-lan", "server step sizes", SCHEDULES)
     beta: float = _option(0.5, "server step b")
     penalty: str = _option("group-lasso", "regulariser of the gates", PENALTIES)
@@ -74,7 +90,7 @@ class Config:
     eta_phi: float = _option(0.05, "adaptation rate of the gate (stage I)")
     eta_theta: float = _option(0.05, "adaptation rate of the backbone (stage II)")
     adapt_steps: int = _option(1, "gradient steps in each adaptation stage")
-    snip_keep: float = _option(0.5, "share of gated channels metasnip keeps")
+    snip_keep: float = _option(0.5, "share of gated channels (metasnip) or weights (metasnip-weights) kept")
     checkpoint_every: int = _option(1, "rounds between checkpoints")
 
     def __post_init__(self) -> None:
@@ -92,22 +108,27 @@ def _check_value(source: str, item: Field[Any], value: object) -> None:
     wanted = str(item.type)
     kinds: dict[str, tuple[type, ...]]
     kinds = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
-    if wanted == "list[str]":
-        good = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+    if wanted.startswith("list"):
+        kind = str if wanted == "list[str]" else int
+        good = isinstance(value, (list, tuple)) and all(type(entry) is kind for entry in value)
     else:
         good = isinstance(value, kinds[wanted]) and (wanted == "bool" or not isinstance(value, bool))
     if not good:
         raise ConfigError(f"{source}: {item.name} must be {wanted}, got {value!r}")
+    ending = item.metadata["ending"]
+    if ending and str(value).endswith(ending):
+        return
     if item.metadata["choices"]:
-        one_of(source, item.name, value, item.metadata["choices"])
+        also = (f"FILE{ending}",) if ending else ()
+        one_of(source, item.name, value, (*item.metadata["choices"], *also))
 
 
 _AT_LEAST = {
     "seed": 0, "nodes": 1, "targets": 0, "classes_per_node": 1, "node_min": 0, "node_max": 0, "support": 1,
     "rounds": 1, "per_round": 0, "batch_size": 0, "local_steps": 1, "adapt_steps": 0, "lam": 0.0, "rho": 0.0,
-    "alpha": 0.0, "eta_phi": 0.0, "eta_theta": 0.0, "checkpoint_every": 1,
+    "alpha": 0.0, "inner_steps": 1, "eta_phi": 0.0, "eta_theta": 0.0, "checkpoint_every": 1,
 }  # fmt: skip
-_POSITIVE = ("eta", "beta", "tau", "radius")
+_POSITIVE = ("eta", "beta", "delta", "mix", "tau", "radius")
 
 
 def _check_ranges(config: Config) -> None:
@@ -125,12 +146,21 @@ def _check_ranges(config: Config) -> None:
         raise ConfigError(f"config: node_min must be at least 1, got {config.node_min}: no node may be empty")
     if 0 < config.node_max < config.node_min:
         raise ConfigError(f"config: node_max {config.node_max} is below node_min {config.node_min}")
+    if not config.concentration > 0:
+        raise ConfigError(f"config: concentration must be positive, got {config.concentration}")
+    if config.partition == "two-class" and config.classes_per_node != 2:
+        raise ConfigError(
+            f"config: partition two-class contradicts classes_per_node {config.classes_per_node}; "
+            "use partition classes, or classes_per_node 2"
+        )
     if config.per_round > config.nodes:
         raise ConfigError(f"config: per_round {config.per_round} exceeds nodes {config.nodes}; use 0 for all")
     if config.lam == 0 and config.method.startswith(("metagater", "metasnip")):
         raise ConfigError(
             "config: lam must be positive for metagater: the server's gradient is lam (md - mean)"
         )
+    if config.lam == 0 and config.method == "pfedme":
+        raise ConfigError("config: lam must be positive for pfedme: nodes move by eta lam (w - t)")
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -143,15 +173,23 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not readable as TOML: {error}") from None
 
 
-def preset(dataset: str) -> dict[str, Any]:
-    """The shipped preset of a data set; empty where there is none."""
-    file = resources.files("refimpl") / "presets" / f"{dataset}.toml"
+def preset(name: str) -> dict[str, Any]:
+    """The shipped preset of that name, by default a data set's; empty where there is none."""
+    file = resources.files("refimpl") / "presets" / f"{name}.toml"
     return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def preset_names() -> tuple[str, ...]:
+    """The names of the shipped presets."""
+    files = (resources.files("refimpl") / "presets").iterdir()
+    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
+
+
+_FIELDS = {item.name: item for item in fields(Config)}
 
 
 def _layer(table: Mapping[str, Any], method: str, source: str) -> dict[str, Any]:
     """The table's plain keys, overridden by those of its section for the method."""
-    known = {item.name: item for item in fields(Config)}
     plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
     for section, content in table.items():
         if isinstance(content, dict):
@@ -159,29 +197,45 @@ def _layer(table: Mapping[str, Any], method: str, source: str) -> dict[str, Any]
             if section == method:
                 plain.update(content)
     for key, value in plain.items():
-        one_of(source, "key", key, tuple(sorted(known)))
-        _check_value(source, known[key], value)
+        one_of(source, "key", key, tuple(sorted(_FIELDS)))
+        _check_value(source, _FIELDS[key], value)
     return plain
 
 
-def resolve(file: str | Path | None = None, **options: Any) -> Config:
-    """The complete configuration from preset, file and explicit options (None: not given)."""
+def resolve(file: str | Path | None = None, from_preset: str | None = None, **options: Any) -> Config:
+    """The complete configuration from preset, file and explicit options (None: not given).
+
+    `from_preset` names the preset; by default it is that of the data set.
+    """
     given = {key: value for key, value in options.items() if value is not None}
     user = read_toml(file) if file is not None else {}
-    chosen = {key: given.get(key, user.get(key, getattr(Config, key, None))) for key in ("dataset", "method")}
-    dataset = one_of_config("dataset", chosen["dataset"] or "digits", DATASETS)
-    method = one_of_config("method", chosen["method"] or "metagater", METHODS)
-    values = _layer(preset(dataset), method, f"preset {dataset}")
+    start = _start(from_preset)
+    chosen = {**start, **user, **given}
+    for name in ("dataset", "method"):
+        _check_value("config", _FIELDS[name], chosen.get(name, _FIELDS[name].default))
+    dataset = chosen.get("dataset", Config.dataset)
+    method = chosen.get("method", Config.method)
+    if start.get("dataset", dataset) != dataset:
+        raise ConfigError(
+            f"config: preset {from_preset} is for the data set {start['dataset']}, not {dataset}; "
+            "leave one of them out"
+        )
+    if from_preset is None:
+        from_preset = "npz" if dataset.endswith(OWN_DATA) else dataset
+    values = {**_layer(preset(from_preset), method, f"preset {from_preset}"), "dataset": dataset}
     values.update(_layer(user, method, str(file)))
     values.update(_layer(given, method, "options"))
     values.setdefault("gates", USUAL_GATES.get(values.get("model", ""), USUAL_GATES["digits"]))
     return Config(**values)
 
 
-def one_of_config(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    """The value, if allowed; else `ConfigError`."""
-    one_of("config", name, value, allowed)
-    return str(value)
+def _start(name: str | None) -> dict[str, Any]:
+    """The preset called for by name, with the data set it is for; nothing where none is."""
+    if name is None:
+        return {}
+    one_of("config", "preset", name, preset_names())
+    own = {"dataset": name} if name in DATASETS else {}
+    return {**own, **preset(name)}
 
 
 def from_table(table: Mapping[str, Any]) -> Config:

@@ -14,24 +14,19 @@ from pathlib import Path
 
 import numpy as np
 
-from refimpl import accel, prox
 from refimpl.config import Config, from_table
 from refimpl.data.catalog import load
 from refimpl.data.node import Node
 from refimpl.data.partition import Partition, make_nodes
 from refimpl.errors import DataError, InputError
-from refimpl.federated.adapt import AdaptSettings, NodeReport, report_node
-from refimpl.federated.fedavg import FedAvg
-from refimpl.federated.local import LocalSettings
-from refimpl.federated.metagater import MetaGater
-from refimpl.federated.perfedavg import PerFedAvgFO
+from refimpl.federated.adapt import AdaptSettings, NodeReport, Personal, adapt, report
 from refimpl.federated.rounds import Method, Participation, RoundRecord, State, run_rounds
+from refimpl.methods import build_method, is_gated
 from refimpl.nn import zoo
-from refimpl.nn.context import Context, Gating
+from refimpl.nn.context import Gating
 from refimpl.nn.network import Network
-from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.task import NetworkTask
-from refimpl.pruning.snip import prune_channels
+from refimpl.pruning.metasnip import adapt_channels, adapt_weights
 from refimpl.record import RunFolder
 from refimpl.rng import SeedTree
 from refimpl.warmup import warm_up
@@ -90,53 +85,16 @@ def build_network(config: Config, input_shape: Sequence[int], classes: int, gate
     return build(tuple(input_shape), classes=classes, gates=gates)
 
 
-def is_gated(config: Config) -> bool:
-    """Whether the method meta-trains gates."""
-    return config.method == "metagater"
-
-
-def build_penalty(config: Config, network: Network) -> prox.Penalty:
-    """h(w): zero on the backbone, the configured regulariser on phi."""
-    phi = network.layout.phi
-    if not network.gates or config.penalty == "zero" or config.rho == 0:
-        return prox.Zero()
-    groups = prox.Groups(*network.gate_groups, size=phi.stop - phi.start)
-    gate: prox.Penalty
-    if config.penalty == "l1":
-        gate = prox.L1(config.rho)
-    elif config.penalty == "group-lasso":
-        gate = prox.GroupLasso(groups, config.rho)
-    else:
-        gate = prox.BoundedGroupLasso(groups, config.rho, config.radius)
-    return prox.Separable(((phi, gate),))
-
-
-SCHEDULES: dict[str, Callable[[float], accel.Schedule]] = {
-    "ghadimi-lan": accel.GhadimiLan,
-    "proximal-gradient": accel.ProximalGradient,
-    "nesterov": accel.Nesterov,
-}
-
-
-def build_method(config: Config, network: Network) -> Method:
-    """The configured federated method."""
-    if config.method == "fedavg":
-        return FedAvg(config.eta, config.local_steps)
-    if config.method == "perfedavg":
-        return PerFedAvgFO(config.alpha, config.eta, config.local_steps)
-    local = LocalSettings(config.lam, config.eta, config.local_steps)
-    schedule = SCHEDULES[config.schedule](config.beta)
-    return MetaGater(local, schedule, build_penalty(config, network), config.method)
-
-
 def build_partition(config: Config) -> Partition:
     """How the data set is cut into nodes."""
     sizes = (config.node_min, config.node_max) if config.node_max > 0 else None
     return Partition(
+        kind="classes" if config.partition == "two-class" else config.partition,
         nodes=config.nodes,
         targets=config.targets,
         classes_per_node=config.classes_per_node,
-        sizes=sizes,
+        alpha=config.concentration,
+        sizes=tuple(config.sizes) or sizes,
         test=config.test_share,
         support=config.support,
     )
@@ -221,35 +179,36 @@ def _restore(folder: RunFolder, fresh: State) -> tuple[State, int, float]:
 
 
 def adapt_settings(experiment: Experiment) -> AdaptSettings:
-    """The configured adaptation."""
+    """The configured adaptation; pfedme's personalised model stays near the global one by lam."""
     config = experiment.config
     eta_phi = config.eta_phi if is_gated(config) else 0.0
-    return AdaptSettings(eta_phi, config.eta_theta, config.adapt_steps, experiment.gating)
+    lam = config.lam if config.method == "pfedme" else 0.0
+    return AdaptSettings(eta_phi, config.eta_theta, config.adapt_steps, experiment.gating, lam)
+
+
+def personalise(experiment: Experiment, w: np.ndarray, node: Node) -> Personal:
+    """Adapt the meta-model w at a node as the configured method does; only its support samples are used."""
+    config, plain, (x, y) = experiment.config, experiment.network, node.support
+    settings = adapt_settings(experiment)
+    if config.method == "metasnip":
+        gated = build_network(config, plain.input_shape, plain.classes, gated=True)
+        return adapt_channels(plain, gated, w, x, y, settings, config.snip_keep)
+    if config.method == "metasnip-weights":
+        return adapt_weights(plain, w, x, y, settings, config.snip_keep)
+    return Personal(plain, w, adapt(plain, w, x, y, settings))
 
 
 def adapt_targets(experiment: Experiment, w: np.ndarray) -> list[NodeReport]:
-    """Adapt and test the meta-model w at every target node; `metasnip` prunes there first.
+    """Adapt and test the meta-model w at every target node.
 
     Kernels are compiled beforehand, so that no stage's seconds are the compiler's.
     """
     warm_up(experiment.config.dtype)
-    settings = adapt_settings(experiment)
-    reports = []
+    settings, reports = adapt_settings(experiment), []
     for node in experiment.target_nodes:
-        network, start = experiment.network, w
-        if experiment.config.method == "metasnip":
-            network, start = pruned_at(experiment, w, node)
-        reports.append(report_node(node.name, network, start, node.support, node.test, settings))
+        personal = personalise(experiment, w, node)
+        reports.append(report(node.name, personal, node.n_support, node.test, settings))
     return reports
-
-
-def pruned_at(experiment: Experiment, w: np.ndarray, node: Node) -> tuple[Network, np.ndarray]:
-    """The network with its best channels by the node's support data, and its parameters (channel SNIP)."""
-    config, plain = experiment.config, experiment.network
-    gated = build_network(config, plain.input_shape, plain.classes, gated=True)
-    x, y = node.support
-    objective = NetworkObjective(plain, x, y, Context(train=("theta",)))
-    return gated, prune_channels(gated, objective, w, config.snip_keep)
 
 
 def reopen(folder: RunFolder, data_dir: str | Path | None = None) -> tuple[Experiment, np.ndarray]:

@@ -35,6 +35,7 @@ ROOMS = (
     ("record",),
     ("report",),
     ("warmup",),
+    ("methods",),
     ("experiment",),
     ("comparison", "bench", "stationarity"),
     ("cli",),

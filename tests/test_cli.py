@@ -358,7 +358,7 @@ def other_value(item) -> object:
     if isinstance(default, bool):
         return not default
     if isinstance(default, list):
-        return ["conv1", "conv2"]
+        return ["conv1", "conv2"] if item.type == "list[str]" else [7, 8]
     if item.name in ("node_min", "per_round"):
         return default + 1 if item.name == "per_round" else max(default - 1, 1)
     return default + 1 if isinstance(default, int) else default / 2
@@ -368,7 +368,7 @@ def as_flag(name: str, value: object) -> list[str]:
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
-    return [f"--{flag}", ",".join(value) if isinstance(value, list) else str(value)]
+    return [f"--{flag}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
 
 
 @pytest.mark.parametrize("item", fields(Config), ids=lambda item: item.name)

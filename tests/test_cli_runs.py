@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refimpl.cli import app
+from refimpl.cli import app, demo
 from refimpl.cli.interrupt import stop_requests
 from refimpl.config import METHODS
 from refimpl.record import RunFolder
@@ -293,6 +293,28 @@ def test_adapting_prints_a_table_and_writes_the_numbers(refimpl, tmp_path):
     assert model_bytes(tmp_path / "run") == before
 
 
+def test_weight_masks_are_said_to_save_nothing_and_channels_stand_beside_them(refimpl):
+    assert refimpl("train", *SHORT, "--method", "metasnip-weights", "--out", "run")[0] == 0
+    out = refimpl("adapt", "run")[1]
+    assert "weights off %" in out
+    assert "save neither executed FLOPs nor time" in out
+    assert "metasnip, from the same meta-model:" in out
+    result = json.loads(refimpl("adapt", "run", "--json")[1])
+    pairs = list(zip(result["nodes"], result["channel_variant"], strict=True))
+    assert pairs
+    for weights, channels in pairs:
+        assert weights["flops_executed"] == weights["flops_dense"] > channels["flops_executed"]
+        assert weights["weights_off"] > 0
+
+
+def test_pfedme_shows_both_models(refimpl):
+    assert refimpl("train", *SHORT, "--method", "pfedme", "--out", "run")[0] == 0
+    header, *_, note = refimpl("adapt", "run")[1].splitlines()
+    assert "personal %" in header
+    assert "global %" in header
+    assert note.startswith("pfedme: ")
+
+
 def test_adaptation_settings_can_be_replaced(refimpl, tmp_path):
     assert refimpl("train", *SHORT, "--out", "run")[0] == 0
     result = json.loads(refimpl("adapt", "run", "--adapt-steps", 0, "--json")[1])
@@ -343,7 +365,7 @@ def test_a_run_without_targets_cannot_be_adapted(refimpl):
 def test_the_demo_compares_five_methods(refimpl, tmp_path):
     code, out, _ = refimpl("demo", "--seeds", 1, "--rounds", 2, "--threads", 1, "-q")
     assert code == 0
-    for method in METHODS:
+    for method in demo.METHODS:
         assert f"\n{method} " in "\n" + out
     assert "stationarity gap" in out
     run = tmp_path / "runs" / "demo"
@@ -364,7 +386,5 @@ def test_the_demo_never_overwrites(refimpl, tmp_path, monkeypatch):
     code, _, err = refimpl("demo", "--out", "runs/demo", "-q")
     assert code == app.WRONG_USE
     assert "not a run folder" in err
-
-    from refimpl.cli import demo
 
     assert demo._free_folder(None, False) == Path("runs") / "demo-2"

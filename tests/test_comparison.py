@@ -43,10 +43,20 @@ def test_methods_without_a_gap_show_none():
     assert table([row]).splitlines()[1].split()[-1] == "-"
 
 
+def test_methods_that_need_it_come_with_a_note():
+    plain = summarise([outcome(0, (0.8,), (4.0, 1.0))])
+    weights = replace(plain, method="metasnip-weights", flops_executed=plain.flops_dense, weights_off=0.5)
+    lines = table([weights, replace(plain, method="pfedme")]).splitlines()
+    assert "weights 50.0" in lines[1]
+    assert "neither executed FLOPs nor time" in "".join(lines[3:])
+    assert any(line.startswith("pfedme: ") and "global model" in line for line in lines[3:])
+
+
 def test_metasnip_shares_the_training_of_the_ungated_method():
     config = resolve(method="metagater-ungated")
-    pruned = replace(config, method="metasnip", snip_keep=0.3, eta_theta=1.0)
-    assert training_key(config) == training_key(pruned)
+    for method in ("metasnip", "metasnip-weights"):
+        pruned = replace(config, method=method, snip_keep=0.3, eta_theta=1.0)
+        assert training_key(config) == training_key(pruned)
     assert training_key(config) != training_key(replace(config, rho=0.5))
     assert training_key(config) != training_key(replace(config, method="metagater"))
     assert training_key(config) != training_key(replace(config, seed=1))

@@ -114,6 +114,10 @@ def test_a_mistake_in_a_file_names_the_file(tmp_path, line, words):
         ({"eta": float("nan")}, "eta must be positive"),
         ({"per_round": 11}, "per_round 11 exceeds nodes 10"),
         ({"lam": 0.0}, "lam must be positive"),
+        ({"lam": 0.0, "method": "pfedme"}, "lam must be positive for pfedme"),
+        ({"delta": 0.0}, "delta must be positive"),
+        ({"mix": -1.0}, "mix must be positive"),
+        ({"inner_steps": 0}, "inner_steps must be at least 1"),
     ],
 )
 def test_impossible_values_are_refused(options, words):

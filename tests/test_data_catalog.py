@@ -188,7 +188,11 @@ def test_the_folder_comes_from_argument_or_environment(tmp_path, monkeypatch):
     refuse("mnist: no data folder set; give --data-dir FOLDER or set REFIMPL_DATA", "mnist")
     refuse("absent does not exist", "mnist", tmp_path / "absent")
     refuse("found nothing in .*; looked for mnist/ or MNIST/raw/; give --data-dir", "mnist", tmp_path)
-    refuse("looked for cifar-10/ or cifar-10-batches-py/ or cifar-10-python.tar.gz;", "cifar10", tmp_path)
+    places_of_cifar10 = (
+        "cifar-10/ or cifar-10-batches-py/ or cifar-10-batches-bin/ or "
+        "cifar-10-python.tar.gz or cifar-10-binary.tar.gz;"
+    )
+    refuse(f"looked for {places_of_cifar10}", "cifar10", tmp_path)
     refuse("looked for omniglot/;", "omniglot", tmp_path)
     write_mnist(tmp_path)
     monkeypatch.setenv(places.ENVIRONMENT, str(tmp_path))
@@ -224,7 +228,8 @@ def test_normalisation_is_by_channel_and_rounded_once():
 @pytest.mark.parametrize(
     ("changes", "pattern"),
     [
-        ({"images": np.zeros((2, 3, 2, 2))}, "uint8"),
+        ({"images": np.zeros((2, 3, 2, 2), np.int16)}, "uint8, float32 or float64, got int16"),
+        ({"images": np.full((2, 3, 2, 2), [[np.nan], [1]])}, r"12 of 24 .* first at position \(0, 0, 0, 0\)"),
         ({"images": np.zeros((2, 3, 2), np.uint8)}, "uint8"),
         ({"y": np.array([0])}, "as many int64 labels"),
         ({"y": np.array([0.0, 1.0])}, "as many int64 labels"),

@@ -10,6 +10,7 @@ import pytest
 
 from refimpl.data import fetch as fetch_module
 from refimpl.data.fetch import fetch
+from refimpl.data.forms import FORMS, Form
 from refimpl.data.sources import CONTENTS, DOWNLOADS, Download
 from refimpl.data.verify import picture_digest, verify
 from refimpl.errors import DataError, InputError
@@ -196,18 +197,25 @@ def test_verify_the_embedded_digits():
 def test_verify_judges_content_not_container(tmp_path, monkeypatch):
     contents = {"a": hashlib.md5(b"A").hexdigest(), "b": hashlib.md5(b"B").hexdigest(), "c": MD5, "d": MD5}
     monkeypatch.setitem(CONTENTS, "mnist", contents)
+    monkeypatch.setitem(FORMS, "mnist", (Form(("mnist",), ("a", "b"), ("c", "d"), extra=("e",)),))
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist/a").write_bytes(b"A")
     (tmp_path / "mnist/b.gz").write_bytes(gzip.compress(b"B"))
     (tmp_path / "mnist/c.gz").write_bytes(gzip.compress(b"not C"))
-    expected = {"mnist/a": "ok", "mnist/b.gz": "ok", "mnist/c.gz": "wrong", "mnist/d": "missing"}
+    expected = {
+        "mnist/a": "ok",
+        "mnist/b.gz": "ok",
+        "mnist/c.gz": "wrong",
+        "mnist/d": "missing",
+        "mnist/e": "absent",
+    }
     assert states("mnist", tmp_path) == expected
     (tmp_path / "mnist/b.gz").write_bytes(gzip.compress(b"B")[:-2])
     assert states("mnist", tmp_path)["mnist/b.gz"] == "wrong"
 
 
 def test_verify_an_archive_and_an_empty_folder(tmp_path):
-    assert states("cifar100", tmp_path) == {f"cifar-100/{f}": "missing" for f in ("train", "test", "meta")}
+    assert states("cifar100", tmp_path) == {"cifar-100": "missing"}
     (tmp_path / "cifar-100-python.tar.gz").write_bytes(b"other")
     assert states("cifar100", tmp_path) == {"cifar-100-python.tar.gz": "wrong"}
     with pytest.raises(InputError, match="unknown data set"):

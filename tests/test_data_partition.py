@@ -137,8 +137,10 @@ def test_equal_seeds_equal_bytes():
     assert make_nodes(data, two_class(), 4, np.float64)[1][0].x.dtype == np.float64
 
 
-def test_support_holds_every_class_in_proportion():
-    train, _ = make_nodes(fake([100] * 4), some_classes(4, nodes=2, targets=0, sizes=(40, 60)))
+@pytest.mark.parametrize("seed", range(10))
+def test_support_holds_every_class_in_proportion(seed):
+    """With test parts of 10 and 20 every class has 10 or 20 samples at a node: all are due equally many."""
+    train, _ = make_nodes(fake([100] * 4), some_classes(4, nodes=2, targets=0, sizes=(30, 60)), seed)
     for node in train:
         assert np.bincount(node.support.y).tolist() == [5, 5, 5, 5]
 
@@ -154,6 +156,15 @@ def test_a_table_of_sizes_is_taken_as_it_is():
     sizes = (7, 5, 30, 12, 9)
     train, target = make_nodes(fake([50] * 5), Partition(nodes=3, targets=2, sizes=sizes, support=3))
     assert tuple(n.n_train for n in train + target) == sizes
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_table_for_two_nodes_keeps_its_order(seed):
+    for sizes in ((10, 20), (20, 10)):
+        train, target = make_nodes(
+            fake([50] * 5), Partition(nodes=1, targets=1, sizes=sizes, support=3), seed
+        )
+        assert (train[0].n_train, target[0].n_train) == sizes
 
 
 def test_more_nodes_than_twenty_get_smaller_ones():

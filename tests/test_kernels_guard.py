@@ -59,9 +59,9 @@ def run_conv(case, at_end):
     tiled_conv.convolve(dy, weight, bias[:0], *step, True, writes, reads, *memory, g(np.full_like(x, np.nan)))
     needs = tiled_weight_grad.weight_grad_scratch(channels, filters, window, *step, size, result, item)
     memory = map(g, scratch(x.dtype, needs))
-    tiled_weight_grad.weight_grad(
-        x, dy, *step, reads, writes, *memory, g(np.full_like(weight, np.nan)), g(np.full_like(bias, np.nan))
-    )
+    dweight, dbias = g(np.full_like(weight, np.nan)), g(np.full_like(bias, np.nan))
+    for more, arrays in zip((False, True), (list(memory), map(g, scratch(x.dtype, needs))), strict=True):
+        tiled_weight_grad.weight_grad(x, dy, *step, reads, writes, more, *arrays, dweight, dbias)
 
 
 def run_linear(case, at_end):
@@ -77,9 +77,9 @@ def run_linear(case, at_end):
 
     tiled_linear.forward(x, weight, bias, reads, writes, *memory(), g(np.full_like(dy, np.nan)))
     tiled_linear.input_grad(dy, weight, writes, reads, *memory(), g(np.full_like(x, np.nan)))
-    tiled_linear.weight_grad(
-        x, dy, reads, writes, *memory(), g(np.full_like(weight, np.nan)), g(np.full_like(bias, np.nan))
-    )
+    dweight, dbias = g(np.full_like(weight, np.nan)), g(np.full_like(bias, np.nan))
+    for more in (False, True):
+        tiled_linear.weight_grad(x, dy, reads, writes, more, *memory(), dweight, dbias)
 
 
 def run_everything():

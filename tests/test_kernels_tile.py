@@ -130,6 +130,48 @@ def test_gating_changes_no_bit_of_the_channels_both_compute():
     np.testing.assert_array_equal(gated[~case.out_mask], 0)
 
 
+def in_parts(case, weight_grad, sizes):
+    """Weight gradient of the batch, some samples at a time; without masks for sides that have none."""
+    dweight, dbias = np.full_like(case.weight, np.nan), np.full_like(case.bias, np.nan)
+    first = 0
+    for size in sizes:
+        part = slice(first, first + size)
+        masks = (mask[part] if mask.shape[0] else mask for mask in (case.in_mask, case.out_mask))
+        weight_grad(case.x[part], case.dy[part], masks, first > 0, dweight, dbias)
+        first += size
+    return dweight, dbias
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("channels", "filters", "size"), [(3, 8, 12), (20, 12, 9), (40, 12, 4)])
+@pytest.mark.parametrize(
+    "kinds", [("none", "none"), ("none", "mixed"), ("mixed", "none"), ("mixed", "mixed")]
+)
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 2), (3, 1)])
+def test_weight_gradients_of_parts_go_on_where_the_last_ended(dtype, channels, filters, size, kinds, sizes):
+    case = make_conv(9, dtype, 4, channels, filters, (size, size), (3, 3), (1, 1), (1, 1), *kinds)
+    needs = tiled_weight_grad.weight_grad_scratch(
+        channels, filters, (3, 3), (1, 1), (1, 1), (size, size), (size, size), case.x.itemsize
+    )
+
+    def convolution(x, dy, masks, more, dweight, dbias):
+        memory = edge.scratch(x.dtype, *needs)
+        tiled_weight_grad.weight_grad(x, dy, case.stride, case.pad, *masks, more, *memory, dweight, dbias)
+
+    assert_same_bits(
+        (None, None, *in_parts(case, convolution, sizes)), (None, None, *plain_weight_grad(case))
+    )
+    flat = make_linear(8, dtype, 4, channels * 16, filters, channels, *kinds)
+    needs_flat = tiled_linear.scratch(4, channels * 16, filters, flat.x.itemsize)
+
+    def linear_layer(x, dy, masks, more, dweight, dbias):
+        memory = edge.scratch(x.dtype, *needs_flat)
+        tiled_linear.weight_grad(x, dy, *masks, more, *memory, dweight, dbias)
+
+    got, expected = in_parts(flat, linear_layer, sizes), plain_linear_weight_grad(flat)
+    assert_same_bits((None, None, *got), (None, None, *expected))
+
+
 def test_half_closed_inputs_take_both_routes_of_the_weight_gradient():
     few_pixels = make_conv(5, np.float32, 3, 40, 12, (4, 4), (3, 3), (1, 1), (1, 1), "mixed", "mixed")
     many_pixels = make_conv(6, np.float32, 3, 40, 12, (20, 20), (3, 3), (1, 1), (1, 1), "mixed", "mixed")

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from refimpl.kernels import edge
-from refimpl.nn import predict as module
-from refimpl.nn import zoo
+from refimpl.nn import lowering, zoo
 from refimpl.nn.chain import Residual
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.layers import Conv2d, Linear
@@ -62,7 +61,7 @@ def test_samples_do_not_depend_on_how_they_are_split(name, monkeypatch):
     w, x = problem(network)
     together = predict(network, w, x)
     for bytes_ in (1, 20_000):
-        monkeypatch.setattr(module, "CACHED_BYTES", bytes_)
+        monkeypatch.setattr(lowering, "CACHED_BYTES", bytes_)
         apart = predict(network, w, x)
         assert apart.logits.tobytes() == together.logits.tobytes()
         assert (apart.flops, apart.opened.tolist()) == (together.flops, together.opened.tolist())

@@ -13,7 +13,7 @@ from refimpl.nn import zoo
 from refimpl.nn.chain import Residual
 from refimpl.nn.context import GATE_GRADS, MODES, Gating
 from refimpl.nn.layers import Conv2d, Linear
-from refimpl.nn.lowering import lower
+from refimpl.nn.lowering import Program, lower
 from refimpl.nn.network import Network
 from refimpl.nn.pointwise import ReLU
 from refimpl.nn.pooling import AvgPool2d, GlobalAvgPool2d
@@ -74,7 +74,9 @@ SMALL = {
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", SMALL)
-def test_compiled_solve_is_the_layers_bit_for_bit(name, dtype):
+@pytest.mark.parametrize("part", [5, 2, 1])  # of a batch of 5, at a time
+def test_compiled_solve_is_the_layers_bit_for_bit(name, dtype, part, monkeypatch):
+    monkeypatch.setattr(Program, "part", lambda *_, **__: part)
     network = SMALL[name]
     trains = [("theta", "phi"), ("theta",), ("phi",)] if network.gates else [("theta",)]
     for mode, gate_grad, detach, train in itertools.product(MODES, GATE_GRADS, (False, True), trains):
@@ -82,8 +84,17 @@ def test_compiled_solve_is_the_layers_bit_for_bit(name, dtype):
 
 
 @pytest.mark.parametrize("model", [zoo.cnn3, zoo.cnn7])
-def test_compiled_solve_of_the_papers_networks(model):
-    assert_same(*make_task(model(), Gating(), samples=3, batch=2))
+@pytest.mark.parametrize("part", [3, 2])
+def test_compiled_solve_of_the_papers_networks(model, part, monkeypatch):
+    monkeypatch.setattr(Program, "part", lambda *_, **__: part)
+    assert_same(*make_task(model(), Gating(), samples=4, batch=3))
+
+
+def test_parts_keep_the_working_memory_small():
+    program = lower(zoo.cnn3(), Gating(), ("theta", "phi"))
+    training, prediction = (program.part(1000, "float32", gradients=flag) for flag in (True, False))
+    assert 1 < training < prediction < 50
+    assert program.part(2, "float32", gradients=False) == 2
 
 
 def test_networks_without_a_program_run_by_layers():

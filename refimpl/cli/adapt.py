@@ -16,10 +16,18 @@ from refimpl.errors import InputError
 from refimpl.record import RunFolder
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from refimpl.experiment import Experiment
     from refimpl.federated.adapt import NodeReport
 
 SETTINGS = ("eta_phi", "eta_theta", "adapt_steps", "snip_keep")
 HEADER = ("node", "accuracy %", "before %", "off %", "kFLOP dense", "executed", "gate ms", "backbone ms")
+LABELS = {  # columns that mean something else for a method
+    "pfedme": {"accuracy %": "personal %", "before %": "global %"},
+    "metasnip": {"gate ms": "prune ms"},
+    "metasnip-weights": {"off %": "weights off %", "gate ms": "prune ms"},
+}
 
 
 @click.command(
@@ -32,30 +40,57 @@ HEADER = ("node", "accuracy %", "before %", "off %", "kFLOP dense", "executed", 
 def command(run: Path, data_dir: Path | None, as_json: bool, **options: Any) -> None:
     """Adapt a run's meta-model at its target nodes, in two stages.
 
-    Stage I adapts the gate on a node's support samples, stage II the backbone channels the gate selects. The
-    options below replace what the run was configured with. The numbers are also written to
-    RUN/report/adapt.json. FLOPs are per test sample, forward.
+    Stage I adapts the gate on a node's support samples, stage II the backbone channels the gate selects.
+    Methods without gates have no stage I; metasnip and metasnip-weights prune instead. For pfedme the
+    personalised and the global model are tested apart. The options below replace what the run was configured
+    with. The numbers are also written to RUN/report/adapt.json. FLOPs are per test sample, forward.
     """
     from refimpl.experiment import adapt_targets, reopen
+    from refimpl.methods import notes
 
     with RunFolder.open(run, lock=False) as folder:
         experiment, w = reopen(folder, data_dir)
+        if experiment.note and not as_json:
+            click.echo(f"data: {experiment.note}", err=True)
         if not experiment.target_nodes:
             raise InputError(f"{run}: was configured without target nodes; train with --targets 1 or more")
         given = {name: value for name, value in options.items() if value is not None}
         experiment = replace(experiment, config=replace(experiment.config, **given))
-        reports = adapt_targets(experiment, w)
+        method, reports = experiment.config.method, adapt_targets(experiment, w)
+        beside = _channel_variant(experiment, w)
         content = {
             "run": str(run),
-            "method": experiment.config.method,
+            "method": method,
             "settings": {name: getattr(experiment.config, name) for name in SETTINGS},
+            "data": experiment.note,
             "nodes": [report._asdict() for report in reports],
+            "channel_variant": [report._asdict() for report in beside],
+            "notes": notes([method]),
         }
         folder.save_report("adapt", {key: value for key, value in content.items() if key != "run"})
     if as_json:
         print_json(content)
     else:
-        click.echo(table(HEADER, [*map(_cells, reports), *_summary(reports)]))
+        click.echo(_table(method, reports))
+        for note in notes([method]):
+            click.echo(note)
+        if beside:
+            click.echo(f"\nmetasnip, from the same meta-model:\n{_table('metasnip', beside)}")
+
+
+def _channel_variant(experiment: Experiment, w: np.ndarray) -> list[NodeReport]:
+    """For metasnip-weights, what pruning whole channels of the same meta-model gives; nothing for others."""
+    from refimpl.experiment import adapt_targets
+
+    if experiment.config.method != "metasnip-weights":
+        return []
+    return adapt_targets(replace(experiment, config=replace(experiment.config, method="metasnip")), w)
+
+
+def _table(method: str, reports: Sequence[NodeReport]) -> str:
+    labels = LABELS.get(method, {})
+    header = [labels.get(name, name) for name in HEADER]
+    return table(header, [*map(_cells, reports), *_summary(reports)])
 
 
 def _cells(report: NodeReport) -> tuple[str, ...]:
@@ -63,7 +98,9 @@ def _cells(report: NodeReport) -> tuple[str, ...]:
         report.node,
         f"{100 * report.accuracy_after:.2f}",
         f"{100 * report.accuracy_before:.2f}",
-        f"{100 * report.sparsity_mean:.1f} +- {100 * report.sparsity_spread:.1f}",
+        f"{100 * report.weights_off:.1f}"
+        if report.weights_off > 0
+        else f"{100 * report.sparsity_mean:.1f} +- {100 * report.sparsity_spread:.1f}",
         f"{report.flops_dense / 1e3:.1f}",
         f"{report.flops_executed / 1e3:.1f}",
         f"{1e3 * report.seconds_gate:.2f}",
@@ -78,7 +115,8 @@ def _summary(reports: Sequence[NodeReport]) -> list[tuple[str, ...]]:
         return [scale * getattr(report, name) for report in reports]
 
     accuracy, before = column("accuracy_after", 100), column("accuracy_before", 100)
-    off = column("sparsity_mean", 100)
+    pruned = any(report.weights_off > 0 for report in reports)
+    off = column("weights_off" if pruned else "sparsity_mean", 100)
     costs = [
         column("flops_dense", 1e-3),
         column("flops_executed", 1e-3),

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from refimpl.config import Config
+from refimpl.config import Config, preset_names
 
 Decorator = Callable[[Any], Any]
 
@@ -31,11 +31,29 @@ class Names(click.ParamType):
         return words
 
 
+class Numbers(click.ParamType):
+    """A list of whole numbers: `200,150,150`, or `none`."""
+
+    name = "number,number|none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        """The list; spaces around numbers are ignored."""
+        if isinstance(value, list):
+            return value
+        if value.strip() in ("none", ""):
+            return []
+        try:
+            return [int(word) for word in value.split(",")]
+        except ValueError:
+            self.fail(f"expected whole numbers with commas between them, got {value!r}", param, ctx)
+
+
 _TYPES: Mapping[str, click.ParamType] = {
     "int": click.INT,
     "float": click.FLOAT,
     "str": click.STRING,
     "list[str]": Names(),
+    "list[int]": Numbers(),
 }
 
 
@@ -57,7 +75,10 @@ def _option(item: Field[Any]) -> Decorator:
     if item.type == "bool":
         negated = "--no-" + item.name.replace("_", "-")
         return click.option(f"{flag}/{negated}", item.name, default=None, help=text)
-    choices = item.metadata["choices"]
+    choices, ending = item.metadata["choices"], item.metadata["ending"]
+    if ending:  # more than the choices is admitted: `Config` checks it
+        shown = f"[{'|'.join([*choices, f'FILE{ending}'])}]"
+        return click.option(flag, item.name, metavar=shown, default=None, help=text)
     kind = click.Choice(choices) if choices else _TYPES[str(item.type)]
     return click.option(flag, item.name, type=kind, default=None, help=text)
 
@@ -68,10 +89,16 @@ def _default(item: Field[Any]) -> Any:
 
 def _shown(value: Any) -> str:
     if isinstance(value, list):
-        return ",".join(value) or "none"
+        return ",".join(map(str, value)) or "none"
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
+preset_option: Decorator = click.option(
+    "--preset",
+    "from_preset",
+    type=click.Choice(preset_names()),
+    help="Shipped configuration to start from.  [that of the data set]",
+)
 json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 quiet_option: Decorator = click.option("-q", "--quiet", is_flag=True, help="No progress.")
 threads_option: Decorator = click.option(

@@ -56,6 +56,11 @@ class Progress:
         """Show `text` at once, outside the count."""
         self._show(text)
 
+    @property
+    def terminal(self) -> bool:
+        """Whether a person looks at it as it goes."""
+        return self._terminal
+
     def step(self, text: str) -> None:
         """One more step is done; `text` describes it."""
         self.done += 1

@@ -13,7 +13,14 @@ import click
 from refimpl.cli.app import INTERRUPTED
 from refimpl.cli.compiling import notice
 from refimpl.cli.interrupt import stop_requests
-from refimpl.cli.options import config_options, data_dir_option, json_option, quiet_option, threads_option
+from refimpl.cli.options import (
+    config_options,
+    data_dir_option,
+    json_option,
+    preset_option,
+    quiet_option,
+    threads_option,
+)
 from refimpl.cli.output import facts, print_json
 from refimpl.cli.progress import Progress, round_text
 from refimpl.config import Config, from_table, resolve
@@ -31,6 +38,8 @@ Examples:
   refimpl train --out runs/first --resume
   refimpl train --dataset digits --dry-run > my.toml
   refimpl train --config my.toml --seed 1
+  refimpl train --preset cifar10-small --data-dir ~/data
+  refimpl train --dataset mine.npz --classes-per-node 3
 """
 
 
@@ -38,6 +47,7 @@ Examples:
 @click.option(
     "--config", "file", type=click.Path(dir_okay=False, path_type=Path), help="TOML file of options."
 )
+@preset_option
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [runs/DATASET-METHOD-SEED]")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of the run in --out.")
 @click.option("--force", is_flag=True, help="Replace the run in --out.")
@@ -51,6 +61,7 @@ Examples:
 def command(
     ctx: click.Context,
     file: Path | None,
+    from_preset: str | None,
     out: Path | None,
     resume: bool,
     force: bool,
@@ -63,34 +74,36 @@ def command(
 ) -> None:
     """Meta-train one method on one data set into a run folder.
 
-    Values come from the data set's preset, then from --config, then from the options below, whose names are
-    the keys of the TOML file with hyphens for underscores. --dry-run shows what they resolve to; the same
-    table is stored in the run folder. Ctrl-C stops after the round in progress; --resume goes on from there
-    and ends in the same bytes as an uninterrupted run.
+    Values come from the data set's preset or from --preset, then from --config, then from the options below,
+    whose names are the keys of the TOML file with hyphens for underscores. --dry-run shows what they resolve
+    to; the same table is stored in the run folder. Ctrl-C stops after the round in progress; --resume goes on
+    from there and ends in the same bytes as an uninterrupted run.
     """
     if resume and (force or dry_run or out is None):
         raise click.UsageError("--resume needs --out RUN, and neither --force nor --dry-run", ctx)
     work = Work(threads, data_dir, as_json, quiet)
     if resume and out is not None:
         with RunFolder.open(out) as folder:
-            config = _resumed_config(folder, file, options)
+            config = _resumed_config(folder, file, from_preset, options)
             ctx.exit(work.run(work.prepare(config), folder, resume=True))
-    config = resolve(file, **options)
+    config = resolve(file, from_preset, **options)
     if dry_run:
         click.echo(toml_text(config.table()), nl=False)
         return
-    out = out or Path("runs") / f"{config.dataset}-{config.method}-{config.seed}"
+    out = out or Path("runs") / f"{Path(config.dataset).stem}-{config.method}-{config.seed}"
     check_free(out, force)  # before the data are read, and again when the folder is made
     experiment = work.prepare(config)
     with RunFolder.create(out, config.table(), force, threads) as folder:
         ctx.exit(work.run(experiment, folder, resume=False))
 
 
-def _resumed_config(folder: RunFolder, file: Path | None, options: Mapping[str, Any]) -> Config:
+def _resumed_config(
+    folder: RunFolder, file: Path | None, from_preset: str | None, options: Mapping[str, Any]
+) -> Config:
     """The run's own configuration; what is given again must agree with it."""
     stored = from_table(folder.config)
     given = {key: value for key, value in options.items() if value is not None}
-    wanted = given if file is None else resolve(file, **given).table()
+    wanted = given if file is None and from_preset is None else resolve(file, from_preset, **given).table()
     for key, value in wanted.items():
         own = stored.table()[key]
         if own != value:
@@ -142,7 +155,7 @@ class Work:
             return self._interrupted(folder)
         if trained.rounds < config.rounds:
             return self._interrupted(folder)
-        self._print(folder)
+        self._print(folder, experiment.note)
         return 0
 
     def _interrupted(self, folder: RunFolder) -> int:
@@ -156,11 +169,12 @@ class Work:
         """The option that says where the data are, for command lines to copy."""
         return f" --data-dir {shlex.quote(str(self.data_dir))}" if self.data_dir else ""
 
-    def _print(self, folder: RunFolder) -> None:
+    def _print(self, folder: RunFolder, note: str) -> None:
         rounds = folder.metrics()
         last, seconds = rounds[-1], sum(entry["seconds"] for entry in rounds)
         if self.as_json:
-            print_json({"run": str(folder.path), "seconds": seconds, "last": last, "config": folder.config})
+            summary = {"run": str(folder.path), "seconds": seconds, "data": note, "last": last}
+            print_json({**summary, "config": folder.config})
             return
         lines = [
             ("run", str(folder.path)),
@@ -173,4 +187,6 @@ class Work:
         ]
         if last["gap"] is not None:
             lines.insert(4, ("gap", f"{rounds[0]['gap']:.2e} -> {last['gap']:.2e}"))
+        if note:
+            lines.insert(2, ("data", note))
         click.echo(facts(lines))

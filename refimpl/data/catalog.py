@@ -3,11 +3,14 @@
 `digits` is part of the package. The others are looked for under one folder, given by `--data-dir` or the
 environment variable `REFIMPL_DATA`, which holds a folder per data set:
 
-    mnist/       train-images-idx3-ubyte and the three others, plain or .gz
+    mnist/       train-images-idx3-ubyte and the three others, plain, .gz or .xz
     cifar-10/    data_batch_1..5, test_batch (and batches.meta), plain, .gz or .xz;
-                 or cifar-10-batches-py/, or the archive cifar-10-python.tar.gz
-    cifar-100/   train, test (and meta), likewise; or cifar-100-python/, or cifar-100-python.tar.gz
+                 or cifar-10-batches-py/, or the archive cifar-10-python.tar.gz;
+                 or the binary version: the same with .bin, cifar-10-batches-bin/, cifar-10-binary.tar.gz
+    cifar-100/   train, test (and meta), likewise; cifar-100-python or -binary as folder or .tar.gz
     omniglot/    images_background and images_evaluation, as .zip or as folders
+
+A name that ends in .npz is the path of a user's own arrays; see `arrays`.
 """
 
 from __future__ import annotations
@@ -18,13 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from refimpl.data import cifar, places
+from refimpl.data import cifar, cifar_binary, places
+from refimpl.data.arrays import is_file_name, read_arrays
 from refimpl.data.dataset import DataSet
 from refimpl.data.digits import read_digits
 from refimpl.data.idx import read_idx
 from refimpl.data.omniglot import FULL_INK, read_omniglot
 from refimpl.data.unpack import read_unpacked
-from refimpl.errors import DataError, one_of
+from refimpl.errors import DataError, InputError
 
 CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DIGIT_NAMES = tuple(str(digit) for digit in range(10))
@@ -39,12 +43,15 @@ DIGITS_MEAN, DIGITS_STD = (0.3,), (0.4,)
 
 
 def load(name: str, data_dir: str | Path | None = None) -> DataSet:
-    """The data set `name`, read from under `data_dir` (default: the folder in REFIMPL_DATA).
+    """The data set `name`, read from under `data_dir` (default: the folder in REFIMPL_DATA), or a FILE.npz.
 
     Raises `InputError` for an unknown name and `DataError`, in one line, for files that are missing (saying
     where they were looked for) or not what they should be (naming the file).
     """
-    one_of("data set", "name", name, NAMES)
+    if is_file_name(name):
+        return read_arrays(Path(name).expanduser())
+    if name not in _LOADERS:
+        raise InputError(f"data set: unknown name {name!r}; choose one of {', '.join(NAMES)}, or a FILE.npz")
     return (
         _LOADERS[name](Path()) if name == "digits" else _LOADERS[name](places.existing_root(name, data_dir))
     )
@@ -66,15 +73,10 @@ def _digits(_: Path) -> DataSet:
 
 
 def _mnist(root: Path) -> DataSet:
-    folder = places.folder("mnist", root)
+    found = places.required("mnist", root)
     images, labels = [], []
-    for part in ("train", "t10k"):
-        pictures_file = places.required(
-            "mnist", folder, f"{part}-images-idx3-ubyte", f"{part}-images.idx3-ubyte"
-        )
-        labels_file = places.required(
-            "mnist", folder, f"{part}-labels-idx1-ubyte", f"{part}-labels.idx1-ubyte"
-        )
+    for part in (found.form.train, found.form.test):
+        pictures_file, labels_file = (found.files[file] for file in part)
         pictures, digits = read_idx(pictures_file, 3), read_idx(labels_file, 1)
         if len(pictures) != len(digits):
             raise DataError(
@@ -100,85 +102,70 @@ def _mnist(root: Path) -> DataSet:
 
 
 def _cifar10(root: Path) -> DataSet:
-    train = tuple(f"data_batch_{number}" for number in range(1, 6))
-    return _cifar("cifar10", root, train, "batches.meta", CIFAR10_NAMES, CIFAR10_MEAN, CIFAR10_STD)
+    return _cifar("cifar10", root, CIFAR10_NAMES, CIFAR10_MEAN, CIFAR10_STD)
 
 
 def _cifar100(root: Path) -> DataSet:
     names = tuple(f"class {number}" for number in range(100))
-    return _cifar("cifar100", root, ("train",), "meta", names, CIFAR100_MEAN, CIFAR100_STD)
+    return _cifar("cifar100", root, names, CIFAR100_MEAN, CIFAR100_STD)
 
 
 def _cifar(
-    name: str,
-    root: Path,
-    train: tuple[str, ...],
-    meta: str,
-    class_names: tuple[str, ...],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    name: str, root: Path, class_names: tuple[str, ...], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> DataSet:
-    test = "test_batch" if name == "cifar10" else "test"
-    place, files = _cifar_files(name, root, (*train, test, meta))
+    found = places.required(name, root)
+    form, classes = found.form, len(class_names)
+    binary = form.test[0].endswith(".bin")
+    batch = cifar_binary.parse_records if binary else cifar.parse_batch
+    names = cifar_binary.parse_lines if binary else cifar.parse_names
     batches = {}
-    for file, data in files:
-        if file == meta:
-            class_names = cifar.parse_names(data, f"{place}: {file}", len(class_names))
+    for file, data in _contents(found):
+        if file in form.extra:
+            class_names = names(data, f"{found.place}: {file}", classes)
         else:
-            batches[file] = cifar.parse_batch(data, f"{place}: {file}", len(class_names))
-    found = [file for file in (*train, test) if file in batches]
-    missing = [file for file in (*train, test) if file not in batches]
-    if missing and found != [test]:
-        raise DataError(f"{name}: {place} lacks {', '.join(missing)}; see 'refimpl data fetch {name}'")
+            batches[file] = batch(data, f"{found.place}: {file}", classes)
+    present = tuple(file for file in form.files if file in batches)
+    missing = tuple(file for file in form.files if file not in batches)
+    if not form.serves(present):
+        raise places.lacking(name, found.place, missing)
     return DataSet(
         name,
-        np.concatenate([batches[file].images for file in found]),
-        np.concatenate([batches[file].labels for file in found]),
+        np.concatenate([batches[file].images for file in present]),
+        np.concatenate([batches[file].labels for file in present]),
         class_names,
         mean=mean,
         std=std,
-        n_train=sum(len(batches[file].labels) for file in found if file != test),
+        n_train=sum(len(batches[file].labels) for file in present if file in form.train),
         note=f"only the published test part of {name} was found and used" if missing else "",
     )
 
 
-def _cifar_files(name: str, root: Path, wanted: tuple[str, ...]) -> tuple[Path, Iterator[tuple[str, bytes]]]:
-    """Where the files of a CIFAR data set are, and (name, content) of those of `wanted` that are there."""
-    for folder in places.folders(name, root):
-        files = {file: path for file in wanted if (path := places.find(folder, file)) is not None}
-        if files:
-            return folder, _unpacked(files)
-    archive = places.archive(name, root)
-    if archive is None:
-        raise places.nothing_found(name, root)
-    return archive, cifar.read_members(archive, wanted)
+def _contents(found: places.Found) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of the files of a CIFAR data set, in order or as they lie in their archive.
 
-
-def _unpacked(files: dict[str, Path]) -> Iterator[tuple[str, bytes]]:
-    """(name, content) in order, two files at a time: xz takes seconds and lets other threads run."""
+    Loose files are read two at a time: xz takes seconds and lets other threads run.
+    """
+    if found.archived:
+        yield from cifar.read_members(found.place, (*found.form.files, *found.form.extra))
+        return
     with ThreadPoolExecutor(2) as pool:
-        yield from zip(
-            files, pool.map(lambda path: read_unpacked(path, cifar.LIMIT), files.values()), strict=True
-        )
+        contents = pool.map(lambda path: read_unpacked(path, cifar.LIMIT), found.files.values())
+        yield from zip(found.files, contents, strict=True)
 
 
 def _omniglot(root: Path) -> DataSet:
-    folder = places.folder("omniglot", root)
-    parts = [places.find(folder, part, ("", ".zip")) for part in ("images_background", "images_evaluation")]
-    found = [read_omniglot(part) for part in parts if part is not None]
-    if not found:
-        raise places.nothing_found("omniglot", root)
-    offsets = np.cumsum([0, *(len(part.names) for part in found)])
+    found = places.required("omniglot", root)
+    parts = {file: read_omniglot(found.files[file]) for file in found.present}
+    offsets = np.cumsum([0, *(len(part.names) for part in parts.values())])
+    pairs = zip(parts.values(), offsets, strict=False)
     return DataSet(
         "omniglot",
-        np.concatenate([part.images for part in found])[:, None],
-        np.concatenate([part.labels + offset for part, offset in zip(found, offsets, strict=False)]),
-        tuple(name for part in found for name in part.names),
+        np.concatenate([part.images for part in parts.values()])[:, None],
+        np.concatenate([part.labels + offset for part, offset in pairs]),
+        tuple(name for part in parts.values() for name in part.names),
         scale=FULL_INK,
-        n_train=0 if parts[0] is None else len(found[0].labels),
-        note=""
-        if len(found) == 2
-        else f"only {next(p for p in parts if p is not None).name} was found and used",
+        n_train=sum(len(parts[file].labels) for file in found.form.train if file in parts),
+        note=f"only {found.files[found.present[0]].name} was found and used" if found.missing else "",
     )
 
 

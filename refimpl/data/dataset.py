@@ -13,18 +13,19 @@ from refimpl.errors import DataError, InputError
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """Images (n, C, H, W) uint8 with labels y (n,) int64 from 0 to len(class_names) - 1.
+    """Images (n, C, H, W) with labels y (n,) int64 from 0 to len(class_names) - 1.
 
-    A pixel v of channel c stands for the number (v / scale - mean[c]) / std[c]. The published training
-    part comes first: samples 0 to n_train - 1. `note` says in words what a result should mention.
-    float32 copies of everything would take four times the room (CIFAR-10: 737 MB), so only nodes
-    hold floats, through `x`. Raises `DataError` for arrays that do not fit together.
+    Images are uint8, or of anyone's own data float32 or float64. A pixel v of channel c stands for the
+    number (v / scale - mean[c]) / std[c]. The published training part comes first: samples 0 to
+    n_train - 1. `note` says in words what a result should mention. float32 copies of bytes would take
+    four times the room (CIFAR-10: 737 MB), so only nodes hold those, through `x`. Raises `DataError`
+    for arrays that do not fit together and for NaN or infinite pixels.
 
     Source: mathematics.md §11.
     """
 
     name: str
-    images: NDArray[np.uint8]
+    images: NDArray[Any]
     y: NDArray[np.int64]
     class_names: tuple[str, ...]
     scale: float = 255.0
@@ -35,9 +36,10 @@ class DataSet:
 
     def __post_init__(self) -> None:
         who = f"data set {self.name!r}"
-        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+        if self.images.dtype not in (np.uint8, np.float32, np.float64) or self.images.ndim != 4:
             raise DataError(
-                f"{who}: expected images as uint8 (n, C, H, W), got {self.images.dtype} {self.images.shape}"
+                f"{who}: expected images (n, C, H, W) as uint8, float32 or float64, "
+                f"got {self.images.dtype} {self.images.shape}"
             )
         if self.y.dtype != np.int64 or self.y.shape != self.images.shape[:1] or len(self.y) == 0:
             raise DataError(
@@ -51,6 +53,16 @@ class DataSet:
         if len(self.mean) != self.images.shape[1] or len(self.std) != self.images.shape[1]:
             raise DataError(
                 f"{who}: mean and std need one number for each of {self.images.shape[1]} channels"
+            )
+        self._check_finite(who)
+
+    def _check_finite(self, who: str) -> None:
+        finite = np.isfinite(self.images) if self.images.dtype != np.uint8 else np.True_
+        if not finite.all():
+            position = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), self.images.shape))
+            raise DataError(
+                f"{who}: {finite.size - int(finite.sum())} of {finite.size} pixels are NaN or infinite, "
+                f"the first at position {position}; remove or repair these samples"
             )
 
     @property
@@ -73,15 +85,17 @@ class DataSet:
     def x(self, index: ArrayLike | slice = slice(None), dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """Normalised images (m, C, H, W), C-contiguous, of the samples `index`, as float32 or float64.
 
-        Each of the 256 values a pixel can have is computed once in float64 and rounded once.
+        Every value is computed in float64 and rounded once; for bytes, each of the 256 there are.
         """
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise InputError(f"DataSet.x: expected float32 or float64, got {np.dtype(dtype)}")
         chosen = self.images[index]  # type: ignore[index]
         out = np.empty(chosen.shape, dtype)
-        values = np.arange(256) / self.scale
         for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
-            out[:, channel] = ((values - mean) / std).astype(dtype)[chosen[:, channel]]
+            pixels = chosen[:, channel]
+            values = np.arange(256) if pixels.dtype == np.uint8 else pixels.astype(np.float64)
+            normal = ((values / self.scale - mean) / std).astype(dtype)
+            out[:, channel] = normal[pixels] if pixels.dtype == np.uint8 else normal
         return out
 
     def counts(self) -> NDArray[np.int64]:

@@ -40,7 +40,7 @@ class Partition:
     nodes, targets: numbers of meta-training and of target nodes.
     sizes: training samples (support and query) per node: a pair (smallest, largest) for evenly
     spread sizes, or one number per node, training nodes first; None for the data set's default.
-    (With two nodes in all, an ascending pair is still a range.)
+    (With two nodes in all, a pair is one number per node.)
     test: share of a node's samples held out for testing, on top of `sizes`.
     support: samples for adaptation out of the training samples, as a whole number or a share.
 
@@ -76,7 +76,7 @@ class Partition:
             return
         for size in self.sizes:
             _whole("sizes", size, 1)
-        pair = len(self.sizes) == 2 and self.sizes[0] <= self.sizes[1]
+        pair = len(self.sizes) == 2 and self.sizes[0] <= self.sizes[1]  # a range
         if not pair and len(self.sizes) != self.total:
             raise InputError(
                 f"partition: expected sizes as (smallest, largest) or one for each of {self.nodes} + "
@@ -125,12 +125,17 @@ class Share(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What a partition amounts to: sizes and classes by node, and samples in more than one node (0)."""
+    """What a partition amounts to: sizes and classes by node, and samples in more than one node (0).
+
+    `class_counts` holds the node's number of samples of each of its `classes`.
+    """
 
     names: tuple[str, ...]
+    support_sizes: tuple[int, ...]
     train_sizes: tuple[int, ...]
     test_sizes: tuple[int, ...]
     classes: tuple[tuple[int, ...], ...]
+    class_counts: tuple[tuple[int, ...], ...]
     nodes_per_class: tuple[int, ...]
     used: int
     overlap: int
@@ -177,14 +182,17 @@ def plan(dataset: DataSet, partition: Partition, seeds: SeedTree | int = 0) -> l
 def statistics(dataset: DataSet, shares: list[Share]) -> Statistics:
     """Sizes, classes and overlap of a plan, counted from the sample numbers themselves."""
     everything = np.concatenate([share.samples for share in shares])
-    classes = [tuple(int(c) for c in np.unique(dataset.y[share.samples])) for share in shares]
+    found = [np.unique(dataset.y[share.samples], return_counts=True) for share in shares]
+    classes = [tuple(labels.tolist()) for labels, _ in found]
     train = [share.n_support + share.n_query for share in shares]
     used = len(np.unique(everything))
     return Statistics(
         names=tuple(share.name for share in shares),
+        support_sizes=tuple(share.n_support for share in shares),
         train_sizes=tuple(train),
         test_sizes=tuple(len(s.samples) - t for s, t in zip(shares, train, strict=True)),
         classes=tuple(classes),
+        class_counts=tuple(tuple(counts.tolist()) for _, counts in found),
         nodes_per_class=tuple(sum(c in own for own in classes) for c in range(dataset.classes)),
         used=used,
         overlap=len(everything) - used,
@@ -194,7 +202,7 @@ def statistics(dataset: DataSet, shares: list[Share]) -> Statistics:
 def node_sizes(dataset: DataSet, partition: Partition, rng: np.random.Generator) -> Counts:
     """Training samples of every node, (nodes + targets,), training nodes first."""
     sizes = _default_sizes(dataset, partition) if partition.sizes is None else partition.sizes
-    if len(sizes) == 2 and sizes[0] <= sizes[1]:
+    if len(sizes) == 2 and partition.total != 2:
         return spread_sizes(sizes[0], sizes[1], partition.total, rng)
     return np.array(sizes, dtype=np.int64)
 

@@ -8,16 +8,22 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from refimpl.data import places
-from refimpl.data.cifar import LIMIT
+from refimpl.data import cifar_binary, places
+from refimpl.data.arrays import is_file_name, read_arrays
+from refimpl.data.cifar import LIMIT, read_members
 from refimpl.data.omniglot import read_drawings
-from refimpl.data.sources import CONTENTS, DOWNLOADS
+from refimpl.data.sources import ARCHIVES, CONTENTS
 from refimpl.data.unpack import decompress, read_unpacked
-from refimpl.errors import DataError, one_of
+from refimpl.errors import DataError, InputError
+
+STATES = ("ok", "absent", "missing", "wrong")
 
 
 class Check(NamedTuple):
-    """One file: `state` is `ok`, `missing` or `wrong`, `detail` says why in words."""
+    """One file: `detail` says why in words.
+
+    state: `ok`, `wrong`, `missing` (what is there cannot be used without it) or `absent` (it can).
+    """
 
     file: str
     state: str
@@ -27,19 +33,23 @@ class Check(NamedTuple):
 def verify(name: str, data_dir: str | Path | None = None) -> list[Check]:
     """Compares every file of data set `name` with its published checksum; nothing is changed.
 
-    Raises `InputError` for an unknown name and `DataError` if no data folder is set.
+    A user's own FILE.npz is read. Raises `InputError` for an unknown name and `DataError` if no
+    data folder is set.
     """
-    one_of("verify", "data set", name, tuple(CONTENTS))
+    if is_file_name(name):
+        return [_own(Path(name).expanduser())]
+    if name not in CONTENTS:
+        raise InputError(
+            f"verify: unknown data set {name!r}; choose one of {', '.join(CONTENTS)}, or a FILE.npz"
+        )
     if name == "digits":
         return list(_embedded())
     root = places.given_root(name, data_dir)
-    folders = places.folders(name, root)
-    archive = places.archive(name, root)
-    loose = any(places.find(folder, file) for folder in folders for file in CONTENTS[name])
-    if archive is not None and not loose:
-        return [_compare(str(archive), file_md5(archive), DOWNLOADS[name][0].md5)]
-    folder = folders[0] if folders else root / places.FOLDERS[name][0]
-    return [_check_file(name, folder, file, md5) for file, md5 in CONTENTS[name].items()]
+    found = places.locate(name, root)
+    if found is None:
+        here = root / places.looked_for(name)[0]
+        return [Check(str(here), "missing", f"nothing there; see 'refimpl data fetch {name}'")]
+    return list(_archived(name, found) if found.archived else _loose(name, found))
 
 
 def file_md5(path: Path) -> str:
@@ -62,25 +72,82 @@ def picture_digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def _check_file(name: str, folder: Path, file: str, md5: str) -> Check:
-    pictures = name == "omniglot"
-    path = places.find(folder, file, ("", ".zip") if pictures else places.PACKED)
-    if path is None:
-        return Check(str(folder / file), "missing", f"not there; see 'refimpl data fetch {name}'")
+def is_published(name: str, path: Path) -> bool:
+    """Whether a packed file of data set `name` holds what the published one holds."""
+    file = path.name.removesuffix(".gz").removesuffix(".zip")
+    md5 = CONTENTS.get(name, {}).get(file)
     try:
-        found = picture_digest(path) if pictures else _hash(read_unpacked(path, LIMIT))
+        return md5 == (picture_digest(path) if name == "omniglot" else _hash(read_unpacked(path, LIMIT)))
+    except DataError:
+        return False
+
+
+def _loose(name: str, found: places.Found) -> Iterator[Check]:
+    for file in (*found.form.files, *found.form.extra):
+        path = found.files.get(file)
+        if path is None:
+            yield _not_there(name, found, file)
+            continue
+        try:
+            if name == "omniglot":
+                yield _compare(str(path), picture_digest(path), CONTENTS[name][file])
+            else:
+                yield _content(name, str(path), file, read_unpacked(path, LIMIT))
+        except DataError as error:
+            yield Check(str(path), "wrong", str(error))
+
+
+def _archived(name: str, found: places.Found) -> Iterator[Check]:
+    """One line if the archive is the published one, else a line for each of its files."""
+    form, archive = found.form, found.place
+    if file_md5(archive) == ARCHIVES[archive.name]:
+        yield Check(str(archive), "ok", f"md5 {ARCHIVES[archive.name]}")
+        return
+    seen = []
+    try:
+        for file, data in read_members(archive, (*form.files, *form.extra)):
+            seen.append(file)
+            yield _content(name, f"{archive}: {file}", file, data)
+    except DataError as error:
+        yield Check(str(archive), "wrong", str(error))
+        return
+    state = "absent" if form.serves(tuple(file for file in form.files if file in seen)) else "missing"
+    for file in form.files:
+        if file not in seen:
+            yield Check(f"{archive}: {file}", state, f"not in the archive; see 'refimpl data fetch {name}'")
+
+
+def _not_there(name: str, found: places.Found, file: str) -> Check:
+    where, advice = str(found.place / file), f"see 'refimpl data fetch {name}'"
+    if file in found.form.extra:
+        return Check(where, "absent", "not needed: names of the classes")
+    if found.serves:
+        return Check(where, "absent", f"{found.present[0]} serves without it, as a part of {name}; {advice}")
+    return Check(where, "missing", f"not there; {advice}")
+
+
+def _content(name: str, where: str, file: str, data: bytes) -> Check:
+    if file in CONTENTS[name]:
+        return _compare(where, _hash(data), CONTENTS[name][file])
+    names = cifar_binary.parse_lines(data, where, 10 if name == "cifar10" else 100)
+    return Check(where, "ok", f"names of {len(names)} classes; no checksum known")
+
+
+def _own(path: Path) -> Check:
+    try:
+        data = read_arrays(path)
     except DataError as error:
         return Check(str(path), "wrong", str(error))
-    return _compare(str(path), found, md5)
+    return Check(str(path), "ok", f"{len(data)} samples of shape {data.shape}, {data.classes} classes")
 
 
 def _embedded() -> Iterator[Check]:
     for file, md5 in CONTENTS["digits"].items():
         raw = (files("refimpl.data.digits") / file).read_bytes()
         try:
-            yield _compare(file, _hash(decompress(raw, file, LIMIT)), md5)
+            yield _compare(f"digits/{file}", _hash(decompress(raw, file, LIMIT)), md5)
         except DataError as error:
-            yield Check(file, "wrong", str(error))
+            yield Check(f"digits/{file}", "wrong", str(error))
 
 
 def _compare(file: str, found: str, published: str) -> Check:

@@ -29,18 +29,21 @@ class AdaptSettings:
     """eta_phi, eta_theta: rates of stages I (0 leaves it out) and II; steps: gradient steps in each stage.
 
     gating.mode `gumbel` adapts with `hard` masks: noise is for exploring during meta-training.
+    lam: weight of (lam/2) ||. - w||^2 added to the loss, w where a stage starts (pfedme's personalised
+    model); with one step it has no effect, as its gradient at w is zero.
     """
 
     eta_phi: float
     eta_theta: float
     steps: int = 1
     gating: Gating = Gating()
+    lam: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.eta_phi < 0 or self.eta_theta < 0 or self.steps < 0:
+        if min(self.eta_phi, self.eta_theta, self.steps, self.lam) < 0:
             raise InputError(
-                "AdaptSettings: rates and steps must not be negative, got "
-                f"eta_phi={self.eta_phi}, eta_theta={self.eta_theta}, steps={self.steps}"
+                "AdaptSettings: rates, steps and lam must not be negative, got eta_phi="
+                f"{self.eta_phi}, eta_theta={self.eta_theta}, steps={self.steps}, lam={self.lam}"
             )
 
 
@@ -50,13 +53,28 @@ def quiet(gating: Gating) -> Gating:
 
 
 class Adapted(NamedTuple):
-    """Adapted parameters, and what each stage cost: seconds and executed FLOPs."""
+    """Adapted parameters, and what each stage cost: seconds and executed FLOPs.
+
+    Where a method prunes, choosing what to keep is in the place of the gate's stage.
+    """
 
     w: np.ndarray
     seconds_gate: float
     seconds_backbone: float
     flops_gate: float
     flops_backbone: float
+
+
+class Personal(NamedTuple):
+    """A node's model: the network it runs in, its parameters before the gradient steps, and adapted.
+
+    weights_off: share of the weights that were pruned one by one.
+    """
+
+    network: Network
+    start: np.ndarray
+    adapted: Adapted
+    weights_off: float = 0.0
 
 
 class Evaluation(NamedTuple):
@@ -73,7 +91,8 @@ class NodeReport(NamedTuple):
 
     sparsity_mean/_spread: share of gated channels off over the test samples of the adapted model (mean,
     standard deviation); flops_dense/_executed: one test sample forward, without gates and with them
-    skipping; adapt_flops_*: both stages over the support set, ungated stage II against both gated stages.
+    skipping; adapt_flops_*: both stages over the support set, ungated stage II against both gated stages;
+    weights_off: share of weights pruned one by one, which skips nothing.
     """
 
     node: str
@@ -89,6 +108,7 @@ class NodeReport(NamedTuple):
     adapt_flops_executed: float
     seconds_gate: float
     seconds_backbone: float
+    weights_off: float = 0.0
 
 
 def adapt(network: Network, w: np.ndarray, x: np.ndarray, y: np.ndarray, settings: AdaptSettings) -> Adapted:
@@ -97,20 +117,21 @@ def adapt(network: Network, w: np.ndarray, x: np.ndarray, y: np.ndarray, setting
     first, second = (NetworkTask(network, x, y, gating, (part,)) for part in ("phi", "theta"))
     started = time.perf_counter()
     if network.gates:
-        w, flops_gate = _stage(first, w, settings.eta_phi, settings.steps)
+        w, flops_gate = _stage(first, w, settings.eta_phi, settings)
     between = time.perf_counter()
-    w, flops = _stage(second, w, settings.eta_theta, settings.steps)
+    w, flops = _stage(second, w, settings.eta_theta, settings)
     return Adapted(w, between - started, time.perf_counter() - between, flops_gate, flops)
 
 
-def _stage(task: NetworkTask, w: np.ndarray, eta: float, steps: int) -> tuple[np.ndarray, float]:
-    """`steps` gradient steps of rate eta on all samples; the new parameters and the FLOPs executed.
+def _stage(task: NetworkTask, w: np.ndarray, eta: float, settings: AdaptSettings) -> tuple[np.ndarray, float]:
+    """`settings.steps` gradient steps of rate eta on all samples; the new parameters and executed FLOPs.
 
-    A local problem without its proximal term.
+    A local problem, without its proximal term unless lam > 0.
     """
-    if steps == 0 or eta == 0:
+    if settings.steps == 0 or eta == 0:
         return w.copy(), 0.0
-    solution = solve_local(task, w, LocalSettings(0.0, eta, steps), np.random.default_rng(0))
+    local = LocalSettings(settings.lam, eta, settings.steps)
+    solution = solve_local(task, w, local, np.random.default_rng(0))
     return solution.w, solution.flops
 
 
@@ -135,12 +156,23 @@ def report_node(
     settings: AdaptSettings,
 ) -> NodeReport:
     """Adapt at one node on `support`, then test on `test`."""
-    gating = quiet(settings.gating)
-    before = evaluate(network, w, *test, gating)
-    adapted = adapt(network, w, *support, settings)
+    personal = Personal(network, w, adapt(network, w, *support, settings))
+    return report(name, personal, len(support[1]), test, settings)
+
+
+def report(
+    name: str,
+    personal: Personal,
+    support_size: int,
+    test: tuple[np.ndarray, np.ndarray],  # x, y
+    settings: AdaptSettings,
+) -> NodeReport:
+    """Test a node's model, before and after adaptation; `support_size`: samples it was adapted on."""
+    network, adapted, gating = personal.network, personal.adapted, quiet(settings.gating)
+    before = evaluate(network, personal.start, *test, gating)
     after = evaluate(network, adapted.w, *test, gating)
     count = len(test[1])
-    dense_adaptation = dense_work(network, len(support[1]), ("theta",)).total * settings.steps
+    dense_adaptation = dense_work(network, support_size, ("theta",)).total * settings.steps
     return NodeReport(
         node=name,
         accuracy_before=before.accuracy,
@@ -155,4 +187,5 @@ def report_node(
         adapt_flops_executed=adapted.flops_gate + adapted.flops_backbone,
         seconds_gate=adapted.seconds_gate,
         seconds_backbone=adapted.seconds_backbone,
+        weights_off=personal.weights_off,
     )

@@ -6,18 +6,18 @@ and the outer step start from w (two plain SGD steps in a row would be another m
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from refimpl.federated.local import LocalSolution, Tally, Task
-from refimpl.federated.rounds import State
-from refimpl.kernels import vector
+from refimpl.federated.averaging import Averaging
+from refimpl.federated.local import LocalSolution, Objective, Tally, Task
+from refimpl.federated.meta import expect_rates, gradient_at, look_ahead, outer_steps
 
 
 @dataclass(frozen=True)
-class PerFedAvgFO:
+class PerFedAvgFO(Averaging):
     """alpha: inner rate (as at a target node); beta: outer rate; steps: outer steps a round."""
 
     alpha: float
@@ -25,37 +25,16 @@ class PerFedAvgFO:
     steps: int
     name: str = "perfedavg"
 
-    def start(self, w0: np.ndarray) -> State:
-        """The meta-model."""
-        return {"w": w0.copy()}
-
-    def broadcast(self, state: State, round_: int) -> np.ndarray:
-        """The meta-model."""
-        return state["w"]
+    def __post_init__(self) -> None:
+        expect_rates(self.name, self.alpha, self.beta, self.steps)
 
     def local(self, task: Task, point: np.ndarray, rng: np.random.Generator) -> LocalSolution:
-        """w~ = w - alpha g(w; D); w <- w - beta g(w~; D'), with independent batches D and D'.
+        """w~ = w - alpha g(w; D); w <- w - beta g(w~; D'), with independent batches D and D'."""
+        return outer_steps(task, point, rng, self.beta, self.steps, 2, self._meta_gradient)
 
-        The loss reported is that of the method's objective: after the inner step, on D'.
-        """
-        w, gradient = point.copy(), np.empty_like(point)
-        scalar = point.dtype.type
-        tally, first_loss = Tally(), math.nan
-        batches = iter(task.draw(rng, 2 * self.steps))
-        for step, (inner, outer) in enumerate(zip(batches, batches, strict=True)):
-            inner(w, gradient)
-            tally.add(inner)
-            ahead = w - scalar(self.alpha) * gradient
-            loss = outer(ahead, gradient)
-            tally.add(outer)
-            first_loss = loss if step == 0 else first_loss
-            vector.local_step(w, gradient, point, scalar(self.beta), scalar(0.0))
-        return tally.solution(w, first_loss, float(vector.norm(gradient)))
-
-    def server(self, state: State, round_: int, point: np.ndarray, mean: np.ndarray) -> tuple[State, float]:
-        """The mean."""
-        return {"w": mean}, math.nan
-
-    def model(self, state: State) -> np.ndarray:
-        """The meta-model."""
-        return state["w"]
+    def _meta_gradient(
+        self, w: np.ndarray, batches: Sequence[Objective], tally: Tally
+    ) -> tuple[float, np.ndarray]:
+        inner, outer = batches
+        _, ahead = look_ahead(w, [inner], self.alpha, tally)
+        return gradient_at(outer, ahead, tally)

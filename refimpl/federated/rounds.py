@@ -54,6 +54,7 @@ class Method(Protocol):
 class RoundRecord(NamedTuple):
     """One round in numbers; floats are means over the round's nodes, counts are sums.
 
+    gradients: evaluations, a Hessian-vector product counting as two; flops: executed;
     gap: surrogate stationarity gap ||G_b(md)|| with the server's g (§7), NaN for methods without one;
     floats_sent: down plus up; floats_sent_sparse: the same without exact zeros.
     """

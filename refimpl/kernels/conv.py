@@ -157,4 +157,5 @@ def weight_grad(
     needs = tiled_weight_grad.weight_grad_scratch(
         channels, filters, dweight.shape[2:], stride, pad, x.shape[2:], size, x.itemsize
     )
-    tiled_weight_grad.weight_grad(*arrays, stride, pad, *masks, *scratch(x.dtype, *needs), dweight, dbias)
+    memory = scratch(x.dtype, *needs)
+    tiled_weight_grad.weight_grad(*arrays, stride, pad, *masks, False, *memory, dweight, dbias)

@@ -116,4 +116,4 @@ def weight_grad(
         plain.linear_weight_grad(*arrays, *masks, dweight, dbias)
         return
     needs = tiled_linear.scratch(samples, features, outputs, x.itemsize)
-    tiled_linear.weight_grad(*arrays, *masks, *scratch(x.dtype, *needs), dweight, dbias)
+    tiled_linear.weight_grad(*arrays, *masks, False, *scratch(x.dtype, *needs), dweight, dbias)

@@ -14,8 +14,13 @@ def softmax_cross_entropy(logits, labels, dlogits):
 
     logits (N, classes), labels (N,) integers; writes dlogits = (softmax - onehot)/N.
     """
+    return add_cross_entropy(0.0, logits, labels, labels.size, dlogits) / labels.size
+
+
+@kernel
+def add_cross_entropy(total, logits, labels, count, dlogits):
+    """total + the sum instead of the mean, for a part of a batch of `count`, by which dlogits is divided."""
     n_samples, classes = logits.shape
-    total = 0.0
     for n in range(n_samples):
         top = np.float64(logits[n, 0])
         for c in range(1, classes):
@@ -25,6 +30,6 @@ def softmax_cross_entropy(logits, labels, dlogits):
             normaliser += elementary.exp(np.float64(logits[n, c]) - top)
         for c in range(classes):
             probability = elementary.exp(np.float64(logits[n, c]) - top) / normaliser
-            dlogits[n, c] = (probability - (1.0 if labels[n] == c else 0.0)) / n_samples
+            dlogits[n, c] = (probability - (1.0 if labels[n] == c else 0.0)) / count
         total += elementary.log(normaliser) - (np.float64(logits[n, labels[n]]) - top)
-    return total / n_samples
+    return total

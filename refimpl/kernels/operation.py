@@ -63,7 +63,7 @@ class Workspace(NamedTuple):
 
 
 class Decisions(NamedTuple):
-    """How gates decide: temperature, mode, and noise (gates, n, widest gate), read in mode GUMBEL only."""
+    """How gates decide: temperature, mode, and noise (n, gates, widest gate), read in mode GUMBEL only."""
 
     tau: float
     mode: int

@@ -93,8 +93,8 @@ def _forward(op, w, n, how, space):
 
 
 @inlined
-def _backward(op, w, n, space, gradient):
-    """One operation backward: parameter gradients into `gradient`, dx into `space.slopes`."""
+def _backward(op, w, n, more, space, gradient):
+    """One operation backward: parameter gradients into `gradient` (added if `more`), dx to `space.slopes`."""
     values, slopes, masks = space.values, space.slopes, space.masks
     floats, ints = space.floats, space.ints
     dy_mask = mask_at(masks, op.dy_mask, n, op.output[0])
@@ -106,7 +106,7 @@ def _backward(op, w, n, space, gradient):
             reads, dbias = mask_at(masks, op.reads, n, op.groups), vector_at(gradient, op.bias, op.output[0])
             dweight = filters_at(gradient, op)
             tiled_weight_grad.weight_grad(
-                images, dout, stride, pad, reads, dy_mask, floats, ints, dweight, dbias
+                images, dout, stride, pad, reads, dy_mask, more, floats, ints, dweight, dbias
             )
         if need_dx:
             dx_mask, dimages = mask_at(masks, op.dx_mask, n, op.groups), images_at(slopes, op.dx, n, op.input)
@@ -120,14 +120,14 @@ def _backward(op, w, n, space, gradient):
         if op.need_dw:
             reads, dbias = mask_at(masks, op.reads, n, op.groups), vector_at(gradient, op.bias, op.output[0])
             dmatrix = matrix_at(gradient, op.weight, op.output[0], op.input[0])
-            tiled_linear.weight_grad(rows, dout2, reads, dy_mask, floats, ints, dmatrix, dbias)
+            tiled_linear.weight_grad(rows, dout2, reads, dy_mask, more, floats, ints, dmatrix, dbias)
         if need_dx:
             dx_mask, drows = mask_at(masks, op.dx_mask, n, op.groups), rows_at(slopes, op.dx, n, op.input[0])
             matrix = matrix_at(w, op.weight, op.output[0], op.input[0])
             tiled_linear.input_grad(dout2, matrix, dy_mask, dx_mask, floats, ints, drows)
     elif op.kind == DECIDE:
         if op.learns:
-            decide_backward(op, w, n, space, gradient)
+            decide_backward(op, w, n, more, space, gradient)
     elif op.kind == PRODUCT:
         _product_backward(op, n, space)
     elif need_dx:
@@ -181,20 +181,20 @@ def _elementwise_backward(op, n, space, dy_mask):
 
 
 @inlined
-def gradient_at(program, w, labels, how, space, gradient):
-    """Loss at w on the samples at the start of `space.values`; writes the trained part of the gradient.
+def add_gradient(program, w, labels, count, total, more, how, space, gradient):
+    """total + the losses at w of the samples at the start of `space.values`, a part of a batch of `count`.
 
-    labels (n,) says how many samples there are; the gradient's other entries are left alone.
+    Writes the trained part of the gradient, or adds to it if `more`; its other entries are left alone.
     """
     n, last = labels.size, program[-1]
     for i in range(program.shape[0]):
         _forward(program[i], w, n, how, space)
     logits = rows_at(space.values, last.y, n, last.output[0])
     dlogits = rows_at(space.slopes, last.dy, n, last.output[0])
-    value = loss.softmax_cross_entropy(logits, labels, dlogits)
+    total = loss.add_cross_entropy(total, logits, labels, count, dlogits)
     for i in range(program.shape[0] - 1, -1, -1):
-        _backward(program[i], w, n, space, gradient)
-    return value
+        _backward(program[i], w, n, more, space, gradient)
+    return total
 
 
 @kernel
@@ -242,12 +242,13 @@ def _gather(x, y, chosen, samples, labels):
 
 
 @kernel
-def descend(program, x, y, batches, how, noise, eta, lam, centre, w, gradient, space, moments):
+def descend(program, x, y, batches, part, how, noise, eta, lam, centre, w, gradient, space, moments):
     """Steps w <- w - eta (g(w) + lam (w - centre)), one for each row of `batches` (indices into x, y).
 
-    x (samples, features), y (samples,), noise (steps, gates, n, widest gate); eta and lam in the dtype of
-    w. `gradient` must be zero where nothing is trained. Returns the first step's loss and the norm of the
-    local problem's gradient before the last step; `moments` grows by every step's open-channel counts.
+    `part` samples are treated at a time, so that their activations stay in the cache; sums go on from part
+    to part. x (samples, features), y (samples,), noise (steps, n, gates, widest gate); eta and lam in the
+    dtype of w. `gradient` must be zero where nothing is trained. Returns the first step's loss and the norm
+    of the local problem's gradient before the last step; `moments` grows by the open-channel counts.
     """
     brief()
     steps, n = batches.shape
@@ -255,13 +256,17 @@ def descend(program, x, y, batches, how, noise, eta, lam, centre, w, gradient, s
     labels = np.empty(n, dtype=np.int64)
     counts = np.empty(moments.shape[0], dtype=np.int64)
     for step in range(steps):
-        _gather(x, y, batches[step], space.values, labels)
-        now = Decisions(how.tau, how.mode, noise[step])
-        value = gradient_at(program, w, labels, now, space, gradient)
+        value = 0.0
+        for first in range(0, n, part):
+            chosen = slice(first, min(first + part, n))
+            ours, more = labels[chosen], first > 0
+            _gather(x, y, batches[step, chosen], space.values, ours)
+            now = Decisions(how.tau, how.mode, noise[step, chosen])
+            value = add_gradient(program, w, ours, n, value, more, now, space, gradient)
+            _count_open(program, ours.size, space.masks, counts, moments)
         if step == 0:
-            first_loss = value
+            first_loss = value / n
         if step == steps - 1:
             residual = vector.local_residual(w, gradient, centre, lam)
         vector.local_step(w, gradient, centre, eta, lam)
-        _count_open(program, n, space.masks, counts, moments)
     return first_loss, residual

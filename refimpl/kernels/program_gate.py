@@ -58,7 +58,7 @@ def decide(op, w, n, how, space):
         for c in range(outputs):
             factor[i, c] = logits[i, 2 * c + 1] - logits[i, 2 * c]
             if how.mode == GUMBEL:
-                factor[i, c] += how.noise[op.gate, i, c]
+                factor[i, c] += how.noise[i, op.gate, c]
             mask[i, c] = factor[i, c] > 0
     if how.mode == STE:
         slope[:] = 1
@@ -73,8 +73,8 @@ def decide(op, w, n, how, space):
 
 
 @inlined
-def decide_backward(op, w, n, space, gradient):
-    """A gate's gradients from dL/dM, and its share of the gradient of the block's input."""
+def decide_backward(op, w, n, more, space, gradient):
+    """A gate's gradients from dL/dM (added up if `more`), and its share of that of the block's input."""
     values, slopes, masks = space.values, space.slopes, space.masks
     floats, ints = space.floats, space.ints
     channels, outputs, hidden_units = op.input[0], op.output[0], op.hidden
@@ -104,10 +104,10 @@ def decide_backward(op, w, n, space, gradient):
     if op.need_dw:
         dsecond = matrix_at(gradient, op.weight2, 2 * outputs, hidden_units)
         dbias2 = vector_at(gradient, op.bias2, 2 * outputs)
-        tiled_linear.weight_grad(hidden, dlogits, everything, everything, floats, ints, dsecond, dbias2)
+        tiled_linear.weight_grad(hidden, dlogits, everything, everything, more, floats, ints, dsecond, dbias2)
         dfirst = matrix_at(gradient, op.weight, hidden_units, channels)
         dbias = vector_at(gradient, op.bias, hidden_units)
-        tiled_linear.weight_grad(summary, dpre, reads, everything, floats, ints, dfirst, dbias)
+        tiled_linear.weight_grad(summary, dpre, reads, everything, more, floats, ints, dfirst, dbias)
     if op.dx == NOWHERE:
         return
     dx_mask = mask_at(masks, op.dx_mask, n, op.groups)

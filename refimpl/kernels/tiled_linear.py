@@ -201,9 +201,8 @@ def input_grad(dy, weight, dy_mask, dx_mask, floats, ints, dx):
 
 @kernel
 def _add_rows(rows, out):
-    """out = the sum of the rows, from the first to the last, of a flat array."""
+    """out += the rows of a flat array, from the first to the last."""
     width = out.size
-    clear(out)
     for n in range(rows.size // width):
         row = rows[n * width : (n + 1) * width]
         for o in range(width):
@@ -211,8 +210,11 @@ def _add_rows(rows, out):
 
 
 @kernel
-def weight_grad(x, dy, x_mask, dy_mask, floats, ints, dweight, dbias):
-    """dweight = dy^T x and dbias = column sums of dy; see `plain.linear_weight_grad`."""
+def weight_grad(x, dy, x_mask, dy_mask, more, floats, ints, dweight, dbias):
+    """dweight = dy^T x and dbias = column sums of dy; see `plain.linear_weight_grad`.
+
+    more: go on with the sums that dweight and dbias hold, for further samples of the same batch.
+    """
     brief()
     n_samples, features = x.shape
     outputs = dy.shape[1]
@@ -229,12 +231,14 @@ def weight_grad(x, dy, x_mask, dy_mask, floats, ints, dweight, dbias):
     rows = _used(dy_mask, outputs, used)
     row_table(used, rows, np.int64(1), s_row)
     row_table(used, rows, features, c_row)
-    if dy_mask.shape[0] + x_mask.shape[0] > 0:
-        dweight[:] = 0
+    if dy_mask.shape[0] + x_mask.shape[0] > 0 and not more:
+        clear(dweight.reshape(-1))
     scalars, result = (signal, s_row, s_at), dweight.reshape(-1)
     for run in range(_runs(x_mask, features, starts, stops)):
         first = starts[run]
         width = stops[run] - first
         v, c = panel[first:], result[first:]
-        sweep(rows, n_samples, width, scalars, v, v_at, c, c_row, np.bool_(False), np.bool_(False), signal)
+        sweep(rows, n_samples, width, scalars, v, v_at, c, c_row, more, np.bool_(False), signal)
+    if not more:
+        clear(dbias)
     _add_rows(signal, dbias)

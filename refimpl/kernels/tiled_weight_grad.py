@@ -20,6 +20,7 @@ import numpy as np
 
 from refimpl.kernels.jit import brief, inlined, kernel, shared
 from refimpl.kernels.panels import (
+    clear,
     clear_rows,
     copy_planes,
     copy_runs,
@@ -41,18 +42,20 @@ FIRST_LEVEL = 32768  # bytes that a common first-level cache holds beside other 
 
 
 @shared
-def unfolds(samples, open_in, channels, filters, kh, kw, pixels, itemsize):
+def unfolds(samples, open_in, channels, filters, kh, kw, pixels, more, itemsize):
     """Whether unfolding pays; `open_in` is the mean number of open input channels.
 
     Measured in multiply-adds of one vector: unfolding an entry costs 11 of them, taking a sum out and
-    putting it back 21 (per entry of the kernel), transposing it at the end about 40.
+    putting it back 21 (per entry of the kernel), transposing it at the end (and, to go on with a sum, in
+    the beginning) about 14.
     """
     lanes, window = VECTOR_BYTES // itemsize, kw * channels
     together, apart = whole_vectors(kh * window, itemsize), kh * whole_vectors(window, itemsize)
     if window < 2 * lanes and together < apart:
         return True
     exchange = 21 / pixels if open_in < channels else 0.0
-    return open_in * (1 + 11 / filters + exchange) < channels * (1 + 14 / (samples * pixels))
+    transposing = (28 if more else 14) / (samples * pixels)
+    return open_in * (1 + 11 / filters + exchange) < channels * (1 + transposing)
 
 
 @shared
@@ -130,24 +133,26 @@ def _mean_open(mask, channels):
 
 
 @kernel
-def weight_grad(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbias):
+def weight_grad(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweight, dbias):
     """dweight and dbias, summed over the batch; see `plain.conv_weight_grad`.
 
-    Masks are (N, C) or empty; floats, ints: scratch of the size `weight_grad_scratch` says.
+    Masks are (N, C) or empty; more: go on with the sums that dweight and dbias hold, for further samples of
+    the same batch; floats, ints: scratch of the size `weight_grad_scratch` says.
     """
     brief()
     n_samples, channels = x.shape[:2]
     filters, _, kh, kw = dweight.shape
     pixels, open_in = dy.shape[2] * dy.shape[3], _mean_open(x_mask, channels)
-    dbias[:] = 0
-    if unfolds(n_samples, open_in, channels, filters, kh, kw, pixels, x.itemsize):
-        _by_unfolding(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbias)
+    if not more:
+        clear(dbias)
+    if unfolds(n_samples, open_in, channels, filters, kh, kw, pixels, more, x.itemsize):
+        _by_unfolding(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweight, dbias)
     else:
-        _by_windows(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbias)
+        _by_windows(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweight, dbias)
 
 
 @inlined
-def _by_unfolding(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbias):
+def _by_unfolding(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweight, dbias):
     """`weight_grad` with unfolded windows."""
     n_samples, channels = x.shape[:2]
     size, (filters, _, kh, kw) = (x.shape[2], x.shape[3]), dweight.shape
@@ -185,8 +190,8 @@ def _by_unfolding(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, db
     multiples(pixels, np.int64(1), s_at)
     weights, n_in, n_out = dweight.reshape(-1), 0, 0
     gated = x_mask.shape[0] + dy_mask.shape[0] > 0
-    if gated and (n_samples > 1 or x_mask.shape[0] > 0):
-        dweight[:] = 0
+    if gated and not more and (n_samples > 1 or x_mask.shape[0] > 0):
+        clear(weights)
     for n in range(n_samples):
         if n == 0 or gated:
             n_in = open_channels(x_mask, n, channels, in_list)
@@ -196,7 +201,7 @@ def _by_unfolding(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, db
             row_table(in_list, n_in, taps, weight_at)
         image, gradient = x[n].reshape(-1), dy[n].reshape(-1)
         copy_planes(image, in_list, n_in, size, stride, cols, shifts, panel, plane)
-        entries, add, c = n_in * taps, n > 0, weights
+        entries, add, c = n_in * taps, more or n > 0, weights
         if n_in < channels:
             c = kept
             for i in range(n_out):
@@ -211,18 +216,18 @@ def _by_unfolding(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, db
         for first in range(0, pixels, part):
             count, scalars = min(part, pixels - first), (gradient, s_row, s_at[first:])
             transpose(panel[first:], window_at, entries, count, unfolded, v_at)
-            more = add or first > 0
-            sweep(n_out, count, entries, scalars, unfolded, v_at, c, c_row, more, np.bool_(False), gradient)
+            begun = add or first > 0
+            sweep(n_out, count, entries, scalars, unfolded, v_at, c, c_row, begun, np.bool_(False), gradient)
         if n_in < channels:
             for i in range(n_out):
                 copy_runs(n_in, taps, kept, i * entries, compact_at, weights, out_list[i] * row, weight_at)
-        elif n_samples == 1:
+        elif n_samples == 1 and not more:
             close_channels(dy_mask, 0, dweight.reshape((1, filters, channels, taps)))
         _add_bias_gradient(gradient, out_list, n_out, pixels, dbias)
 
 
 @inlined
-def _by_windows(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbias):
+def _by_windows(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweight, dbias):
     """`weight_grad` with the windows of a channels-last image."""
     n_samples, channels, height, width = x.shape
     filters, _, kh, kw = dweight.shape
@@ -247,10 +252,12 @@ def _by_windows(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbia
     multiples(channels, area, plane_at)
     _image_table((height, width), pad, channels, place)
     _window_table(shape, stride[0] * line, stride[1] * channels, v_at)
-    image[:] = 0
-    gated = dy_mask.shape[0] > 0 and n_samples > 1
-    if gated:
-        sums[:] = 0
+    clear(image)
+    gated = dy_mask.shape[0] > 0 and (n_samples > 1 or more)
+    if more:
+        _from_kernel_order(dweight, tap_at, channel_at, sums)
+    elif gated:
+        clear(sums)
     n_in, n_out = 0, 0
     for n in range(n_samples):
         if n == 0 or x_mask.shape[0] > 0:
@@ -260,16 +267,28 @@ def _by_windows(x, dy, stride, pad, x_mask, dy_mask, floats, ints, dweight, dbia
             row_table(out_list, n_out, pixels, s_row)
             row_table(out_list, n_out, taps * channels, c_row)
         gradient = dy[n].reshape(-1)
-        scalars, add = (gradient, s_row, s_at), gated or n > 0
+        scalars, add = (gradient, s_row, s_at), gated or more or n > 0
         _load_image(x[n].reshape(-1), in_list, n_in, plane_at, place, image)
         for ky in range(kh):
             v, c = image[ky * line :], sums[ky * window :]
             sweep(n_out, pixels, window, scalars, v, v_at, c, c_row, add, np.bool_(False), gradient)
         _add_bias_gradient(gradient, out_list, n_out, pixels, dbias)
-    if gated:  # over several samples all rows have been in use
+    if gated:  # all rows have been in use
         n_out = filters
         multiples(filters, np.int64(1), out_list)
     _to_kernel_order(sums, out_list, n_out, tap_at, channel_at, dweight)
+
+
+@kernel
+def _from_kernel_order(dweight, tap_at, channel_at, sums):
+    """sums (K, kh, kw, C) = dweight (K, C, kh, kw)."""
+    brief()
+    taps, row, weights = tap_at.size, channel_at.size * tap_at.size, dweight.reshape(-1)
+    multiples(taps, channel_at.size, tap_at)
+    multiples(channel_at.size, taps, channel_at)
+    for k in range(dweight.shape[0]):
+        at = slice(k * row, (k + 1) * row)
+        transpose(weights[at], channel_at, channel_at.size, taps, sums[at], tap_at)
 
 
 @kernel
@@ -288,4 +307,4 @@ def _to_kernel_order(sums, rows, n_rows, tap_at, channel_at, dweight):
             transpose(source, tap_at, taps, channels, target, channel_at)
             i += 1
         else:
-            target[:] = 0
+            clear(target)

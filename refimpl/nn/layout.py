@@ -20,6 +20,11 @@ PARTS = ("theta", "phi")
 DTYPES = ("float32", "float64")
 
 
+def is_float(dtype: np.dtype) -> bool:
+    """Whether it is one of `DTYPES` (asking for its name takes ten times as long)."""
+    return dtype.char in "fd" and dtype.isnative
+
+
 @dataclass(frozen=True)
 class Parameter:
     """What a layer declares about one of its arrays.
@@ -107,7 +112,7 @@ class Layout:
         good = (
             isinstance(w, np.ndarray)
             and w.shape == (self.size,)
-            and w.dtype.name in DTYPES
+            and is_float(w.dtype)
             and w.flags.c_contiguous
             and w.flags.writeable  # a read-only array is another type to Numba: everything would recompile
         )

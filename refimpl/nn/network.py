@@ -26,7 +26,7 @@ from refimpl.nn.chain import (
 from refimpl.nn.context import Context
 from refimpl.nn.gate import GateCache, Gated, GatedCache
 from refimpl.nn.layers import Back, Flow, Layer, Shape
-from refimpl.nn.layout import DTYPES, Layout
+from refimpl.nn.layout import Layout, is_float
 from refimpl.nn.pooling import Flatten
 
 
@@ -127,7 +127,7 @@ class Network:
                 f"{who}: expected at least one sample of shape {self.input_shape}, got an array {x.shape}; "
                 "the first axis counts samples"
             )
-        if x.dtype != dtype or x.dtype.name not in DTYPES:
+        if x.dtype != dtype or not is_float(x.dtype):
             raise InputError(
                 f"{who}: samples are {x.dtype} but parameters {dtype}; convert with x.astype('float32') "
                 "or 'float64'"

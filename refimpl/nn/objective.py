@@ -14,6 +14,7 @@ import numpy as np
 from refimpl.errors import InputError
 from refimpl.kernels.loss import softmax_cross_entropy
 from refimpl.nn.context import Context
+from refimpl.nn.hessian import hessian_vector
 from refimpl.nn.network import Network
 from refimpl.nn.work import Work, executed_work
 
@@ -37,6 +38,7 @@ class NetworkObjective:
         self.x = network.check_batch("NetworkObjective", x, x.dtype)
         self.y = np.require(y, np.int64, ("C", "W"))
         self.masks: Mapping[str, np.ndarray] = {}
+        self._second = False  # whether the last evaluation was a Hessian-vector product
         if self.y.shape != (x.shape[0],):
             raise InputError(f"NetworkObjective: expected {x.shape[0]} labels, got shape {self.y.shape}")
         if self.y.min() < 0 or self.y.max() >= network.classes:
@@ -47,6 +49,7 @@ class NetworkObjective:
 
     def __call__(self, w: np.ndarray, grad_out: np.ndarray) -> float:
         """Loss at w; writes the whole gradient."""
+        self._second = False
         logits, trace = self.network.forward(w, self.x, self.context)
         self.masks = self.network.masks(trace)
         dlogits = np.empty_like(logits)
@@ -54,10 +57,23 @@ class NetworkObjective:
         self.network.backward(w, dlogits, trace, grad_out)
         return float(loss)
 
+    def hessian_vector(self, w: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """H v (d,), H the Hessian at w in the trained parts, without forming H: see `nn/hessian.py`.
+
+        v (d,) has the dtype of w. Gates must be `soft` (`InputError`).
+        """
+        product = hessian_vector(self.network, w, v, self.x, self.y, self.context)
+        self._second = True
+        self.masks = {
+            block.gate.name: np.ones((len(self.y), block.gate.out_channels), w.dtype)
+            for block in self.network.gates  # soft: nothing was closed
+        }
+        return product
+
     @property
     def work(self) -> Work:
-        """What the last evaluation of value and gradient cost."""
-        return executed_work(self.network, self.masks, len(self.y), self.context)
+        """What the last evaluation (value and gradient, or a Hessian-vector product) cost."""
+        return executed_work(self.network, self.masks, len(self.y), self.context, self._second)
 
     def measure(self) -> tuple[float, float]:
         """Executed FLOPs of the last evaluation, and the share of gated channels off in it."""

@@ -20,7 +20,6 @@ from refimpl.nn.lowering import MODES, Program, lower
 from refimpl.nn.network import Network
 from refimpl.nn.work import context_tables
 
-CACHED_BYTES = 1 << 20  # activations of the samples treated together: half a second-level cache
 LAYERS_BATCH = 256
 
 
@@ -58,11 +57,11 @@ class Predictor:
         return Prediction(logits, opened, int((self.tables * (counts.T @ counts)).sum()))
 
     def _by_program(self, program: Program, w: np.ndarray, x: np.ndarray, opened: np.ndarray) -> np.ndarray:
-        batch = min(len(x), max(1, CACHED_BYTES // (program.values * w.itemsize)))
+        part = program.part(len(x), w.dtype, gradients=False)
         logits = np.empty((len(x), self.network.classes), dtype=w.dtype)
         how = Decisions(self.gating.tau, MODES[self.gating.mode], np.empty((1, 1, 1), dtype=w.dtype))
-        space = program.workspace(batch, w.dtype)
-        run(program.operations, x.reshape(len(x), -1), w, how, batch, space, logits, opened)
+        space = program.workspace(part, w.dtype)
+        run(program.operations, x.reshape(len(x), -1), w, how, part, space, logits, opened)
         return logits
 
     def _by_layers(self, w: np.ndarray, x: np.ndarray, opened: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 
 from refimpl.errors import InputError
 from refimpl.kernels import vector
+from refimpl.kernels.edge import lease
 from refimpl.kernels.operation import Decisions
 from refimpl.kernels.program import descend
 from refimpl.nn.context import Context, Gating
@@ -83,9 +84,14 @@ class NetworkTask:
         return lower(self.network, self.gating, self.train) if self.compiled else None
 
     @cached_property
-    def _work_tables(self) -> np.ndarray:
+    def _work_table(self) -> np.ndarray:
         """Coefficients of the work of one gradient in sums of open-channel counts (`work.py`)."""
-        return context_tables(self.network, Context(self.gating, self.train))
+        return context_tables(self.network, Context(self.gating, self.train))[:3].sum(axis=0)
+
+    @cached_property
+    def _gated_channels(self) -> int:
+        """Channels that have a gate."""
+        return sum(block.gate.out_channels for block in self.network.gates)
 
     def draw(
         self, rng: np.random.Generator, count: int
@@ -118,7 +124,8 @@ class NetworkTask:
         if self.program is None:
             return None
         batches, noise = self._draw(rng, steps)
-        w, gradient = centre.copy(), np.zeros_like(centre)
+        w, gradient = centre.copy(), lease("gradient", centre.dtype, centre.size)
+        gradient[:] = 0
         loss, residual, moments = self._run(self.program, batches, noise, eta, lam, centre, w, gradient)
         return Descent(w, loss, residual, *self._measure(moments))
 
@@ -141,20 +148,20 @@ class NetworkTask:
                 "convert with x.astype"
             )
         size, scalar = batches.shape[1], w.dtype.type
-        stacked = program.stack_noise(noise, size, w.dtype)
+        part = program.part(size, w.dtype, gradients=True)
+        stacked = program.stack_noise(noise, size if any(noise) else 0, w.dtype)
         how = Decisions(float(self.gating.tau), MODES[self.gating.mode], stacked[0])
         moments = np.zeros((1 + program.gates, 1 + program.gates), dtype=np.int64)
         loss, residual = descend(
-            program.operations, self.x.reshape(self.size, -1), self.y, batches, how, stacked,
-            scalar(eta), scalar(lam), centre, w, gradient, program.workspace(size, w.dtype), moments,
+            program.operations, self.x.reshape(self.size, -1), self.y, batches, part, how, stacked,
+            scalar(eta), scalar(lam), centre, w, gradient, program.workspace(part, w.dtype), moments,
         )  # fmt: skip
         return loss, residual, moments
 
     def _measure(self, moments: np.ndarray) -> tuple[float, float]:
         """Executed FLOPs and share of closed channels from sums of open-channel counts."""
-        flops = (self._work_tables[:3] * moments).sum()
-        gated = moments[0, 0] * sum(block.gate.out_channels for block in self.network.gates)
-        return float(flops), float((gated - moments[0, 1:].sum()) / gated) if gated else 0.0
+        flops, gated = float((self._work_table * moments).sum()), moments[0, 0] * self._gated_channels
+        return flops, float((gated - moments[0, 1:].sum()) / gated) if gated else 0.0
 
 
 class CompiledObjective:
@@ -168,9 +175,11 @@ class CompiledObjective:
         self.chosen = chosen[None]
         self.noise = [noise]
         self.moments = np.zeros((1 + program.gates, 1 + program.gates), dtype=np.int64)
+        self._layers: NetworkObjective | None = None  # made the last evaluation, if the program did not
 
     def __call__(self, w: np.ndarray, grad_out: np.ndarray) -> float:
         """Loss at w; writes the whole gradient. A descent of one step of size zero: w stays as it is."""
+        self._layers = None
         grad_out[:] = 0
         own = w.copy()
         loss, _, self.moments = self.task._run(
@@ -178,6 +187,13 @@ class CompiledObjective:
         )
         return loss
 
+    def hessian_vector(self, w: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """H v (d,), by the layers: programs have no second derivatives."""
+        task, chosen = self.task, self.chosen[0]
+        context = Context(task.gating, task.train, self.noise[0])
+        self._layers = NetworkObjective(task.network, task.x[chosen], task.y[chosen], context)
+        return self._layers.hessian_vector(w, v)
+
     def measure(self) -> tuple[float, float]:
         """Executed FLOPs of the last evaluation, and the share of gated channels off in it."""
-        return self.task._measure(self.moments)
+        return self._layers.measure() if self._layers else self.task._measure(self.moments)

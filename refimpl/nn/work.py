@@ -14,6 +14,10 @@ Every such number is a product of at most two channel counts. So the work of a b
 in the counts of open channels per sample, whose coefficients depend on the network alone: they are
 tabulated once, and one evaluation costs a few microseconds.
 
+A Hessian-vector product (`nn/hessian.py`) repeats each operation once for every factor that moves along
+the direction: forward and input gradient are done once plainly and again with each moving factor, the
+weight gradient only with moving ones.
+
 Source: mathematics.md §9. Derived.
 """
 
@@ -72,11 +76,14 @@ def dense_work(network: Network, batch: int, train: tuple[str, ...] = ()) -> Wor
     return Work(*(batch * int(table[0, 0]) for table in work_tables(network, setting)))
 
 
-def executed_work(network: Network, masks: Mapping[str, np.ndarray], batch: int, context: Context) -> Work:
+def executed_work(
+    network: Network, masks: Mapping[str, np.ndarray], batch: int, context: Context, second: bool = False
+) -> Work:
     """Work on `batch` samples under `masks`, as given by `Network.masks(trace)`.
 
     masks: by gate name, bool (batch, K), or float for smooth gates, which skip nothing. The backward pass
-    is that of `context.train`. Raises `InputError` for missing gates or other shapes.
+    is that of `context.train`; with `second`, the work is that of a Hessian-vector product. Raises
+    `InputError` for missing gates or other shapes.
     Source: mathematics.md §9 and §2.3b. Derived.
     """
     counts = np.ones((batch, 1 + len(network.gates)), dtype=np.int64)
@@ -93,7 +100,7 @@ def executed_work(network: Network, masks: Mapping[str, np.ndarray], batch: int,
             mask.sum(axis=1, out=counts[:, column])
         else:
             smooth = True  # then the tables speak of all channels and have no use for counts
-    tables = work_tables(network, _setting(context, smooth))
+    tables = work_tables(network, _setting(context, smooth)._replace(second=second))
     moments = counts.T @ counts  # sums over samples of products of two counts
     return Work(*(tables.reshape(4, -1) @ moments.ravel()).tolist())
 
@@ -112,6 +119,7 @@ class Setting(NamedTuple):
     closed_channels_matter: bool = False
     gate_input_learns: bool = False
     smooth: bool = False
+    second: bool = False
 
 
 def _setting(context: Context, smooth: bool) -> Setting:
@@ -165,9 +173,15 @@ class _Tally:
         self.tables = np.zeros((4, size, size), dtype=np.int64)
         self.setting = setting
 
-    def owe(self, kind: int, flops: int, a: Count, b: Count = ONE, gate: bool = False) -> None:
-        """`flops` for each pair of a channel of `a` and one of `b`."""
-        amount = flops * a.times * b.times
+    def owe(
+        self, kind: int, flops: int, a: Count, b: Count = ONE, gate: bool = False, moving: int = 0
+    ) -> None:
+        """`flops` for each pair of a channel of `a` and one of `b`.
+
+        moving: how many factors of the operation move along the direction of a Hessian-vector product.
+        """
+        repeats = (0 if kind == WEIGHT_GRAD else 1) + moving if self.setting.second else 1
+        amount = repeats * flops * a.times * b.times
         self.tables[kind, a.gate, b.gate] += amount
         if gate:
             self.tables[GATE, a.gate, b.gate] += amount
@@ -215,12 +229,12 @@ class _Tally:
             computed, live = body
         elif layer.keeps_zero:
             computed, live = reads, self.wanted(reads, out[0])
-        elements = math.prod(out[1:])
-        self.owe(FORWARD, elements, computed)
+        elements, moving = math.prod(out[1:]), sum(wants)
+        self.owe(FORWARD, elements, computed, moving=moving)
         if wants.dx:
-            self.owe(INPUT_GRAD, elements, live)
+            self.owe(INPUT_GRAD, elements, live, moving=moving)
         if wants.dw:
-            self.owe(WEIGHT_GRAD, elements, live)
+            self.owe(WEIGHT_GRAD, elements, live, moving=moving)
         return computed
 
     def weighted(
@@ -233,13 +247,14 @@ class _Tally:
         taps = 2 * window * positions
         bias = positions if isinstance(layer, Linear) or layer.bias else 0
         writes, live = (full(out[0]), full(out[0])) if body is None else body
-        self.owe(FORWARD, taps, reads, writes)
-        self.owe(FORWARD, bias, writes)
+        moving = sum(wants)  # x moves if something below is trained, the weight if it is
+        self.owe(FORWARD, taps, reads, writes, moving=moving)
+        self.owe(FORWARD, bias, writes, moving=moving)
         if wants.dx:
-            self.owe(INPUT_GRAD, taps, self.wanted(reads, shape[0]), live)
+            self.owe(INPUT_GRAD, taps, self.wanted(reads, shape[0]), live, moving=moving)
         if wants.dw:
-            self.owe(WEIGHT_GRAD, taps, reads, live)
-            self.owe(WEIGHT_GRAD, bias, live)
+            self.owe(WEIGHT_GRAD, taps, reads, live, moving=moving)
+            self.owe(WEIGHT_GRAD, bias, live, moving=moving)
         return writes
 
     def residual(self, layer: Residual, shape: Shape, reads: Count, wants: _Wants) -> Count:
@@ -247,9 +262,9 @@ class _Tally:
         self.chain(layer.body, shape, reads, None, wants.dx)
         self.chain(layer.shortcut, shape, reads, None, wants.dx)
         out = layer.output_shape(shape)
-        self.owe(FORWARD, math.prod(out), ONE)
+        self.owe(FORWARD, math.prod(out), ONE, moving=int(any(wants)))
         if wants.dx:
-            self.owe(INPUT_GRAD, math.prod(shape), ONE)
+            self.owe(INPUT_GRAD, math.prod(shape), ONE, moving=1)
         return full(out[0])
 
     def gated(self, layer: Gated, shape: Shape, reads: Count, wants: _Wants) -> Count:
@@ -261,40 +276,42 @@ class _Tally:
         mask = everything if setting.smooth else Count(self.number[layer.gate.name], 1)
         skip = not (setting.smooth or setting.closed_channels_matter)
         self.chain(layer.body, shape, reads, _Body(mask if skip else everything, mask), wants.dx)
-        elements = math.prod(out[1:])
-        if not skip:
-            self.owe(FORWARD, elements, mask, gate=True)  # the product M * Z
-        if setting.smooth and (wants.dx or "theta" in setting.train):
-            self.owe(INPUT_GRAD, elements, mask, gate=True)  # the product M * dZ'
+        elements, moves = math.prod(out[1:]), wants.dx
+        mask_moves, z_moves = moves or "phi" in setting.train, moves or "theta" in setting.train
+        if not skip:  # the product M * Z
+            self.owe(FORWARD, elements, mask, gate=True, moving=mask_moves + z_moves)
+        if setting.smooth and z_moves:  # the product M * dZ'
+            self.owe(INPUT_GRAD, elements, mask, gate=True, moving=1 + mask_moves)
         gate_wants = _Wants(wants.dx and setting.gate_input_learns, "phi" in setting.train)
-        self.gate(layer.gate, shape, reads, gate_wants)
-        if setting.gates_learn and any(gate_wants):
+        self.gate(layer.gate, shape, reads, gate_wants, moves)
+        if setting.gates_learn and any(gate_wants):  # dM = sum of dZ' * Z
             products = everything if setting.closed_channels_matter else mask
-            self.owe(INPUT_GRAD, 2 * elements, products, gate=True)  # dM = sum of dZ' * Z
+            self.owe(INPUT_GRAD, 2 * elements, products, gate=True, moving=1 + z_moves)
         return mask
 
-    def gate(self, gate: ChannelGate, shape: Shape, reads: Count, wants: _Wants) -> None:
-        """Pool, fc1, ReLU, fc2: forward, and backward where gates learn."""
+    def gate(self, gate: ChannelGate, shape: Shape, reads: Count, wants: _Wants, moves: bool) -> None:
+        """Pool, fc1, ReLU, fc2: forward, and backward where gates learn; `moves`: whether the input does."""
         hidden, logits = full(gate.hidden), full(2 * gate.out_channels)
         pool = 1 if len(shape) == 3 else 0
-        self.owe(FORWARD, pool, reads, gate=True)
-        self.owe(FORWARD, 2, reads, hidden, gate=True)
-        self.owe(FORWARD, 2, hidden, gate=True)  # bias and ReLU
-        self.owe(FORWARD, 2, hidden, logits, gate=True)
-        self.owe(FORWARD, 1, logits, gate=True)
+        first, second = moves + wants.dw, (moves or wants.dw) + wants.dw  # moving factors of fc1 and fc2
+        self.owe(FORWARD, pool, reads, gate=True, moving=int(moves))
+        self.owe(FORWARD, 2, reads, hidden, gate=True, moving=first)
+        self.owe(FORWARD, 2, hidden, gate=True, moving=first)  # bias and ReLU
+        self.owe(FORWARD, 2, hidden, logits, gate=True, moving=second)
+        self.owe(FORWARD, 1, logits, gate=True, moving=second)
         if not (self.setting.gates_learn and any(wants)):
             return
-        self.owe(INPUT_GRAD, 2, hidden, logits, gate=True)
-        self.owe(INPUT_GRAD, 1, hidden, gate=True)
+        self.owe(INPUT_GRAD, 2, hidden, logits, gate=True, moving=1 + wants.dw)
+        self.owe(INPUT_GRAD, 1, hidden, gate=True, moving=1)
         if wants.dw:
-            self.owe(WEIGHT_GRAD, 2, hidden, logits, gate=True)
-            self.owe(WEIGHT_GRAD, 1, logits, gate=True)
-            self.owe(WEIGHT_GRAD, 2, reads, hidden, gate=True)
-            self.owe(WEIGHT_GRAD, 1, hidden, gate=True)
+            self.owe(WEIGHT_GRAD, 2, hidden, logits, gate=True, moving=second)
+            self.owe(WEIGHT_GRAD, 1, logits, gate=True, moving=second)
+            self.owe(WEIGHT_GRAD, 2, reads, hidden, gate=True, moving=first)
+            self.owe(WEIGHT_GRAD, 1, hidden, gate=True, moving=first)
         if wants.dx:
             open_inputs = self.wanted(reads, shape[0])
-            self.owe(INPUT_GRAD, 2, open_inputs, hidden, gate=True)
-            self.owe(INPUT_GRAD, pool, open_inputs, gate=True)
+            self.owe(INPUT_GRAD, 2, open_inputs, hidden, gate=True, moving=1 + wants.dw)
+            self.owe(INPUT_GRAD, pool, open_inputs, gate=True, moving=1)
 
 
 class _Body(NamedTuple):

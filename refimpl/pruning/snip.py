@@ -83,12 +83,17 @@ def prune_channels(gated: Network, objective: Objective, w: np.ndarray, keep: fl
     return pruned
 
 
-def prune_weights(network: Network, objective: Objective, w: np.ndarray, keep: float) -> np.ndarray:
-    """Boolean mask over w: the globally best weights, and all biases (they are not connections)."""
-    scores = weight_scores(objective, w)
-    weights = np.zeros(w.size, dtype=np.bool_)
+def is_weight(network: Network) -> np.ndarray:
+    """Boolean mask over w: the entries of weights, as opposed to biases."""
+    weights = np.zeros(network.layout.size, dtype=np.bool_)
     for slot in network.layout.slots:
         weights[slot.start : slot.stop] = slot.name.endswith(".weight")
+    return weights
+
+
+def prune_weights(network: Network, objective: Objective, w: np.ndarray, keep: float) -> np.ndarray:
+    """Boolean mask over w: the globally best weights, and all biases (they are not connections)."""
+    scores, weights = weight_scores(objective, w), is_weight(network)
     mask = ~weights
     mask[weights] = keep_top(scores[weights], keep)
     return mask

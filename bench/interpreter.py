@@ -1,0 +1,88 @@
+"""The interpreter's share of a local solve: `python -m bench.interpreter`.
+
+What is not spent inside the one compiled call of a node's solve: drawing batches, checks, Numba's dispatch,
+copies of the parameters. One thread, medians over the nodes of some rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+
+from refimpl.bench.process import pin
+
+HEADER = ("local solve", "us", "inside us", "interpreter")
+WANTED = 0.10
+ROUNDS = 30
+
+
+def solves() -> Iterator[tuple[str, object, object]]:
+    """Names, rounds and networks' gatings: the MNIST MLP, the digits and the CIFAR network."""
+    from refimpl.bench.programs import MLP_ROUND, Model, Round
+
+    yield "mlp 784-100-10, 20 steps", MLP_ROUND
+    yield "digits, gated, 5 steps", Round(Model("digits", ("conv2",), 0.5), nodes=5, steps=5, batch=10)
+    yield "cnn3, gated, 1 step", Round(Model("cnn3", ("conv3",), 0.5), nodes=5, steps=1, batch=20)
+
+
+def measure(program) -> tuple[float, float]:
+    """Median seconds of a node's solve, and of the compiled call in it."""
+    import time
+
+    import numpy as np
+
+    from refimpl.federated.local import LocalSettings, solve_local
+    from refimpl.nn import task as module
+    from refimpl.nn.task import NetworkTask
+
+    compiled, inside = module.descend, []
+
+    def timed(*arguments):
+        start = time.perf_counter()
+        result = compiled(*arguments)
+        inside.append(time.perf_counter() - start)
+        return result
+
+    w, settings = program.model.parameters(), LocalSettings(program.lam, program.eta, program.steps)
+    nodes = [
+        NetworkTask(program.model.network, x, y, train=program.train, batch_size=program.batch)
+        for x, y in zip(*program.data(), strict=True)
+    ]
+    solve_local(nodes[0], w, settings, np.random.default_rng(0))
+    module.descend, total = timed, []
+    try:
+        for _ in range(ROUNDS):
+            for node in nodes:
+                start = time.perf_counter()
+                solve_local(node, w, settings, np.random.default_rng(0))
+                total.append(time.perf_counter() - start)
+    finally:
+        module.descend = compiled
+    return float(np.median(total)), float(np.median(inside))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.interpreter", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    pin(1)
+    rows = []
+    for name, program in solves():
+        total, inside = measure(program)
+        rows.append({"solve": name, "seconds": total, "inside": inside, "share": 1 - inside / total})
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return
+    from refimpl.cli.output import table
+
+    cells = []
+    for row in rows:
+        seconds, inside = (f"{1e6 * row[name]:.0f}" for name in ("seconds", "inside"))
+        cells.append((row["solve"], seconds, inside, f"{row['share']:.1%}"))
+    print(table(HEADER, cells))
+    print(f"\nwanted: below {WANTED:.0%} each")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+"""`refimpl data`: which data sets there are, whether the bytes are right, and how they are cut into nodes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from refimpl.cli.app import CHECK_FAILED, INTERRUPTED
+from refimpl.cli.options import config_options, data_dir_option, json_option, preset_option, quiet_option
+from refimpl.cli.output import facts, print_json, table
+from refimpl.cli.progress import PLAIN_SECONDS, PLAIN_SHARE, REDRAW_SECONDS, Progress
+from refimpl.config import DATASETS, resolve
+
+if TYPE_CHECKING:
+    from refimpl.data.dataset import DataSet
+    from refimpl.data.partition import Statistics
+    from refimpl.data.places import Found
+    from refimpl.data.verify import Check
+
+EPILOG = """\b
+Examples:
+  refimpl data list --data-dir ~/data
+  refimpl data verify mnist
+  refimpl data fetch cifar10 --data-dir ~/data
+  refimpl data partition --dataset digits --partition two-class --nodes 8 --targets 2
+"""
+LISTED = ("data set", "training", "test", "image", "classes", "state")
+CHOICES = (
+    "dataset", "seed", "nodes", "targets", "partition", "classes_per_node", "concentration", "node_min",
+    "node_max", "sizes", "support", "test_share",
+)  # fmt: skip
+NODES = ("node", "training", "support", "test", "classes (samples)")
+FAILED = ("wrong", "missing")
+SHOWN_CLASSES = 8
+
+
+@click.group(epilog=EPILOG)
+def command() -> None:
+    """List, verify and fetch data sets; show how one is cut into nodes.
+
+    `digits` is in the package. The others are looked for in the folder given by --data-dir or REFIMPL_DATA.
+    """
+
+
+# --- list
+
+
+@command.command("list", epilog="\b\nExample:\n  refimpl data list --data-dir ~/data")
+@data_dir_option
+@json_option
+def list_command(data_dir: Path | None, as_json: bool) -> None:
+    """Show the data sets there are, where they are looked for, what is there."""
+    entries = [_entry(name, data_dir) for name in DATASETS]
+    if as_json:
+        print_json({"data_dir": None if data_dir is None else str(data_dir), "datasets": entries})
+        return
+    click.echo(_table(LISTED, [_listed(entry) for entry in entries]))
+    where = data_dir or "the folder given by --data-dir or REFIMPL_DATA; none is set"
+    click.echo(f"\nPlaces in {where}")
+    click.echo(facts([(f"  {e['name']}", ", ".join(e["looked_for"]) or "in the package") for e in entries]))
+    click.echo("\nLicence; reference")
+    click.echo(facts([(f"  {e['name']}", f"{e['licence']}; {e['citation']}") for e in entries]))
+    click.echo("\nYour own: --dataset FILE.npz with arrays x and y (or x_train, y_train, x_test, y_test)")
+
+
+def _entry(name: str, data_dir: Path | None) -> dict[str, Any]:
+    """What is known about a data set, and what is there of it; nothing is read."""
+    from refimpl.data import places
+    from refimpl.data.sources import ABOUT
+
+    about = {"name": name, **ABOUT[name]._asdict()}
+    if name == "digits":
+        return {**about, "looked_for": [], "place": None, "usable": True, "state": "in the package"}
+    entry = {**about, "looked_for": list(places.looked_for(name))}
+    found = None if data_dir is None else places.locate(name, data_dir.expanduser())
+    if found is None:
+        return {**entry, "place": None, "usable": False, "state": "not there"}
+    return {**entry, "place": str(found.place), "usable": found.serves, "state": _state(found)}
+
+
+def _state(found: Found) -> str:
+    if not found.missing:
+        return "there"
+    listed = ", ".join(found.missing)
+    return f"partly: no {listed}" if found.serves else f"cannot be used: lacks {listed}"
+
+
+def _listed(entry: dict[str, Any]) -> tuple[str, ...]:
+    size = "x".join(str(side) for side in entry["shape"])
+    return (
+        entry["name"], str(entry["train"]), str(entry["test"]), size, str(entry["classes"]), entry["state"]
+    )  # fmt: skip
+
+
+# --- verify
+
+
+@command.command("verify", epilog="\b\nExamples:\n  refimpl data verify all\n  refimpl data verify mine.npz")
+@click.argument("name", metavar=f"[{'|'.join(DATASETS)}|FILE.npz|all]")
+@data_dir_option
+@json_option
+def verify_command(name: str, data_dir: Path | None, as_json: bool) -> None:
+    """Compare the files of a data set with their published checksums.
+
+    Files count by what they hold, however they are packed; nothing is changed. Exits with 1 if a file is
+    wrong, or one is missing without which the rest cannot be used. `all` passes over data sets that are
+    not there.
+    """
+    from refimpl.data.places import given_root
+
+    if name == "all":
+        data_dir = given_root("mnist", data_dir)  # none set: say so before anything is printed
+    checked: dict[str, list[Check]] = {}
+    for one in DATASETS if name == "all" else (name,):
+        checked[one] = _checks(one, data_dir, passing=name == "all")
+        if not as_json:  # at once: unpacking takes seconds
+            click.echo("\n".join(map(_checked, checked[one])))
+    passed = not any(check.state in FAILED for found in checked.values() for check in found)
+    if as_json:
+        sets = {one: [check._asdict() for check in found] for one, found in checked.items()}
+        print_json({"passed": passed, "datasets": sets})
+    if not passed:
+        click.get_current_context().exit(CHECK_FAILED)
+
+
+def _checks(name: str, data_dir: Path | None, passing: bool) -> list[Check]:
+    """The checks of one data set; when passing over, a data set that is not there at all is no failure."""
+    from refimpl.data.places import given_root, locate
+    from refimpl.data.verify import verify
+
+    checks = verify(name, data_dir)
+    if passing and name != "digits" and locate(name, given_root(name, data_dir)) is None:
+        return [check._replace(state="absent") for check in checks]
+    return checks
+
+
+def _checked(check: Check) -> str:
+    return f"{check.state.ljust(len('missing'))}  {check.file}  {check.detail}"
+
+
+# --- fetch
+
+
+@command.command(
+    "fetch",
+    epilog="\b\nExamples:\n  refimpl data fetch mnist --data-dir ~/data\n"
+    "  refimpl data fetch mnist --data-dir ~/data --from https://mirror.example/mnist/",
+)
+@click.argument("name", type=click.Choice(DATASETS))
+@click.option(
+    "--from", "source", metavar="URL", help="Folder with the published files.  [official addresses]"
+)
+@data_dir_option
+@json_option
+@quiet_option
+def fetch_command(name: str, source: str | None, data_dir: Path | None, as_json: bool, quiet: bool) -> None:
+    """Download a data set from its official addresses, and check it.
+
+    What is there already is left alone. A download that was interrupted goes on where it stopped when the
+    command is run again. A file gets its name only when its checksum is the published one.
+    """
+    from refimpl.data.fetch import fetch
+
+    files, verdict = _already(name, data_dir), "was there already, as published"
+    fetched = not files
+    if fetched:
+        try:
+            with Progress(0, quiet) as progress:
+                files = [str(path) for path in fetch(name, data_dir, Meter(progress), source=source)]
+        except KeyboardInterrupt:
+            click.echo("refimpl: stopped; the same command goes on where it was", err=True)
+            click.get_current_context().exit(INTERRUPTED)
+        verdict = "as published"
+    if as_json:
+        print_json({"name": name, "fetched": fetched, "files": files})
+    else:
+        click.echo("\n".join(f"{file}: {verdict}" for file in files))
+
+
+def _already(name: str, data_dir: Path | None) -> list[str]:
+    """The files of a data set that is there, whole and right, in whatever form; else none."""
+    from refimpl.data.places import given_root, locate
+    from refimpl.data.verify import verify
+
+    found = None if name == "digits" else locate(name, given_root(name, data_dir))
+    if name != "digits" and (found is None or found.missing):
+        return []
+    checks = [check for check in verify(name, data_dir) if check.state != "absent"]
+    return [check.file for check in checks] if all(check.state == "ok" for check in checks) else []
+
+
+class Meter:
+    """Shows the bytes of a download as they come: often on a terminal, seldom elsewhere."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._patient = not progress.terminal
+        self._file, self._shown, self._shown_at = "", 0, -float("inf")
+
+    def __call__(self, file: str, done: int, total: int | None) -> None:
+        """`done` of `total` bytes of `file` are here."""
+        now = time.monotonic()
+        if file != self._file:
+            self._file, self._shown, self._shown_at = file, done, -float("inf")
+        if done != total and not self._due(now, done, total):
+            return
+        self._shown, self._shown_at = done, now
+        share = f" of {total / 1e6:.3g} MB ({done / total:.0%})" if total else " MB"
+        self._progress.say(f"fetch  {file}  {done / 1e6:.3g}{share}")
+
+    def _due(self, now: float, done: int, total: int | None) -> bool:
+        if self._patient:
+            much = total is not None and done - self._shown >= PLAIN_SHARE * total
+            return much or now - self._shown_at >= PLAIN_SECONDS
+        return now - self._shown_at >= REDRAW_SECONDS
+
+
+# --- partition
+
+
+@command.command(
+    "partition",
+    epilog="\b\nExamples:\n"
+    "  refimpl data partition --dataset digits --partition dirichlet --concentration 0.3\n"
+    "  refimpl data partition --preset mnist --data-dir ~/data --nodes 20 --json\n"
+    "  refimpl data partition --dataset mine.npz --nodes 3 --targets 1 --sizes 40,30,30,20",
+)
+@click.option(
+    "--config", "file", type=click.Path(dir_okay=False, path_type=Path), help="TOML file of options."
+)
+@preset_option
+@data_dir_option
+@json_option
+@config_options(CHOICES)
+def partition_command(
+    file: Path | None, from_preset: str | None, data_dir: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Show how a data set is cut into nodes: sizes, classes, overlap.
+
+    The nodes are those that `refimpl train` makes of the same options and the same seed: meta-training nodes
+    first, then target nodes. A node's support samples are among its training samples. Overlap is the
+    number of samples that occur more than once in all nodes together, counted from their positions in
+    the data set.
+    """
+    from refimpl.data.catalog import load
+    from refimpl.data.partition import plan, statistics
+    from refimpl.experiment import build_partition
+
+    config = resolve(file, from_preset, per_round=0, **options)  # how many take part does not matter here
+    dataset = load(config.dataset, data_dir)
+    found = statistics(dataset, plan(dataset, build_partition(config), config.seed))
+    if as_json:
+        given = {name: getattr(config, name) for name in CHOICES}
+        print_json({"config": given, **_content(dataset, found)})
+    else:
+        click.echo(_table(NODES, [_node_line(node) for node in _nodes(found)]))
+        click.echo("\n" + facts(_totals(dataset, found)))
+    if found.overlap:
+        click.get_current_context().exit(CHECK_FAILED)
+
+
+def _content(dataset: DataSet, found: Statistics) -> dict[str, Any]:
+    return {
+        "samples": len(dataset),
+        "classes": dataset.classes,
+        "data": dataset.note,
+        "nodes": _nodes(found),
+        "training": sum(found.train_sizes),
+        "test": sum(found.test_sizes),
+        "used": found.used,
+        "overlap": found.overlap,
+        "nodes_per_class": list(found.nodes_per_class),
+    }
+
+
+def _nodes(found: Statistics) -> list[dict[str, Any]]:
+    """Each node's name, sizes and number of samples of each of its classes."""
+    return [
+        {
+            "node": name,
+            "training": found.train_sizes[i],
+            "support": found.support_sizes[i],
+            "test": found.test_sizes[i],
+            "classes": dict(zip(map(str, found.classes[i]), found.class_counts[i], strict=True)),
+        }
+        for i, name in enumerate(found.names)
+    ]
+
+
+def _node_line(node: dict[str, Any]) -> tuple[str, ...]:
+    sizes = (str(node[key]) for key in ("training", "support", "test"))
+    return node["node"], *sizes, _classes(node["classes"])
+
+
+def _classes(counts: dict[str, int]) -> str:
+    """The classes of a node with their numbers of samples: the first few, where there are many."""
+    pairs = [f"{label} ({count})" for label, count in counts.items()]
+    more = len(pairs) - SHOWN_CLASSES
+    return "  ".join(pairs) if more <= 1 else "  ".join([*pairs[:SHOWN_CLASSES], f"and {more} more"])
+
+
+def _totals(dataset: DataSet, found: Statistics) -> list[tuple[str, str]]:
+    train, uses = found.train_sizes, found.nodes_per_class
+    lines = [
+        ("data set", f"{dataset.name}: {len(dataset)} samples, {dataset.classes} classes"),
+        ("training sizes", f"{min(train)}..{max(train)}, {sum(train)} in all"),
+        ("test sizes", f"{min(found.test_sizes)}..{max(found.test_sizes)}, {sum(found.test_sizes)} in all"),
+        ("nodes of a class", f"{min(uses)}..{max(uses)}"),
+        ("used", f"{found.used} of {len(dataset)} samples ({found.used / len(dataset):.1%})"),
+        ("overlap", str(found.overlap)),
+    ]
+    return [*lines, ("data", dataset.note)] if dataset.note else lines
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose last column is words, and so begins at the left."""
+    width = max(len(cells[-1]) for cells in (header, *rows))
+    padded = [(*cells[:-1], cells[-1].ljust(width)) for cells in (header, *rows)]
+    return table(padded[0], padded[1:])

@@ -1,0 +1,93 @@
+"""The forms in which data sets are published: which files they consist of, and where those may lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PACKED = ("", ".gz", ".xz")
+
+
+@dataclass(frozen=True)
+class Form:
+    """One published form of a data set.
+
+    folders, archive: where its files may lie under the data folder, in order of preference.
+    train, test: files of the two parts. extra: files that help but are not needed (names of classes).
+    alone: files each of which can serve without all others.
+    endings: what may follow a file's name.
+    """
+
+    folders: tuple[str, ...]
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    extra: tuple[str, ...] = ()
+    archive: str | None = None
+    alone: tuple[str, ...] = ()
+    endings: tuple[str, ...] = PACKED
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What is needed for the whole data set."""
+        return self.train + self.test
+
+    def serves(self, files: tuple[str, ...]) -> bool:
+        """Whether `files`, in order, make a data set: all that are needed, or one that serves alone."""
+        return files == self.files or (len(files) == 1 and files[0] in self.alone)
+
+
+def _mnist(part: str) -> tuple[str, str]:
+    return f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
+
+
+def _batches(ending: str) -> tuple[str, ...]:
+    return tuple(f"data_batch_{number}{ending}" for number in range(1, 6))
+
+
+FORMS: dict[str, tuple[Form, ...]] = {
+    "mnist": (Form(("mnist", "MNIST/raw"), _mnist("train"), _mnist("t10k")),),
+    "cifar10": (
+        Form(
+            ("cifar-10", "cifar-10-batches-py"),
+            _batches(""),
+            ("test_batch",),
+            ("batches.meta",),
+            archive="cifar-10-python.tar.gz",
+            alone=("test_batch",),
+        ),
+        Form(
+            ("cifar-10", "cifar-10-batches-bin"),
+            _batches(".bin"),
+            ("test_batch.bin",),
+            ("batches.meta.txt",),
+            archive="cifar-10-binary.tar.gz",
+            alone=("test_batch.bin",),
+        ),
+    ),
+    "cifar100": (
+        Form(
+            ("cifar-100", "cifar-100-python"),
+            ("train",),
+            ("test",),
+            ("meta",),
+            archive="cifar-100-python.tar.gz",
+            alone=("test",),
+        ),
+        Form(
+            ("cifar-100", "cifar-100-binary"),
+            ("train.bin",),
+            ("test.bin",),
+            ("fine_label_names.txt",),
+            archive="cifar-100-binary.tar.gz",
+            alone=("test.bin",),
+        ),
+    ),
+    "omniglot": (
+        Form(
+            ("omniglot",),
+            ("images_background",),
+            ("images_evaluation",),
+            alone=("images_background", "images_evaluation"),
+            endings=("", ".zip"),
+        ),
+    ),
+}

@@ -1,0 +1,86 @@
+"""The federated methods by name: from a configuration to the method that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from refimpl import accel, prox
+from refimpl.config import Config
+from refimpl.federated.fedavg import FedAvg
+from refimpl.federated.fomaml import FOMAML
+from refimpl.federated.local import LocalSettings
+from refimpl.federated.maml import MAML
+from refimpl.federated.metagater import MetaGater
+from refimpl.federated.perfedavg import PerFedAvgFO
+from refimpl.federated.perfedavg_hf import PerFedAvgHF
+from refimpl.federated.pfedme import PFedMe
+from refimpl.federated.reptile import Reptile
+from refimpl.federated.rounds import Method
+from refimpl.nn.network import Network
+
+# Methods that prune another method's meta-model at the target node, and that method.
+PRUNES = {"metasnip": "metagater-ungated", "metasnip-weights": "metagater-ungated"}
+
+NOTES = {
+    "pfedme": "accuracy is that of the nodes' personalised models, accuracy before that of the global model",
+    "metasnip-weights": "its masks are unstructured: they save neither executed FLOPs nor time on dense "
+    "hardware; metasnip prunes whole channels, which are skipped",
+}
+
+
+def notes(methods: Collection[str]) -> list[str]:
+    """What a reader of the methods' results must know, one line for each method that has something."""
+    return [f"{method}: {note}" for method, note in NOTES.items() if method in methods]
+
+
+def is_gated(config: Config) -> bool:
+    """Whether the method meta-trains gates."""
+    return config.method == "metagater"
+
+
+def build_penalty(config: Config, network: Network) -> prox.Penalty:
+    """h(w): zero on the backbone, the configured regulariser on phi."""
+    phi = network.layout.phi
+    if not network.gates or config.penalty == "zero" or config.rho == 0:
+        return prox.Zero()
+    groups = prox.Groups(*network.gate_groups, size=phi.stop - phi.start)
+    gate: prox.Penalty
+    if config.penalty == "l1":
+        gate = prox.L1(config.rho)
+    elif config.penalty == "group-lasso":
+        gate = prox.GroupLasso(groups, config.rho)
+    else:
+        gate = prox.BoundedGroupLasso(groups, config.rho, config.radius)
+    return prox.Separable(((phi, gate),))
+
+
+SCHEDULES: dict[str, Callable[[float], accel.Schedule]] = {
+    "ghadimi-lan": accel.GhadimiLan,
+    "proximal-gradient": accel.ProximalGradient,
+    "nesterov": accel.Nesterov,
+}
+
+
+def _metagater(c: Config, network: Network) -> Method:
+    local = LocalSettings(c.lam, c.eta, c.local_steps)
+    return MetaGater(local, SCHEDULES[c.schedule](c.beta), build_penalty(c, network), c.method)
+
+
+BUILDERS: dict[str, Callable[[Config, Network], Method]] = {
+    "metagater": _metagater,
+    "metagater-ungated": _metagater,
+    "fedavg": lambda c, _: FedAvg(c.eta, c.local_steps),
+    "perfedavg": lambda c, _: PerFedAvgFO(c.alpha, c.eta, c.local_steps),
+    "perfedavg-hf": lambda c, _: PerFedAvgHF(c.alpha, c.eta, c.local_steps, c.delta),
+    "maml": lambda c, _: MAML(c.alpha, c.eta, c.local_steps, c.inner_steps),
+    "fomaml": lambda c, _: FOMAML(c.alpha, c.eta, c.local_steps, c.inner_steps),
+    "reptile": lambda c, _: Reptile(c.eta, c.local_steps, c.mix),
+    "pfedme": lambda c, _: PFedMe(c.lam, c.alpha, c.inner_steps, c.eta, c.local_steps, c.mix),
+    "metasnip": _metagater,
+    "metasnip-weights": _metagater,
+}
+
+
+def build_method(config: Config, network: Network) -> Method:
+    """The configured federated method."""
+    return BUILDERS[config.method](config, network)

@@ -1,0 +1,265 @@
+"""Directional derivatives of single layers: forward along a direction, and of the backward pass.
+
+The R-operator: with every parameter moving along a direction, `x_dot` is the rate at which a value x
+moves. A rule has two parts. `forward` gives y_dot from x_dot; `backward` gives dx and dx_dot from dy and
+dy_dot and writes the rates of the parameters' gradients. A product moves with each of its factors, so a
+convolution's or linear layer's rates are its own forward and backward passes called once per moving
+factor; piecewise linear layers (ReLU, pooling) keep the decisions of the forward pass.
+
+There are no channel masks here: second derivatives are taken of ungated and `soft` networks
+(`hessian.py`), in which nothing is closed.
+
+Source: Pearlmutter 1994, Fast exact multiplication by the Hessian; mathematics.md §10. Derived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refimpl.kernels import activation, vector
+from refimpl.nn.context import Gating
+from refimpl.nn.layers import (
+    Arrays,
+    Back,
+    BatchNorm2d,
+    BatchNormCache,
+    Conv2d,
+    Flow,
+    Layer,
+    Linear,
+    WeightedCache,
+)
+from refimpl.nn.pointwise import PointwiseCache, ReLU, Softplus, Tanh, as_maps
+from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d, PoolCache
+
+Rate = np.ndarray | None  # how fast a value moves; None where it does not
+
+
+class Dual(NamedTuple):
+    """A gradient and the rate at which it moves."""
+
+    value: np.ndarray
+    dot: np.ndarray
+
+
+class Direction(NamedTuple):
+    """Where second derivatives are taken, and along what.
+
+    params, moves: parameters and their rates by name; out: where rates of gradients are written;
+    trained: names of the parameters that move. All arrays are views into three vectors of one layout.
+    """
+
+    params: Arrays
+    moves: Arrays
+    out: Arrays
+    trained: frozenset[str]
+    gating: Gating
+
+    def trains(self, layer: Layer) -> bool:
+        """Whether any parameter of the layer moves."""
+        return any(parameter.name in self.trained for parameter in layer.parameters())
+
+
+class Rule(NamedTuple):
+    """How a kind of layer differentiates.
+
+    forward(layer, cache, x_dot, along) -> y_dot;
+    backward(layer, dy, cache, x_dot, along, need_dx) -> dx, None unless needed.
+    """
+
+    forward: Callable[[Any, Any, Rate, Direction], Rate]
+    backward: Callable[[Any, Dual, Any, Rate, Direction, bool], Dual | None]
+
+
+def sum_of(a: Rate, b: Rate) -> Rate:
+    """a + b, where None is zero."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+def both(layer: Layer, dy: Dual, cache: Any, along: Direction) -> Dual:
+    """The layer's input gradient, a linear function of dy, of dy and of its rate."""
+    back = Back(need_dw=False)
+    value, dot = (layer.backward(part, cache, along.params, {}, back) for part in dy)
+    assert value is not None
+    assert dot is not None
+    return Dual(value, dot)
+
+
+# Convolution and linear layers: products of the input with a weight
+
+
+def _weighted_forward(layer: Conv2d | Linear, cache: WeightedCache, x_dot: Rate, along: Direction) -> Rate:
+    """R{x W + b} = x W_dot + b_dot + x_dot W."""
+    y_dot = layer.forward(along.moves, cache.x, Flow())[0] if along.trains(layer) else None
+    if x_dot is None:
+        return y_dot
+    return sum_of(y_dot, layer.forward(_without_bias(layer, along.params), x_dot, Flow())[0])
+
+
+def _without_bias(layer: Conv2d | Linear, params: Arrays) -> Arrays:
+    """The layer's parameters with a bias of zero."""
+    named = {parameter.name: params[parameter.name] for parameter in layer.parameters()}
+    return {name: a if name.endswith(".weight") else np.zeros_like(a) for name, a in named.items()}
+
+
+def _weighted_backward(
+    layer: Conv2d | Linear, dy: Dual, cache: WeightedCache, x_dot: Rate, along: Direction, need_dx: bool
+) -> Dual | None:
+    """R{dy W} = dy_dot W + dy W_dot; R{x dy} = x dy_dot + x_dot dy; R{sum dy} = sum dy_dot."""
+    trained = along.trains(layer)
+    dx_dot = layer.backward(dy.dot, cache, along.params, along.out, Back(need_dx=need_dx, need_dw=trained))
+    if trained:
+        dx_dot = sum_of(dx_dot, _moving_factors(layer, dy.value, cache, x_dot, along, need_dx))
+    value = layer.backward(dy.value, cache, along.params, {}, Back(need_dx=need_dx, need_dw=False))
+    return None if value is None or dx_dot is None else Dual(value, dx_dot)
+
+
+def _moving_factors(
+    layer: Conv2d | Linear, dy: np.ndarray, cache: WeightedCache, x_dot: Rate, along: Direction, need_dx: bool
+) -> Rate:
+    """Add x_dot dy to the rate of the weight's gradient; return dy W_dot."""
+    moving = cache if x_dot is None else WeightedCache(x_dot, None)
+    share = {p.name: np.empty_like(along.out[p.name]) for p in layer.parameters()}
+    dx_dot = layer.backward(dy, moving, along.moves, share, Back(need_dx=need_dx, need_dw=x_dot is not None))
+    if x_dot is not None:
+        along.out[f"{layer.name}.weight"][...] += share[f"{layer.name}.weight"]
+    return dx_dot
+
+
+# Activations: diagonal Jacobians
+
+
+def _pointwise_forward(layer: Layer, cache: PointwiseCache, x_dot: Rate, along: Direction) -> Rate:
+    """y_dot = f'(x) x_dot, which is what the backward pass does to dy."""
+    return None if x_dot is None else layer.backward(x_dot, cache, {}, {}, Back())
+
+
+def _pointwise_backward(
+    layer: Layer, dy: Dual, cache: PointwiseCache, x_dot: Rate, along: Direction, need_dx: bool
+) -> Dual | None:
+    """dx_dot = f'(x) dy_dot + f''(x) x_dot dy."""
+    if not need_dx:
+        return None
+    dx = both(layer, dy, cache, along)
+    if isinstance(layer, ReLU) or x_dot is None:
+        return dx
+    return Dual(dx.value, dx.dot + _bend(layer, cache) * x_dot * dy.value)
+
+
+def _bend(layer: Layer, cache: PointwiseCache) -> np.ndarray:
+    """f''(x): sigmoid' for softplus, -2 y (1 - y^2) for tanh."""
+    if isinstance(layer, Tanh):
+        y = cache.kept
+        return -2 * y * (1 - y * y)
+    x = cache.kept.reshape(1, -1)
+    value, slope = np.empty_like(x), np.empty_like(x)
+    activation.sigmoid_scaled(x, 1.0, value, slope)
+    return slope.reshape(cache.kept.shape)
+
+
+# Pooling and flattening: linear once the maxima are known
+
+
+def _linear_forward(layer: Layer, cache: Any, x_dot: Rate, along: Direction) -> Rate:
+    """A linear layer moves as it maps."""
+    return None if x_dot is None else layer.forward({}, x_dot, Flow())[0]
+
+
+def _max_forward(layer: MaxPool2d, cache: PoolCache, x_dot: Rate, along: Direction) -> Rate:
+    """The rate of each window's winner, at the position recorded by the forward pass."""
+    if x_dot is None:
+        return None
+    _, _, rows, cols = cache.where.shape
+    height = np.arange(rows)[:, None] * layer.step[0] + cache.where // layer.window[1]
+    width = np.arange(cols) * layer.step[1] + cache.where % layer.window[1]
+    flat = as_maps(height * x_dot.shape[3] + width)
+    return np.take_along_axis(as_maps(x_dot), flat, axis=2).reshape(cache.where.shape)
+
+
+def _linear_backward(
+    layer: Layer, dy: Dual, cache: Any, x_dot: Rate, along: Direction, need_dx: bool
+) -> Dual | None:
+    """The backward pass of a linear layer is linear too."""
+    return both(layer, dy, cache, along) if need_dx else None
+
+
+# Batch normalisation
+
+
+def _normalised_rate(layer: BatchNorm2d, cache: BatchNormCache, x_dot: np.ndarray) -> np.ndarray:
+    """Rate of the normalised input, (N,C,P): its Jacobian is symmetric, so the backward pass applies it."""
+    ones = {f"{layer.name}.weight": np.ones(layer.channels, x_dot.dtype)}
+    moved = layer.backward(x_dot, cache, ones, {}, Back(need_dw=False))
+    assert moved is not None
+    return as_maps(moved)
+
+
+def _batch_means(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Mean over samples and pixels of a * b for each channel, (C,), in a fixed order."""
+    sums = np.empty(a.shape[:2], dtype=np.float64)
+    activation.channel_products(as_maps(a), as_maps(b), sums)
+    out = np.empty(a.shape[1], dtype=np.float64)
+    vector.mean_of_rows(sums, np.full(len(a), 1.0 / (len(a) * as_maps(a).shape[2])), out)
+    return out
+
+
+def _norm_forward(layer: BatchNorm2d, cache: BatchNormCache, x_dot: Rate, along: Direction) -> Rate:
+    """y_dot = gamma n_dot + gamma_dot n + beta_dot, n the normalised input."""
+    y_dot = None
+    if along.trains(layer):
+        scale, shift = along.moves[f"{layer.name}.weight"], along.moves[f"{layer.name}.bias"]
+        y_dot = scale[:, None] * cache.normalised + shift[:, None]
+    if x_dot is not None:
+        scale = along.params[f"{layer.name}.weight"]
+        y_dot = sum_of(y_dot, scale[:, None] * _normalised_rate(layer, cache, x_dot))
+    return None if y_dot is None else y_dot.reshape(cache.shape)
+
+
+def _norm_backward(
+    layer: BatchNorm2d, dy: Dual, cache: BatchNormCache, x_dot: Rate, along: Direction, need_dx: bool
+) -> Dual | None:
+    """Rates of dgamma = sum dy n, dbeta = sum dy and dx = gamma/std (dy - mean dy - n mean(dy n))."""
+    weight, trained = f"{layer.name}.weight", along.trains(layer)
+    value = layer.backward(dy.value, cache, along.params, {}, Back(need_dw=False))
+    dot = layer.backward(dy.dot, cache, along.params, along.out, Back(need_dw=trained))
+    assert value is not None
+    assert dot is not None
+    if x_dot is not None:
+        n, n_dot = cache.normalised, _normalised_rate(layer, cache, x_dot)
+        tilt, tilt_dot = _batch_means(as_maps(dy.value), n), _batch_means(as_maps(dy.value), n_dot)
+        if trained:
+            count = n.shape[0] * n.shape[2]
+            along.out[weight][...] += (count * tilt_dot).astype(n.dtype)
+        scale = along.params[weight] * cache.inverse_std
+        bend = scale[:, None] * (n_dot * tilt[:, None] + n * tilt_dot[:, None])
+        stretch = -cache.inverse_std * _batch_means(as_maps(x_dot), n)  # rate of log(1/std)
+        dot = dot + (stretch[:, None] * as_maps(value) - bend).reshape(dot.shape).astype(n.dtype)
+    if trained:  # dx is proportional to gamma
+        ones = {weight: np.ones(layer.channels, value.dtype)}
+        plain = layer.backward(dy.value, cache, ones, {}, Back(need_dw=False))
+        assert plain is not None
+        dot = dot + (along.moves[weight][:, None] * as_maps(plain)).reshape(dot.shape)
+    return Dual(value, dot) if need_dx else None
+
+
+_WEIGHTED = Rule(_weighted_forward, _weighted_backward)
+_POINTWISE = Rule(_pointwise_forward, _pointwise_backward)
+_LINEAR = Rule(_linear_forward, _linear_backward)
+
+RULES: dict[type, Rule] = {
+    Conv2d: _WEIGHTED,
+    Linear: _WEIGHTED,
+    ReLU: _POINTWISE,
+    Softplus: _POINTWISE,
+    Tanh: _POINTWISE,
+    MaxPool2d: Rule(_max_forward, _linear_backward),
+    AvgPool2d: _LINEAR,
+    GlobalAvgPool2d: _LINEAR,
+    Flatten: _LINEAR,
+    BatchNorm2d: Rule(_norm_forward, _norm_backward),
+}
