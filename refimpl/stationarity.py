@@ -97,8 +97,8 @@ class Inspection:
     def __post_init__(self) -> None:
         if not isinstance(self.experiment.method, MetaGater):
             raise InputError(
-                f"the stationarity gap belongs to metagater, metagater-ungated and metasnip, "
-                f"not to {self.experiment.config.method}, which minimises no Moreau envelopes"
+                f"the stationarity gap belongs to the methods metagater*, metasnip*, "
+                f"not to {self.experiment.config.method}, which takes other server steps"
             )
 
     @property
