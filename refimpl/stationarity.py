@@ -97,8 +97,8 @@ class Inspection:
     def __post_init__(self) -> None:
         if not isinstance(self.experiment.method, MetaGater):
             raise InputError(
-                f"the stationarity gap belongs to metagater, metagater-ungated and metasnip, "
-                f"not to {self.experiment.config.method}, which minimises no Moreau envelopes"
+                f"the stationarity gap belongs to the methods metagater*, metasnip*, "
+                f"not to {self.experiment.config.method}, which takes other server steps"
             )
 
     @property
@@ -185,7 +185,8 @@ of the gradients of the local problems. +- starts: change of grad F when they ar
 lam <= C: nothing follows)."""
 NOTE_GATES = """\
 Gates are 0/1, so the loss jumps: a local problem is that of the surrogate with training's gradient, the
-masks of its centre moving smoothly. flipped: masks decided differently at the solutions."""
+masks of its centre moving smoothly. flipped: masks decided differently at the solutions (those of a group
+that is zero have d = 0, a tie, and any move may decide it)."""
 NOTE_MODEL = (
     "The true gap is that of the meta-model after the round, the server's that of the round's centre."
 )
