@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from refimpl._version import __version__
 
 if TYPE_CHECKING:
-    from refimpl.comparison import Runner, compare, summarise
+    from refimpl.comparison.plan import Plan
+    from refimpl.comparison.run import Comparison
+    from refimpl.comparison.summary import summarise
     from refimpl.config import Config, resolve
     from refimpl.data.catalog import load
     from refimpl.data.node import Node
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AdaptSettings": "refimpl.federated.adapt",
+    "Comparison": "refimpl.comparison.run",
     "Config": "refimpl.config",
     "Context": "refimpl.nn.context",
     "Experiment": "refimpl.experiment",
@@ -38,12 +41,11 @@ _HOME = {
     "NetworkTask": "refimpl.nn.task",
     "Node": "refimpl.data.node",
     "Participation": "refimpl.federated.rounds",
+    "Plan": "refimpl.comparison.plan",
     "RunFolder": "refimpl.record",
-    "Runner": "refimpl.comparison",
     "SeedTree": "refimpl.rng",
     "adapt": "refimpl.federated.adapt",
     "adapt_targets": "refimpl.experiment",
-    "compare": "refimpl.comparison",
     "evaluate": "refimpl.federated.adapt",
     "load": "refimpl.data.catalog",
     "prepare": "refimpl.experiment",
@@ -51,12 +53,13 @@ _HOME = {
     "reopen": "refimpl.experiment",
     "resolve": "refimpl.config",
     "run_rounds": "refimpl.federated.rounds",
-    "summarise": "refimpl.comparison",
+    "summarise": "refimpl.comparison.summary",
     "train": "refimpl.experiment",
 }
 
 __all__ = [
     "AdaptSettings",
+    "Comparison",
     "Config",
     "Context",
     "Experiment",
@@ -66,13 +69,12 @@ __all__ = [
     "NetworkTask",
     "Node",
     "Participation",
+    "Plan",
     "RunFolder",
-    "Runner",
     "SeedTree",
     "__version__",
     "adapt",
     "adapt_targets",
-    "compare",
     "evaluate",
     "load",
     "prepare",

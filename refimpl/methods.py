@@ -21,6 +21,31 @@ from refimpl.nn.network import Network
 # Methods that prune another method's meta-model at the target node, and that method.
 PRUNES = {"metasnip": "metagater-ungated", "metasnip-weights": "metagater-ungated"}
 
+_LOCAL = ("lam", "eta", "local_steps", "schedule", "beta")
+_META = ("alpha", "eta", "local_steps")
+_GATES = ("gates", "gate_mode", "tau", "gate_grad", "penalty", "rho", "radius", "eta_phi")
+
+# The keys of a configuration that only some methods take.
+KEYS: dict[str, tuple[str, ...]] = {
+    "metagater": (*_LOCAL, *_GATES),
+    "metagater-ungated": _LOCAL,
+    "fedavg": ("eta", "local_steps"),
+    "perfedavg": _META,
+    "perfedavg-hf": (*_META, "delta"),
+    "maml": (*_META, "inner_steps"),
+    "fomaml": (*_META, "inner_steps"),
+    "reptile": ("eta", "local_steps", "mix"),
+    "pfedme": ("lam", *_META, "inner_steps", "mix"),
+    "metasnip": (*_LOCAL, "gates", "snip_keep"),
+    "metasnip-weights": (*_LOCAL, "snip_keep"),
+}
+
+
+def takes(method: str, key: str) -> bool:
+    """Whether the key of a configuration plays a part in the method."""
+    return key in KEYS[method] or all(key not in keys for keys in KEYS.values())
+
+
 NOTES = {
     "pfedme": "accuracy is that of the nodes' personalised models, accuracy before that of the global model",
     "metasnip-weights": "its masks are unstructured: they save neither executed FLOPs nor time on dense "

@@ -1,4 +1,4 @@
-"""Tables as aligned text, for people."""
+"""Tables as aligned text, for people, and as Markdown."""
 
 from __future__ import annotations
 
@@ -16,3 +16,9 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     first = cells[0].ljust(widths[0])
     rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
     return "  ".join([first, *rest]).rstrip()
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Header and rows as a Markdown table, aligned as text is."""
+    marks = ["---", *("---:" for _ in header[1:])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, marks, *rows))

@@ -18,7 +18,7 @@ ROOT = Path(refimpl.__file__).parent
 # From top to bottom; a module may import its own room and those above. A new room needs a place here.
 ROOMS = (
     ("_version",),
-    ("errors", "rng", "tables"),
+    ("errors", "rng", "tables", "parallel"),
     ("kernels",),
     ("nn",),
     ("gradcheck",),
@@ -37,7 +37,7 @@ ROOMS = (
     ("warmup",),
     ("methods",),
     ("experiment",),
-    ("comparison", "bench", "stationarity"),
+    ("comparison", "bench", "stationarity", "tuning"),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}

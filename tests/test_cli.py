@@ -81,13 +81,13 @@ def test_help_has_an_example_whose_options_exist(name, refimpl):
     assert any(example.split()[0] == name for example in examples)
     for example in examples:
         words = shlex.split(example.split(">")[0])
-        if name in ("train", "adapt", "demo"):
+        if name in ("train", "adapt", "demo", "compare", "tune"):
             words = [word for word in words if word != "--resume"]
         target = command(words[0])
         target.make_parser(click.Context(target)).parse_args(words[1:])
 
 
-@pytest.mark.parametrize("name", ["train", "adapt", "demo", "gradcheck", "info"])
+@pytest.mark.parametrize("name", ["train", "adapt", "demo", "compare", "tune", "gradcheck", "info"])
 def test_commands_that_print_results_print_json_too(name):
     assert any("--json" in option.opts for option in command(name).params)
 

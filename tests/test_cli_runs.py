@@ -1,4 +1,4 @@
-"""Runs from the command line: trained, adapted, compared; killed and resumed to the same bytes."""
+"""Runs from the command line: trained and adapted; killed and resumed to the same bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refimpl.cli import app, demo
+from refimpl.cli import app
 from refimpl.cli.interrupt import stop_requests
 from refimpl.config import METHODS
 from refimpl.record import RunFolder
@@ -274,7 +274,7 @@ def test_the_first_interrupt_asks_the_second_insists(capfd):
     assert "Ctrl-C again" in capfd.readouterr().err
 
 
-# --- adapt and demo
+# --- adapt
 
 
 def test_adapting_prints_a_table_and_writes_the_numbers(refimpl, tmp_path):
@@ -359,32 +359,3 @@ def test_a_run_without_targets_cannot_be_adapted(refimpl):
     code, _, err = refimpl("adapt", "run")
     assert code == app.WRONG_USE
     assert "target" in err
-
-
-@pytest.mark.slow
-def test_the_demo_compares_five_methods(refimpl, tmp_path):
-    code, out, _ = refimpl("demo", "--seeds", 1, "--rounds", 2, "--threads", 1, "-q")
-    assert code == 0
-    for method in demo.METHODS:
-        assert f"\n{method} " in "\n" + out
-    assert "stationarity gap" in out
-    run = tmp_path / "runs" / "demo"
-    written = json.loads((run / "report" / "comparison.json").read_text())
-    assert [row["method"] for row in written["rows"]] == [
-        entry["config"]["method"] for entry in written["runs"]
-    ]
-    with RunFolder.open(run) as folder:
-        assert folder.config["method"] == "metagater"
-        assert len(folder.metrics()) == 2
-        assert folder.has_model
-    assert refimpl("adapt", run)[0] == 0
-
-
-def test_the_demo_never_overwrites(refimpl, tmp_path, monkeypatch):
-    (tmp_path / "runs" / "demo").mkdir(parents=True)
-    (tmp_path / "runs" / "demo" / "mine.txt").write_text("mine")
-    code, _, err = refimpl("demo", "--out", "runs/demo", "-q")
-    assert code == app.WRONG_USE
-    assert "not a run folder" in err
-
-    assert demo._free_folder(None, False) == Path("runs") / "demo-2"

@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": "Meta-train, adapt and compare five methods on handwritten digits, offline.",
     "train": "Meta-train one method on one data set into a run folder.",
     "adapt": "Adapt a run's meta-model at its target nodes, in two stages.",
+    "compare": "Compare methods, or settings of one, over seeds, in the paper's tables.",
     "data": "List, verify and fetch data sets; show how one is cut into nodes.",
     "theory": "Check the paper's lemmas, theorem and rates numerically.",
     "bench": "Time layers and whole programs, dense and gated, against the FLOPs they execute.",

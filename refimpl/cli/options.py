@@ -48,6 +48,32 @@ class Numbers(click.ParamType):
             self.fail(f"expected whole numbers with commas between them, got {value!r}", param, ctx)
 
 
+class Seeds(click.ParamType):
+    """Seeds: `0-4`, `0,2,5`, or both."""
+
+    name = "0-4|0,2,5"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """All of them, in the order given."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            ends = [[int(end) for end in word.split("-")] for word in value.split(",")]
+            return tuple(seed for first, *last in ends for seed in range(first, _last(first, last) + 1))
+        except ValueError:
+            self.fail(f"expected seeds like 0-4 or 0,2,5, got {value!r}", param, ctx)
+
+
+def _last(first: int, rest: list[int]) -> int:
+    """The last seed of a range; `ValueError` if it is none."""
+    (last,) = rest or [first]
+    if last < first:
+        raise ValueError
+    return last
+
+
 _TYPES: Mapping[str, click.ParamType] = {
     "int": click.INT,
     "float": click.FLOAT,
@@ -57,12 +83,12 @@ _TYPES: Mapping[str, click.ParamType] = {
 }
 
 
-def config_options(only: Collection[str] = ()) -> Decorator:
-    """Click options for all fields of `Config` (or those of `only`); not given means None."""
+def config_options(only: Collection[str] = (), without: Collection[str] = ()) -> Decorator:
+    """Click options for the fields of `Config` (of `only`, but not `without`); not given means None."""
 
     def decorate(command: Any) -> Any:
         for item in reversed(fields(Config)):
-            if not only or item.name in only:
+            if item.name not in without and (not only or item.name in only):
                 command = _option(item)(command)
         return command
 

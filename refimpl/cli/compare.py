@@ -1,0 +1,212 @@
+"""`refimpl compare`: several methods, or settings of one, over several seeds, in the paper's tables."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from refimpl.cli.app import INTERRUPTED
+from refimpl.cli.compiling import notice
+from refimpl.cli.interrupt import stop_requests
+from refimpl.cli.options import (
+    Names,
+    Seeds,
+    config_options,
+    data_dir_option,
+    json_option,
+    quiet_option,
+    threads_option,
+)
+from refimpl.cli.output import print_json
+from refimpl.cli.progress import Progress, round_text
+from refimpl.config import Config, preset_names, resolve
+from refimpl.errors import one_of
+from refimpl.storage import json_text, write_whole
+
+if TYPE_CHECKING:
+    from refimpl.comparison.plan import Cell, Plan
+    from refimpl.comparison.run import Comparison, Outcome
+    from refimpl.federated.rounds import RoundRecord
+
+METHODS = ("fedavg", "perfedavg", "metagater-ungated", "metasnip", "metagater")
+SEEDS = (0, 1, 2)
+DEMO = "demo"  # the preset digits with the methods and seeds above
+SELDOM = 10  # rounds between two checkpoints: a comparison has many runs, and each loses little
+
+EPILOG = """\b
+Examples:
+  refimpl compare --preset demo
+  refimpl compare --preset mnist --data-dir ~/data --seeds 0-4 --every 10 --out results/mnist
+  refimpl compare --resume --out results/mnist --data-dir ~/data
+  refimpl compare --dataset digits --methods metagater,fedavg --seeds 0,1 --rounds 10
+  refimpl compare --config tuned.toml --methods fedavg,reptile
+\b
+One method under varied keys (lists joined by +):
+  refimpl compare --methods metagater --vary gates=conv1,conv2,conv1+conv2
+  refimpl compare --methods metagater --vary gate_mode=hard,gumbel,ste --vary gate_grad=dense,active
+  refimpl compare --methods metagater,metasnip --vary rho=0.001,0.003,0.01 --vary snip_keep=0.3,0.5,0.8
+  refimpl compare --methods metagater --vary penalty=group-lasso,l1 --vary rho=0.001,0.003
+  refimpl compare --methods metagater --vary lam=0.5,1,2 --vary local_steps=1,5,10
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.option(
+    "--config", "file", type=click.Path(dir_okay=False, path_type=Path), help="TOML file of options."
+)
+@click.option(
+    "--preset",
+    "from_preset",
+    type=click.Choice((DEMO, *preset_names())),
+    help="Shipped configuration to start from; demo: that of `refimpl demo`.  [that of the data set]",
+)
+@click.option("--methods", type=Names(), help=f"Methods to compare.  [{','.join(METHODS)}]")
+@click.option("--seeds", type=Seeds(), help="Seeds of every method: 0-4, or 0,2,5.  [0-2]")
+@click.option("--vary", multiple=True, metavar="KEY=V,V,...", help="A row for every value; may be repeated.")
+@click.option("--every", type=click.IntRange(min=1), help="Measure accuracy every so many rounds.  [never]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder.  [runs/compare-..., or the next free]")
+@click.option("--resume", is_flag=True, help="Go on with the comparison in --out.")
+@click.option("--force", is_flag=True, help="Replace the comparison in --out.")
+@threads_option
+@data_dir_option
+@json_option
+@quiet_option
+@config_options(without=("method", "seed"))
+@click.pass_context
+def command(
+    ctx: click.Context,
+    file: Path | None,
+    from_preset: str | None,
+    methods: list[str] | None,
+    seeds: tuple[int, ...] | None,
+    vary: tuple[str, ...],
+    every: int | None,
+    out: Path | None,
+    resume: bool,
+    force: bool,
+    threads: int | None,
+    data_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Compare methods, or settings of one, over seeds, in the paper's tables.
+
+    Every method is meta-trained with every seed, several at a time, and adapted at the target nodes. The
+    first table is about training, the second about adaptation: accuracy after the last round, channels off,
+    FLOPs and seconds. --vary makes a row for every value of a key, for the methods that take it. The options
+    at the end hold for all methods, over what preset and file say of each.
+
+    The folder holds plan.json, runs/, results.json, table.md, table.csv and, with matplotlib, accuracy by
+    round (with --every) and accuracy against FLOPs. What is finished is kept: --resume does the rest.
+    """
+    from refimpl.comparison.run import Comparison
+
+    if resume:
+        given = file or from_preset or methods or seeds or vary or every
+        if out is None or force or given or any(value is not None for value in options.values()):
+            raise click.UsageError("--resume needs --out FOLDER, and takes what to compare from there", ctx)
+        ctx.exit(run(Comparison.open(out, data_dir, threads), as_json, quiet))
+    plan = make_plan(file, from_preset, methods, seeds, vary, every, options)
+    out = out or free_folder(f"compare-{from_preset or Path(plan.rows[0][1].dataset).stem}")
+    ctx.exit(run(Comparison.create(out, plan, force, data_dir, threads), as_json, quiet))
+
+
+def make_plan(
+    file: Path | None = None,
+    from_preset: str | None = None,
+    methods: list[str] | None = None,
+    seeds: tuple[int, ...] | None = None,
+    vary: tuple[str, ...] = (),
+    every: int | None = None,
+    options: dict[str, Any] | None = None,
+) -> Plan:
+    """The plan that the options make; None is what is not given."""
+    from refimpl.comparison.plan import Plan, parse_vary, varied
+
+    options = {"checkpoint_every": SELDOM, **{k: v for k, v in (options or {}).items() if v is not None}}
+    from_preset = "digits" if from_preset == DEMO else from_preset
+    for method in methods or METHODS:
+        one_of("--methods", "method", method, Config.__dataclass_fields__["method"].metadata["choices"])
+    configs = [resolve(file, from_preset, method=method, **options) for method in methods or METHODS]
+    rows = tuple(varied(configs, [parse_vary(text) for text in vary]))
+    return Plan(rows, tuple(seeds or SEEDS), every or 0)
+
+
+def free_folder(name: str) -> Path:
+    """The first of runs/NAME, runs/NAME-2, ... that does not exist."""
+    path, number = Path("runs") / name, 2
+    while path.exists():
+        path, number = Path("runs") / f"{name}-{number}", number + 1
+    return path
+
+
+def run(comparison: Comparison, as_json: bool, quiet: bool) -> int:
+    """Do what is left of a comparison, write its tables and figures, and print; returns the exit code."""
+    from refimpl.comparison.layout import csv_text, markdown_text, results, text
+    from refimpl.comparison.run import CSV, RESULTS, TABLE
+    from refimpl.comparison.summary import summarise
+
+    path, plan = comparison.path, comparison.plan
+    try:
+        outcomes = _outcomes(comparison, quiet)
+    except KeyboardInterrupt:
+        data = f" --data-dir {shlex.quote(str(comparison.data_dir))}" if comparison.data_dir else ""
+        again = f"refimpl compare --resume --out {shlex.quote(str(path))}{data}"
+        click.echo(f"refimpl: stopped; what is done is kept; go on with: {again}", err=True)
+        return INTERRUPTED
+    content = results(plan, outcomes, comparison.threads)
+    write_whole(path / RESULTS, json_text(content).encode())
+    write_whole(path / TABLE, markdown_text(plan, outcomes).encode())
+    write_whole(path / CSV, csv_text(summarise(outcomes)).encode())
+    figures = _draw(path, outcomes)
+    if as_json:
+        print_json({"folder": str(path), **content})
+    else:
+        click.echo(f"{text(plan, outcomes)}\n\n{_where(path, figures)}")
+    return 0
+
+
+def _outcomes(comparison: Comparison, quiet: bool) -> list[Outcome]:
+    """All outcomes, with progress."""
+    plan = comparison.plan
+    trainings = len(plan.trainings())
+    with Progress(comparison.steps(), quiet) as progress, notice(progress), stop_requests() as stop:
+        progress.say(f"{len(plan.rows)} rows at {_seeds(plan)} each: {trainings} trainings")
+
+        def on_round(cell: Cell, record: RoundRecord) -> None:
+            name, config = f"{cell.label}, seed {cell.config.seed}", cell.config
+            progress.step(round_text(name, record, config.rounds, config.method == "metagater"))
+
+        def on_adapted(cell: Cell, accuracy: float) -> None:
+            progress.step(f"{cell.label}, seed {cell.config.seed}  adapted  accuracy {accuracy:.1%}")
+
+        return comparison.run(on_round, on_adapted, stop)
+
+
+def _seeds(plan: Plan) -> str:
+    return f"{len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}"
+
+
+def _draw(path: Path, outcomes: list[Outcome]) -> list[Path]:
+    """The figures there is something to draw for, where matplotlib is."""
+    from refimpl.comparison.run import FIGURES
+    from refimpl.comparison.summary import curves, summarise
+    from refimpl.report import draw_accuracy, draw_frontier, has_matplotlib
+
+    if not has_matplotlib():
+        return []
+    drawn, rows = [], [row for row in summarise(outcomes) if row.diverged < row.seeds]
+    if by_round := curves(outcomes):
+        drawn.append(draw_accuracy(path / FIGURES["accuracy"], by_round))
+    if any(row.flops_executed < row.flops_dense for row in rows):
+        drawn.append(draw_frontier(path / FIGURES["frontier"], rows))
+    return drawn
+
+
+def _where(path: Path, figures: list[Path]) -> str:
+    names = ", ".join(["results.json, table.md, table.csv", *(figure.name for figure in figures)])
+    return f"{path}: {names}"

@@ -1,0 +1,168 @@
+"""The tables of a comparison, in the paper's layout: on the screen, as Markdown, CSV and JSON.
+
+The paper's Tables 1, 3 and 5 are about meta-training (method, local updates, accuracy, seconds), 2, 4 and 6
+about adaptation (accuracy, sparsity, seconds). Both have the work beside the seconds, the second one with
+the dense network's in the same row.
+
+Source: [MG] section 5; mathematics.md §9.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from refimpl.comparison.plan import Plan
+from refimpl.comparison.run import Outcome
+from refimpl.comparison.summary import Row, curves, gaps, summarise
+from refimpl.environment import environment
+from refimpl.methods import notes
+from refimpl.tables import markdown, table
+
+Cells = tuple[str, ...]
+TRAINING = (
+    "method", "local updates", "rounds", "accuracy %", "train s", "gradients", "GFLOP", "Mfloats sent",
+    "nonzero",
+)  # fmt: skip
+ADAPTATION = (
+    "method", "accuracy %", "before %", "off %", "kFLOP dense", "executed", "adapt ms", "adapt MFLOP"
+)  # fmt: skip
+Writer = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
+
+
+def text(plan: Plan, outcomes: Sequence[Outcome]) -> str:
+    """Both tables, the gaps and the notes, for a screen."""
+    return "\n\n".join(_blocks(plan, outcomes, table))
+
+
+def markdown_text(plan: Plan, outcomes: Sequence[Outcome]) -> str:
+    """The same as Markdown."""
+    return "\n\n".join(_blocks(plan, outcomes, markdown)) + "\n"
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """The rows as CSV, all numbers in full; empty where there is none."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(item.name for item in fields(Row))
+    for row in rows:
+        writer.writerow("" if _none(value) else value for value in asdict(row).values())
+    return file.getvalue()
+
+
+def results(plan: Plan, outcomes: Sequence[Outcome], threads: int | None) -> dict[str, Any]:
+    """Everything the tables and figures are made of, for JSON."""
+    return {
+        "plan": plan.table(),
+        "environment": environment(threads),
+        "notes": _notes(plan, outcomes),
+        "rows": [asdict(row) for row in summarise(outcomes)],
+        "accuracy_by_round": [asdict(curve) for curve in curves(outcomes)],
+        "runs": [_run(outcome) for outcome in outcomes],
+    }
+
+
+def _run(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "label": outcome.label,
+        "seed": outcome.config.seed,
+        "failure": outcome.failure,
+        "train_seconds": math.fsum(record.seconds for record in outcome.records),
+        "accuracy_by_round": [list(point) for point in outcome.accuracy_by_round],
+        "nodes": [report._asdict() for report in outcome.reports],
+    }
+
+
+def _blocks(plan: Plan, outcomes: Sequence[Outcome], write: Writer) -> list[str]:
+    rows = summarise(outcomes)
+    blocks = [
+        write(TRAINING, [_training(row) for row in rows]),
+        write(ADAPTATION, [_adaptation(row) for row in rows]),
+    ]
+    labels, by_round = gaps(outcomes)
+    if labels:
+        header = ("stationarity gap, round", *labels)
+        blocks.append(
+            write(header, [(str(r), *(_number(v, ".2e") for v in values)) for r, values in by_round])
+        )
+    lines = _notes(plan, outcomes)
+    return [*blocks, "\n".join(f"- {line}" if write is markdown else line for line in lines)]
+
+
+def _notes(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
+    """What a reader must know: what the numbers are, then what is peculiar about some of them."""
+    config = plan.rows[0][1]
+    seeds = ", ".join(map(str, plan.seeds))
+    lines = [
+        f"{config.dataset}, model {config.model}, {config.nodes} training nodes ({config.per_round or 'all'} "
+        f"in a round), {config.targets} target nodes, seeds {seeds}",
+        "accuracy: target nodes' test parts, last round, after adaptation; mean over nodes, then mean +- "
+        "standard deviation over seeds",
+        "off: gated channels off, mean +- standard deviation over nodes; FLOPs dense and executed: one "
+        "sample, forward; adapt: one node, all stages; train: rounds alone, other trainings "
+        "beside them on other cores; floats sent: up and down",
+    ]
+    lines += sorted({f"data: {outcome.note}" for outcome in outcomes if outcome.note})
+    lines += notes({config.method for _, config in plan.rows})
+    return lines + [f"{o.label}, seed {o.config.seed}: {o.failure}" for o in outcomes if o.failure]
+
+
+def _training(row: Row) -> Cells:
+    return (
+        row.label,
+        str(row.local_steps),
+        str(row.rounds),
+        _accuracy(row),
+        _number(row.train_seconds, ".1f"),
+        _number(row.gradients, ".0f"),
+        _number(row.train_flops / 1e9, ".4g"),
+        _number(row.floats_sent / 1e6, ".4g"),
+        _number(row.floats_sent_nonzero / 1e6, ".4g"),
+    )
+
+
+def _adaptation(row: Row) -> Cells:
+    return (
+        row.label,
+        _accuracy(row),
+        _percent(row.accuracy_unadapted_last_mean),
+        _off(row),
+        _number(row.flops_dense / 1e3, ".1f"),
+        _number(row.flops_executed / 1e3, ".1f"),
+        _number(row.adapt_seconds * 1e3, ".2f"),
+        _number(row.adapt_flops / 1e6, ".4g"),
+    )
+
+
+def _accuracy(row: Row) -> str:
+    if row.diverged == row.seeds:
+        return "diverged"
+    return _spread(row.accuracy_adapted_last_mean, row.accuracy_adapted_last_std, 2)
+
+
+def _off(row: Row) -> str:
+    if row.weights_off_mean > 0:
+        return f"weights {_percent(row.weights_off_mean, 1)}"
+    if row.flops_executed == row.flops_dense or math.isnan(row.sparsity_mean):
+        return "-"
+    return _spread(row.sparsity_mean, row.sparsity_std_over_nodes, 1)
+
+
+def _spread(mean: float, std: float, digits: int) -> str:
+    return _percent(mean, digits) + ("" if math.isnan(std) else f" +- {_percent(std, digits)}")
+
+
+def _percent(share: float, digits: int = 2) -> str:
+    return _number(100 * share, f".{digits}f")
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)
+
+
+def _none(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)

@@ -1,0 +1,164 @@
+"""Independent jobs over processes: deterministic, one display, stopped by one request.
+
+A job is told nothing while it works except to stop. So each worker has one pipe: whatever arrives on it
+during work means stop, and so does its end, when the parent is gone.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from refimpl.errors import RefimplError, RunError
+
+Tell = Callable[[Any], None]
+Stop = Callable[[], bool]
+Work = Callable[[Any, Tell, Stop], Any]  # (job, tell, stop) -> result; all of them can be pickled
+
+POLL_SECONDS = 0.2  # between two looks at whether to stop
+TOLD, DONE, FAILED = "told", "done", "failed"
+PATIENCE_SECONDS = 5.0  # for a worker to end when it is terminated
+
+
+def run_jobs(
+    work: Work,
+    jobs: Sequence[Any],
+    workers: int,
+    on_told: Callable[[int, Any], None] = lambda index, message: None,
+    stop: Stop = lambda: False,
+) -> Iterator[tuple[int, Any]]:
+    """Yield (index, result) of work(job, tell, stop) for every job, as they are done.
+
+    The result is a `RefimplError` where the job raised one. What a job tells arrives at `on_told`. With one
+    worker, or one job, everything happens in this process. When `stop` says yes, jobs in progress are asked
+    to stop and no others are begun: `KeyboardInterrupt` is raised at the end. `work` must return early where
+    its own `stop` says yes; what it returns then is not used.
+    """
+    if min(workers, len(jobs)) <= 1:
+        yield from _run_here(work, jobs, on_told, stop)
+        return
+    with _workers(work, min(workers, len(jobs))) as pool:
+        yield from _run_there(pool, jobs, on_told, stop)
+
+
+def _run_here(
+    work: Work, jobs: Sequence[Any], on_told: Callable[[int, Any], None], stop: Stop
+) -> Iterator[tuple[int, Any]]:
+    for index, job in enumerate(jobs):
+        if stop():
+            raise KeyboardInterrupt
+        result = _attempt(work, job, partial(on_told, index), stop)
+        if stop():
+            raise KeyboardInterrupt
+        yield index, result
+
+
+def _attempt(work: Work, job: Any, tell: Tell, stop: Stop) -> Any:
+    try:
+        return work(job, tell, stop)
+    except RefimplError as error:
+        return error
+
+
+@dataclass
+class _Worker:
+    """A process, this end of its pipe, and the number of the job it works on."""
+
+    process: BaseProcess
+    pipe: Connection
+    index: int | None = None
+    asked: bool = False
+
+    def begin(self, index: int, job: Any) -> None:
+        """Hand it a job."""
+        self.index = index
+        self.pipe.send(job)
+
+    def ask(self) -> None:
+        """Ask it, once, to stop."""
+        if not self.asked:
+            self.asked = True
+            self.pipe.send(None)
+
+
+@contextmanager
+def _workers(work: Work, count: int) -> Iterator[list[_Worker]]:
+    """So many started processes, ended on leaving."""
+    context, pool = multiprocessing.get_context("spawn"), list[_Worker]()
+    try:
+        for _ in range(count):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(work, there), daemon=True)
+            process.start()
+            there.close()
+            pool.append(_Worker(process, here))
+        yield pool
+    finally:
+        for worker in pool:
+            worker.pipe.close()
+        for worker in pool:
+            worker.process.terminate()
+            worker.process.join(PATIENCE_SECONDS)
+
+
+def _run_there(
+    pool: list[_Worker], jobs: Sequence[Any], on_told: Callable[[int, Any], None], stop: Stop
+) -> Iterator[tuple[int, Any]]:
+    waiting = list(range(len(jobs)))[::-1]
+    while True:
+        stopping = stop()
+        for worker in pool:
+            if worker.index is None and waiting and not stopping:
+                index = waiting.pop()
+                worker.begin(index, jobs[index])
+            elif worker.index is not None and stopping:
+                worker.ask()
+        busy = [worker for worker in pool if worker.index is not None]
+        if not busy:
+            break
+        ready = wait([worker.pipe for worker in busy], POLL_SECONDS)
+        for worker in (worker for worker in busy if worker.pipe in ready):
+            kind, content = _receive(worker)
+            assert worker.index is not None
+            if kind == TOLD:
+                on_told(worker.index, content)
+                continue
+            if kind == FAILED and not isinstance(content, RefimplError):
+                raise content
+            done, worker.index = worker.index, None
+            if not worker.asked:
+                yield done, content
+    if waiting or any(worker.asked for worker in pool):
+        raise KeyboardInterrupt
+
+
+def _receive(worker: _Worker) -> tuple[str, Any]:
+    try:
+        kind, content = worker.pipe.recv()
+    except (EOFError, OSError):
+        raise RunError("a worker process died (out of memory?); use fewer --threads") from None
+    return kind, content
+
+
+def _serve(work: Work, pipe: Connection) -> None:
+    """What a worker process does: jobs from the pipe, one after the other, until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent says what to do
+    try:
+        while (job := pipe.recv()) is not None:
+            try:
+                content = _attempt(work, job, lambda message: pipe.send((TOLD, message)), pipe.poll)
+                kind = FAILED if isinstance(content, RefimplError) else DONE
+            except BrokenPipeError:
+                return
+            except Exception as error:
+                kind, content = FAILED, error
+            pipe.send((kind, content))
+    except (EOFError, OSError):
+        return
