@@ -10,11 +10,11 @@ from dataclasses import fields, replace
 
 import pytest
 
-from refimpl.comparison import layout
-from refimpl.comparison import run as running
+from refimpl.comparison import layout, work
 from refimpl.comparison.plan import Plan, parse_vary, plan_from_text, slug, training_key, varied
-from refimpl.comparison.run import Comparison, Outcome
+from refimpl.comparison.run import Comparison
 from refimpl.comparison.summary import Row, curves, gaps, summarise
+from refimpl.comparison.work import Outcome
 from refimpl.config import METHODS, Config, resolve
 from refimpl.errors import ConfigError, DataError, InputError, RunError
 from refimpl.federated.adapt import NodeReport
@@ -345,7 +345,7 @@ def test_seconds_are_the_median_of_repeats():
     from types import SimpleNamespace
 
     repeats = [SimpleNamespace(seconds_gate=g, seconds_backbone=10 * g) for g in (9.0, 1.0, 2.0)]
-    timed = running._with_medians(report(0.5), repeats)
+    timed = work._with_medians(report(0.5), repeats)
     assert (timed.seconds_gate, timed.seconds_backbone) == (2.0, 20.0)
 
 

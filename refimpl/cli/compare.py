@@ -28,7 +28,8 @@ from refimpl.storage import json_text, write_whole
 
 if TYPE_CHECKING:
     from refimpl.comparison.plan import Cell, Plan
-    from refimpl.comparison.run import Comparison, Outcome
+    from refimpl.comparison.run import Comparison
+    from refimpl.comparison.work import Outcome
     from refimpl.federated.rounds import RoundRecord
 
 METHODS = ("fedavg", "perfedavg", "metagater-ungated", "metasnip", "metagater")

@@ -17,8 +17,8 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from refimpl.comparison.plan import Plan
-from refimpl.comparison.run import Outcome
 from refimpl.comparison.summary import Row, curves, gaps, summarise
+from refimpl.comparison.work import Outcome
 from refimpl.environment import environment
 from refimpl.methods import notes
 from refimpl.tables import markdown, table

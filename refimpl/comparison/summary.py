@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from refimpl.comparison.plan import training_key
-from refimpl.comparison.run import Outcome
+from refimpl.comparison.work import Outcome
 
 NAN = math.nan
 

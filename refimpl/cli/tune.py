@@ -1,0 +1,236 @@
+"""`refimpl tune`: settings of methods by search on validation nodes, the same budget for each."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from refimpl.cli.app import INTERRUPTED
+from refimpl.cli.compiling import notice
+from refimpl.cli.interrupt import stop_requests
+from refimpl.cli.options import (
+    Names,
+    Seeds,
+    config_options,
+    data_dir_option,
+    json_option,
+    preset_option,
+    quiet_option,
+    threads_option,
+)
+from refimpl.cli.output import print_json, table
+from refimpl.cli.progress import Progress, round_text
+from refimpl.config import METHODS, resolve
+from refimpl.errors import ConfigError, RunError, one_of
+from refimpl.storage import write_whole
+
+if TYPE_CHECKING:
+    from refimpl.federated.rounds import RoundRecord
+    from refimpl.tuning.record import Tuning
+    from refimpl.tuning.search import Search
+
+SEEDS = (100,)  # comparisons report others
+SHARE = 5  # of the training nodes, every fifth is for validation unless told otherwise
+HEADER = ("method", "trials", "diverged", "best %", "median %", "best setting")
+
+EPILOG = """\b
+Examples:
+  refimpl tune --method fedavg --dataset digits --budget 8 --rounds 20 --out fedavg.toml
+  refimpl tune --method fedavg,perfedavg,metagater --preset mnist --data-dir ~/data --out mnist.toml
+  refimpl tune --resume --out mnist.toml --data-dir ~/data
+  refimpl tune --method reptile --grid --budget 9 --keys eta,mix --range mix=0.2:1 --out reptile.toml
+  refimpl train --config fedavg.toml
+  refimpl compare --config mnist.toml --methods fedavg,perfedavg,metagater
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.option("--method", "methods", type=Names(), help="Method, or several with the same budget each.")
+@click.option(
+    "--config", "file", type=click.Path(dir_okay=False, path_type=Path), help="TOML file of options."
+)
+@preset_option
+@click.option("--budget", type=click.IntRange(min=1), help="Settings tried of each method.  [16]")
+@click.option("--grid/--random", default=None, help="How settings are chosen.  [random]")
+@click.option("--keys", type=Names(), help="Keys that are searched.  [the method's rates]")
+@click.option("--range", "ranges", multiple=True, metavar="KEY=LOW:HIGH", help="Where a key is searched.")
+@click.option("--seeds", type=Seeds(), help="Seeds of every trial.  [100]")
+@click.option("--validation", type=click.IntRange(min=1), help="Nodes held out of training.  [a fifth]")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="TOML file of the best settings."
+)
+@click.option("--resume", is_flag=True, help="Go on with the search of --out.")
+@click.option("--force", is_flag=True, help="Replace --out and its trials.")
+@threads_option
+@data_dir_option
+@json_option
+@quiet_option
+@config_options(without=("method", "seed"))
+@click.pass_context
+def command(
+    ctx: click.Context,
+    methods: list[str] | None,
+    file: Path | None,
+    from_preset: str | None,
+    budget: int | None,
+    grid: bool | None,
+    keys: list[str] | None,
+    ranges: tuple[str, ...],
+    seeds: tuple[int, ...] | None,
+    validation: int | None,
+    out: Path | None,
+    resume: bool,
+    force: bool,
+    threads: int | None,
+    data_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Search the best settings of methods on validation nodes.
+
+    Every method gets the same number of settings of its rates, random or on a grid, on logarithmic scales.
+    A setting is meta-trained without the validation nodes, the last of the training nodes, and scored by
+    accuracy after adaptation at them; target nodes are not touched. rho and snip_keep trade accuracy for
+    work and are not searched unless named in --range; beta follows lam (lam beta = 1/2).
+
+    The best settings are written to --out, as `train --config` and `compare --config` take them; every trial
+    is a line of the file beside it that ends in .jsonl. What is finished is kept: --resume does the rest.
+    """
+    from refimpl.tuning.record import Tuning
+    from refimpl.tuning.search import Search, ranges_of
+
+    if out is None:
+        raise click.UsageError("--out FILE.toml is missing", ctx)
+    record = out.with_suffix(".jsonl")
+    if resume:
+        given = methods or file or from_preset or budget or keys or ranges or seeds or validation or force
+        if given or grid is not None or any(value is not None for value in options.values()):
+            raise click.UsageError("--resume takes what to search from the record of --out", ctx)
+        ctx.exit(run(Tuning.open(record), out, data_dir, threads, as_json, quiet))
+    if not methods:
+        raise click.UsageError("--method NAME is missing", ctx)
+    _check_free((out, record), force)
+    given_ranges = dict(map(_range, ranges))
+    searches = []
+    for method in methods:
+        one_of("--method", "method", method, METHODS)
+        config = resolve(file, from_preset, method=method, **options)
+        own = _chosen(method, {**ranges_of(method), **given_ranges}, keys)
+        held = validation or max(1, config.nodes // SHARE)
+        kind = "grid" if grid else "random"
+        searches.append(Search(config, own, budget or 16, kind, seeds or SEEDS, held))
+    _check_data(searches, data_dir)
+    ctx.exit(run(Tuning.create(record, searches), out, data_dir, threads, as_json, quiet))
+
+
+def _check_free(paths: tuple[Path, ...], force: bool) -> None:
+    for path in paths:
+        if path.exists() and not force:
+            raise RunError(f"{path}: exists; continue it with --resume or replace it with --force")
+
+
+def _range(text: str) -> tuple[str, tuple[float, float]]:
+    key, _, ends = text.partition("=")
+    low, _, high = ends.partition(":")
+    try:
+        return key.strip().replace("-", "_"), (float(low), float(high))
+    except ValueError:
+        raise ConfigError(f"--range: expected KEY=LOW:HIGH, got {text!r}") from None
+
+
+def _chosen(
+    method: str, ranges: dict[str, tuple[float, float]], keys: list[str] | None
+) -> dict[str, tuple[float, float]]:
+    """The ranges of the keys wanted; of ranges given for several methods, those the method takes."""
+    from refimpl.methods import takes
+
+    for key in keys or ():
+        one_of("--keys", "key", key.replace("-", "_"), tuple(sorted(ranges)))
+    wanted = [key.replace("-", "_") for key in keys] if keys else list(ranges)
+    unknown = [key for key in ranges if key not in resolve().table()]
+    if unknown:
+        raise ConfigError(f"--range: unknown key {unknown[0]!r}")
+    return {key: ranges[key] for key in wanted if takes(method, key)}
+
+
+def _check_data(searches: list[Search], data_dir: Path | None) -> None:
+    """Raise what is wrong with the data, before a file is written."""
+    from refimpl.tuning.trial import validation_experiment
+
+    for search in searches[:1]:
+        validation_experiment(search.config, search.validation, data_dir)
+
+
+def run(
+    tuning: Tuning, out: Path, data_dir: Path | None, threads: int | None, as_json: bool, quiet: bool
+) -> int:
+    """Make the trials that are left, write the best settings, and print; returns the exit code."""
+    try:
+        _make(tuning, data_dir, threads, quiet)
+    except KeyboardInterrupt:
+        data = f" --data-dir {shlex.quote(str(data_dir))}" if data_dir else ""
+        again = f"refimpl tune --resume --out {shlex.quote(str(out))}{data}"
+        click.echo(
+            f"refimpl: stopped with {len(tuning.trials)} trials recorded; go on with: {again}", err=True
+        )
+        return INTERRUPTED
+    write_whole(out, tuning.toml().encode())
+    methods = [search.config.method for search in tuning.searches]
+    if as_json:
+        print_json(
+            {"file": str(out), "record": str(tuning.path), "methods": [_content(tuning, m) for m in methods]}
+        )
+        return 0
+    click.echo(table(HEADER, [_cells(tuning, method) for method in methods]))
+    click.echo(f"\naccuracy after adaptation at {_nodes(tuning)}; no target node was used")
+    click.echo(f"{out}: for train --config and compare --config; {tuning.path}: all trials")
+    return 0
+
+
+def _make(tuning: Tuning, data_dir: Path | None, threads: int | None, quiet: bool) -> None:
+    """The trials, with progress."""
+    left = tuning.left()
+    rounds = sum(search.config.rounds * len(search.seeds) for search, _ in left)
+    with Progress(rounds, quiet) as progress, notice(progress), stop_requests() as stop:
+        progress.say(f"{len(left)} trials of {len(tuning.searches)} methods")
+
+        def on_told(search: Search, trial: int, record: RoundRecord) -> None:
+            name, config = f"{search.config.method}, trial {trial}", search.config
+            progress.step(round_text(name, record, config.rounds, config.method == "metagater"))
+
+        if left:
+            tuning.run(data_dir, threads, on_told, stop)
+
+
+def _content(tuning: Tuning, method: str) -> dict[str, Any]:
+    from refimpl.tuning.trial import best
+
+    trials = tuning.of(method)
+    return {"method": method, "best": vars(best(trials)), "trials": [vars(trial) for trial in trials]}
+
+
+def _cells(tuning: Tuning, method: str) -> tuple[str, ...]:
+    from refimpl.tuning.trial import best
+
+    trials = tuning.of(method)
+    scores = [trial.score for trial in trials if trial.score is not None]
+    found = best(trials)
+    return (
+        method,
+        str(len(trials)),
+        str(len(trials) - len(scores)),
+        f"{100 * max(scores):.2f}",
+        f"{100 * statistics.median(scores):.2f}",
+        " ".join(f"{key}={value:g}" for key, value in found.setting.items()),
+    )
+
+
+def _nodes(tuning: Tuning) -> str:
+    held = sorted({search.validation for search in tuning.searches})
+    seeds = ", ".join(map(str, tuning.searches[0].seeds))
+    return f"{' or '.join(map(str, held))} validation nodes, the last training nodes of seeds {seeds}"

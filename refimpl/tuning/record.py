@@ -1,0 +1,146 @@
+"""A search on disk: every trial a line, resumed at any point, and the best settings as a configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from refimpl.errors import ConfigError, DataError, RefimplError, RunError
+from refimpl.experiment import default_threads
+from refimpl.methods import KEYS, takes
+from refimpl.parallel import Stop, run_jobs
+from refimpl.storage import plain, read_bytes, reason, toml_text
+from refimpl.tuning.search import RANGES, Search, search_from
+from refimpl.tuning.trial import Job, Trial, best, run_trial
+from refimpl.warmup import warm_up
+
+
+@dataclass
+class Tuning:
+    """Searches with their record: a file of JSON lines, first what is searched, then every trial."""
+
+    path: Path
+    searches: tuple[Search, ...]
+    trials: list[Trial]
+
+    @classmethod
+    def create(cls, path: Path, searches: Sequence[Search]) -> Tuning:
+        """A new record, which replaces one that was there."""
+        methods = [search.config.method for search in searches]
+        if len(set(methods)) < len(methods):
+            raise ConfigError(f"tune: every method once, got {', '.join(methods)}")
+        tuning = cls(path, tuple(searches), [])
+        _write_line(path, {"searches": [search.table() for search in searches]}, "wb")
+        return tuning
+
+    @classmethod
+    def open(cls, path: Path) -> Tuning:
+        """A record to be continued; a last line cut short is forgotten."""
+        if not path.is_file():
+            raise RunError(f"{path}: no such record of trials; start one with refimpl tune")
+        content = read_bytes(path)
+        whole = content[: content.rfind(b"\n") + 1]
+        try:
+            first, *rest = (json.loads(line) for line in whole.splitlines())
+            searches = tuple(search_from(table) for table in first["searches"])
+            trials = [Trial(**entry) for entry in rest]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: expected a record of trials, found damage ({error})") from None
+        if whole != content:
+            os.truncate(path, len(whole))
+        return cls(path, searches, trials)
+
+    def left(self) -> list[tuple[Search, int]]:
+        """The trials still to be made, trial by trial through the methods."""
+        done = {(trial.method, trial.trial) for trial in self.trials}
+        longest = max(len(search.settings()) for search in self.searches)
+        wanted = [(s, n) for n in range(longest) for s in self.searches if n < len(s.settings())]
+        return [(search, n) for search, n in wanted if (search.config.method, n) not in done]
+
+    def run(
+        self,
+        data_dir: Path | None = None,
+        threads: int | None = None,
+        on_told: Callable[[Search, int, Any], None] = lambda search, trial, record: None,
+        stop: Stop = lambda: False,
+    ) -> None:
+        """Make what is left, several trials at a time; each is recorded when it is done.
+
+        Raises `KeyboardInterrupt` where `stop` ended it early; trials in progress are then made again.
+        """
+        left, cores = self.left(), threads or default_threads()
+        jobs = [Job(search, n, data_dir, max(1, cores // len(left))) for search, n in left]
+        for dtype in sorted({search.config.dtype for search, _ in left}):
+            warm_up(dtype)
+        for _, trial in run_jobs(run_trial, jobs, cores, lambda i, told: on_told(*left[i], told), stop):
+            if isinstance(trial, RefimplError):
+                raise trial
+            self.trials.append(trial)
+            _write_line(self.path, asdict(trial), "ab")
+
+    def of(self, method: str) -> list[Trial]:
+        """The trials of a method, in order."""
+        return sorted((t for t in self.trials if t.method == method), key=lambda t: t.trial)
+
+    def toml(self) -> str:
+        """The best settings as a configuration file: what all methods share, and a section for each."""
+        configs = {
+            s.config.method: replace(s.config, **best(self.of(s.config.method)).setting)
+            for s in self.searches
+        }
+        tables = {method: config.table() for method, config in configs.items()}
+        shared = _shared(tables)
+        lines = [*self._how(), toml_text(shared)]
+        for search in self.searches:
+            method = search.config.method
+            own = {k: v for k, v in tables[method].items() if k not in shared and takes(method, k)}
+            own = {k: v for k, v in own.items() if k not in ("method", "seed")}
+            lines += [self._why(search), f"[{method}]\n{toml_text(own)}"]
+        return "\n".join(lines)
+
+    def _how(self) -> list[str]:
+        search = self.searches[0]
+        lines = [
+            f"# The best of {_counts(self)} settings of each method ({search.kind} search), by mean accuracy",
+            f"# after adaptation at {search.validation} validation nodes: the last training nodes of seeds "
+            f"{', '.join(map(str, search.seeds))},",
+            f"# kept out of training. No target node was used. All trials: {self.path.name}",
+        ]
+        if len(self.searches) == 1:
+            lines.append(f'method = "{search.config.method}"')
+        return lines
+
+    def _why(self, search: Search) -> str:
+        trials = self.of(search.config.method)
+        found = best(trials)
+        where = ", ".join(f"{key} {low:g}..{high:g}" for key, (low, high) in search.ranges.items())
+        score = 100 * (found.score or 0.0)
+        return f"# {score:.2f} %, trial {found.trial} of 0..{len(trials) - 1}; searched: {where}"
+
+
+def _counts(tuning: Tuning) -> str:
+    counts = sorted({len(search.settings()) for search in tuning.searches})
+    return " to ".join(map(str, counts[:1] + counts[1:][-1:]))
+
+
+def _shared(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The keys that no method has to itself, where all agree."""
+    first, *others = tables.values()
+    special = {"method", "seed", *RANGES}.union(*(KEYS[method] for method in KEYS))
+    return {k: v for k, v in first.items() if k not in special and all(t[k] == v for t in others)}
+
+
+def _write_line(path: Path, content: Mapping[str, Any], mode: str) -> None:
+    """Write or append one durable line."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, mode) as file:
+            file.write((json.dumps(plain(content), allow_nan=False) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RunError(f"{path}: cannot write: {reason(error)}") from None
