@@ -1,4 +1,4 @@
-"""Single convolutions in onnxruntime: forward only (it has no backward), float32, weights packed in advance."""
+"""Single convolutions in onnxruntime: forward only (it has no backward), weights packed, float32 only."""
 
 from __future__ import annotations
 
