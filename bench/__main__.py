@@ -3,7 +3,7 @@
 python -m bench run --out results.json                # everything, about three quarters of an hour
 python -m bench run --size smallest --out smoke.json  # a minute, meaningless times
 python -m bench bars results.json                     # what is wanted against what was measured
-python -m bench readme results.json                   # Markdown
+python -m bench readme results.json                   # Markdown; --into README.md: between its marks
 python -m bench figure results.json figure.svg
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 from bench import markdown
 from bench.memory import offered
 from bench.peers import installed
+from refimpl.bench.candidates import OURS
 from refimpl.bench.process import Event, listen
 from refimpl.bench.session import Results, gather, refused
 
@@ -45,10 +46,13 @@ def main() -> int:
         help="cpu: for a busy machine, where one thread is used",
     )
     run.set_defaults(do=measure)
-    for name, text in (("bars", markdown.bars), ("readme", markdown.readme)):
-        show = commands.add_parser(name, help=f"print Markdown: {name}")
-        show.add_argument("results", type=Path)
-        show.set_defaults(do=lambda options, text=text: print(text(read(options.results))) or 0)
+    judge = commands.add_parser("bars", help="print what is wanted against what was measured")
+    judge.add_argument("results", type=Path)
+    judge.set_defaults(do=lambda options: print(markdown.bars(read(options.results))) or 0)
+    tables = commands.add_parser("readme", help="print the README's tables, or put them into a file")
+    tables.add_argument("results", type=Path)
+    tables.add_argument("--into", type=Path, help="file whose marks they are put between")
+    tables.set_defaults(do=readme)
     draw = commands.add_parser("figure", help="seconds against executed FLOPs")
     draw.add_argument("results", type=Path)
     draw.add_argument("path", type=Path)
@@ -59,6 +63,15 @@ def main() -> int:
 
 def read(path: Path) -> Results:
     return json.loads(path.read_text())
+
+
+def readme(options: argparse.Namespace) -> int:
+    results = read(options.results)
+    if options.into is None:
+        print(markdown.readme(results))
+    else:
+        options.into.write_text(markdown.put_into(options.into.read_text(), results))
+    return 0
 
 
 def figure(options: argparse.Namespace) -> int:
@@ -105,6 +118,8 @@ def processes(section: str, options: argparse.Namespace) -> Iterator[Event]:
     """What the measuring processes say."""
     if section == "memory":
         small = ["--smallest"] if options.size == "smallest" else []
+        for _ in listen("bench.memory", ["--candidate", OURS, *small], 1):
+            pass  # so that machine code is on disk: compiling takes memory, too
         for name in offered(options.peers):
             yield from listen("bench.memory", ["--candidate", name, *small], 1)
             yield "done", f"memory {name}"

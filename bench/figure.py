@@ -20,6 +20,7 @@ def draw(results: Results, path: Path) -> None:
 
     mpl.use("Agg")
     mpl.rcParams["svg.hashsalt"] = "refimpl"  # the same results give the same file
+    mpl.rcParams["svg.fonttype"] = "none"  # text as text
     from matplotlib import pyplot
 
     times = Times(results)

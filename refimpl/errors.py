@@ -6,6 +6,24 @@ Every message names who complains, what was expected, what came, and the remedy
 
 from __future__ import annotations
 
+import zipfile
+import zlib
+
+# All that zipfile and NumPy raise on damaged or hostile bytes of an .npz archive.
+NPZ_DAMAGE = (
+    zipfile.BadZipFile,
+    ValueError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+    SyntaxError,
+    OverflowError,
+    TypeError,
+    zlib.error,
+)
+
 
 class RefimplError(Exception):
     """Root of all errors this package raises on purpose."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.errors import ConfigError, DataError, InputError, RunError
+from refimpl.errors import NPZ_DAMAGE, ConfigError, DataError, InputError, RunError
 
 Arrays = dict[str, np.ndarray]
 
@@ -151,26 +151,11 @@ def read_npz(path: Path) -> Arrays:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot read: {reason(error)}") from None
-    except _NOT_AN_ARCHIVE as error:
+    except NPZ_DAMAGE as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"{path}: expected an .npz archive of plain arrays, found damage ({detail})"
         ) from None
-
-
-# All that zipfile and NumPy raise on damaged or hostile bytes.
-_NOT_AN_ARCHIVE = (
-    zipfile.BadZipFile,
-    ValueError,
-    EOFError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    MemoryError,
-    SyntaxError,
-    OverflowError,
-    TypeError,
-)
 
 
 def check_like(path: Path, found: Mapping[str, np.ndarray], like: Mapping[str, np.ndarray]) -> None:

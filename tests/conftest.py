@@ -1,6 +1,23 @@
-"""Settings for all tests."""
+"""Settings and fixtures for all tests."""
 
+import pytest
 from hypothesis import settings
+
+from refimpl.cli import app
 
 settings.register_profile("untimed", deadline=None)  # a deadline judges how busy the machine is
 settings.load_profile("untimed")
+
+
+@pytest.fixture
+def refimpl(tmp_path, monkeypatch, capsys):
+    """Run the command line in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("REFIMPL_DATA", raising=False)
+
+    def run(*args: object) -> tuple[int, str, str]:
+        code = app.run([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

@@ -377,6 +377,16 @@ def test_readme_tables_and_figure_come_from_the_results(checkout, tmp_path):
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
+def test_the_readme_shows_the_committed_results(checkout):
+    from bench import markdown
+
+    results = json.loads((ROOT / "bench" / "results.json").read_text())
+    text = (ROOT / "README.md").read_text()
+    assert markdown.inside(text) == markdown.readme(results)
+    assert markdown.put_into(text, results) == text
+    assert "bench/results.svg" in text
+
+
 PEERS = ("torch", "jax", "onnxruntime")
 
 

@@ -24,20 +24,6 @@ from refimpl.storage import npz_bytes, toml_text
 SMALL = ("--dataset", "digits", "--nodes", "2", "--targets", "1", "--rounds", "2", "--local-steps", "1", "-q")
 
 
-@pytest.fixture
-def refimpl(tmp_path, monkeypatch, capsys):
-    """Run the command line in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("REFIMPL_DATA", raising=False)
-
-    def run(*args: object) -> tuple[int, str, str]:
-        code = app.run([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
 def command(name: str) -> click.Command:
     found = app.cli.get_command(click.Context(app.cli), name)
     assert found is not None

@@ -11,18 +11,6 @@ from refimpl.bench.candidates import OURS
 from refimpl.cli import app
 
 
-@pytest.fixture
-def refimpl(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args: object) -> tuple[int, str, str]:
-        code = app.run([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def measured():
     """The events of one real smoke run, in a process of its own."""

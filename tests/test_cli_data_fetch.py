@@ -17,20 +17,6 @@ from refimpl.data.sources import CONTENTS, DOWNLOADS, Download
 
 
 @pytest.fixture
-def refimpl(tmp_path, monkeypatch, capsys):
-    """Run the command line in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("REFIMPL_DATA", raising=False)
-
-    def run(*args: object) -> tuple[int, str, str]:
-        code = app.run([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
-@pytest.fixture
 def folder(tmp_path):
     """A data folder with the small MNIST, packed otherwise than published."""
     return write_mnist(tmp_path / "folder")

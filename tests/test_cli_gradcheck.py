@@ -14,16 +14,6 @@ from refimpl.nn.layers import Conv2d
 from refimpl.nn.zoo import MODELS
 
 
-@pytest.fixture
-def refimpl(capsys):
-    def run(*args: str) -> tuple[int, str, str]:
-        code = app.run(args)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
 def test_all_means_every_model_mode_and_gate_gradient():
     assert set(gradcheck.MODELS) == {*MODELS, "residual"}
     assert len(SETTINGS) == 1 + 4 * 2

@@ -26,18 +26,6 @@ LONG = (*RUN, "--rounds", str(ROUNDS), "--threads", "1")
 SHORT = (*RUN, "--rounds", "3", "--threads", "1", "-q")
 
 
-@pytest.fixture
-def refimpl(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args: object) -> tuple[int, str, str]:
-        code = app.run([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
 def rounds_of(run: Path) -> list[dict]:
     """The rounds' records without what a clock says."""
     with RunFolder.open(run, lock=False) as folder:

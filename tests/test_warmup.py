@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from refimpl.cli.compiling import notice
 from refimpl.cli.progress import Progress
 from refimpl.config import resolve
 from refimpl.experiment import adapt_targets, prepare, train
+from refimpl.kernels import jit
 from refimpl.kernels.compiling import watch
 from refimpl.kernels.jit import kernel
 from refimpl.warmup import warm_up
@@ -39,6 +41,20 @@ def test_a_compilation_is_announced_once():
         assert fresh(1) == 2
     assert names == ["fresh"]
     assert stream.getvalue().count("compiling kernels") == 1
+
+
+def test_a_cache_that_cannot_be_written_is_kept_elsewhere(tmp_path, monkeypatch):
+    """Read-only homes and installs: compiled code then goes to the temporary folder."""
+    blocked = tmp_path / "a file, not a folder"
+    blocked.write_text("")
+    monkeypatch.setattr(jit.settings, "CACHE_DIR", str(blocked / "numba"))
+    monkeypatch.setattr(jit, "_user_cache", lambda: blocked)
+    monkeypatch.setattr(jit.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    folder = jit.cache_folder.__wrapped__()
+    assert folder.is_dir()
+    assert folder.is_relative_to(tmp_path / "tmp")
+    package = Path(jit.__file__).parents[1]
+    assert not jit.cache_folder().is_relative_to(package)
 
 
 def test_importing_the_package_is_quick_and_compiles_nothing():

@@ -1,4 +1,4 @@
-"""Single convolutions in onnxruntime: forward only (it has no backward), weights packed in advance."""
+"""Single convolutions in onnxruntime: forward only (it has no backward), weights packed, float32 only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from refimpl.bench.cases import Case, LayerData
 
 def conv(case: Case, data: LayerData) -> Candidate | None:
     """Convolution, and a product with the mask where there is one."""
-    if case.pass_ != "forward" or case.geometry.linear:
+    if case.pass_ != "forward" or case.geometry.linear or case.dtype != "float32":
         return None
     constants = {"conv.weight": data.weight, "conv.bias": data.bias}
     nodes = [conv_node("conv", "x", "y" if data.mask is None else "z", case.geometry.pad)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.data.dataset import DataSet
-from refimpl.errors import DataError
+from refimpl.errors import NPZ_DAMAGE, DataError
 
 LIMIT = 4 * 2**30  # bytes of the arrays of one file, unpacked
 _ENDING = ".npz"
 _WHOLE, _PARTS = ("x", "y"), ("x_train", "y_train", "x_test", "y_test")
-
-# All that zipfile and NumPy raise on damaged or hostile bytes.
-_DAMAGE = (
-    zipfile.BadZipFile,
-    ValueError,
-    EOFError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    MemoryError,
-    SyntaxError,
-    OverflowError,
-    TypeError,
-    zlib.error,
-)
 
 
 def is_file_name(name: str) -> bool:
@@ -83,7 +67,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except _DAMAGE as error:
+    except NPZ_DAMAGE as error:
         if isinstance(error, DataError):  # which is a ValueError
             raise
         detail = (str(error) or type(error).__name__).splitlines()[0]

@@ -115,7 +115,7 @@ class Tally:
     def add(self, objective: Objective, gradients: int = 1) -> None:
         """Count an evaluation just made, as so many gradients (2: a Hessian-vector product)."""
         self.gradients += gradients
-        if isinstance(objective, Measured):
+        if hasattr(objective, "measure"):  # `Measured`; asking the protocol itself takes ten times as long
             flops, closed_share = objective.measure()
             self.flops += flops
             self.closed += gradients * closed_share
