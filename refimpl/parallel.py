@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -79,13 +79,17 @@ class _Worker:
     def begin(self, index: int, job: Any) -> None:
         """Hand it a job."""
         self.index = index
-        self.pipe.send(job)
+        self._send(job)
 
     def ask(self) -> None:
         """Ask it, once, to stop."""
         if not self.asked:
             self.asked = True
-            self.pipe.send(None)
+            self._send(None)
+
+    def _send(self, content: Any) -> None:
+        with suppress(OSError):  # it has died: `_receive` will notice
+            self.pipe.send(content)
 
 
 @contextmanager
@@ -96,7 +100,8 @@ def _workers(work: Work, count: int) -> Iterator[list[_Worker]]:
         for _ in range(count):
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(work, there), daemon=True)
-            process.start()
+            with _deaf_to_interrupts():
+                process.start()
             there.close()
             pool.append(_Worker(process, here))
         yield pool
@@ -106,6 +111,19 @@ def _workers(work: Work, count: int) -> Iterator[list[_Worker]]:
         for worker in pool:
             worker.process.terminate()
             worker.process.join(PATIENCE_SECONDS)
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes started within do not hear Ctrl-C, which reaches the whole group: the parent tells them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run_there(
@@ -125,7 +143,7 @@ def _run_there(
             break
         ready = wait([worker.pipe for worker in busy], POLL_SECONDS)
         for worker in (worker for worker in busy if worker.pipe in ready):
-            kind, content = _receive(worker)
+            kind, content = _receive(worker, stop)
             assert worker.index is not None
             if kind == TOLD:
                 on_told(worker.index, content)
@@ -139,17 +157,18 @@ def _run_there(
         raise KeyboardInterrupt
 
 
-def _receive(worker: _Worker) -> tuple[str, Any]:
+def _receive(worker: _Worker, stop: Stop) -> tuple[str, Any]:
     try:
         kind, content = worker.pipe.recv()
     except (EOFError, OSError):
+        if stop():  # the whole group was told to end
+            raise KeyboardInterrupt from None
         raise RunError("a worker process died (out of memory?); use fewer --threads") from None
     return kind, content
 
 
 def _serve(work: Work, pipe: Connection) -> None:
     """What a worker process does: jobs from the pipe, one after the other, until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent says what to do
     try:
         while (job := pipe.recv()) is not None:
             try:

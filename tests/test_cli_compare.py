@@ -17,19 +17,6 @@ TINY = ("--nodes", "3", "--targets", "2", "--rounds", "3", "--local-steps", "1",
 FEW = (*TINY, "--methods", "fedavg,metagater", "--seeds", "0,2", "--out", "a")
 
 
-@pytest.fixture
-def refimpl(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("REFIMPL_DATA", raising=False)
-
-    def run(*args: object) -> tuple[int, str, str]:
-        code = app.run([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
 def test_a_comparison_prints_and_writes_its_tables(refimpl, tmp_path):
     code, out, err = refimpl("compare", *FEW, "--every", 2)
     assert code == 0

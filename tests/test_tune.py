@@ -23,19 +23,6 @@ TINY = {"nodes": 4, "targets": 2, "rounds": 2, "local_steps": 1}
 FLAGS = ("--nodes", "4", "--targets", "2", "--rounds", "2", "--local-steps", "1", "--threads", "1")
 
 
-@pytest.fixture
-def refimpl(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("REFIMPL_DATA", raising=False)
-
-    def run(*args: object) -> tuple[int, str, str]:
-        code = app.run([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
 def search(method="fedavg", budget=4, kind="random", **changes):
     config = resolve(method=method, **TINY)
     return Search(config, changes.pop("ranges", ranges_of(method)), budget, kind, validation=1, **changes)
@@ -292,6 +279,8 @@ WRONG = [
     (("--out", "t.toml", "--method", "fedavg", "--keys", "mixx"), ["mixx"]),
     (("--out", "t.toml", "--method", "fedavg", "--range", "eta=1"), ["--range", "KEY=LOW:HIGH"]),
     (("--out", "t.toml", "--method", "fedavg", "--range", "etaa=1:2"), ["etaa"]),
+    (("--out", "t.toml", "--method", "fedavg", "--range", "rho=1:2"), ["rho", "fedavg"]),
+    (("--out", "t.toml", "--method", "fedavg", "--keys", "mix"), ["mix", "eta"]),
     (("--out", "t.toml", "--method", "fedavg", "--validation", "10"), ["10"]),
     (("--out", "t.toml", "--method", "fedavg", "--dataset", "mnist"), ["--data-dir"]),
     (("--out", "t.toml", "--resume"), ["t.jsonl"]),

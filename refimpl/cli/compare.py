@@ -22,7 +22,8 @@ from refimpl.cli.options import (
 )
 from refimpl.cli.output import print_json
 from refimpl.cli.progress import Progress, round_text
-from refimpl.config import Config, preset_names, resolve
+from refimpl.config import METHODS as KNOWN
+from refimpl.config import preset_names, resolve
 from refimpl.errors import one_of
 from refimpl.storage import json_text, write_whole
 
@@ -131,7 +132,7 @@ def make_plan(
     options = {"checkpoint_every": SELDOM, **{k: v for k, v in (options or {}).items() if v is not None}}
     from_preset = "digits" if from_preset == DEMO else from_preset
     for method in methods or METHODS:
-        one_of("--methods", "method", method, Config.__dataclass_fields__["method"].metadata["choices"])
+        one_of("--methods", "method", method, KNOWN)
     configs = [resolve(file, from_preset, method=method, **options) for method in methods or METHODS]
     rows = tuple(varied(configs, [parse_vary(text) for text in vary]))
     return Plan(rows, tuple(seeds or SEEDS), every or 0)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 SEEDS = (100,)  # comparisons report others
 SHARE = 5  # of the training nodes, every fifth is for validation unless told otherwise
+Ranges = dict[str, tuple[float, float]]
 HEADER = ("method", "trials", "diverged", "best %", "median %", "best setting")
 
 EPILOG = """\b
@@ -102,7 +103,7 @@ def command(
     is a line of the file beside it that ends in .jsonl. What is finished is kept: --resume does the rest.
     """
     from refimpl.tuning.record import Tuning
-    from refimpl.tuning.search import Search, ranges_of
+    from refimpl.tuning.search import Search
 
     if out is None:
         raise click.UsageError("--out FILE.toml is missing", ctx)
@@ -115,16 +116,15 @@ def command(
     if not methods:
         raise click.UsageError("--method NAME is missing", ctx)
     _check_free((out, record), force)
-    given_ranges = dict(map(_range, ranges))
     searches = []
-    for method in methods:
-        one_of("--method", "method", method, METHODS)
+    for method, own in _ranges(methods, keys, dict(map(_range, ranges))).items():
         config = resolve(file, from_preset, method=method, **options)
-        own = _chosen(method, {**ranges_of(method), **given_ranges}, keys)
         held = validation or max(1, config.nodes // SHARE)
         kind = "grid" if grid else "random"
         searches.append(Search(config, own, budget or 16, kind, seeds or SEEDS, held))
-    _check_data(searches, data_dir)
+    note = _check_data(searches[0], data_dir)
+    if note and not quiet:
+        click.echo(f"data: {note}", err=True)
     ctx.exit(run(Tuning.create(record, searches), out, data_dir, threads, as_json, quiet))
 
 
@@ -143,27 +143,33 @@ def _range(text: str) -> tuple[str, tuple[float, float]]:
         raise ConfigError(f"--range: expected KEY=LOW:HIGH, got {text!r}") from None
 
 
-def _chosen(
-    method: str, ranges: dict[str, tuple[float, float]], keys: list[str] | None
-) -> dict[str, tuple[float, float]]:
-    """The ranges of the keys wanted; of ranges given for several methods, those the method takes."""
+def _ranges(methods: list[str], keys: list[str] | None, given: Ranges) -> dict[str, Ranges]:
+    """What is searched of each method: its usual keys or those named, in the usual ranges or those given."""
     from refimpl.methods import takes
+    from refimpl.tuning.search import ranges_of
 
-    for key in keys or ():
-        one_of("--keys", "key", key.replace("-", "_"), tuple(sorted(ranges)))
-    wanted = [key.replace("-", "_") for key in keys] if keys else list(ranges)
-    unknown = [key for key in ranges if key not in resolve().table()]
-    if unknown:
-        raise ConfigError(f"--range: unknown key {unknown[0]!r}")
-    return {key: ranges[key] for key in wanted if takes(method, key)}
+    for number, method in enumerate(methods):
+        one_of("--method", "method", method, METHODS)
+        if method in methods[:number]:
+            raise ConfigError(f"--method: expected every method once, got {method} again")
+    for key in given:
+        if key not in resolve().table() or not any(takes(method, key) for method in methods):
+            raise ConfigError(f"--range: {key} is no key that {' or '.join(methods)} takes")
+    usual = {method: {**ranges_of(method), **given} for method in methods}
+    wanted = [key.replace("-", "_") for key in keys] if keys else None
+    for key in wanted or ():
+        one_of("--keys", "key", key, tuple(sorted({key for own in usual.values() for key in own})))
+    return {
+        method: {key: own[key] for key in wanted or own if key in own and takes(method, key)}
+        for method, own in usual.items()
+    }
 
 
-def _check_data(searches: list[Search], data_dir: Path | None) -> None:
-    """Raise what is wrong with the data, before a file is written."""
+def _check_data(search: Search, data_dir: Path | None) -> str:
+    """Raise what is wrong with the data, before a file is written; what they say a result should mention."""
     from refimpl.tuning.trial import validation_experiment
 
-    for search in searches[:1]:
-        validation_experiment(search.config, search.validation, data_dir)
+    return validation_experiment(search.config, search.validation, data_dir).note
 
 
 def run(

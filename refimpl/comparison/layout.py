@@ -95,11 +95,11 @@ def _blocks(plan: Plan, outcomes: Sequence[Outcome], write: Writer) -> list[str]
 
 def _notes(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
     """What a reader must know: what the numbers are, then what is peculiar about some of them."""
-    config = plan.rows[0][1]
     seeds = ", ".join(map(str, plan.seeds))
     lines = [
-        f"{config.dataset}, model {config.model}, {config.nodes} training nodes ({config.per_round or 'all'} "
-        f"in a round), {config.targets} target nodes, seeds {seeds}",
+        f"data set {_common(plan, 'dataset')}, model {_common(plan, 'model')}, "
+        f"{_common(plan, 'nodes')} training nodes ({_common(plan, 'per_round')} a round; 0: all), "
+        f"{_common(plan, 'targets')} target nodes, seeds {seeds}",
         "accuracy: target nodes' test parts, last round, after adaptation; mean over nodes, then mean +- "
         "standard deviation over seeds",
         "off: gated channels off, mean +- standard deviation over nodes; FLOPs dense and executed: one "
@@ -109,6 +109,11 @@ def _notes(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
     lines += sorted({f"data: {outcome.note}" for outcome in outcomes if outcome.note})
     lines += notes({config.method for _, config in plan.rows})
     return lines + [f"{o.label}, seed {o.config.seed}: {o.failure}" for o in outcomes if o.failure]
+
+
+def _common(plan: Plan, key: str) -> str:
+    """The key's value where all rows agree, else all there are."""
+    return " or ".join(dict.fromkeys(str(getattr(config, key)) for _, config in plan.rows))
 
 
 def _training(row: Row) -> Cells:

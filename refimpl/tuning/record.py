@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from refimpl.errors import ConfigError, DataError, RefimplError, RunError
+from refimpl.errors import DataError, RefimplError, RunError
 from refimpl.experiment import default_threads
 from refimpl.methods import KEYS, takes
 from refimpl.parallel import Stop, run_jobs
@@ -30,9 +30,6 @@ class Tuning:
     @classmethod
     def create(cls, path: Path, searches: Sequence[Search]) -> Tuning:
         """A new record, which replaces one that was there."""
-        methods = [search.config.method for search in searches]
-        if len(set(methods)) < len(methods):
-            raise ConfigError(f"tune: every method once, got {', '.join(methods)}")
         tuning = cls(path, tuple(searches), [])
         _write_line(path, {"searches": [search.table() for search in searches]}, "wb")
         return tuning
