@@ -184,7 +184,7 @@ class Point(Protocol):
 
 
 def _looks(number: int) -> dict[str, Any]:
-    """Colour, marker and line of the numbered series: 25 that differ, the first five in all three."""
+    """Colour, marker and line of the numbered series; no two of 25 have both colour and marker in common."""
     lines = ("-", "--", ":", "-.")
     turn = number // len(COLOURS)
     return {

@@ -66,6 +66,56 @@ def test_gap_of_a_run(tmp_path):
     ]
 
 
+def curve(label, *mean, std=0.05):
+    rounds = tuple(range(1, len(mean) + 1))
+    return SimpleNamespace(label=label, rounds=rounds, mean=mean, std=(std,) * len(mean))
+
+
+def point(method, setting, executed, accuracy, std=0.01):
+    return SimpleNamespace(
+        label=f"{method} {setting}",
+        method=method,
+        flops_dense=1000.0,
+        flops_executed=executed,
+        accuracy_adapted_last_mean=accuracy,
+        accuracy_adapted_last_std=std,
+    )
+
+
+def test_accuracy_by_round_has_a_line_and_a_band_for_every_row(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [curve("fedavg", 0.5, 0.6), curve("metagater", 0.7, 0.9, std=np.nan)]
+    assert report.draw_accuracy(tmp_path / "a.png", rows).read_bytes().startswith(PNG)
+    axes = axes_of(report._draw_accuracy(rows))
+    first, second = (line.get_xydata() for line in axes.get_lines())
+    np.testing.assert_allclose(first, [(1, 50), (2, 60)])
+    np.testing.assert_allclose(second, [(1, 70), (2, 90)])
+    heights = [np.ptp(band.get_paths()[0].vertices[:, 1]) for band in axes.collections]
+    np.testing.assert_allclose(heights, [20, 20])  # 45..65, and without a spread the line itself
+
+
+def test_the_frontier_joins_the_rows_of_a_method_by_their_work(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [
+        point("metagater", "rho=0.1", 400.0, 0.8),
+        point("metasnip", "", 500.0, 0.7),
+        point("metagater", "rho=0.01", 900.0, 0.9, std=np.nan),
+        point("metagater", "rho=1", 200.0, 0.5),
+    ]
+    assert report.draw_frontier(tmp_path / "a.png", rows).read_bytes().startswith(PNG)
+    axes = axes_of(report._draw_frontier(rows))
+    gated, pruned = (bars.lines[0].get_xydata() for bars in axes.containers)
+    np.testing.assert_allclose(gated, [(20, 50), (40, 80), (90, 90)])
+    np.testing.assert_allclose(pruned, [(50, 70)])
+    assert [text.get_text() for text in axes.texts] == ["rho=1", "rho=0.1", "rho=0.01", ""]
+
+
+def test_many_series_are_told_apart():
+    looks = [tuple(report._looks(number).values()) for number in range(20)]
+    assert len(set(looks)) == 20
+    assert len({(colour, marker) for colour, marker, _ in looks}) == 20
+
+
 def test_a_figure_that_cannot_be_written(tmp_path):
     pytest.importorskip("matplotlib")
     (tmp_path / "file").write_text("")
