@@ -98,7 +98,7 @@ def _notes(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
     seeds = ", ".join(map(str, plan.seeds))
     lines = [
         f"data set {_common(plan, 'dataset')}, model {_common(plan, 'model')}, "
-        f"{_common(plan, 'nodes')} training nodes ({_common(plan, 'per_round')} a round; 0: all), "
+        f"{_common(plan, 'nodes')} training nodes ({_common(plan, 'per_round', 'all')} a round), "
         f"{_common(plan, 'targets')} target nodes, seeds {seeds}",
         "accuracy: target nodes' test parts, last round, after adaptation; mean over nodes, then mean +- "
         "standard deviation over seeds",
@@ -111,9 +111,10 @@ def _notes(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
     return lines + [f"{o.label}, seed {o.config.seed}: {o.failure}" for o in outcomes if o.failure]
 
 
-def _common(plan: Plan, key: str) -> str:
-    """The key's value where all rows agree, else all there are."""
-    return " or ".join(dict.fromkeys(str(getattr(config, key)) for _, config in plan.rows))
+def _common(plan: Plan, key: str, zero: str = "0") -> str:
+    """The key's value where all rows agree, else all there are; `zero` is what 0 means."""
+    values = dict.fromkeys(getattr(config, key) for _, config in plan.rows)
+    return " or ".join(str(value) if value else zero for value in values)
 
 
 def _training(row: Row) -> Cells:
