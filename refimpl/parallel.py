@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -115,10 +116,14 @@ def _workers(work: Work, count: int) -> Iterator[list[_Worker]]:
 
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes started within do not hear Ctrl-C, which reaches the whole group: the parent tells them."""
+    """Processes started within do not hear Ctrl-C until `_serve` ignores it for good.
+
+    It reaches the whole group, but what is to be done the parent says.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    resource_tracker.ensure_running()  # where it is started, it lifts the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -169,6 +174,7 @@ def _receive(worker: _Worker, stop: Stop) -> tuple[str, Any]:
 
 def _serve(work: Work, pipe: Connection) -> None:
     """What a worker process does: jobs from the pipe, one after the other, until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         while (job := pipe.recv()) is not None:
             try:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -50,7 +55,6 @@ def test_json_is_what_is_written(refimpl, tmp_path):
 
 def test_interrupted_it_says_how_to_go_on_and_ends_the_same(refimpl, tmp_path, monkeypatch):
     assert refimpl("compare", *FEW, "-q")[0] == 0
-    whole = json.loads((tmp_path / "a" / "results.json").read_text())
     ran, run = [], Comparison.run
 
     def interrupted(self, on_round, on_adapted, stop):
@@ -64,12 +68,34 @@ def test_interrupted_it_says_how_to_go_on_and_ends_the_same(refimpl, tmp_path, m
     assert not (tmp_path / "my b" / "results.json").exists()
     assert len(ran) < 12
     assert refimpl("compare", "--resume", "--out", "my b", "--threads", 1, "-q")[0] == 0
-    other = json.loads((tmp_path / "my b" / "results.json").read_text())
-    timed = re.compile("second")
-    for one, two in zip(whole["rows"], other["rows"], strict=True):
-        assert {k: v for k, v in one.items() if not timed.search(k)} == {
-            k: v for k, v in two.items() if not timed.search(k)
-        }
+    assert numbers(tmp_path / "my b") == numbers(tmp_path / "a")
+
+
+def numbers(folder):
+    """The rows without what a clock says."""
+    rows = json.loads((folder / "results.json").read_text())["rows"]
+    return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals to a group of processes")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_signal_to_all_processes_loses_nothing(refimpl, tmp_path, number):
+    longer = (*FEW[:-2], "--rounds", "40", "-q")
+    assert refimpl("compare", *longer, "--out", "whole")[0] == 0
+    command = [sys.executable, "-m", "refimpl.cli", "compare", *longer, "--threads", "2", "--out", "a"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        deadline = time.monotonic() + 60
+        while not any(path.read_bytes().count(b"\n") > 2 for path in tmp_path.glob("a/runs/*/metrics.jsonl")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.killpg(process.pid, number)
+        _, err = process.communicate()
+    assert process.returncode == (app.INTERRUPTED if number == signal.SIGINT else -number)
+    assert "Traceback" not in err
+    assert refimpl("compare", "--resume", "--out", "a", "--threads", 1, "-q")[0] == 0
+    assert numbers(tmp_path / "a") == numbers(tmp_path / "whole")
 
 
 def test_a_finished_comparison_is_only_printed_again(refimpl, tmp_path):

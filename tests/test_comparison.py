@@ -20,6 +20,7 @@ from refimpl.errors import ConfigError, DataError, InputError, RunError
 from refimpl.federated.adapt import NodeReport
 from refimpl.federated.rounds import RoundRecord
 from refimpl.methods import KEYS, takes
+from refimpl.record import RunFolder
 
 TINY = {"nodes": 3, "targets": 2, "rounds": 3, "local_steps": 1}
 
@@ -367,6 +368,14 @@ def test_an_existing_comparison_needs_force_and_foreign_files_stay(tmp_path, fin
         Comparison.create(tmp_path / "b", some, force=True)
     with pytest.raises(RunError, match="not a comparison"):
         Comparison.open(tmp_path / "b")
+
+
+def test_a_comparison_in_use_is_not_replaced(tmp_path):
+    comparison = Comparison.create(tmp_path / "a", plan("fedavg", rounds=1), threads=1)
+    comparison.run()
+    with RunFolder.open(tmp_path / "a" / "runs" / "fedavg-seed0"), pytest.raises(RunError, match="in use"):
+        Comparison.create(tmp_path / "a", comparison.plan, force=True)
+    assert len(comparison.run()) == 1  # all of it is still there
 
 
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path):

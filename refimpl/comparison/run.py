@@ -30,6 +30,7 @@ from refimpl.experiment import build_network, default_threads, prepare
 from refimpl.federated.rounds import RoundRecord
 from refimpl.methods import build_method, is_gated
 from refimpl.parallel import Stop, run_jobs
+from refimpl.record import CONFIG, RunFolder
 from refimpl.storage import json_text, read_bytes, reason, write_whole
 from refimpl.warmup import warm_up
 
@@ -63,6 +64,8 @@ class Comparison:
         path = Path(path)
         check_free(path, force)
         check_plan(plan, data_dir)
+        for run in (path / RUNS).glob(f"*/{CONFIG}"):
+            RunFolder.open(run.parent).close()  # raises where another process is at work
         try:
             if path.exists():
                 shutil.rmtree(path)
