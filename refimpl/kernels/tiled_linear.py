@@ -34,13 +34,21 @@ def _used(mask, columns, out):
     brief()
     count = 0
     for c in range(columns):
-        used = mask.shape[0] == 0
-        for n in range(mask.shape[0]):
-            used = used or mask[n, c]
+        used, n = mask.shape[0] == 0, 0
+        while not used and n < mask.shape[0]:
+            used, n = mask[n, c], n + 1
         if used:
             out[count] = c
             count += 1
     return count
+
+
+@kernel
+def _select(x, mask, out):
+    """out = x where the mask is open, else 0, all flat; without branches, so that it is vectorised."""
+    zero = out.dtype.type(0)
+    for i in range(x.size):
+        out[i] = x[i] if mask[i] else zero
 
 
 @kernel
@@ -51,6 +59,9 @@ def _silenced(x, mask, out):
         return flat
     groups = mask.shape[1]
     size = x.shape[1] // groups
+    if size == 1:
+        _select(flat, mask.reshape(-1), out)
+        return out
     for n in range(x.shape[0]):
         for g in range(groups):
             run = slice((n * groups + g) * size, (n * groups + g + 1) * size)
@@ -66,6 +77,9 @@ def _close(mask, y):
     """Zero the features of y (N, features) that are closed."""
     result, groups = y.reshape(-1), mask.shape[1]
     size = y.shape[1] // max(1, groups)
+    if size == 1 and mask.shape[0] > 0:
+        _select(result, mask.reshape(-1), result)
+        return
     for n in range(mask.shape[0]):
         for g in range(groups):
             if not mask[n, g]:

@@ -160,8 +160,9 @@ class NetworkTask:
 
     def _measure(self, moments: np.ndarray) -> tuple[float, float]:
         """Executed FLOPs and share of closed channels from sums of open-channel counts."""
-        flops, gated = float((self._work_table * moments).sum()), moments[0, 0] * self._gated_channels
-        return flops, float((gated - moments[0, 1:].sum()) / gated) if gated else 0.0
+        samples, *opened = moments[0].tolist()
+        gated = samples * self._gated_channels
+        return float(np.vdot(self._work_table, moments)), (gated - sum(opened)) / gated if gated else 0.0
 
 
 class CompiledObjective:
