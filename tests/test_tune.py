@@ -214,7 +214,7 @@ def test_the_best_setting_is_what_train_and_compare_take(refimpl, tmp_path):
     code, out, err = refimpl("tune", "--method", "fedavg,metagater", *FLAGS, "--budget", 2, "--out", "t.toml")
     assert code == 0
     assert "4 trials of 2 methods" in err
-    assert "no target node was used" in out
+    assert "none of their target nodes was used" in out
     lines = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
     assert len(lines) == 1 + 4
     table = tomllib.loads((tmp_path / "t.toml").read_text())

@@ -193,7 +193,7 @@ def run(
         )
         return 0
     click.echo(table(HEADER, [_cells(tuning, method) for method in methods]))
-    click.echo(f"\naccuracy after adaptation at {_nodes(tuning)}; no target node was used")
+    click.echo(f"\naccuracy after adaptation at {_nodes(tuning)}; none of their target nodes was used")
     click.echo(f"{out}: for train --config and compare --config; {tuning.path}: all trials")
     return 0
 

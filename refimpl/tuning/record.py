@@ -105,7 +105,7 @@ class Tuning:
             f"# The best of {_counts(self)} settings of each method ({search.kind} search), by mean accuracy",
             f"# after adaptation at {search.validation} validation nodes: the last training nodes of seeds "
             f"{', '.join(map(str, search.seeds))},",
-            f"# kept out of training. No target node was used. All trials: {self.path.name}",
+            f"# kept out of training. None of their target nodes was used. All trials: {self.path.name}",
         ]
         if len(self.searches) == 1:
             lines.append(f'method = "{search.config.method}"')
