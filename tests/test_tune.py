@@ -273,6 +273,7 @@ def test_interrupted_it_says_how_to_go_on(refimpl, tmp_path, monkeypatch):
 
 WRONG = [
     ((), ["--out"]),
+    (("--out", "t.jsonl", "--method", "fedavg"), ["--out", ".toml", "t.jsonl"]),
     (("--out", "t.toml"), ["--method"]),
     (("--out", "t.toml", "--method", "sgd"), ["sgd", "fedavg"]),
     (("--out", "t.toml", "--method", "fedavg,fedavg"), ["once"]),

@@ -105,8 +105,8 @@ def command(
     from refimpl.tuning.record import Tuning
     from refimpl.tuning.search import Search
 
-    if out is None:
-        raise click.UsageError("--out FILE.toml is missing", ctx)
+    if out is None or out.suffix != ".toml":
+        raise click.UsageError(f"expected --out FILE.toml, got {out or 'none'}", ctx)
     record = out.with_suffix(".jsonl")
     if resume:
         given = methods or file or from_preset or budget or keys or ranges or seeds or validation or force
