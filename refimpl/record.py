@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -265,8 +265,13 @@ def _ranges(rounds: Sequence[int]) -> str:
     return f"{len(rounds)} rounds from {rounds[0]} to {rounds[-1]}" if rounds else "none"
 
 
-def check_free(path: Path, force: bool) -> None:
-    """Raise `RunError` unless a run may be put at `path`; with `force` an existing run is in order."""
+def check_free(
+    path: Path, force: bool, mark: str = CONFIG, own: Collection[str] = OWN_FILES, what: str = "a run folder"
+) -> None:
+    """Raise `RunError` unless a run may be put at `path`; with `force` an existing run is in order.
+
+    For other folders than runs: `mark` is the file that says what they are, `own` all that may be deleted.
+    """
     if not path.exists():
         return
     if not path.is_dir():
@@ -274,11 +279,11 @@ def check_free(path: Path, force: bool) -> None:
     present = sorted(item.name for item in path.iterdir())
     if not present:
         return
-    if CONFIG not in present:
-        raise RunError(f"{path}: exists and is not a run folder; choose another --out")
+    if mark not in present:
+        raise RunError(f"{path}: exists and is not {what}; choose another --out")
     if not force:
         raise RunError(f"{path}: exists; continue it with --resume or replace it with --force")
-    foreign = [name for name in present if name not in OWN_FILES]
+    foreign = [name for name in present if name not in own]
     if foreign:
         raise RunError(f"{path}: --force would delete {', '.join(foreign)}; move that elsewhere first")
 

@@ -30,7 +30,7 @@ from refimpl.experiment import build_network, default_threads, prepare
 from refimpl.federated.rounds import RoundRecord
 from refimpl.methods import build_method, is_gated
 from refimpl.parallel import Stop, run_jobs
-from refimpl.record import CONFIG, RunFolder
+from refimpl.record import CONFIG, RunFolder, check_free
 from refimpl.storage import json_text, read_bytes, reason, write_whole
 from refimpl.warmup import warm_up
 
@@ -62,7 +62,7 @@ class Comparison:
     ) -> Comparison:
         """A new comparison; one that is there goes only with `force`. The plan is tried out first."""
         path = Path(path)
-        check_free(path, force)
+        check_free(path, force, PLAN, OWN_FILES, "a comparison")
         check_plan(plan, data_dir)
         for run in (path / RUNS).glob(f"*/{CONFIG}"):
             RunFolder.open(run.parent).close()  # raises where another process is at work
@@ -136,24 +136,6 @@ class Comparison:
             elif isinstance(result, RefimplError):
                 raise result
         return failures
-
-
-def check_free(path: Path, force: bool) -> None:
-    """Raise `RunError` unless a comparison may be put at `path`."""
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise RunError(f"{path}: expected a folder, found a file; choose another --out")
-    present = sorted(item.name for item in path.iterdir())
-    if not present:
-        return
-    if PLAN not in present:
-        raise RunError(f"{path}: exists and is not a comparison; choose another --out")
-    if not force:
-        raise RunError(f"{path}: exists; continue it with --resume or replace it with --force")
-    foreign = [name for name in present if name not in OWN_FILES]
-    if foreign:
-        raise RunError(f"{path}: --force would delete {', '.join(foreign)}; move that elsewhere first")
 
 
 def check_plan(plan: Plan, data_dir: Path | None) -> None:

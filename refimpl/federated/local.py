@@ -25,7 +25,6 @@ class Objective(Protocol):
         """Value at w; gradient into grad_out."""
 
 
-@runtime_checkable
 class Measured(Protocol):
     """An objective that can say what its last evaluation cost and how many channels it closed."""
 
@@ -62,7 +61,6 @@ class Descent(Protocol):
     closed_share: float
 
 
-@runtime_checkable
 class Descending(Protocol):
     """A task that can run the whole local iteration by itself, in compiled code."""
 
