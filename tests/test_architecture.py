@@ -33,11 +33,11 @@ ROOMS = (
     ("presets", "config"),
     ("storage", "environment"),
     ("record",),
-    ("report",),
     ("warmup",),
     ("methods",),
     ("experiment",),
     ("comparison", "bench", "stationarity", "tuning"),
+    ("report",),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}

@@ -197,7 +197,8 @@ def _draw(path: Path, outcomes: list[Outcome]) -> list[Path]:
     """The figures there is something to draw for, where matplotlib is."""
     from refimpl.comparison.run import FIGURES
     from refimpl.comparison.summary import curves, summarise
-    from refimpl.report import draw_accuracy, draw_frontier, has_matplotlib
+    from refimpl.report.canvas import has_matplotlib
+    from refimpl.report.comparison import draw_accuracy, draw_frontier
 
     if not has_matplotlib():
         return []

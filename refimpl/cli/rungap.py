@@ -34,7 +34,8 @@ def show(
 
     rounds: None for a few over the whole run, empty for its last checkpoint.
     """
-    from refimpl.report import draw_run_gap, has_matplotlib, require_matplotlib
+    from refimpl.report.canvas import has_matplotlib, require_matplotlib
+    from refimpl.report.gap import GapSeries, draw_gaps
 
     if figure is not None:
         require_matplotlib()  # before the work, not after it
@@ -44,7 +45,8 @@ def show(
         saved = folder.save_report("gap", content)
         drawn = None
         if has_matplotlib():
-            drawn = draw_run_gap(figure or folder.report / "gap.png", folder.metrics(), rows)
+            series = GapSeries(folder.config["method"], folder.metrics(), rows)
+            drawn = draw_gaps(figure or folder.report / "gap.png", [series])
     if as_json:
         print_json({"run": str(run), "figure": drawn and str(drawn), **content})
         return

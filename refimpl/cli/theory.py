@@ -80,7 +80,7 @@ def _checks(function: Any) -> Any:
 def everything(verbose: bool, seed: int, as_json: bool, quiet: bool, figures: Path | None) -> None:
     """Every section; with figures if asked for."""
     if figures is not None:
-        from refimpl.report import require_matplotlib
+        from refimpl.report.canvas import require_matplotlib
 
         require_matplotlib()
     passed = check(tuple(SECTIONS), verbose, seed, as_json, quiet)
@@ -92,7 +92,7 @@ def everything(verbose: bool, seed: int, as_json: bool, quiet: bool, figures: Pa
 
 def _draw(folder: Path, seed: int, quiet: bool) -> None:
     """The figures of the theory, with progress."""
-    from refimpl.report import THEORY_FIGURES, theory_figure
+    from refimpl.report.theory import THEORY_FIGURES, theory_figure
 
     with Progress(len(THEORY_FIGURES), quiet) as progress:
         for name in THEORY_FIGURES:
