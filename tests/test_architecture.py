@@ -36,6 +36,7 @@ ROOMS = (
     ("warmup",),
     ("methods",),
     ("experiment",),
+    ("replay",),
     ("comparison", "bench", "stationarity", "tuning"),
     ("report",),
     ("cli",),

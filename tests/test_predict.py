@@ -7,13 +7,14 @@ import pytest
 
 from refimpl.kernels import edge
 from refimpl.nn import lowering, zoo
+from refimpl.nn import predict as predict_module
 from refimpl.nn.chain import Residual
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.layers import Conv2d, Linear
 from refimpl.nn.network import Network
 from refimpl.nn.pointwise import ReLU
 from refimpl.nn.pooling import Flatten
-from refimpl.nn.predict import predict
+from refimpl.nn.predict import open_channels, predict
 from refimpl.nn.work import executed_work
 from refimpl.rng import SeedTree
 
@@ -53,6 +54,20 @@ def test_predictions_are_those_of_the_layers(name, mode, dtype):
     assert np.array_equal(found.opened, opened.reshape(len(x), len(masks)))
     if masks and mode == "hard":
         assert 0 < found.opened.sum() < len(x) * sum(mask.shape[1] for mask in masks.values())
+
+
+@pytest.mark.parametrize("mode", ["hard", "ste", "soft"])
+def test_open_channels_are_those_whose_margin_is_positive(mode, monkeypatch):
+    monkeypatch.setattr(predict_module, "LAYERS_BATCH", 7)
+    network = NETWORKS["digits"]
+    w, x = problem(network)
+    found = open_channels(network, w, x, Gating(mode))
+    assert list(found) == ["conv1.gate", "conv2.gate"]
+    decided = network.decisions(network.forward(w, x, Context(Gating("hard")))[1])
+    assert np.array_equal(found["conv1.gate"], decided["conv1.gate"].mask)
+    assert 0 < found["conv1.gate"].sum() < found["conv1.gate"].size
+    assert found["conv2.gate"].shape == (len(x), 6)
+    assert open_channels(NETWORKS["ungated"], *problem(NETWORKS["ungated"])) == {}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

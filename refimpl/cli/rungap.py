@@ -66,7 +66,8 @@ def _measure(
     """The rows, and lines that say what was computed."""
     from refimpl.config import from_table
     from refimpl.experiment import prepare
-    from refimpl.stationarity import Inspection, note, over_the_run
+    from refimpl.replay import over_the_run
+    from refimpl.stationarity import Inspection, note
     from refimpl.theory.measured import Effort
 
     wanted = over_the_run(folder) if rounds is None else rounds
