@@ -10,6 +10,7 @@ import click
 
 from refimpl.cli.options import config_options, data_dir_option, json_option
 from refimpl.cli.output import print_json, table
+from refimpl.config import ADAPTATION
 from refimpl.errors import InputError
 from refimpl.record import RunFolder
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from refimpl.experiment import Experiment
     from refimpl.federated.adapt import NodeReport
 
-SETTINGS = ("eta_phi", "eta_theta", "adapt_steps", "snip_keep")
-
 
 @click.command(
     epilog="\b\nExamples:\n  refimpl adapt runs/first\n  refimpl adapt runs/first --adapt-steps 3 --json"
@@ -28,7 +27,7 @@ SETTINGS = ("eta_phi", "eta_theta", "adapt_steps", "snip_keep")
 @click.argument("run", type=click.Path(path_type=Path))
 @data_dir_option
 @json_option
-@config_options(SETTINGS)
+@config_options(ADAPTATION)
 def command(run: Path, data_dir: Path | None, as_json: bool, **options: Any) -> None:
     """Adapt a run's meta-model at its target nodes, in two stages.
 
@@ -54,7 +53,7 @@ def command(run: Path, data_dir: Path | None, as_json: bool, **options: Any) -> 
         content = {
             "run": str(run),
             "method": method,
-            "settings": {name: getattr(experiment.config, name) for name in SETTINGS},
+            "settings": {name: getattr(experiment.config, name) for name in ADAPTATION},
             "data": experiment.note,
             "nodes": [report._asdict() for report in reports],
             "channel_variant": [report._asdict() for report in beside],
