@@ -84,7 +84,7 @@ def readme(options: argparse.Namespace) -> int:
 
 def show_experiments(options: argparse.Namespace) -> int:
     for name in options.names:
-        content = experiments.content(experiments.read(name))
+        content = experiments.content(name)
         if options.into is None:
             print(content)
         else:

@@ -1,7 +1,8 @@
 """The README's tables of experiments, from results of `refimpl compare` that are kept in `experiments/`.
 
 NAME.json is the `results.json` of a comparison, NAME.toml the settings it was given and NAME.trials.jsonl
-the search on validation nodes they come from; figures are drawn from the results.
+the search on validation nodes they come from; figures are drawn from the results. Of an ablation the table
+about adaptation is shown alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from refimpl.comparison.summary import Curve, Row, read_row
 from refimpl.tables import markdown
 
 FOLDER = Path(__file__).parent / "experiments"
+ABLATION = "ablation-"  # how its name begins
 Results = dict[str, Any]
 
 
@@ -37,10 +39,14 @@ def rows(results: Results) -> list[Row]:
     return [read_row(table) for table in results["rows"]]
 
 
-def content(results: Results) -> str:
-    """Tables and notes as Markdown."""
-    notes = "\n".join(f"- {note}" for note in results["notes"])
-    return "\n\n".join([*(markdown(*table) for table in row_tables(rows(results))), notes])
+def content(name: str) -> str:
+    """Tables and notes as Markdown; of an ablation, what was run and the last table."""
+    results = read(name)
+    about, *notes = results["notes"]
+    training, adaptation = (markdown(*table) for table in row_tables(rows(results)))
+    if name.startswith(ABLATION):
+        return f"{about}:\n\n{adaptation}"
+    return "\n\n".join([training, adaptation, "\n".join(f"- {note}" for note in (about, *notes))])
 
 
 def draw(name: str) -> list[Path]:

@@ -384,7 +384,7 @@ def test_the_readme_shows_the_committed_results(checkout):
     text = (ROOT / "README.md").read_text()
     speed = markdown.readme(json.loads((ROOT / "bench" / "results.json").read_text()))
     shown = {markdown.COMMAND: speed}
-    shown |= {experiments.command(n): experiments.content(experiments.read(n)) for n in experiments.names()}
+    shown |= {experiments.command(n): experiments.content(n) for n in experiments.names()}
     for command, content in shown.items():
         assert inside(text, command) == content
         assert put_into(text, command, content) == text
