@@ -61,10 +61,6 @@ def command(
     report folder and not computed again. Figures need matplotlib (the extra `plot`); without it the page has
     tables only.
     """
-    from refimpl.report.canvas import MISSING, has_matplotlib
-
-    if not has_matplotlib():
-        click.echo(f"refimpl: {MISSING}; the page will have tables only", err=True)
     try:
         paths = _report(runs, out, full, threads, data_dir, quiet)
     except KeyboardInterrupt:
@@ -86,10 +82,13 @@ def _report(
     quiet: bool,
 ) -> list[Path]:
     """Measure what is needed, draw, write; the paths, the page first."""
+    from refimpl.report.canvas import MISSING, has_matplotlib
     from refimpl.report.subject import find
     from refimpl.report.write import plans, write
 
     subjects, compared = find(runs, data_dir)
+    if not has_matplotlib():
+        click.echo(f"refimpl: {MISSING}; the page will have tables only", err=True)
     views = [
         _view(subject, data_dir, full, threads, f"run {number}/{len(subjects)}", quiet)
         for number, subject in enumerate(subjects, start=1)

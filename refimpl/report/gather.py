@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,6 +66,24 @@ class View:
 def has_gap(view: View) -> bool:
     """Whether the run's method has a stationarity gap."""
     return any(entry["gap"] is not None for entry in view.metrics)
+
+
+class Training(NamedTuple):
+    """A meta-training, shown once though several rows may prune its model; `number`: of the first of them."""
+
+    number: int
+    label: str
+    view: View
+
+
+def trainings(views: Sequence[View]) -> list[Training]:
+    """The meta-trainings behind the views, in order."""
+    found: dict[Path, Training] = {}
+    for number, view in enumerate(views):
+        first = found.get(view.folder, Training(number, "", view))
+        label = ", ".join(filter(None, (first.label, view.label)))
+        found[view.folder] = first._replace(label=label)
+    return list(found.values())
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def _loose(views: Sequence[View], compared: Sequence[Compared]) -> list[str]:
 
 def _comparison(one: Compared) -> str:
     plan = one.comparison.plan
-    lines = "".join(f"<li>{escape(line)}</li>" for line in plan_notes(plan, one.outcomes))
+    lines = "".join(f"<li>{_text(line)}</li>" for line in plan_notes(plan, one.outcomes))
     title = f"<h2>Comparison {escape(str(one.path))}</h2>"
     return "\n".join(
         [title, *(_table(*each) for each in tables(one.outcomes)), f'<ul class="note">{lines}</ul>']
@@ -124,9 +124,14 @@ def _note(text: str) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    lines = ["".join(f"<td>{escape(cell.replace('+-', '±'))}</td>" for cell in row) for row in rows]
+    lines = ["".join(f"<td>{_text(cell)}</td>" for cell in row) for row in rows]
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _text(plain: str) -> str:
+    """What commands print, as the page shows it."""
+    return escape(plain.replace("+-", "±"))
 
 
 def _facts(table: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from refimpl.report.canvas import FEW_DECADES, GREY, looks, new_figure, plain_ticks
-from refimpl.report.gather import View
+from refimpl.report.gather import View, trainings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,11 +24,11 @@ def training_figure(views: Sequence[View]) -> Figure:
     """Loss by round, and accuracy at the target nodes after adaptation by round."""
     with_accuracy = [view for view in views if view.accuracy or view.reports]
     figure, panels = new_figure(2 if with_accuracy else 1, 6.0, 4.4)
-    for number, view in enumerate(views):
+    for number, label, view in trainings(views):
         rounds = [entry["round"] for entry in view.metrics]
         every = max(1, len(rounds) // MARKS)
         loss = [np.nan if entry["loss"] is None else entry["loss"] for entry in view.metrics]
-        panels[0].plot(rounds, loss, ms=4, lw=1.2, markevery=every, label=view.label, **looks(number))
+        panels[0].plot(rounds, loss, ms=4, lw=1.2, markevery=every, label=label, **looks(number))
     panels[0].set(xlabel="round", ylabel="loss, mean over nodes", title="Meta-training", yscale="log")
     low, high = panels[0].get_ylim()
     if high < FEW_DECADES * low:
@@ -84,11 +84,14 @@ def closes_channels(view: View) -> bool:
 
 def work_figure(views: Sequence[View]) -> Figure:
     """Executed FLOPs against measured seconds: a round, a node's adaptation, a forward pass."""
-    figure, panels = new_figure(3, 4.6, 4.4)
-    for number, view in enumerate(views):
-        look = {**looks(number), "ls": "", "label": view.label}
+    figure, panels = new_figure(3, 4.6, 4.7)
+    for number, _, view in trainings(views):
+        look = {**looks(number), "ls": ""}
         rounds = np.array([(entry["flops"], entry["seconds"]) for entry in view.metrics], dtype=np.float64)
         panels[0].plot(rounds[:, 0] / 1e9, rounds[:, 1] * 1e3, ms=3.5, alpha=0.5, **look)
+    for number, view in enumerate(views):
+        look = {**looks(number), "ls": "", "label": view.label}
+        panels[0].plot([], [], ms=5, **look)
         if view.reports:
             flops = np.array([report.adapt_flops_executed for report in view.reports])
             seconds = np.array([report.seconds_gate + report.seconds_backbone for report in view.reports])
@@ -105,7 +108,8 @@ def work_figure(views: Sequence[View]) -> Figure:
     for axes, speed in zip(panels, (1e3, 1.0, 1.0), strict=True):
         _log_axes(axes)
         _draw_speeds(axes, speed)
-    panels[0].legend(fontsize=8)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), fontsize=9)
     return figure
 
 

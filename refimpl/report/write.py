@@ -18,7 +18,7 @@ from refimpl.report.canvas import MISSING, has_matplotlib, png
 from refimpl.report.comparison import accuracy_figure, frontier_figure
 from refimpl.report.gap import GapSeries, gap_figure
 from refimpl.report.gates import gates_figure
-from refimpl.report.gather import View, has_gap
+from refimpl.report.gather import View, has_gap, trainings
 from refimpl.report.page import Drawn, html_page
 from refimpl.report.runs import closes_channels, sparsity_figure, training_figure, work_figure
 from refimpl.report.subject import Compared
@@ -75,7 +75,11 @@ def plans(views: Sequence[View], compared: Sequence[Compared], theory: bool) -> 
     found = [Plan("training.png", "Loss and accuracy by round", TRAINING, lambda: training_figure(views))]
     for one in compared:
         found += _of_comparison(one)
-    gapped = [GapSeries(view.label, view.metrics, view.gaps) for view in views if has_gap(view)]
+    gapped = [
+        GapSeries(label, view.metrics, view.gaps, number)
+        for number, label, view in trainings(views)
+        if has_gap(view)
+    ]
     if gapped:
         found.append(Plan("stationarity.png", "Stationarity gap by round", GAP, lambda: gap_figure(gapped)))
     if gapped and theory:
