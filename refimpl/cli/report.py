@@ -11,9 +11,9 @@ import click
 
 from refimpl.cli.app import INTERRUPTED
 from refimpl.cli.compiling import notice
-from refimpl.cli.options import data_dir_option, json_option, quiet_option, threads_option
+from refimpl.cli.options import data_dir_option, json_option, talk_options, threads_option
 from refimpl.cli.output import print_json
-from refimpl.cli.progress import Progress
+from refimpl.cli.progress import Progress, Talk
 
 if TYPE_CHECKING:
     from refimpl.report.gather import View
@@ -39,7 +39,7 @@ Examples:
 @threads_option
 @data_dir_option
 @json_option
-@quiet_option
+@talk_options
 def command(
     runs: tuple[Path, ...],
     out: Path | None,
@@ -47,7 +47,7 @@ def command(
     threads: int | None,
     data_dir: Path | None,
     as_json: bool,
-    quiet: bool,
+    talk: Talk,
 ) -> None:
     """Tables and figures of runs, as one page and PNG files.
 
@@ -62,7 +62,7 @@ def command(
     tables only.
     """
     try:
-        paths = _report(runs, out, full, threads, data_dir, quiet)
+        paths = _report(runs, out, full, threads, data_dir, talk)
     except KeyboardInterrupt:
         again = shlex.join(["refimpl", *sys.argv[1:]])
         click.echo(f"refimpl: stopped; no file is left half written; begin again with: {again}", err=True)
@@ -79,7 +79,7 @@ def _report(
     full: bool | None,
     threads: int | None,
     data_dir: Path | None,
-    quiet: bool,
+    talk: Talk,
 ) -> list[Path]:
     """Measure what is needed, draw, write; the paths, the page first."""
     from refimpl.report.canvas import MISSING, has_matplotlib
@@ -90,23 +90,23 @@ def _report(
     if not has_matplotlib():
         click.echo(f"refimpl: {MISSING}; the page will have tables only", err=True)
     views = [
-        _view(subject, data_dir, full, threads, f"run {number}/{len(subjects)}", quiet)
+        _view(subject, data_dir, full, threads, f"run {number}/{len(subjects)}", talk)
         for number, subject in enumerate(subjects, start=1)
     ]
     chosen = plans(views, compared, theory=full is not False)
-    with Progress(len(chosen), quiet) as progress:
+    with Progress(len(chosen), talk) as progress:
         folder = out or (runs[0] / "report" if len(runs) == 1 else Path("runs") / "report")
         return write(folder, views, compared, chosen, lambda name: progress.step(f"drawn  {name}"))
 
 
 def _view(
-    subject: Subject, data_dir: Path | None, full: bool | None, threads: int | None, which: str, quiet: bool
+    subject: Subject, data_dir: Path | None, full: bool | None, threads: int | None, which: str, talk: Talk
 ) -> View:
     """One run, with progress."""
     from refimpl.report.gather import Gathering
     from refimpl.warmup import warm_up
 
-    with Progress(0, quiet) as progress, notice(progress):
+    with Progress(0, talk) as progress, notice(progress):
         warm_up(subject.config.dtype)
         gathering = Gathering.begin(
             subject, data_dir, full, threads, lambda text: progress.step(f"{which}  {text}")
