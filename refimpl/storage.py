@@ -196,3 +196,11 @@ def plain(value: Any) -> Any:
 def json_text(content: Any) -> str:
     """`content`, made plain, as indented JSON that ends in a line break."""
     return json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
+
+
+def read_json(path: Path) -> Any:
+    """What `json_text` wrote; `DataError` naming the file for anything else."""
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError:
+        raise DataError(f"{path}: expected JSON, found damage; remove it to have it made again") from None

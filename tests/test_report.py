@@ -98,7 +98,7 @@ def test_accuracy_by_round_has_a_line_and_a_band_for_every_row(tmp_path):
     pytest.importorskip("matplotlib")
     rows = [curve("fedavg", 0.5, 0.6), curve("metagater", 0.7, 0.9, std=np.nan)]
     assert comparison.draw_accuracy(tmp_path / "a.png", rows).read_bytes().startswith(PNG)
-    axes = axes_of(comparison._draw_accuracy(rows))
+    axes = axes_of(comparison.accuracy_figure(rows))
     first, second = (line.get_xydata() for line in axes.get_lines())
     np.testing.assert_allclose(first, [(1, 50), (2, 60)])
     np.testing.assert_allclose(second, [(1, 70), (2, 90)])
@@ -115,7 +115,7 @@ def test_the_frontier_joins_the_rows_of_a_method_by_their_work(tmp_path):
         point("metagater", "rho=1", 200.0, 0.5),
     ]
     assert comparison.draw_frontier(tmp_path / "a.png", rows).read_bytes().startswith(PNG)
-    axes = axes_of(comparison._draw_frontier(rows))
+    axes = axes_of(comparison.frontier_figure(rows))
     gated, pruned = (bars.lines[0].get_xydata() for bars in axes.containers)
     np.testing.assert_allclose(gated, [(20, 50), (40, 80), (90, 90)])
     np.testing.assert_allclose(pruned, [(50, 70)])

@@ -25,6 +25,7 @@ COMMANDS = {
     "train": "Meta-train one method on one data set into a run folder.",
     "adapt": "Adapt a run's meta-model at its target nodes, in two stages.",
     "compare": "Compare methods, or settings of one, over seeds, in the paper's tables.",
+    "report": "Tables and figures of runs, as one page and PNG files.",
     "tune": "Search the best settings of methods on validation nodes.",
     "data": "List, verify and fetch data sets; show how one is cut into nodes.",
     "theory": "Check the paper's lemmas, theorem and rates numerically.",
@@ -37,7 +38,7 @@ COMMANDS = {
 # The three jobs the package is for, each with the commands that do it, and the way in.
 JOBS = (
     ("Verify the theory", ("theory", "gradcheck --all")),
-    ("Benchmark on this CPU", ("compare", "tune", "bench", "train", "adapt")),
+    ("Benchmark on this CPU", ("compare", "tune", "bench", "train", "adapt", "report")),
     ("Cross-check another implementation", ("golden make", "golden check", "gradcheck")),
     ("New here? A minute of everything, offline", ("demo",)),
 )

@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refimpl.cli.app import CHECK_FAILED, INTERRUPTED
-from refimpl.cli.options import config_options, data_dir_option, json_option, preset_option, quiet_option
+from refimpl.cli.options import (
+    config_options,
+    data_dir_option,
+    file_option,
+    json_option,
+    preset_option,
+    talk_options,
+)
 from refimpl.cli.output import facts, print_json, table
-from refimpl.cli.progress import PLAIN_SECONDS, PLAIN_SHARE, REDRAW_SECONDS, Progress
+from refimpl.cli.progress import PLAIN_SECONDS, PLAIN_SHARE, REDRAW_SECONDS, Progress, Talk
 from refimpl.config import DATASETS, resolve
 
 if TYPE_CHECKING:
@@ -156,8 +163,8 @@ def _checked(check: Check) -> str:
 )
 @data_dir_option
 @json_option
-@quiet_option
-def fetch_command(name: str, source: str | None, data_dir: Path | None, as_json: bool, quiet: bool) -> None:
+@talk_options
+def fetch_command(name: str, source: str | None, data_dir: Path | None, as_json: bool, talk: Talk) -> None:
     """Download a data set from its official addresses, and check it.
 
     What is there already is left alone. A download that was interrupted goes on where it stopped when the
@@ -169,7 +176,7 @@ def fetch_command(name: str, source: str | None, data_dir: Path | None, as_json:
     fetched = not files
     if fetched:
         try:
-            with Progress(0, quiet) as progress:
+            with Progress(0, talk) as progress:
                 files = [str(path) for path in fetch(name, data_dir, Meter(progress), source=source)]
         except KeyboardInterrupt:
             click.echo("refimpl: stopped; the same command goes on where it was", err=True)
@@ -229,9 +236,7 @@ class Meter:
     "  refimpl data partition --preset mnist --data-dir ~/data --nodes 20 --json\n"
     "  refimpl data partition --dataset mine.npz --nodes 3 --targets 1 --sizes 40,30,30,20",
 )
-@click.option(
-    "--config", "file", type=click.Path(dir_okay=False, path_type=Path), help="TOML file of options."
-)
+@file_option
 @preset_option
 @data_dir_option
 @json_option

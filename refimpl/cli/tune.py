@@ -12,18 +12,9 @@ import click
 from refimpl.cli.app import INTERRUPTED
 from refimpl.cli.compiling import notice
 from refimpl.cli.interrupt import stop_requests
-from refimpl.cli.options import (
-    Names,
-    Seeds,
-    config_options,
-    data_dir_option,
-    json_option,
-    preset_option,
-    quiet_option,
-    threads_option,
-)
+from refimpl.cli.options import Names, Seeds, file_option, preset_option, run_options
 from refimpl.cli.output import print_json, table
-from refimpl.cli.progress import Progress, round_text
+from refimpl.cli.progress import Progress, Talk, round_text
 from refimpl.config import METHODS, resolve
 from refimpl.errors import ConfigError, RunError, one_of
 from refimpl.storage import write_whole
@@ -52,9 +43,7 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.option("--method", "methods", type=Names(), help="Method, or several with the same budget each.")
-@click.option(
-    "--config", "file", type=click.Path(dir_okay=False, path_type=Path), help="TOML file of options."
-)
+@file_option
 @preset_option
 @click.option("--budget", type=click.IntRange(min=1), help="Settings tried of each method.  [16]")
 @click.option("--grid/--random", default=None, help="How settings are chosen.  [random]")
@@ -72,11 +61,7 @@ Examples:
 )
 @click.option("--resume", is_flag=True, help="Go on with the search of --out.")
 @click.option("--force", is_flag=True, help="Replace --out and its trials.")
-@threads_option
-@data_dir_option
-@json_option
-@quiet_option
-@config_options(without=("method", "seed"))
+@run_options(without=("method", "seed"))
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -96,7 +81,7 @@ def command(
     threads: int | None,
     data_dir: Path | None,
     as_json: bool,
-    quiet: bool,
+    talk: Talk,
     **options: Any,
 ) -> None:
     """Search the best settings of methods on validation nodes.
@@ -130,7 +115,7 @@ def command(
         )
         if given or grid is not None or any(value is not None for value in options.values()):
             raise click.UsageError("--resume takes what to search from the record of --out", ctx)
-        ctx.exit(run(Tuning.open(record), out, data_dir, threads, as_json, quiet))
+        ctx.exit(run(Tuning.open(record), out, data_dir, threads, as_json, talk))
     if not methods:
         raise click.UsageError("--method NAME is missing", ctx)
     _check_free((out, record), force)
@@ -142,9 +127,9 @@ def command(
         more = adaptations or 1
         searches.append(Search(config, own, budget or 16, kind, seeds or SEEDS, held, adaptations=more))
     note = _check_data(searches[0], data_dir)
-    if note and not quiet:
+    if note and talk != Talk.QUIET:
         click.echo(f"data: {note}", err=True)
-    ctx.exit(run(Tuning.create(record, searches), out, data_dir, threads, as_json, quiet))
+    ctx.exit(run(Tuning.create(record, searches), out, data_dir, threads, as_json, talk))
 
 
 def _check_free(paths: tuple[Path, ...], force: bool) -> None:
@@ -192,11 +177,11 @@ def _check_data(search: Search, data_dir: Path | None) -> str:
 
 
 def run(
-    tuning: Tuning, out: Path, data_dir: Path | None, threads: int | None, as_json: bool, quiet: bool
+    tuning: Tuning, out: Path, data_dir: Path | None, threads: int | None, as_json: bool, talk: Talk
 ) -> int:
     """Make the trials that are left, write the best settings, and print; returns the exit code."""
     try:
-        _make(tuning, data_dir, threads, quiet)
+        _make(tuning, data_dir, threads, talk)
     except KeyboardInterrupt:
         data = f" --data-dir {shlex.quote(str(data_dir))}" if data_dir else ""
         again = f"refimpl tune --resume --out {shlex.quote(str(out))}{data}"
@@ -217,12 +202,12 @@ def run(
     return 0
 
 
-def _make(tuning: Tuning, data_dir: Path | None, threads: int | None, quiet: bool) -> None:
+def _make(tuning: Tuning, data_dir: Path | None, threads: int | None, talk: Talk) -> None:
     """The trials, with progress."""
     left, jobs = tuning.left(), tuning.jobs()
     searches = [job.trials[0][0] for job in jobs]
     rounds = sum(search.config.rounds * len(search.seeds) for search in searches)
-    with Progress(rounds, quiet) as progress, notice(progress), stop_requests() as stop:
+    with Progress(rounds, talk) as progress, notice(progress), stop_requests() as stop:
         shared = f" on {len(jobs)} meta-trainings" * (len(jobs) < len(left))
         progress.say(f"{len(left)} trials of {len(tuning.searches)} methods{shared}")
 

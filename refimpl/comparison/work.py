@@ -7,7 +7,6 @@ elsewhere, goes on from its checkpoint and ends in the same numbers.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from refimpl.federated.adapt import Adapted, NodeReport
 from refimpl.federated.rounds import RoundRecord
 from refimpl.parallel import Stop, Tell
 from refimpl.record import RunFolder
-from refimpl.storage import read_bytes
+from refimpl.storage import read_json
 
 CURVE = "accuracy-by-round"  # report of a run: accuracy of each of its rows at some rounds
 REPEATS = 5  # adaptations of a node, of whose seconds the median is reported
@@ -107,13 +106,6 @@ def _report_path(job: Job, cell: Cell) -> Path:
     return job.folder / "report" / f"{cell.name}.json"
 
 
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(read_bytes(path))
-    except ValueError:
-        raise DataError(f"{path}: expected JSON, found damage; remove it to have it made again") from None
-
-
 # --- training
 
 
@@ -151,7 +143,7 @@ def _due(job: Job, round_: int) -> bool:
 def _curve(folder: RunFolder) -> dict[str, dict[str, float]]:
     """Mean adapted accuracy by row and round (a word, as JSON has it), as far as it was measured."""
     path = folder.report / f"{CURVE}.json"
-    return _read(path) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _missing(job: Job, curve: Mapping[str, Mapping[str, float]], round_: int) -> list[Cell]:
@@ -214,10 +206,10 @@ def outcome_of(job: Job, cell: Cell, failure: str) -> Outcome:
     if failure:
         return Outcome(cell.label, cell.config, failure=failure)
     folder, path = _open(job, lock=False), _report_path(job, cell)
-    content = _read(path)
+    content = read_json(path)
     try:
-        reports = tuple(NodeReport(**_numbers(node)) for node in content["nodes"])
-        records = tuple(RoundRecord(**_numbers(entry)) for entry in folder.metrics())
+        reports = tuple(NodeReport(**numbers(node)) for node in content["nodes"])
+        records = tuple(RoundRecord(**numbers(entry)) for entry in folder.metrics())
         note = str(content["data"])
     except (TypeError, KeyError):
         raise DataError(f"{path}: expected reports of nodes; remove it to have it made again") from None
@@ -225,6 +217,6 @@ def outcome_of(job: Job, cell: Cell, failure: str) -> Outcome:
     return Outcome(cell.label, cell.config, records, reports, tuple(curve), note)
 
 
-def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
+def numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Values as they were before JSON, which has no NaN."""
     return {key: math.nan if value is None else value for key, value in entry.items()}

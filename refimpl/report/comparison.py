@@ -67,10 +67,11 @@ def draw_accuracy(path: Path, curves: Sequence[AccuracyByRound]) -> Path:
 
     Source: [MG] Figure 4.
     """
-    return save(path, lambda: _draw_accuracy(curves))
+    return save(path, lambda: accuracy_figure(curves))
 
 
-def _draw_accuracy(curves: Sequence[AccuracyByRound]) -> Figure:
+def accuracy_figure(curves: Sequence[AccuracyByRound]) -> Figure:
+    """The figure of `draw_accuracy`."""
     figure, (axes,) = new_figure(1, 6.4, 4.4)
     for number, curve in enumerate(curves):
         look, mean = looks(number), 100 * np.array(curve.mean)
@@ -84,10 +85,11 @@ def _draw_accuracy(curves: Sequence[AccuracyByRound]) -> Figure:
 
 def draw_frontier(path: Path, points: Sequence[Point]) -> Path:
     """Adapted accuracy against executed FLOPs, the rows of a method joined; returns the path."""
-    return save(path, lambda: _draw_frontier(points))
+    return save(path, lambda: frontier_figure(points))
 
 
-def _draw_frontier(points: Sequence[Point]) -> Figure:
+def frontier_figure(points: Sequence[Point]) -> Figure:
+    """The figure of `draw_frontier`."""
     figure, (axes,) = new_figure(1, 6.4, 4.4)
     for number, method in enumerate(dict.fromkeys(point.method for point in points)):
         own = sorted((p for p in points if p.method == method), key=lambda p: p.flops_executed)

@@ -41,11 +41,15 @@ class TrueGap(Protocol):
 
 
 class GapSeries(NamedTuple):
-    """A run's gaps: its rounds as written down, and the points whose true gap is known."""
+    """A run's gaps: its rounds as written down, and the points whose true gap is known.
+
+    number: of its colour, line and marker, the same in all figures of a report.
+    """
 
     label: str
     metrics: Sequence[Mapping[str, Any]]
     rows: Sequence[TrueGap]
+    number: int = 0
 
 
 def draw_gaps(path: Path, series: Sequence[GapSeries]) -> Path:
@@ -56,9 +60,9 @@ def draw_gaps(path: Path, series: Sequence[GapSeries]) -> Path:
 def gap_figure(series: Sequence[GapSeries]) -> Figure:
     """The figure of `draw_gaps`: thin the server's gap, thick its smallest so far, points the true one."""
     figure, (axes,) = new_figure(1, 7.2, 4.8)
-    for number, one in enumerate(series):
-        _draw_server(axes, number, one)
-        _draw_true(axes, number, one)
+    for one in series:
+        _draw_server(axes, one)
+        _draw_true(axes, one)
     _draw_slope(axes, series)
     axes.set(xlabel="round k", ylabel=r"squared gap $\|G\|^2$", title="Stationarity gap")
     _legend(axes, series)
@@ -76,16 +80,16 @@ def _squared(metrics: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarr
     return rounds, np.where(gaps > 0, gaps, np.nan)
 
 
-def _draw_server(axes: Axes, number: int, one: GapSeries) -> None:
+def _draw_server(axes: Axes, one: GapSeries) -> None:
     rounds, squared = _squared(one.metrics)
-    look = {**looks(number), "marker": ""}
+    look = {**looks(one.number), "marker": ""}
     axes.loglog(rounds, squared, **{**look, "ls": "-"}, lw=0.8, alpha=0.35)
     axes.loglog(rounds, np.fmin.accumulate(squared), **look, lw=1.8, label=one.label)
 
 
-def _draw_true(axes: Axes, number: int, one: GapSeries) -> None:
+def _draw_true(axes: Axes, one: GapSeries) -> None:
     """Bars reach from gap - spread to gap + spread, squared, but never below a quarter of the point."""
-    look = looks(number)
+    look = looks(one.number)
     for kind, fill in POINTS.items():
         chosen = [(row.round, row.true_gap, row.spread) for row in one.rows if row.point == kind]
         if chosen:
