@@ -11,19 +11,20 @@ import errno
 import json
 import os
 import shutil
-import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from refimpl.config import read_toml
 from refimpl.environment import environment
 from refimpl.errors import DataError, InputError, RunError
 from refimpl.storage import (
     Arrays,
     check_like,
     json_text,
+    json_value,
     npz_bytes,
     plain,
     read_bytes,
@@ -117,10 +118,7 @@ class RunFolder:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved configuration the run was started with."""
-        try:
-            return tomllib.loads((self.path / CONFIG).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise DataError(f"{self.path / CONFIG}: not readable as TOML: {error}") from None
+        return read_toml(self.path / CONFIG)
 
     @property
     def report(self) -> Path:
@@ -164,7 +162,7 @@ class RunFolder:
         path = self.path / METRICS
         content = read_bytes(path)
         kept = [(record, end) for record, end in _metric_lines(path, content) if record["round"] <= round_]
-        rounds = [int(record["round"]) for record, _ in kept]
+        rounds = [record["round"] for record, _ in kept]
         if rounds != list(range(1, round_ + 1)):
             raise DataError(f"{path}: expected rounds 1..{round_}, each once, found {_ranges(rounds)}")
         write_whole(path, content[: kept[-1][1] if kept else 0])
@@ -240,8 +238,9 @@ def _metric_lines(path: Path, content: bytes) -> Iterator[tuple[dict[str, Any], 
             return
         end += len(line)
         try:
-            record = json.loads(line)
-            _ = int(record["round"])
+            record = json_value(line)
+            if type(record["round"]) is not int:
+                raise TypeError
         except (ValueError, TypeError, KeyError):
             raise DataError(
                 f"{path}: expected a JSON record with a round in line {number}, found {line[:40]!r}"
@@ -252,7 +251,7 @@ def _metric_lines(path: Path, content: bytes) -> Iterator[tuple[dict[str, Any], 
 def _read_header(path: Path, entry: np.ndarray | None) -> tuple[int, dict[str, Any], list[str]]:
     """Round, meta and array names from a checkpoint's entry META."""
     try:
-        header = json.loads(str(entry))
+        header = json_value(str(entry))
         round_, meta, names = header["round"], header["meta"], header["arrays"]
     except (KeyError, TypeError, ValueError):
         raise DataError(f"{path}: expected a checkpoint with a round, found none") from None

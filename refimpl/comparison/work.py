@@ -7,10 +7,9 @@ elsewhere, goes on from its checkpoint and ends in the same numbers.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from refimpl.federated.adapt import Adapted, NodeReport
 from refimpl.federated.rounds import RoundRecord
 from refimpl.parallel import Stop, Tell
 from refimpl.record import RunFolder
-from refimpl.storage import read_bytes
+from refimpl.storage import json_value, read_bytes
 
 CURVE = "accuracy-by-round"  # report of a run: accuracy of each of its rows at some rounds
 REPEATS = 5  # adaptations of a node, of whose seconds the median is reported
@@ -109,7 +108,7 @@ def _report_path(job: Job, cell: Cell) -> Path:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(read_bytes(path))
+        return json_value(read_bytes(path))
     except ValueError:
         raise DataError(f"{path}: expected JSON, found damage; remove it to have it made again") from None
 
@@ -151,7 +150,13 @@ def _due(job: Job, round_: int) -> bool:
 def _curve(folder: RunFolder) -> dict[str, dict[str, float]]:
     """Mean adapted accuracy by row and round (a word, as JSON has it), as far as it was measured."""
     path = folder.report / f"{CURVE}.json"
-    return _read(path) if path.is_file() else {}
+    curve = _read(path) if path.is_file() else {}
+    try:
+        _check_numbers(accuracy for rounds in curve.values() for accuracy in rounds.values())
+        _ = [int(round_) for rounds in curve.values() for round_ in rounds]
+    except (AttributeError, TypeError, ValueError):
+        raise DataError(f"{path}: expected accuracies by round; remove it to have it made again") from None
+    return curve
 
 
 def _missing(job: Job, curve: Mapping[str, Mapping[str, float]], round_: int) -> list[Cell]:
@@ -219,12 +224,21 @@ def outcome_of(job: Job, cell: Cell, failure: str) -> Outcome:
         reports = tuple(NodeReport(**_numbers(node)) for node in content["nodes"])
         records = tuple(RoundRecord(**_numbers(entry)) for entry in folder.metrics())
         note = str(content["data"])
-    except (TypeError, KeyError):
+    except (AttributeError, TypeError, KeyError):
         raise DataError(f"{path}: expected reports of nodes; remove it to have it made again") from None
     curve = sorted((int(r), a) for r, a in _curve(folder).get(cell.label, {}).items())
     return Outcome(cell.label, cell.config, records, reports, tuple(curve), note)
 
 
 def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as they were before JSON, which has no NaN."""
-    return {key: math.nan if value is None else value for key, value in entry.items()}
+    """Values as they were before JSON, which has no NaN; `TypeError` unless all but names are numbers."""
+    found = {key: math.nan if value is None else value for key, value in entry.items()}
+    _check_numbers(value for key, value in found.items() if key not in ("node", "nodes"))
+    return found
+
+
+def _check_numbers(values: Iterable[object]) -> None:
+    """Raise `TypeError` unless all are numbers."""
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"expected a number, got {type(value).__name__}")

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from refimpl.errors import DataError, RefimplError, RunError
+from refimpl.errors import DataError, RefimplError, RunError, brief
 from refimpl.experiment import default_threads
 from refimpl.methods import KEYS, takes
 from refimpl.parallel import Stop, run_jobs
-from refimpl.storage import plain, read_bytes, reason, toml_text
+from refimpl.storage import json_value, plain, read_bytes, reason, toml_text
 from refimpl.tuning.search import RANGES, Search, search_from
 from refimpl.tuning.trial import Job, Trial, best, run_trial
 from refimpl.warmup import warm_up
@@ -42,11 +42,11 @@ class Tuning:
         content = read_bytes(path)
         whole = content[: content.rfind(b"\n") + 1]
         try:
-            first, *rest = (json.loads(line) for line in whole.splitlines())
+            first, *rest = (json_value(line) for line in whole.splitlines())
             searches = tuple(search_from(table) for table in first["searches"])
-            trials = [Trial(**entry) for entry in rest]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: expected a record of trials, found damage ({error})") from None
+            trials = _trials(searches, rest)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: expected a record of trials, found damage ({brief(error)})") from None
         if whole != content:
             os.truncate(path, len(whole))
         return cls(path, searches, trials)
@@ -117,6 +117,24 @@ class Tuning:
         where = ", ".join(f"{key} {low:g}..{high:g}" for key, (low, high) in search.ranges.items())
         score = 100 * (found.score or 0.0)
         return f"# {score:.2f} %, trial {found.trial} of 0..{len(trials) - 1}; searched: {where}"
+
+
+def _trials(searches: Sequence[Search], entries: Sequence[Mapping[str, Any]]) -> list[Trial]:
+    """The trials in the entries of a record; each must be one of the searches', with a score or a failure."""
+    settings = {search.config.method: search.settings() for search in searches}
+    if not settings or len(settings) < len(searches):
+        raise ValueError("the searches must be there and differ in method")
+    trials = [Trial(**entry) for entry in entries]
+    for trial in trials:
+        if (
+            type(trial.trial) is not int
+            or trial.setting != dict(enumerate(settings[trial.method]))[trial.trial]
+        ):
+            raise ValueError(f"trial {trial.trial} is none of the search")
+        for value in (trial.score, trial.loss):
+            if type(value) is not float and (value is not None or not trial.failure):
+                raise ValueError(f"trial {trial.trial} has neither score nor failure")
+    return trials
 
 
 def _counts(tuning: Tuning) -> str:
