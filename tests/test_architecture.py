@@ -31,7 +31,7 @@ ROOMS = (
     ("theory",),
     ("golden",),
     ("presets", "config"),
-    ("storage", "environment"),
+    ("storage", "environment", "lock"),
     ("record",),
     ("report",),
     ("warmup",),

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from refimpl.errors import DataError, RefimplError, RunError, brief
 from refimpl.experiment import default_threads
+from refimpl.lock import locked
 from refimpl.methods import KEYS, takes
 from refimpl.parallel import Stop, run_jobs
-from refimpl.storage import json_value, plain, read_bytes, reason, toml_text
+from refimpl.storage import json_value, plain, read_bytes, reason, toml_text, write_whole
 from refimpl.tuning.search import RANGES, Search, search_from
 from refimpl.tuning.trial import Job, Trial, best, run_trial
 from refimpl.warmup import warm_up
+
+OnTold = Callable[[Search, int, Any], None]
 
 
 @dataclass
@@ -30,13 +34,18 @@ class Tuning:
     @classmethod
     def create(cls, path: Path, searches: Sequence[Search]) -> Tuning:
         """A new record, which replaces one that was there."""
-        tuning = cls(path, tuple(searches), [])
-        _write_line(path, {"searches": [search.table() for search in searches]}, "wb")
-        return tuning
+        line = _line({"searches": [search.table() for search in searches]})
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{path}: cannot write: {reason(error)}") from None
+        with locked(path, path) if path.exists() else nullcontext():
+            write_whole(path, line)
+        return cls(path, tuple(searches), [])
 
     @classmethod
     def open(cls, path: Path) -> Tuning:
-        """A record to be continued; a last line cut short is forgotten."""
+        """A record to be continued; a last line cut short is not read."""
         if not path.is_file():
             raise RunError(f"{path}: no such record of trials; start one with refimpl tune")
         content = read_bytes(path)
@@ -47,8 +56,6 @@ class Tuning:
             trials = _trials(searches, rest)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: expected a record of trials, found damage ({brief(error)})") from None
-        if whole != content:
-            os.truncate(path, len(whole))
         return cls(path, searches, trials)
 
     def left(self) -> list[tuple[Search, int]]:
@@ -62,13 +69,20 @@ class Tuning:
         self,
         data_dir: Path | None = None,
         threads: int | None = None,
-        on_told: Callable[[Search, int, Any], None] = lambda search, trial, record: None,
+        on_told: OnTold = lambda search, trial, record: None,
         stop: Stop = lambda: False,
     ) -> None:
         """Make what is left, several trials at a time; each is recorded when it is done.
 
         Raises `KeyboardInterrupt` where `stop` ended it early; trials in progress are then made again.
+        Raises `RunError` where another process is at it.
         """
+        with locked(self.path, self.path):
+            self.trials = Tuning.open(self.path).trials  # another process may have added some
+            _forget_cut_line(self.path)
+            self._run(data_dir, threads, on_told, stop)
+
+    def _run(self, data_dir: Path | None, threads: int | None, on_told: OnTold, stop: Stop) -> None:
         left, cores = self.left(), threads or default_threads()
         jobs = [Job(search, n, data_dir, max(1, cores // len(left))) for search, n in left]
         for dtype in sorted({search.config.dtype for search, _ in left}):
@@ -77,7 +91,7 @@ class Tuning:
             if isinstance(trial, RefimplError):
                 raise trial
             self.trials.append(trial)
-            _write_line(self.path, asdict(trial), "ab")
+            _append(self.path, _line(asdict(trial)))
 
     def of(self, method: str) -> list[Trial]:
         """The trials of a method, in order."""
@@ -149,13 +163,23 @@ def _shared(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {k: v for k, v in first.items() if k not in special and all(t[k] == v for t in others)}
 
 
-def _write_line(path: Path, content: Mapping[str, Any], mode: str) -> None:
-    """Write or append one durable line."""
+def _line(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(plain(content), allow_nan=False) + "\n").encode()
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Add a durable line."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, mode) as file:
-            file.write((json.dumps(plain(content), allow_nan=False) + "\n").encode())
+        with open(path, "ab") as file:
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise RunError(f"{path}: cannot write: {reason(error)}") from None
+        raise RunError(f"{path}: cannot write: {reason(error)}; what was there before is intact") from None
+
+
+def _forget_cut_line(path: Path) -> None:
+    content = read_bytes(path)
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        os.truncate(path, end)
