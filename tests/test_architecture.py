@@ -18,7 +18,7 @@ ROOT = Path(refimpl.__file__).parent
 # From top to bottom; a module may import its own room and those above. A new room needs a place here.
 ROOMS = (
     ("_version",),
-    ("errors", "rng", "tables", "parallel"),
+    ("errors", "rng", "tables", "parallel", "npz"),
     ("kernels",),
     ("nn",),
     ("gradcheck",),
@@ -31,7 +31,7 @@ ROOMS = (
     ("theory",),
     ("golden",),
     ("presets", "config"),
-    ("storage", "environment"),
+    ("storage", "environment", "lock"),
     ("record",),
     ("warmup",),
     ("methods",),

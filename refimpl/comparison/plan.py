@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from refimpl.config import Config, from_table
-from refimpl.errors import ConfigError, DataError, one_of
+from refimpl.errors import ConfigError, DataError, brief, one_of
 from refimpl.methods import takes, training_key
+from refimpl.storage import json_value
 
 FIELDS = {item.name: item for item in fields(Config)}
 
@@ -84,11 +84,11 @@ class Plan:
 def plan_from_text(source: str, text: str) -> Plan:
     """The plan written by `Plan.table`; `DataError` naming `source` for anything else."""
     try:
-        table = json.loads(text)
+        table = json_value(text)
         rows = tuple((str(row["label"]), from_table(row["config"])) for row in table["rows"])
         return Plan(rows, tuple(int(seed) for seed in table["seeds"]), int(table["every"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{source}: expected a comparison's plan, found damage ({error})") from None
+        raise DataError(f"{source}: expected a comparison's plan, found damage ({brief(error)})") from None
 
 
 def slug(label: str) -> str:

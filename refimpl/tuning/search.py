@@ -17,6 +17,7 @@ from refimpl.rng import SeedTree
 
 Setting = dict[str, Any]
 KINDS = ("random", "grid")
+LARGEST_BUDGET = 10_000  # settings are listed in advance
 DIGITS = 3  # significant ones of a tried value
 LAM_BETA = 0.5  # beta follows lam: lam beta <= 1/2 is what the theory asks
 
@@ -61,6 +62,8 @@ class Search:
         one_of("tune", "kind", self.kind, KINDS)
         if min(self.budget, self.adaptations) < 1 or not self.ranges or not self.seeds:
             raise ConfigError("tune: expected a budget and adaptations of at least 1, some keys, some seeds")
+        if self.budget > LARGEST_BUDGET:
+            raise ConfigError(f"tune: expected a budget of at most {LARGEST_BUDGET}, got {self.budget}")
         if not 1 <= self.validation < self.config.nodes:
             raise ConfigError(
                 f"tune: cannot hold {self.validation} of {self.config.nodes} training nodes out; "
