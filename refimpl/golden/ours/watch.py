@@ -16,6 +16,7 @@ from refimpl.golden.describe import Description
 from refimpl.kernels import linear
 from refimpl.nn.context import Context
 from refimpl.nn.gate import ChannelGate, GateCache
+from refimpl.nn.layers import Arrays as Parameters
 from refimpl.nn.layers import Back, Flow, Layer, Mask
 
 
@@ -45,13 +46,13 @@ def _layer_class(kind: Any, name: str, notes: Arrays) -> type:
     """A class of layers like `kind` that note their output and its gradient."""
 
     class Watched(kind):  # type: ignore[misc]
-        def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, Any]:
+        def forward(self, params: Parameters, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, Any]:
             y, mask, cache = super().forward(params, x, flow)
             notes[f"forward.{name}"] = y
             return y, mask, cache
 
         def backward(
-            self, dy: np.ndarray, cache: Any, params: Arrays, grads: Arrays, back: Back
+            self, dy: np.ndarray, cache: Any, params: Parameters, grads: Parameters, back: Back
         ) -> np.ndarray | None:
             notes[f"backward.{name}"] = _seen(dy, back.dy_mask)
             dx: np.ndarray | None = super().backward(dy, cache, params, grads, back)
@@ -64,7 +65,7 @@ def _gate_class(notes: Arrays) -> type:
     """A class of gates that note every step of a decision, and the gradient in the mask."""
 
     class WatchedGate(ChannelGate):
-        def decide(self, params: Arrays, x: np.ndarray, reads: Mask, context: Context) -> GateCache:
+        def decide(self, params: Parameters, x: np.ndarray, reads: Mask, context: Context) -> GateCache:
             cache = super().decide(params, x, reads, context)
             second = params[f"{self.name}.fc2.weight"], params[f"{self.name}.fc2.bias"]
             steps = {
@@ -77,7 +78,7 @@ def _gate_class(notes: Arrays) -> type:
             return cache
 
         def backward(
-            self, dmask: np.ndarray, cache: GateCache, params: Arrays, grads: Arrays, back: Back
+            self, dmask: np.ndarray, cache: GateCache, params: Parameters, grads: Parameters, back: Back
         ) -> np.ndarray | None:
             notes[f"backward.{self.name}"] = dmask
             return super().backward(dmask, cache, params, grads, back)
