@@ -26,7 +26,7 @@ def watched(layers: Sequence[Layer], description: Description, notes: Arrays) ->
 
 
 def _twin(layer: Any, entry: dict[str, Any], notes: Arrays) -> Layer:
-    inner = {
+    inner: dict[str, Any] = {
         branch: watched(getattr(layer, branch), entry[branch], notes)
         for branch in ("body", "shortcut")
         if branch in entry
@@ -45,7 +45,7 @@ def _rebuilt(spec: Any, kind: type, changed: dict[str, Any]) -> Any:
 def _layer_class(kind: Any, name: str, notes: Arrays) -> type:
     """A class of layers like `kind` that note their output and its gradient."""
 
-    class Watched(kind):  # type: ignore[misc]
+    class Watched(kind):
         def forward(self, params: Parameters, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, Any]:
             y, mask, cache = super().forward(params, x, flow)
             notes[f"forward.{name}"] = y
