@@ -29,9 +29,9 @@ ROOMS = (
     ("federated",),
     ("pruning", "cooperative"),
     ("theory",),
-    ("golden",),
     ("presets", "config"),
     ("storage", "environment"),
+    ("golden",),  # below storage: what it computes goes into a file
     ("record",),
     ("report",),
     ("warmup",),
