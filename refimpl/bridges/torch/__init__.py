@@ -5,9 +5,10 @@ It is written from mathematics.md and PyTorch's documentation. It reads the spec
 have to be made twice, in two ways, to go unseen.
 
 PyTorch's own conventions agree with ours in what is easily got wrong: ReLU'(0) = 0, the first of equal
-values wins a window of max-pooling, batch normalisation divides by the biased variance of the batch. Two
-things are spelled out here because they differ: its softplus turns linear above 20, so log(e**x + e**0) is
-taken; and its batch normalisation in evaluation uses running statistics, where ours uses the batch's.
+values wins a window of max-pooling, batch normalisation divides by the biased variance of the batch. Where
+they differ, this is spelled out in other functions of PyTorch's: its softplus is linear above 20; the
+derivative of its sigmoid is worked out as y (1 - y), which has no correct digits left where a gate is sure
+to be on; and its batch normalisation in evaluation uses running statistics, where ours uses the batch's.
 """
 
 from __future__ import annotations

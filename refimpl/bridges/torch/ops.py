@@ -119,12 +119,17 @@ def margin(logits: Tensor, rules: Rules) -> Tensor:
     return second - first if rules.logits == "off-on" else first - second
 
 
+def sigmoid(x: Tensor) -> Tensor:
+    """1/(1 + e**-x); PyTorch's own has the derivative y (1 - y), without digits where y is nearly 1."""
+    return functional.logsigmoid(x).exp()
+
+
 def mask_of(d: Tensor, mode: str, tau: float, rules: Rules) -> Tensor:
     """The mask M (N,K) of margins d (noise included), with the derivative its mode has (§2.3).
 
     A 0/1 mask carries its surrogate's derivative by adding r(d) - r(d), the second without gradient.
     """
-    relaxed = d if mode == "ste" else torch.sigmoid(d / tau)
+    relaxed = d if mode == "ste" else sigmoid(d / tau)
     if mode == "soft":
         return relaxed
     is_on = d > 0 if rules.gate_tie == "off" else d >= 0

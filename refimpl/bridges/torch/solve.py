@@ -1,6 +1,6 @@
-"""Local problems, Algorithm 1 and the two stages of adaptation, on flat tensors.
+"""Objectives, local problems and Algorithm 1, on flat tensors w (d,).
 
-Source: mathematics.md §3, §4 and §6.
+Source: mathematics.md §2.4, §3 and §4.
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ from torch.func import functional_call
 
 from refimpl.bridges.torch.network import GatedNetwork, Noise
 from refimpl.bridges.torch.ops import cross_entropy
-from refimpl.bridges.torch.prox import Prox
+from refimpl.bridges.torch.prox import Penalty
 from refimpl.bridges.torch.rules import OURS, Rules
 from refimpl.bridges.torch.weights import views
-
-Gradient = Callable[[Tensor], Tensor]  # of one loss, at a point w (d,)
-
 
 class Batch(NamedTuple):
     """Samples x, labels y (int64), and the gates' noise by name (mode `gumbel`)."""
@@ -29,52 +26,64 @@ class Batch(NamedTuple):
     noise: Noise = {}
 
 
-def loss_at(model: GatedNetwork, w: Tensor, batch: Batch) -> Tensor:
-    """Mean cross-entropy with parameters w (d,)."""
-    logits = functional_call(model, views(model.shapes, w), (batch.x, batch.noise))
-    return cross_entropy(logits, batch.y, model.rules)
+class Objective(NamedTuple):
+    """The mean cross-entropy of a model on a batch, as a function of the flat vector w (d,)."""
+
+    model: GatedNetwork
+    batch: Batch
+
+    def loss(self, w: Tensor) -> Tensor:
+        """Value at w, differentiable in w."""
+        return cross_entropy(logits(self.model, w, *self.batch[::2]), self.batch.y, self.model.rules)
+
+    def both(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and gradient at w, which is zero in the parts that are not trained."""
+        point = w.detach().clone().requires_grad_()
+        value = self.loss(point)
+        (gradient,) = torch.autograd.grad(value, point)
+        return value.detach(), gradient * self.model.trained
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """The gradient alone."""
+        return self.both(w)[1]
 
 
-def gradient_at(model: GatedNetwork, w: Tensor, batch: Batch) -> Tensor:
-    """Its gradient in w, with zeros in the parts that are not trained."""
-    return loss_and_gradient(model, w, batch)[1]
+def logits(model: GatedNetwork, w: Tensor, x: Tensor, noise: Noise | None = None) -> Tensor:
+    """The network's output for x with parameters w (d,)."""
+    result: Tensor = functional_call(model, views(model.shapes, w), (x, noise))
+    return result
 
 
-def loss_and_gradient(model: GatedNetwork, w: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Both at once, detached."""
-    point = w.detach().clone().requires_grad_()
-    loss = loss_at(model, point, batch)
-    (gradient,) = torch.autograd.grad(loss, point)
-    return loss.detach(), gradient * model.trained
+class LocalStep(NamedTuple):
+    """Loss and gradient at the point a step starts from, and the point w it ends at."""
+
+    loss: Tensor
+    gradient: Tensor
+    w: Tensor
 
 
-def losses(model: GatedNetwork, batches: Iterable[Batch]) -> list[Gradient]:
-    """The gradients of a model's losses on batches, as functions of w."""
-    return [lambda w, batch=batch: gradient_at(model, w, batch) for batch in batches]
-
-
-def local_iterates(
-    centre: Tensor, gradients: Sequence[Gradient], eta: float, lam: float, rules: Rules = OURS
-) -> Iterator[Tensor]:
-    """The points after each step of gradient descent on L + (lam/2)||w - centre||^2, from the centre.
+def local_steps(
+    centre: Tensor, objectives: Iterable[Objective], eta: float, lam: float, rules: Rules = OURS
+) -> Iterator[LocalStep]:
+    """Gradient descent from the centre, a step on each L + (lam/2)||w - centre||^2.
 
     The proximal term is differentiated, not written out.
     """
-    w = centre
-    half = 0.5 if rules.half_lambda else 1.0
-    for gradient in gradients:
+    w, weight = centre, lam / 2 if rules.half_lambda else lam
+    for objective in objectives:
+        loss, gradient = objective.both(w)
         point = w.detach().clone().requires_grad_()
-        (pull,) = torch.autograd.grad(half * lam * (point - centre).square().sum(), point)
-        w = w - eta * (gradient(w) + pull)
-        yield w
+        (pull,) = torch.autograd.grad(weight * (point - centre).square().sum(), point)
+        w = w - eta * (gradient + pull)
+        yield LocalStep(loss, gradient, w)
 
 
 def local_solution(
-    centre: Tensor, gradients: Sequence[Gradient], eta: float, lam: float, rules: Rules = OURS
+    centre: Tensor, objectives: Iterable[Objective], eta: float, lam: float = 0.0, rules: Rules = OURS
 ) -> Tensor:
-    """The last of `local_iterates`."""
-    *_, last = local_iterates(centre, gradients, eta, lam, rules)
-    return last
+    """Where `local_steps` ends; with lam = 0 this is plain descent."""
+    *_, last = local_steps(centre, objectives, eta, lam, rules)
+    return last.w
 
 
 class Steps(NamedTuple):
@@ -85,17 +94,20 @@ class Steps(NamedTuple):
     l: float
 
 
-def ghadimi_lan(beta: float) -> Callable[[int], Steps]:
+Schedule = Callable[[int], Steps]  # of the round's number, from 1
+
+
+def ghadimi_lan(beta: float) -> Schedule:
     """The default policy of §4."""
     return lambda k: Steps(2 / (k + 1), beta, k * beta / 2)
 
 
-def proximal_gradient(beta: float) -> Callable[[int], Steps]:
+def proximal_gradient(beta: float) -> Schedule:
     """No acceleration."""
     return lambda k: Steps(1.0, beta, beta)
 
 
-def nesterov(beta: float) -> Callable[[int], Steps]:
+def nesterov(beta: float) -> Schedule:
     """Nesterov's method for smooth convex F."""
     return lambda k: Steps(2 / (k + 1), beta, beta * (k + 1) / 2)
 
@@ -117,29 +129,15 @@ def accelerated_rounds(
     rounds: int,
     solve: Callable[[int, Tensor], Sequence[Tensor]],
     lam: float,
-    schedule: Callable[[int], Steps],
-    prox: Prox,
-    weights: Sequence[float] | None = None,
+    schedule: Schedule,
+    penalty: Penalty,
 ) -> Iterator[Round]:
-    """Algorithm 1 from x_0 = xag_0 = w0: `solve(k, md)` gives the nodes' inexact solutions at centre md.
-
-    weights: of the nodes' answers, summing to one; uniform unless given.
-    """
+    """Algorithm 1 from x_0 = xag_0 = w0: `solve(k, md)` gives the nodes' inexact solutions at centre md."""
     x = xag = w0
     for k in range(1, rounds + 1):
         a, b, l = schedule(k)
         md = (1 - a) * xag + a * x
-        answers = torch.stack(list(solve(k, md)))
-        shares = torch.full((len(answers),), 1 / len(answers)) if weights is None else torch.tensor(weights)
-        mean = (shares.to(answers.dtype)[:, None] * answers).sum(0)
-        g = lam * (md - mean)
-        x = prox(x - l * g, l)
-        xag = prox(md - b * g, b)
+        g = lam * (md - torch.stack(list(solve(k, md))).mean(0))
+        x = penalty.rounded_prox(x - l * g, l)
+        xag = penalty.rounded_prox(md - b * g, b)
         yield Round(md, g, x, xag)
-
-
-def stage(w: Tensor, gradients: Sequence[Gradient], eta: float) -> Tensor:
-    """One stage of adaptation (§6): gradient steps in the part its model trains."""
-    for gradient in gradients:
-        w = w - eta * gradient(w)
-    return w
