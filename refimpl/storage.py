@@ -13,15 +13,16 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from refimpl.errors import NPZ_DAMAGE, ConfigError, DataError, InputError, RunError
 
 Arrays = dict[str, np.ndarray]
+LIMIT = 4 * 2**30  # bytes of the arrays read from one file
 
 # --- TOML -------------------------------------------------------------------------------------------
 
@@ -139,14 +140,50 @@ def _npy_bytes(name: str, value: np.ndarray) -> bytes:
     return content.getvalue()
 
 
-def read_npz(path: Path) -> Arrays:
-    """All arrays of an .npz file; `DataError` naming the file where it is missing, corrupt or pickled."""
+class Header(NamedTuple):
+    """What an .npz file says of one of its arrays, before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the array's contents."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_npz(path: Path, names: Collection[str] | None = None) -> Arrays:
+    """The arrays of an .npz file, all or those of `names` that are in it.
+
+    `DataError` naming the file where it is missing, corrupt or pickled. Nothing is allocated that the
+    file does not hold: an array's header must agree with the size of its entry, and entries with `LIMIT`.
+    """
+    with _opened(path) as archive:
+        headers = _headers(path, archive.zip)
+        wanted = [name for name in headers if names is None or name in names]
+        size = sum(headers[name].size for name in wanted)
+        if size > LIMIT:
+            raise DataError(f"{path}: its arrays take {size} bytes, more than the {LIMIT} admitted")
+        return {name: archive[name] for name in wanted}
+
+
+def npz_headers(path: Path) -> dict[str, Header]:
+    """Shapes and dtypes of the arrays in an .npz file, without reading them; raises as `read_npz`."""
+    with _opened(path) as archive:
+        return _headers(path, archive.zip)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The archive, its damage turned into `DataError`."""
     try:
         with open(path, "rb") as file:
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise DataError(f"{path}: expected an .npz archive of arrays, found a single array")
-            return {name: archive[name] for name in archive.files}
+            yield archive
+    except DataError:
+        raise  # it is a ValueError, too
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
@@ -156,6 +193,35 @@ def read_npz(path: Path) -> Arrays:
         raise DataError(
             f"{path}: expected an .npz archive of plain arrays, found damage ({detail})"
         ) from None
+
+
+def _headers(path: Path, archive: zipfile.ZipFile) -> dict[str, Header]:
+    """Of every entry; `DataError` where one is no array, or promises other than it holds."""
+    headers: dict[str, Header] = {}
+    for entry in archive.infolist():
+        name = entry.filename.removesuffix(".npy")
+        if name == entry.filename or name in headers:
+            raise DataError(f"{path}: expected arrays of different names, found an entry {entry.filename!r}")
+        with archive.open(entry) as file:
+            headers[name] = _header(file)
+            held = entry.file_size - file.tell()
+        if not headers[name].dtype.hasobject and headers[name].size != held:
+            raise DataError(
+                f"{path}: {name} should take {headers[name].size} bytes, as shape {headers[name].shape} "
+                f"of {headers[name].dtype}, but {held} are there"
+            )
+    return headers
+
+
+def _header(file: IO[bytes]) -> Header:
+    """Of an .npy stream, which is left where the contents begin."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"unknown version {version} of an array")
+    first = version == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return Header(shape, dtype)
 
 
 def check_like(path: Path, found: Mapping[str, np.ndarray], like: Mapping[str, np.ndarray]) -> None:

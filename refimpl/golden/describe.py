@@ -1,4 +1,4 @@
-"""Networks as plain JSON, so that anyone can build them: a list of layers, each a table with `type` and `name`.
+"""Networks as plain JSON, so that anyone can build them: a list of layers, tables with `type` and `name`.
 
     {"type": "conv2d", "name": "conv1", "in": 3, "out": 8, "kernel": [3, 3], "stride": [1, 1],
      "padding": [1, 1], "bias": true}

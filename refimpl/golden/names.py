@@ -4,7 +4,7 @@ Forward, for every layer with name L of the description (`describe.py`):
 
     forward.L                 its output. Inside a gated body: with `gate_grad` `dense`, of all channels (the
                               mask is applied at the end of the body: forward.L.gated); with `active`, zero
-                              in closed channels (the mask is applied right after the convolution, before ReLU)
+                              in closed channels (the mask comes right after the convolution, before ReLU)
     forward.<gate>.summary    channel means of the gate's input (N, C); .hidden: after its ReLU (N, hidden)
     forward.<gate>.logits     (N, 2K), channel k's off logit at 2k and its on logit at 2k + 1
     forward.<gate>.mask       (N, K): bool, in mode `soft` floating point

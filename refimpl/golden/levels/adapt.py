@@ -1,11 +1,11 @@
 """Level `adapt`: the two stages at a target node.
 
 Kind `adapt`. Inputs: param.* (the meta-model), x and labels: the support set; x_test. Settings: those of a
-network, eta_phi, eta_theta, steps, lam. Noise-free masks. Stage I: `steps` times phi <- phi - eta_phi grad_phi
-L(theta, phi) on the whole support set, theta fixed (none without gates). Stage II: the same with theta and
-eta_theta, the masks being those of the adapted phi; unless the mode is `soft` they are constants in it: no
-gradient passes through a gate. With lam > 0 the loss has the term (lam/2)||w - start of the stage||^2.
-Outputs: before.logits of x_test, stage1.w, stage2.w as vectors, after.logits.
+network, eta_phi, eta_theta, steps, lam. Masks have no noise. Stage I (none without gates): `steps` times
+phi <- phi - eta_phi grad_phi L(theta, phi) on the whole support set, theta fixed. Stage II: the same with
+theta and eta_theta, the masks being those of the adapted phi; unless the mode is `soft` they are constants
+in it: no gradient passes through a gate. With lam > 0 the loss has the term (lam/2)||w - w_s||^2, w_s where
+the stage starts. Outputs: before.logits of x_test, stage1.w, stage2.w as vectors, after.logits.
 
 Source: mathematics.md §6. Derived.
 """

@@ -1,0 +1,227 @@
+"""Another program's outputs beside the expected ones, array by array, in the order of execution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refimpl.errors import DataError
+from refimpl.golden.case import Arrays, Case
+from refimpl.golden.file import MANIFEST, Expected, Golden, is_golden, read_golden
+from refimpl.golden.tolerance import FLOOR
+from refimpl.storage import Header, npz_headers, read_npz
+
+FINE, DEPARTS, MISSING, SHAPE, DTYPE, BROKEN = "ok", "departs", "missing", "shape", "dtype", "not finite"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One output. status: ok, departs, missing, shape, dtype or not finite.
+
+    max_abs: largest difference; relative: norm of the difference relative to that of the expected array
+    (or to `FLOOR` a entry, where that is larger); limit: what is admitted of it; ulp: largest distance in
+    units in the last place, float32 only; where: the entry that is furthest off; note: what else to say.
+    """
+
+    case: str
+    output: str
+    status: str
+    limit: float
+    max_abs: float = math.nan
+    relative: float = math.nan
+    ulp: int | None = None
+    where: str = ""
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """As the array is called in a file."""
+        return f"{self.case}/{self.output}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All outputs in the order of execution, and names that belong to none."""
+
+    rows: tuple[Row, ...]
+    extra: tuple[str, ...] = ()
+
+    @property
+    def departures(self) -> list[Row]:
+        """Outputs that are there and are not what they should be, in the order of execution."""
+        return [row for row in self.rows if row.status not in (FINE, MISSING)]
+
+    @property
+    def missing(self) -> list[Row]:
+        """Outputs that are not there."""
+        return [row for row in self.rows if row.status == MISSING]
+
+    @property
+    def first_by_case(self) -> list[Row]:
+        """Where each case that departs does so first."""
+        return list({row.case: row for row in reversed(self.departures)}.values())[::-1]
+
+
+class Theirs:
+    """Another program's outputs: headers of all arrays; contents are read only where they fit."""
+
+    def __init__(self, headers: Mapping[str, Header], arrays: Arrays) -> None:
+        self.headers, self.arrays = headers, arrays
+
+
+def read_theirs(path: Path, golden: Golden) -> Theirs:
+    """The outputs in `path`, an .npz file with arrays `<case>/<output>`.
+
+    Only arrays that have the size of an expected output are read. A golden file is verified as one.
+    Raises `DataError` where the file is damaged, or is a golden file of other cases.
+    """
+    headers = npz_headers(path)
+    if is_golden(headers):
+        _check_same_inputs(path, read_golden(path), golden)
+        headers = {name: header for name, header in headers.items() if not _is_no_output(name)}
+    wanted = {f"{case.name}/{name}": case for case in golden.cases for name in case.outputs}
+    if headers and not set(headers) & set(wanted):
+        known, found = next(iter(wanted)), next(iter(headers))
+        raise DataError(
+            f"{path}: none of its arrays is an expected output; names are like {known}, found {found}"
+        )
+    fitting = [
+        name for name in wanted if name in headers and _could_fit(headers[name], golden, wanted[name], name)
+    ]
+    return Theirs(headers, read_npz(path, fitting))
+
+
+def _is_no_output(name: str) -> bool:
+    return name == MANIFEST or (name.split("/")[2:3] != [] and name.split("/")[2] == "in")
+
+
+def _could_fit(header: Header, golden: Golden, case: Case, name: str) -> bool:
+    """Whether as many numbers are there as expected, of a type numbers have."""
+    expected = golden.expected[case.name][name.removeprefix(f"{case.name}/")].value
+    return math.prod(header.shape) == expected.size and header.dtype.kind in "biuf"
+
+
+def _check_same_inputs(path: Path, theirs: Golden, golden: Golden) -> None:
+    """Raise `DataError` where a golden file computes something else."""
+    known = {case.name: case for case in theirs.cases}
+    for case in golden.cases:
+        other = known.get(case.name)
+        if other and not _same_inputs(case, other):
+            raise DataError(
+                f"{path}: {case.name} has other inputs there; were both made with one seed and dtype?"
+            )
+
+
+def _same_inputs(one: Case, other: Case) -> bool:
+    if one.dtype != other.dtype or set(one.inputs) != set(other.inputs):
+        return False
+    return all(np.array_equal(one.inputs[name], other.inputs[name]) for name in one.inputs)
+
+
+def compare(golden: Golden, theirs: Theirs) -> Comparison:
+    """Every expected output beside theirs."""
+    rows = [
+        _row(case, name, golden.expected[case.name][name], theirs)
+        for case in golden.cases
+        for name in case.outputs
+    ]
+    known = {row.name for row in rows}
+    return Comparison(tuple(rows), tuple(sorted(set(theirs.headers) - known)))
+
+
+def compare_arrays(golden: Golden, computed: Mapping[str, Arrays]) -> Comparison:
+    """The same with outputs in memory: by case, by output."""
+    arrays = {
+        f"{case}/{name}": value for case, outputs in computed.items() for name, value in outputs.items()
+    }
+    headers = {name: Header(np.shape(value), np.asarray(value).dtype) for name, value in arrays.items()}
+    return compare(golden, Theirs(headers, arrays))
+
+
+def _row(case: Case, name: str, expected: Expected, theirs: Theirs) -> Row:
+    full, value = f"{case.name}/{name}", expected.value
+    header = theirs.headers.get(full)
+
+    def row(status: str, **what: Any) -> Row:
+        return Row(case.name, name, status, expected.relative, **what)
+
+    if header is None:
+        return row(MISSING)
+    if header.dtype.kind not in "biuf":
+        return row(DTYPE, note=f"expected {value.dtype}, got {header.dtype}")
+    if header.shape != value.shape:
+        return row(SHAPE, note=f"expected shape {value.shape}, got {header.shape}")
+    array = theirs.arrays[full]
+    if not np.isfinite(array).all():
+        bad = np.argwhere(~np.isfinite(array))[0]
+        return row(BROKEN, note=f"first at [{', '.join(map(str, bad))}]")
+    note = "" if header.dtype == value.dtype or value.dtype == np.bool_ else f"given as {header.dtype}"
+    good, distances = _distances(case, array, expected)
+    return row(FINE if good else DEPARTS, note=note, **distances)
+
+
+def _distances(case: Case, array: np.ndarray, expected: Expected) -> tuple[bool, dict[str, Any]]:
+    """Whether it is close enough, and how far it is."""
+    value = expected.value
+    if value.size == 0:
+        return True, {"max_abs": 0.0, "relative": 0.0}
+    difference = np.abs(array.astype(np.float64) - value.astype(np.float64))
+    size = max(_norm(value), FLOOR * math.sqrt(value.size))
+    relative = _norm(difference) / size
+    furthest = int(np.argmax(difference))
+    found = {
+        "max_abs": float(difference.max()),
+        "relative": relative,
+        "ulp": ulp_distance(array, value) if value.dtype == np.float32 else None,
+        "where": "" if difference.max() == 0 else label(case, value.shape, furthest),
+    }
+    return relative <= expected.relative, found
+
+
+def is_close(array: np.ndarray, expected: Expected) -> bool:
+    """Whether an array is what is expected, as `compare` judges it."""
+    value = expected.value
+    if np.shape(array) != value.shape or not np.isfinite(array).all():
+        return False
+    scale = max(_norm(value), FLOOR * math.sqrt(value.size))
+    return bool(_norm(np.asarray(array, dtype=np.float64) - value) <= expected.relative * scale)
+
+
+def _norm(x: np.ndarray) -> float:
+    """Euclidean norm in float64; infinite rather than an overflow's warning."""
+    largest = float(np.max(np.abs(x), initial=0.0))
+    if largest == 0 or not math.isfinite(largest):
+        return largest
+    return largest * float(np.linalg.norm(np.ravel(x) / np.float64(largest)))
+
+
+def ulp_distance(one: np.ndarray, other: np.ndarray) -> int:
+    """Largest number of steps between neighbouring float32 numbers from an entry to the other's."""
+
+    def rank(x: np.ndarray) -> np.ndarray:
+        bits = np.ascontiguousarray(x, dtype=np.float32).view(np.int32).astype(np.int64)
+        return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+
+    with np.errstate(over="ignore"):  # what is too large for float32 is infinite there
+        return int(np.max(np.abs(rank(one) - rank(other)), initial=0))
+
+
+def label(case: Case, shape: tuple[int, ...], index: int) -> str:
+    """An entry by its indices; of a vector of parameters, also which one it belongs to."""
+    parameters = case.settings.get("parameters", [])
+    sizes = [math.prod(dimensions) for _, dimensions in parameters]
+    if shape == (sum(sizes),):
+        for (name, dimensions), size in zip(parameters, sizes, strict=True):
+            if index < size:
+                return f"{name}[{', '.join(map(str, _indices(index, dimensions)))}]"
+            index -= size
+    return f"[{', '.join(map(str, _indices(index, shape)))}]"
+
+
+def _indices(index: int, shape: Any) -> list[int]:
+    return [int(i) for i in np.unravel_index(index, tuple(shape))] if len(shape) else []
