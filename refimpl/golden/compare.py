@@ -12,7 +12,7 @@ import numpy as np
 
 from refimpl.errors import DataError
 from refimpl.golden.case import Arrays, Case
-from refimpl.golden.file import MANIFEST, Expected, Golden, is_golden, read_golden
+from refimpl.golden.file import Expected, Golden, is_golden, read_golden
 from refimpl.golden.tolerance import FLOOR
 from refimpl.storage import Header, npz_headers, read_npz
 
@@ -82,28 +82,21 @@ def read_theirs(path: Path, golden: Golden) -> Theirs:
     """
     headers = npz_headers(path)
     if is_golden(headers):
-        _check_same_inputs(path, read_golden(path), golden)
-        headers = {name: header for name, header in headers.items() if not _is_no_output(name)}
-    wanted = {f"{case.name}/{name}": case for case in golden.cases for name in case.outputs}
+        own = read_golden(path)
+        _check_same_inputs(path, own, golden)
+        outputs = {f"{case.name}/{name}" for case in own.cases for name in case.outputs}
+        headers = {name: header for name, header in headers.items() if name in outputs}
+    wanted = {f"{case}/{name}": e for case, outputs in golden.expected.items() for name, e in outputs.items()}
     if headers and not set(headers) & set(wanted):
-        known, found = next(iter(wanted)), next(iter(headers))
-        raise DataError(
-            f"{path}: none of its arrays is an expected output; names are like {known}, found {found}"
-        )
-    fitting = [
-        name for name in wanted if name in headers and _could_fit(headers[name], golden, wanted[name], name)
-    ]
+        known, found = next(iter(wanted), "none"), next(iter(headers))
+        raise DataError(f"{path}: none of its arrays is expected; names are like {known}, found {found}")
+    fitting = [name for name in headers if name in wanted and _could_fit(headers[name], wanted[name])]
     return Theirs(headers, read_npz(path, fitting))
 
 
-def _is_no_output(name: str) -> bool:
-    return name == MANIFEST or (name.split("/")[2:3] != [] and name.split("/")[2] == "in")
-
-
-def _could_fit(header: Header, golden: Golden, case: Case, name: str) -> bool:
+def _could_fit(header: Header, expected: Expected) -> bool:
     """Whether as many numbers are there as expected, of a type numbers have."""
-    expected = golden.expected[case.name][name.removeprefix(f"{case.name}/")].value
-    return math.prod(header.shape) == expected.size and header.dtype.kind in "biuf"
+    return math.prod(header.shape) == expected.value.size and header.dtype.kind in "biuf"
 
 
 def _check_same_inputs(path: Path, theirs: Golden, golden: Golden) -> None:
@@ -134,13 +127,14 @@ def compare(golden: Golden, theirs: Theirs) -> Comparison:
     return Comparison(tuple(rows), tuple(sorted(set(theirs.headers) - known)))
 
 
-def compare_arrays(golden: Golden, computed: Mapping[str, Arrays]) -> Comparison:
-    """The same with outputs in memory: by case, by output."""
+def as_theirs(computed: Mapping[str, Arrays]) -> Theirs:
+    """Outputs in memory, by case and output, as if they had been read."""
     arrays = {
-        f"{case}/{name}": value for case, outputs in computed.items() for name, value in outputs.items()
+        f"{case}/{name}": np.asarray(value)
+        for case, outputs in computed.items()
+        for name, value in outputs.items()
     }
-    headers = {name: Header(np.shape(value), np.asarray(value).dtype) for name, value in arrays.items()}
-    return compare(golden, Theirs(headers, arrays))
+    return Theirs({name: Header(array.shape, array.dtype) for name, array in arrays.items()}, arrays)
 
 
 def _row(case: Case, name: str, expected: Expected, theirs: Theirs) -> Row:
@@ -161,43 +155,40 @@ def _row(case: Case, name: str, expected: Expected, theirs: Theirs) -> Row:
         bad = np.argwhere(~np.isfinite(array))[0]
         return row(BROKEN, note=f"first at [{', '.join(map(str, bad))}]")
     note = "" if header.dtype == value.dtype or value.dtype == np.bool_ else f"given as {header.dtype}"
-    good, distances = _distances(case, array, expected)
-    return row(FINE if good else DEPARTS, note=note, **distances)
+    status = FINE if is_close(array, expected) else DEPARTS
+    return row(status, note=note, **_distances(case, array, value))
 
 
-def _distances(case: Case, array: np.ndarray, expected: Expected) -> tuple[bool, dict[str, Any]]:
-    """Whether it is close enough, and how far it is."""
-    value = expected.value
-    if value.size == 0:
-        return True, {"max_abs": 0.0, "relative": 0.0}
+def _distances(case: Case, array: np.ndarray, value: np.ndarray) -> dict[str, Any]:
+    """How far it is, and where most."""
     difference = np.abs(array.astype(np.float64) - value.astype(np.float64))
-    size = max(_norm(value), FLOOR * math.sqrt(value.size))
-    relative = _norm(difference) / size
-    furthest = int(np.argmax(difference))
-    found = {
-        "max_abs": float(difference.max()),
-        "relative": relative,
+    furthest = int(np.argmax(difference)) if difference.size else 0
+    return {
+        "max_abs": float(np.max(difference, initial=0.0)),
+        "relative": relative_error(array, value),
         "ulp": ulp_distance(array, value) if value.dtype == np.float32 else None,
-        "where": "" if difference.max() == 0 else label(case, value.shape, furthest),
+        "where": label(case, value.shape, furthest) if difference.any() else "",
     }
-    return relative <= expected.relative, found
 
 
 def is_close(array: np.ndarray, expected: Expected) -> bool:
-    """Whether an array is what is expected, as `compare` judges it."""
-    value = expected.value
-    if np.shape(array) != value.shape or not np.isfinite(array).all():
-        return False
-    scale = max(_norm(value), FLOOR * math.sqrt(value.size))
-    return bool(_norm(np.asarray(array, dtype=np.float64) - value) <= expected.relative * scale)
+    """Whether a finite array of the right shape is what is expected."""
+    return relative_error(array, expected.value) <= expected.relative
+
+
+def relative_error(array: np.ndarray, value: np.ndarray) -> float:
+    """||array - value|| / ||value||, in float64; ||value|| counts as at least `FLOOR` an entry."""
+    wide = np.asarray(value, dtype=np.float64)
+    size = max(_norm(wide), FLOOR * math.sqrt(max(wide.size, 1)))
+    return _norm(np.asarray(array, dtype=np.float64) - wide) / size
 
 
 def _norm(x: np.ndarray) -> float:
-    """Euclidean norm in float64; infinite rather than an overflow's warning."""
+    """Euclidean norm, scaled so that no square overflows."""
     largest = float(np.max(np.abs(x), initial=0.0))
     if largest == 0 or not math.isfinite(largest):
         return largest
-    return largest * float(np.linalg.norm(np.ravel(x) / np.float64(largest)))
+    return largest * float(np.linalg.norm(np.ravel(x) / largest))
 
 
 def ulp_distance(one: np.ndarray, other: np.ndarray) -> int:

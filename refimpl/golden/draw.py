@@ -2,7 +2,7 @@
 
 Source: mathematics.md §2.2, §2.3. Derived: where implementations part are exact zeros and ties, so a
 case has some: the first weighted layer's channel 0 is zero before its ReLU for every sample, so is the
-first hidden unit of every gate, and every gate's channel 0 has zero logits (d = 0: off).
+first hidden unit of every gate, and every gate's last channel has zero logits (d = 0: off).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _put_zeros(layout: Layout, views: Arrays) -> None:
             views[name][0] = 0
     for name in views:
         if name.endswith((".gate.fc2.weight", ".gate.fc2.bias")):
-            views[name][:2] = 0
+            views[name][-2:] = 0
 
 
 def gates_of(network: Network) -> dict[str, int]:
