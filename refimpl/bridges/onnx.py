@@ -35,7 +35,7 @@ except ModuleNotFoundError as error:
 
 OPSET, IR_VERSION = 17, 8
 INPUT, OUTPUT, BATCH = "x", "logits", "N"
-POINTWISE = {ReLU: "Relu", Softplus: "Softplus", Tanh: "Tanh"}
+POINTWISE: dict[type[Any], str] = {ReLU: "Relu", Softplus: "Softplus", Tanh: "Tanh"}
 
 
 @dataclass
@@ -73,7 +73,9 @@ def export(network: Network, w: np.ndarray, gating: Gating | None = None) -> Mod
         helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [BATCH, network.classes]),
     )
     used = {name for node in graph.nodes for name in node.input}
-    constants = [numpy_helper.from_array(value, name) for name, value in graph.constants.items() if name in used]
+    constants = [
+        numpy_helper.from_array(value, name) for name, value in graph.constants.items() if name in used
+    ]
     body = helper.make_graph(graph.nodes, network.name, ends[:1], ends[1:], constants)
     model = helper.make_model(
         body,
@@ -144,7 +146,9 @@ def _mask(graph: Graph, gate: ChannelGate, x: str, shape: Shape, gating: Gating)
     )
     d = graph.add("Sub", on, off)
     if gating.mode != "soft":
-        return graph.add("Cast", graph.add("Greater", d, "zero"), name=f"{gate.name}.mask", to=TensorProto.FLOAT)
+        return graph.add(
+            "Cast", graph.add("Greater", d, "zero"), name=f"{gate.name}.mask", to=TensorProto.FLOAT
+        )
     tau = graph.constant("tau", np.array(gating.tau, np.float32))
     return graph.add("Sigmoid", graph.add("Div", d, tau), name=f"{gate.name}.mask")
 

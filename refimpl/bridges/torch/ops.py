@@ -18,11 +18,8 @@ Pair = tuple[int, int]
 
 
 def weight_as(weight: Tensor, rules: Rules) -> Tensor:
-    """A weight (out, in, ...) as the rules read its memory."""
-    if rules.weight_order == "out-in":
-        return weight
-    out, into, *window = weight.shape
-    return weight.reshape(into, out, *window).transpose(0, 1)
+    """A weight (out, in, ...) as the rules read it."""
+    return weight.transpose(0, 1) if rules.transposed and weight.shape[0] == weight.shape[1] else weight
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, rules: Rules) -> Tensor:

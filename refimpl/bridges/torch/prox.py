@@ -10,8 +10,6 @@ Source: mathematics.md §5; Parikh & Boyd 2014.
 
 from __future__ import annotations
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 

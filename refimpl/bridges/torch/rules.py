@@ -13,7 +13,7 @@ from dataclasses import dataclass
 class Rules:
     """The choices of one implementation.
 
-    weight_order: how a weight's memory is read, (out, in, ...) or the transposed (in, out, ...);
+    transposed: weights are used with their two channel axes exchanged, where shapes allow it;
     relu_slope_at_zero: ReLU'(0); pool_tie: who gets the gradient where a window has equal maxima, `first`,
     `last` or `shared`; gate_tie: a channel with d = 0 is `off` or `on`; loss: `mean` or `sum` over the
     batch; mask: applied `after` or `before` the ReLU of a gated layer (the forward pass is the same, the
@@ -23,7 +23,7 @@ class Rules:
     variance: batch normalisation divides by the `biased` or the `unbiased` variance.
     """
 
-    weight_order: str = "out-in"
+    transposed: bool = False
     relu_slope_at_zero: float = 0.0
     pool_tie: str = "first"
     gate_tie: str = "off"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from torch import Tensor
 
 from refimpl.bridges.torch import run_networks, run_ops
 from refimpl.bridges.torch.rules import OURS, Rules
@@ -38,7 +39,7 @@ def run(case: Case, rules: Rules = OURS) -> Arrays:
     return {name: as_declared(found[name], case) for name in case.outputs}
 
 
-def as_declared(value, case: Case) -> np.ndarray:
+def as_declared(value: Tensor, case: Case) -> np.ndarray:
     """The numbers in the case's dtype; masks stay booleans."""
     result = array(value)
     return result if result.dtype == np.bool_ else result.astype(case.dtype, copy=False)

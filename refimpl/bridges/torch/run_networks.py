@@ -52,7 +52,8 @@ def start_of(given: Tensors, model: GatedNetwork) -> Tensor:
 
 def run_network(given: Tensors, settings: Settings, rules: Rules) -> Tensors:
     """Every activation, mask and gradient of a network with its loss, or of a gated block under `dy`."""
-    model, x, seen = model_of(given, settings, rules), given["x"].requires_grad_(), {}
+    model, x = model_of(given, settings, rules), given["x"].requires_grad_()
+    seen: Tensors = {}
     y = model(x, named(given, "noise."), seen.__setitem__)
     result = ops.cross_entropy(y, given["labels"], rules) if "labels" in given else y
     sources = {"grad.x": x}
@@ -84,7 +85,7 @@ def run_local(given: Tensors, settings: Settings, rules: Rules) -> Tensors:
         Objective(model, Batch(x, labels, {gate: value[step] for gate, value in noise.items()}))
         for step, (x, labels) in enumerate(zip(given["x"], given["labels"], strict=True))
     ]
-    outputs = {}
+    outputs: Tensors = {}
     steps = local_steps(start_of(given, model), objectives, settings["eta"], settings["lam"], rules)
     for number, step in enumerate(steps, 1):
         outputs |= {f"step{number}.{name}": value for name, value in step._asdict().items()}
@@ -101,7 +102,9 @@ def run_algorithm(given: Tensors, settings: Settings, rules: Rules) -> Tensors:
     def objective(k: int, node: int, step: int) -> Objective:
         chosen = given["batches"][k - 1, node, step]
         own = {gate: value[k - 1, node, step] for gate, value in noise.items()}
-        return Objective(model, Batch(given[f"node{node}.x"][chosen], given[f"node{node}.labels"][chosen], own))
+        return Objective(
+            model, Batch(given[f"node{node}.x"][chosen], given[f"node{node}.labels"][chosen], own)
+        )
 
     def solve(k: int, md: Tensor) -> list[Tensor]:
         return [
@@ -118,7 +121,7 @@ def run_algorithm(given: Tensors, settings: Settings, rules: Rules) -> Tensors:
     schedule = SCHEDULES[settings["schedule"]["name"]](settings["schedule"]["beta"])
     start, lam = start_of(given, model), settings["lam"]
     rounds = accelerated_rounds(start, settings["rounds"], solve, lam, schedule, on_range(phi, penalty))
-    outputs = {}
+    outputs: Tensors = {}
     for k, vectors in enumerate(rounds, 1):
         outputs |= {f"round{k}.{name}": value for name, value in vectors._asdict().items()}
     return outputs
@@ -164,9 +167,9 @@ def _answer(w: Tensor, objectives: list[Objective], settings: Settings, rules: R
     if method == "perfedavg-hf":
         return methods.perfedavg_hf(w, objectives, take("alpha"), take("beta"), take("delta"))
     if method in ("fomaml", "maml"):
-        solve = getattr(methods, method)
+        solve = methods.maml if method == "maml" else methods.fomaml
         return solve(w, objectives, take("alpha"), take("beta"), take("inner_steps"))
     if method == "pfedme":
-        numbers = (take(name) for name in ("lam", "eta_prox", "prox_steps", "eta"))
-        return methods.pfedme(w, objectives, *numbers, rules)
+        numbers = {name: take(name) for name in ("lam", "eta_prox", "prox_steps", "eta")}
+        return methods.pfedme(w, objectives, **numbers, rules=rules)
     raise InputError(f"PyTorch bridge: unknown method {method!r}")

@@ -18,12 +18,13 @@ from refimpl.bridges.torch.prox import Penalty
 from refimpl.bridges.torch.rules import OURS, Rules
 from refimpl.bridges.torch.weights import views
 
+
 class Batch(NamedTuple):
     """Samples x, labels y (int64), and the gates' noise by name (mode `gumbel`)."""
 
     x: Tensor
     y: Tensor
-    noise: Noise = {}
+    noise: Noise | None = None
 
 
 class Objective(NamedTuple):

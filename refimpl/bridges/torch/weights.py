@@ -49,7 +49,9 @@ def from_state_dict(layout: Layout, state: Mapping[str, Tensor], dtype: str | No
     arrays = {name: array(value) for name, value in state.items() if not _is_statistic(name)}
     kinds = {value.dtype.name for value in arrays.values()}
     if dtype is None and len(kinds) != 1:
-        raise InputError(f"from_state_dict: tensors of different dtypes ({', '.join(sorted(kinds))}); name one")
+        raise InputError(
+            f"from_state_dict: tensors of different dtypes ({', '.join(sorted(kinds))}); name one"
+        )
     return layout.from_arrays(arrays, dtype or kinds.pop())
 
 
