@@ -38,7 +38,7 @@ ROOMS = (
     ("experiment",),
     ("replay",),
     ("comparison", "bench", "stationarity", "tuning"),
-    ("report",),
+    ("report", "bridges"),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
@@ -51,6 +51,9 @@ OUTSIDE = {
     "llvmlite": {"kernels"},
     "click": {"cli"},
     "matplotlib": {"report"},
+    "torch": {"bridges"},
+    "onnx": {"bridges"},
+    "onnxruntime": {"bridges"},
 }
 
 ASKED_ONLY = {("refimpl.environment", "llvmlite")}  # for the processor's name, which a run writes down
