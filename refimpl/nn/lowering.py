@@ -55,7 +55,7 @@ class Spot(NamedTuple):
 class Program:
     """A network's operations and the workspace they need, in entries per sample."""
 
-    operations: np.recarray
+    operations: np.ndarray  # records `OPERATION`
     values: int
     masks: int
     where: int
@@ -75,7 +75,7 @@ class Program:
         dtype = np.dtype(dtype)
         key = (batch, dtype.itemsize)
         if key not in self.needs:
-            self.needs[key] = _scratch(self.operations, *key)
+            self.needs[key] = _scratch(self.operations.view(np.recarray), *key)
         return Workspace(
             lease("values", dtype, self.values * batch),
             lease("slopes", dtype, self.values * batch),
@@ -173,7 +173,7 @@ class _Lowering:
             for name, value in row.items():
                 operation[name] = value
         return Program(
-            operations.view(np.recarray),
+            operations,
             self.values,
             self.masks,
             self.where,
