@@ -62,6 +62,24 @@ class Workspace(NamedTuple):
     ints: np.ndarray
 
 
+class Kept(NamedTuple):
+    """Activations that outlive a descent, and operations whose results an earlier one left.
+
+    values, masks, where: entries per sample of each, where those of all samples are kept; 0: only those of
+    the part at work. first, later: leading operations (decisions excepted) whose results are there already,
+    in the first step and in later ones.
+    """
+
+    values: int = 0
+    masks: int = 0
+    where: int = 0
+    first: int = 0
+    later: int = 0
+
+
+NOTHING_KEPT = Kept()
+
+
 class Decisions(NamedTuple):
     """How gates decide: temperature, mode, and noise (n, gates, widest gate), read in mode GUMBEL only."""
 

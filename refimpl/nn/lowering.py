@@ -20,7 +20,7 @@ import numpy as np
 from refimpl.kernels import operation as code
 from refimpl.kernels import tiled_linear
 from refimpl.kernels.edge import USE_TILE, lease, scratch
-from refimpl.kernels.operation import NOWHERE, Workspace
+from refimpl.kernels.operation import NOTHING_KEPT, NOWHERE, Kept, Workspace
 from refimpl.kernels.tiled_conv import convolve_scratch
 from refimpl.kernels.tiled_weight_grad import weight_grad_scratch
 from refimpl.nn.context import Context, Gating
@@ -61,6 +61,8 @@ class Program:
     where: int
     gates: int
     widest_gate: int
+    before_gate: int = 0  # operations in front of the first gate's decision
+    through_gate: int = 0  # operations up to the first gate's product
     needs: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # known sizes of scratch
 
     def part(self, batch: int, dtype: Any, gradients: bool) -> int:
@@ -70,17 +72,17 @@ class Program:
         parts = math.ceil(batch / max(1, held // size))
         return math.ceil(batch / parts)
 
-    def workspace(self, batch: int, dtype: Any) -> Workspace:
-        """This thread's workspace for `batch` samples."""
+    def workspace(self, batch: int, dtype: Any, kept: Kept = NOTHING_KEPT, samples: int = 0) -> Workspace:
+        """This thread's workspace for `batch` samples at a time, and for what is kept of all `samples`."""
         dtype = np.dtype(dtype)
         key = (batch, dtype.itemsize)
         if key not in self.needs:
             self.needs[key] = _scratch(self.operations.view(np.recarray), *key)
         return Workspace(
-            lease("values", dtype, self.values * batch),
+            lease("values", dtype, max(self.values * batch, kept.values * samples)),
             lease("slopes", dtype, self.values * batch),
-            lease("masks", np.dtype(np.bool_), max(1, self.masks * batch)),
-            lease("where", np.dtype(np.int32), max(1, self.where * batch)),
+            lease("masks", np.dtype(np.bool_), max(1, self.masks * batch, kept.masks * samples)),
+            lease("where", np.dtype(np.int32), max(1, self.where * batch, kept.where * samples)),
             *scratch(dtype, *self.needs[key]),
         )
 
@@ -157,6 +159,7 @@ class _Lowering:
         self.masks = 0
         self.where = 0
         self.smooth = context.gating.mode == "soft"
+        self.gate_ends: list[tuple[int, int]] = []  # of every gate, its decision's and its product's number
         self.gate_numbers = {block.gate.name: i for i, block in enumerate(network.gates)}
 
     def program(self) -> Program:
@@ -179,6 +182,7 @@ class _Lowering:
             self.where,
             len(self.network.gates),
             widest,
+            *next(iter(self.gate_ends), (0, 0)),
         )
 
     def place(self, size: int) -> int:
@@ -250,12 +254,13 @@ class _Lowering:
         self.masks += block.gate.out_channels
         skip = not self.smooth and not context.closed_channels_matter
         binary = NOWHERE if self.smooth else mask
-        decide = self.decide(block.gate, shape, x, trained, mask)
+        decide, decided = self.decide(block.gate, shape, x, trained, mask), len(self.rows)
         self.rows.append(decide)
         spot, inner, inner_shape = x, trained, shape
         for layer in pooling_first(block.body):
             spot, inner = self.layer(layer, inner_shape, spot, inner, binary if skip else NOWHERE, binary)
             inner_shape = layer.output_shape(inner_shape)
+        self.gate_ends.append((decided, len(self.rows)))
         y = spot.value if skip else self.place(math.prod(out))
         dy = y if not skip else spot.gradient
         self.rows.append(
