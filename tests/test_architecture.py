@@ -38,6 +38,7 @@ ROOMS = (
     ("methods",),
     ("experiment",),
     ("comparison", "bench", "stationarity", "tuning"),
+    ("bridges",),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
@@ -50,6 +51,9 @@ OUTSIDE = {
     "llvmlite": {"kernels"},
     "click": {"cli"},
     "matplotlib": {"report"},
+    "torch": {"bridges"},
+    "onnx": {"bridges"},
+    "onnxruntime": {"bridges"},
 }
 
 ASKED_ONLY = {("refimpl.environment", "llvmlite")}  # for the processor's name, which a run writes down
