@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,11 +68,11 @@ class Comparison:
         return list({row.case: row for row in reversed(self.departures)}.values())[::-1]
 
 
-class Theirs:
-    """Another program's outputs: headers of all arrays; contents are read only where they fit."""
+class Theirs(NamedTuple):
+    """Another program's outputs: headers of all arrays; contents of those that fit."""
 
-    def __init__(self, headers: Mapping[str, Header], arrays: Arrays) -> None:
-        self.headers, self.arrays = headers, arrays
+    headers: Mapping[str, Header]
+    arrays: Arrays
 
 
 def read_theirs(path: Path, golden: Golden) -> Theirs:

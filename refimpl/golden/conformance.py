@@ -131,7 +131,7 @@ def statements(outcome: Outcome) -> list[str]:
     if comparison.departures:
         first = comparison.departures[0]
         lines.append(f"first departure: {first.name} ({cells(first)[-1]})")
-    lines += [f"hint, {hint.case}: {_said(hint)}" for hint in outcome.hints]
+    lines += [f"hint for {hint.case}: {_said(hint)}" for hint in outcome.hints]
     compared = len(comparison.rows) - len(comparison.missing)
     good = compared - len(comparison.departures)
     lines.append(
@@ -142,8 +142,9 @@ def statements(outcome: Outcome) -> list[str]:
 
 
 def _said(hint: Hint) -> str:
-    arrays = f" (reproduces {hint.explains} departing array{'s' * (hint.explains > 1)})"
-    return hint.text if hint.rule == "pattern" else f"{hint.rule}: {hint.text}{arrays}"
+    arrays = "array" if hint.explains == 1 else "arrays"
+    proof = f"which reproduces {hint.explains} {arrays} of yours"
+    return hint.text if hint.rule == "pattern" else f"{hint.rule}: {hint.text}; {proof}"
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

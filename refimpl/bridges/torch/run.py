@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from refimpl.bridges.torch import run_networks, run_ops
@@ -25,6 +26,12 @@ WHOLE: dict[str, Callable[[Tensors, run_ops.Settings, Rules], Tensors]] = {
     "adapt": run_networks.run_adapt,
     "baseline": run_networks.run_baseline,
 }
+
+
+def single_threaded() -> str:
+    """PyTorch's name and version; from here on it uses one thread, so that sums have one order everywhere."""
+    torch.set_num_threads(1)
+    return f"PyTorch {torch.__version__}"
 
 
 def run(case: Case, rules: Rules = OURS) -> Arrays:

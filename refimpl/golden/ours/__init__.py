@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from refimpl.errors import one_of
+from refimpl.errors import DataError, RefimplError, one_of
 from refimpl.golden.case import Arrays, Case
 from refimpl.golden.ours import blocks, federated, ops, prox
 
@@ -26,10 +26,18 @@ _KINDS: dict[str, Callable[[Case], Arrays]] = {
 
 
 def run(case: Case) -> Arrays:
-    """The outputs of the case, in the order of `case.outputs`; scalars as arrays of shape ()."""
+    """The outputs of the case, in the order of `case.outputs`; scalars as arrays of shape ().
+
+    `DataError` where the case, which may come from anyone's file, does not make sense.
+    """
     one_of("golden", "kind of case", case.kind, tuple(_KINDS))
-    found = _KINDS[case.kind](case)
-    return {name: _of_dtype(found[name], case.dtype) for name in case.outputs}
+    try:
+        found = _KINDS[case.kind](case)
+        return {name: _of_dtype(found[name], case.dtype) for name in case.outputs}
+    except RefimplError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"golden: cannot compute {case.name}: {error!r}; check its inputs") from error
 
 
 def _of_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
