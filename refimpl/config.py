@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from refimpl.errors import ConfigError, one_of
+from refimpl.errors import ConfigError, brief, one_of
 
 METHODS = (
     "metagater", "metagater-ungated", "fedavg", "perfedavg", "perfedavg-hf", "maml", "fomaml", "reptile",
@@ -28,6 +28,7 @@ MODEL_NAMES = ("mlp", "cnn3", "cnn7", "digits")
 USUAL_GATES = {"mlp": ["fc1"], "cnn3": ["conv3"], "cnn7": ["conv5", "conv6"], "digits": ["conv2"]}
 SCHEDULES = ("ghadimi-lan", "proximal-gradient", "nesterov")
 PENALTIES = ("group-lasso", "bounded-group-lasso", "l1", "zero")
+ADAPTATION = ("eta_phi", "eta_theta", "adapt_steps", "snip_keep")  # keys that play no part before it
 
 
 def _option(default: Any, text: str, choices: tuple[str, ...] = (), ending: str = "") -> Any:
@@ -169,8 +170,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; give the path of a TOML configuration") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not readable as TOML: nested too deeply") from None
+    except (OSError, ValueError) as error:  # tomllib's own, and int's for thousands of digits
+        raise ConfigError(f"{path}: not readable as TOML: {brief(error)}") from None
 
 
 def preset(name: str) -> dict[str, Any]:
@@ -244,6 +247,6 @@ def from_table(table: Mapping[str, Any]) -> Config:
     if set(table) != known:
         odd = sorted(set(table) ^ known)
         raise ConfigError(
-            f"config: keys unknown or missing: {', '.join(odd)}; was the run made by this version?"
+            f"config: keys unknown or missing: {', '.join(odd)[:200]}; was the run made by this version?"
         )
     return Config(**table)

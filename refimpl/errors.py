@@ -6,24 +6,6 @@ Every message names who complains, what was expected, what came, and the remedy
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-
-# All that zipfile and NumPy raise on damaged or hostile bytes of an .npz archive.
-NPZ_DAMAGE = (
-    zipfile.BadZipFile,
-    ValueError,
-    EOFError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    MemoryError,
-    SyntaxError,
-    OverflowError,
-    TypeError,
-    zlib.error,
-)
-
 
 class RefimplError(Exception):
     """Root of all errors this package raises on purpose."""
@@ -49,7 +31,12 @@ class DivergenceError(RefimplError):
     """Training left the finite numbers; names the round, the node and a hint."""
 
 
+def brief(error: Exception) -> str:
+    """The first line of an error's text, or its kind where it has none, to stand in a message of ours."""
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
 def one_of(who: str, what: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raise `InputError` unless `value` is one of `allowed`; the message lists them."""
     if value not in allowed:
-        raise InputError(f"{who}: unknown {what} {value!r}; choose one of {', '.join(allowed)}")
+        raise InputError(f"{who}: unknown {what} {repr(value)[:80]}; choose one of {', '.join(allowed)}")

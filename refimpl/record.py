@@ -7,23 +7,25 @@ byte-reproducible, so that a resumed run can be compared with an uninterrupted o
 
 from __future__ import annotations
 
-import errno
+import glob
 import json
 import os
 import shutil
-import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from refimpl.config import read_toml
 from refimpl.environment import environment
 from refimpl.errors import DataError, InputError, RunError
+from refimpl.lock import release_lock, take_lock
 from refimpl.storage import (
     Arrays,
     check_like,
     json_text,
+    json_value,
     npz_bytes,
     plain,
     read_bytes,
@@ -34,16 +36,10 @@ from refimpl.storage import (
     write_whole,
 )
 
-try:
-    import fcntl
-
-    CAN_LOCK = True
-except ImportError:  # Windows has no locks of this kind: runs are not guarded there
-    CAN_LOCK = False
-
 CONFIG, METRICS, ENVIRONMENT = "config.toml", "metrics.jsonl", "environment.json"
 CHECKPOINT, MODEL, REPORT, LOCK = "checkpoint.npz", "meta_model.npz", "report", ".lock"
 OWN_FILES = frozenset({CONFIG, METRICS, ENVIRONMENT, CHECKPOINT, MODEL, REPORT, LOCK})
+BUILDING, ASIDE = ".new", ".old"  # endings of folders that a run is made in, and moved to before it goes
 META = "__meta__"  # the entry of a checkpoint that is not an array of the state
 
 
@@ -75,15 +71,16 @@ class RunFolder:
         path = Path(path)
         text = toml_text(config)
         check_free(path, force)
-        building = path.with_name(f".{path.name}.{os.getpid()}.new")
+        building = path.with_name(f".{path.name}.{os.getpid()}{BUILDING}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path)
             building.mkdir()
             (building / REPORT).mkdir()
             write_whole(building / CONFIG, text.encode())
             write_whole(building / ENVIRONMENT, json_text(environment(threads)).encode())
             write_whole(building / METRICS, b"")
-            run = cls(path, _take_lock(building))
+            run = cls(path, take_lock(building / LOCK, path))
             try:
                 _move_into_place(building, path, force)
             except BaseException:
@@ -101,7 +98,7 @@ class RunFolder:
         path = Path(path)
         if not (path / CONFIG).is_file():
             raise RunError(f"{path}: not a run folder (it has no {CONFIG}); start one with refimpl train")
-        return cls(path, _take_lock(path) if lock else None)
+        return cls(path, take_lock(path / LOCK, path) if lock else None)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -111,16 +108,13 @@ class RunFolder:
 
     def close(self) -> None:
         """Release the lock; the folder stays."""
-        _release(self._lock)
+        release_lock(self._lock)
         self._lock = None
 
     @property
     def config(self) -> dict[str, Any]:
         """The resolved configuration the run was started with."""
-        try:
-            return tomllib.loads((self.path / CONFIG).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise DataError(f"{self.path / CONFIG}: not readable as TOML: {error}") from None
+        return read_toml(self.path / CONFIG)
 
     @property
     def report(self) -> Path:
@@ -164,7 +158,7 @@ class RunFolder:
         path = self.path / METRICS
         content = read_bytes(path)
         kept = [(record, end) for record, end in _metric_lines(path, content) if record["round"] <= round_]
-        rounds = [int(record["round"]) for record, _ in kept]
+        rounds = [record["round"] for record, _ in kept]
         if rounds != list(range(1, round_ + 1)):
             raise DataError(f"{path}: expected rounds 1..{round_}, each once, found {_ranges(rounds)}")
         write_whole(path, content[: kept[-1][1] if kept else 0])
@@ -240,8 +234,9 @@ def _metric_lines(path: Path, content: bytes) -> Iterator[tuple[dict[str, Any], 
             return
         end += len(line)
         try:
-            record = json.loads(line)
-            _ = int(record["round"])
+            record = json_value(line)
+            if type(record["round"]) is not int:
+                raise TypeError
         except (ValueError, TypeError, KeyError):
             raise DataError(
                 f"{path}: expected a JSON record with a round in line {number}, found {line[:40]!r}"
@@ -252,7 +247,7 @@ def _metric_lines(path: Path, content: bytes) -> Iterator[tuple[dict[str, Any], 
 def _read_header(path: Path, entry: np.ndarray | None) -> tuple[int, dict[str, Any], list[str]]:
     """Round, meta and array names from a checkpoint's entry META."""
     try:
-        header = json.loads(str(entry))
+        header = json_value(str(entry))
         round_, meta, names = header["round"], header["meta"], header["arrays"]
     except (KeyError, TypeError, ValueError):
         raise DataError(f"{path}: expected a checkpoint with a round, found none") from None
@@ -276,7 +271,8 @@ def check_free(
         return
     if not path.is_dir():
         raise RunError(f"{path}: expected a folder, found a file; choose another --out")
-    present = sorted(item.name for item in path.iterdir())
+    torn = {f".{name}.tmp" for name in own}  # of a process that was killed while it wrote
+    present = sorted(item.name for item in path.iterdir() if item.name not in torn)
     if not present:
         return
     if mark not in present:
@@ -288,6 +284,25 @@ def check_free(
         raise RunError(f"{path}: --force would delete {', '.join(foreign)}; move that elsewhere first")
 
 
+def _sweep(path: Path) -> None:
+    """Delete what processes that were killed while they made or replaced the run at `path` have left."""
+    for ending in (BUILDING, ASIDE):
+        for folder in path.parent.glob(f".{glob.escape(path.name)}.*{ending}"):
+            process = folder.name.removesuffix(ending).rpartition(".")[2]
+            if process.isdecimal() and not _alive(int(process)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # someone else's
+    return True
+
+
 def _move_into_place(building: Path, path: Path, force: bool) -> None:
     """Rename the finished folder to `path`; with `force` a run there is moved aside, then deleted."""
     if not (force and (path / CONFIG).is_file()):
@@ -296,8 +311,8 @@ def _move_into_place(building: Path, path: Path, force: bool) -> None:
         os.rename(building, path)
         sync_folder(path.parent)
         return
-    old_lock = _take_lock(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.old")
+    old_lock = take_lock(path / LOCK, path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}{ASIDE}")
     try:
         os.rename(path, aside)
         try:
@@ -308,32 +323,4 @@ def _move_into_place(building: Path, path: Path, force: bool) -> None:
         sync_folder(path.parent)
         shutil.rmtree(aside)
     finally:
-        _release(old_lock)
-
-
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # file systems that cannot lock
-
-
-def _take_lock(folder: Path) -> int | None:
-    """Hold `folder` exclusively until the returned handle is released (None: no locks on this system)."""
-    if not CAN_LOCK:
-        return None
-    handle = None
-    try:
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(handle), os.stat(folder / LOCK)):
-            return handle
-        _release(handle)  # the folder was replaced between opening and locking: whoever did so holds it
-    except OSError as error:
-        _release(handle)
-        if error.errno in _NO_LOCKS:
-            return None
-        if not isinstance(error, (BlockingIOError, FileNotFoundError)):
-            raise RunError(f"{folder}: cannot be locked: {reason(error)}") from None
-    raise RunError(f"{folder}: in use by another refimpl process; wait for it or choose another folder")
-
-
-def _release(handle: int | None) -> None:
-    if handle is not None:
-        os.close(handle)
+        release_lock(old_lock)

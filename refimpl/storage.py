@@ -13,15 +13,17 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from refimpl.errors import NPZ_DAMAGE, ConfigError, DataError, InputError, RunError
+from refimpl.errors import ConfigError, DataError, InputError, RunError
+from refimpl.npz import DamageError, Header, read_headers, read_members
 
 Arrays = dict[str, np.ndarray]
+NPZ_LIMIT = 4 * 2**30  # bytes of the arrays of one file, unpacked
 
 # --- TOML -------------------------------------------------------------------------------------------
 
@@ -139,23 +141,33 @@ def _npy_bytes(name: str, value: np.ndarray) -> bytes:
     return content.getvalue()
 
 
-def read_npz(path: Path) -> Arrays:
-    """All arrays of an .npz file; `DataError` naming the file where it is missing, corrupt or pickled."""
+def read_npz(path: Path, names: Collection[str] | None = None) -> Arrays:
+    """The arrays of an .npz file, all or those of `names` that are in it.
+
+    `DataError` naming the file where it is missing, corrupt or pickled; nothing is allocated that the file
+    does not hold.
+    """
+    with _readable(path):
+        return dict(read_members(path, NPZ_LIMIT, names))
+
+
+def npz_headers(path: Path) -> dict[str, Header]:
+    """Shapes and dtypes of the arrays in an .npz file, without reading them; raises as `read_npz`."""
+    with _readable(path):
+        return read_headers(path)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What goes wrong in reading an archive, as `DataError`."""
     try:
-        with open(path, "rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise DataError(f"{path}: expected an .npz archive of arrays, found a single array")
-            return {name: archive[name] for name in archive.files}
+        yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot read: {reason(error)}") from None
-    except NPZ_DAMAGE as error:
-        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"{path}: expected an .npz archive of plain arrays, found damage ({detail})"
-        ) from None
+    except DamageError as error:
+        raise DataError(f"{path}: expected an .npz archive of plain arrays, found damage ({error})") from None
 
 
 def check_like(path: Path, found: Mapping[str, np.ndarray], like: Mapping[str, np.ndarray]) -> None:
@@ -193,6 +205,23 @@ def plain(value: Any) -> Any:
     return value
 
 
+def json_value(text: str | bytes) -> Any:
+    """What JSON text says; `ValueError` for anything `json_text` would not write, however deep or large."""
+    try:
+        return json.loads(text, parse_constant=_not_finite, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _not_finite(text)
+
+
+def _not_finite(text: str) -> float:
+    raise ValueError(f"not a finite number: {text[:20]}")
+
+
 def json_text(content: Any) -> str:
     """`content`, made plain, as indented JSON that ends in a line break."""
     return json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
@@ -201,6 +230,6 @@ def json_text(content: Any) -> str:
 def read_json(path: Path) -> Any:
     """What `json_text` wrote; `DataError` naming the file for anything else."""
     try:
-        return json.loads(read_bytes(path))
+        return json_value(read_bytes(path))
     except ValueError:
         raise DataError(f"{path}: expected JSON, found damage; remove it to have it made again") from None

@@ -18,7 +18,7 @@ ROOT = Path(refimpl.__file__).parent
 # From top to bottom; a module may import its own room and those above. A new room needs a place here.
 ROOMS = (
     ("_version",),
-    ("errors", "rng", "tables", "parallel"),
+    ("errors", "rng", "tables", "parallel", "npz"),
     ("kernels",),
     ("nn",),
     ("gradcheck",),
@@ -29,16 +29,16 @@ ROOMS = (
     ("federated",),
     ("pruning", "cooperative"),
     ("theory",),
-    ("golden",),
     ("presets", "config"),
-    ("storage", "environment"),
+    ("storage", "environment", "lock"),
+    ("golden",),  # below storage: what it computes goes into a file
     ("record",),
     ("warmup",),
     ("methods",),
     ("experiment",),
     ("replay",),
     ("comparison", "bench", "stationarity", "tuning"),
-    ("report",),
+    ("report", "bridges"),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
@@ -51,6 +51,9 @@ OUTSIDE = {
     "llvmlite": {"kernels"},
     "click": {"cli"},
     "matplotlib": {"report"},
+    "torch": {"bridges"},
+    "onnx": {"bridges"},
+    "onnxruntime": {"bridges"},
 }
 
 ASKED_ONLY = {("refimpl.environment", "llvmlite")}  # for the processor's name, which a run writes down

@@ -165,7 +165,8 @@ def test_a_misspelt_command_suggests_the_nearest(refimpl, typed, meant):
 
 
 @pytest.mark.parametrize(
-    ("group", "typed", "meant"), [("data", "fecth", "fetch"), ("theory", "lemas", "lemmas")]
+    ("group", "typed", "meant"),
+    [("data", "fecth", "fetch"), ("theory", "lemas", "lemmas"), ("golden", "chek", "check")],
 )
 def test_a_misspelt_subcommand_suggests_the_nearest(refimpl, group, typed, meant):
     assert f"did you mean {meant}?" in assert_one_line(*refimpl(group, typed))

@@ -76,7 +76,7 @@ def test_samples_do_not_depend_on_how_they_are_split(name, monkeypatch):
     w, x = problem(network)
     together = predict(network, w, x)
     for bytes_ in (1, 20_000):
-        monkeypatch.setattr(lowering, "CACHED_BYTES", bytes_)
+        monkeypatch.setattr(lowering, "PREDICTION_BYTES", bytes_)
         apart = predict(network, w, x)
         assert apart.logits.tobytes() == together.logits.tobytes()
         assert (apart.flops, apart.opened.tolist()) == (together.flops, together.opened.tolist())
@@ -87,8 +87,8 @@ def test_memory_left_by_others_is_never_read():
     network = NETWORKS["digits"]
     w, x = problem(network)
     clean = predict(network, w, x).logits.tobytes()
-    for (_, dtype), array in edge._pool.arrays.items():
-        array[:] = np.nan if dtype.kind == "f" else -1 if dtype.kind == "i" else True
+    for array in edge._pool.arrays.values():
+        array[:] = np.nan if array.dtype.kind == "f" else -1 if array.dtype.kind == "i" else True
     assert predict(network, w, x).logits.tobytes() == clean
 
 

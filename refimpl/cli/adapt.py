@@ -12,6 +12,7 @@ from refimpl.cli.compiling import notice
 from refimpl.cli.options import config_options, data_dir_option, json_option, talk_options
 from refimpl.cli.output import print_json, table
 from refimpl.cli.progress import Progress, Talk
+from refimpl.config import ADAPTATION
 from refimpl.errors import InputError
 from refimpl.record import RunFolder
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from refimpl.experiment import Experiment
     from refimpl.federated.adapt import NodeReport
 
-SETTINGS = ("eta_phi", "eta_theta", "adapt_steps", "snip_keep")
-
 
 @click.command(
     epilog="\b\nExamples:\n  refimpl adapt runs/first\n  refimpl adapt runs/first --adapt-steps 3 --json"
@@ -31,7 +30,7 @@ SETTINGS = ("eta_phi", "eta_theta", "adapt_steps", "snip_keep")
 @data_dir_option
 @json_option
 @talk_options
-@config_options(SETTINGS)
+@config_options(ADAPTATION)
 def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **options: Any) -> None:
     """Adapt a run's meta-model at its target nodes, in two stages.
 
@@ -59,7 +58,7 @@ def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **optio
         content = {
             "run": str(run),
             "method": method,
-            "settings": {name: getattr(experiment.config, name) for name in SETTINGS},
+            "settings": {name: getattr(experiment.config, name) for name in ADAPTATION},
             "data": experiment.note,
             "nodes": [report._asdict() for report in reports],
             "channel_variant": [report._asdict() for report in beside],

@@ -31,6 +31,7 @@ COMMANDS = {
     "data": "List, verify and fetch data sets; show how one is cut into nodes.",
     "theory": "Check the paper's lemmas, theorem and rates numerically.",
     "bench": "Time layers and whole programs, dense and gated, against the FLOPs they execute.",
+    "golden": "Write and check cross-check files for other implementations.",
     "gradcheck": "Check gradients against central differences, in float64.",
     "warmup": "Compile the kernels for this machine and keep them on disk.",
     "info": "Show versions, CPU features, threads, kernels and folders.",

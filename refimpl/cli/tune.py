@@ -33,6 +33,7 @@ EPILOG = """\b
 Examples:
   refimpl tune --method fedavg --dataset digits --budget 8 --rounds 20 --out fedavg.toml
   refimpl tune --method fedavg,perfedavg,metagater --preset mnist --data-dir ~/data --out mnist.toml
+  refimpl tune --method fedavg,metasnip --preset cifar10 --budget 12 --adaptations 4 --out cifar10.toml
   refimpl tune --resume --out mnist.toml --data-dir ~/data
   refimpl tune --method reptile --grid --budget 9 --keys eta,mix --range mix=0.2:1 --out reptile.toml
   refimpl train --config fedavg.toml
@@ -46,6 +47,11 @@ Examples:
 @preset_option
 @click.option("--budget", type=click.IntRange(min=1), help="Settings tried of each method.  [16]")
 @click.option("--grid/--random", default=None, help="How settings are chosen.  [random]")
+@click.option(
+    "--adaptations",
+    type=click.IntRange(min=1),
+    help="Random settings of the adaptation for each of the meta-training.  [1]",
+)
 @click.option("--keys", type=Names(), help="Keys that are searched.  [the method's rates]")
 @click.option("--range", "ranges", multiple=True, metavar="KEY=LOW:HIGH", help="Where a key is searched.")
 @click.option("--seeds", type=Seeds(), help="Seeds of every trial.  [100]")
@@ -64,6 +70,7 @@ def command(
     from_preset: str | None,
     budget: int | None,
     grid: bool | None,
+    adaptations: int | None,
     keys: list[str] | None,
     ranges: tuple[str, ...],
     seeds: tuple[int, ...] | None,
@@ -94,7 +101,18 @@ def command(
         raise click.UsageError(f"expected --out FILE.toml, got {out or 'none'}", ctx)
     record = out.with_suffix(".jsonl")
     if resume:
-        given = methods or file or from_preset or budget or keys or ranges or seeds or validation or force
+        given = (
+            methods
+            or file
+            or from_preset
+            or budget
+            or adaptations
+            or keys
+            or ranges
+            or seeds
+            or validation
+            or force
+        )
         if given or grid is not None or any(value is not None for value in options.values()):
             raise click.UsageError("--resume takes what to search from the record of --out", ctx)
         ctx.exit(run(Tuning.open(record), out, data_dir, threads, as_json, talk))
@@ -106,7 +124,8 @@ def command(
         config = resolve(file, from_preset, method=method, **options)
         held = validation or max(1, config.nodes // SHARE)
         kind = "grid" if grid else "random"
-        searches.append(Search(config, own, budget or 16, kind, seeds or SEEDS, held))
+        more = adaptations or 1
+        searches.append(Search(config, own, budget or 16, kind, seeds or SEEDS, held, adaptations=more))
     note = _check_data(searches[0], data_dir)
     if note and talk != Talk.QUIET:
         click.echo(f"data: {note}", err=True)
@@ -185,10 +204,12 @@ def run(
 
 def _make(tuning: Tuning, data_dir: Path | None, threads: int | None, talk: Talk) -> None:
     """The trials, with progress."""
-    left = tuning.left()
-    rounds = sum(search.config.rounds * len(search.seeds) for search, _ in left)
+    left, jobs = tuning.left(), tuning.jobs()
+    searches = [job.trials[0][0] for job in jobs]
+    rounds = sum(search.config.rounds * len(search.seeds) for search in searches)
     with Progress(rounds, talk) as progress, notice(progress), stop_requests() as stop:
-        progress.say(f"{len(left)} trials of {len(tuning.searches)} methods")
+        shared = f" on {len(jobs)} meta-trainings" * (len(jobs) < len(left))
+        progress.say(f"{len(left)} trials of {len(tuning.searches)} methods{shared}")
 
         def on_told(search: Search, trial: int, record: RoundRecord) -> None:
             name, config = f"{search.config.method}, trial {trial}", search.config

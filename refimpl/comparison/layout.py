@@ -79,13 +79,17 @@ def _run(outcome: Outcome) -> dict[str, Any]:
 
 def tables(outcomes: Sequence[Outcome]) -> list[tuple[Cells, list[Cells]]]:
     """Header and rows of the table about training, of that about adaptation, and of the gaps if any."""
-    rows = summarise(outcomes)
-    found = [(TRAINING, [_training(row) for row in rows]), (ADAPTATION, [_adaptation(row) for row in rows])]
+    found = row_tables(summarise(outcomes))
     labels, by_round = gaps(outcomes)
     if labels:
         lines = [(str(round_), *(_number(v, ".2e") for v in values)) for round_, values in by_round]
         found.append((("stationarity gap, round", *labels), lines))
     return found
+
+
+def row_tables(rows: Sequence[Row]) -> list[tuple[Cells, list[Cells]]]:
+    """Header and rows of the table about training, and of that about adaptation."""
+    return [(TRAINING, [_training(row) for row in rows]), (ADAPTATION, [_adaptation(row) for row in rows])]
 
 
 def _blocks(plan: Plan, outcomes: Sequence[Outcome], write: Writer) -> list[str]:

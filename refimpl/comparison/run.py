@@ -28,16 +28,17 @@ from refimpl.comparison.work import (
 from refimpl.errors import DivergenceError, RefimplError, RunError
 from refimpl.experiment import build_network, default_threads, prepare
 from refimpl.federated.rounds import RoundRecord
+from refimpl.lock import locked, release_lock, take_lock
 from refimpl.methods import build_method, is_gated
 from refimpl.parallel import Stop, run_jobs
-from refimpl.record import CONFIG, REPORT, RunFolder, check_free
+from refimpl.record import CONFIG, LOCK, REPORT, RunFolder, check_free
 from refimpl.storage import json_text, read_bytes, reason, write_whole
 from refimpl.warmup import warm_up
 
 UNFINISHED = "diverged, or not finished"
 PLAN, RESULTS, TABLE, CSV, RUNS = "plan.json", "results.json", "table.md", "table.csv", "runs"
 FIGURES = {"accuracy": "accuracy.png", "frontier": "frontier.png"}
-OWN_FILES = frozenset({PLAN, RESULTS, TABLE, CSV, RUNS, REPORT, *FIGURES.values()})
+OWN_FILES = frozenset({PLAN, RESULTS, TABLE, CSV, RUNS, REPORT, LOCK, *FIGURES.values()})
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,10 @@ class Comparison:
         path = Path(path)
         check_free(path, force, PLAN, OWN_FILES, "a comparison")
         check_plan(plan, data_dir)
+        if (path / LOCK).exists():
+            release_lock(take_lock(path / LOCK, path))  # raises where another process is at work, as the next
         for run in (path / RUNS).glob(f"*/{CONFIG}"):
-            RunFolder.open(run.parent).close()  # raises where another process is at work
+            RunFolder.open(run.parent).close()
         try:
             if path.exists():
                 shutil.rmtree(path)
@@ -105,8 +108,18 @@ class Comparison:
     ) -> list[Outcome]:
         """Do what is left; all outcomes, in the plan's order of rows, then seeds.
 
-        Raises `KeyboardInterrupt` where `stop` ended it early; what was done is kept.
+        Raises `KeyboardInterrupt` where `stop` ended it early; what was done is kept. Raises `RunError`
+        where another process is at it.
         """
+        with locked(self.path / LOCK, self.path):
+            return self._run(on_round, on_adapted, stop)
+
+    def _run(
+        self,
+        on_round: Callable[[Cell, RoundRecord], None],
+        on_adapted: Callable[[Cell, float], None],
+        stop: Stop,
+    ) -> list[Outcome]:
         jobs = self.jobs()
         failures = self._train(jobs, on_round, stop)
         for job in jobs:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,13 @@ def _due(job: Job, round_: int) -> bool:
 def _curve(folder: RunFolder) -> dict[str, dict[str, float]]:
     """Mean adapted accuracy by row and round (a word, as JSON has it), as far as it was measured."""
     path = folder.report / f"{CURVE}.json"
-    return read_json(path) if path.is_file() else {}
+    curve = read_json(path) if path.is_file() else {}
+    try:
+        _check_numbers(accuracy for rounds in curve.values() for accuracy in rounds.values())
+        _ = [int(round_) for rounds in curve.values() for round_ in rounds]
+    except (AttributeError, TypeError, ValueError):
+        raise DataError(f"{path}: expected accuracies by round; remove it to have it made again") from None
+    return curve
 
 
 def _missing(job: Job, curve: Mapping[str, Mapping[str, float]], round_: int) -> list[Cell]:
@@ -211,12 +217,21 @@ def outcome_of(job: Job, cell: Cell, failure: str) -> Outcome:
         reports = tuple(NodeReport(**numbers(node)) for node in content["nodes"])
         records = tuple(RoundRecord(**numbers(entry)) for entry in folder.metrics())
         note = str(content["data"])
-    except (TypeError, KeyError):
+    except (AttributeError, TypeError, KeyError):
         raise DataError(f"{path}: expected reports of nodes; remove it to have it made again") from None
     curve = sorted((int(r), a) for r, a in _curve(folder).get(cell.label, {}).items())
     return Outcome(cell.label, cell.config, records, reports, tuple(curve), note)
 
 
 def numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as they were before JSON, which has no NaN."""
-    return {key: math.nan if value is None else value for key, value in entry.items()}
+    """Values as they were before JSON, which has no NaN; `TypeError` unless all but names are numbers."""
+    found = {key: math.nan if value is None else value for key, value in entry.items()}
+    _check_numbers(value for key, value in found.items() if key not in ("node", "nodes"))
+    return found
+
+
+def _check_numbers(values: Iterable[object]) -> None:
+    """Raise `TypeError` unless all are numbers."""
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"expected a number, got {type(value).__name__}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.data.dataset import DataSet
-from refimpl.errors import NPZ_DAMAGE, DataError
+from refimpl.errors import DataError
+from refimpl.npz import DamageError, read_members
 
 LIMIT = 4 * 2**30  # bytes of the arrays of one file, unpacked
 _ENDING = ".npz"
@@ -55,24 +55,17 @@ def read_arrays(path: str | Path) -> DataSet:
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays with the names we know; their sizes are checked before any of them is unpacked."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > LIMIT:
-            raise DataError(f"{path}: unpacks to {size} bytes, more than the {LIMIT} admitted")
-        with np.load(path, allow_pickle=False) as found:
-            return {name: found[name] for name in _names(path, found.files)}
+        found = dict(read_members(path, LIMIT))
+        return {name: found[name] for name in _names(path, list(found))}
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such file; give the path of an {_ENDING} file with arrays x and y"
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except NPZ_DAMAGE as error:
-        if isinstance(error, DataError):  # which is a ValueError
-            raise
-        detail = (str(error) or type(error).__name__).splitlines()[0]
+    except DamageError as error:
         raise DataError(
-            f"{path}: expected an {_ENDING} file of plain arrays, found damage ({detail})"
+            f"{path}: expected an {_ENDING} file of plain arrays, found damage ({error})"
         ) from None
 
 

@@ -26,7 +26,7 @@ def read_file(path: Path, limit: int) -> bytes:
         if size > limit:
             raise DataError(f"{path}: {size} bytes, more than the {limit} expected at most")
         with path.open("rb") as file:
-            return file.read(limit)
+            return file.read(size)  # a larger number would be allocated at once
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 

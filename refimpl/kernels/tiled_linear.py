@@ -114,31 +114,39 @@ def _rows_at(count, step, table):
 
 
 @kernel
+def _whole_blocks(first, last, count, starts, lanes):
+    """Add the runs of 16 features from `first` to `last` - 1 to `count` others (see `_term_blocks`)."""
+    brief()
+    for at in range(first, last, PARTIAL_SUMS):
+        starts[count], lanes[count] = at, (1 << min(PARTIAL_SUMS, last - at)) - 1
+        count += 1
+    return count
+
+
+@kernel
 def _term_blocks(mask, features, groups, starts, lanes):
     """List where the runs of 16 features start of which some are open in some sample; returns how many.
 
     `lanes` tells which: bit i of its entry for feature start + i.
     """
     brief()
-    for c in range(mask.shape[1]):
-        groups[c] = 0
-    for i in range(_used(mask, mask.shape[1], starts)):
-        groups[starts[i]] = 1
-    everything = mask.shape[0] == 0
-    size = features // max(1, mask.shape[1])
-    count, bits, group, left = 0, 0, 0, size
-    for i in range(features):
-        lane = i % PARTIAL_SUMS
-        if everything or groups[group] == 1:
-            bits |= 1 << lane
-        left -= 1
-        if left == 0:
-            group, left = group + 1, size
-        if lane == PARTIAL_SUMS - 1 or i == features - 1:
-            if bits != 0:
-                starts[count], lanes[count] = i - lane, bits
+    if mask.shape[0] == 0:
+        return _whole_blocks(0, features, 0, starts, lanes)
+    size, count = features // max(1, mask.shape[1]), 0
+    used = _used(mask, mask.shape[1], groups)
+    if size % PARTIAL_SUMS == 0:
+        for i in range(used):
+            count = _whole_blocks(groups[i] * size, (groups[i] + 1) * size, count, starts, lanes)
+        return count
+    block, bits = -1, 0
+    for i in range(used):
+        for feature in range(groups[i] * size, (groups[i] + 1) * size):
+            if feature // PARTIAL_SUMS != block:
+                block, bits = feature // PARTIAL_SUMS, 0
+                starts[count] = block * PARTIAL_SUMS
                 count += 1
-            bits = 0
+            bits |= 1 << feature % PARTIAL_SUMS
+            lanes[count - 1] = bits
     return count
 
 
@@ -152,7 +160,7 @@ def forward(x, weight, bias, reads, writes, floats, ints, y):
     result, bias_row = cut(floats, n_samples * outputs)
     used, ints = cut(ints, outputs)
     groups, ints = cut(ints, features)
-    blocks, ints = cut(ints, max(features // PARTIAL_SUMS + 1, reads.shape[1]))
+    blocks, ints = cut(ints, features // PARTIAL_SUMS + 1)
     lanes, ints = cut(ints, features // PARTIAL_SUMS + 1)
     w_at, ints = cut(ints, outputs + PARTIAL_SUMS)
     x_at, ints = cut(ints, n_samples + PARTIAL_SUMS)

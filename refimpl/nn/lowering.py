@@ -35,7 +35,11 @@ ELEMENTWISE = {ReLU: code.RELU, Softplus: code.SOFTPLUS, Tanh: code.TANH, Global
 POOLS = {MaxPool2d: code.MAX_POOL, AvgPool2d: code.AVERAGE_POOL}
 
 
-CACHED_BYTES = 7 << 20  # activations at work at a time; measured on 32x32 images: 3 to 10 MB are equally good
+# Activations at work at a time, measured on 32x32 images. Gradients: 3 to 10 MB are equally good (weight
+# gradients cost something for each part). Without them: what the second-level cache holds; 7 MB take up to
+# 1.1 times as long.
+TRAINING_BYTES = 7 << 20
+PREDICTION_BYTES = 3 << 19
 
 
 class Spot(NamedTuple):
@@ -51,7 +55,7 @@ class Spot(NamedTuple):
 class Program:
     """A network's operations and the workspace they need, in entries per sample."""
 
-    operations: np.recarray
+    operations: np.ndarray  # records `OPERATION`
     values: int
     masks: int
     where: int
@@ -62,7 +66,8 @@ class Program:
     def part(self, batch: int, dtype: Any, gradients: bool) -> int:
         """How many of `batch` samples to treat at a time: equal parts whose activations the cache holds."""
         size = self.values * np.dtype(dtype).itemsize * (2 if gradients else 1)
-        parts = math.ceil(batch / max(1, CACHED_BYTES // size))
+        held = TRAINING_BYTES if gradients else PREDICTION_BYTES
+        parts = math.ceil(batch / max(1, held // size))
         return math.ceil(batch / parts)
 
     def workspace(self, batch: int, dtype: Any) -> Workspace:
@@ -70,7 +75,7 @@ class Program:
         dtype = np.dtype(dtype)
         key = (batch, dtype.itemsize)
         if key not in self.needs:
-            self.needs[key] = _scratch(self.operations, *key)
+            self.needs[key] = _scratch(self.operations.view(np.recarray), *key)
         return Workspace(
             lease("values", dtype, self.values * batch),
             lease("slopes", dtype, self.values * batch),
@@ -168,7 +173,7 @@ class _Lowering:
             for name, value in row.items():
                 operation[name] = value
         return Program(
-            operations.view(np.recarray),
+            operations,
             self.values,
             self.masks,
             self.where,

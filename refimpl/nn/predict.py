@@ -53,8 +53,9 @@ class Predictor:
             logits = self._by_layers(w, x, opened)
         else:
             logits = self._by_program(self.program, w, x, opened)
-        counts = np.concatenate([np.ones((len(x), 1), dtype=np.int64), opened], axis=1)
-        return Prediction(logits, opened, int((self.tables * (counts.T @ counts)).sum()))
+        counts = np.ones((len(x), 1 + opened.shape[1]), dtype=np.int64)
+        counts[:, 1:] = opened
+        return Prediction(logits, opened, int(np.vdot(self.tables, counts.T @ counts)))
 
     def _by_program(self, program: Program, w: np.ndarray, x: np.ndarray, opened: np.ndarray) -> np.ndarray:
         part = program.part(len(x), w.dtype, gradients=False)

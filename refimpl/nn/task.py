@@ -18,7 +18,7 @@ import numpy as np
 
 from refimpl.errors import InputError
 from refimpl.kernels import vector
-from refimpl.kernels.edge import lease
+from refimpl.kernels.edge import aligned_copy, lease
 from refimpl.kernels.operation import Decisions
 from refimpl.kernels.program import descend
 from refimpl.nn.context import Context, Gating
@@ -124,7 +124,7 @@ class NetworkTask:
         if self.program is None:
             return None
         batches, noise = self._draw(rng, steps)
-        w, gradient = centre.copy(), lease("gradient", centre.dtype, centre.size)
+        w, gradient = aligned_copy(centre), lease("gradient", centre.dtype, centre.size)
         gradient[:] = 0
         loss, residual, moments = self._run(self.program, batches, noise, eta, lam, centre, w, gradient)
         return Descent(w, loss, residual, *self._measure(moments))
@@ -182,7 +182,7 @@ class CompiledObjective:
         """Loss at w; writes the whole gradient. A descent of one step of size zero: w stays as it is."""
         self._layers = None
         grad_out[:] = 0
-        own = w.copy()
+        own = aligned_copy(w)
         loss, _, self.moments = self.task._run(
             self.program, self.chosen, self.noise, 0.0, 0.0, w, own, grad_out
         )

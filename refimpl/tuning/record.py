@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from refimpl.errors import DataError, RefimplError, RunError
+from refimpl.errors import DataError, RefimplError, RunError, brief
 from refimpl.experiment import default_threads
+from refimpl.lock import locked
 from refimpl.methods import KEYS, takes
 from refimpl.parallel import Stop, run_jobs
-from refimpl.storage import plain, read_bytes, reason, toml_text
+from refimpl.storage import json_value, plain, read_bytes, reason, toml_text, write_whole
 from refimpl.tuning.search import RANGES, Search, search_from
-from refimpl.tuning.trial import Job, Trial, best, run_trial
+from refimpl.tuning.trial import Job, Trial, best, jobs, run_trials
 from refimpl.warmup import warm_up
+
+OnTold = Callable[[Search, int, Any], None]
 
 
 @dataclass
@@ -30,25 +34,28 @@ class Tuning:
     @classmethod
     def create(cls, path: Path, searches: Sequence[Search]) -> Tuning:
         """A new record, which replaces one that was there."""
-        tuning = cls(path, tuple(searches), [])
-        _write_line(path, {"searches": [search.table() for search in searches]}, "wb")
-        return tuning
+        line = _line({"searches": [search.table() for search in searches]})
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{path}: cannot write: {reason(error)}") from None
+        with locked(path, path) if path.exists() else nullcontext():
+            write_whole(path, line)
+        return cls(path, tuple(searches), [])
 
     @classmethod
     def open(cls, path: Path) -> Tuning:
-        """A record to be continued; a last line cut short is forgotten."""
+        """A record to be continued; a last line cut short is not read."""
         if not path.is_file():
             raise RunError(f"{path}: no such record of trials; start one with refimpl tune")
         content = read_bytes(path)
         whole = content[: content.rfind(b"\n") + 1]
         try:
-            first, *rest = (json.loads(line) for line in whole.splitlines())
+            first, *rest = (json_value(line) for line in whole.splitlines())
             searches = tuple(search_from(table) for table in first["searches"])
-            trials = [Trial(**entry) for entry in rest]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: expected a record of trials, found damage ({error})") from None
-        if whole != content:
-            os.truncate(path, len(whole))
+            trials = _trials(searches, rest)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: expected a record of trials, found damage ({brief(error)})") from None
         return cls(path, searches, trials)
 
     def left(self) -> list[tuple[Search, int]]:
@@ -62,22 +69,37 @@ class Tuning:
         self,
         data_dir: Path | None = None,
         threads: int | None = None,
-        on_told: Callable[[Search, int, Any], None] = lambda search, trial, record: None,
+        on_told: OnTold = lambda search, trial, record: None,
         stop: Stop = lambda: False,
     ) -> None:
         """Make what is left, several trials at a time; each is recorded when it is done.
 
         Raises `KeyboardInterrupt` where `stop` ended it early; trials in progress are then made again.
+        Raises `RunError` where another process is at it.
         """
-        left, cores = self.left(), threads or default_threads()
-        jobs = [Job(search, n, data_dir, max(1, cores // len(left))) for search, n in left]
-        for dtype in sorted({search.config.dtype for search, _ in left}):
+        with locked(self.path, self.path):
+            self.trials = Tuning.open(self.path).trials  # another process may have added some
+            _forget_cut_line(self.path)
+            self._run(data_dir, threads, on_told, stop)
+
+    def _run(self, data_dir: Path | None, threads: int | None, on_told: OnTold, stop: Stop) -> None:
+        cores, groups = threads or default_threads(), self.jobs(data_dir, threads)
+        for dtype in sorted({search.config.dtype for search in self.searches}):
             warm_up(dtype)
-        for _, trial in run_jobs(run_trial, jobs, cores, lambda i, told: on_told(*left[i], told), stop):
-            if isinstance(trial, RefimplError):
-                raise trial
-            self.trials.append(trial)
-            _write_line(self.path, asdict(trial), "ab")
+
+        def told(index: int, message: Any) -> None:
+            on_told(*groups[index].trials[0], message)
+
+        for _, result in run_jobs(run_trials, groups, cores, told, stop):
+            if isinstance(result, RefimplError):
+                raise result
+            for trial in result:
+                self.trials.append(trial)
+                _append(self.path, _line(asdict(trial)))
+
+    def jobs(self, data_dir: Path | None = None, threads: int | None = None) -> list[Job]:
+        """What is left, trials with the same meta-training together."""
+        return jobs(self.left(), data_dir, threads or default_threads())
 
     def of(self, method: str) -> list[Trial]:
         """The trials of a method, in order."""
@@ -119,6 +141,24 @@ class Tuning:
         return f"# {score:.2f} %, trial {found.trial} of 0..{len(trials) - 1}; searched: {where}"
 
 
+def _trials(searches: Sequence[Search], entries: Sequence[Mapping[str, Any]]) -> list[Trial]:
+    """The trials in the entries of a record; each must be one of the searches', with a score or a failure."""
+    settings = {search.config.method: search.settings() for search in searches}
+    if not settings or len(settings) < len(searches):
+        raise ValueError("the searches must be there and differ in method")
+    trials = [Trial(**entry) for entry in entries]
+    for trial in trials:
+        if (
+            type(trial.trial) is not int
+            or trial.setting != dict(enumerate(settings[trial.method]))[trial.trial]
+        ):
+            raise ValueError(f"trial {trial.trial} is none of the search")
+        for value in (trial.score, trial.loss):
+            if type(value) is not float and (value is not None or not trial.failure):
+                raise ValueError(f"trial {trial.trial} has neither score nor failure")
+    return trials
+
+
 def _counts(tuning: Tuning) -> str:
     counts = sorted({len(search.settings()) for search in tuning.searches})
     return " to ".join(map(str, counts[:1] + counts[1:][-1:]))
@@ -131,13 +171,23 @@ def _shared(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {k: v for k, v in first.items() if k not in special and all(t[k] == v for t in others)}
 
 
-def _write_line(path: Path, content: Mapping[str, Any], mode: str) -> None:
-    """Write or append one durable line."""
+def _line(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(plain(content), allow_nan=False) + "\n").encode()
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Add a durable line."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, mode) as file:
-            file.write((json.dumps(plain(content), allow_nan=False) + "\n").encode())
+        with open(path, "ab") as file:
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise RunError(f"{path}: cannot write: {reason(error)}") from None
+        raise RunError(f"{path}: cannot write: {reason(error)}; what was there before is intact") from None
+
+
+def _forget_cut_line(path: Path) -> None:
+    content = read_bytes(path)
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        os.truncate(path, end)

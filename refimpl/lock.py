@@ -1,0 +1,59 @@
+"""Locks that die with their process: one writer at a time for a run, a comparison, a search."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from refimpl.errors import RunError
+
+try:
+    import fcntl
+
+    CAN_LOCK = True
+except ImportError:  # Windows has no locks of this kind: runs are not guarded there
+    CAN_LOCK = False
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # file systems that cannot lock
+
+
+def take_lock(file: Path, who: Path) -> int | None:
+    """Hold `file`, made if it is not there, until the handle is released (None: no locks on this system).
+
+    Raises `RunError` about `who` where another process, or another handle of this one, holds it.
+    """
+    if not CAN_LOCK:
+        return None
+    handle = None
+    try:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(handle), os.stat(file)):
+            return handle
+        release_lock(handle)  # the file was replaced between opening and locking: whoever did so holds it
+    except OSError as error:
+        release_lock(handle)
+        if error.errno in _NO_LOCKS:
+            return None
+        if not isinstance(error, (BlockingIOError, FileNotFoundError)):
+            raise RunError(f"{who}: cannot be locked: {(error.strerror or 'unknown').lower()}") from None
+    raise RunError(f"{who}: in use by another refimpl process; wait for it or choose another --out")
+
+
+def release_lock(handle: int | None) -> None:
+    """Let go of what `take_lock` returned."""
+    if handle is not None:
+        os.close(handle)
+
+
+@contextmanager
+def locked(file: Path, who: Path) -> Iterator[None]:
+    """Hold the lock within the block."""
+    handle = take_lock(file, who)
+    try:
+        yield
+    finally:
+        release_lock(handle)

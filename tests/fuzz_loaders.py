@@ -1,0 +1,360 @@
+"""Everything that reads a file, with whole files to start from and hostile ones; `fuzz` mutates them.
+
+A reader more is a row more in `LOADERS`. Where a checksum or a packing would stop most mutated inputs at the
+door, a second row mutates what is inside and puts the container around it (`dress`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import lzma
+import pickle
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from refimpl.comparison.layout import csv_text
+from refimpl.comparison.plan import Cell, Plan, Training
+from refimpl.comparison.run import Comparison
+from refimpl.comparison.summary import curves, gaps, summarise
+from refimpl.comparison.work import Job, outcome_of
+from refimpl.config import Config, from_table, resolve
+from refimpl.data.arrays import read_arrays
+from refimpl.data.cifar import parse_batch, parse_names, read_batch, read_members
+from refimpl.data.cifar_binary import parse_lines, parse_records
+from refimpl.data.idx import format_idx, read_idx
+from refimpl.data.omniglot import read_omniglot
+from refimpl.data.png import decode_png
+from refimpl.data.unpack import read_unpacked
+from refimpl.federated.adapt import NodeReport
+from refimpl.record import META, RunFolder
+from refimpl.storage import json_text, npz_bytes, toml_text
+from refimpl.tuning.record import Tuning
+from refimpl.tuning.search import Search
+from refimpl.tuning.trial import Trial
+
+RNG = np.random.default_rng(0)
+LIMIT = 2**20
+
+
+@dataclass(frozen=True)
+class Loader:
+    """`read` takes the path of a file called `file`, in a folder where the files `beside` lie.
+
+    seeds: good inputs; hostile: inputs that must be refused, as they are; dress: what stands around an input.
+    """
+
+    name: str
+    read: Callable[[Path], object]
+    seeds: tuple[bytes, ...]
+    hostile: tuple[bytes, ...] = ()
+    dress: Callable[[bytes], bytes] = bytes
+    file: str = "input"
+    beside: Mapping[str, bytes] = field(default_factory=dict)
+
+
+# --- images
+
+IDX = format_idx(RNG.integers(0, 256, (5, 4, 3), dtype=np.uint8))
+IDX_BOMBS = (b"\0\0\x08\x03" + b"\xff" * 12, b"\0\0\x08\x03" + struct.pack(">3I", 10**9, 1000, 1) + b"\0" * 9)
+BOMB = bytes(64 * LIMIT)
+
+
+def read_images(path: Path) -> object:
+    return read_idx(path, 3, LIMIT)
+
+
+def batch(protocol: int, **changes: object) -> bytes:
+    content = {"data": RNG.integers(0, 256, (2, 3072), dtype=np.uint8), "labels": [3, 7], **changes}
+    return pickle.dumps(content, protocol=protocol)
+
+
+BATCHES = tuple(batch(protocol) for protocol in (2, 3, 4))
+NAMES = pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}, protocol=2)
+PICKLE_BOMBS = (
+    b"\x80\x04\x8e" + (10**12).to_bytes(8, "little") + b"abc.",  # a string of 10^12 bytes
+    b"(" * 200_000 + b".",
+    b"]" + b"q\x00h\x00a" * 50_000 + b".",
+    b"\x80\x02" + b"\x8b\xff\xff\xff\x7f" + b"\0" * 9,  # a number of 2^31 bytes
+    BATCHES[0].replace(b"M\x00\x0c", b"J\xff\xff\xff\x7f"),  # 2^31 pixels an image
+)
+RECORDS = bytes([3]) + bytes(3072) + bytes([9]) + bytes(range(256)) * 12
+
+
+def tar(*members: tuple[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+TAR = tar(("a/data_batch_1", BATCHES[0]), ("a/readme", b"text"), ("a/test_batch", BATCHES[2]))
+
+
+def huge_member(size: int) -> bytes:
+    info = tarfile.TarInfo("a/test_batch")
+    info.size = size
+    return info.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+
+
+def tight_gzip(data: bytes) -> bytes:
+    return gzip.compress(data, 1, mtime=0)
+
+
+def read_archive(path: Path) -> object:
+    found = read_members(path, ("data_batch_1", "test_batch"))
+    return [parse_batch(data, str(path), 10) for _, data in found]
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(side: int, bits: int, filter_: int = 0) -> bytes:
+    stride = (side * bits + 7) // 8
+    lines = b"".join(bytes([filter_]) + RNG.bytes(stride) for _ in range(side))
+    header = struct.pack(">IIBBBBB", side, side, bits, 0, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def true_checksums(data: bytes) -> bytes:
+    """The PNG file with the checksum of every chunk that is whole put right."""
+    out, position = bytearray(data), 8
+    while position + 12 <= len(out):
+        end = position + 8 + int.from_bytes(out[position : position + 4], "big")
+        if end + 4 > len(out):
+            break
+        out[end : end + 4] = struct.pack(">I", zlib.crc32(out[position + 4 : end]))
+        position = end + 4
+    return bytes(out)
+
+
+PNGS = tuple(png(8, bits, filter_) for bits, filter_ in ((1, 0), (8, 1), (8, 3), (8, 4)))
+PNG_BOMB = (
+    b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 0, 0, 0, 0))
+    + chunk(b"IDAT", zlib.compress(BOMB))
+)
+DRAWING = png(105, 1)
+
+
+def zipped(name: str, data: bytes, method: int = zipfile.ZIP_STORED) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as archive:
+        archive.writestr(f"{name}1.png", DRAWING)
+        archive.writestr(f"{name}2.png", data)
+    return out.getvalue()
+
+
+def drawings(data: bytes) -> bytes:
+    return zipped("set/alphabet/character/", true_checksums(data))
+
+
+# --- arrays
+
+
+def npy(claim: str, payload: bytes = b"", descr: str = "<f8", version: bytes = b"\1\0") -> bytes:
+    """An .npy file whose header claims the shape `claim`."""
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {claim}, }}\n".encode()
+    return b"\x93NUMPY" + version + struct.pack("<H", len(header)) + header + payload
+
+
+def npz(**members: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(f"{name}.npy", data)
+    return out.getvalue()
+
+
+def saved(array: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
+
+
+X, Y = RNG.standard_normal((6, 4)), np.arange(6) % 3
+NPYS = tuple(saved(x) for x in (X, X.astype(">f4"), np.asfortranarray(X), (9 * X).astype(np.uint8)))
+NPY_BOMBS = (
+    npy("(1000000000000, 4)"),
+    npy("(10000000, 4)", bytes(8)),  # 320 megabytes claimed, 8 there
+    npy("(4000000, 4)", bytes(99), "<U9"),
+    npy("(" + "9" * 5000 + ",)"),
+    npy("(-1, 4)", bytes(320)),
+    npy("(6, 4)", b"", "|V2000000000"),
+    npy("(6, 4)", b"cos\nsystem\n(S'true'\ntR.", "|O"),
+    npy("(" * 3000 + ")" * 3000),
+)
+
+
+def own_arrays(x: bytes) -> bytes:
+    return npz(x=x, y=saved(Y))
+
+
+# --- run folders
+
+CONFIG = Config(rounds=3)
+STATE = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "k": np.array(3)}
+CONFIG_TOML = toml_text(CONFIG.table()).encode()
+RUN = {"run/config.toml": CONFIG_TOML, "run/metrics.jsonl": b""}
+HEADER = {"round": 3, "meta": {"first_loss": 2.5}, "arrays": sorted(STATE)}
+CHECKPOINT = npz_bytes({**STATE, META: np.array(json.dumps(HEADER))})
+ROUND = {
+    "round": 1, "nodes": [0, 1], "loss": 2.0, "gap": None, "residual": 0.1, "gradients": 3, "flops": 1e6,
+    "closed_share": 0.5, "floats_sent": 9, "floats_sent_sparse": 8, "seconds": 0.1,
+}  # fmt: skip
+METRICS = b"".join(json.dumps({**ROUND, "round": n}).encode() + b"\n" for n in (1, 2, 3))
+DEEP = (b"[" * 100_000, b'{"a":' * 50_000, b'{"rows": ' + b"[" * 100_000)
+
+
+def checkpoint_of(header: bytes) -> bytes:
+    return npz_bytes({**STATE, META: np.array(header.decode("latin-1"))})
+
+
+def checkpoint_with(member: bytes) -> bytes:
+    header = {**HEADER, "arrays": ["x"]}
+    return npz(**{"x": member, META: saved(np.array(json.dumps(header)))})
+
+
+def read_checkpoint(path: Path) -> object:
+    return RunFolder.open(path.parent, lock=False).load_checkpoint(like=STATE)
+
+
+def read_any_checkpoint(path: Path) -> object:
+    return RunFolder.open(path.parent, lock=False).load_checkpoint()
+
+
+def read_model(path: Path) -> object:
+    return RunFolder.open(path.parent, lock=False).load_model()
+
+
+def read_metrics(path: Path) -> object:
+    folder = RunFolder.open(path.parent, lock=False)
+    folder.truncate_metrics(3)
+    return folder.metrics()
+
+
+def read_config(path: Path) -> object:
+    return from_table(RunFolder.open(path.parent, lock=False).config)
+
+
+# --- comparisons and searches
+
+PLAN = Plan((("one", CONFIG), ("two", Config(rounds=2, method="fedavg"))), (0, 1), 1)
+CELL = Cell("one", CONFIG)
+NODE = NodeReport(**dict.fromkeys(NodeReport._fields, 0.5))._replace(node="target 0")
+REPORT = json_text({"label": "one", "data": "", "nodes": [NODE._asdict()]}).encode()
+SEARCH = Search(Config(nodes=6), {"eta": (0.01, 0.1)}, 3)
+TRIAL = Trial("metagater", 0, SEARCH.settings()[0], 0.5, 1.0, [0.5], 2.0)
+TRIALS = b"".join(
+    json.dumps(entry).encode() + b"\n" for entry in ({"searches": [SEARCH.table()]}, asdict(TRIAL))
+)
+ENDLESS = TRIALS.replace(b'"budget": 3', b'"budget": 1000000000000')
+
+
+def read_report(path: Path) -> object:
+    job = Job(path.parent.parent, Training("one", (CELL,)), 0, None, 1)
+    outcomes = [outcome_of(job, CELL, "")]
+    return csv_text(summarise(outcomes)), curves(outcomes), gaps(outcomes)
+
+
+def read_tuning(path: Path) -> object:
+    tuning = Tuning.open(path)
+    tuning.left()
+    return tuning.toml()
+
+
+def unpacked(parse: Callable[..., object], *more: object) -> Callable[[Path], object]:
+    """A reader of the file's content."""
+    return lambda path: parse(read_unpacked(path, LIMIT), str(path), *more)
+
+
+LOADERS = (
+    Loader("idx", read_images, (IDX,), IDX_BOMBS),
+    Loader("idx, gzip around it", read_images, (IDX,), IDX_BOMBS, tight_gzip),
+    Loader("gzip", read_images, (gzip.compress(IDX),), (gzip.compress(BOMB, 1),)),
+    Loader("xz", read_images, (lzma.compress(IDX),), (lzma.compress(BOMB, preset=0),)),
+    Loader("cifar pickle", lambda path: read_batch(path, 10), BATCHES, PICKLE_BOMBS),
+    Loader("cifar names", unpacked(parse_names, 10), (NAMES,), PICKLE_BOMBS),
+    Loader("cifar binary", unpacked(parse_records, 10), (RECORDS,)),
+    Loader(
+        "class names", unpacked(parse_lines, 10), (b"\n".join(b"abcdefghij"[i : i + 1] for i in range(10)),)
+    ),
+    Loader("tar.gz", read_archive, (tight_gzip(TAR),), (gzip.compress(huge_member(10**12)),)),
+    Loader(
+        "tar, gzip around it", read_archive, (TAR,), (huge_member(10**12), huge_member(2**62)), tight_gzip
+    ),
+    Loader("png", unpacked(decode_png, (8, 8)), PNGS, (PNG_BOMB,)),
+    Loader("png, true checksums", unpacked(decode_png, (8, 8)), PNGS, (PNG_BOMB,), true_checksums),
+    Loader("omniglot zip", read_omniglot, (drawings(DRAWING),), (drawings(PNG_BOMB),)),
+    Loader("omniglot png, zip around it", read_omniglot, (DRAWING,), (PNG_BOMB,), drawings),
+    Loader("own npz", read_arrays, (npz(x=NPYS[0], y=saved(Y)),), tuple(map(own_arrays, NPY_BOMBS))),
+    Loader("own npy, npz around it", read_arrays, NPYS, NPY_BOMBS, own_arrays),
+    Loader("checkpoint", read_checkpoint, (CHECKPOINT,), (), bytes, "run/checkpoint.npz", RUN),
+    Loader(
+        "checkpoint npy, npz around it",
+        read_any_checkpoint,
+        NPYS,
+        NPY_BOMBS,
+        checkpoint_with,
+        "run/checkpoint.npz",
+        RUN,
+    ),
+    Loader(
+        "checkpoint header",
+        read_checkpoint,
+        (json.dumps(HEADER).encode(),),
+        DEEP,
+        checkpoint_of,
+        "run/checkpoint.npz",
+        RUN,
+    ),
+    Loader(
+        "meta-model",
+        read_model,
+        (npz_bytes({"w": STATE["x"]}),),
+        tuple(npz(w=bomb) for bomb in NPY_BOMBS),
+        bytes,
+        "run/meta_model.npz",
+        RUN,
+    ),
+    Loader("metrics", read_metrics, (METRICS,), (*DEEP, METRICS * 2), bytes, "run/metrics.jsonl", RUN),
+    Loader("run config", read_config, (CONFIG_TOML,), (b"a=" + DEEP[0],), bytes, "run/config.toml"),
+    Loader("own TOML", resolve, (CONFIG_TOML, b"seed = 3\n[fedavg]\neta = 0.5\n"), (b"a=" + DEEP[0],)),
+    Loader(
+        "comparison plan",
+        lambda path: Comparison.open(path.parent),
+        (json_text(PLAN.table()).encode(),),
+        DEEP,
+        file="plan.json",
+    ),
+    Loader(
+        "report of nodes",
+        read_report,
+        (REPORT,),
+        DEEP,
+        file="run/report/one.json",
+        beside={**RUN, "run/metrics.jsonl": METRICS},
+    ),
+    Loader(
+        "accuracy by round",
+        read_report,
+        (json_text({"one": {"1": 0.5, "3": 0.75}}).encode(),),
+        DEEP,
+        file="run/report/accuracy-by-round.json",
+        beside={**RUN, "run/metrics.jsonl": METRICS, "run/report/one.json": REPORT},
+    ),
+    Loader("record of trials", read_tuning, (TRIALS,), (*(deep + b"\n" for deep in DEEP), ENDLESS)),
+)

@@ -1,0 +1,194 @@
+"""Faults from outside: kills at random instants, a full disk, a second process, more threads than cores."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+
+import kill
+import numpy as np
+import pytest
+
+from refimpl import record
+from refimpl.cli import app
+from refimpl.errors import RunError
+from refimpl.lock import locked
+from refimpl.record import RunFolder
+from refimpl.warmup import warm_up
+
+resource = pytest.importorskip("resource")
+
+TIMES = 3  # kills of each command here; `python tests/kill.py` makes many
+RUN = ("--nodes", "3", "--targets", "1", "--local-steps", "1", "--rounds", "3", "--threads", "1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", kill.WORKLOADS, ids=lambda work: work.name)
+def test_killed_at_random_instants_nothing_is_lost(tmp_path, work):
+    warm_up()
+    assert [loss for _, _, loss in kill.torture(work, TIMES, 0, tmp_path) if loss] == []
+
+
+def test_the_torture_sees_what_is_not_written_whole(tmp_path, monkeypatch):
+    def slowly(path, content):
+        parts = 20 if path.name == "adapt.json" else 1
+        with open(path, "wb", buffering=0) as file:
+            for part in np.array_split(np.frombuffer(content, np.uint8), parts):
+                file.write(part.tobytes())
+                time.sleep(0.01 * (parts > 1))
+
+    warm_up()
+    monkeypatch.setattr(record, "write_whole", slowly)
+    (work,) = (work for work in kill.WORKLOADS if work.name == "adapt")
+    assert any("JSONDecodeError" in loss for _, _, loss in kill.torture(work, 30, 0, tmp_path))
+
+
+# --- what a killed process leaves
+
+
+def test_folders_a_killed_process_was_making_are_swept(tmp_path):
+    gone = os.posix_spawnp("true", ["true"], {})
+    os.waitpid(gone, 0)
+    mine = os.getpid()
+    for name in (
+        f".run.{gone}.new",
+        f".run.{gone}.old",
+        f".run.{mine}.old",
+        ".run.notes.new",
+        ".other.1.new",
+    ):
+        (tmp_path / name).mkdir()
+    RunFolder.create(tmp_path / "run", {"rounds": 1}).close()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("run", f".run.{mine}.old", ".run.notes.new", ".other.1.new")
+    }
+
+
+def test_force_replaces_a_run_killed_while_it_wrote(tmp_path):
+    RunFolder.create(tmp_path / "run", {"rounds": 1}).close()
+    (tmp_path / "run" / ".checkpoint.npz.tmp").write_bytes(b"half")
+    RunFolder.create(tmp_path / "run", {"rounds": 2}, force=True).close()
+    assert not (tmp_path / "run" / ".checkpoint.npz.tmp").exists()
+
+
+def test_a_comparison_killed_before_its_plan_was_written_can_be_begun(refimpl, tmp_path):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / ".plan.json.tmp").write_bytes(b"half")
+    assert refimpl("compare", *RUN, "--methods", "fedavg", "--seeds", 0, "--out", "c", "-q")[0] == 0
+    assert not (tmp_path / "c" / ".plan.json.tmp").exists()
+
+
+# --- a full disk
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int):
+    """The system refuses to let files grow beyond `size` bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_old_one(tmp_path):
+    with RunFolder.create(tmp_path / "run", {"rounds": 3}) as run:
+        run.append_metrics({"round": 1})
+        run.save_checkpoint(1, {"w": np.ones(10)}, {})
+        before = sorted(path.name for path in run.path.iterdir())
+        with (
+            files_of_at_most(2000),
+            pytest.raises(RunError, match=r"checkpoint\.npz: cannot write: file too"),
+        ):
+            run.save_checkpoint(2, {"w": np.ones(10_000)}, {})
+        assert run.load_checkpoint().round == 1
+        assert sorted(path.name for path in run.path.iterdir()) == before
+
+
+def test_a_metrics_line_that_does_not_fit_is_forgotten_by_the_resumed_run(tmp_path):
+    with RunFolder.create(tmp_path / "run", {"rounds": 3}) as run:
+        run.append_metrics({"round": 1})
+        with files_of_at_most(20), pytest.raises(RunError, match=r"metrics\.jsonl: cannot write"):
+            run.append_metrics({"round": 2})
+        size = (run.path / "metrics.jsonl").stat().st_size
+        assert size == 20
+    with RunFolder.open(tmp_path / "run") as run:
+        run.append_metrics({"round": 2})
+        assert run.metrics() == [{"round": 1}, {"round": 2}]
+
+
+@pytest.mark.parametrize("size", [0, 100, 4000])
+def test_training_on_a_full_disk_is_one_line_and_goes_on_later(refimpl, tmp_path, size):
+    assert refimpl("train", *RUN, "--out", "usual", "-q")[0] == 0
+    with files_of_at_most(size):
+        code, out, err = refimpl("train", *RUN, "--out", "run", "-q")
+    assert (code, out, err.count("\n")) == (app.WRONG_USE, "", 1)
+    assert "file too large" in err
+    again = ("--resume",) if (tmp_path / "run").exists() else RUN
+    assert refimpl("train", *again, "--out", "run", "-q")[0] == 0
+    assert kill.run_result(tmp_path / "run") == kill.run_result(tmp_path / "usual")
+
+
+@pytest.mark.parametrize("command", ["adapt", "compare", "tune"])
+def test_other_commands_on_a_full_disk_are_one_line(refimpl, tmp_path, command):
+    assert refimpl("train", *RUN, "--out", "run", "-q")[0] == 0
+    arguments = {
+        "adapt": ("run",),
+        "compare": (*RUN, "--methods", "fedavg", "--seeds", 0, "--out", "c", "-q"),
+        "tune": (*RUN, "--method", "fedavg", "--budget", 1, "--out", "t.toml", "-q"),
+    }[command]
+    with files_of_at_most(50):
+        code, out, err = refimpl(command, *arguments)
+    assert (code, out) == (app.WRONG_USE, "")
+    assert "file too large" in err.splitlines()[-1]
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+# --- a second process
+
+
+def test_a_comparison_in_use_is_refused(refimpl, tmp_path):
+    arguments = (*RUN, "--methods", "fedavg", "--seeds", 0, "--out", "c")
+    assert refimpl("compare", *arguments, "-q")[0] == 0
+    before = kill.names(tmp_path)
+    with locked(tmp_path / "c" / ".lock", tmp_path):
+        for again in (("--resume", "--out", "c"), (*arguments, "--force")):
+            code, out, err = refimpl("compare", *again, "-q")
+            assert (code, out, err.count("\n")) == (app.WRONG_USE, "", 1)
+            assert "in use by another refimpl process" in err
+    assert kill.names(tmp_path) == before
+
+
+def test_a_search_in_use_is_refused(refimpl, tmp_path):
+    arguments = (*RUN, "--method", "fedavg", "--budget", 1, "--out", "t.toml")
+    assert refimpl("tune", *arguments, "-q")[0] == 0
+    before = (tmp_path / "t.jsonl").read_bytes().splitlines(keepends=True)[0]
+    (tmp_path / "t.jsonl").write_bytes(before)  # a search with nothing left to do is only printed
+    with locked(tmp_path / "t.jsonl", tmp_path):
+        for again in (("--resume", "--out", "t.toml"), (*arguments, "--force")):
+            code, out, err = refimpl("tune", *again, "-q")
+            assert (code, out, err.count("\n")) == (app.WRONG_USE, "", 1)
+            assert "in use by another refimpl process" in err
+    assert (tmp_path / "t.jsonl").read_bytes() == before
+
+
+# --- threads
+
+
+@pytest.mark.slow
+def test_a_thousand_rounds_on_eight_threads_end_in_the_same_bytes(tmp_path):
+    warm_up()
+    many = (*RUN, "--nodes", "8", "--node-min", "8", "--node-max", "10", "--support", "5", "--rounds", "1000")
+    for threads in ("1", "8"):
+        command = ("train", *many, "--checkpoint-every", "1000", "--out", threads, "--threads", threads, "-q")
+        kill.let_through(command, tmp_path)  # a deadlock ends there
+    one, eight = (kill.run_result(tmp_path / threads) for threads in ("1", "8"))
+    assert one == eight
+    assert len((tmp_path / "8" / "metrics.jsonl").read_text().splitlines()) == 1000
+    assert json.loads((tmp_path / "8" / "environment.json").read_text())["threads"] == 8
