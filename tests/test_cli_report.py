@@ -194,17 +194,18 @@ def test_a_mistake_is_one_line_and_writes_nothing(refimpl, gated, args, words):
     assert list((gated / "report").iterdir()) == []
 
 
-def test_stopped_it_leaves_the_old_report_and_says_how_to_begin_again(refimpl, gated, monkeypatch):
+def test_stopped_it_leaves_the_old_report_and_says_how_to_begin_again(refimpl, tmp_path, gated, monkeypatch):
     monkeypatch.setattr(canvas, "find_spec", lambda name: None)
-    assert refimpl("report", "gated", "--quick", "-q")[0] == 0
-    before = (gated / "report" / "report.html").read_bytes()
+    gated.rename(tmp_path / "my run")
+    assert refimpl("report", "my run", "--quick", "-q")[0] == 0
+    page = tmp_path / "my run" / "report" / "report.html"
+    before = page.read_bytes()
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(gather, "measure_node", interrupted)
-    monkeypatch.setattr("sys.argv", ["refimpl", "report", "my run"])
-    code, out, err = refimpl("report", "gated", "--quick", "-q")
+    code, out, err = refimpl("report", "my run", "--quick", "-q")
     assert (code, out) == (app.INTERRUPTED, "")
-    assert "refimpl report 'my run'" in err
-    assert (gated / "report" / "report.html").read_bytes() == before
+    assert "the same command begins again: refimpl report 'my run' --quick -q" in err
+    assert page.read_bytes() == before

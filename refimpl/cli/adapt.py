@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.options import config_options, data_dir_option, json_option
+from refimpl.cli.compiling import notice
+from refimpl.cli.options import config_options, data_dir_option, json_option, talk_options
 from refimpl.cli.output import print_json, table
+from refimpl.cli.progress import Progress, Talk
 from refimpl.config import ADAPTATION
 from refimpl.errors import InputError
 from refimpl.record import RunFolder
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
 @click.argument("run", type=click.Path(path_type=Path))
 @data_dir_option
 @json_option
+@talk_options
 @config_options(ADAPTATION)
-def command(run: Path, data_dir: Path | None, as_json: bool, **options: Any) -> None:
+def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **options: Any) -> None:
     """Adapt a run's meta-model at its target nodes, in two stages.
 
     Stage I adapts the gate on a node's support samples, stage II the backbone channels the gate selects.
@@ -48,7 +51,9 @@ def command(run: Path, data_dir: Path | None, as_json: bool, **options: Any) -> 
             raise InputError(f"{run}: was configured without target nodes; train with --targets 1 or more")
         given = {name: value for name, value in options.items() if value is not None}
         experiment = replace(experiment, config=replace(experiment.config, **given))
-        method, reports = experiment.config.method, adapt_targets(experiment, w)
+        method = experiment.config.method
+        with Progress(len(experiment.target_nodes), talk) as progress, notice(progress):
+            reports = adapt_targets(experiment, w, lambda node: progress.step(_told(node)))
         beside = _channel_variant(experiment, w)
         content = {
             "run": str(run),
@@ -68,6 +73,10 @@ def command(run: Path, data_dir: Path | None, as_json: bool, **options: Any) -> 
             click.echo(note)
         if beside:
             click.echo(f"\nmetasnip, from the same meta-model:\n{table(*node_table('metasnip', beside))}")
+
+
+def _told(node: NodeReport) -> str:
+    return f"adapted at {node.node}  accuracy {node.accuracy_after:.1%}"
 
 
 def _channel_variant(experiment: Experiment, w: np.ndarray) -> list[NodeReport]:

@@ -134,28 +134,36 @@ def free_folder(name: str) -> Path:
 
 def run(comparison: Comparison, as_json: bool, talk: Talk) -> int:
     """Do what is left of a comparison, write its tables and figures, and print; returns the exit code."""
-    from refimpl.comparison.layout import csv_text, markdown_text, results, text
-    from refimpl.comparison.run import CSV, RESULTS, TABLE
-    from refimpl.comparison.summary import summarise
+    from refimpl.comparison.layout import text
 
-    path, plan = comparison.path, comparison.plan
+    path = comparison.path
     try:
         outcomes = _outcomes(comparison, talk)
+        content, figures = _write(comparison, outcomes)
     except KeyboardInterrupt:
         data = f" --data-dir {shlex.quote(str(comparison.data_dir))}" if comparison.data_dir else ""
         again = f"refimpl compare --resume --out {shlex.quote(str(path))}{data}"
         click.echo(f"refimpl: stopped; what is done is kept; go on with: {again}", err=True)
         return INTERRUPTED
+    if as_json:
+        print_json({"folder": str(path), **content})
+    else:
+        click.echo(f"{text(comparison.plan, outcomes)}\n\n{_where(path, figures)}")
+    return 0
+
+
+def _write(comparison: Comparison, outcomes: list[Outcome]) -> tuple[dict[str, Any], list[Path]]:
+    """The results as JSON, as tables and as figures; the first, and the paths of the last."""
+    from refimpl.comparison.layout import csv_text, markdown_text, results
+    from refimpl.comparison.run import CSV, RESULTS, TABLE
+    from refimpl.comparison.summary import summarise
+
+    path, plan = comparison.path, comparison.plan
     content = results(plan, outcomes, comparison.threads)
     write_whole(path / RESULTS, json_text(content).encode())
     write_whole(path / TABLE, markdown_text(plan, outcomes).encode())
     write_whole(path / CSV, csv_text(summarise(outcomes)).encode())
-    figures = _draw(path, outcomes)
-    if as_json:
-        print_json({"folder": str(path), **content})
-    else:
-        click.echo(f"{text(plan, outcomes)}\n\n{_where(path, figures)}")
-    return 0
+    return content, _draw(path, outcomes)
 
 
 def _outcomes(comparison: Comparison, talk: Talk) -> list[Outcome]:

@@ -11,7 +11,8 @@ import click
 from refimpl._version import __version__
 from refimpl.cli.app import CHECK_FAILED
 from refimpl.cli.compiling import notice
-from refimpl.cli.options import json_option, quiet_option
+from refimpl.cli.groups import SuggestingGroup
+from refimpl.cli.options import json_option, quiet_option, talk_options
 from refimpl.cli.output import print_json
 from refimpl.cli.progress import Progress, Talk
 from refimpl.errors import InputError
@@ -34,7 +35,7 @@ Examples:
 """
 
 
-@click.group(epilog=EPILOG)
+@click.group(cls=SuggestingGroup, epilog=EPILOG)
 def command() -> None:
     """Write and check cross-check files for other implementations.
 
@@ -63,7 +64,7 @@ def command() -> None:
 @click.option("--model", "models", type=click.Choice(MODELS), multiple=True, help="For networks.  [all]")
 @click.option("--full", is_flag=True, help="Networks at the zoo's own channel counts.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
-@quiet_option
+@talk_options
 def make_command(
     level: str,
     out: Path,

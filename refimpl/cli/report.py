@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from refimpl.cli.app import INTERRUPTED
 from refimpl.cli.compiling import notice
 from refimpl.cli.options import data_dir_option, json_option, talk_options, threads_option
 from refimpl.cli.output import print_json
@@ -61,12 +58,7 @@ def command(
     report folder and not computed again. Figures need matplotlib (the extra `plot`); without it the page has
     tables only.
     """
-    try:
-        paths = _report(runs, out, full, threads, data_dir, talk)
-    except KeyboardInterrupt:
-        again = shlex.join(["refimpl", *sys.argv[1:]])
-        click.echo(f"refimpl: stopped; no file is left half written; begin again with: {again}", err=True)
-        click.get_current_context().exit(INTERRUPTED)
+    paths = _report(runs, out, full, threads, data_dir, talk)
     if as_json:
         print_json({"page": str(paths[0]), "figures": [str(path) for path in paths[1:]]})
     else:

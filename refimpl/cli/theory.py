@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from refimpl.cli.groups import SuggestingGroup
 from refimpl.cli.options import data_dir_option, json_option, quiet_option, threads_option
 from refimpl.cli.output import facts, print_json, table
 from refimpl.cli.progress import Progress, Talk
@@ -34,7 +35,7 @@ Examples:
 """
 
 
-class Sections(click.Group):
+class Sections(SuggestingGroup):
     """A group whose first word may be left out: `all` is meant."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
