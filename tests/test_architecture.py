@@ -37,7 +37,7 @@ ROOMS = (
     ("warmup",),
     ("methods",),
     ("experiment",),
-    ("comparison", "bench", "stationarity", "tuning"),
+    ("comparison", "bench", "stationarity", "tuning", "doctor"),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
