@@ -186,9 +186,8 @@ class RunFolder:
         arrays = read_npz(path)
         round_, meta, names = _read_header(path, arrays.pop(META, None))
         if names != sorted(arrays):  # the directory of a zip archive has no checksum
-            raise DataError(
-                f"{path}: expected the arrays {', '.join(names)}, found {', '.join(sorted(arrays))}"
-            )
+            wanted, found = ", ".join(map(str, names))[:200], ", ".join(sorted(arrays))[:200]
+            raise DataError(f"{path}: expected the arrays {wanted}, found {found}")
         if like is not None:
             check_like(path, arrays, like)
         return Checkpoint(round_, arrays, meta)

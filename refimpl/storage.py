@@ -175,8 +175,8 @@ def check_like(path: Path, found: Mapping[str, np.ndarray], like: Mapping[str, n
     missing, extra = sorted(set(like) - set(found)), sorted(set(found) - set(like))
     if missing or extra:
         raise DataError(
-            f"{path}: expected {len(like)} arrays; missing: {', '.join(missing) or 'none'}, "
-            f"unknown: {', '.join(extra) or 'none'}; was it made with another configuration?"
+            f"{path}: expected {len(like)} arrays; missing: {', '.join(missing)[:200] or 'none'}, "
+            f"unknown: {', '.join(extra)[:200] or 'none'}; was it made with another configuration?"
         )
     for name in sorted(like):
         wanted, got = like[name], found[name]

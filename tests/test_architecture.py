@@ -37,7 +37,7 @@ ROOMS = (
     ("methods",),
     ("experiment",),
     ("replay",),
-    ("comparison", "bench", "stationarity", "tuning"),
+    ("comparison", "bench", "stationarity", "tuning", "doctor"),
     ("report", "bridges"),
     ("cli",),
 )

@@ -4,23 +4,50 @@ from __future__ import annotations
 
 import os
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from refimpl.cli.app import CHECK_FAILED
+from refimpl.cli.compiling import notice
+from refimpl.cli.options import json_option, threads_option
 from refimpl.cli.output import facts, print_json
+from refimpl.cli.progress import Progress
 from refimpl.environment import environment
 
+if TYPE_CHECKING:
+    from refimpl.doctor import Finding
 
-@click.command(epilog="\b\nExample:\n  refimpl info --json")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(as_json: bool) -> None:
-    """Show versions, CPU features, threads, kernels and folders."""
+
+@click.command(epilog="\b\nExamples:\n  refimpl info --json\n  refimpl info --check")
+@click.option("--check", is_flag=True, help="Check the kernels' results, and look for known traps.")
+@threads_option
+@json_option
+@click.pass_context
+def command(ctx: click.Context, check: bool, threads: int | None, as_json: bool) -> None:
+    """Show versions, CPU features, threads, kernels and folders.
+
+    --check holds the compiled kernels against the readable ones, bit by bit, and against NumPy, and warns of
+    what makes numbers differ or times unsteady: denormal numbers switched off, more threads than cores, a
+    container's quota, a cache that cannot be kept, a busy machine. It exits with 1 if a result is wrong.
+    """
     found = gather()
+    findings = examined(threads) if check else []
     if as_json:
-        print_json(found)
+        print_json({**found, "checks": [finding._asdict() for finding in findings]} if check else found)
     else:
         click.echo(facts(_lines(found)))
+    if check and not as_json:
+        click.echo("\n" + facts([(state, f"{what}: {detail}") for what, state, detail in findings]))
+    ctx.exit(CHECK_FAILED if any(finding.state == "failed" for finding in findings) else 0)
+
+
+def examined(threads: int | None) -> list[Finding]:
+    """The doctor's findings; where kernels have to be compiled for them, that is said."""
+    from refimpl.doctor import examine
+
+    with Progress(0, quiet=False) as progress, notice(progress):
+        return list(examine(threads))
 
 
 def gather() -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ def _row(outcomes: Sequence[Outcome]) -> Row:
 
 def _filled(blank: Row, outcomes: Sequence[Outcome]) -> Row:
     accuracies = [_over_nodes(outcome, "accuracy_after") for outcome in outcomes]
-    spreads = [statistics.pstdev(r.sparsity_mean for r in outcome.reports) for outcome in outcomes]
+    spreads = [_spread([r.sparsity_mean for r in outcome.reports], statistics.pstdev) for outcome in outcomes]
 
     def nodes(field: str) -> float:
         return statistics.fmean(_over_nodes(outcome, field) for outcome in outcomes)
@@ -92,7 +92,7 @@ def _filled(blank: Row, outcomes: Sequence[Outcome]) -> Row:
     return Row(
         **{name: getattr(blank, name) for name in _GIVEN},
         accuracy_adapted_last_mean=statistics.fmean(accuracies),
-        accuracy_adapted_last_std=statistics.stdev(accuracies) if len(accuracies) > 1 else NAN,
+        accuracy_adapted_last_std=_spread(accuracies, statistics.stdev),
         accuracy_unadapted_last_mean=nodes("accuracy_before"),
         sparsity_mean=nodes("sparsity_mean"),
         sparsity_std_over_nodes=statistics.fmean(spreads),
@@ -116,6 +116,12 @@ _GIVEN = ("label", "method", "seeds", "diverged", "local_steps", "rounds")
 
 def _over_nodes(outcome: Outcome, field: str) -> float:
     return statistics.fmean(getattr(report, field) for report in outcome.reports)
+
+
+def _spread(values: Sequence[float], deviation: Callable[[Sequence[float]], float]) -> float:
+    """The standard deviation; NaN where there is none: of one value as a sample, or where one is unknown."""
+    few = len(values) < 2 and deviation is statistics.stdev
+    return NAN if few or any(map(math.isnan, values)) else deviation(values)
 
 
 def _geometric(values: Iterable[float]) -> float:
@@ -144,7 +150,7 @@ def curves(outcomes: Sequence[Outcome]) -> list[Curve]:
         rounds = sorted(set.intersection(*(set(curve) for curve in own))) if own else []
         if rounds:
             values = [[curve[round_] for curve in own] for round_ in rounds]
-            std = tuple(statistics.stdev(v) if len(v) > 1 else NAN for v in values)
+            std = tuple(_spread(v, statistics.stdev) for v in values)
             found.append(Curve(label, tuple(rounds), tuple(map(statistics.fmean, values)), std))
     return found
 

@@ -27,6 +27,7 @@ from refimpl.record import RunFolder
 from refimpl.storage import read_json
 
 CURVE = "accuracy-by-round"  # report of a run: accuracy of each of its rows at some rounds
+LARGEST = 1e100  # no result is; sums of larger numbers overflow
 REPEATS = 5  # adaptations of a node, of whose seconds the median is reported
 
 
@@ -231,7 +232,7 @@ def numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_numbers(values: Iterable[object]) -> None:
-    """Raise `TypeError` unless all are numbers."""
+    """Raise `TypeError` unless all are numbers, NaN or of a size that sums do not leave."""
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > LARGEST:
             raise TypeError(f"expected a number, got {type(value).__name__}")

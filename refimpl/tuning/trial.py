@@ -116,6 +116,8 @@ def _scored(search: Search, number: int, seconds: float, of_seeds: Sequence[Repo
 
 def best(trials: Sequence[Trial]) -> Trial:
     """The most accurate trial; of equals the one of smaller loss, then the first."""
+    if not trials:
+        raise RefimplError("tune: no trial was made; go on with --resume")
     good = [trial for trial in trials if trial.score is not None]
     if not good:
         raise RefimplError(
