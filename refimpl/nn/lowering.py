@@ -227,6 +227,7 @@ class _Lowering:
         slots = self.network.layout.by_name
         if isinstance(layer, Conv2d) and layer.bias:
             row |= {"kind": code.CONV, "window": layer.window, "stride": layer.step, "pad": layer.pad}
+            row["clears"] = True
         elif isinstance(layer, Linear):
             row["kind"] = code.LINEAR
         elif x.groups != shape[0]:
@@ -252,10 +253,13 @@ class _Lowering:
         binary = NOWHERE if self.smooth else mask
         decide = self.decide(block.gate, shape, x, trained, mask)
         self.rows.append(decide)
+        first = len(self.rows)
         spot, inner, inner_shape = x, trained, shape
         for layer in pooling_first(block.body):
             spot, inner = self.layer(layer, inner_shape, spot, inner, binary if skip else NOWHERE, binary)
             inner_shape = layer.output_shape(inner_shape)
+        if skip and len(self.rows) > first + 1:  # a layer with the same mask is all that reads it
+            self.rows[first]["clears"] = False
         y = spot.value if skip else self.place(math.prod(out))
         dy = y if not skip else spot.gradient
         self.rows.append(
