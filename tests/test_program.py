@@ -15,8 +15,8 @@ from refimpl.nn.context import GATE_GRADS, MODES, Gating
 from refimpl.nn.layers import Conv2d, Linear
 from refimpl.nn.lowering import Program, lower
 from refimpl.nn.network import Network
-from refimpl.nn.pointwise import ReLU
-from refimpl.nn.pooling import AvgPool2d, GlobalAvgPool2d
+from refimpl.nn.pointwise import ReLU, Softplus
+from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d
 from refimpl.nn.task import NetworkTask, draw_batches
 from refimpl.rng import SeedTree
 
@@ -68,6 +68,11 @@ SMALL = {
             Linear("fc", 4, 3),
         ),
         (2, 9, 8),
+    ),
+    "gated convolution, all its zeros read": Network(
+        "bare",
+        (*zoo.with_gates([(Conv2d("c1", 2, 5, 3),)], ("c1",)), Softplus(), Flatten(), Linear("fc", 30, 3)),
+        (2, 5, 4),
     ),
 }
 
