@@ -109,7 +109,10 @@ def aligned(dtype: np.dtype, size: int) -> np.ndarray:
 
 
 def aligned_copy(vector: np.ndarray) -> np.ndarray:
-    """A copy on cache lines: matrix rows in it are read 1.45 times as fast as from where NumPy puts them."""
+    """A copy from a cache line on, so that no vector of a matrix row straddles two if rows are whole lines.
+
+    Measured on a matrix 784 -> 100 in the vector: 24.6 us instead of 28.5 forward with 20 samples.
+    """
     out = aligned(vector.dtype, vector.size)
     out[:] = vector
     return out

@@ -43,6 +43,7 @@ OPERATION = np.dtype(
         ("groups", np.int64),  # columns of the mask of x
         ("gate", np.int64),  # number of the gate this operation belongs to
         ("mask", np.int64),  # place of the mask a DECIDE makes and a PRODUCT applies
+        ("clears", np.bool_),  # CONV: zero closed channels (else what reads them skips them)
         ("need_dw", np.bool_),
         ("learns", np.bool_),  # gate rows: does the gate get a gradient
         ("scales", np.bool_),  # PRODUCT: multiply forward (else closed channels were skipped)

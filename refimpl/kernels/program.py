@@ -56,7 +56,18 @@ def _forward(op, w, n, how, space):
         images, out = images_at(values, op.x, n, op.input), images_at(values, op.y, n, op.output)
         bias = vector_at(w, op.bias, op.output[0])
         tiled_conv.convolve(
-            images, filters_at(w, op), bias, stride, pad, np.bool_(False), reads, writes, floats, ints, out
+            images,
+            filters_at(w, op),
+            bias,
+            stride,
+            pad,
+            np.bool_(False),
+            reads,
+            writes,
+            op.clears,
+            floats,
+            ints,
+            out,
         )
     elif op.kind == LINEAR:
         reads, writes = mask_at(masks, op.reads, n, op.groups), mask_at(masks, op.writes, n, op.output[0])
@@ -114,7 +125,18 @@ def _backward(op, w, n, more, space, gradient):
             weight = filters_at(w, op)
             bias = vector_at(w, op.bias, op.output[0])  # not used in this direction
             tiled_conv.convolve(
-                dout, weight, bias, stride, pad, np.bool_(True), dy_mask, dx_mask, floats, ints, dimages
+                dout,
+                weight,
+                bias,
+                stride,
+                pad,
+                np.bool_(True),
+                dy_mask,
+                dx_mask,
+                np.bool_(True),
+                floats,
+                ints,
+                dimages,
             )
     elif op.kind == LINEAR:
         rows, dout2 = rows_at(values, op.x, n, op.input[0]), rows_at(slopes, op.dy, n, op.output[0])

@@ -17,7 +17,7 @@ import numpy as np
 
 from refimpl.kernels.dot import dot_sweep
 from refimpl.kernels.jit import brief, kernel
-from refimpl.kernels.panels import clear, cut, row_table
+from refimpl.kernels.panels import clear, copy_runs, cut, open_channels, row_table
 from refimpl.kernels.sums import PARTIAL_SUMS
 from refimpl.kernels.tile import sweep
 
@@ -52,23 +52,24 @@ def _select(x, mask, out):
 
 
 @kernel
-def _silenced(x, mask, out):
-    """x flat, or if there is a mask a copy of it in `out` with zeros where it is closed."""
+def _silenced(x, mask, table, out):
+    """x flat, or if there is a mask a copy of it in `out` with zeros where it is closed.
+
+    table: scratch of an entry more than a sample has groups of features, if these have several.
+    """
     flat = x.reshape(-1)
     if mask.shape[0] == 0:
         return flat
-    groups = mask.shape[1]
-    size = x.shape[1] // groups
+    groups, features = mask.shape[1], x.shape[1]
+    size = features // groups
     if size == 1:
         _select(flat, mask.reshape(-1), out)
         return out
+    clear(out[: flat.size])
     for n in range(x.shape[0]):
-        for g in range(groups):
-            run = slice((n * groups + g) * size, (n * groups + g + 1) * size)
-            if mask[n, g]:
-                out[run] = flat[run]
-            else:
-                clear(out[run])
+        count = open_channels(mask, n, groups, table)
+        row_table(table, count, size, table)
+        copy_runs(count, size, flat, n * features, table, out, n * features, table)
     return out
 
 
@@ -181,7 +182,7 @@ def forward(x, weight, bias, reads, writes, floats, ints, y):
         rows,
         n_samples,
         (weight.reshape(-1), w_at),
-        (_silenced(x, reads, copy), x_at),
+        (_silenced(x, reads, groups, copy), x_at),
         (blocks, lanes, n_blocks),
         bias_row if gated else bias,
         (result if gated else y.reshape(-1), y_at),
@@ -204,7 +205,7 @@ def input_grad(dy, weight, dy_mask, dx_mask, floats, ints, dx):
     s_at, ints = cut(ints, outputs)
     v_at, ints = cut(ints, outputs)
     s_row, c_row = cut(ints, n_samples + 1)
-    signal = _silenced(dy, dy_mask, floats)
+    signal = _silenced(dy, dy_mask, s_at, floats)
     depth = _used(dy_mask, outputs, s_at)
     for k in range(depth):
         v_at[k] = s_at[k] * features
@@ -247,7 +248,7 @@ def weight_grad(x, dy, x_mask, dy_mask, more, floats, ints, dweight, dbias):
     c_row, ints = cut(ints, outputs + 1)
     s_at, v_at = cut(ints, n_samples)
     copy, floats = cut(floats, n_samples * outputs)
-    signal, panel = _silenced(dy, dy_mask, copy), _silenced(x, x_mask, floats)
+    signal, panel = _silenced(dy, dy_mask, used, copy), _silenced(x, x_mask, starts, floats)
     for n in range(n_samples):
         s_at[n], v_at[n] = n * outputs, n * features
     rows = _used(dy_mask, outputs, used)

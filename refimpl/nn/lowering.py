@@ -231,6 +231,7 @@ class _Lowering:
         slots = self.network.layout.by_name
         if isinstance(layer, Conv2d) and layer.bias:
             row |= {"kind": code.CONV, "window": layer.window, "stride": layer.step, "pad": layer.pad}
+            row["clears"] = True
         elif isinstance(layer, Linear):
             row["kind"] = code.LINEAR
         elif x.groups != shape[0]:
@@ -261,6 +262,8 @@ class _Lowering:
             spot, inner = self.layer(layer, inner_shape, spot, inner, binary if skip else NOWHERE, binary)
             inner_shape = layer.output_shape(inner_shape)
         self.gate_ends.append((decided, len(self.rows)))
+        if skip and len(self.rows) > decided + 2:  # a layer with the same mask is all that reads the first
+            self.rows[decided + 1]["clears"] = False
         y = spot.value if skip else self.place(math.prod(out))
         dy = y if not skip else spot.gradient
         self.rows.append(
