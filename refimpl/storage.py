@@ -152,18 +152,18 @@ class Header(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_npz(path: Path, names: Collection[str] | None = None) -> Arrays:
+def read_npz(path: Path, names: Collection[str] | None = None, limit: int = LIMIT) -> Arrays:
     """The arrays of an .npz file, all or those of `names` that are in it.
 
     `DataError` naming the file where it is missing, corrupt or pickled. Nothing is allocated that the
-    file does not hold: an array's header must agree with the size of its entry, and entries with `LIMIT`.
+    file does not hold: an array's header must agree with the size of its entry, all of them with `limit`.
     """
     with _opened(path) as archive:
         headers = _headers(path, archive.zip)
         wanted = [name for name in headers if names is None or name in names]
         size = sum(headers[name].size for name in wanted)
-        if size > LIMIT:
-            raise DataError(f"{path}: its arrays take {size} bytes, more than the {LIMIT} admitted")
+        if size > limit:
+            raise DataError(f"{path}: its arrays take {size} bytes, more than the {limit} admitted")
         return {name: archive[name] for name in wanted}
 
 

@@ -257,6 +257,17 @@ def test_a_header_that_promises_more_than_is_there_allocates_nothing(place, shap
     assert peak < 10**6
 
 
+def zeros(count):
+    """A small file whose one array is large: it is compressed."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **{MANIFEST: np.zeros(count, dtype=np.uint8)})
+    return content.getvalue()
+
+
+def test_a_small_file_may_not_unpack_to_a_large_one(place):
+    refuse(place(zeros(2**24 + 1)), "more than the 16777216 admitted")
+
+
 @pytest.mark.parametrize("names", [("x.npy", "x.npy"), ("x.txt",)])
 def test_entries_that_are_no_arrays_or_come_twice_are_refused(place, names):
     array, content = io.BytesIO(), io.BytesIO()

@@ -9,15 +9,17 @@ import numpy as np
 
 from refimpl.errors import InputError
 from refimpl.golden.case import Arrays, Case
-from refimpl.golden.compare import SHAPE, Comparison, Expected, Golden, Row, Theirs, is_close
+from refimpl.golden.compare import DEPARTS, SHAPE, Comparison, Expected, Golden, Row, Theirs, is_close
 from refimpl.golden.ours import run
 from refimpl.golden.suspects import suspects
 from refimpl.golden.suspects.contract import Suspect
 
 
 class Hint(NamedTuple):
-    """A finding about a case. rule: the suspect's name, or `pattern`; explains: of its departing arrays,
-    how many follow the rule."""
+    """A finding about a case.
+
+    rule: the suspect's name, or `pattern`; explains: how many of the case's departing arrays follow it.
+    """
 
     case: str
     rule: str
@@ -41,7 +43,7 @@ def case_hints(case: Case, golden: Golden, theirs: Theirs, departing: list[Row])
     found = [
         Hint(case.name, "pattern", text)
         for row in departing[:1]
-        if row.name in theirs.arrays
+        if row.status in (DEPARTS, SHAPE) and row.name in theirs.arrays
         for text in patterns(theirs.arrays[row.name], expected[row.output], row.status == SHAPE)
     ]
     followed = [
