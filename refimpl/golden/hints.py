@@ -48,13 +48,21 @@ def case_hints(case: Case, golden: Golden, theirs: Theirs, departing: list[Row])
     ]
     followed = [
         (count, suspect)
-        for suspect in suspects(case)
+        for suspect in _suspects(case)
         if (count := _explained(suspect, expected, theirs, departing))
     ]
     followed.sort(key=lambda pair: -pair[0])
     most = followed[0][0] if followed else 0
     rules = [Hint(case.name, s.rule, s.hint, count) for count, s in followed if count == most]
     return list({hint.text: hint for hint in rules + found}.values())
+
+
+def _suspects(case: Case) -> list[Suspect]:
+    """None where a case, which may come from anyone's file, lacks what a rule would alter."""
+    try:
+        return list(suspects(case))
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
+        return []
 
 
 def _explained(
