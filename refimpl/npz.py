@@ -90,8 +90,11 @@ def read_headers(path: Path) -> dict[str, Header]:
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """The archive, all that is wrong with it turned into `DamageError`."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
+        with open(path, "rb") as file:
+            if file.read(len(_MAGIC)) == _MAGIC:
+                raise DamageError("a single array, not an archive")
+            with zipfile.ZipFile(file) as archive:
+                yield archive
     except DamageError:
         raise
     except _DAMAGE as error:
@@ -121,10 +124,7 @@ def _header(file: IO[bytes], entry: zipfile.ZipInfo) -> Header:
     header = _parse(file.read(length).decode("latin-1"))
     found = entry.file_size - 8 - width - length
     if header.size != found:
-        raise DamageError(
-            f"an array that claims {_short(header.size)} bytes as shape {_shown(header.shape)} of "
-            f"{header.dtype}, {found} are there"
-        )
+        raise DamageError(f"an array that claims {_short(header.size)} bytes, {found} are there")
     return header
 
 
@@ -174,10 +174,6 @@ def _shape(text: str) -> tuple[int, ...]:
     if not all(re.fullmatch(r"\d{1,18}", word) for word in words) or len(words) > 32:
         raise DamageError("an array with a damaged shape")
     return tuple(int(word) for word in words)
-
-
-def _shown(shape: tuple[int, ...]) -> str:
-    return f"({', '.join(map(_short, shape))})"
 
 
 def _short(number: int) -> str:

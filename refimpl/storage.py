@@ -141,14 +141,14 @@ def _npy_bytes(name: str, value: np.ndarray) -> bytes:
     return content.getvalue()
 
 
-def read_npz(path: Path, names: Collection[str] | None = None) -> Arrays:
+def read_npz(path: Path, names: Collection[str] | None = None, limit: int = NPZ_LIMIT) -> Arrays:
     """The arrays of an .npz file, all or those of `names` that are in it.
 
-    `DataError` naming the file where it is missing, corrupt or pickled; nothing is allocated that the file
-    does not hold.
+    `DataError` naming the file where it is missing, corrupt or pickled, or holds more than `limit` bytes;
+    nothing is allocated that the file does not hold.
     """
     with _readable(path):
-        return dict(read_members(path, NPZ_LIMIT, names))
+        return dict(read_members(path, limit, names))
 
 
 def npz_headers(path: Path) -> dict[str, Header]:

@@ -179,6 +179,7 @@ def drop(table):
         (lambda table: table.update(cases=3), "not that of a golden file"),
         (lambda table: table["cases"][0].update(name=7), "not that of a golden file"),
         (lambda table: table["cases"][0].update(name="opps/x"), "golden"),
+        (lambda table: table["cases"][1]["settings"].update(parameters=[["w", "x"]]), "golden file"),
         (lambda table: table["cases"].append(table["cases"][0]), "there twice"),
         (lambda table: table["cases"][0]["outputs"][0].update(dtype="object"), "not of float32"),
         (lambda table: table["cases"][0]["outputs"][0].update(relative=-1), "tolerance"),
@@ -245,6 +246,13 @@ def huge(shape):
     return content.getvalue()
 
 
+def test_a_single_array_is_refused_before_it_is_read(place):
+    header = io.BytesIO()
+    fields = {"descr": "<f8", "fortran_order": False, "shape": (10**9,)}
+    np.lib.format.write_array_header_1_0(header, fields)
+    refuse(place(header.getvalue()), "a single array")
+
+
 @pytest.mark.parametrize("shape", [(10**12,), (10**6, 10**6), (9,), (2**62, 4), (0,)])
 def test_a_header_that_promises_more_than_is_there_allocates_nothing(place, shape):
     path = place(huge(shape))
@@ -257,15 +265,25 @@ def test_a_header_that_promises_more_than_is_there_allocates_nothing(place, shap
     assert peak < 10**6
 
 
-@pytest.mark.parametrize("names", [("x.npy", "x.npy"), ("x.txt",)])
-def test_entries_that_are_no_arrays_or_come_twice_are_refused(place, names):
+def zeros(count):
+    """A small file whose one array is large: it is compressed."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **{MANIFEST: np.zeros(count, dtype=np.uint8)})
+    return content.getvalue()
+
+
+def test_a_small_file_may_not_unpack_to_a_large_one(place):
+    refuse(place(zeros(2**24 + 1)), "more than the 16777216 admitted")
+
+
+def test_arrays_that_come_twice_are_refused(place):
     array, content = io.BytesIO(), io.BytesIO()
     np.save(array, np.zeros(2))
     with zipfile.ZipFile(content, "w") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a name is there twice
-        for name in names:
-            archive.writestr(name, array.getvalue())
-    with pytest.raises(DataError, match="arrays of different names"):
+        for _ in range(2):
+            archive.writestr("x.npy", array.getvalue())
+    with pytest.raises(DataError, match="two members of one name"):
         read_npz(place(content.getvalue()))
 
 

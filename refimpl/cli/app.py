@@ -25,7 +25,7 @@ COMMANDS = {
     "demo": "Meta-train, adapt and compare five methods on handwritten digits, offline.",
     "train": "Meta-train one method on one data set into a run folder.",
     "adapt": "Adapt a run's meta-model at its target nodes, in two stages.",
-    "export": "Write a run's model as ONNX, for any other runtime.",
+    "export": "Export a run's model for inference as ONNX, gates included: masks multiply.",
     "compare": "Compare methods, or settings of one, over seeds, in the paper's tables.",
     "report": "Tables and figures of runs, as one page and PNG files.",
     "tune": "Search the best settings of methods on validation nodes.",

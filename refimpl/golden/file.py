@@ -19,6 +19,7 @@ Contents depend on the values only: equal outputs are equal bytes.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from refimpl.storage import npz_bytes, npz_headers, read_npz, write_whole
 FORMAT, VERSION = "refimpl-golden", 1
 MANIFEST = "manifest"
 DTYPES = ("float32", "float64", "int64", "bool")
+ARRAYS_LIMIT, MANIFEST_LIMIT = 2**30, 2**24  # bytes admitted: ten times the largest files `make` writes
 
 
 class Expected(NamedTuple):
@@ -115,7 +117,7 @@ def read_golden(path: Path) -> Golden:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: its manifest is not that of a golden file ({error!r})") from None
     _check_headers(path, promised, headers)
-    arrays = read_npz(path)
+    arrays = read_npz(path, limit=ARRAYS_LIMIT)
     for name in promised:
         if not np.isfinite(arrays[name]).all():
             raise DataError(f"{path}: {name} holds NaN or infinite numbers; it cannot serve as a reference")
@@ -133,7 +135,7 @@ def _manifest(path: Path, headers: Mapping[str, Header]) -> dict[str, Any]:
     """The manifest's table, of a format and version we know."""
     if not is_golden(headers):
         raise DataError(f"{path}: no array `{MANIFEST}`, so it is no golden file; see `refimpl golden make`")
-    raw = read_npz(path, (MANIFEST,))[MANIFEST]
+    raw = read_npz(path, (MANIFEST,), MANIFEST_LIMIT)[MANIFEST]
     try:
         table = json.loads(raw.tobytes().decode())
     except (ValueError, RecursionError):
@@ -154,6 +156,8 @@ def _promised(tables: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Header
         for key, kind in (("name", str), ("kind", str), ("dtype", str), ("settings", dict)):
             if not isinstance(table[key], kind):
                 raise TypeError(f"{key} of a case is {table[key]!r}")
+        if any(math.prod(shape) < 0 for _, shape in table["settings"].get("parameters", ())):
+            raise ValueError("a parameter has a negative size")
         for part, prefix in (("inputs", f"{table['name']}/in/"), ("outputs", f"{table['name']}/")):
             for entry in table[part]:
                 name = prefix + entry["name"]
