@@ -178,10 +178,10 @@ def _opened(path: Path) -> Iterator[Any]:
     """The archive, its damage turned into `DataError`."""
     try:
         with open(path, "rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
+            if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
                 raise DataError(f"{path}: expected an .npz archive of arrays, found a single array")
-            yield archive
+            file.seek(0)
+            yield np.load(file, allow_pickle=False)
     except DataError:
         raise  # it is a ValueError, too
     except FileNotFoundError:

@@ -179,6 +179,7 @@ def drop(table):
         (lambda table: table.update(cases=3), "not that of a golden file"),
         (lambda table: table["cases"][0].update(name=7), "not that of a golden file"),
         (lambda table: table["cases"][0].update(name="opps/x"), "golden"),
+        (lambda table: table["cases"][1]["settings"].update(parameters=[["w", "x"]]), "golden file"),
         (lambda table: table["cases"].append(table["cases"][0]), "there twice"),
         (lambda table: table["cases"][0]["outputs"][0].update(dtype="object"), "not of float32"),
         (lambda table: table["cases"][0]["outputs"][0].update(relative=-1), "tolerance"),
@@ -243,6 +244,13 @@ def huge(shape):
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr(f"{MANIFEST}.npy", header.getvalue() + b"\0" * 64)
     return content.getvalue()
+
+
+def test_a_single_array_is_refused_before_it_is_read(place):
+    header = io.BytesIO()
+    fields = {"descr": "<f8", "fortran_order": False, "shape": (10**9,)}
+    np.lib.format.write_array_header_1_0(header, fields)
+    refuse(place(header.getvalue()), "a single array")
 
 
 @pytest.mark.parametrize("shape", [(10**12,), (10**6, 10**6), (9,), (2**62, 4), (0,)])

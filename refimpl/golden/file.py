@@ -19,6 +19,7 @@ Contents depend on the values only: equal outputs are equal bytes.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +155,8 @@ def _promised(tables: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Header
         for key, kind in (("name", str), ("kind", str), ("dtype", str), ("settings", dict)):
             if not isinstance(table[key], kind):
                 raise TypeError(f"{key} of a case is {table[key]!r}")
+        if any(math.prod(shape) < 0 for _, shape in table["settings"].get("parameters", ())):
+            raise ValueError("a parameter has a negative size")
         for part, prefix in (("inputs", f"{table['name']}/in/"), ("outputs", f"{table['name']}/")):
             for entry in table[part]:
                 name = prefix + entry["name"]

@@ -48,13 +48,21 @@ def case_hints(case: Case, golden: Golden, theirs: Theirs, departing: list[Row])
     ]
     followed = [
         (count, suspect)
-        for suspect in suspects(case)
+        for suspect in _suspects(case)
         if (count := _explained(suspect, expected, theirs, departing))
     ]
     followed.sort(key=lambda pair: -pair[0])
     most = followed[0][0] if followed else 0
     rules = [Hint(case.name, s.rule, s.hint, count) for count, s in followed if count == most]
     return list({hint.text: hint for hint in rules + found}.values())
+
+
+def _suspects(case: Case) -> list[Suspect]:
+    """None where a case, which may come from anyone's file, lacks what a rule would alter."""
+    try:
+        return list(suspects(case))
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
+        return []
 
 
 def _explained(
@@ -81,13 +89,10 @@ def _follows(suspect: Suspect, outputs: Arrays, row: Row, expected: Expected, th
 
 def patterns(array: np.ndarray, expected: Expected, wrong_shape: bool) -> Iterator[str]:
     """How an array relates to the expected one, where it does so within the tolerance."""
-    value = expected.value
-    if array.ndim >= 2 and array.T.shape == value.shape and is_close(array.T, expected):
-        yield "it is the expected array transposed"
+    yield from _axes(array, expected, wrong_shape)
     if wrong_shape:
-        if is_close(array.reshape(value.shape), expected):
-            yield "it holds the expected numbers in another shape"
         return
+    value = expected.value
     if value.dtype == np.bool_:
         if np.array_equal(array, ~value):
             yield "every channel is on that should be off, and the other way round: two-logit order?"
@@ -98,6 +103,18 @@ def patterns(array: np.ndarray, expected: Expected, wrong_shape: bool) -> Iterat
         yield f"it is {factor:.6g} times the expected array"
     if value.size > 1 and is_close(np.sort(wide, axis=None).reshape(value.shape), _sorted(expected)):
         yield "it holds the expected numbers in another order"
+
+
+def _axes(array: np.ndarray, expected: Expected, wrong_shape: bool) -> Iterator[str]:
+    """Whether the expected array is there with its axes exchanged, or in another shape."""
+    shape = expected.value.shape
+    if array.ndim >= 2 and array.T.shape == shape and is_close(array.T, expected):
+        yield "it is the expected array transposed"
+    moved = np.moveaxis(array, -1, 1) if array.ndim == 4 else array
+    if moved is not array and moved.shape == shape and is_close(moved, expected):
+        yield "its channels come last; the layout is (N, C, H, W)"
+    if wrong_shape and is_close(array.reshape(shape), expected):
+        yield "it holds the expected numbers in another shape"
 
 
 def _sorted(expected: Expected) -> Expected:
