@@ -182,6 +182,14 @@ def test_levels(level):
             assert_agree(case)
 
 
+def test_adaptation_decides_without_noise():
+    (case,) = (case for case in build_cases("adapt") if case.name == "adapt/hard")
+    gumbel = {**case.settings, "gating": {**case.settings["gating"], "mode": "gumbel"}}
+    noisy, hard = run(replace(case, settings=gumbel)), run(case)
+    for name in case.outputs:
+        np.testing.assert_array_equal(noisy[name], hard[name])
+
+
 def test_a_case_of_an_unknown_kind_is_refused():
     with pytest.raises(InputError, match="unknown kind of case 'fft'"):
         run(Case("ops/odd", "fft", "float64", {}))

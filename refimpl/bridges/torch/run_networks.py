@@ -40,7 +40,7 @@ def model_of(given: Tensors, settings: Settings, rules: Rules, train: Sequence[s
     order = [name for name, _ in settings.get("parameters", ())] or list(params)
     shapes = {name: tuple(params[name].shape) for name in order}
     model = GatedNetwork(settings["layers"], shapes, Gating(**settings["gating"]), train, rules)
-    model.to(given["x"].dtype if "x" in given else next(iter(params.values())).dtype)
+    model.to(params[order[0]].dtype)
     model.load_state_dict(params)
     return model
 
@@ -128,7 +128,9 @@ def run_algorithm(given: Tensors, settings: Settings, rules: Rules) -> Tensors:
 
 
 def run_adapt(given: Tensors, settings: Settings, rules: Rules) -> Tensors:
-    """Both stages at a target node (mathematics.md §6): phi with theta fixed, then theta."""
+    """Both stages at a target node (mathematics.md §6): phi with theta fixed, then theta; without noise."""
+    mode = "hard" if settings["gating"]["mode"] == "gumbel" else settings["gating"]["mode"]
+    settings = {**settings, "gating": {**settings["gating"], "mode": mode}}
     phi_model, theta_model = (model_of(given, settings, rules, (part,)) for part in ("phi", "theta"))
     batch, steps, lam = Batch(given["x"], given["labels"]), settings["steps"], settings["lam"]
     w = first = start_of(given, phi_model)
