@@ -60,5 +60,5 @@ def _check_repeats(folder: RunFolder, record: RoundRecord, written: dict[str, An
         if again != then:
             raise RunError(
                 f"{folder.path}: round {record.round} does not repeat: {name} is {again!r} now, was {then!r} "
-                "(another version, other data?); --rounds checkpoint needs no replay"
+                "(another version, other data?); theory gap --rounds checkpoint, report --quick repeat none"
             )

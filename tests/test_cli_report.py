@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from refimpl.cli import app
+from refimpl.errors import DataError
 from refimpl.experiment import reopen
 from refimpl.record import RunFolder
 from refimpl.report import canvas, gather, measure
@@ -160,6 +161,19 @@ def test_a_comparison_is_shown_with_its_tables_and_its_rows(refimpl, tmp_path):
         assert number.replace("+-", "±") in text
     assert text.count("environment of the training") == 3  # rows of the first seed
     assert refimpl("compare", *plan, *SMALL, "--out", "c", "--force")[0] == 0  # its report is its own
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", "{", '{"a": 3, "points": 4}', '{"a": {"x": 1}, "points": [{}]}']
+)
+def test_damaged_numbers_that_were_kept_are_one_line(tmp_path, text):
+    (tmp_path / "kept.json").write_text(text)
+    with pytest.raises(DataError, match=r"kept\.json: expected"):
+        gather.stored_accuracy(tmp_path / "kept.json", "a")
+    with pytest.raises(DataError, match=r"kept\.json: expected"):
+        gather.stored_gaps(tmp_path / "kept.json")
+    assert gather.stored_accuracy(tmp_path / "none.json", "a") == {}
+    assert gather.stored_gaps(tmp_path / "none.json") == ()
 
 
 def test_rows_that_share_a_training_share_its_line():

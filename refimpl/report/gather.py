@@ -18,6 +18,7 @@ import numpy as np
 
 from refimpl.comparison.work import CURVE, Outcome, adapt_timed, numbers
 from refimpl.config import Config
+from refimpl.errors import DataError
 from refimpl.experiment import Experiment, adapt_targets, prepare
 from refimpl.federated.adapt import NodeReport
 from refimpl.federated.metagater import MetaGater
@@ -145,9 +146,7 @@ class Gathering:
         return len(self.folder.metrics())
 
     def _stored_accuracy(self) -> dict[int, float]:
-        path = self.folder.report / f"{CURVE}.json"
-        stored = read_json(path) if path.is_file() else {}
-        return {int(round_): value for round_, value in stored.get(self.subject.key, {}).items()}
+        return stored_accuracy(self.folder.report / f"{CURVE}.json", self.subject.key)
 
     def _wants_accuracy(self) -> bool:
         return bool(self.experiment.target_nodes) and self._last() not in {0, *self._stored_accuracy()}
@@ -183,9 +182,7 @@ class Gathering:
     def _gaps(self) -> tuple[GapRow, ...]:
         """What is stored, or what solving the local problems gives; it is then stored."""
         if not self._solves_gaps():
-            path = self.folder.report / f"{GAP}.json"
-            stored = read_json(path)["points"] if path.is_file() else []
-            return tuple(GapRow(**{key: _number(value) for key, value in row.items()}) for row in stored)
+            return stored_gaps(self.folder.report / f"{GAP}.json")
         inspection = Inspection(self.experiment, threads=self.threads)
         label, wanted = self.subject.label, over_the_run(self.folder, GAP_POINTS)
         rounds = inspection.replay(
@@ -217,5 +214,30 @@ class Gathering:
         return layout.from_arrays(arrays, dtype)
 
 
-def _number(value: Any) -> Any:
-    return math.nan if value is None else value
+def stored_accuracy(path: Path, key: str) -> dict[int, float]:
+    """Adapted accuracy by round under `key`; empty where there is none, `DataError` for anything else."""
+    stored = read_json(path) if path.is_file() else {}
+    try:
+        return {int(round_): float(value) for round_, value in stored.get(key, {}).items()}
+    except (AttributeError, TypeError, ValueError):
+        raise _damage(path, "accuracy by round") from None
+
+
+def stored_gaps(path: Path) -> tuple[GapRow, ...]:
+    """The points whose true gap is known; empty where there are none, `DataError` for anything else."""
+    rows = read_json(path) if path.is_file() else {"points": []}
+    try:
+        return tuple(_gap_row(row) for row in rows["points"])
+    except (AttributeError, TypeError, KeyError, ValueError):
+        raise _damage(path, "true gaps") from None
+
+
+def _gap_row(stored: Mapping[str, Any]) -> GapRow:
+    """A point as it was before JSON, which has no NaN; what figures need of it must be numbers."""
+    values: dict[str, Any] = {key: math.nan if value is None else value for key, value in stored.items()}
+    row = GapRow(**values)
+    return row._replace(round=int(row.round), true_gap=float(row.true_gap), spread=float(row.spread))
+
+
+def _damage(path: Path, what: str) -> DataError:
+    return DataError(f"{path}: expected {what}, found something else; remove it to have it made again")
