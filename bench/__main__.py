@@ -5,6 +5,7 @@ python -m bench run --size smallest --out smoke.json  # a minute, meaningless ti
 python -m bench bars results.json                     # what is wanted against what was measured
 python -m bench readme results.json                   # Markdown; --into README.md: between its marks
 python -m bench figure results.json figure.svg
+python -m bench experiments mnist --into README.md    # tables of what is kept in experiments/; --figures
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from bench import markdown
+from bench import experiments, markdown
 from bench.memory import offered
 from bench.peers import installed
+from bench.readme import put_into
 from refimpl.bench.candidates import OURS
 from refimpl.bench.process import Event, listen
 from refimpl.bench.session import Results, gather, refused
@@ -57,6 +59,11 @@ def main() -> int:
     draw.add_argument("results", type=Path)
     draw.add_argument("path", type=Path)
     draw.set_defaults(do=figure)
+    tried = commands.add_parser("experiments", help="the README's tables of training and adaptation")
+    tried.add_argument("names", nargs="*", default=experiments.names(), help="all that are kept")
+    tried.add_argument("--into", type=Path, help="file whose marks they are put between")
+    tried.add_argument("--figures", action="store_true", help="draw their figures, too")
+    tried.set_defaults(do=show_experiments)
     options = parser.parse_args()
     return options.do(options)
 
@@ -70,7 +77,21 @@ def readme(options: argparse.Namespace) -> int:
     if options.into is None:
         print(markdown.readme(results))
     else:
-        options.into.write_text(markdown.put_into(options.into.read_text(), results))
+        text = put_into(options.into.read_text(), markdown.COMMAND, markdown.readme(results))
+        options.into.write_text(text)
+    return 0
+
+
+def show_experiments(options: argparse.Namespace) -> int:
+    for name in options.names:
+        content = experiments.content(name)
+        if options.into is None:
+            print(content)
+        else:
+            text = put_into(options.into.read_text(), experiments.command(name), content)
+            options.into.write_text(text)
+        if options.figures:
+            experiments.draw(name)
     return 0
 
 

@@ -11,6 +11,7 @@ from refimpl.bench.session import Results
 from refimpl.bench.tables import duration
 
 BATCH = 32
+COMMAND = "python -m bench readme"  # what the marks in the README say
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -95,17 +96,3 @@ def bars(results: Results) -> str:
 def readme(results: Results) -> str:
     """Machine, layers, programs."""
     return "\n\n".join((machine(results), layers(results), programs(results)))
-
-
-START, END = "<!-- python -m bench readme -->", "<!-- end -->"
-
-
-def inside(text: str) -> str:
-    """What stands between the marks."""
-    return text.split(START)[1].split(END)[0].strip()
-
-
-def put_into(text: str, results: Results) -> str:
-    """The text with `readme` between its marks."""
-    before, rest = text.split(START)
-    return f"{before}{START}\n{readme(results)}\n{END}{rest.split(END)[1]}"

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from refimpl.data.node import Node
     from refimpl.experiment import Experiment, adapt_targets, prepare, reopen, train
     from refimpl.federated.adapt import AdaptSettings, adapt, evaluate, report_node
+    from refimpl.federated.local import LocalSettings
+    from refimpl.federated.metagater import MetaGater
     from refimpl.federated.rounds import Participation, run_rounds
     from refimpl.nn import zoo
     from refimpl.nn.context import Context, Gating
@@ -36,6 +38,8 @@ _HOME = {
     "Context": "refimpl.nn.context",
     "Experiment": "refimpl.experiment",
     "Gating": "refimpl.nn.context",
+    "LocalSettings": "refimpl.federated.local",
+    "MetaGater": "refimpl.federated.metagater",
     "Network": "refimpl.nn.network",
     "NetworkObjective": "refimpl.nn.objective",
     "NetworkTask": "refimpl.nn.task",
@@ -64,6 +68,8 @@ __all__ = [
     "Context",
     "Experiment",
     "Gating",
+    "LocalSettings",
+    "MetaGater",
     "Network",
     "NetworkObjective",
     "NetworkTask",

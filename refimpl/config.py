@@ -28,6 +28,7 @@ MODEL_NAMES = ("mlp", "cnn3", "cnn7", "digits")
 USUAL_GATES = {"mlp": ["fc1"], "cnn3": ["conv3"], "cnn7": ["conv5", "conv6"], "digits": ["conv2"]}
 SCHEDULES = ("ghadimi-lan", "proximal-gradient", "nesterov")
 PENALTIES = ("group-lasso", "bounded-group-lasso", "l1", "zero")
+ADAPTATION = ("eta_phi", "eta_theta", "adapt_steps", "snip_keep")  # keys that play no part before it
 
 
 def _option(default: Any, text: str, choices: tuple[str, ...] = (), ending: str = "") -> Any:

@@ -198,8 +198,10 @@ def personalise(experiment: Experiment, w: np.ndarray, node: Node) -> Personal:
     return Personal(plain, w, adapt(plain, w, x, y, settings))
 
 
-def adapt_targets(experiment: Experiment, w: np.ndarray) -> list[NodeReport]:
-    """Adapt and test the meta-model w at every target node.
+def adapt_targets(
+    experiment: Experiment, w: np.ndarray, on_node: Callable[[NodeReport], None] = lambda report: None
+) -> list[NodeReport]:
+    """Adapt and test the meta-model w at every target node; `on_node` is told of each.
 
     Kernels are compiled beforehand, so that no stage's seconds are the compiler's.
     """
@@ -208,6 +210,7 @@ def adapt_targets(experiment: Experiment, w: np.ndarray) -> list[NodeReport]:
     for node in experiment.target_nodes:
         personal = personalise(experiment, w, node)
         reports.append(report(node.name, personal, node.n_support, node.test, settings))
+        on_node(reports[-1])
     return reports
 
 

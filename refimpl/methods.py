@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from refimpl import accel, prox
-from refimpl.config import Config
+from refimpl.config import ADAPTATION, Config
 from refimpl.federated.fedavg import FedAvg
 from refimpl.federated.fomaml import FOMAML
 from refimpl.federated.local import LocalSettings
@@ -44,6 +46,22 @@ KEYS: dict[str, tuple[str, ...]] = {
 def takes(method: str, key: str) -> bool:
     """Whether the key of a configuration plays a part in the method."""
     return key in KEYS[method] or all(key not in keys for keys in KEYS.values())
+
+
+_DEFAULTS = Config().table()
+
+
+def training_key(config: Config) -> str:
+    """Equal for configurations with the same meta-training: adaptation settings do not enter it."""
+    neutral = replace(
+        config,
+        method=PRUNES.get(config.method, config.method),
+        checkpoint_every=1,
+        **{key: _DEFAULTS[key] for key in ADAPTATION},
+    )
+    if neutral.method != "metagater":  # layers with gates are then those that pruning may close
+        neutral = replace(neutral, gates=[], gate_mode="hard", tau=1.0, gate_grad="dense", rho=0.0)
+    return json.dumps(neutral.table(), sort_keys=True)
 
 
 NOTES = {

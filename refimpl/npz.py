@@ -10,9 +10,10 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,54 +44,102 @@ class DamageError(ValueError):
     """The bytes are not an archive of plain arrays; the text says why, without the file's name."""
 
 
-def read_members(path: Path, limit: int) -> Iterator[tuple[str, NDArray[Any]]]:
-    """(name, array) of every .npy member of the archive, in its order; other members do not come.
+class Header(NamedTuple):
+    """What an array says of itself, before it is read."""
 
-    The members may hold at most `limit` bytes together. Raises `OSError` where the system cannot read the
-    file and `DamageError` for everything that is wrong with its bytes.
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran: bool = False  # stored column by column
+
+    @property
+    def size(self) -> int:
+        """Bytes of the array's contents."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_members(
+    path: Path, limit: int, names: Collection[str] | None = None
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """(name, array) of every .npy member of the archive, or of those in `names`; others do not come.
+
+    They may hold at most `limit` bytes together. Raises `OSError` where the system cannot read the file and
+    `DamageError` for everything that is wrong with its bytes.
 
     Source: the format description in NumPy's documentation (numpy.lib.format), versions 1 to 3.
     """
+    with _opened(path) as archive:
+        wanted = [(n, entry) for n, entry in _members(archive) if names is None or n in names]
+        size = sum(entry.file_size for _, entry in wanted)
+        if size > limit:
+            raise DamageError(f"{len(wanted)} members of {size} bytes, more than the {limit} admitted")
+        for name, entry in wanted:
+            yield name, _array(archive, entry)
+
+
+def read_headers(path: Path) -> dict[str, Header]:
+    """What every .npy member says of itself, no array being read; raises as `read_members`."""
+    with _opened(path) as archive:
+        found = {}
+        for name, entry in _members(archive):
+            with archive.open(entry) as file:
+                found[name] = _header(file, entry)
+        return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The archive, all that is wrong with it turned into `DamageError`."""
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            size = sum(entry.file_size for entry in entries)
-            if size > limit or len(entries) > _COUNT_LIMIT:
-                raise DamageError(f"{len(entries)} members of {size} bytes, more than the {limit} admitted")
-            for entry in entries:
-                if entry.filename.endswith(".npy"):
-                    name = entry.filename.removesuffix(".npy")
-                    yield name, _array(archive, entry)
+            yield archive
     except DamageError:
         raise
     except _DAMAGE as error:
         raise DamageError(ascii(brief(error))[1:81]) from None
 
 
+def _members(archive: zipfile.ZipFile) -> list[tuple[str, zipfile.ZipInfo]]:
+    """Name and entry of every array."""
+    entries = archive.infolist()
+    if len(entries) > _COUNT_LIMIT:
+        raise DamageError(f"{len(entries)} members, more than the {_COUNT_LIMIT} admitted")
+    found = [(e.filename.removesuffix(".npy"), e) for e in entries if e.filename.endswith(".npy")]
+    if len(dict(found)) < len(found):
+        raise DamageError("two members of one name")
+    return found
+
+
+def _header(file: IO[bytes], entry: zipfile.ZipInfo) -> Header:
+    """The header of the member that is open, which is left where the contents begin."""
+    lead = file.read(8)
+    width = 2 if lead[6:7] == b"\1" else 4
+    if lead[:6] != _MAGIC or lead[6:7] not in (b"\1", b"\2", b"\3"):
+        raise DamageError("a member that is no array")
+    length = int.from_bytes(file.read(width), "little")
+    if not 2 <= length <= _HEADER_LIMIT:
+        raise DamageError(f"an array with a header of {length} bytes")
+    header = _parse(file.read(length).decode("latin-1"))
+    found = entry.file_size - 8 - width - length
+    if header.size != found:
+        raise DamageError(
+            f"an array that claims {_short(header.size)} bytes as shape {_shown(header.shape)} of "
+            f"{header.dtype}, {found} are there"
+        )
+    return header
+
+
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any]:
     with archive.open(entry) as file:
-        lead = file.read(12)
-        width = 2 if lead[6:7] == b"\1" else 4
-        if lead[:6] != _MAGIC or lead[6:7] not in (b"\1", b"\2", b"\3") or len(lead) < 12:
-            raise DamageError("a member that is no array")
-        start = 8 + width
-        length = int.from_bytes(lead[8:start], "little")
-        if not 2 <= length <= _HEADER_LIMIT:
-            raise DamageError(f"an array with a header of {length} bytes")
-        header = (lead[start:] + file.read(start + length - len(lead))).decode("latin-1")
-        dtype, fortran, shape = _parse(header)
-        claimed, found = math.prod(shape) * dtype.itemsize, entry.file_size - start - length
-        if claimed != found:
-            raise DamageError(f"an array that claims {_short(claimed)} bytes, {found} are there")
-        content = bytearray(file.read(found + 1))  # and the checksum is compared
-    if len(content) != found:
-        raise DamageError(f"an array that claims {claimed} bytes, {len(content)} are there")
-    return np.ndarray(shape, dtype, content, order="F" if fortran else "C")
+        header = _header(file, entry)
+        content = bytearray(file.read(header.size + 1))  # and the checksum is compared
+    if len(content) != header.size:
+        raise DamageError(f"an array that claims {header.size} bytes, {len(content)} are there")
+    return np.ndarray(header.shape, header.dtype, content, order="F" if header.fortran else "C")
 
 
-def _parse(header: str) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:
-    """dtype, Fortran order and shape from the text of a header."""
-    text, found = header.strip(), dict[str, str]()
+def _parse(written: str) -> Header:
+    """From the text of a header."""
+    text, found = written.strip(), dict[str, str]()
     if text[:1] != "{" or text[-1:] != "}":
         raise DamageError("an array with a damaged header")
     text, position = text[1:-1].rstrip(), 0
@@ -105,7 +154,7 @@ def _parse(header: str) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:
         found[match["key"]] = value
     if set(found) != {"descr", "fortran_order", "shape"}:
         raise DamageError("an array with an incomplete header")
-    return _dtype(found["descr"]), found["fortran_order"] == "True", _shape(found["shape"])
+    return Header(_shape(found["shape"]), _dtype(found["descr"]), found["fortran_order"] == "True")
 
 
 def _dtype(text: str) -> np.dtype[Any]:
@@ -125,6 +174,10 @@ def _shape(text: str) -> tuple[int, ...]:
     if not all(re.fullmatch(r"\d{1,18}", word) for word in words) or len(words) > 32:
         raise DamageError("an array with a damaged shape")
     return tuple(int(word) for word in words)
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return f"({', '.join(map(_short, shape))})"
 
 
 def _short(number: int) -> str:

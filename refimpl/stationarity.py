@@ -22,21 +22,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from refimpl.errors import InputError, RunError
+from refimpl.errors import InputError
 from refimpl.experiment import Experiment, default_threads
 from refimpl.federated.adapt import quiet
 from refimpl.federated.metagater import MetaGater
-from refimpl.federated.rounds import Participation, RoundRecord, run_rounds
+from refimpl.federated.rounds import RoundRecord
 from refimpl.gradcheck import surrogate_context
 from refimpl.kernels import vector
 from refimpl.nn.context import Context
 from refimpl.nn.network import Network
 from refimpl.nn.objective import NetworkObjective
 from refimpl.record import RunFolder
+from refimpl.replay import replay
 from refimpl.theory.measured import Effort, MeasuredGap, measured_gap
 
 Vector = np.ndarray
@@ -77,15 +78,6 @@ class GapRow(NamedTuple):
     estimate: bool = True
 
 
-def over_the_run(folder: RunFolder, points: int = 4) -> list[int]:
-    """A few rounds from the first to the last recorded, evenly spread on a logarithmic axis."""
-    written = folder.metrics()
-    if not written:
-        raise RunError(f"{folder.path}: has no rounds yet; go on with refimpl train --resume")
-    last = int(written[-1]["round"])
-    return sorted({round(last ** (i / (points - 1))) for i in range(points)})
-
-
 @dataclass(frozen=True)
 class Inspection:
     """A run's experiment, and how hard to work on its local problems."""
@@ -124,27 +116,15 @@ class Inspection:
 
         Raises `InputError` for rounds the run does not have, `RunError` where a round does not repeat.
         """
-        config, written = self.experiment.config, {entry["round"]: entry for entry in folder.metrics()}
-        missing = sorted(set(wanted) - set(written))
+        written = {entry["round"] for entry in folder.metrics()}
+        missing = sorted(set(wanted) - written)
         if missing or not wanted:
             raise InputError(f"{folder.path}: has rounds 1..{len(written)}, asked for {missing or 'none'}")
-        state, seeds = self.experiment.start(), self.experiment.seeds
-        rounds = run_rounds(
-            self.method,
-            self.experiment.tasks(),
-            state,
-            range(1, max(wanted) + 1),
-            Participation(config.per_round, config.weighted),
-            seeds,
-            self.threads or default_threads(),
-        )
-        for following, record in rounds:
-            _check_repeats(folder, record, written[record.round])
+        for record, before, _ in replay(self.experiment, folder, max(wanted), self.threads):
             on_round(record)
             if record.round in wanted:
-                md = self.method.broadcast(state, record.round).astype(np.float64)
+                md = self.method.broadcast(before, record.round).astype(np.float64)
                 yield Point(record.round, "centre", md, record.gap)
-            state = following
 
     def measure(self, point: Point, on_node: Callable[[], None] = lambda: None) -> GapRow:
         """Both gaps at the point; `on_node` is told of every node done."""
@@ -239,17 +219,6 @@ class FullNode:
         changed = [np.mean(before[name] != (mask > 0.5)) for name, mask in objective.masks.items()]
         residual = float(vector.norm(gradient + lam * (w - centre)))
         return Decided(residual, float(np.mean(changed)) if changed else 0.0)
-
-
-def _check_repeats(folder: RunFolder, record: RoundRecord, written: dict[str, Any]) -> None:
-    """Raise `RunError` unless the replayed round has the loss and gap that were written down."""
-    for name in ("loss", "gap"):
-        again, then = getattr(record, name), written.get(name)
-        if again != then:
-            raise RunError(
-                f"{folder.path}: round {record.round} does not repeat: {name} is {again!r} now, was {then!r} "
-                "(another version, other data?); --rounds checkpoint needs no replay"
-            )
 
 
 def _row(point: Point, found: MeasuredGap, lam: float, decided: Sequence[Decided]) -> GapRow:

@@ -13,14 +13,14 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from refimpl.errors import ConfigError, DataError, InputError, RunError
-from refimpl.npz import DamageError, read_members
+from refimpl.npz import DamageError, Header, read_headers, read_members
 
 Arrays = dict[str, np.ndarray]
 NPZ_LIMIT = 4 * 2**30  # bytes of the arrays of one file, unpacked
@@ -141,10 +141,27 @@ def _npy_bytes(name: str, value: np.ndarray) -> bytes:
     return content.getvalue()
 
 
-def read_npz(path: Path) -> Arrays:
-    """All arrays of an .npz file; `DataError` naming the file where it is missing, corrupt or pickled."""
+def read_npz(path: Path, names: Collection[str] | None = None) -> Arrays:
+    """The arrays of an .npz file, all or those of `names` that are in it.
+
+    `DataError` naming the file where it is missing, corrupt or pickled; nothing is allocated that the file
+    does not hold.
+    """
+    with _readable(path):
+        return dict(read_members(path, NPZ_LIMIT, names))
+
+
+def npz_headers(path: Path) -> dict[str, Header]:
+    """Shapes and dtypes of the arrays in an .npz file, without reading them; raises as `read_npz`."""
+    with _readable(path):
+        return read_headers(path)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What goes wrong in reading an archive, as `DataError`."""
     try:
-        return dict(read_members(path, NPZ_LIMIT))
+        yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
@@ -208,3 +225,11 @@ def _not_finite(text: str) -> float:
 def json_text(content: Any) -> str:
     """`content`, made plain, as indented JSON that ends in a line break."""
     return json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
+
+
+def read_json(path: Path) -> Any:
+    """What `json_text` wrote; `DataError` naming the file for anything else."""
+    try:
+        return json_value(read_bytes(path))
+    except ValueError:
+        raise DataError(f"{path}: expected JSON, found damage; remove it to have it made again") from None

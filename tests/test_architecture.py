@@ -29,15 +29,16 @@ ROOMS = (
     ("federated",),
     ("pruning", "cooperative"),
     ("theory",),
-    ("golden",),
     ("presets", "config"),
     ("storage", "environment", "lock"),
+    ("golden",),  # below storage: what it computes goes into a file
     ("record",),
-    ("report",),
     ("warmup",),
     ("methods",),
     ("experiment",),
+    ("replay",),
     ("comparison", "bench", "stationarity", "tuning", "doctor"),
+    ("report", "bridges"),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
@@ -50,6 +51,9 @@ OUTSIDE = {
     "llvmlite": {"kernels"},
     "click": {"cli"},
     "matplotlib": {"report"},
+    "torch": {"bridges"},
+    "onnx": {"bridges"},
+    "onnxruntime": {"bridges"},
 }
 
 ASKED_ONLY = {("refimpl.environment", "llvmlite")}  # for the processor's name, which a run writes down

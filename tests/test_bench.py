@@ -378,13 +378,18 @@ def test_readme_tables_and_figure_come_from_the_results(checkout, tmp_path):
 
 
 def test_the_readme_shows_the_committed_results(checkout):
-    from bench import markdown
+    from bench import experiments, markdown
+    from bench.readme import inside, put_into
 
-    results = json.loads((ROOT / "bench" / "results.json").read_text())
     text = (ROOT / "README.md").read_text()
-    assert markdown.inside(text) == markdown.readme(results)
-    assert markdown.put_into(text, results) == text
-    assert "bench/results.svg" in text
+    speed = markdown.readme(json.loads((ROOT / "bench" / "results.json").read_text()))
+    shown = {markdown.COMMAND: speed}
+    shown |= {experiments.command(n): experiments.content(n) for n in experiments.names()}
+    for command, content in shown.items():
+        assert inside(text, command) == content
+        assert put_into(text, command, content) == text
+    for figure in (ROOT / "bench").rglob("*.svg"):
+        assert f"]({figure.relative_to(ROOT)})" in text
 
 
 PEERS = ("torch", "jax", "onnxruntime")

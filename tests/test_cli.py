@@ -59,18 +59,50 @@ def test_the_listed_help_is_the_commands_own(name, refimpl):
     assert re.search(rf"^  {name} ", out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", app.COMMANDS)
-def test_help_has_an_example_whose_options_exist(name, refimpl):
-    code, out, _ = refimpl(name, "--help")
+def all_commands() -> list[tuple[str, ...]]:
+    """The words of every command and subcommand."""
+    found: list[tuple[str, ...]] = []
+    for name in app.COMMANDS:
+        found.append((name,))
+        if isinstance(command(name), click.Group):
+            found += [(name, sub) for sub in command(name).commands]
+    return found
+
+
+def parse(words: list[str]) -> None:
+    """Parse a whole command line as click would, running nothing; for unknown options it raises."""
+    target, names = command(words[0]), ["refimpl", words.pop(0)]
+    if isinstance(target, click.Group):
+        assert words, f"{names} needs a subcommand"
+        names.append(words[0])
+        target = target.commands[words.pop(0)]
+    target.make_context(" ".join(names), words)
+
+
+@pytest.mark.parametrize("words", all_commands(), ids=" ".join)
+def test_help_has_an_example_and_all_of_them_parse(words, refimpl):
+    code, out, _ = refimpl(*words, "--help")
     assert code == 0
-    examples = re.findall(r"^\s+refimpl (.+)$", out, re.MULTILINE)
-    assert any(example.split()[0] == name for example in examples)
+    examples = re.findall(r"^ +refimpl (.+)$", out.split("Example", 1)[1], re.MULTILINE)
+    own = [example for example in examples if tuple(shlex.split(example)[: len(words)]) == words]
+    assert own, f"no example of refimpl {' '.join(words)}"
     for example in examples:
-        words = shlex.split(example.split(">")[0])
-        if name in ("train", "adapt", "demo", "compare", "tune"):
-            words = [word for word in words if word != "--resume"]
-        target = command(words[0])
-        target.make_parser(click.Context(target)).parse_args(words[1:])
+        parse(shlex.split(example.split(">")[0]))
+
+
+def test_an_example_with_an_unknown_option_would_be_found():
+    with pytest.raises(click.UsageError):
+        parse(["report", "a", "--slow"])
+    with pytest.raises(click.UsageError):
+        parse(["data", "list", "--all"])
+
+
+@pytest.mark.parametrize(
+    "name", ["train", "compare", "tune", "demo", "report", "adapt", "gradcheck", "bench"]
+)
+def test_commands_that_last_take_q_and_v(name):
+    options = {flag for option in command(name).params for flag in option.opts}
+    assert {"-q", "--quiet", "-v", "--verbose"} <= options
 
 
 @pytest.mark.parametrize("name", ["train", "adapt", "demo", "compare", "tune", "gradcheck", "info"])
@@ -119,10 +151,25 @@ def assert_one_line(code: int, out: str, err: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("trian", "train"), ("inf", "info"), ("gradchek", "gradcheck"), ("addapt", "adapt")]
+    ("typed", "meant"),
+    [
+        ("trian", "train"),
+        ("inf", "info"),
+        ("gradchek", "gradcheck"),
+        ("addapt", "adapt"),
+        ("reprot", "report"),
+    ],
 )
 def test_a_misspelt_command_suggests_the_nearest(refimpl, typed, meant):
     assert f"did you mean {meant}?" in assert_one_line(*refimpl(typed))
+
+
+@pytest.mark.parametrize(
+    ("group", "typed", "meant"),
+    [("data", "fecth", "fetch"), ("theory", "lemas", "lemmas"), ("golden", "chek", "check")],
+)
+def test_a_misspelt_subcommand_suggests_the_nearest(refimpl, group, typed, meant):
+    assert f"did you mean {meant}?" in assert_one_line(*refimpl(group, typed))
 
 
 def test_an_unknown_command_lists_all(refimpl):

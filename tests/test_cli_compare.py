@@ -13,10 +13,10 @@ import time
 
 import pytest
 
-from refimpl import report
 from refimpl.cli import app, compare
 from refimpl.comparison.run import Comparison
 from refimpl.record import RunFolder
+from refimpl.report import canvas
 
 TINY = ("--nodes", "3", "--targets", "2", "--rounds", "3", "--local-steps", "1", "--threads", "1")
 FEW = (*TINY, "--methods", "fedavg,metagater", "--seeds", "0,2", "--out", "a")
@@ -208,7 +208,7 @@ def test_figures_are_drawn_where_matplotlib_is(refimpl, tmp_path):
 
 
 def test_without_matplotlib_the_numbers_are_there_all_the_same(refimpl, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    monkeypatch.setattr(canvas, "find_spec", lambda name: None)
     code, out, _ = refimpl("compare", *FEW, "--every", 2, "-q")
     assert code == 0
     assert "png" not in out

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from refimpl.cli.progress import Progress, duration, round_text
+from refimpl.cli.progress import Progress, Talk, duration, round_text
 from refimpl.federated.rounds import RoundRecord
 
 
@@ -27,9 +27,9 @@ class Clock:
         return self.now
 
 
-def run(stream: io.StringIO, total: int, seconds: float, first: float = 0.0, quiet: bool = False) -> str:
+def run(stream: io.StringIO, total: int, seconds: float, first: float = 0.0, talk: Talk = Talk.USUAL) -> str:
     clock = Clock()
-    with Progress(total, quiet, stream, clock) as progress:
+    with Progress(total, talk, stream, clock) as progress:
         clock.now += first
         for number in range(1, total + 1):
             clock.now += seconds
@@ -77,9 +77,16 @@ def test_rate_and_remaining_time_leave_out_the_first_step():
     assert run(io.StringIO(), total=10, seconds=0.25).splitlines()[4] == "round 5/10  4/s  0:01 left"
 
 
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_verbose_has_a_plain_line_for_every_step(stream):
+    text = run(stream(), total=100, seconds=0.01, talk=Talk.VERBOSE)
+    assert [line.split("  ")[0] for line in text.splitlines()] == [f"round {k}/100" for k in range(1, 101)]
+    assert "\r" not in text
+
+
 def test_quiet_is_silent():
-    assert run(Terminal(), total=5, seconds=1.0, quiet=True) == ""
-    assert run(io.StringIO(), total=5, seconds=1.0, quiet=True) == ""
+    assert run(Terminal(), total=5, seconds=1.0, talk=Talk.QUIET) == ""
+    assert run(io.StringIO(), total=5, seconds=1.0, talk=Talk.QUIET) == ""
 
 
 def test_an_exception_ends_the_line():

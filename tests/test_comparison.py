@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 import pytest
 
 from refimpl.comparison import layout, work
-from refimpl.comparison.plan import Plan, parse_vary, plan_from_text, slug, training_key, varied
+from refimpl.comparison.plan import Plan, parse_vary, plan_from_text, slug, varied
 from refimpl.comparison.run import Comparison
 from refimpl.comparison.summary import Row, curves, gaps, summarise
 from refimpl.comparison.work import Outcome
@@ -19,7 +19,7 @@ from refimpl.config import METHODS, Config, resolve
 from refimpl.errors import ConfigError, DataError, InputError, RunError
 from refimpl.federated.adapt import NodeReport
 from refimpl.federated.rounds import RoundRecord
-from refimpl.methods import KEYS, takes
+from refimpl.methods import KEYS, takes, training_key
 from refimpl.record import RunFolder
 
 TINY = {"nodes": 3, "targets": 2, "rounds": 3, "local_steps": 1}

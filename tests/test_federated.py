@@ -162,15 +162,6 @@ def gated_method(network):
 class ReversedPool:
     """A pool that runs the nodes last to first but answers in the order asked."""
 
-    def __init__(self, max_workers):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return False
-
     def map(self, function, *columns):
         calls = list(zip(*columns, strict=True))
         return [function(*call) for call in reversed(calls)][::-1]
@@ -184,8 +175,8 @@ def test_same_bytes_whatever_threads_and_order(dtype, mode, monkeypatch):
     participation = Participation(per_round=3)
     one, _ = run(method, tasks, w0, 4, participation, threads=1)
     two, _ = run(method, tasks, w0, 4, participation, threads=2)
-    monkeypatch.setattr("refimpl.federated.rounds.ThreadPoolExecutor", ReversedPool)
-    backwards, _ = run(method, tasks, w0, 4, participation)
+    monkeypatch.setattr("refimpl.federated.rounds._workers", lambda threads: ReversedPool())
+    backwards, _ = run(method, tasks, w0, 4, participation, threads=2)
     assert one.tobytes() == two.tobytes() == backwards.tobytes()
     assert one.tobytes() != w0.tobytes()
 

@@ -53,10 +53,11 @@ def run_conv(case, at_end):
 
     needs = tiled_conv.convolve_scratch(channels, filters, window, case.stride, result, item)
     memory = map(g, scratch(x.dtype, needs))
-    tiled_conv.convolve(x, weight, bias, *step, False, reads, writes, *memory, g(np.full_like(dy, np.nan)))
+    y, dx = g(np.full_like(dy, np.nan)), g(np.full_like(x, np.nan))
+    tiled_conv.convolve(x, weight, bias, *step, False, reads, writes, True, *memory, y)
     needs = tiled_conv.convolve_scratch(filters, channels, window, case.stride, size, item)
     memory = map(g, scratch(x.dtype, needs))
-    tiled_conv.convolve(dy, weight, bias[:0], *step, True, writes, reads, *memory, g(np.full_like(x, np.nan)))
+    tiled_conv.convolve(dy, weight, bias[:0], *step, True, writes, reads, True, *memory, dx)
     needs = tiled_weight_grad.weight_grad_scratch(channels, filters, window, *step, size, result, item)
     memory = map(g, scratch(x.dtype, needs))
     dweight, dbias = g(np.full_like(weight, np.nan)), g(np.full_like(bias, np.nan))

@@ -7,13 +7,14 @@ import pytest
 
 from refimpl.kernels import edge
 from refimpl.nn import lowering, zoo
+from refimpl.nn import predict as predict_module
 from refimpl.nn.chain import Residual
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.layers import Conv2d, Linear
 from refimpl.nn.network import Network
 from refimpl.nn.pointwise import ReLU
 from refimpl.nn.pooling import Flatten
-from refimpl.nn.predict import predict
+from refimpl.nn.predict import open_channels, predict
 from refimpl.nn.work import executed_work
 from refimpl.rng import SeedTree
 
@@ -55,13 +56,27 @@ def test_predictions_are_those_of_the_layers(name, mode, dtype):
         assert 0 < found.opened.sum() < len(x) * sum(mask.shape[1] for mask in masks.values())
 
 
+@pytest.mark.parametrize("mode", ["hard", "ste", "soft"])
+def test_open_channels_are_those_whose_margin_is_positive(mode, monkeypatch):
+    monkeypatch.setattr(predict_module, "LAYERS_BATCH", 7)
+    network = NETWORKS["digits"]
+    w, x = problem(network)
+    found = open_channels(network, w, x, Gating(mode))
+    assert list(found) == ["conv1.gate", "conv2.gate"]
+    decided = network.decisions(network.forward(w, x, Context(Gating("hard")))[1])
+    assert np.array_equal(found["conv1.gate"], decided["conv1.gate"].mask)
+    assert 0 < found["conv1.gate"].sum() < found["conv1.gate"].size
+    assert found["conv2.gate"].shape == (len(x), 6)
+    assert open_channels(NETWORKS["ungated"], *problem(NETWORKS["ungated"])) == {}
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_samples_do_not_depend_on_how_they_are_split(name, monkeypatch):
     network = NETWORKS[name]
     w, x = problem(network)
     together = predict(network, w, x)
     for bytes_ in (1, 20_000):
-        monkeypatch.setattr(lowering, "CACHED_BYTES", bytes_)
+        monkeypatch.setattr(lowering, "PREDICTION_BYTES", bytes_)
         apart = predict(network, w, x)
         assert apart.logits.tobytes() == together.logits.tobytes()
         assert (apart.flops, apart.opened.tolist()) == (together.flops, together.opened.tolist())
@@ -72,8 +87,8 @@ def test_memory_left_by_others_is_never_read():
     network = NETWORKS["digits"]
     w, x = problem(network)
     clean = predict(network, w, x).logits.tobytes()
-    for (_, dtype), array in edge._pool.arrays.items():
-        array[:] = np.nan if dtype.kind == "f" else -1 if dtype.kind == "i" else True
+    for array in edge._pool.arrays.values():
+        array[:] = np.nan if array.dtype.kind == "f" else -1 if array.dtype.kind == "i" else True
     assert predict(network, w, x).logits.tobytes() == clean
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 from readme_commands import README, readme_commands
 
 import refimpl
@@ -25,9 +31,40 @@ def test_python_examples_run(capsys):
         exec(compile(block, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert "(128, 64, 3, 3)" in printed
+    accuracy = [float(word) for word in re.search(r"own nodes: \[(.+)\]", printed)[1].split(",")]
+    assert min(accuracy) > 0.8  # three classes that are easy to tell apart were learnt
     assert "[1. 0.]\nTrue\n" in printed  # the solution of one's own problem, and its checks
 
 
 def test_public_names_exist():
     for name in refimpl.__all__:
         assert getattr(refimpl, name) is not None
+    assert set(refimpl.__all__) == {*refimpl._HOME, "__version__", "zoo"}
+
+
+def test_public_names_have_help_and_types():
+    assert (Path(refimpl.__file__).parent / "py.typed").is_file()
+    for name in set(refimpl.__all__) - {"__version__"}:
+        assert (getattr(refimpl, name).__doc__ or "").strip(), name
+
+
+@pytest.mark.parametrize(("shell", "words"), [("bash", "complete"), ("zsh", "compdef"), ("fish", "complete")])
+def test_the_shell_completes_as_documented(shell, words):
+    assert f"{shell}_source" in README.read_text(encoding="utf-8")
+    if shell == "bash" and not shutil.which("bash"):
+        pytest.skip("click asks bash for its version")
+    found = completed(f"{shell}_source")
+    assert words in found
+    assert "_REFIMPL_COMPLETE" in found
+
+
+def test_completion_knows_commands_and_options():
+    assert "report" in completed("bash_complete", "refimpl re", 1)
+    assert "--rounds" in completed("bash_complete", "refimpl train --rou", 2)
+
+
+def completed(instruction: str, line: str = "refimpl", word: int = 0) -> str:
+    asked = {"_REFIMPL_COMPLETE": instruction, "COMP_WORDS": line, "COMP_CWORD": str(word)}
+    code = "import sys; from refimpl.cli.app import main; sys.argv = ['refimpl']; main()"
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True).stdout

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from refimpl import problems, report
+from refimpl import problems
 from refimpl.cli.app import run as command
 from refimpl.errors import InputError, RefimplError
+from refimpl.report import canvas, comparison, gap, theory
 from refimpl.theory import rates, sweeps
 
 PNG = b"\x89PNG\r\n"
@@ -19,14 +20,15 @@ ROWS = [
     SimpleNamespace(round=4, point="centre", true_gap=0.3, spread=0.4),  # the bar must not reach zero
     SimpleNamespace(round=9, point="model", true_gap=0.1, spread=np.nan),
 ]
+SERIES = [gap.GapSeries("mine", METRICS, ROWS)]
 
 
 def test_without_matplotlib_there_is_one_line(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(report, "find_spec", lambda name: None)
-    assert not report.has_matplotlib()
+    monkeypatch.setattr(canvas, "find_spec", lambda name: None)
+    assert not canvas.has_matplotlib()
     for draw in (
-        lambda: report.draw_run_gap(tmp_path / "gap.png", METRICS, ROWS),
-        lambda: report.theory_figure("gap-by-round", tmp_path),
+        lambda: gap.draw_gaps(tmp_path / "gap.png", SERIES),
+        lambda: theory.theory_figure("gap-by-round", tmp_path),
     ):
         with pytest.raises(InputError, match="figures need matplotlib, which is not installed; pip install"):
             draw()
@@ -39,7 +41,7 @@ def test_without_matplotlib_there_is_one_line(monkeypatch, tmp_path, capsys):
 
 def test_an_unknown_figure_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"gap-by-round.*rounds-by-lambda"):
-        report.theory_figure("gap", tmp_path)
+        theory.theory_figure("gap", tmp_path)
 
 
 def axes_of(figure):
@@ -47,23 +49,33 @@ def axes_of(figure):
 
 
 def test_gap_of_a_run(tmp_path):
-    """Both gaps are in the figure, at their rounds; bars stay on the logarithmic axis."""
+    """Both gaps are in the figure, squared, at their rounds; bars stay on the logarithmic axis."""
     pytest.importorskip("matplotlib")
-    path = report.draw_run_gap(tmp_path / "deep" / "gap.png", METRICS, ROWS)
+    path = gap.draw_gaps(tmp_path / "deep" / "gap.png", SERIES)
     assert path.read_bytes().startswith(PNG)
-    axes = axes_of(report._draw_run_gap(METRICS, ROWS))
-    server, centre, model = (line.get_xydata() for line in axes.get_lines())
-    np.testing.assert_array_equal(server[:8], [(k, 1.0 / k) for k in range(1, 9)])
-    np.testing.assert_array_equal(centre, [(1, 0.8), (4, 0.3)])
-    np.testing.assert_array_equal(model, [(9, 0.1)])
+    axes = axes_of(gap.gap_figure(SERIES))
+    server, smallest, centre, model, slope = (line.get_xydata() for line in axes.get_lines())
+    np.testing.assert_allclose(server[:8], [(k, 1.0 / k**2) for k in range(1, 9)])
+    assert np.isnan(server[8, 1])
+    np.testing.assert_allclose(smallest, [(k, 1.0 / min(k, 8) ** 2) for k in range(1, 10)])
+    np.testing.assert_allclose(centre, [(1, 0.64), (4, 0.09)])
+    np.testing.assert_allclose(model, [(9, 0.01)])
+    np.testing.assert_allclose(slope, [(1, 1), (9, 1 / 9)])
     (bars, _) = axes.collections
     assert min(segment[:, 1].min() for segment in bars.get_segments()) > 0
     texts = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert [text.split(" (")[0] for text in texts] == [
-        "server's gap",
-        "true gap at the same point",
-        "true gap at the meta-model",
-    ]
+    assert texts[0] == "mine"
+    assert "not a bound of these runs" in texts[-1]
+    assert sum("true gap at" in text for text in texts) == 2
+
+
+def test_gaps_of_several_runs_are_in_one_figure():
+    pytest.importorskip("matplotlib")
+    other = [{"round": 1, "gap": 2.0}, {"round": 2, "gap": 0.0}]  # a zero has no place on the axis
+    axes = axes_of(gap.gap_figure([gap.GapSeries("a", METRICS, []), gap.GapSeries("b", other, [])]))
+    assert [text.get_text() for text in axes.get_legend().get_texts()][:2] == ["a", "b"]
+    np.testing.assert_allclose(axes.get_lines()[3].get_xydata(), [(1, 4), (2, 4)])
+    np.testing.assert_allclose(axes.get_lines()[-1].get_xydata(), [(1, 4), (9, 4 / 9)])
 
 
 def curve(label, *mean, std=0.05):
@@ -85,8 +97,8 @@ def point(method, setting, executed, accuracy, std=0.01):
 def test_accuracy_by_round_has_a_line_and_a_band_for_every_row(tmp_path):
     pytest.importorskip("matplotlib")
     rows = [curve("fedavg", 0.5, 0.6), curve("metagater", 0.7, 0.9, std=np.nan)]
-    assert report.draw_accuracy(tmp_path / "a.png", rows).read_bytes().startswith(PNG)
-    axes = axes_of(report._draw_accuracy(rows))
+    assert comparison.draw_accuracy(tmp_path / "a.png", rows).read_bytes().startswith(PNG)
+    axes = axes_of(comparison.accuracy_figure(rows))
     first, second = (line.get_xydata() for line in axes.get_lines())
     np.testing.assert_allclose(first, [(1, 50), (2, 60)])
     np.testing.assert_allclose(second, [(1, 70), (2, 90)])
@@ -102,8 +114,8 @@ def test_the_frontier_joins_the_rows_of_a_method_by_their_work(tmp_path):
         point("metagater", "rho=0.01", 900.0, 0.9, std=np.nan),
         point("metagater", "rho=1", 200.0, 0.5),
     ]
-    assert report.draw_frontier(tmp_path / "a.png", rows).read_bytes().startswith(PNG)
-    axes = axes_of(report._draw_frontier(rows))
+    assert comparison.draw_frontier(tmp_path / "a.png", rows).read_bytes().startswith(PNG)
+    axes = axes_of(comparison.frontier_figure(rows))
     gated, pruned = (bars.lines[0].get_xydata() for bars in axes.containers)
     np.testing.assert_allclose(gated, [(20, 50), (40, 80), (90, 90)])
     np.testing.assert_allclose(pruned, [(50, 70)])
@@ -111,7 +123,7 @@ def test_the_frontier_joins_the_rows_of_a_method_by_their_work(tmp_path):
 
 
 def test_many_series_are_told_apart():
-    looks = [tuple(report._looks(number).values()) for number in range(20)]
+    looks = [tuple(canvas.looks(number).values()) for number in range(20)]
     assert len(set(looks)) == 20
     assert len({(colour, marker) for colour, marker, _ in looks}) == 20
 
@@ -120,7 +132,7 @@ def test_a_figure_that_cannot_be_written(tmp_path):
     pytest.importorskip("matplotlib")
     (tmp_path / "file").write_text("")
     with pytest.raises(RefimplError, match="cannot write the figure"):
-        report.draw_run_gap(tmp_path / "file" / "gap.png", METRICS, ROWS)
+        gap.draw_gaps(tmp_path / "file" / "gap.png", SERIES)
 
 
 @pytest.fixture
@@ -135,9 +147,9 @@ def short(monkeypatch):
     monkeypatch.setattr(sweeps, "SPREADS", (0.0, 0.1, 3.0))
 
 
-@pytest.mark.parametrize("name", report.THEORY_FIGURES)
+@pytest.mark.parametrize("name", theory.THEORY_FIGURES)
 def test_figures_of_the_theory(name, tmp_path, short):
     pytest.importorskip("matplotlib")
-    path = report.theory_figure(name, tmp_path / "figures", seed=1)
+    path = theory.theory_figure(name, tmp_path / "figures", seed=1)
     assert path == tmp_path / "figures" / f"{name}.png"
     assert path.read_bytes().startswith(PNG)

@@ -19,7 +19,8 @@ from refimpl.nn.context import Context
 from refimpl.nn.objective import NetworkObjective
 from refimpl.prox import GroupLasso, Groups, Zero
 from refimpl.record import RunFolder
-from refimpl.stationarity import Inspection, over_the_run
+from refimpl.replay import over_the_run
+from refimpl.stationarity import Inspection
 from refimpl.theory import measured
 from refimpl.theory.gap import surrogate_gap
 from refimpl.theory.measured import Effort, measured_gap

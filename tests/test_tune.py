@@ -16,7 +16,7 @@ from refimpl.experiment import adapt_targets, prepare, train
 from refimpl.tuning import trial as trials_of
 from refimpl.tuning.record import Tuning
 from refimpl.tuning.search import Search, grid_levels, ranges_of, search_from
-from refimpl.tuning.trial import Job, Trial, best, run_trial, validation_experiment
+from refimpl.tuning.trial import Trial, best, jobs, run_trials, validation_experiment
 
 TINY = {"nodes": 4, "targets": 2, "rounds": 2, "local_steps": 1}
 FLAGS = ("--nodes", "4", "--targets", "2", "--rounds", "2", "--local-steps", "1", "--threads", "1")
@@ -101,6 +101,45 @@ def test_a_search_is_read_back_as_it_was_written():
     assert search_from(json.loads(json.dumps(whole.table()))) == whole
 
 
+def test_adaptations_share_the_settings_of_training():
+    """Settings 0..2 have one rate of training and three of adaptation, 3..5 others."""
+    settings = search("metagater", budget=6, adaptations=3).settings()
+    for group in (settings[:3], settings[3:]):
+        assert len({(s["eta"], s["lam"], s["beta"]) for s in group}) == 1
+        assert len({s["eta_theta"] for s in group}) == len({s["eta_phi"] for s in group}) == 3
+    assert settings[0]["eta"] != settings[3]["eta"]
+    with pytest.raises(ConfigError, match="adaptations"):
+        search(adaptations=0)
+
+
+def one(method="fedavg", **changes):
+    """The only trial of a search, as a job."""
+    (job,) = jobs([(search(method, budget=1, seeds=(0,), **changes), 0)], None, 1)
+    return job
+
+
+def only(job):
+    (trial,) = run_trials(job, lambda told: None, lambda: False)
+    return trial
+
+
+def test_trials_with_the_same_training_share_it_and_end_in_the_same_numbers(monkeypatch):
+    """Across methods, too: metasnip prunes the meta-model of metagater-ungated."""
+    searches = [search(m, budget=4, adaptations=2) for m in ("metagater-ungated", "metasnip", "fedavg")]
+    wanted = [(s, n) for n in range(4) for s in searches]
+    found = jobs(wanted, None, 1)
+    assert [len(job.trials) for job in found] == [4, 2, 4, 2]
+    assert sorted((s.config.method, n) for job in found for s, n in job.trials) == sorted(
+        (s.config.method, n) for s, n in wanted
+    )
+    trained = []
+    monkeypatch.setattr(trials_of, "train", lambda *a, **k: trained.append(1) or train(*a, **k))
+    together = run_trials(found[0], lambda told: None, lambda: False)
+    assert len(trained) == 1
+    alone = [only(jobs([trial], None, 1)[0]) for trial in found[0].trials]
+    assert [replace(t, seconds=0.0) for t in together] == [replace(t, seconds=0.0) for t in alone]
+
+
 # --- nodes
 
 
@@ -116,8 +155,8 @@ def test_validation_nodes_are_training_nodes_that_do_not_train():
 @pytest.mark.parametrize("method", ["fedavg", "metagater", "metasnip"])
 def test_target_nodes_are_never_touched(monkeypatch, method):
     """With NaN in all of their data, every trial ends in the same numbers."""
-    job = Job(search(method, budget=1, seeds=(0,)), 0, None, 1)
-    clean = run_trial(job, lambda told: None, lambda: False)
+    job = one(method)
+    clean = only(job)
 
     def poisoned(config, data_dir=None):
         experiment = prepare(config, data_dir)
@@ -126,11 +165,11 @@ def test_target_nodes_are_never_touched(monkeypatch, method):
         return experiment
 
     monkeypatch.setattr(trials_of, "prepare", poisoned)
-    again = run_trial(job, lambda told: None, lambda: False)
+    again = only(job)
     assert replace(again, seconds=0.0) == replace(clean, seconds=0.0)
     assert 0.0 <= clean.score <= 1.0
 
-    config = job.search.config  # the poison works: whoever touched the targets would show
+    config = job.trials[0][0].config  # the poison works: whoever touched the targets would show
     w = train(prepare(config), threads=1).w
     with np.errstate(all="ignore"):
         pairs = zip(adapt_targets(prepare(config), w), adapt_targets(poisoned(config), w), strict=True)
@@ -146,10 +185,10 @@ def test_a_trial_is_scored_at_the_validation_nodes(monkeypatch):
         held.y[held.n_train :] = (held.y[held.n_train :] + 1) % 10
         return experiment
 
-    job = Job(search(budget=1, seeds=(0,)), 0, None, 1)
-    clean = run_trial(job, lambda told: None, lambda: False)
+    job = one()
+    clean = only(job)
     monkeypatch.setattr(trials_of, "prepare", poisoned)
-    assert run_trial(job, lambda told: None, lambda: False).loss != clean.loss
+    assert only(job).loss != clean.loss
 
 
 # --- trials
@@ -163,9 +202,8 @@ def test_the_best_is_the_most_accurate_then_of_least_loss_then_the_first():
 
 
 def test_a_diverging_setting_is_an_answer():
-    job = Job(search(budget=1, ranges={"eta": (1e5, 1e6)}, seeds=(0,)), 0, None, 1)
-    job = replace(job, search=replace(job.search, config=replace(job.search.config, rounds=20)))
-    found = run_trial(job, lambda told: None, lambda: False)
+    short = search(budget=1, ranges={"eta": (1e5, 1e6)}, seeds=(0,))
+    found = only(jobs([(replace(short, config=replace(short.config, rounds=20)), 0)], None, 1)[0])
     assert found.score is None
     assert "diverged in round" in found.failure
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.options import config_options, data_dir_option, json_option
+from refimpl.cli.compiling import notice
+from refimpl.cli.options import config_options, data_dir_option, json_option, talk_options
 from refimpl.cli.output import print_json, table
+from refimpl.cli.progress import Progress, Talk
+from refimpl.config import ADAPTATION
 from refimpl.errors import InputError
 from refimpl.record import RunFolder
 
@@ -21,14 +22,6 @@ if TYPE_CHECKING:
     from refimpl.experiment import Experiment
     from refimpl.federated.adapt import NodeReport
 
-SETTINGS = ("eta_phi", "eta_theta", "adapt_steps", "snip_keep")
-HEADER = ("node", "accuracy %", "before %", "off %", "kFLOP dense", "executed", "gate ms", "backbone ms")
-LABELS = {  # columns that mean something else for a method
-    "pfedme": {"accuracy %": "personal %", "before %": "global %"},
-    "metasnip": {"gate ms": "prune ms"},
-    "metasnip-weights": {"off %": "weights off %", "gate ms": "prune ms"},
-}
-
 
 @click.command(
     epilog="\b\nExamples:\n  refimpl adapt runs/first\n  refimpl adapt runs/first --adapt-steps 3 --json"
@@ -36,8 +29,9 @@ LABELS = {  # columns that mean something else for a method
 @click.argument("run", type=click.Path(path_type=Path))
 @data_dir_option
 @json_option
-@config_options(SETTINGS)
-def command(run: Path, data_dir: Path | None, as_json: bool, **options: Any) -> None:
+@talk_options
+@config_options(ADAPTATION)
+def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **options: Any) -> None:
     """Adapt a run's meta-model at its target nodes, in two stages.
 
     Stage I adapts the gate on a node's support samples, stage II the backbone channels the gate selects.
@@ -45,6 +39,7 @@ def command(run: Path, data_dir: Path | None, as_json: bool, **options: Any) -> 
     personalised and the global model are tested apart. The options below replace what the run was configured
     with. The numbers are also written to RUN/report/adapt.json. FLOPs are per test sample, forward.
     """
+    from refimpl.comparison.nodes import node_table
     from refimpl.experiment import adapt_targets, reopen
     from refimpl.methods import notes
 
@@ -56,12 +51,14 @@ def command(run: Path, data_dir: Path | None, as_json: bool, **options: Any) -> 
             raise InputError(f"{run}: was configured without target nodes; train with --targets 1 or more")
         given = {name: value for name, value in options.items() if value is not None}
         experiment = replace(experiment, config=replace(experiment.config, **given))
-        method, reports = experiment.config.method, adapt_targets(experiment, w)
+        method = experiment.config.method
+        with Progress(len(experiment.target_nodes), talk) as progress, notice(progress):
+            reports = adapt_targets(experiment, w, lambda node: progress.step(_told(node)))
         beside = _channel_variant(experiment, w)
         content = {
             "run": str(run),
             "method": method,
-            "settings": {name: getattr(experiment.config, name) for name in SETTINGS},
+            "settings": {name: getattr(experiment.config, name) for name in ADAPTATION},
             "data": experiment.note,
             "nodes": [report._asdict() for report in reports],
             "channel_variant": [report._asdict() for report in beside],
@@ -71,11 +68,15 @@ def command(run: Path, data_dir: Path | None, as_json: bool, **options: Any) -> 
     if as_json:
         print_json(content)
     else:
-        click.echo(_table(method, reports))
+        click.echo(table(*node_table(method, reports)))
         for note in notes([method]):
             click.echo(note)
         if beside:
-            click.echo(f"\nmetasnip, from the same meta-model:\n{_table('metasnip', beside)}")
+            click.echo(f"\nmetasnip, from the same meta-model:\n{table(*node_table('metasnip', beside))}")
+
+
+def _told(node: NodeReport) -> str:
+    return f"adapted at {node.node}  accuracy {node.accuracy_after:.1%}"
 
 
 def _channel_variant(experiment: Experiment, w: np.ndarray) -> list[NodeReport]:
@@ -85,50 +86,3 @@ def _channel_variant(experiment: Experiment, w: np.ndarray) -> list[NodeReport]:
     if experiment.config.method != "metasnip-weights":
         return []
     return adapt_targets(replace(experiment, config=replace(experiment.config, method="metasnip")), w)
-
-
-def _table(method: str, reports: Sequence[NodeReport]) -> str:
-    labels = LABELS.get(method, {})
-    header = [labels.get(name, name) for name in HEADER]
-    return table(header, [*map(_cells, reports), *_summary(reports)])
-
-
-def _cells(report: NodeReport) -> tuple[str, ...]:
-    return (
-        report.node,
-        f"{100 * report.accuracy_after:.2f}",
-        f"{100 * report.accuracy_before:.2f}",
-        f"{100 * report.weights_off:.1f}"
-        if report.weights_off > 0
-        else f"{100 * report.sparsity_mean:.1f} +- {100 * report.sparsity_spread:.1f}",
-        f"{report.flops_dense / 1e3:.1f}",
-        f"{report.flops_executed / 1e3:.1f}",
-        f"{1e3 * report.seconds_gate:.2f}",
-        f"{1e3 * report.seconds_backbone:.2f}",
-    )
-
-
-def _summary(reports: Sequence[NodeReport]) -> list[tuple[str, ...]]:
-    """Mean over nodes and, where it means something, the spread (standard deviation) over nodes."""
-
-    def column(name: str, scale: float) -> list[float]:
-        return [scale * getattr(report, name) for report in reports]
-
-    accuracy, before = column("accuracy_after", 100), column("accuracy_before", 100)
-    pruned = any(report.weights_off > 0 for report in reports)
-    off = column("weights_off" if pruned else "sparsity_mean", 100)
-    costs = [
-        column("flops_dense", 1e-3),
-        column("flops_executed", 1e-3),
-        column("seconds_gate", 1e3),
-        column("seconds_backbone", 1e3),
-    ]
-    digits = (1, 1, 2, 2)
-    means = [f"{statistics.fmean(cost):.{places}f}" for cost, places in zip(costs, digits, strict=True)]
-    mean = [
-        f"{statistics.fmean(values):.{places}f}" for values, places in ((accuracy, 2), (before, 2), (off, 1))
-    ]
-    spread = [
-        f"{statistics.pstdev(values):.{places}f}" for values, places in ((accuracy, 2), (before, 2), (off, 1))
-    ]
-    return [("mean", *mean, *means), ("spread over nodes", *spread, "", "", "", "")]

@@ -5,8 +5,8 @@ Exit codes: 0 good, 1 a check failed, 2 wrong use or bad input, 130 interrupted.
 
 from __future__ import annotations
 
-import difflib
 import importlib
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -14,6 +14,7 @@ from typing import NoReturn
 import click
 
 from refimpl._version import __version__
+from refimpl.cli.groups import SuggestingGroup
 from refimpl.errors import RefimplError
 
 CHECK_FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
@@ -24,11 +25,14 @@ COMMANDS = {
     "demo": "Meta-train, adapt and compare five methods on handwritten digits, offline.",
     "train": "Meta-train one method on one data set into a run folder.",
     "adapt": "Adapt a run's meta-model at its target nodes, in two stages.",
+    "export": "Write a run's model as ONNX, for any other runtime.",
     "compare": "Compare methods, or settings of one, over seeds, in the paper's tables.",
+    "report": "Tables and figures of runs, as one page and PNG files.",
     "tune": "Search the best settings of methods on validation nodes.",
     "data": "List, verify and fetch data sets; show how one is cut into nodes.",
     "theory": "Check the paper's lemmas, theorem and rates numerically.",
     "bench": "Time layers and whole programs, dense and gated, against the FLOPs they execute.",
+    "golden": "Write and check cross-check files for other implementations.",
     "gradcheck": "Check gradients against central differences, in float64.",
     "warmup": "Compile the kernels for this machine and keep them on disk.",
     "info": "Show versions, CPU features, threads, kernels and folders.",
@@ -37,13 +41,13 @@ COMMANDS = {
 # The three jobs the package is for, each with the commands that do it, and the way in.
 JOBS = (
     ("Verify the theory", ("theory", "gradcheck --all")),
-    ("Benchmark on this CPU", ("compare", "tune", "bench", "train", "adapt")),
-    ("Cross-check another implementation", ("golden make", "golden check", "gradcheck")),
+    ("Benchmark on this CPU", ("compare", "tune", "bench", "train", "adapt", "report")),
+    ("Cross-check another implementation", ("golden make", "golden check", "export", "gradcheck")),
     ("New here? A minute of everything, offline", ("demo",)),
 )
 
 
-class LazyGroup(click.Group):
+class LazyGroup(SuggestingGroup):
     """A group whose subcommands are imported when they are called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -56,16 +60,6 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = importlib.import_module(f"refimpl.cli.{cmd_name}").command
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command named by args[0]; for an unknown name, suggest the nearest."""
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
-            raise click.UsageError(f"no command {args[0]!r}; {hint}", ctx)
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table, without importing them."""
@@ -111,7 +105,9 @@ def run(args: Sequence[str] | None = None) -> int:
         return _complain(error.format_message() + where)
     except click.ClickException as error:
         return _complain(error.format_message())
-    except click.Abort:
+    except click.Abort:  # Ctrl-C where a command has nothing of its own to say
+        again = shlex.join(["refimpl", *(sys.argv[1:] if args is None else args)])
+        _say(f"stopped; no file is left half written; the same command begins again: {again}")
         return INTERRUPTED
     except RefimplError as error:
         return _complain(str(error))
@@ -121,6 +117,10 @@ def run(args: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> int:
+    _say(message)
+    return WRONG_USE
+
+
+def _say(message: str) -> None:
     """One line on stderr, whatever line breaks the message had."""
     click.echo(f"refimpl: {' '.join(message.split())}", err=True)
-    return WRONG_USE

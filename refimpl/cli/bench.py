@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from refimpl.cli.options import talk_options
 from refimpl.cli.output import print_json, table
-from refimpl.cli.progress import Progress
+from refimpl.cli.progress import Progress, Talk
 
 if TYPE_CHECKING:
     from refimpl.bench.process import Event
@@ -40,7 +41,7 @@ WORKER = "refimpl.bench"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the JSON here.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@talk_options
 def command(
     smallest: bool,
     only: str | None,
@@ -48,7 +49,7 @@ def command(
     clock: str,
     as_json: bool,
     out: Path | None,
-    quiet: bool,
+    talk: Talk,
 ) -> None:
     """Time layers and whole programs, dense and gated, against the FLOPs they execute.
 
@@ -71,7 +72,7 @@ def command(
         *(["--only", only] if only else []),
         *("--clock", clock),
     ]
-    with Progress(1, quiet) as progress:
+    with Progress(1, talk) as progress:
         progress.say("benchmark; the first run also compiles the kernels")
         results = session.gather(_shown(process.listen(WORKER, arguments, threads), progress))
     if out is not None:

@@ -11,17 +11,9 @@ import click
 from refimpl.cli.app import INTERRUPTED
 from refimpl.cli.compiling import notice
 from refimpl.cli.interrupt import stop_requests
-from refimpl.cli.options import (
-    Names,
-    Seeds,
-    config_options,
-    data_dir_option,
-    json_option,
-    quiet_option,
-    threads_option,
-)
+from refimpl.cli.options import Names, Seeds, file_option, run_options
 from refimpl.cli.output import print_json
-from refimpl.cli.progress import Progress, round_text
+from refimpl.cli.progress import Progress, Talk, round_text
 from refimpl.config import METHODS as KNOWN
 from refimpl.config import preset_names, resolve
 from refimpl.errors import one_of
@@ -56,9 +48,7 @@ One method under varied keys (lists joined by +):
 
 
 @click.command(epilog=EPILOG)
-@click.option(
-    "--config", "file", type=click.Path(dir_okay=False, path_type=Path), help="TOML file of options."
-)
+@file_option
 @click.option(
     "--preset",
     "from_preset",
@@ -72,11 +62,7 @@ One method under varied keys (lists joined by +):
 @click.option("--out", type=click.Path(path_type=Path), help="Folder.  [runs/compare-..., or the next free]")
 @click.option("--resume", is_flag=True, help="Go on with the comparison in --out.")
 @click.option("--force", is_flag=True, help="Replace the comparison in --out.")
-@threads_option
-@data_dir_option
-@json_option
-@quiet_option
-@config_options(without=("method", "seed"))
+@run_options(without=("method", "seed"))
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -92,7 +78,7 @@ def command(
     threads: int | None,
     data_dir: Path | None,
     as_json: bool,
-    quiet: bool,
+    talk: Talk,
     **options: Any,
 ) -> None:
     """Compare methods, or settings of one, over seeds, in the paper's tables.
@@ -111,10 +97,10 @@ def command(
         given = file or from_preset or methods or seeds or vary or every
         if out is None or force or given or any(value is not None for value in options.values()):
             raise click.UsageError("--resume needs --out FOLDER, and takes what to compare from there", ctx)
-        ctx.exit(run(Comparison.open(out, data_dir, threads), as_json, quiet))
+        ctx.exit(run(Comparison.open(out, data_dir, threads), as_json, talk))
     plan = make_plan(file, from_preset, methods, seeds, vary, every, options)
     out = out or free_folder(f"compare-{from_preset or Path(plan.rows[0][1].dataset).stem}")
-    ctx.exit(run(Comparison.create(out, plan, force, data_dir, threads), as_json, quiet))
+    ctx.exit(run(Comparison.create(out, plan, force, data_dir, threads), as_json, talk))
 
 
 def make_plan(
@@ -146,37 +132,45 @@ def free_folder(name: str) -> Path:
     return path
 
 
-def run(comparison: Comparison, as_json: bool, quiet: bool) -> int:
+def run(comparison: Comparison, as_json: bool, talk: Talk) -> int:
     """Do what is left of a comparison, write its tables and figures, and print; returns the exit code."""
-    from refimpl.comparison.layout import csv_text, markdown_text, results, text
-    from refimpl.comparison.run import CSV, RESULTS, TABLE
-    from refimpl.comparison.summary import summarise
+    from refimpl.comparison.layout import text
 
-    path, plan = comparison.path, comparison.plan
+    path = comparison.path
     try:
-        outcomes = _outcomes(comparison, quiet)
+        outcomes = _outcomes(comparison, talk)
+        content, figures = _write(comparison, outcomes)
     except KeyboardInterrupt:
         data = f" --data-dir {shlex.quote(str(comparison.data_dir))}" if comparison.data_dir else ""
         again = f"refimpl compare --resume --out {shlex.quote(str(path))}{data}"
         click.echo(f"refimpl: stopped; what is done is kept; go on with: {again}", err=True)
         return INTERRUPTED
+    if as_json:
+        print_json({"folder": str(path), **content})
+    else:
+        click.echo(f"{text(comparison.plan, outcomes)}\n\n{_where(path, figures)}")
+    return 0
+
+
+def _write(comparison: Comparison, outcomes: list[Outcome]) -> tuple[dict[str, Any], list[Path]]:
+    """The results as JSON, as tables and as figures; the first, and the paths of the last."""
+    from refimpl.comparison.layout import csv_text, markdown_text, results
+    from refimpl.comparison.run import CSV, RESULTS, TABLE
+    from refimpl.comparison.summary import summarise
+
+    path, plan = comparison.path, comparison.plan
     content = results(plan, outcomes, comparison.threads)
     write_whole(path / RESULTS, json_text(content).encode())
     write_whole(path / TABLE, markdown_text(plan, outcomes).encode())
     write_whole(path / CSV, csv_text(summarise(outcomes)).encode())
-    figures = _draw(path, outcomes)
-    if as_json:
-        print_json({"folder": str(path), **content})
-    else:
-        click.echo(f"{text(plan, outcomes)}\n\n{_where(path, figures)}")
-    return 0
+    return content, _draw(path, outcomes)
 
 
-def _outcomes(comparison: Comparison, quiet: bool) -> list[Outcome]:
+def _outcomes(comparison: Comparison, talk: Talk) -> list[Outcome]:
     """All outcomes, with progress."""
     plan = comparison.plan
     trainings = len(plan.trainings())
-    with Progress(comparison.steps(), quiet) as progress, notice(progress), stop_requests() as stop:
+    with Progress(comparison.steps(), talk) as progress, notice(progress), stop_requests() as stop:
         progress.say(f"{len(plan.rows)} rows at {_seeds(plan)} each: {trainings} trainings")
 
         def on_round(cell: Cell, record: RoundRecord) -> None:
@@ -197,7 +191,8 @@ def _draw(path: Path, outcomes: list[Outcome]) -> list[Path]:
     """The figures there is something to draw for, where matplotlib is."""
     from refimpl.comparison.run import FIGURES
     from refimpl.comparison.summary import curves, summarise
-    from refimpl.report import draw_accuracy, draw_frontier, has_matplotlib
+    from refimpl.report.canvas import has_matplotlib
+    from refimpl.report.comparison import draw_accuracy, draw_frontier
 
     if not has_matplotlib():
         return []

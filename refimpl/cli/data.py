@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refimpl.cli.app import CHECK_FAILED, INTERRUPTED
-from refimpl.cli.options import config_options, data_dir_option, json_option, preset_option, quiet_option
+from refimpl.cli.groups import SuggestingGroup
+from refimpl.cli.options import (
+    config_options,
+    data_dir_option,
+    file_option,
+    json_option,
+    preset_option,
+    talk_options,
+)
 from refimpl.cli.output import facts, print_json, table
-from refimpl.cli.progress import PLAIN_SECONDS, PLAIN_SHARE, REDRAW_SECONDS, Progress
+from refimpl.cli.progress import PLAIN_SECONDS, PLAIN_SHARE, REDRAW_SECONDS, Progress, Talk, duration
 from refimpl.config import DATASETS, resolve
 
 if TYPE_CHECKING:
@@ -38,7 +46,7 @@ FAILED = ("wrong", "missing")
 SHOWN_CLASSES = 8
 
 
-@click.group(epilog=EPILOG)
+@click.group(cls=SuggestingGroup, epilog=EPILOG)
 def command() -> None:
     """List, verify and fetch data sets; show how one is cut into nodes.
 
@@ -156,8 +164,8 @@ def _checked(check: Check) -> str:
 )
 @data_dir_option
 @json_option
-@quiet_option
-def fetch_command(name: str, source: str | None, data_dir: Path | None, as_json: bool, quiet: bool) -> None:
+@talk_options
+def fetch_command(name: str, source: str | None, data_dir: Path | None, as_json: bool, talk: Talk) -> None:
     """Download a data set from its official addresses, and check it.
 
     What is there already is left alone. A download that was interrupted goes on where it stopped when the
@@ -169,7 +177,7 @@ def fetch_command(name: str, source: str | None, data_dir: Path | None, as_json:
     fetched = not files
     if fetched:
         try:
-            with Progress(0, quiet) as progress:
+            with Progress(0, talk) as progress:
                 files = [str(path) for path in fetch(name, data_dir, Meter(progress), source=source)]
         except KeyboardInterrupt:
             click.echo("refimpl: stopped; the same command goes on where it was", err=True)
@@ -200,17 +208,27 @@ class Meter:
         self._progress = progress
         self._patient = not progress.terminal
         self._file, self._shown, self._shown_at = "", 0, -float("inf")
+        self._begun_at, self._had = 0.0, 0  # when this download of the file began, what was there before
 
     def __call__(self, file: str, done: int, total: int | None) -> None:
         """`done` of `total` bytes of `file` are here."""
         now = time.monotonic()
         if file != self._file:
             self._file, self._shown, self._shown_at = file, done, -float("inf")
+            self._begun_at, self._had = now, done
         if done != total and not self._due(now, done, total):
             return
         self._shown, self._shown_at = done, now
         share = f" of {total / 1e6:.3g} MB ({done / total:.0%})" if total else " MB"
-        self._progress.say(f"fetch  {file}  {done / 1e6:.3g}{share}")
+        self._progress.say(f"fetch  {file}  {done / 1e6:.3g}{share}{self._pace(now, done, total)}")
+
+    def _pace(self, now: float, done: int, total: int | None) -> str:
+        """Rate and remaining time, once there is a rate."""
+        if done <= self._had or now <= self._begun_at:
+            return ""
+        rate = (done - self._had) / (now - self._begun_at)
+        left = f"  {duration((total - done) / rate)} left" if total else ""
+        return f"  {rate / 1e6:.3g} MB/s{left}"
 
     def _due(self, now: float, done: int, total: int | None) -> bool:
         if self._patient:
@@ -229,9 +247,7 @@ class Meter:
     "  refimpl data partition --preset mnist --data-dir ~/data --nodes 20 --json\n"
     "  refimpl data partition --dataset mine.npz --nodes 3 --targets 1 --sizes 40,30,30,20",
 )
-@click.option(
-    "--config", "file", type=click.Path(dir_okay=False, path_type=Path), help="TOML file of options."
-)
+@file_option
 @preset_option
 @data_dir_option
 @json_option

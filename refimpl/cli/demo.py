@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from refimpl.cli import compare
-from refimpl.cli.options import json_option, quiet_option, threads_option
+from refimpl.cli.options import json_option, talk_options, threads_option
+from refimpl.cli.progress import Talk
 
 
 @click.command(epilog="\b\nExamples:\n  refimpl demo\n  refimpl demo --seeds 1 --rounds 10 --json")
@@ -18,7 +19,7 @@ from refimpl.cli.options import json_option, quiet_option, threads_option
 @click.option("--rounds", type=click.IntRange(min=1), help="Rounds per run.  [as in the preset]")
 @threads_option
 @json_option
-@quiet_option
+@talk_options
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -29,7 +30,7 @@ def command(
     rounds: int | None,
     threads: int | None,
     as_json: bool,
-    quiet: bool,
+    talk: Talk,
 ) -> None:
     """Meta-train, adapt and compare five methods on handwritten digits, offline.
 
@@ -42,4 +43,4 @@ def command(
     which = tuple(range(seed, seed + seeds))
     plan = compare.make_plan(from_preset=compare.DEMO, seeds=which, options={"rounds": rounds})
     comparison = Comparison.create(out or compare.free_folder("demo"), plan, force, threads=threads)
-    ctx.exit(compare.run(comparison, as_json, quiet))
+    ctx.exit(compare.run(comparison, as_json, talk))

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refimpl.cli.compiling import notice
+from refimpl.cli.options import talk_options
 from refimpl.cli.output import print_json, table
-from refimpl.cli.progress import Progress
+from refimpl.cli.progress import Progress, Talk
 
 if TYPE_CHECKING:
     from refimpl.cli.gradcases import Case, Checked
@@ -34,7 +35,7 @@ GATE_GRADS = ("dense", "active")
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Root of all numbers.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@talk_options
 def command(
     everything: bool,
     model: str | None,
@@ -44,7 +45,7 @@ def command(
     directions: int,
     seed: int,
     as_json: bool,
-    quiet: bool,
+    talk: Talk,
 ) -> None:
     """Check gradients against central differences, in float64.
 
@@ -66,7 +67,7 @@ def command(
     cases = gradcases.network_cases(models, settings, seed, batch, directions, narrow=everything)
     if everything:
         cases = gradcases.layer_cases(seed, batch, directions) + cases
-    checked, repeated = _check(cases, quiet)
+    checked, repeated = _check(cases, talk)
     worst = max(map(_worst, checked))
     passed = all(_good(result) for result in checked)
     if as_json:
@@ -87,11 +88,11 @@ def _chosen(setting: Any, mode: str | None, gate_grad: str | None) -> bool:
     return of_mode and (gate_grad is None or setting.gate_grad == gate_grad)
 
 
-def _check(cases: Sequence[Case], quiet: bool) -> tuple[list[Checked], list[str]]:
+def _check(cases: Sequence[Case], talk: Talk) -> tuple[list[Checked], list[str]]:
     """All results, and the names of the cases that were repeated with success."""
     checked: list[Checked] = []
     repeated: list[str] = []
-    with Progress(len(cases), quiet) as progress, notice(progress):
+    with Progress(len(cases), talk) as progress, notice(progress):
         progress.say(f"checking {len(cases)} cases")
         for case in cases:
             result = case.check(0)

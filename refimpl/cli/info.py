@@ -46,7 +46,7 @@ def examined(threads: int | None) -> list[Finding]:
     """The doctor's findings; where kernels have to be compiled for them, that is said."""
     from refimpl.doctor import examine
 
-    with Progress(0, quiet=False) as progress, notice(progress):
+    with Progress(0) as progress, notice(progress):
         return list(examine(threads))
 
 

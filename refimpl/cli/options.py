@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from refimpl.cli.progress import Talk
 from refimpl.config import Config, preset_names
 
 Decorator = Callable[[Any], Any]
@@ -119,6 +120,15 @@ def _shown(value: Any) -> str:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
+def _talk(*flags: str, value: Talk, text: str) -> Decorator:
+    return click.option(
+        *flags, "talk", flag_value=value, type=click.UNPROCESSED, default=Talk.USUAL, help=text
+    )
+
+
+file_option: Decorator = click.option(
+    "--config", "file", type=click.Path(dir_okay=False, path_type=Path), help="TOML file of options."
+)
 preset_option: Decorator = click.option(
     "--preset",
     "from_preset",
@@ -126,7 +136,15 @@ preset_option: Decorator = click.option(
     help="Shipped configuration to start from.  [that of the data set]",
 )
 json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-quiet_option: Decorator = click.option("-q", "--quiet", is_flag=True, help="No progress.")
+quiet_option: Decorator = _talk("-q", "--quiet", value=Talk.QUIET, text="No progress.")
+verbose_option: Decorator = _talk("-v", "--verbose", value=Talk.VERBOSE, text="A line for every step.")
+
+
+def talk_options(command: Any) -> Any:
+    """How much a command that lasts says as it goes, as `talk`."""
+    return quiet_option(verbose_option(command))
+
+
 threads_option: Decorator = click.option(
     "--threads", type=click.IntRange(min=1), help="Threads; results do not depend on it.  [all cores]"
 )
@@ -136,3 +154,15 @@ data_dir_option: Decorator = click.option(
     envvar="REFIMPL_DATA",
     help="Folder of the data sets.  [REFIMPL_DATA]",
 )
+
+
+def run_options(without: Collection[str] = ()) -> Decorator:
+    """What all commands that train take: threads, data, output, and the configuration (not `without`)."""
+    shared = (threads_option, data_dir_option, json_option, talk_options, config_options(without=without))
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(shared):
+            command = option(command)
+        return command
+
+    return decorate

@@ -1,10 +1,12 @@
 """Progress on stderr: one rewriting line on a terminal, plain lines at intervals elsewhere.
 
-Results go to stdout, so that they can be piped; with `quiet` nothing is shown at all.
+Results go to stdout, so that they can be piped. `Talk` says how much is shown: nothing, what is useful, or
+a plain line for every step, also on a terminal.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 import shutil
 import sys
@@ -19,6 +21,14 @@ REDRAW_SECONDS = 0.1
 PLAIN_SHARE, PLAIN_SECONDS = 0.1, 30.0  # a plain line at least this often
 
 
+class Talk(enum.Enum):
+    """How much is shown: under -q, usually, under -v."""
+
+    QUIET = "quiet"
+    USUAL = "usual"
+    VERBOSE = "verbose"
+
+
 class Progress:
     """Counts `total` steps and shows each step's text with rate and remaining time.
 
@@ -28,7 +38,7 @@ class Progress:
     def __init__(
         self,
         total: int,
-        quiet: bool = False,
+        talk: Talk = Talk.USUAL,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -36,8 +46,8 @@ class Progress:
         self.done = 0
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
-        self._terminal = self._stream.isatty()
-        self._quiet = quiet
+        self._terminal = self._stream.isatty() and talk != Talk.VERBOSE
+        self._talk = talk
         self._first: float | None = None  # when the first step was done: it alone includes compilation
         self._shown_at = -float("inf")
         self._shown_done = 0
@@ -71,7 +81,7 @@ class Progress:
             self._show("  ".join([text, *self._pace(now)]))
 
     def _due(self, now: float) -> bool:
-        if self.done in (1, self.total):
+        if self._talk == Talk.VERBOSE or self.done in (1, self.total):
             return True
         if self._terminal:
             return now - self._shown_at >= REDRAW_SECONDS
@@ -88,7 +98,7 @@ class Progress:
         return [shown, f"{duration((self.total - self.done) / rate)} left"]
 
     def _show(self, text: str) -> None:
-        if self._quiet:
+        if self._talk == Talk.QUIET:
             return
         if self._terminal:
             width = shutil.get_terminal_size().columns - 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refimpl.cli.output import print_json, table
-from refimpl.cli.progress import Progress, round_text
+from refimpl.cli.progress import Progress, Talk, round_text
 from refimpl.record import RunFolder
 
 if TYPE_CHECKING:
@@ -28,23 +28,25 @@ def show(
     threads: int | None,
     data_dir: Path | None,
     as_json: bool,
-    quiet: bool,
+    talk: Talk,
 ) -> None:
     """Compute, print, and write RUN/report/gap.json and the figure.
 
     rounds: None for a few over the whole run, empty for its last checkpoint.
     """
-    from refimpl.report import draw_run_gap, has_matplotlib, require_matplotlib
+    from refimpl.report.canvas import has_matplotlib, require_matplotlib
+    from refimpl.report.gap import GapSeries, draw_gaps
 
     if figure is not None:
         require_matplotlib()  # before the work, not after it
     with RunFolder.open(run, lock=False) as folder:
-        rows, note = _measure(folder, rounds, effort, threads, data_dir, quiet)
+        rows, note = _measure(folder, rounds, effort, threads, data_dir, talk)
         content = {"what": note, "points": [row._asdict() for row in rows]}
         saved = folder.save_report("gap", content)
         drawn = None
         if has_matplotlib():
-            drawn = draw_run_gap(figure or folder.report / "gap.png", folder.metrics(), rows)
+            series = GapSeries(folder.config["method"], folder.metrics(), rows)
+            drawn = draw_gaps(figure or folder.report / "gap.png", [series])
     if as_json:
         print_json({"run": str(run), "figure": drawn and str(drawn), **content})
         return
@@ -59,19 +61,20 @@ def _measure(
     effort: Mapping[str, Any],
     threads: int | None,
     data_dir: Path | None,
-    quiet: bool,
+    talk: Talk,
 ) -> tuple[list[GapRow], list[str]]:
     """The rows, and lines that say what was computed."""
     from refimpl.config import from_table
     from refimpl.experiment import prepare
-    from refimpl.stationarity import Inspection, note, over_the_run
+    from refimpl.replay import over_the_run
+    from refimpl.stationarity import Inspection, note
     from refimpl.theory.measured import Effort
 
     wanted = over_the_run(folder) if rounds is None else rounds
     inspection = Inspection(prepare(from_table(folder.config), data_dir), Effort(**effort), threads)
-    points = _points(folder, inspection, wanted, quiet)
+    points = _points(folder, inspection, wanted, talk)
     work = len(points) * len(inspection.experiment.train_nodes)
-    with Progress(work, quiet) as progress:
+    with Progress(work, talk) as progress:
 
         def on_node() -> None:
             progress.step(f"true gap  node {progress.done + 1}/{work}")
@@ -80,12 +83,12 @@ def _measure(
     return rows, note(inspection.experiment, rows)
 
 
-def _points(folder: RunFolder, inspection: Inspection, wanted: Sequence[int], quiet: bool) -> list[Point]:
+def _points(folder: RunFolder, inspection: Inspection, wanted: Sequence[int], talk: Talk) -> list[Point]:
     """The centres of the rounds wanted, or the last meta-model if none is."""
     if not wanted:
         return [inspection.last_checkpoint(folder)]
     name, last = inspection.experiment.config.method, max(wanted)
-    with Progress(last, quiet) as progress:
+    with Progress(last, talk) as progress:
 
         def on_round(record: RoundRecord) -> None:
             progress.step("replay  " + round_text(name, record, last, False))

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from refimpl.cli.groups import SuggestingGroup
 from refimpl.cli.options import data_dir_option, json_option, quiet_option, threads_option
 from refimpl.cli.output import facts, print_json, table
-from refimpl.cli.progress import Progress
+from refimpl.cli.progress import Progress, Talk
 
 if TYPE_CHECKING:
     from refimpl.theory import Row
@@ -34,7 +35,7 @@ Examples:
 """
 
 
-class Sections(click.Group):
+class Sections(SuggestingGroup):
     """A group whose first word may be left out: `all` is meant."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -77,24 +78,24 @@ def _checks(function: Any) -> Any:
     type=click.Path(file_okay=False, path_type=Path),
     help="Also draw the figures into this folder (needs matplotlib).",
 )
-def everything(verbose: bool, seed: int, as_json: bool, quiet: bool, figures: Path | None) -> None:
+def everything(verbose: bool, seed: int, as_json: bool, talk: Talk, figures: Path | None) -> None:
     """Every section; with figures if asked for."""
     if figures is not None:
-        from refimpl.report import require_matplotlib
+        from refimpl.report.canvas import require_matplotlib
 
         require_matplotlib()
-    passed = check(tuple(SECTIONS), verbose, seed, as_json, quiet)
+    passed = check(tuple(SECTIONS), verbose, seed, as_json, talk)
     if figures is not None:
-        _draw(figures, seed, quiet)
+        _draw(figures, seed, talk)
     if not passed:
         click.get_current_context().exit(1)
 
 
-def _draw(folder: Path, seed: int, quiet: bool) -> None:
+def _draw(folder: Path, seed: int, talk: Talk) -> None:
     """The figures of the theory, with progress."""
-    from refimpl.report import THEORY_FIGURES, theory_figure
+    from refimpl.report.theory import THEORY_FIGURES, theory_figure
 
-    with Progress(len(THEORY_FIGURES), quiet) as progress:
+    with Progress(len(THEORY_FIGURES), talk) as progress:
         for name in THEORY_FIGURES:
             progress.step(f"drawn   {theory_figure(name, folder, seed)}")
 
@@ -103,8 +104,8 @@ def _section(name: str) -> click.Command:
     """The command of one section that has nothing of its own."""
 
     @_checks
-    def run(verbose: bool, seed: int, as_json: bool, quiet: bool) -> None:
-        if not check((name,), verbose, seed, as_json, quiet):
+    def run(verbose: bool, seed: int, as_json: bool, talk: Talk) -> None:
+        if not check((name,), verbose, seed, as_json, talk):
             click.get_current_context().exit(1)
 
     epilog = f"\b\nExample:\n  refimpl theory {name} --verbose"
@@ -168,7 +169,7 @@ def gap(
     verbose: bool,
     seed: int,
     as_json: bool,
-    quiet: bool,
+    talk: Talk,
 ) -> None:
     """Check stationarity on known problems; or, given a RUN folder, compute its true gap.
 
@@ -186,25 +187,25 @@ def gap(
             raise click.UsageError(
                 "--rounds, --tolerance, --starts and --figure need a RUN", click.get_current_context()
             )
-        if not check(("gap",), verbose, seed, as_json, quiet):
+        if not check(("gap",), verbose, seed, as_json, talk):
             click.get_current_context().exit(1)
         return
     from refimpl.cli.rungap import show
 
     wanted = {"tolerance": tolerance, "starts": starts}
     effort = {name: value for name, value in wanted.items() if value is not None}
-    show(run, rounds, effort, figure, threads, data_dir, as_json, quiet)
+    show(run, rounds, effort, figure, threads, data_dir, as_json, talk)
 
 
 # --- checks -----------------------------------------------------------------------------------------
 
 
-def check(sections: Sequence[str], verbose: bool, seed: int, as_json: bool, quiet: bool) -> bool:
+def check(sections: Sequence[str], verbose: bool, seed: int, as_json: bool, talk: Talk) -> bool:
     """Run the sections and print their rows; returns whether all hold."""
     from refimpl import theory
 
     found: dict[str, list[Row]] = {}
-    with Progress(len(sections), quiet) as progress:
+    with Progress(len(sections), talk) as progress:
         for name in sections:
             found[name] = theory.run_section(name, seed)
             progress.step(f"theory  {name}: {len(found[name])} rows")

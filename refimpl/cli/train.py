@@ -13,16 +13,9 @@ import click
 from refimpl.cli.app import INTERRUPTED
 from refimpl.cli.compiling import notice
 from refimpl.cli.interrupt import stop_requests
-from refimpl.cli.options import (
-    config_options,
-    data_dir_option,
-    json_option,
-    preset_option,
-    quiet_option,
-    threads_option,
-)
+from refimpl.cli.options import file_option, preset_option, run_options
 from refimpl.cli.output import facts, print_json
-from refimpl.cli.progress import Progress, round_text
+from refimpl.cli.progress import Progress, Talk, round_text
 from refimpl.config import Config, from_table, resolve
 from refimpl.errors import RunError
 from refimpl.record import RunFolder, check_free
@@ -44,19 +37,13 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.option(
-    "--config", "file", type=click.Path(dir_okay=False, path_type=Path), help="TOML file of options."
-)
+@file_option
 @preset_option
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [runs/DATASET-METHOD-SEED]")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of the run in --out.")
 @click.option("--force", is_flag=True, help="Replace the run in --out.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration as TOML and stop.")
-@threads_option
-@data_dir_option
-@json_option
-@quiet_option
-@config_options()
+@run_options()
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -69,7 +56,7 @@ def command(
     threads: int | None,
     data_dir: Path | None,
     as_json: bool,
-    quiet: bool,
+    talk: Talk,
     **options: Any,
 ) -> None:
     """Meta-train one method on one data set into a run folder.
@@ -81,7 +68,7 @@ def command(
     """
     if resume and (force or dry_run or out is None):
         raise click.UsageError("--resume needs --out RUN, and neither --force nor --dry-run", ctx)
-    work = Work(threads, data_dir, as_json, quiet)
+    work = Work(threads, data_dir, as_json, talk)
     if resume and out is not None:
         with RunFolder.open(out) as folder:
             config = _resumed_config(folder, file, from_preset, options)
@@ -121,7 +108,7 @@ class Work:
     threads: int | None
     data_dir: Path | None
     as_json: bool
-    quiet: bool
+    talk: Talk
 
     def prepare(self, config: Config) -> Experiment:
         """Data, nodes, network and method."""
@@ -138,7 +125,7 @@ class Work:
         done = folder.load_checkpoint().round if resume and folder.has_checkpoint else 0
         try:
             with (
-                Progress(config.rounds - done, self.quiet) as progress,
+                Progress(config.rounds - done, self.talk) as progress,
                 notice(progress),
                 stop_requests() as stop,
             ):

@@ -12,18 +12,9 @@ import click
 from refimpl.cli.app import INTERRUPTED
 from refimpl.cli.compiling import notice
 from refimpl.cli.interrupt import stop_requests
-from refimpl.cli.options import (
-    Names,
-    Seeds,
-    config_options,
-    data_dir_option,
-    json_option,
-    preset_option,
-    quiet_option,
-    threads_option,
-)
+from refimpl.cli.options import Names, Seeds, file_option, preset_option, run_options
 from refimpl.cli.output import print_json, table
-from refimpl.cli.progress import Progress, round_text
+from refimpl.cli.progress import Progress, Talk, round_text
 from refimpl.config import METHODS, resolve
 from refimpl.errors import ConfigError, RunError, one_of
 from refimpl.storage import write_whole
@@ -42,6 +33,7 @@ EPILOG = """\b
 Examples:
   refimpl tune --method fedavg --dataset digits --budget 8 --rounds 20 --out fedavg.toml
   refimpl tune --method fedavg,perfedavg,metagater --preset mnist --data-dir ~/data --out mnist.toml
+  refimpl tune --method fedavg,metasnip --preset cifar10 --budget 12 --adaptations 4 --out cifar10.toml
   refimpl tune --resume --out mnist.toml --data-dir ~/data
   refimpl tune --method reptile --grid --budget 9 --keys eta,mix --range mix=0.2:1 --out reptile.toml
   refimpl train --config fedavg.toml
@@ -51,12 +43,15 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.option("--method", "methods", type=Names(), help="Method, or several with the same budget each.")
-@click.option(
-    "--config", "file", type=click.Path(dir_okay=False, path_type=Path), help="TOML file of options."
-)
+@file_option
 @preset_option
 @click.option("--budget", type=click.IntRange(min=1), help="Settings tried of each method.  [16]")
 @click.option("--grid/--random", default=None, help="How settings are chosen.  [random]")
+@click.option(
+    "--adaptations",
+    type=click.IntRange(min=1),
+    help="Random settings of the adaptation for each of the meta-training.  [1]",
+)
 @click.option("--keys", type=Names(), help="Keys that are searched.  [the method's rates]")
 @click.option("--range", "ranges", multiple=True, metavar="KEY=LOW:HIGH", help="Where a key is searched.")
 @click.option("--seeds", type=Seeds(), help="Seeds of every trial.  [100]")
@@ -66,11 +61,7 @@ Examples:
 )
 @click.option("--resume", is_flag=True, help="Go on with the search of --out.")
 @click.option("--force", is_flag=True, help="Replace --out and its trials.")
-@threads_option
-@data_dir_option
-@json_option
-@quiet_option
-@config_options(without=("method", "seed"))
+@run_options(without=("method", "seed"))
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -79,6 +70,7 @@ def command(
     from_preset: str | None,
     budget: int | None,
     grid: bool | None,
+    adaptations: int | None,
     keys: list[str] | None,
     ranges: tuple[str, ...],
     seeds: tuple[int, ...] | None,
@@ -89,7 +81,7 @@ def command(
     threads: int | None,
     data_dir: Path | None,
     as_json: bool,
-    quiet: bool,
+    talk: Talk,
     **options: Any,
 ) -> None:
     """Search the best settings of methods on validation nodes.
@@ -109,10 +101,21 @@ def command(
         raise click.UsageError(f"expected --out FILE.toml, got {out or 'none'}", ctx)
     record = out.with_suffix(".jsonl")
     if resume:
-        given = methods or file or from_preset or budget or keys or ranges or seeds or validation or force
+        given = (
+            methods
+            or file
+            or from_preset
+            or budget
+            or adaptations
+            or keys
+            or ranges
+            or seeds
+            or validation
+            or force
+        )
         if given or grid is not None or any(value is not None for value in options.values()):
             raise click.UsageError("--resume takes what to search from the record of --out", ctx)
-        ctx.exit(run(Tuning.open(record), out, data_dir, threads, as_json, quiet))
+        ctx.exit(run(Tuning.open(record), out, data_dir, threads, as_json, talk))
     if not methods:
         raise click.UsageError("--method NAME is missing", ctx)
     _check_free((out, record), force)
@@ -121,11 +124,12 @@ def command(
         config = resolve(file, from_preset, method=method, **options)
         held = validation or max(1, config.nodes // SHARE)
         kind = "grid" if grid else "random"
-        searches.append(Search(config, own, budget or 16, kind, seeds or SEEDS, held))
+        more = adaptations or 1
+        searches.append(Search(config, own, budget or 16, kind, seeds or SEEDS, held, adaptations=more))
     note = _check_data(searches[0], data_dir)
-    if note and not quiet:
+    if note and talk != Talk.QUIET:
         click.echo(f"data: {note}", err=True)
-    ctx.exit(run(Tuning.create(record, searches), out, data_dir, threads, as_json, quiet))
+    ctx.exit(run(Tuning.create(record, searches), out, data_dir, threads, as_json, talk))
 
 
 def _check_free(paths: tuple[Path, ...], force: bool) -> None:
@@ -173,11 +177,11 @@ def _check_data(search: Search, data_dir: Path | None) -> str:
 
 
 def run(
-    tuning: Tuning, out: Path, data_dir: Path | None, threads: int | None, as_json: bool, quiet: bool
+    tuning: Tuning, out: Path, data_dir: Path | None, threads: int | None, as_json: bool, talk: Talk
 ) -> int:
     """Make the trials that are left, write the best settings, and print; returns the exit code."""
     try:
-        _make(tuning, data_dir, threads, quiet)
+        _make(tuning, data_dir, threads, talk)
     except KeyboardInterrupt:
         data = f" --data-dir {shlex.quote(str(data_dir))}" if data_dir else ""
         again = f"refimpl tune --resume --out {shlex.quote(str(out))}{data}"
@@ -198,12 +202,14 @@ def run(
     return 0
 
 
-def _make(tuning: Tuning, data_dir: Path | None, threads: int | None, quiet: bool) -> None:
+def _make(tuning: Tuning, data_dir: Path | None, threads: int | None, talk: Talk) -> None:
     """The trials, with progress."""
-    left = tuning.left()
-    rounds = sum(search.config.rounds * len(search.seeds) for search, _ in left)
-    with Progress(rounds, quiet) as progress, notice(progress), stop_requests() as stop:
-        progress.say(f"{len(left)} trials of {len(tuning.searches)} methods")
+    left, jobs = tuning.left(), tuning.jobs()
+    searches = [job.trials[0][0] for job in jobs]
+    rounds = sum(search.config.rounds * len(search.seeds) for search in searches)
+    with Progress(rounds, talk) as progress, notice(progress), stop_requests() as stop:
+        shared = f" on {len(jobs)} meta-trainings" * (len(jobs) < len(left))
+        progress.say(f"{len(left)} trials of {len(tuning.searches)} methods{shared}")
 
         def on_told(search: Search, trial: int, record: RoundRecord) -> None:
             name, config = f"{search.config.method}, trial {trial}", search.config

@@ -7,8 +7,8 @@ import time
 import click
 
 from refimpl.cli.compiling import notice
-from refimpl.cli.options import quiet_option
-from refimpl.cli.progress import Progress
+from refimpl.cli.options import talk_options
+from refimpl.cli.progress import Progress, Talk
 
 DTYPES = ("float32", "float64")
 
@@ -17,8 +17,8 @@ DTYPES = ("float32", "float64")
 @click.option(
     "--dtype", type=click.Choice([*DTYPES, "both"]), default="float32", show_default=True, help="Number type."
 )
-@quiet_option
-def command(dtype: str, quiet: bool) -> None:
+@talk_options
+def command(dtype: str, talk: Talk) -> None:
     """Compile the kernels for this machine and keep them on disk.
 
     Every command does this when it needs to; the code is kept until the package or Numba changes.
@@ -27,7 +27,7 @@ def command(dtype: str, quiet: bool) -> None:
     from refimpl.warmup import warm_up
 
     started = time.perf_counter()
-    with Progress(0, quiet) as progress, notice(progress) as compiled:
+    with Progress(0, talk) as progress, notice(progress) as compiled:
         for name in DTYPES if dtype == "both" else (dtype,):
             warm_up(name)
     seconds = time.perf_counter() - started

@@ -59,7 +59,7 @@ def results(plan: Plan, outcomes: Sequence[Outcome], threads: int | None) -> dic
     return {
         "plan": plan.table(),
         "environment": environment(threads),
-        "notes": _notes(plan, outcomes),
+        "notes": plan_notes(plan, outcomes),
         "rows": [asdict(row) for row in summarise(outcomes)],
         "accuracy_by_round": [asdict(curve) for curve in curves(outcomes)],
         "runs": [_run(outcome) for outcome in outcomes],
@@ -77,23 +77,30 @@ def _run(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _blocks(plan: Plan, outcomes: Sequence[Outcome], write: Writer) -> list[str]:
-    rows = summarise(outcomes)
-    blocks = [
-        write(TRAINING, [_training(row) for row in rows]),
-        write(ADAPTATION, [_adaptation(row) for row in rows]),
-    ]
+def tables(outcomes: Sequence[Outcome]) -> list[tuple[Cells, list[Cells]]]:
+    """Header and rows of the table about training, of that about adaptation, and of the gaps if any."""
+    found = row_tables(summarise(outcomes))
     labels, by_round = gaps(outcomes)
     if labels:
-        header = ("stationarity gap, round", *labels)
-        blocks.append(
-            write(header, [(str(r), *(_number(v, ".2e") for v in values)) for r, values in by_round])
-        )
-    lines = _notes(plan, outcomes)
-    return [*blocks, "\n".join(f"- {line}" if write is markdown else line for line in lines)]
+        lines = [(str(round_), *(_number(v, ".2e") for v in values)) for round_, values in by_round]
+        found.append((("stationarity gap, round", *labels), lines))
+    return found
 
 
-def _notes(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
+def row_tables(rows: Sequence[Row]) -> list[tuple[Cells, list[Cells]]]:
+    """Header and rows of the table about training, and of that about adaptation."""
+    return [(TRAINING, [_training(row) for row in rows]), (ADAPTATION, [_adaptation(row) for row in rows])]
+
+
+def _blocks(plan: Plan, outcomes: Sequence[Outcome], write: Writer) -> list[str]:
+    lines = plan_notes(plan, outcomes)
+    return [
+        *(write(*one) for one in tables(outcomes)),
+        "\n".join(f"- {line}" if write is markdown else line for line in lines),
+    ]
+
+
+def plan_notes(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
     """What a reader must know: what the numbers are, then what is peculiar about some of them."""
     seeds = ", ".join(map(str, plan.seeds))
     lines = [

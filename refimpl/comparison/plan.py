@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,7 +10,7 @@ from typing import Any
 
 from refimpl.config import Config, from_table
 from refimpl.errors import ConfigError, DataError, brief, one_of
-from refimpl.methods import PRUNES, takes
+from refimpl.methods import takes, training_key
 from refimpl.storage import json_value
 
 FIELDS = {item.name: item for item in fields(Config)}
@@ -90,17 +89,6 @@ def plan_from_text(source: str, text: str) -> Plan:
         return Plan(rows, tuple(int(seed) for seed in table["seeds"]), int(table["every"]))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{source}: expected a comparison's plan, found damage ({brief(error)})") from None
-
-
-def training_key(config: Config) -> str:
-    """Equal for configurations with the same meta-training: adaptation settings do not enter it."""
-    method = PRUNES.get(config.method, config.method)
-    neutral = replace(
-        config, method=method, eta_phi=0.0, eta_theta=0.0, adapt_steps=1, snip_keep=1.0, checkpoint_every=1
-    )
-    if method != "metagater":  # layers with gates are then those that pruning may close
-        neutral = replace(neutral, gates=[], gate_mode="hard", tau=1.0, gate_grad="dense", rho=0.0)
-    return json.dumps(neutral.table(), sort_keys=True)
 
 
 def slug(label: str) -> str:

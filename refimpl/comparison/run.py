@@ -10,7 +10,7 @@ alone on the machine, seed by seed, since its seconds are a result.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,13 +31,14 @@ from refimpl.federated.rounds import RoundRecord
 from refimpl.lock import locked, release_lock, take_lock
 from refimpl.methods import build_method, is_gated
 from refimpl.parallel import Stop, run_jobs
-from refimpl.record import CONFIG, LOCK, RunFolder, check_free
+from refimpl.record import CONFIG, LOCK, REPORT, RunFolder, check_free
 from refimpl.storage import json_text, read_bytes, reason, write_whole
 from refimpl.warmup import warm_up
 
+UNFINISHED = "diverged, or not finished"
 PLAN, RESULTS, TABLE, CSV, RUNS = "plan.json", "results.json", "table.md", "table.csv", "runs"
 FIGURES = {"accuracy": "accuracy.png", "frontier": "frontier.png"}
-OWN_FILES = frozenset({PLAN, RESULTS, TABLE, CSV, RUNS, LOCK, *FIGURES.values()})
+OWN_FILES = frozenset({PLAN, RESULTS, TABLE, CSV, RUNS, REPORT, LOCK, *FIGURES.values()})
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,15 @@ class Comparison:
         for job in jobs:
             if job.training.name not in failures:
                 adapt_cells(job, on_adapted, stop)
+        return self._outcomes(jobs, failures)
+
+    def read(self) -> list[Outcome]:
+        """The outcomes that are there, in the order of `run`; a training without a result failed."""
+        jobs = self.jobs()
+        unfinished = {job.training.name: UNFINISHED for job in jobs if not trained(job) or pending(job)}
+        return self._outcomes(jobs, unfinished)
+
+    def _outcomes(self, jobs: list[Job], failures: Mapping[str, str]) -> list[Outcome]:
         found = {
             (cell.label, cell.config.seed): outcome_of(job, cell, failures.get(job.training.name, ""))
             for job in jobs

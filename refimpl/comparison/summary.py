@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from refimpl.comparison.plan import training_key
 from refimpl.comparison.work import Outcome
+from refimpl.methods import training_key
 
 NAN = math.nan
 
@@ -49,6 +50,12 @@ class Row:
     floats_sent_nonzero: float = NAN
     gap_first: float = NAN
     gap_last: float = NAN
+
+
+def read_row(table: Mapping[str, Any]) -> Row:
+    """A row as JSON holds it, where null is NaN."""
+    values: dict[str, Any] = {name: NAN if value is None else value for name, value in table.items()}
+    return Row(**values)
 
 
 def summarise(outcomes: Sequence[Outcome]) -> list[Row]:

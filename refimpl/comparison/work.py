@@ -24,7 +24,7 @@ from refimpl.federated.adapt import Adapted, NodeReport
 from refimpl.federated.rounds import RoundRecord
 from refimpl.parallel import Stop, Tell
 from refimpl.record import RunFolder
-from refimpl.storage import json_value, read_bytes
+from refimpl.storage import read_json
 
 CURVE = "accuracy-by-round"  # report of a run: accuracy of each of its rows at some rounds
 LARGEST = 1e100  # no result is; sums of larger numbers overflow
@@ -107,13 +107,6 @@ def _report_path(job: Job, cell: Cell) -> Path:
     return job.folder / "report" / f"{cell.name}.json"
 
 
-def _read(path: Path) -> Any:
-    try:
-        return json_value(read_bytes(path))
-    except ValueError:
-        raise DataError(f"{path}: expected JSON, found damage; remove it to have it made again") from None
-
-
 # --- training
 
 
@@ -151,7 +144,7 @@ def _due(job: Job, round_: int) -> bool:
 def _curve(folder: RunFolder) -> dict[str, dict[str, float]]:
     """Mean adapted accuracy by row and round (a word, as JSON has it), as far as it was measured."""
     path = folder.report / f"{CURVE}.json"
-    curve = _read(path) if path.is_file() else {}
+    curve = read_json(path) if path.is_file() else {}
     try:
         _check_numbers(accuracy for rounds in curve.values() for accuracy in rounds.values())
         _ = [int(round_) for rounds in curve.values() for round_ in rounds]
@@ -220,10 +213,10 @@ def outcome_of(job: Job, cell: Cell, failure: str) -> Outcome:
     if failure:
         return Outcome(cell.label, cell.config, failure=failure)
     folder, path = _open(job, lock=False), _report_path(job, cell)
-    content = _read(path)
+    content = read_json(path)
     try:
-        reports = tuple(NodeReport(**_numbers(node)) for node in content["nodes"])
-        records = tuple(RoundRecord(**_numbers(entry)) for entry in folder.metrics())
+        reports = tuple(NodeReport(**numbers(node)) for node in content["nodes"])
+        records = tuple(RoundRecord(**numbers(entry)) for entry in folder.metrics())
         note = str(content["data"])
     except (AttributeError, TypeError, KeyError):
         raise DataError(f"{path}: expected reports of nodes; remove it to have it made again") from None
@@ -231,7 +224,7 @@ def outcome_of(job: Job, cell: Cell, failure: str) -> Outcome:
     return Outcome(cell.label, cell.config, records, reports, tuple(curve), note)
 
 
-def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
+def numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Values as they were before JSON, which has no NaN; `TypeError` unless all but names are numbers."""
     found = {key: math.nan if value is None else value for key, value in entry.items()}
     _check_numbers(value for key, value in found.items() if key not in ("node", "nodes"))

@@ -20,6 +20,7 @@ from refimpl.kernels.loss import softmax_cross_entropy
 from refimpl.nn.context import Gating
 from refimpl.nn.network import Network
 from refimpl.nn.predict import predict
+from refimpl.nn.stages import sharing
 from refimpl.nn.task import NetworkTask
 from refimpl.nn.work import dense_work
 
@@ -115,6 +116,8 @@ def adapt(network: Network, w: np.ndarray, x: np.ndarray, y: np.ndarray, setting
     """Both stages on the support set x, y, from the meta-model w (not changed)."""
     gating, flops_gate = quiet(settings.gating), 0.0
     first, second = (NetworkTask(network, x, y, gating, (part,)) for part in ("phi", "theta"))
+    if settings.steps > 0 and settings.eta_phi > 0:
+        first, second = sharing(first, second, settings.steps)
     started = time.perf_counter()
     if network.gates:
         w, flops_gate = _stage(first, w, settings.eta_phi, settings)

@@ -89,7 +89,7 @@ def forward(
         plain.conv_forward(*arrays, stride, pad, *masks, y)
         return y
     needs = tiled_conv.convolve_scratch(channels, filters, weight.shape[2:], stride, size, x.itemsize)
-    tiled_conv.convolve(*arrays, stride, pad, False, *masks, *scratch(x.dtype, *needs), y)
+    tiled_conv.convolve(*arrays, stride, pad, False, *masks, True, *scratch(x.dtype, *needs), y)
     return y
 
 
@@ -123,7 +123,7 @@ def input_grad(
         return dx
     needs = tiled_conv.convolve_scratch(filters, channels, weight.shape[2:], stride, size, dy.itemsize)
     memory = scratch(dy.dtype, *needs)
-    tiled_conv.convolve(*arrays, memory[0], stride, pad, True, *masks, *memory, dx)
+    tiled_conv.convolve(*arrays, memory[0], stride, pad, True, *masks, True, *memory, dx)
     return dx
 
 

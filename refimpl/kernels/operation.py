@@ -43,6 +43,7 @@ OPERATION = np.dtype(
         ("groups", np.int64),  # columns of the mask of x
         ("gate", np.int64),  # number of the gate this operation belongs to
         ("mask", np.int64),  # place of the mask a DECIDE makes and a PRODUCT applies
+        ("clears", np.bool_),  # CONV: zero closed channels (else what reads them skips them)
         ("need_dw", np.bool_),
         ("learns", np.bool_),  # gate rows: does the gate get a gradient
         ("scales", np.bool_),  # PRODUCT: multiply forward (else closed channels were skipped)
@@ -60,6 +61,24 @@ class Workspace(NamedTuple):
     where: np.ndarray
     floats: np.ndarray
     ints: np.ndarray
+
+
+class Kept(NamedTuple):
+    """Activations that outlive a descent, and operations whose results an earlier one left.
+
+    values, masks, where: entries per sample of each, where those of all samples are kept; 0: only those of
+    the part at work. first, later: leading operations (decisions excepted) whose results are there already,
+    in the first step and in later ones.
+    """
+
+    values: int = 0
+    masks: int = 0
+    where: int = 0
+    first: int = 0
+    later: int = 0
+
+
+NOTHING_KEPT = Kept()
 
 
 class Decisions(NamedTuple):

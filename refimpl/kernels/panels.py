@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 
 from refimpl.kernels.jit import brief, kernel, shared
-from refimpl.kernels.plain import is_on
 from refimpl.kernels.simd import copy_rows, copy_run, transpose_block
 from refimpl.kernels.target import VECTOR_BYTES
 
@@ -36,14 +35,24 @@ def clear(run):
 
 
 @kernel
+def multiples(count, step, table):
+    """table[i] = i * step."""
+    brief()
+    for i in range(count):
+        table[i] = i * step
+
+
+@kernel
 def open_channels(mask, n, channels, out):
     """List the open channels of sample n in `out`; returns how many."""
     brief()
-    count = 0
-    for c in range(channels):
-        if is_on(mask, n, c):
-            out[count] = c
-            count += 1
+    if mask.shape[0] == 0:
+        multiples(channels, np.int64(1), out)
+        return channels
+    row, count = mask[n], 0
+    for c in range(channels):  # without branches: whether a channel is open cannot be predicted
+        out[count] = c
+        count += row[c]
     return count
 
 
@@ -63,14 +72,6 @@ def pick(values, channels, count, out):
     for i in range(count):
         out[i] = values[channels[i]]
     out[count] = out[max(0, count - 1)]
-
-
-@kernel
-def multiples(count, step, table):
-    """table[i] = i * step."""
-    brief()
-    for i in range(count):
-        table[i] = i * step
 
 
 @kernel

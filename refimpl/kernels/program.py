@@ -25,6 +25,7 @@ from refimpl.kernels.operation import (
     SOFTPLUS,
     TANH,
     Decisions,
+    Workspace,
     filters_at,
     images_at,
     maps_at,
@@ -55,7 +56,18 @@ def _forward(op, w, n, how, space):
         images, out = images_at(values, op.x, n, op.input), images_at(values, op.y, n, op.output)
         bias = vector_at(w, op.bias, op.output[0])
         tiled_conv.convolve(
-            images, filters_at(w, op), bias, stride, pad, np.bool_(False), reads, writes, floats, ints, out
+            images,
+            filters_at(w, op),
+            bias,
+            stride,
+            pad,
+            np.bool_(False),
+            reads,
+            writes,
+            op.clears,
+            floats,
+            ints,
+            out,
         )
     elif op.kind == LINEAR:
         reads, writes = mask_at(masks, op.reads, n, op.groups), mask_at(masks, op.writes, n, op.output[0])
@@ -113,7 +125,18 @@ def _backward(op, w, n, more, space, gradient):
             weight = filters_at(w, op)
             bias = vector_at(w, op.bias, op.output[0])  # not used in this direction
             tiled_conv.convolve(
-                dout, weight, bias, stride, pad, np.bool_(True), dy_mask, dx_mask, floats, ints, dimages
+                dout,
+                weight,
+                bias,
+                stride,
+                pad,
+                np.bool_(True),
+                dy_mask,
+                dx_mask,
+                np.bool_(True),
+                floats,
+                ints,
+                dimages,
             )
     elif op.kind == LINEAR:
         rows, dout2 = rows_at(values, op.x, n, op.input[0]), rows_at(slopes, op.dy, n, op.output[0])
@@ -181,14 +204,16 @@ def _elementwise_backward(op, n, space, dy_mask):
 
 
 @inlined
-def add_gradient(program, w, labels, count, total, more, how, space, gradient):
+def add_gradient(program, w, labels, count, total, more, known, how, space, gradient):
     """total + the losses at w of the samples at the start of `space.values`, a part of a batch of `count`.
 
-    Writes the trained part of the gradient, or adds to it if `more`; its other entries are left alone.
+    The results of the first `known` operations are there already, but for decisions. Writes the trained part
+    of the gradient, or adds to it if `more`; its other entries are left alone.
     """
     n, last = labels.size, program[-1]
     for i in range(program.shape[0]):
-        _forward(program[i], w, n, how, space)
+        if i >= known or program[i].kind == DECIDE:
+            _forward(program[i], w, n, how, space)
     logits = rows_at(space.values, last.y, n, last.output[0])
     dlogits = rows_at(space.slopes, last.dy, n, last.output[0])
     total = loss.add_cross_entropy(total, logits, labels, count, dlogits)
@@ -241,14 +266,28 @@ def _gather(x, y, chosen, samples, labels):
         _copy(x[chosen[i]], samples[i * x.shape[1] :])
 
 
+@inlined
+def _from_sample(space, first, kept):
+    """The workspace of the part that begins at sample `first`, where all samples have their own."""
+    return Workspace(
+        space.values[kept.values * first :],
+        space.slopes,
+        space.masks[kept.masks * first :],
+        space.where[kept.where * first :],
+        space.floats,
+        space.ints,
+    )
+
+
 @kernel
-def descend(program, x, y, batches, part, how, noise, eta, lam, centre, w, gradient, space, moments):
+def descend(program, x, y, batches, part, kept, how, noise, eta, lam, centre, w, gradient, space, moments):
     """Steps w <- w - eta (g(w) + lam (w - centre)), one for each row of `batches` (indices into x, y).
 
     `part` samples are treated at a time, so that their activations stay in the cache; sums go on from part
-    to part. x (samples, features), y (samples,), noise (steps, n, gates, widest gate); eta and lam in the
-    dtype of w. `gradient` must be zero where nothing is trained. Returns the first step's loss and the norm
-    of the local problem's gradient before the last step; `moments` grows by the open-channel counts.
+    to part; `kept` says what outlives a part. x (samples, features), y (samples,), noise (steps, n, gates,
+    widest gate); eta and lam in the dtype of w. `gradient` must be zero where nothing is trained. Returns
+    the first step's loss and the norm of the local problem's gradient before the last step; `moments` grows
+    by the open-channel counts.
     """
     brief()
     steps, n = batches.shape
@@ -256,14 +295,15 @@ def descend(program, x, y, batches, part, how, noise, eta, lam, centre, w, gradi
     labels = np.empty(n, dtype=np.int64)
     counts = np.empty(moments.shape[0], dtype=np.int64)
     for step in range(steps):
-        value = 0.0
+        value, known = 0.0, kept.first if step == 0 else kept.later
         for first in range(0, n, part):
             chosen = slice(first, min(first + part, n))
             ours, more = labels[chosen], first > 0
-            _gather(x, y, batches[step, chosen], space.values, ours)
+            own = _from_sample(space, first, kept)
+            _gather(x, y, batches[step, chosen], own.values, ours)
             now = Decisions(how.tau, how.mode, noise[step, chosen])
-            value = add_gradient(program, w, ours, n, value, more, now, space, gradient)
-            _count_open(program, ours.size, space.masks, counts, moments)
+            value = add_gradient(program, w, ours, n, value, more, known, now, own, gradient)
+            _count_open(program, ours.size, own.masks, counts, moments)
         if step == 0:
             first_loss = value / n
         if step == steps - 1:

@@ -62,7 +62,7 @@ def decide(op, w, n, how, space):
             mask[i, c] = factor[i, c] > 0
     if how.mode == STE:
         slope[:] = 1
-    else:
+    elif op.learns or how.mode == SOFT:  # else only the sign is needed
         activation.sigmoid_scaled(factor, how.tau, factor, slope)
     for i in range(n):
         for c in range(outputs):

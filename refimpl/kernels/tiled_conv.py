@@ -44,12 +44,13 @@ def convolve_scratch(source_channels, target_channels, kernel_size, stride, size
 
 
 @kernel
-def convolve(source, weight, bias, stride, pad, transposed, reads, writes, floats, ints, target):
+def convolve(source, weight, bias, stride, pad, transposed, reads, writes, clears, floats, ints, target):
     """target = conv(source, weight) + bias, or its transpose: `plain.conv_forward`, `plain.conv_input_grad`.
 
     transposed: source is dy and target dx; the bias is not used. Masks are (N, C) or empty: `reads` says
-    which channels of the source are not zero, `writes` which of the target are wanted. floats, ints: scratch
-    of the size `convolve_scratch` says, the floats best aligned to a cache line.
+    which channels of the source are not zero, `writes` which of the target are wanted; the others become
+    zero if it `clears`, and else keep what they hold, for readers that skip them. floats, ints: scratch of
+    the size `convolve_scratch` says, the floats best aligned to a cache line.
     """
     brief()
     _, channels, kh, kw = weight.shape
@@ -88,7 +89,7 @@ def convolve(source, weight, bias, stride, pad, transposed, reads, writes, float
                 (a, b),
                 target_step,
                 reads,
-                writes,
+                (writes, clears),
                 (not transposed, bias),
                 scratch,
                 target,
@@ -162,10 +163,11 @@ def _correlate(
     weights: flat, with steps = (per source channel, per target channel); taps = (offset in the weight,
     plane, row of the plane) of each tap; planes = (down, right, rows) of the shifted copies, which step
     over the source by `stride`. The result's `rows` rows are those of the target if spread is (1, 1);
-    otherwise they are every spread-th pixel of it from `origin` on. bias = (whether, values).
+    otherwise they are every spread-th pixel of it from `origin` on. writes = (mask, whether to zero what it
+    closes); bias = (whether, values).
     """
     n_samples, channels, height, width = source.shape
-    targets = target.shape[1]
+    targets, (writes, clears) = target.shape[1], writes
     tap_s, tap_plane, tap_row = taps
     down, right, panel_rows = planes
     n_taps, n_planes = tap_s.size, down.size
@@ -218,7 +220,8 @@ def _correlate(
             panel = image
         else:
             copy_planes(image, read_list, n_read, size, stride, cols, shifts, panel, plane)
-        close_channels(writes, n, target)
+        if clears:
+            close_channels(writes, n, target)
         scalars = (weights, s_row, s_at)
         direct = spread[0] == 1 and spread[1] == 1
         out = result if direct else part

@@ -17,7 +17,7 @@ import numpy as np
 
 from refimpl.kernels.dot import dot_sweep
 from refimpl.kernels.jit import brief, kernel
-from refimpl.kernels.panels import clear, cut, row_table
+from refimpl.kernels.panels import clear, copy_runs, cut, open_channels, row_table
 from refimpl.kernels.sums import PARTIAL_SUMS
 from refimpl.kernels.tile import sweep
 
@@ -52,23 +52,24 @@ def _select(x, mask, out):
 
 
 @kernel
-def _silenced(x, mask, out):
-    """x flat, or if there is a mask a copy of it in `out` with zeros where it is closed."""
+def _silenced(x, mask, table, out):
+    """x flat, or if there is a mask a copy of it in `out` with zeros where it is closed.
+
+    table: scratch of an entry more than a sample has groups of features, if these have several.
+    """
     flat = x.reshape(-1)
     if mask.shape[0] == 0:
         return flat
-    groups = mask.shape[1]
-    size = x.shape[1] // groups
+    groups, features = mask.shape[1], x.shape[1]
+    size = features // groups
     if size == 1:
         _select(flat, mask.reshape(-1), out)
         return out
+    clear(out[: flat.size])
     for n in range(x.shape[0]):
-        for g in range(groups):
-            run = slice((n * groups + g) * size, (n * groups + g + 1) * size)
-            if mask[n, g]:
-                out[run] = flat[run]
-            else:
-                clear(out[run])
+        count = open_channels(mask, n, groups, table)
+        row_table(table, count, size, table)
+        copy_runs(count, size, flat, n * features, table, out, n * features, table)
     return out
 
 
@@ -114,31 +115,39 @@ def _rows_at(count, step, table):
 
 
 @kernel
+def _whole_blocks(first, last, count, starts, lanes):
+    """Add the runs of 16 features from `first` to `last` - 1 to `count` others (see `_term_blocks`)."""
+    brief()
+    for at in range(first, last, PARTIAL_SUMS):
+        starts[count], lanes[count] = at, (1 << min(PARTIAL_SUMS, last - at)) - 1
+        count += 1
+    return count
+
+
+@kernel
 def _term_blocks(mask, features, groups, starts, lanes):
     """List where the runs of 16 features start of which some are open in some sample; returns how many.
 
     `lanes` tells which: bit i of its entry for feature start + i.
     """
     brief()
-    for c in range(mask.shape[1]):
-        groups[c] = 0
-    for i in range(_used(mask, mask.shape[1], starts)):
-        groups[starts[i]] = 1
-    everything = mask.shape[0] == 0
-    size = features // max(1, mask.shape[1])
-    count, bits, group, left = 0, 0, 0, size
-    for i in range(features):
-        lane = i % PARTIAL_SUMS
-        if everything or groups[group] == 1:
-            bits |= 1 << lane
-        left -= 1
-        if left == 0:
-            group, left = group + 1, size
-        if lane == PARTIAL_SUMS - 1 or i == features - 1:
-            if bits != 0:
-                starts[count], lanes[count] = i - lane, bits
+    if mask.shape[0] == 0:
+        return _whole_blocks(0, features, 0, starts, lanes)
+    size, count = features // max(1, mask.shape[1]), 0
+    used = _used(mask, mask.shape[1], groups)
+    if size % PARTIAL_SUMS == 0:
+        for i in range(used):
+            count = _whole_blocks(groups[i] * size, (groups[i] + 1) * size, count, starts, lanes)
+        return count
+    block, bits = -1, 0
+    for i in range(used):
+        for feature in range(groups[i] * size, (groups[i] + 1) * size):
+            if feature // PARTIAL_SUMS != block:
+                block, bits = feature // PARTIAL_SUMS, 0
+                starts[count] = block * PARTIAL_SUMS
                 count += 1
-            bits = 0
+            bits |= 1 << feature % PARTIAL_SUMS
+            lanes[count - 1] = bits
     return count
 
 
@@ -152,7 +161,7 @@ def forward(x, weight, bias, reads, writes, floats, ints, y):
     result, bias_row = cut(floats, n_samples * outputs)
     used, ints = cut(ints, outputs)
     groups, ints = cut(ints, features)
-    blocks, ints = cut(ints, max(features // PARTIAL_SUMS + 1, reads.shape[1]))
+    blocks, ints = cut(ints, features // PARTIAL_SUMS + 1)
     lanes, ints = cut(ints, features // PARTIAL_SUMS + 1)
     w_at, ints = cut(ints, outputs + PARTIAL_SUMS)
     x_at, ints = cut(ints, n_samples + PARTIAL_SUMS)
@@ -173,7 +182,7 @@ def forward(x, weight, bias, reads, writes, floats, ints, y):
         rows,
         n_samples,
         (weight.reshape(-1), w_at),
-        (_silenced(x, reads, copy), x_at),
+        (_silenced(x, reads, groups, copy), x_at),
         (blocks, lanes, n_blocks),
         bias_row if gated else bias,
         (result if gated else y.reshape(-1), y_at),
@@ -196,7 +205,7 @@ def input_grad(dy, weight, dy_mask, dx_mask, floats, ints, dx):
     s_at, ints = cut(ints, outputs)
     v_at, ints = cut(ints, outputs)
     s_row, c_row = cut(ints, n_samples + 1)
-    signal = _silenced(dy, dy_mask, floats)
+    signal = _silenced(dy, dy_mask, s_at, floats)
     depth = _used(dy_mask, outputs, s_at)
     for k in range(depth):
         v_at[k] = s_at[k] * features
@@ -239,7 +248,7 @@ def weight_grad(x, dy, x_mask, dy_mask, more, floats, ints, dweight, dbias):
     c_row, ints = cut(ints, outputs + 1)
     s_at, v_at = cut(ints, n_samples)
     copy, floats = cut(floats, n_samples * outputs)
-    signal, panel = _silenced(dy, dy_mask, copy), _silenced(x, x_mask, floats)
+    signal, panel = _silenced(dy, dy_mask, used, copy), _silenced(x, x_mask, starts, floats)
     for n in range(n_samples):
         s_at[n], v_at[n] = n * outputs, n * features
     rows = _used(dy_mask, outputs, used)

@@ -20,7 +20,7 @@ import numpy as np
 from refimpl.kernels import operation as code
 from refimpl.kernels import tiled_linear
 from refimpl.kernels.edge import USE_TILE, lease, scratch
-from refimpl.kernels.operation import NOWHERE, Workspace
+from refimpl.kernels.operation import NOTHING_KEPT, NOWHERE, Kept, Workspace
 from refimpl.kernels.tiled_conv import convolve_scratch
 from refimpl.kernels.tiled_weight_grad import weight_grad_scratch
 from refimpl.nn.context import Context, Gating
@@ -35,7 +35,11 @@ ELEMENTWISE = {ReLU: code.RELU, Softplus: code.SOFTPLUS, Tanh: code.TANH, Global
 POOLS = {MaxPool2d: code.MAX_POOL, AvgPool2d: code.AVERAGE_POOL}
 
 
-CACHED_BYTES = 7 << 20  # activations at work at a time; measured on 32x32 images: 3 to 10 MB are equally good
+# Activations at work at a time, measured on 32x32 images. Gradients: 3 to 10 MB are equally good (weight
+# gradients cost something for each part). Without them: what the second-level cache holds; 7 MB take up to
+# 1.1 times as long.
+TRAINING_BYTES = 7 << 20
+PREDICTION_BYTES = 3 << 19
 
 
 class Spot(NamedTuple):
@@ -51,31 +55,34 @@ class Spot(NamedTuple):
 class Program:
     """A network's operations and the workspace they need, in entries per sample."""
 
-    operations: np.recarray
+    operations: np.ndarray  # records `OPERATION`
     values: int
     masks: int
     where: int
     gates: int
     widest_gate: int
+    before_gate: int = 0  # operations in front of the first gate's decision
+    through_gate: int = 0  # operations up to the first gate's product
     needs: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # known sizes of scratch
 
     def part(self, batch: int, dtype: Any, gradients: bool) -> int:
         """How many of `batch` samples to treat at a time: equal parts whose activations the cache holds."""
         size = self.values * np.dtype(dtype).itemsize * (2 if gradients else 1)
-        parts = math.ceil(batch / max(1, CACHED_BYTES // size))
+        held = TRAINING_BYTES if gradients else PREDICTION_BYTES
+        parts = math.ceil(batch / max(1, held // size))
         return math.ceil(batch / parts)
 
-    def workspace(self, batch: int, dtype: Any) -> Workspace:
-        """This thread's workspace for `batch` samples."""
+    def workspace(self, batch: int, dtype: Any, kept: Kept = NOTHING_KEPT, samples: int = 0) -> Workspace:
+        """This thread's workspace for `batch` samples at a time, and for what is kept of all `samples`."""
         dtype = np.dtype(dtype)
         key = (batch, dtype.itemsize)
         if key not in self.needs:
-            self.needs[key] = _scratch(self.operations, *key)
+            self.needs[key] = _scratch(self.operations.view(np.recarray), *key)
         return Workspace(
-            lease("values", dtype, self.values * batch),
+            lease("values", dtype, max(self.values * batch, kept.values * samples)),
             lease("slopes", dtype, self.values * batch),
-            lease("masks", np.dtype(np.bool_), max(1, self.masks * batch)),
-            lease("where", np.dtype(np.int32), max(1, self.where * batch)),
+            lease("masks", np.dtype(np.bool_), max(1, self.masks * batch, kept.masks * samples)),
+            lease("where", np.dtype(np.int32), max(1, self.where * batch, kept.where * samples)),
             *scratch(dtype, *self.needs[key]),
         )
 
@@ -152,6 +159,7 @@ class _Lowering:
         self.masks = 0
         self.where = 0
         self.smooth = context.gating.mode == "soft"
+        self.gate_ends: list[tuple[int, int]] = []  # of every gate, its decision's and its product's number
         self.gate_numbers = {block.gate.name: i for i, block in enumerate(network.gates)}
 
     def program(self) -> Program:
@@ -168,12 +176,13 @@ class _Lowering:
             for name, value in row.items():
                 operation[name] = value
         return Program(
-            operations.view(np.recarray),
+            operations,
             self.values,
             self.masks,
             self.where,
             len(self.network.gates),
             widest,
+            *next(iter(self.gate_ends), (0, 0)),
         )
 
     def place(self, size: int) -> int:
@@ -222,6 +231,7 @@ class _Lowering:
         slots = self.network.layout.by_name
         if isinstance(layer, Conv2d) and layer.bias:
             row |= {"kind": code.CONV, "window": layer.window, "stride": layer.step, "pad": layer.pad}
+            row["clears"] = True
         elif isinstance(layer, Linear):
             row["kind"] = code.LINEAR
         elif x.groups != shape[0]:
@@ -245,12 +255,15 @@ class _Lowering:
         self.masks += block.gate.out_channels
         skip = not self.smooth and not context.closed_channels_matter
         binary = NOWHERE if self.smooth else mask
-        decide = self.decide(block.gate, shape, x, trained, mask)
+        decide, decided = self.decide(block.gate, shape, x, trained, mask), len(self.rows)
         self.rows.append(decide)
         spot, inner, inner_shape = x, trained, shape
         for layer in pooling_first(block.body):
             spot, inner = self.layer(layer, inner_shape, spot, inner, binary if skip else NOWHERE, binary)
             inner_shape = layer.output_shape(inner_shape)
+        self.gate_ends.append((decided, len(self.rows)))
+        if skip and len(self.rows) > decided + 2:  # a layer with the same mask is all that reads the first
+            self.rows[decided + 1]["clears"] = False
         y = spot.value if skip else self.place(math.prod(out))
         dy = y if not skip else spot.gradient
         self.rows.append(

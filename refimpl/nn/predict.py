@@ -53,8 +53,9 @@ class Predictor:
             logits = self._by_layers(w, x, opened)
         else:
             logits = self._by_program(self.program, w, x, opened)
-        counts = np.concatenate([np.ones((len(x), 1), dtype=np.int64), opened], axis=1)
-        return Prediction(logits, opened, int((self.tables * (counts.T @ counts)).sum()))
+        counts = np.ones((len(x), 1 + opened.shape[1]), dtype=np.int64)
+        counts[:, 1:] = opened
+        return Prediction(logits, opened, int(np.vdot(self.tables, counts.T @ counts)))
 
     def _by_program(self, program: Program, w: np.ndarray, x: np.ndarray, opened: np.ndarray) -> np.ndarray:
         part = program.part(len(x), w.dtype, gradients=False)
@@ -66,14 +67,31 @@ class Predictor:
 
     def _by_layers(self, w: np.ndarray, x: np.ndarray, opened: np.ndarray) -> np.ndarray:
         logits = []
-        for start in range(0, len(x), LAYERS_BATCH):
-            part = slice(start, start + LAYERS_BATCH)
+        for part in _parts(len(x)):
             result, trace = self.network.forward(w, x[part], Context(self.gating))
             masks = self.network.masks(trace)
             for number, block in enumerate(self.network.gates):
                 opened[part, number] = (masks[block.gate.name] != 0).sum(axis=1)
             logits.append(result)
         return np.concatenate(logits)
+
+
+def _parts(count: int) -> list[slice]:
+    """Few enough samples at a time."""
+    return [slice(start, start + LAYERS_BATCH) for start in range(0, count, LAYERS_BATCH)]
+
+
+def open_channels(
+    network: Network, w: np.ndarray, x: np.ndarray, gating: Gating | None = None
+) -> dict[str, np.ndarray]:
+    """Which channels each gate opens for x (n, *input_shape): gate name -> bool (n, K).
+
+    Open is d > 0 in every mode (for `soft` the mask is then above one half).
+    """
+    context = Context(gating or Gating())
+    found = [network.masks(network.forward(w, x[part], context)[1]) for part in _parts(len(x))]
+    names = [block.gate.name for block in network.gates]
+    return {name: np.concatenate([masks[name] > 0.5 for masks in found]) for name in names}
 
 
 def predict(network: Network, w: np.ndarray, x: np.ndarray, gating: Gating | None = None) -> Prediction:

@@ -18,14 +18,14 @@ import numpy as np
 
 from refimpl.errors import InputError
 from refimpl.kernels import vector
-from refimpl.kernels.edge import lease
-from refimpl.kernels.operation import Decisions
+from refimpl.kernels.edge import aligned_copy, lease
+from refimpl.kernels.operation import NOTHING_KEPT, Decisions, Kept
 from refimpl.kernels.program import descend
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.lowering import MODES, Program, lower
 from refimpl.nn.network import Network, draw_gate_noise
 from refimpl.nn.objective import NetworkObjective
-from refimpl.nn.work import context_tables
+from refimpl.nn.work import context_tables, leading_table
 
 
 def draw_batches(rng: np.random.Generator, samples: int, size: int, count: int) -> np.ndarray:
@@ -56,6 +56,8 @@ class NetworkTask:
     """Mini-batches (or all, batch_size 0) of samples x (n, *input_shape), labels y (n,).
 
     train: the trained parts; the gradient of the others is zero. compiled: use the network's program.
+    kept: what a descent leaves for the next, or finds (`stages.py`); part: samples treated at a time (0: as
+    many as the cache holds).
     """
 
     network: Network
@@ -65,6 +67,8 @@ class NetworkTask:
     train: tuple[str, ...] = ("theta", "phi")
     batch_size: int = 0
     compiled: bool = True
+    kept: Kept = NOTHING_KEPT
+    part: int = 0
 
     def __post_init__(self) -> None:
         if self.batch_size < 0:
@@ -124,10 +128,11 @@ class NetworkTask:
         if self.program is None:
             return None
         batches, noise = self._draw(rng, steps)
-        w, gradient = centre.copy(), lease("gradient", centre.dtype, centre.size)
+        w, gradient = aligned_copy(centre), lease("gradient", centre.dtype, centre.size)
         gradient[:] = 0
         loss, residual, moments = self._run(self.program, batches, noise, eta, lam, centre, w, gradient)
-        return Descent(w, loss, residual, *self._measure(moments))
+        flops, closed_share = self._measure(moments)
+        return Descent(w, loss, residual, flops - self._reused(moments, steps), closed_share)
 
     def _run(
         self,
@@ -148,13 +153,14 @@ class NetworkTask:
                 "convert with x.astype"
             )
         size, scalar = batches.shape[1], w.dtype.type
-        part = program.part(size, w.dtype, gradients=True)
+        part = self.part or program.part(size, w.dtype, gradients=True)
+        space = program.workspace(part, w.dtype, self.kept, size)
         stacked = program.stack_noise(noise, size if any(noise) else 0, w.dtype)
         how = Decisions(float(self.gating.tau), MODES[self.gating.mode], stacked[0])
         moments = np.zeros((1 + program.gates, 1 + program.gates), dtype=np.int64)
         loss, residual = descend(
-            program.operations, self.x.reshape(self.size, -1), self.y, batches, part, how, stacked,
-            scalar(eta), scalar(lam), centre, w, gradient, program.workspace(part, w.dtype), moments,
+            program.operations, self.x.reshape(self.size, -1), self.y, batches, part, self.kept, how, stacked,
+            scalar(eta), scalar(lam), centre, w, gradient, space, moments,
         )  # fmt: skip
         return loss, residual, moments
 
@@ -163,6 +169,17 @@ class NetworkTask:
         samples, *opened = moments[0].tolist()
         gated = samples * self._gated_channels
         return float(np.vdot(self._work_table, moments)), (gated - sum(opened)) / gated if gated else 0.0
+
+    def _reused(self, moments: np.ndarray, steps: int) -> float:
+        """FLOPs of forward operations whose results were there already."""
+        found = 0.0
+        for known, times in ((self.kept.first, 1), (self.kept.later, steps - 1)):
+            if known and times:
+                assert self.program is not None
+                through_gate = known > self.program.before_gate
+                table = leading_table(self.network, Context(self.gating, self.train), through_gate)
+                found += float(np.vdot(table, moments)) * times / steps
+        return found
 
 
 class CompiledObjective:
@@ -182,7 +199,7 @@ class CompiledObjective:
         """Loss at w; writes the whole gradient. A descent of one step of size zero: w stays as it is."""
         self._layers = None
         grad_out[:] = 0
-        own = w.copy()
+        own = aligned_copy(w)
         loss, _, self.moments = self.task._run(
             self.program, self.chosen, self.noise, 0.0, 0.0, w, own, grad_out
         )

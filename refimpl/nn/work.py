@@ -160,6 +160,23 @@ def work_tables(network: Network, setting: Setting) -> np.ndarray:
     return tally.tables
 
 
+def leading_table(network: Network, context: Context, through_gate: bool) -> np.ndarray:
+    """Forward coefficients (G+1, G+1) of what is in front of the first gate and, `through_gate`, its body."""
+    return _leading(network, _setting(context, context.gating.mode == "soft"), through_gate)
+
+
+@lru_cache(maxsize=256)
+def _leading(network: Network, setting: Setting, through_gate: bool) -> np.ndarray:
+    tally = _Tally(network, setting)
+    gated = next(i for i, layer in enumerate(network.layers) if isinstance(layer, Gated))
+    before, shape = network.layers[:gated], network.input_shape
+    reads = tally.chain(before, shape, full(shape[0]), None, need_dx=False)
+    if through_gate:
+        body = _Body(Count(1, 1), Count(1, 1))
+        tally.chain(network.gates[0].body, chain_shape(before, shape), reads, body, need_dx=False)
+    return tally.tables[FORWARD]
+
+
 class _Tally:
     """Walks a network once and notes what each layer owes, in both directions.
 

@@ -17,7 +17,7 @@ from refimpl.methods import KEYS, takes
 from refimpl.parallel import Stop, run_jobs
 from refimpl.storage import json_value, plain, read_bytes, reason, toml_text, write_whole
 from refimpl.tuning.search import RANGES, Search, search_from
-from refimpl.tuning.trial import Job, Trial, best, run_trial
+from refimpl.tuning.trial import Job, Trial, best, jobs, run_trials
 from refimpl.warmup import warm_up
 
 OnTold = Callable[[Search, int, Any], None]
@@ -83,15 +83,23 @@ class Tuning:
             self._run(data_dir, threads, on_told, stop)
 
     def _run(self, data_dir: Path | None, threads: int | None, on_told: OnTold, stop: Stop) -> None:
-        left, cores = self.left(), threads or default_threads()
-        jobs = [Job(search, n, data_dir, max(1, cores // len(left))) for search, n in left]
-        for dtype in sorted({search.config.dtype for search, _ in left}):
+        cores, groups = threads or default_threads(), self.jobs(data_dir, threads)
+        for dtype in sorted({search.config.dtype for search in self.searches}):
             warm_up(dtype)
-        for _, trial in run_jobs(run_trial, jobs, cores, lambda i, told: on_told(*left[i], told), stop):
-            if isinstance(trial, RefimplError):
-                raise trial
-            self.trials.append(trial)
-            _append(self.path, _line(asdict(trial)))
+
+        def told(index: int, message: Any) -> None:
+            on_told(*groups[index].trials[0], message)
+
+        for _, result in run_jobs(run_trials, groups, cores, told, stop):
+            if isinstance(result, RefimplError):
+                raise result
+            for trial in result:
+                self.trials.append(trial)
+                _append(self.path, _line(asdict(trial)))
+
+    def jobs(self, data_dir: Path | None = None, threads: int | None = None) -> list[Job]:
+        """What is left, trials with the same meta-training together."""
+        return jobs(self.left(), data_dir, threads or default_threads())
 
     def of(self, method: str) -> list[Trial]:
         """The trials of a method, in order."""

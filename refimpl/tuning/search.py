@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from refimpl.config import Config, from_table
+import numpy as np
+
+from refimpl.config import ADAPTATION, Config, from_table
 from refimpl.errors import ConfigError, one_of
 from refimpl.methods import takes
 from refimpl.rng import SeedTree
@@ -42,7 +44,8 @@ class Search:
     """The search of one method: `budget` settings of the keys in `ranges`, all else as in `config`.
 
     kind: `random` (log-uniform) or `grid` (levels in geometric progression, as many as the budget admits);
-    seeds: of the runs of every trial; validation: nodes held out; draw: seed of the random settings.
+    seeds: of the runs of every trial; validation: nodes held out; draw: seed of the random settings;
+    adaptations: random settings of the adaptation that are tried on each one of the meta-training.
     Raises `ConfigError` for what cannot be searched.
     """
 
@@ -53,11 +56,12 @@ class Search:
     seeds: tuple[int, ...] = (100,)
     validation: int = 2
     draw: int = 0
+    adaptations: int = 1
 
     def __post_init__(self) -> None:
         one_of("tune", "kind", self.kind, KINDS)
-        if self.budget < 1 or not self.ranges or not self.seeds:
-            raise ConfigError("tune: expected a budget of at least 1, some keys and some seeds")
+        if min(self.budget, self.adaptations) < 1 or not self.ranges or not self.seeds:
+            raise ConfigError("tune: expected a budget and adaptations of at least 1, some keys, some seeds")
         if self.budget > LARGEST_BUDGET:
             raise ConfigError(f"tune: expected a budget of at most {LARGEST_BUDGET}, got {self.budget}")
         if not 1 <= self.validation < self.config.nodes:
@@ -84,8 +88,14 @@ class Search:
         return [self._tied(dict(zip(self.ranges, values, strict=True))) for values in tried]
 
     def _random(self, trial: int) -> list[float]:
-        shares = SeedTree(self.draw).generator("tune", trial).random(len(self.ranges))
-        return [_between(*ends, share) for ends, share in zip(self.ranges.values(), shares, strict=True)]
+        training, adaptation = (self._shares(draw) for draw in (trial // self.adaptations, trial))
+        return [
+            _between(*ends, adaptation[i] if key in ADAPTATION else training[i])
+            for i, (key, ends) in enumerate(self.ranges.items())
+        ]
+
+    def _shares(self, draw: int) -> np.ndarray:
+        return SeedTree(self.draw).generator("tune", draw).random(len(self.ranges))
 
     def _grid(self) -> Iterator[tuple[float, ...]]:
         levels = grid_levels(len(self.ranges), self.budget)

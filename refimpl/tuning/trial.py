@@ -1,4 +1,7 @@
-"""One setting of one method: trained without the validation nodes, scored at them."""
+"""One setting of one method: trained without the validation nodes, scored at them.
+
+Trials that differ in their adaptation alone share a meta-training.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,27 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from refimpl.config import Config
 from refimpl.errors import DivergenceError, RefimplError
 from refimpl.experiment import Experiment, adapt_targets, prepare, train
+from refimpl.federated.adapt import NodeReport
+from refimpl.methods import training_key
 from refimpl.parallel import Stop, Tell
 from refimpl.tuning.search import Search, Setting
+
+Reports = Sequence[NodeReport]
 
 
 @dataclass(frozen=True)
 class Trial:
     """One setting: mean adapted accuracy and loss over validation nodes, then over seeds.
 
-    score and loss are None where training diverged; `failure` then says how.
+    score and loss are None where training diverged; `failure` then says how. seconds: of the meta-training
+    and all trials that share it.
     """
 
     method: str
@@ -37,10 +46,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Job:
-    """A trial as a worker gets it."""
+    """Trials with the same meta-training as a worker gets them: of each its search and number."""
 
-    search: Search
-    trial: int
+    trials: tuple[tuple[Search, int], ...]
     data_dir: Path | None
     threads: int
 
@@ -52,26 +60,58 @@ def validation_experiment(config: Config, validation: int, data_dir: Path | None
     return replace(experiment, train_nodes=training, target_nodes=held)
 
 
-def run_trial(job: Job, tell: Tell, stop: Stop) -> Trial | None:
-    """Train and score one setting at every seed; None where it was stopped."""
-    search, started = job.search, time.perf_counter()
-    setting, scores, losses = search.settings()[job.trial], list[float](), list[float]()
+def jobs(trials: Sequence[tuple[Search, int]], data_dir: Path | None, cores: int) -> list[Job]:
+    """The trials, those with the same meta-training together, in the order of the first of each.
+
+    Each job gets one of the cores, or several where there are fewer jobs.
+    """
+    shared: dict[tuple[Any, ...], list[tuple[Search, int]]] = {}
+    for search, number in trials:
+        config = replace(search.config, seed=0, **search.settings()[number])
+        key = (training_key(config), search.seeds, search.validation)
+        shared.setdefault(key, []).append((search, number))
+    threads = max(1, cores // max(1, len(shared)))
+    return [Job(tuple(group), data_dir, threads) for group in shared.values()]
+
+
+def run_trials(job: Job, tell: Tell, stop: Stop) -> list[Trial] | None:
+    """Train once at every seed, then score every trial; None where it was stopped."""
+    (search, number), started = job.trials[0], time.perf_counter()
+    reports: list[list[Reports]] = []  # by seed, then trial
     for seed in search.seeds:
-        config = replace(search.config, seed=seed, **setting)
+        config = replace(search.config, seed=seed, **search.settings()[number])
         experiment = validation_experiment(config, search.validation, job.data_dir)
         try:
             with np.errstate(all="ignore"):  # a rate too large is an answer, not a fault
                 trained = train(experiment, threads=job.threads, on_round=tell, stop=stop)
         except DivergenceError as error:
             seconds = time.perf_counter() - started
-            return Trial(config.method, job.trial, setting, None, None, [], seconds, f"seed {seed}: {error}")
-        if trained.rounds < config.rounds:
+            return [_diverged(*trial, seconds, f"seed {seed}: {error}") for trial in job.trials]
+        if trained.rounds < search.config.rounds:
             return None
-        reports = adapt_targets(experiment, trained.w)
-        scores.append(statistics.fmean(report.accuracy_after for report in reports))
-        losses.append(statistics.fmean(report.loss_after for report in reports))
-    seconds, score, loss = time.perf_counter() - started, statistics.fmean(scores), statistics.fmean(losses)
-    return Trial(search.config.method, job.trial, setting, score, loss, scores, seconds)
+        reports.append([_adapted(experiment, trained.w, *trial) for trial in job.trials])
+    seconds = time.perf_counter() - started
+    return [
+        _scored(*trial, seconds, of_seeds)
+        for trial, of_seeds in zip(job.trials, zip(*reports, strict=True), strict=True)
+    ]
+
+
+def _adapted(experiment: Experiment, w: np.ndarray, search: Search, number: int) -> Reports:
+    config = replace(search.config, seed=experiment.config.seed, **search.settings()[number])
+    return adapt_targets(replace(experiment, config=config), w)
+
+
+def _diverged(search: Search, number: int, seconds: float, why: str) -> Trial:
+    setting = search.settings()[number]
+    return Trial(search.config.method, number, setting, None, None, [], seconds, why)
+
+
+def _scored(search: Search, number: int, seconds: float, of_seeds: Sequence[Reports]) -> Trial:
+    scores = [statistics.fmean(report.accuracy_after for report in reports) for reports in of_seeds]
+    loss = statistics.fmean(statistics.fmean(report.loss_after for report in reports) for reports in of_seeds)
+    setting, score = search.settings()[number], statistics.fmean(scores)
+    return Trial(search.config.method, number, setting, score, loss, scores, seconds)
 
 
 def best(trials: Sequence[Trial]) -> Trial:

@@ -1,0 +1,63 @@
+"""The README's tables of experiments, from results of `refimpl compare` that are kept in `experiments/`.
+
+NAME.json is the `results.json` of a comparison, NAME.toml the settings it was given and NAME.trials.jsonl
+the search on validation nodes they come from; figures are drawn from the results. Of an ablation the table
+about adaptation is shown alone.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from refimpl.comparison.layout import row_tables
+from refimpl.comparison.summary import Curve, Row, read_row
+from refimpl.tables import markdown
+
+FOLDER = Path(__file__).parent / "experiments"
+ABLATION = "ablation-"  # how its name begins
+Results = dict[str, Any]
+
+
+def command(name: str) -> str:
+    """What the marks in the README say."""
+    return f"python -m bench experiments {name}"
+
+
+def names() -> list[str]:
+    """The experiments that are kept."""
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def read(name: str) -> Results:
+    """The results of one."""
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def rows(results: Results) -> list[Row]:
+    return [read_row(table) for table in results["rows"]]
+
+
+def content(name: str) -> str:
+    """Tables and notes as Markdown; of an ablation, what was run and the last table."""
+    results = read(name)
+    about, *notes = results["notes"]
+    training, adaptation = (markdown(*table) for table in row_tables(rows(results)))
+    if name.startswith(ABLATION):
+        return f"{about}:\n\n{adaptation}"
+    return "\n\n".join([training, adaptation, "\n".join(f"- {note}" for note in (about, *notes))])
+
+
+def draw(name: str) -> list[Path]:
+    """Figures of an experiment: accuracy by round where it was measured, accuracy against executed FLOPs."""
+    from refimpl.report.comparison import draw_accuracy, draw_frontier
+
+    results, drawn = read(name), []
+    if results["accuracy_by_round"]:
+        curves = [Curve(**curve) for curve in results["accuracy_by_round"]]
+        drawn.append(draw_accuracy(FOLDER / f"{name}-accuracy.svg", curves))
+    points = [row for row in rows(results) if row.diverged < row.seeds]
+    if any(point.flops_executed < point.flops_dense for point in points):
+        drawn.append(draw_frontier(FOLDER / f"{name}-frontier.svg", points))
+    return drawn

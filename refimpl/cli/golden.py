@@ -1,0 +1,177 @@
+"""`refimpl golden`: cross-check files for other implementations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from refimpl._version import __version__
+from refimpl.cli.app import CHECK_FAILED
+from refimpl.cli.compiling import notice
+from refimpl.cli.groups import SuggestingGroup
+from refimpl.cli.options import json_option, quiet_option, talk_options
+from refimpl.cli.output import print_json
+from refimpl.cli.progress import Progress, Talk
+from refimpl.errors import InputError
+
+if TYPE_CHECKING:
+    from refimpl.golden.case import Arrays, Case
+    from refimpl.golden.compare import Theirs
+    from refimpl.golden.conformance import Outcome
+    from refimpl.golden.file import Golden
+
+LEVELS = ("ops", "networks", "prox", "local", "algorithm", "adapt", "baselines", "all")
+MODELS = ("mlp", "cnn3", "cnn7", "digits", "residual")
+FORMATS = (".md", ".html")
+
+EPILOG = """\b
+Examples:
+  refimpl golden make --level ops --out ops.npz
+  refimpl golden check ops.npz theirs.npz
+  refimpl golden check ops.npz theirs.npz --partial --report ops.md
+"""
+
+
+@click.group(cls=SuggestingGroup, epilog=EPILOG)
+def command() -> None:
+    """Write and check cross-check files for other implementations.
+
+    `make` writes inputs and expected outputs, every array named; `check` holds another program's outputs
+    against them, names the first departure in the order of execution and, where one of the usual mistakes
+    reproduces what it gave, that mistake. The format: the help text of the module `refimpl.golden.file`;
+    what each level computes: those of `refimpl.golden.levels`.
+    """
+
+
+# --- make
+
+
+@command.command(
+    "make", epilog="\b\nExample:\n  refimpl golden make --level networks --model cnn3 --out cnn3.npz"
+)
+@click.option("--level", type=click.Choice(LEVELS), required=True, help="What to compute.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The .npz file to write.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Root of all inputs.")
+@click.option("--dtype", type=click.Choice(("float64", "float32")), default="float64", show_default=True)
+@click.option("--model", "models", type=click.Choice(MODELS), multiple=True, help="For networks.  [all]")
+@click.option("--full", is_flag=True, help="Networks at the zoo's own channel counts.")
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@talk_options
+def make_command(
+    level: str,
+    out: Path,
+    seed: int,
+    dtype: str,
+    models: tuple[str, ...],
+    full: bool,
+    force: bool,
+    talk: Talk,
+) -> None:
+    """Write a file of cases: inputs, and the outputs expected of them.
+
+    The same options give the same bytes.
+    """
+    from refimpl.golden.file import write_golden
+    from refimpl.golden.levels import build_cases
+
+    if (models or full) and level not in ("networks", "all"):
+        raise InputError(f"golden: --model and --full are for the level networks, not {level}")
+    if out.exists() and not force:
+        raise InputError(f"{out}: is there already; --force replaces it")
+    cases = list(build_cases(level, seed, dtype, models or MODELS, full))
+    write_golden(out, _computed(cases, talk), f"refimpl {__version__}")
+    if talk != Talk.QUIET:
+        arrays = sum(len(case.outputs) for case in cases)
+        click.echo(f"{out}: {len(cases)} cases, {arrays} expected arrays, {out.stat().st_size:,} bytes")
+
+
+def _computed(cases: Sequence[Case], talk: Talk) -> list[tuple[Case, Arrays]]:
+    """What this package computes for the cases."""
+    from refimpl.golden.ours import run
+
+    found = []
+    with Progress(len(cases), talk) as progress, notice(progress):
+        for case in cases:
+            found.append((case, run(case)))
+            progress.step(f"golden  {len(found)}/{len(cases)}  {case.name}")
+    return found
+
+
+# --- check
+
+
+@command.command("check", epilog="\b\nExample:\n  refimpl golden check ops.npz theirs.npz --report ops.html")
+@click.argument("golden", metavar="F", type=click.Path(path_type=Path))
+@click.argument("theirs", metavar="[THEIRS]", type=click.Path(path_type=Path), required=False)
+@click.option("--partial", is_flag=True, help="Arrays may be missing.")
+@click.option("-v", "--verbose", is_flag=True, help="Every array, not only those that depart.")
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write .md or .html.")
+@json_option
+@quiet_option
+def check_command(
+    golden: Path,
+    theirs: Path | None,
+    partial: bool,
+    verbose: bool,
+    report: Path | None,
+    as_json: bool,
+    talk: Talk,
+) -> None:
+    """Hold outputs in THEIRS against those expected in the golden file F.
+
+    THEIRS is an .npz file with arrays named `<case>/<output>`, as in F; without it, this installation
+    computes them. Extra arrays are named and left out. Exits with 1 if an array departs, or is missing
+    without --partial.
+    """
+    from refimpl.golden import conformance
+
+    if report is not None and report.suffix not in FORMATS:
+        raise InputError(f"{report}: a report is written as {' or '.join(FORMATS)}")
+    outcome = _outcome(golden, theirs, partial, talk)
+    if report is not None:
+        _write_report(report, outcome)
+    if as_json:
+        print_json(conformance.as_json(outcome))
+    else:
+        click.echo(conformance.as_text(outcome, verbose))
+    if not outcome.conforms:
+        click.get_current_context().exit(CHECK_FAILED)
+
+
+def _outcome(golden_path: Path, theirs_path: Path | None, partial: bool, talk: Talk) -> Outcome:
+    from refimpl.golden.compare import compare, read_theirs
+    from refimpl.golden.conformance import Outcome
+    from refimpl.golden.file import read_golden
+    from refimpl.golden.hints import find_hints
+
+    golden = read_golden(golden_path)
+    theirs = _ours(golden, talk) if theirs_path is None else read_theirs(theirs_path, golden)
+    comparison = compare(golden, theirs)
+    hints = []
+    if comparison.departures:
+        with Progress(1, talk) as progress, notice(progress):
+            hints = find_hints(golden, theirs, comparison)
+    return Outcome(golden, comparison, hints, partial)
+
+
+def _ours(golden: Golden, talk: Talk) -> Theirs:
+    """This installation's outputs."""
+    from refimpl.golden.compare import as_theirs
+
+    return as_theirs({case.name: outputs for case, outputs in _computed(golden.cases, talk)})
+
+
+def _write_report(path: Path, outcome: Outcome) -> None:
+    from refimpl.golden import conformance
+    from refimpl.storage import write_whole
+
+    written = conformance.as_html(outcome) if path.suffix == ".html" else conformance.as_markdown(outcome)
+    write_whole(path, written.encode())

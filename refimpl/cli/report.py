@@ -1,0 +1,107 @@
+"""`refimpl report`: tables and figures of runs and comparisons, as one page and PNG files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from refimpl.cli.compiling import notice
+from refimpl.cli.options import data_dir_option, json_option, talk_options, threads_option
+from refimpl.cli.output import print_json
+from refimpl.cli.progress import Progress, Talk
+
+if TYPE_CHECKING:
+    from refimpl.report.gather import View
+    from refimpl.report.subject import Subject
+
+EPILOG = """\b
+Examples:
+  refimpl report runs/first
+  refimpl report runs/demo
+  refimpl report runs/digits-metagater-0 runs/digits-fedavg-0 --out report
+  refimpl report runs/mnist --data-dir ~/data --full
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder.  [RUN/report; runs/report for several]")
+@click.option(
+    "--full/--quick",
+    default=None,
+    help="Whether to repeat the training for accuracy by round and true gap.  [if it took under a minute]",
+)
+@threads_option
+@data_dir_option
+@json_option
+@talk_options
+def command(
+    runs: tuple[Path, ...],
+    out: Path | None,
+    full: bool | None,
+    threads: int | None,
+    data_dir: Path | None,
+    as_json: bool,
+    talk: Talk,
+) -> None:
+    """Tables and figures of runs, as one page and PNG files.
+
+    A RUN is a run folder, or that of a comparison, of which the rows of the first seed are shown and the
+    tables over all seeds. Several overlay in the same figures: loss and accuracy by round, stationarity gap
+    (server's and true) with the theorem's slope, which classes open which channels before and after
+    adaptation, sparsity over nodes, executed FLOPs against seconds. The page also has the tables, each run's
+    configuration and its environment; it is one file that needs no network.
+
+    Target nodes are adapted as `refimpl adapt` does. What repeating the training gives is kept in the run's
+    report folder and not computed again. Figures need matplotlib (the extra `plot`); without it the page has
+    tables only.
+    """
+    paths = _report(runs, out, full, threads, data_dir, talk)
+    if as_json:
+        print_json({"page": str(paths[0]), "figures": [str(path) for path in paths[1:]]})
+    else:
+        click.echo("\n".join(map(str, paths)))
+
+
+def _report(
+    runs: tuple[Path, ...],
+    out: Path | None,
+    full: bool | None,
+    threads: int | None,
+    data_dir: Path | None,
+    talk: Talk,
+) -> list[Path]:
+    """Measure what is needed, draw, write; the paths, the page first."""
+    from refimpl.report.canvas import MISSING, has_matplotlib
+    from refimpl.report.subject import find
+    from refimpl.report.write import plans, write
+
+    subjects, compared = find(runs, data_dir)
+    if not has_matplotlib():
+        click.echo(f"refimpl: {MISSING}; the page will have tables only", err=True)
+    views = [
+        _view(subject, data_dir, full, threads, f"run {number}/{len(subjects)}", talk)
+        for number, subject in enumerate(subjects, start=1)
+    ]
+    chosen = plans(views, compared, theory=full is not False)
+    with Progress(len(chosen), talk) as progress:
+        folder = out or (runs[0] / "report" if len(runs) == 1 else Path("runs") / "report")
+        return write(folder, views, compared, chosen, lambda name: progress.step(f"drawn  {name}"))
+
+
+def _view(
+    subject: Subject, data_dir: Path | None, full: bool | None, threads: int | None, which: str, talk: Talk
+) -> View:
+    """One run, with progress."""
+    from refimpl.report.gather import Gathering
+    from refimpl.warmup import warm_up
+
+    with Progress(0, talk) as progress, notice(progress):
+        warm_up(subject.config.dtype)
+        gathering = Gathering.begin(
+            subject, data_dir, full, threads, lambda text: progress.step(f"{which}  {text}")
+        )
+        progress.total = gathering.steps()
+        return gathering.view()

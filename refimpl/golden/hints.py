@@ -1,0 +1,102 @@
+"""What lies behind a departure: relations of an array to the expected one, and suspects that reproduce it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from refimpl.errors import InputError
+from refimpl.golden.case import Arrays, Case
+from refimpl.golden.compare import SHAPE, Comparison, Expected, Golden, Row, Theirs, is_close
+from refimpl.golden.ours import run
+from refimpl.golden.suspects import suspects
+from refimpl.golden.suspects.contract import Suspect
+
+
+class Hint(NamedTuple):
+    """A finding about a case. rule: the suspect's name, or `pattern`; explains: of its departing arrays,
+    how many follow the rule."""
+
+    case: str
+    rule: str
+    text: str
+    explains: int = 1
+
+
+def find_hints(golden: Golden, theirs: Theirs, comparison: Comparison, most: int = 8) -> list[Hint]:
+    """Hints on the first departure of each case, for at most so many cases, in the order of execution."""
+    cases = {case.name: case for case in golden.cases}
+    hints: list[Hint] = []
+    for row in comparison.first_by_case[:most]:
+        departing = [other for other in comparison.departures if other.case == row.case]
+        hints += case_hints(cases[row.case], golden, theirs, departing)
+    return hints
+
+
+def case_hints(case: Case, golden: Golden, theirs: Theirs, departing: list[Row]) -> list[Hint]:
+    """Hints on one case, whose departing arrays are given; the rule that explains most comes first."""
+    expected = golden.expected[case.name]
+    found = [
+        Hint(case.name, "pattern", text)
+        for row in departing[:1]
+        if row.name in theirs.arrays
+        for text in patterns(theirs.arrays[row.name], expected[row.output], row.status == SHAPE)
+    ]
+    followed = [
+        (count, suspect)
+        for suspect in suspects(case)
+        if (count := _explained(suspect, expected, theirs, departing))
+    ]
+    followed.sort(key=lambda pair: -pair[0])
+    most = followed[0][0] if followed else 0
+    rules = [Hint(case.name, s.rule, s.hint, count) for count, s in followed if count == most]
+    return list({hint.text: hint for hint in rules + found}.values())
+
+
+def _explained(
+    suspect: Suspect, expected: Mapping[str, Expected], theirs: Theirs, departing: list[Row]
+) -> int:
+    """How many departing arrays are as the suspect has them; 0 if the first is not."""
+    try:
+        outputs = run(suspect.case)
+    except InputError:  # an altered case may be none at all
+        return 0
+    follows = [_follows(suspect, outputs, row, expected[row.output], theirs) for row in departing]
+    return sum(follows) if follows and follows[0] else 0
+
+
+def _follows(suspect: Suspect, outputs: Arrays, row: Row, expected: Expected, theirs: Theirs) -> bool:
+    """Whether their array is what the suspect computes, although that is not what is expected."""
+    array, wrong = theirs.arrays.get(row.name), outputs[row.output]
+    if wrong.dtype != np.bool_:
+        wrong = wrong * wrong.dtype.type(suspect.scale(row.output))
+    if array is None or array.shape != wrong.shape or is_close(wrong, expected):
+        return False
+    return is_close(array, Expected(wrong, expected.relative))
+
+
+def patterns(array: np.ndarray, expected: Expected, wrong_shape: bool) -> Iterator[str]:
+    """How an array relates to the expected one, where it does so within the tolerance."""
+    value = expected.value
+    if array.ndim >= 2 and array.T.shape == value.shape and is_close(array.T, expected):
+        yield "it is the expected array transposed"
+    if wrong_shape:
+        if is_close(array.reshape(value.shape), expected):
+            yield "it holds the expected numbers in another shape"
+        return
+    if value.dtype == np.bool_:
+        if np.array_equal(array, ~value):
+            yield "every channel is on that should be off, and the other way round: two-logit order?"
+        return
+    wide, size = array.astype(np.float64), float(np.vdot(value, value))
+    factor = float(np.vdot(value.astype(np.float64), wide)) / size if size else 0.0
+    if factor and is_close(wide / factor, expected):
+        yield f"it is {factor:.6g} times the expected array"
+    if value.size > 1 and is_close(np.sort(wide, axis=None).reshape(value.shape), _sorted(expected)):
+        yield "it holds the expected numbers in another order"
+
+
+def _sorted(expected: Expected) -> Expected:
+    return Expected(np.sort(expected.value, axis=None).reshape(expected.value.shape), expected.relative)

@@ -1,0 +1,96 @@
+"""Wrong rules of losses, local problems and prox steps. Source: mathematics.md §2.4, §3-§5, §10. Derived."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from refimpl.golden.case import Case
+from refimpl.golden.suspects.contract import Suspect, altered
+
+_NETWORKS = ("network", "cross_entropy")
+_RATES = ("eta", "alpha", "beta", "delta", "eta_prox", "eta_phi", "eta_theta")  # of steps along a gradient
+
+
+def summed_loss(case: Case) -> Iterator[Suspect]:
+    """The sum over the batch instead of the mean: N times the gradient, hence N times the rates."""
+    count = _batch(case)
+    if count < 2:
+        return
+
+    def scale(output: str) -> float:
+        first = output.split(".")[0]
+        gradient = first in ("loss", "backward", "grad") or output.endswith((".loss", ".gradient", ".g"))
+        return float(count) if gradient else 1.0
+
+    hint = f"the loss was summed over the {count} samples of a batch; it is their mean"
+    yield Suspect("mean against sum loss", hint, altered(case, **_faster(case, count)), scale)
+
+
+def _batch(case: Case) -> int:
+    """Samples over which a loss is the mean; 0 where there is no loss."""
+    if "batches" in case.inputs:
+        return int(case.inputs["batches"].shape[-1])
+    return int(case.inputs["labels"].shape[-1]) if "labels" in case.inputs else 0
+
+
+def _faster(case: Case, count: int) -> dict[str, Any]:
+    """Settings with which `count` g + lam (w - v) is followed: the rates times it, lam divided by it."""
+    if case.kind in _NETWORKS:
+        return {}
+    server = "beta" if case.settings.get("method") == "pfedme" else ""  # its beta mixes models
+    rates = [key for key in _RATES if key in case.settings and key != server]
+    changed = {key: case.settings[key] * count for key in rates}
+    return changed | ({"lam": case.settings["lam"] / count} if "lam" in case.settings else {})
+
+
+def lambda_factor(case: Case) -> Iterator[Suspect]:
+    """Twice or half of lambda in the gradient of (lambda/2) ||w - v||^2, or everywhere."""
+    lam = case.settings.get("lam", 0.0)
+    if not lam:
+        return
+    for factor, done in ((2.0, "twice lambda"), (0.5, "half of lambda")):
+        hint = f"{done} in the proximal term's gradient; that of (lambda/2) ||w - v||^2 is lambda (w - v)"
+        changed = altered(case, lam=lam * factor)
+        if case.settings.get("method") == "pfedme":  # lam is also in the step of w
+            changed = altered(changed, eta=case.settings["eta"] / factor)
+        if case.kind == "algorithm":
+            yield Suspect("lambda vs lambda/2", hint, changed, _of_g(1 / factor))
+            hint = f"{done}, in the local problem and in g = lambda (md - mean)"
+        yield Suspect("lambda vs lambda/2", hint, changed)
+    if case.kind == "algorithm":
+        for factor in (2.0, 0.5):
+            hint = f"g is {factor:g} times lambda (md - mean of the nodes)"
+            yield Suspect("lambda vs lambda/2", hint, case, _of_g(factor))
+
+
+def _of_g(factor: float) -> Callable[[str], float]:
+    """The factor for a round's g, 1 for all else."""
+    return lambda output: factor if output.endswith(".g") else 1.0
+
+
+def prox_weight(case: Case) -> Iterator[Suspect]:
+    """The step taken for the weight of the penalty, or left out."""
+    penalty = case.settings.get("penalty", {})
+    weights = [key for key in ("rho", "rho_l1", "rho_l2") if key in penalty]
+    if not weights:
+        return
+    rule = "prox step vs weight"
+    steps = [case.settings["step"]] if case.kind == "prox" else _steps(case)
+    for step in dict.fromkeys(steps):
+        without = {**penalty, **{key: penalty[key] / step for key in weights}}
+        hint = f"prox was taken with the weight rho alone; the threshold is step times rho, the step {step:g}"
+        yield Suspect(rule, hint, altered(case, penalty=without))
+        alone = {**penalty, **dict.fromkeys(weights, 1.0)}
+        hint = "prox was taken with the step alone; the threshold is step times the weight rho"
+        yield Suspect(rule, hint, altered(case, penalty=alone))
+        twice = {**penalty, **{key: penalty[key] * step for key in weights}}
+        hint = f"the step {step:g} was taken twice in a prox; the threshold is step times rho"
+        yield Suspect(rule, hint, altered(case, penalty=twice))
+
+
+def _steps(case: Case) -> list[float]:
+    """l_1 and b_1, the steps of the two prox of the first round."""
+    schedule = case.settings["schedule"]
+    beta = schedule["beta"]
+    return [beta / 2 if schedule["name"] == "ghadimi-lan" else beta, beta]

@@ -1,0 +1,109 @@
+"""Figures of a comparison: accuracy by round, and accuracy against work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from refimpl.report.canvas import looks, new_figure, save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class AccuracyByRound(Protocol):
+    """What is drawn of a row whose accuracy was measured by round (`comparison.summary.Curve`)."""
+
+    @property
+    def label(self) -> str:
+        """The row's name."""
+
+    @property
+    def rounds(self) -> Sequence[int]:
+        """Where it was measured."""
+
+    @property
+    def mean(self) -> Sequence[float]:
+        """Mean over seeds, a share."""
+
+    @property
+    def std(self) -> Sequence[float]:
+        """Standard deviation over seeds; NaN for one seed."""
+
+
+class Point(Protocol):
+    """What is drawn of a row between accuracy and work (`comparison.summary.Row`)."""
+
+    @property
+    def label(self) -> str:
+        """The row's name."""
+
+    @property
+    def method(self) -> str:
+        """The method, whose rows are joined."""
+
+    @property
+    def flops_dense(self) -> float:
+        """Of one sample, without gates."""
+
+    @property
+    def flops_executed(self) -> float:
+        """Of one sample, as it was computed."""
+
+    @property
+    def accuracy_adapted_last_mean(self) -> float:
+        """Mean over seeds, a share."""
+
+    @property
+    def accuracy_adapted_last_std(self) -> float:
+        """Standard deviation over seeds; NaN for one seed."""
+
+
+def draw_accuracy(path: Path, curves: Sequence[AccuracyByRound]) -> Path:
+    """Adapted accuracy by round, a line for each row with its spread over seeds; returns the path.
+
+    Source: [MG] Figure 4.
+    """
+    return save(path, lambda: accuracy_figure(curves))
+
+
+def accuracy_figure(curves: Sequence[AccuracyByRound]) -> Figure:
+    """The figure of `draw_accuracy`."""
+    figure, (axes,) = new_figure(1, 6.4, 4.4)
+    for number, curve in enumerate(curves):
+        look, mean = looks(number), 100 * np.array(curve.mean)
+        spread = 100 * np.nan_to_num(np.array(curve.std))
+        axes.plot(curve.rounds, mean, ms=4, lw=1.4, label=curve.label, **look)
+        axes.fill_between(curve.rounds, mean - spread, mean + spread, color=look["color"], alpha=0.12, lw=0)
+    axes.set(xlabel="round", ylabel="accuracy after adaptation, %", title="Target nodes")
+    axes.legend()
+    return figure
+
+
+def draw_frontier(path: Path, points: Sequence[Point]) -> Path:
+    """Adapted accuracy against executed FLOPs, the rows of a method joined; returns the path."""
+    return save(path, lambda: frontier_figure(points))
+
+
+def frontier_figure(points: Sequence[Point]) -> Figure:
+    """The figure of `draw_frontier`."""
+    figure, (axes,) = new_figure(1, 6.4, 4.4)
+    for number, method in enumerate(dict.fromkeys(point.method for point in points)):
+        own = sorted((p for p in points if p.method == method), key=lambda p: p.flops_executed)
+        x = [100 * p.flops_executed / p.flops_dense for p in own]
+        y = [100 * p.accuracy_adapted_last_mean for p in own]
+        bars = [100 * p.accuracy_adapted_last_std for p in own]
+        axes.errorbar(x, y, np.nan_to_num(bars), ms=6, lw=1.2, capsize=2, label=method, **looks(number))
+        for point, left, up in zip(own, x, y, strict=True):
+            setting = point.label.removeprefix(method).strip()
+            axes.annotate(setting, (left, up), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axes.set(
+        xlabel="executed FLOPs, % of the dense network's",
+        ylabel="accuracy after adaptation, %",
+        title="Accuracy against work",
+    )
+    axes.legend()
+    return figure

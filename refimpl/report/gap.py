@@ -1,0 +1,125 @@
+"""The stationarity gap by round: the server's, the true one where it is known, and the rate of the theory.
+
+Source: mathematics.md §7 and §8.4; [MG] Theorem 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from refimpl.report.canvas import FEW_DECADES, GREY, looks, new_figure, plain_ticks, save
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+POINTS = {"centre": "none", "model": "full"}  # of a true gap: how its marker is filled
+
+
+class TrueGap(Protocol):
+    """What is drawn of a point whose true gap is known (`stationarity.GapRow`)."""
+
+    @property
+    def round(self) -> int:
+        """The round."""
+
+    @property
+    def point(self) -> str:
+        """Which point of it: its "centre", or the "model" after it."""
+
+    @property
+    def true_gap(self) -> float:
+        """The true gap."""
+
+    @property
+    def spread(self) -> float:
+        """Its change with other starting points of the local problems; NaN if not measured."""
+
+
+class GapSeries(NamedTuple):
+    """A run's gaps: its rounds as written down, and the points whose true gap is known.
+
+    number: of its colour, line and marker, the same in all figures of a report.
+    """
+
+    label: str
+    metrics: Sequence[Mapping[str, Any]]
+    rows: Sequence[TrueGap]
+    number: int = 0
+
+
+def draw_gaps(path: Path, series: Sequence[GapSeries]) -> Path:
+    """Squared gaps by round, log-log, with a line of the theorem's slope; returns the path."""
+    return save(path, lambda: gap_figure(series))
+
+
+def gap_figure(series: Sequence[GapSeries]) -> Figure:
+    """The figure of `draw_gaps`: thin the server's gap, thick its smallest so far, points the true one."""
+    figure, (axes,) = new_figure(1, 7.2, 4.8)
+    for one in series:
+        _draw_server(axes, one)
+        _draw_true(axes, one)
+    _draw_slope(axes, series)
+    axes.set(xlabel="round k", ylabel=r"squared gap $\|G\|^2$", title="Stationarity gap")
+    _legend(axes, series)
+    plain_ticks(axes.xaxis)
+    low, high = axes.get_ylim()
+    if high < FEW_DECADES * low:
+        plain_ticks(axes.yaxis)
+    return figure
+
+
+def _squared(metrics: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Rounds and the server's squared gap; NaN where it is missing or zero, which no logarithm shows."""
+    rounds = np.array([entry["round"] for entry in metrics], dtype=np.float64)
+    gaps = np.array([np.nan if entry["gap"] is None else entry["gap"] for entry in metrics]) ** 2
+    return rounds, np.where(gaps > 0, gaps, np.nan)
+
+
+def _draw_server(axes: Axes, one: GapSeries) -> None:
+    rounds, squared = _squared(one.metrics)
+    look = {**looks(one.number), "marker": ""}
+    axes.loglog(rounds, squared, **{**look, "ls": "-"}, lw=0.8, alpha=0.35)
+    axes.loglog(rounds, np.fmin.accumulate(squared), **look, lw=1.8, label=one.label)
+
+
+def _draw_true(axes: Axes, one: GapSeries) -> None:
+    """Bars reach from gap - spread to gap + spread, squared, but never below a quarter of the point."""
+    look = looks(one.number)
+    for kind, fill in POINTS.items():
+        chosen = [(row.round, row.true_gap, row.spread) for row in one.rows if row.point == kind]
+        if chosen:
+            x, y, bar = np.array(chosen).T
+            axes.loglog(x, y**2, look["marker"], color=look["color"], ms=7, mew=1.5, fillstyle=fill, zorder=3)
+            axes.vlines(x, np.maximum(y - bar, 0.5 * y) ** 2, (y + bar) ** 2, color=look["color"], lw=1.5)
+
+
+def _draw_slope(axes: Axes, series: Sequence[GapSeries]) -> None:
+    """A line that falls as 1/k, through the largest first gap."""
+    firsts = [squared[np.isfinite(squared)][:1] for _, squared in (_squared(one.metrics) for one in series)]
+    first, last = np.concatenate(firsts), max(len(one.metrics) for one in series)
+    if first.size and last > 1:
+        k = np.array([1.0, last])
+        axes.loglog(k, first.max() / k, color=GREY, ls=(0, (1, 1.5)), lw=1.5)
+
+
+def _legend(axes: Axes, series: Sequence[GapSeries]) -> None:
+    """The runs by name, then what thin lines, points and the dotted line are."""
+    from matplotlib.lines import Line2D
+
+    handles, _ = axes.get_legend_handles_labels()
+    handles.append(Line2D([], [], color=GREY, lw=0.8, alpha=0.6, label="thin: the server's gap of the round"))
+    kinds = {row.point for one in series for row in one.rows}
+    names = {"centre": "true gap at the round's centre", "model": "true gap at the meta-model"}
+    for kind, fill in POINTS.items():
+        if kind in kinds:
+            look = {"color": GREY, "marker": "o", "ls": "", "fillstyle": fill}
+            handles.append(Line2D([], [], **look, ms=7, mew=1.5, label=f"{names[kind]} (bar: other starts)"))
+    slope = "1/k, the slope of Theorem 1; not a bound of these runs"
+    handles.append(Line2D([], [], color=GREY, ls=(0, (1, 1.5)), lw=1.5, label=slope))
+    title = "server's gap, smallest so far (mini-batches, local steps)"
+    axes.legend(handles=handles, title=title, fontsize=8, title_fontsize=8, alignment="left")

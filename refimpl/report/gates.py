@@ -1,0 +1,67 @@
+"""The gate heat map: which classes open which channels, before and after adaptation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from refimpl.report.canvas import minus
+from refimpl.report.gather import View
+from refimpl.report.measure import Openings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SHARES, CHANGES = "cividis", "PuOr"  # both are read alike with every form of colour blindness
+MANY = 20  # classes of which not every one is numbered
+
+
+def gates_figure(view: View) -> Figure:
+    """For each gated layer three maps, class by channel: before, after, and the change."""
+    from matplotlib.figure import Figure as Canvas
+
+    rows = len(view.openings)
+    height = sum(_height(one) for one in view.openings)
+    figure = Canvas(figsize=(15.0, height), layout="constrained")
+    grid = np.atleast_2d(figure.subplots(rows, 3, height_ratios=[_height(one) for one in view.openings]))
+    for panels, one in zip(grid, view.openings, strict=True):
+        _draw_layer(figure, panels, one, view.label)
+    return figure
+
+
+def _height(one: Openings) -> float:
+    """Inches for a layer with so many classes."""
+    return 1.6 + 0.22 * min(max(len(one.classes), 6), 30)
+
+
+def _draw_layer(figure: Figure, panels: np.ndarray, one: Openings, label: str) -> None:
+    before, after, change = panels
+    layer = f"{label}, {one.layer.removesuffix('.gate')}"
+    for axes, share, when in ((before, one.before, "before"), (after, one.after, "after")):
+        image = _map(axes, one, 100 * share, f"{layer}: {when} adaptation", SHARES, (0, 100))
+    figure.colorbar(image, ax=[before, after], label="channel open, % of test samples", pad=0.01)
+    change_map = 100 * (one.after - one.before)
+    most = max(1.0, float(np.abs(change_map).max()))
+    image = _map(change, one, change_map, f"{layer}: change", CHANGES, (-most, most))
+    bar = figure.colorbar(image, ax=change, label="change, percentage points", pad=0.02)
+    bar.ax.yaxis.set_major_formatter(lambda value, _: minus(f"{value:g}"))
+
+
+def _map(
+    axes: Axes, one: Openings, values: np.ndarray, title: str, colours: str, limits: tuple[float, float]
+) -> object:
+    """One map, classes down, channels across."""
+    from matplotlib.ticker import MaxNLocator
+
+    image = axes.imshow(
+        values, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="none"
+    )
+    axes.grid(False)
+    axes.set(title=title, xlabel="channel", ylabel="class")
+    labels = [str(c) for c in one.classes]
+    step = 1 if len(labels) <= MANY else 10
+    axes.set_yticks(range(0, len(labels), step), labels[::step])
+    axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+    return image

@@ -1,0 +1,104 @@
+"""What figures need of a meta-model at its target nodes, beyond the table of `adapt`.
+
+Which inputs open which channels, before and after adaptation; and what a forward pass takes, with channels
+skipped and without gates.
+
+Source: mathematics.md §2.2 (which channels are open), §6 (adaptation), §9 (work).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from refimpl.experiment import Experiment, build_network, personalise
+from refimpl.federated.adapt import Personal, quiet
+from refimpl.methods import is_gated
+from refimpl.nn.context import Gating
+from refimpl.nn.network import Network
+from refimpl.nn.predict import Predictor, open_channels
+
+REPEATS = 5  # forward passes, of whose seconds the median counts
+
+
+class Openings(NamedTuple):
+    """A gated layer: share of the test samples of each class that open each channel.
+
+    layer: the gate's name; classes (C,); before, after (C, K): with the meta-model and after adaptation,
+    over all target nodes that have the class.
+    """
+
+    layer: str
+    classes: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+
+class ForwardPass(NamedTuple):
+    """A node's test samples through its adapted model and through the same without gates; per sample."""
+
+    node: str
+    flops: float
+    seconds: float
+    flops_dense: float
+    seconds_dense: float
+
+
+class NodeMeasures(NamedTuple):
+    """y (n,): labels of the test samples; before, after: gate name -> bool (n, K), open channels."""
+
+    y: np.ndarray
+    before: dict[str, np.ndarray]
+    after: dict[str, np.ndarray]
+    forward: ForwardPass
+
+
+def measure_node(experiment: Experiment, w: np.ndarray, index: int) -> NodeMeasures:
+    """Adapt the meta-model w at target node `index` and look at its test samples."""
+    node = experiment.target_nodes[index]
+    personal, (x, y) = personalise(experiment, w, node), node.test
+    gating = quiet(experiment.gating)
+    forward = _forward_pass(experiment, personal, node.name, x)
+    if not is_gated(experiment.config):
+        return NodeMeasures(y, {}, {}, forward)
+    states = (personal.start, personal.adapted.w)
+    before, after = (open_channels(personal.network, state, x, gating) for state in states)
+    return NodeMeasures(y, before, after, forward)
+
+
+def openings(measures: Sequence[NodeMeasures]) -> list[Openings]:
+    """Shares over the samples of all nodes, layer by layer; empty without gates."""
+    if not measures:
+        return []
+    y = np.concatenate([measure.y for measure in measures])
+    classes = np.unique(y)
+    found = []
+    for layer in measures[0].before:
+        before = np.concatenate([measure.before[layer] for measure in measures])
+        after = np.concatenate([measure.after[layer] for measure in measures])
+        shares = [np.stack([opened[y == c].mean(axis=0) for c in classes]) for opened in (before, after)]
+        found.append(Openings(layer, classes, *shares))
+    return found
+
+
+def _forward_pass(experiment: Experiment, personal: Personal, name: str, x: np.ndarray) -> ForwardPass:
+    network, w = personal.network, personal.adapted.w
+    dense = build_network(experiment.config, network.input_shape, network.classes, gated=False)
+    flops, seconds = _timed(network, w, x, quiet(experiment.gating))
+    flops_dense, seconds_dense = _timed(dense, np.ascontiguousarray(w[network.layout.theta]), x, Gating())
+    return ForwardPass(name, flops, seconds, flops_dense, seconds_dense)
+
+
+def _timed(network: Network, w: np.ndarray, x: np.ndarray, gating: Gating) -> tuple[float, float]:
+    """FLOPs and seconds per sample of predictions for x, the first of which is not timed."""
+    predictor, seconds = Predictor(network, gating), []
+    flops = predictor(w, x).flops
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        predictor(w, x)
+        seconds.append(time.perf_counter() - started)
+    return flops / len(x), statistics.median(seconds) / len(x)

@@ -1,0 +1,151 @@
+"""One HTML page that needs no other file and no network: tables, figures, configurations, environments."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from refimpl._version import __version__
+from refimpl.comparison.layout import plan_notes, tables
+from refimpl.comparison.nodes import node_table
+from refimpl.methods import notes
+from refimpl.report.gather import View
+from refimpl.report.subject import Compared
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 2rem auto;
+  max-width: 70rem; padding: 0 1rem; }
+h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
+th, td { padding: 0.25rem 0.75rem; text-align: right; border-bottom: 1px solid #ddd; }
+th { vertical-align: bottom; } th:first-child, td:first-child { text-align: left; }
+.facts td { text-align: left; overflow-wrap: anywhere; } .wide { overflow-x: auto; }
+figure { margin: 1.5rem 0; } figure img { max-width: 100%; height: auto; }
+figcaption, .note { color: #444; font-size: 0.9rem; max-width: 55rem; }
+summary { cursor: pointer; margin: 0.5rem 0; }
+"""
+ACCURACY = (
+    "Accuracy: test parts of the target nodes after adaptation, last round, mean over nodes. Before: the "
+    "meta-model as it is. Off: gated channels off, mean ± standard deviation over nodes. FLOPs: one sample, "
+    "forward. Adapt: one node, all stages, measured for this report; train: as the run recorded it."
+)
+
+
+class Drawn(NamedTuple):
+    """A figure: its file, what it shows in a line, how to read it, and the PNG itself."""
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+
+
+def html_page(
+    views: Sequence[View],
+    compared: Sequence[Compared],
+    drawn: Sequence[Drawn],
+    here: Mapping[str, Any],
+    notice: str,
+) -> str:
+    """The page; `here` is the environment of this report, `notice` what the reader must be told first."""
+    subject = ", ".join(dict.fromkeys([*(str(one.path) for one in compared), *_loose(views, compared)]))
+    body = [
+        f"<h1>Report: {escape(subject)}</h1>",
+        _note(notice),
+        *(_comparison(one) for one in compared),
+        _summary(views, compared),
+        "<h2>Figures</h2>" if drawn else "",
+        *map(_figure, drawn),
+        "<h2>Runs</h2>",
+        *map(_run, views),
+        f"<h2>This report</h2>\n<p>refimpl {__version__}; adaptation and forward passes were timed here:</p>",
+        _facts(here),
+    ]
+    head = f'<meta charset="utf-8"><title>refimpl: {escape(subject)}</title><style>{STYLE}</style>'
+    viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    text = "\n".join(part for part in body if part)
+    page = f'<html lang="en">\n<head>{head}{viewport}</head>\n<body>\n{text}\n</body>\n</html>'
+    return f"<!DOCTYPE html>\n{page}\n"
+
+
+def _loose(views: Sequence[View], compared: Sequence[Compared]) -> list[str]:
+    """The folders of runs that were given themselves, and not with a comparison."""
+    return [str(v.folder) for v in views if not any(one.path in v.folder.parents for one in compared)]
+
+
+def _comparison(one: Compared) -> str:
+    plan = one.comparison.plan
+    lines = "".join(f"<li>{_text(line)}</li>" for line in plan_notes(plan, one.outcomes))
+    title = f"<h2>Comparison {escape(str(one.path))}</h2>"
+    return "\n".join(
+        [title, *(_table(*each) for each in tables(one.outcomes)), f'<ul class="note">{lines}</ul>']
+    )
+
+
+def _summary(views: Sequence[View], compared: Sequence[Compared]) -> str:
+    """The tables of a comparison, for the runs that were given themselves."""
+    loose = _loose(views, compared)
+    outcomes = [view.outcome for view in views if str(view.folder) in loose and view.reports]
+    if not outcomes:
+        return ""
+    lines = [ACCURACY, *notes({outcome.config.method for outcome in outcomes})]
+    return "\n".join(["<h2>In short</h2>", *(_table(*each) for each in tables(outcomes)), *map(_note, lines)])
+
+
+def _figure(one: Drawn) -> str:
+    data = base64.b64encode(one.png).decode("ascii")
+    image = f'<img src="data:image/png;base64,{data}" alt="{escape(one.title)}">'
+    caption = f"<figcaption><b>{escape(one.title)}.</b> {escape(one.caption)} ({one.name})</figcaption>"
+    return f"<figure>{image}{caption}</figure>"
+
+
+def _run(view: View) -> str:
+    parts = [
+        f"<h3>{escape(view.label)}</h3>",
+        _note(f"{view.folder}; {view.data}" if view.data else str(view.folder)),
+    ]
+    parts += [_note(f"Missing: {line}") for line in view.missing]
+    if view.reports:
+        parts.append(_folded("target nodes", _table(*node_table(view.config.method, view.reports))))
+    parts.append(_folded("configuration", _facts(view.config.table())))
+    parts.append(_folded("environment of the training", _facts(view.environment)))
+    return "\n".join(parts)
+
+
+def _folded(title: str, content: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{content}</details>"
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>' if text else ""
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    lines = ["".join(f"<td>{_text(cell)}</td>" for cell in row) for row in rows]
+    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _text(plain: str) -> str:
+    """What commands print, as the page shows it."""
+    return escape(plain.replace("+-", "±"))
+
+
+def _facts(table: Mapping[str, Any]) -> str:
+    """Names and values; tables within the table as `name.key`."""
+    lines = "\n".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in _flat(table))
+    return f'<table class="facts"><tbody>{lines}</tbody></table>'
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    found = []
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{prefix}{key}.")
+        else:
+            text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            found.append((f"{prefix}{key}", text if value is not None else "-"))
+    return found

@@ -1,0 +1,111 @@
+"""What a report is about: runs, each with a label of its own, found in run folders and comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from refimpl.comparison.run import PLAN, Comparison
+from refimpl.comparison.work import Outcome
+from refimpl.config import Config, from_table
+from refimpl.errors import InputError, RunError
+from refimpl.record import CONFIG, RunFolder
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run: its label in figures, its folder, the configuration its meta-model is adapted with.
+
+    key: the name under which the folder keeps its accuracy by round.
+    """
+
+    label: str
+    folder: Path
+    config: Config
+    key: str
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparison, read: its folder, its outcomes over all seeds, and the plan they are of."""
+
+    comparison: Comparison
+    outcomes: list[Outcome]
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.comparison.path
+
+    def subjects(self) -> list[Subject]:
+        """The rows of the first seed that are finished, each in the folder of its training."""
+        plan = self.comparison.plan
+        done = {outcome.label for outcome in self.outcomes if not outcome.failure}
+        return [
+            Subject(cell.label, job.folder, cell.config, cell.label)
+            for job in self.comparison.jobs()
+            for cell in job.training.cells
+            if cell.config.seed == plan.seeds[0] and cell.label in done
+        ]
+
+
+def find(paths: Sequence[Path], data_dir: Path | None) -> tuple[list[Subject], list[Compared]]:
+    """The runs to report on, labels all different, and the comparisons among `paths`.
+
+    Raises `RunError` for a path that is neither, or a comparison of which nothing is finished.
+    """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InputError("report: expected every RUN once, got one twice")
+    runs, compared = [], []
+    for path in paths:
+        if (path / PLAN).is_file():
+            compared.append(_read(path, data_dir))
+        elif (path / CONFIG).is_file():
+            with RunFolder.open(path, lock=False) as folder:
+                runs.append((path, from_table(folder.config)))
+        else:
+            raise RunError(f"{path}: is no run ({CONFIG}) and no comparison ({PLAN}); see refimpl train")
+    subjects = [
+        Subject(label, path, config, config.method)
+        for label, (path, config) in zip(_labels([config for _, config in runs]), runs, strict=True)
+    ]
+    for one in compared:
+        subjects += one.subjects()
+    return _distinct(subjects), compared
+
+
+def _read(path: Path, data_dir: Path | None) -> Compared:
+    comparison = Comparison.open(path, data_dir)
+    outcomes = comparison.read()
+    if all(outcome.failure for outcome in outcomes):
+        raise RunError(f"{path}: nothing of it is finished; go on with refimpl compare --resume --out {path}")
+    return Compared(comparison, outcomes)
+
+
+def _labels(configs: Sequence[Config]) -> list[str]:
+    """Each configuration's method, and the keys in which those of that method differ."""
+    return [
+        " ".join([config.method, *_differing(config, [c for c in configs if c.method == config.method])])
+        for config in configs
+    ]
+
+
+def _differing(config: Config, others: Sequence[Config]) -> list[str]:
+    tables = [other.table() for other in others]
+    keys = [key for key, value in tables[0].items() if any(table[key] != value for table in tables)]
+    return [f"{key}={_short(getattr(config, key))}" for key in keys]
+
+
+def _short(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _distinct(subjects: Sequence[Subject]) -> list[Subject]:
+    """The same with the folder behind a label that occurs twice."""
+    labels = [subject.label for subject in subjects]
+    return [
+        replace(one, label=f"{one.label} ({one.folder})") if labels.count(one.label) > 1 else one
+        for one in subjects
+    ]

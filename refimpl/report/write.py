@@ -1,0 +1,136 @@
+"""From runs to a folder with `report.html` and its figures as PNG files.
+
+The page is written last and, like every file, whole or not at all: a report that is stopped leaves the
+one before it intact.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from refimpl.comparison.summary import curves, summarise
+from refimpl.environment import environment
+from refimpl.errors import RunError
+from refimpl.report.canvas import MISSING, has_matplotlib, png
+from refimpl.report.comparison import accuracy_figure, frontier_figure
+from refimpl.report.gap import GapSeries, gap_figure
+from refimpl.report.gates import gates_figure
+from refimpl.report.gather import View, has_gap, trainings
+from refimpl.report.page import Drawn, html_page
+from refimpl.report.runs import closes_channels, sparsity_figure, training_figure, work_figure
+from refimpl.report.subject import Compared
+from refimpl.report.theory import THEORY_FIGURES
+from refimpl.storage import reason, write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAGE = "report.html"
+
+TRAINING = (
+    "Loss is the mean over the nodes of the round, on their mini-batches. A single point of accuracy is that "
+    "of the last round, where no other was measured."
+)
+GAP = (
+    "Squared norm of the gradient mapping. The server's gap comes from mini-batches and a few local steps, "
+    "the true one from local problems solved in float64 on all data. No Lipschitz constant is known of a "
+    "network, so no bound can be drawn here: the dotted line has the slope of Theorem 1 and nothing more."
+)
+THEOREM = (
+    "The same method on problems whose constants are known, with exact local solutions: a convex one to the "
+    "left, a non-convex one to the right. Here the bound is that of Theorem 1, with constants as derived."
+)
+GATES = (
+    "Share of the test samples of a class, over all target nodes that have it, for which a channel's gate is "
+    "open. Stage I of adaptation changes the gate only, with each node's support samples."
+)
+SPARSITY = (
+    "A point is a target node after adaptation, its bar the standard deviation over test samples; a line is "
+    "the mean over nodes, and the legend has the standard deviation over nodes."
+)
+WORK = (
+    "Rounds as the run recorded them; adaptation and forward passes measured for this report. Dotted: equal "
+    "speed. Hollow: the same adapted backbone without gates; gating saves time where full points lie below "
+    "hollow ones."
+)
+COMPARED = "Mean over target nodes, then mean and standard deviation over seeds."
+
+
+class Plan(NamedTuple):
+    """A figure to be drawn."""
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[], Figure]
+
+
+def plans(views: Sequence[View], compared: Sequence[Compared], theory: bool) -> list[Plan]:
+    """The figures there is something to draw for; none without matplotlib."""
+    if not has_matplotlib():
+        return []
+    found = [Plan("training.png", "Loss and accuracy by round", TRAINING, lambda: training_figure(views))]
+    for one in compared:
+        found += _of_comparison(one)
+    gapped = [
+        GapSeries(label, view.metrics, view.gaps, number)
+        for number, label, view in trainings(views)
+        if has_gap(view)
+    ]
+    if gapped:
+        found.append(Plan("stationarity.png", "Stationarity gap by round", GAP, lambda: gap_figure(gapped)))
+    if gapped and theory:
+        draw = THEORY_FIGURES["gap-by-round"]
+        found.append(Plan("theorem.png", "The bound of Theorem 1", THEOREM, lambda: draw(0)))
+    for view in views:
+        if view.openings:
+            name, title = f"gates-{_slug(view.label)}.png", f"Gates of {view.label}"
+            found.append(Plan(name, title, GATES, lambda view=view: gates_figure(view)))  # type: ignore[misc]
+    if any(map(closes_channels, views)):
+        found.append(
+            Plan("sparsity.png", "Sparsity over target nodes", SPARSITY, lambda: sparsity_figure(views))
+        )
+    found.append(Plan("work.png", "Executed FLOPs against seconds", WORK, lambda: work_figure(views)))
+    return found
+
+
+def _of_comparison(one: Compared) -> list[Plan]:
+    found, name = [], _slug(one.path.name)
+    if by_round := curves(one.outcomes):
+        title = f"{one.path}: accuracy by round"
+        found.append(Plan(f"{name}-accuracy.png", title, COMPARED, lambda: accuracy_figure(by_round)))
+    rows = [row for row in summarise(one.outcomes) if row.diverged < row.seeds]
+    if any(row.flops_executed < row.flops_dense for row in rows):
+        title = f"{one.path}: accuracy against work"
+        found.append(Plan(f"{name}-frontier.png", title, COMPARED, lambda: frontier_figure(rows)))
+    return found
+
+
+def _slug(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.=+_-]+", "-", label)
+
+
+def write(
+    out: Path,
+    views: Sequence[View],
+    compared: Sequence[Compared],
+    chosen: Sequence[Plan],
+    on_figure: Callable[[str], None] = lambda name: None,
+) -> list[Path]:
+    """Draw, write figures and page into `out`; the paths, the page first."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{out}: cannot make a folder: {reason(error)}") from None
+    drawn = []
+    for plan in chosen:
+        drawn.append(Drawn(plan.name, plan.title, plan.caption, png(plan.draw)))
+        write_whole(out / plan.name, drawn[-1].png)
+        on_figure(plan.name)
+    notice = "" if has_matplotlib() else MISSING
+    page = html_page(views, compared, drawn, environment(), notice)
+    write_whole(out / PAGE, page.encode())
+    return [out / PAGE, *(out / one.name for one in drawn)]

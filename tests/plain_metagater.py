@@ -1,0 +1,124 @@
+"""MetaGater on the network 6-5-3 in plain NumPy, written apart from the package, with room for mistakes.
+
+`wrong` names what is done wrong, as `refimpl golden check` calls it; nothing is wrong by default. It reads
+cases of the levels `local` and `algorithm` with mode `hard` and gate gradient `dense`.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+
+
+def vector(arrays, case):
+    return np.concatenate([np.ravel(arrays[name]) for name, _ in case.settings["parameters"]])
+
+
+def named(w, case):
+    arrays, start = {}, 0
+    for name, shape in case.settings["parameters"]:
+        stop = start + int(np.prod(shape))
+        arrays[name], start = w[start:stop].reshape(shape), stop
+    return arrays
+
+
+def passes(pre, wrong):
+    return pre >= 0 if wrong == "ReLU'(0)" else pre > 0
+
+
+def loss_and_gradient(w, case, x, labels, wrong=""):
+    """Cross-entropy of the gated network and its gradient, the mask's derivative being sigma'(d)."""
+    p, tau = named(w, case), case.settings["gating"]["tau"]
+    pre = x @ p["fc1.gate.fc1.weight"].T + p["fc1.gate.fc1.bias"]
+    units = np.maximum(pre, 0)
+    logits = units @ p["fc1.gate.fc2.weight"].T + p["fc1.gate.fc2.bias"]
+    sign = -1 if wrong == "two-logit order" else 1
+    d = sign * (logits[:, 1::2] - logits[:, 0::2])
+    mask = d >= 0 if wrong == "tie rule" else d > 0
+    z = x @ p["fc1.weight"].T + p["fc1.bias"]
+    hidden = mask * np.maximum(z, 0)
+    out = hidden @ p["fc2.weight"].T + p["fc2.bias"]
+
+    shifted = out - out.max(axis=1, keepdims=True)
+    share = np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)
+    one_hot = np.eye(out.shape[1])[labels]
+    count = 1 if wrong == "mean against sum loss" else len(labels)
+    loss = -np.sum(one_hot * np.log(share)) / count
+
+    dout = (share - one_hot) / count
+    dhidden = dout @ p["fc2.weight"]
+    learns = mask * z > 0 if wrong == "mask before/after ReLU" else z > 0
+    dmask = dhidden * learns * z
+    sigma = 1 / (1 + np.exp(-d / tau))
+    dd = sign * dmask * sigma * (1 - sigma) / tau
+    dlogits = np.stack([-dd, dd], axis=2).reshape(len(x), -1)
+    dpre = dlogits @ p["fc1.gate.fc2.weight"] * passes(pre, wrong)
+    dz = dhidden * mask * passes(z, wrong)
+    gradient = {
+        "fc1.weight": dz.T @ x,
+        "fc1.bias": dz.sum(axis=0),
+        "fc2.weight": dout.T @ hidden,
+        "fc2.bias": dout.sum(axis=0),
+        "fc1.gate.fc1.weight": dpre.T @ x,
+        "fc1.gate.fc1.bias": dpre.sum(axis=0),
+        "fc1.gate.fc2.weight": dlogits.T @ units,
+        "fc1.gate.fc2.bias": dlogits.sum(axis=0),
+    }
+    return loss, vector(gradient, case)
+
+
+def descend(case, centre, x, labels, wrong=""):
+    """Loss, gradient and end point of every local step, from the centre."""
+    eta, lam = case.settings["eta"], case.settings["lam"]
+    pull = {"twice lambda": 2 * lam, "half of lambda": lam / 2}.get(wrong, lam)
+    w, steps = centre, []
+    for batch, targets in zip(x, labels, strict=True):
+        loss, gradient = loss_and_gradient(w, case, batch, targets, wrong)
+        w = w - eta * (gradient + pull * (w - centre))
+        steps.append((loss, gradient, w))
+    return steps
+
+
+def local(case, wrong=""):
+    start = vector(case.params(), case)
+    steps = descend(case, start, case.inputs["x"], case.inputs["labels"], wrong)
+    return {
+        f"step{s}.{what}": np.asarray(value)
+        for s, step in enumerate(steps, start=1)
+        for what, value in zip(("loss", "gradient", "w"), step, strict=True)
+    }
+
+
+def shrink(case, v, step, wrong=""):
+    """Prox of the group lasso on phi."""
+    u, rho = v.copy(), case.settings["penalty"]["rho"]
+    threshold = {"weight alone": rho, "step alone": step}.get(wrong, step * rho)
+    ends, offset = case.inputs["indptr"], case.settings["backbone_size"]
+    for start, stop in pairwise(ends):
+        group = offset + case.inputs["indices"][start:stop]
+        norm = np.linalg.norm(v[group])
+        keep = max(0.0, 1 - threshold * np.sqrt(len(group)) / norm) if norm > 0 else 0.0
+        u[group] = keep * v[group]
+    return u
+
+
+def algorithm(case, wrong=""):
+    """Rounds with the schedule of Ghadimi and Lan."""
+    beta, lam = case.settings["schedule"]["beta"], case.settings["lam"]
+    x = ag = vector(case.params(), case)
+    found = {}
+    for k in range(1, case.settings["rounds"] + 1):
+        a, long_step = 2 / (k + 1), k * beta / 2
+        md = (1 - a) * ag + a * x
+        ends = []
+        for node in range(case.settings["nodes"]):
+            chosen = case.inputs["batches"][k - 1, node]
+            data, labels = case.inputs[f"node{node}.x"], case.inputs[f"node{node}.labels"]
+            ends.append(descend(case, md, data[chosen], labels[chosen], wrong)[-1][2])
+        g = lam * (md - np.mean(ends, axis=0))
+        x = shrink(case, x - long_step * g, long_step, wrong)
+        ag = shrink(case, md - beta * g, beta, wrong)
+        for what, value in (("md", md), ("g", g), ("x", x), ("xag", ag)):
+            found[f"round{k}.{what}"] = value
+    return found

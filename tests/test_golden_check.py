@@ -1,0 +1,280 @@
+"""Departures are found at the array where they begin, and the usual suspects are named.
+
+The wrong implementations are in plain NumPy (`plain_metagater.py` and below), not the package's own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import plain_metagater
+import pytest
+
+from refimpl.errors import DataError
+from refimpl.golden.compare import as_theirs, compare, read_theirs, ulp_distance
+from refimpl.golden.conformance import Outcome, as_html, as_json, as_markdown, as_text
+from refimpl.golden.file import golden_bytes, read_golden
+from refimpl.golden.hints import find_hints
+from refimpl.golden.levels import build_cases
+from refimpl.golden.ours import run
+from refimpl.golden.suspects import suspects
+
+LEVELS = ("ops", "local", "algorithm", "prox")
+CASES = {case.name: case for level in LEVELS for case in build_cases(level)}
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory):
+    """A file of all cases used here."""
+    path = tmp_path_factory.mktemp("golden") / "golden.npz"
+    path.write_bytes(golden_bytes([(case, run(case)) for case in CASES.values()], "refimpl"))
+    return read_golden(path)
+
+
+def departure(golden, case, outputs):
+    """First departing output and the rules named for one case's outputs."""
+    theirs = as_theirs({case: outputs})
+    comparison = compare(golden, theirs)
+    hints = find_hints(golden, theirs, comparison)
+    return comparison.departures[0].output, hints
+
+
+def agrees(golden, case, outputs):
+    return not compare(golden, as_theirs({case: outputs})).departures
+
+
+# --- single operations, done wrong in NumPy ---------------------------------------------------------
+
+
+def relu(case, at_zero):
+    x, dy = case.inputs["x"], case.inputs["dy"]
+    return {"y": np.maximum(x, 0), "grad.x": dy * np.where(x == 0, at_zero, x > 0)}
+
+
+def linear(case, weight):
+    x, dy = case.inputs["x"], case.inputs["dy"]
+    gradients = {"grad.x": dy @ weight, "grad.weight": dy.T @ x, "grad.bias": dy.sum(axis=0)}
+    return {"y": x @ weight.T + case.inputs["bias"], **gradients}
+
+
+def max_pool(case, last):
+    x, dy = case.inputs["x"], case.inputs["dy"]
+    (rows, cols), (down, right) = case.settings["kernel"], case.settings["stride"]
+    y, dx = np.empty_like(dy), np.zeros_like(x)
+    for n, c, p, q in np.ndindex(*dy.shape):
+        window = x[n, c, p * down : p * down + rows, q * right : q * right + cols]
+        best = np.flatnonzero(window == window.max())[-1 if last else 0]
+        y[n, c, p, q] = window.max()
+        dx[n, c, p * down + best // cols, q * right + best % cols] += dy[n, c, p, q]
+    return {"y": y, "grad.x": dx}
+
+
+def batch_norm(case, ddof):
+    x = case.inputs["x"]
+    variance = x.var(axis=(0, 2, 3), ddof=ddof, keepdims=True)
+    normalised = (x - x.mean(axis=(0, 2, 3), keepdims=True)) / np.sqrt(variance + case.settings["eps"])
+    scale, shift = (case.inputs[key][None, :, None, None] for key in ("weight", "bias"))
+    return {"y": scale * normalised + shift}
+
+
+def cross_entropy(case, count):
+    logits, labels = case.inputs["logits"], case.inputs["labels"]
+    share = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    one_hot = np.eye(logits.shape[1])[labels]
+    return {"loss": -np.sum(one_hot * np.log(share)) / count, "grad.logits": (share - one_hot) / count}
+
+
+def soft_threshold(case, threshold):
+    v = case.inputs["v"]
+    return {"prox": np.sign(v) * np.maximum(np.abs(v) - threshold, 0)}
+
+
+SQUARE = CASES["ops/linear-square"].inputs["weight"]
+OPERATIONS = (  # case, right, wrong, where it departs first, which rule is named, a word of the hint
+    ("ops/relu", (relu, 0.0), (relu, 1.0), "grad.x", "ReLU'(0)", "it is 0"),
+    ("ops/linear-square", (linear, SQUARE), (linear, SQUARE.T), "y", "transposed weight", "(out, in)"),
+    ("ops/max_pool2d", (max_pool, False), (max_pool, True), "grad.x", "tie rule", "the first gets it"),
+    ("ops/max_pool2d-overlap", (max_pool, False), (max_pool, True), "grad.x", "tie rule", "the first"),
+    ("ops/batch_norm2d", (batch_norm, 0), (batch_norm, 1), "y", "biased BatchNorm variance", "n = 24"),
+    ("ops/cross_entropy", (cross_entropy, 3), (cross_entropy, 1), "loss", "mean against sum loss", "3"),
+    ("prox/l1", (soft_threshold, 0.7 * 0.6), (soft_threshold, 0.6), "prox", "prox step vs weight", "alone"),
+    ("prox/l1", (soft_threshold, 0.7 * 0.6), (soft_threshold, 0.7), "prox", "prox step vs weight", "alone"),
+)
+
+
+@pytest.mark.parametrize(("name", "right", "wrong", "output", "rule", "word"), OPERATIONS)
+def test_a_wrong_operation_is_caught_where_it_departs(golden, name, right, wrong, output, rule, word):
+    compute, setting = right
+    assert agrees(golden, name, compute(CASES[name], setting))
+    compute, setting = wrong
+    first, hints = departure(golden, name, compute(CASES[name], setting))
+    assert first == output
+    assert [hint.rule for hint in hints if hint.rule != "pattern"] == [rule]
+    assert any(word in hint.text for hint in hints)
+
+
+# --- a whole implementation, done wrong -------------------------------------------------------------
+
+MISTAKES = (  # what is wrong, level, where it departs first, the rule named
+    ("ReLU'(0)", "local", "step1.gradient", "ReLU'(0)"),
+    ("two-logit order", "local", "step1.loss", "two-logit order"),
+    ("tie rule", "local", "step1.loss", "tie rule"),
+    ("mean against sum loss", "local", "step1.loss", "mean against sum loss"),
+    ("mask before/after ReLU", "local", "step1.gradient", "mask before/after ReLU"),
+    ("twice lambda", "local", "step2.w", "lambda vs lambda/2"),
+    ("half of lambda", "local", "step2.w", "lambda vs lambda/2"),
+    ("mean against sum loss", "algorithm", "round1.g", "mean against sum loss"),
+    ("twice lambda", "algorithm", "round1.g", "lambda vs lambda/2"),
+    ("half of lambda", "algorithm", "round1.g", "lambda vs lambda/2"),
+    ("weight alone", "algorithm", "round1.x", "prox step vs weight"),
+    ("step alone", "algorithm", "round1.x", "prox step vs weight"),
+)
+
+
+@pytest.mark.parametrize("level", ["local", "algorithm"])
+def test_a_right_implementation_written_apart_conforms(golden, level):
+    case = CASES[f"{level}/hard"]
+    assert agrees(golden, case.name, getattr(plain_metagater, level)(case))
+
+
+@pytest.mark.parametrize(("wrong", "level", "output", "rule"), MISTAKES)
+def test_a_wrong_implementation_is_caught_where_it_departs(golden, wrong, level, output, rule):
+    case = CASES[f"{level}/hard"]
+    first, hints = departure(golden, case.name, getattr(plain_metagater, level)(case, wrong))
+    assert first == output
+    assert {hint.rule for hint in hints if hint.rule != "pattern"} == {rule}
+
+
+def test_no_suspect_is_named_for_a_mistake_nobody_expects(golden):
+    case = CASES["local/hard"]
+    outputs = plain_metagater.local(case)
+    outputs["step3.gradient"] = outputs["step3.gradient"].copy()
+    outputs["step3.gradient"][7] += 1e-6
+    first, hints = departure(golden, case.name, outputs)
+    assert (first, hints) == ("step3.gradient", [])
+
+
+@pytest.mark.parametrize(
+    "name", ["ops/conv-square", "ops/gated-gumbel-dense", "prox/group_lasso", "local/ste"]
+)
+def test_suspects_are_told_apart(golden, name):
+    """What a suspect computes names that suspect and no other."""
+    found = 0
+    for suspect in suspects(CASES[name]):
+        outputs = run(suspect.case)
+        scaled = {n: v if v.dtype == bool else v * suspect.scale(n) for n, v in outputs.items()}
+        if not agrees(golden, name, scaled):
+            _, hints = departure(golden, name, scaled)
+            assert {hint.rule for hint in hints if hint.rule != "pattern"} == {suspect.rule}
+            found += 1
+    assert found >= 2
+
+
+# --- what is said -----------------------------------------------------------------------------------
+
+
+def test_patterns_say_how_an_array_relates_to_the_expected_one(golden):
+    right = run(CASES["ops/conv"])
+    for changed, words in (
+        ({"grad.bias": -right["grad.bias"]}, "-1 times"),
+        ({"y": right["y"] * 3}, "3 times"),
+        ({"y": np.ascontiguousarray(right["y"].transpose(0, 2, 3, 1))}, "shape"),
+        ({"grad.bias": right["grad.bias"][::-1]}, "another order"),
+    ):
+        output, hints = departure(golden, "ops/conv", right | changed)
+        assert output in changed
+        assert any(words in hint.text for hint in hints) or words == "shape"
+    right = run(CASES["ops/linear"])
+    output, hints = departure(golden, "ops/linear", right | {"grad.weight": right["grad.weight"].T})
+    assert (output, hints[0].text) == ("grad.weight", "it is the expected array transposed")
+
+
+def test_a_departure_in_a_vector_names_the_parameter(golden):
+    outputs = run(CASES["local/hard"])
+    outputs["step2.w"][3] += 1.0
+    row = compare(golden, as_theirs({"local/hard": outputs})).departures[0]
+    assert (row.name, row.where) == ("local/hard/step2.w", "fc1.weight[0, 3]")
+
+
+@pytest.mark.parametrize(
+    ("value", "status"),
+    [
+        (np.full((3, 4, 5), np.nan), "not finite"),
+        (np.zeros((3, 4)), "shape"),
+        (np.zeros((3, 4, 5), dtype="<U3"), "dtype"),
+        (np.zeros((3, 4, 5)), "departs"),
+        (np.zeros((3, 4, 5), dtype=np.int8), "departs"),
+        (np.full((3, 4, 5), 1e300), "departs"),
+    ],
+)
+def test_whatever_is_in_place_of_an_array_is_reported(golden, value, status):
+    row = compare(golden, as_theirs({"ops/relu": run(CASES["ops/relu"]) | {"grad.x": value}})).departures[0]
+    assert (row.output, row.status) == ("grad.x", status)
+
+
+def test_missing_and_extra_arrays_are_named_and_missing_ones_do_not_conform(golden):
+    outputs = run(CASES["ops/relu"])
+    theirs = as_theirs({"ops/relu": {"y": outputs["y"], "z": outputs["y"]}})
+    comparison = compare(golden, theirs)
+    assert comparison.extra == ("ops/relu/z",)
+    assert "ops/relu/grad.x" in {row.name for row in comparison.missing}
+    assert not Outcome(golden, comparison, [], partial=False).conforms
+    assert Outcome(golden, comparison, [], partial=True).conforms
+    assert not Outcome(
+        golden, compare(golden, as_theirs({})), [], partial=True
+    ).conforms  # nothing is no proof
+
+
+def test_one_outcome_in_all_its_forms(golden):
+    case = CASES["local/hard"]
+    theirs = as_theirs({case.name: plain_metagater.local(case, "twice lambda")})
+    comparison = compare(golden, theirs)
+    outcome = Outcome(golden, comparison, find_hints(golden, theirs, comparison), partial=True)
+    data = as_json(outcome)
+    assert data["first_departure"] == "local/hard/step2.w"
+    assert not data["conforms"]
+    for text in (as_text(outcome, verbose=False), as_markdown(outcome), as_html(outcome)):
+        assert "local/hard/step2.w" in text
+        assert "twice lambda in the proximal term" in text
+        assert "DOES NOT CONFORM" in text
+    assert "ops/conv/y" in as_text(outcome, verbose=True)
+    assert as_html(outcome).count('class="bad"') > len(comparison.departures)
+
+
+def test_hostile_names_do_not_become_markup(golden):
+    comparison = compare(golden, as_theirs({"ops/relu": {"<script>": np.zeros(2)}}))
+    assert "<script>" not in as_html(Outcome(golden, comparison, [], partial=True))
+
+
+def test_ulp_distance_counts_floats_between():
+    one = np.float32([1.0, -1.0, 0.0, 1e-45])
+    assert ulp_distance(one, one) == 0
+    assert ulp_distance(one, np.nextafter(one, np.float32(9))) == 1
+    assert ulp_distance(np.float32([-1e-45]), np.float32([1e-45])) == 2
+
+
+# --- reading THEIRS ---------------------------------------------------------------------------------
+
+
+def test_arrays_that_do_not_fit_are_never_read(golden, tmp_path):
+    path = tmp_path / "theirs.npz"
+    outputs = run(CASES["ops/relu"])
+    np.savez(
+        path, **{"ops/relu/y": outputs["y"], "ops/relu/grad.x": np.zeros(10**5), "other": np.zeros(10**6)}
+    )
+    theirs = read_theirs(path, golden)
+    assert set(theirs.headers) == {"ops/relu/y", "ops/relu/grad.x", "other"}
+    assert set(theirs.arrays) == {"ops/relu/y"}
+
+
+def test_a_file_of_other_names_is_refused_with_an_example(golden, tmp_path):
+    path = tmp_path / "theirs.npz"
+    np.savez(path, y=np.zeros(3))
+    with pytest.raises(DataError, match="names are like ops/conv/y, found y"):
+        read_theirs(path, golden)
+
+
+def test_a_golden_file_of_another_seed_is_refused(golden, tmp_path):
+    path = tmp_path / "theirs.npz"
+    path.write_bytes(golden_bytes([(case, run(case)) for case in build_cases("prox", seed=1)], "other"))
+    with pytest.raises(DataError, match="other inputs there"):
+        read_theirs(path, golden)
