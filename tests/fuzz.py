@@ -192,10 +192,14 @@ def tracing() -> Iterator[None]:
 
 def inputs(loader: Loader, count: int, seed: int) -> Iterator[bytes]:
     """`count` mutated inputs: the same for the same seed."""
-    for number in range(count):
-        rng = random.Random(f"{loader.name} {seed} {number}")
-        start = rng.choice(loader.seeds + loader.hostile if number % 8 == 0 else loader.seeds)
-        yield loader.dress(mutate(start, rng))
+    return (nth_input(loader, seed, number) for number in range(count))
+
+
+def nth_input(loader: Loader, seed: int, number: int) -> bytes:
+    """One of them; every eighth starts from a hostile file."""
+    rng = random.Random(f"{loader.name} {seed} {number}")
+    start = rng.choice(loader.seeds + loader.hostile if number % 8 == 0 else loader.seeds)
+    return loader.dress(mutate(start, rng))
 
 
 def run(loader: Loader, count: int, seed: int, folder: Path) -> tuple[Counter[str], list[str]]:

@@ -35,6 +35,7 @@ from refimpl.data.omniglot import read_omniglot
 from refimpl.data.png import decode_png
 from refimpl.data.unpack import read_unpacked
 from refimpl.federated.adapt import NodeReport
+from refimpl.golden.file import read_golden
 from refimpl.record import META, RunFolder
 from refimpl.storage import json_text, npz_bytes, toml_text
 from refimpl.tuning.record import Tuning
@@ -276,6 +277,11 @@ def read_tuning(path: Path) -> object:
     return tuning.toml()
 
 
+# --- golden files
+
+GOLDEN = min((Path(__file__).parent / "golden").glob("*.npz"), key=lambda path: path.stat().st_size)
+
+
 def unpacked(parse: Callable[..., object], *more: object) -> Callable[[Path], object]:
     """A reader of the file's content."""
     return lambda path: parse(read_unpacked(path, LIMIT), str(path), *more)
@@ -356,5 +362,6 @@ LOADERS = (
         file="run/report/accuracy-by-round.json",
         beside={**RUN, "run/metrics.jsonl": METRICS, "run/report/one.json": REPORT},
     ),
+    Loader("golden file", read_golden, (GOLDEN.read_bytes(),)),
     Loader("record of trials", read_tuning, (TRIALS,), (*(deep + b"\n" for deep in DEEP), ENDLESS)),
 )

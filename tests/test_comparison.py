@@ -62,6 +62,12 @@ def test_row_is_mean_over_nodes_then_mean_and_spread_over_seeds():
     assert (row.seeds, row.diverged, row.local_steps) == (2, 0, 5)
 
 
+def test_a_spread_that_is_unknown_at_a_node_is_unknown():
+    (row,) = summarise([outcome(0, (0.8, math.nan)), outcome(1, (0.6, 0.8), sparsities=(0.5, math.nan))])
+    assert math.isnan(row.accuracy_adapted_last_std)
+    assert math.isnan(row.sparsity_std_over_nodes)
+
+
 def test_a_diverged_seed_is_counted_and_left_out():
     lost = Outcome("metagater", Config(seed=1), failure="training diverged in round 7")
     (row,) = summarise([outcome(0, (0.8, 1.0)), lost])

@@ -127,3 +127,10 @@ def test_impossible_values_are_refused(options, words):
 
 def test_no_largest_size_means_the_usual_range_whatever_the_smallest():
     assert Config(node_min=40, node_max=0).node_max == 0
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "seed = " + "9" * 10_000])
+def test_a_file_without_end_is_one_line(tmp_path, text):
+    (tmp_path / "my.toml").write_text(text)
+    with pytest.raises(InputError, match=r"my\.toml: not readable as TOML: [^\n]{1,250}$"):
+        resolve(tmp_path / "my.toml")

@@ -39,6 +39,21 @@ def test_mutated_files_are_read_or_refused_cleanly(loader, tmp_path):
     assert losses == []
 
 
+FOUND = [  # seed 0: an error that was no line, an AttributeError, an IndexError
+    ("checkpoint header", 2589),
+    ("report of nodes", 884),
+    ("record of trials", 92),
+]
+
+
+@pytest.mark.parametrize(("name", "number"), FOUND)
+def test_inputs_that_once_went_wrong_do_not_any_more(tmp_path, name, number):
+    (loader,) = (loader for loader in LOADERS if loader.name == name)
+    path = fuzz.place_for(loader, tmp_path)
+    with fuzz.tracing():
+        assert fuzz.judge(loader, path, fuzz.nth_input(loader, 0, number)) in ("accepted", "refused")
+
+
 def test_inputs_depend_on_the_seed_alone():
     first, again, other = (list(fuzz.inputs(LOADERS[0], 30, seed)) for seed in (0, 0, 1))
     assert first == again != other

@@ -190,7 +190,13 @@ def test_resuming_forgets_rounds_after_the_checkpoint_and_a_torn_line(run):
         assert (run.path / "metrics.jsonl").read_bytes() == b""
 
 
-@pytest.mark.parametrize("text", ["nonsense\n", "[1]\n", '{"loss": 1}\n', '{"round": null}\n'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("nonsense\n", "[1]\n", '{"loss": 1}\n', '{"round": null}\n', '{"round": "2"}\n'),
+        *('{"round": 2.0}\n', '{"round": 1e400}\n', '{"round": true}\n', "[" * 100_000 + "\n"),
+    ],
+)
 def test_damaged_metrics_name_the_line(run, text):
     run.append_metrics({"round": 1})
     with open(run.path / "metrics.jsonl", "a") as file:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refimpl.errors import ConfigError, DataError, InputError
-from refimpl.storage import npz_bytes, read_npz, toml_text
+from refimpl.storage import json_text, json_value, npz_bytes, read_npz, toml_text
 
 # --- TOML
 
@@ -92,3 +92,19 @@ def test_pickles_are_never_loaded(tmp_path):
         with pytest.raises(DataError, match=path.name):
             read_npz(path)
     assert not marker.exists()
+
+
+# --- JSON
+
+
+def test_json_is_read_back_as_it_was_written():
+    content = {"a": [1, 2.5, None, True, "text"], "b": {"c": -1e-300}}
+    assert json_value(json_text(content)) == content
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, "NaN", "[Infinity]", "1e400", "9" * 10_000, "", "{", b"\xff"]
+)
+def test_json_nobody_here_would_write_is_one_kind_of_error(text):
+    with pytest.raises(ValueError):  # noqa: PT011
+        json_value(text)

@@ -336,3 +336,41 @@ def test_a_mistake_is_one_line_and_writes_nothing(refimpl, tmp_path, args, words
     for word in words:
         assert word in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_without_end_is_refused():
+    with pytest.raises(ConfigError, match="at most 10000, got 1000000000000"):
+        search("fedavg", budget=10**12)
+
+
+def record_of_one_trial(path, **changes):
+    searched = search("fedavg", budget=1)
+    trial = {"method": "fedavg", "trial": 0, "setting": searched.settings()[0], "score": 0.5, "loss": 1.0}
+    lines = [{"searches": [searched.table()]}, {**trial, "scores": [0.5], "seconds": 1.0, **changes}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"loss": None}, {"score": None, "loss": None, "failure": "diverged"}]
+)
+def test_trials_without_a_finite_loss_are_trials(tmp_path, changes):
+    (trial,) = Tuning.open(record_of_one_trial(tmp_path / "a.jsonl", **changes)).trials
+    assert trial.loss == changes.get("loss", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trial": 7}, "trial 7 is none of the search"),
+        ({"trial": "0"}, "trial 0 is none of the search"),
+        ({"setting": {"eta": 0.123}}, "trial 0 is none of the search"),
+        ({"method": "reptile"}, "reptile"),
+        ({"score": None}, "neither score nor failure"),
+        ({"loss": "low"}, "neither score nor failure"),
+    ],
+)
+def test_a_record_with_trials_that_are_not_its_searches_is_one_line(tmp_path, changes, words):
+    path = record_of_one_trial(tmp_path / "a.jsonl", **changes)
+    with pytest.raises(DataError, match=rf"a\.jsonl: expected a record of trials, .*{words}"):
+        Tuning.open(path)

@@ -148,14 +148,13 @@ def _trials(searches: Sequence[Search], entries: Sequence[Mapping[str, Any]]) ->
         raise ValueError("the searches must be there and differ in method")
     trials = [Trial(**entry) for entry in entries]
     for trial in trials:
-        if (
-            type(trial.trial) is not int
-            or trial.setting != dict(enumerate(settings[trial.method]))[trial.trial]
+        number, own = trial.trial, settings[trial.method]
+        if type(number) is not int or not 0 <= number < len(own) or trial.setting != own[number]:
+            raise ValueError(f"trial {number} is none of the search")
+        if not (trial.failure or type(trial.score) is float) or not isinstance(
+            trial.loss, (float, type(None))
         ):
-            raise ValueError(f"trial {trial.trial} is none of the search")
-        for value in (trial.score, trial.loss):
-            if type(value) is not float and (value is not None or not trial.failure):
-                raise ValueError(f"trial {trial.trial} has neither score nor failure")
+            raise ValueError(f"trial {number} has neither score nor failure")  # a loss of NaN is none
     return trials
 
 
