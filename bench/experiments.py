@@ -50,14 +50,15 @@ def content(name: str) -> str:
 
 
 def draw(name: str) -> list[Path]:
-    """Figures of an experiment: accuracy by round where it was measured, accuracy against executed FLOPs."""
+    """Accuracy by round where it was measured, of each method's first row; accuracy against executed FLOPs."""
     from refimpl.report.comparison import draw_accuracy, draw_frontier
 
     results, drawn = read(name), []
-    if results["accuracy_by_round"]:
-        curves = [Curve(**curve) for curve in results["accuracy_by_round"]]
-        drawn.append(draw_accuracy(FOLDER / f"{name}-accuracy.svg", curves))
     points = [row for row in rows(results) if row.diverged < row.seeds]
-    if any(point.flops_executed < point.flops_dense for point in points):
-        drawn.append(draw_frontier(FOLDER / f"{name}-frontier.svg", points))
+    first = {row.method: row.label for row in reversed(points)}
+    curves = [Curve(**curve) for curve in results["accuracy_by_round"] if curve["label"] in first.values()]
+    if curves:
+        drawn.append(draw_accuracy(FOLDER / f"{name}-accuracy.png", curves))
+    if curves and any(point.flops_executed < point.flops_dense for point in points):
+        drawn.append(draw_frontier(FOLDER / f"{name}-frontier.png", points))
     return drawn
