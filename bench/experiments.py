@@ -50,7 +50,7 @@ def content(name: str) -> str:
 
 
 def draw(name: str) -> list[Path]:
-    """Accuracy by round where it was measured, of each method's first row; accuracy against executed FLOPs."""
+    """Accuracy by round, of each method's first row, and accuracy against FLOPs, where it was measured."""
     from refimpl.report.comparison import draw_accuracy, draw_frontier
 
     results, drawn = read(name), []

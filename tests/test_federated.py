@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from dataclasses import dataclass
 
 import numpy as np
@@ -179,6 +181,20 @@ def test_same_bytes_whatever_threads_and_order(dtype, mode, monkeypatch):
     backwards, _ = run(method, tasks, w0, 4, participation, threads=2)
     assert one.tobytes() == two.tobytes() == backwards.tobytes()
     assert one.tobytes() != w0.tobytes()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_child_process_trains_with_threads_of_its_own():
+    network, tasks = network_tasks()
+    w0, method = network.layout.initialise(SeedTree(3)), gated_method(network)
+    here, _ = run(method, tasks, w0, 1, threads=2)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # threads that stayed behind would be waited for without end
+        there, _ = run(method, tasks, w0, 1, threads=2)
+        os._exit(0 if there.tobytes() == here.tobytes() else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_rounds_can_be_cut_anywhere():

@@ -10,7 +10,9 @@ import pytest
 from refimpl.federated.adapt import AdaptSettings, adapt
 from refimpl.nn import lowering, stages, zoo
 from refimpl.nn.context import Context, Gating
+from refimpl.nn.layers import Linear
 from refimpl.nn.network import Network
+from refimpl.nn.pointwise import Softplus
 from refimpl.nn.task import NetworkTask
 from refimpl.nn.work import Work, executed_work
 from refimpl.rng import SeedTree
@@ -21,6 +23,12 @@ NETWORKS = {
     "digits, both": zoo.digits((4, 6), gates=("conv1", "conv2")),
     "cnn3": zoo.cnn3((3, 16, 16), (3, 5, 7), gates=("conv2", "conv3")),
     "mlp": zoo.mlp((12, 9, 4), gates=("fc1",)),
+    "logits": zoo.mlp((12, 9, 4), gates=("fc2",)),  # read by the loss, which skips nothing
+    "softplus": Network(
+        "softplus",
+        (*zoo.with_gates([(Linear("fc1", 6, 8),)], ["fc1"]), Softplus(), Linear("fc2", 8, 4)),
+        (6,),
+    ),
 }
 GATINGS = [Gating(mode, gate_grad=grad) for mode in ("hard", "ste", "soft") for grad in ("dense", "active")]
 

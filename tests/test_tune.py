@@ -322,6 +322,7 @@ WRONG = [
     (("--out", "t.toml", "--method", "fedavg", "--keys", "mix"), ["mix", "eta"]),
     (("--out", "t.toml", "--method", "fedavg", "--validation", "10"), ["10"]),
     (("--out", "t.toml", "--method", "fedavg", "--dataset", "mnist"), ["--data-dir"]),
+    (("--out", "t.toml", "--method", "fedavg", "--grid", "--adaptations", "2"), ["--adaptations"]),
     (("--out", "t.toml", "--resume"), ["t.jsonl"]),
     (("--out", "t.toml", "--resume", "--budget", "3"), ["--resume"]),
 ]

@@ -118,6 +118,8 @@ def command(
         ctx.exit(run(Tuning.open(record), out, data_dir, threads, as_json, talk))
     if not methods:
         raise click.UsageError("--method NAME is missing", ctx)
+    if grid and adaptations:
+        raise click.UsageError("--adaptations is for random settings; a grid shares trainings as it is", ctx)
     _check_free((out, record), force)
     searches = []
     for method, own in _ranges(methods, keys, dict(map(_range, ranges))).items():

@@ -11,6 +11,7 @@ Source: mathematics.md §4 ([MG] Algorithm 1), §10.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -132,6 +133,10 @@ def run_rounds(
 def _workers(threads: int) -> ThreadPoolExecutor:
     """Threads that outlive a run: each keeps the memory of its kernels, which the next run finds ready."""
     return ThreadPoolExecutor(threads)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_workers.cache_clear)  # threads do not follow into a child
 
 
 def _solve(

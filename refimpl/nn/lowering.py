@@ -62,7 +62,7 @@ class Program:
     gates: int
     widest_gate: int
     before_gate: int = 0  # operations in front of the first gate's decision
-    through_gate: int = 0  # operations up to the first gate's product
+    through_gate: int = 0  # operations up to the first gate's product, where closed channels may be anything
     needs: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # known sizes of scratch
 
     def part(self, batch: int, dtype: Any, gradients: bool) -> int:
@@ -182,8 +182,24 @@ class _Lowering:
             self.where,
             len(self.network.gates),
             widest,
-            *next(iter(self.gate_ends), (0, 0)),
+            *self.first_gate(),
         )
+
+    def first_gate(self) -> tuple[int, int]:
+        """How many operations are in front of the first gate's decision, and how many up to its product.
+
+        The latter counts only where what reads the product skips closed channels, whose values may then be
+        anything; elsewhere it is the former.
+        """
+        if not self.gate_ends:
+            return 0, 0
+        decision, product = self.gate_ends[0]
+        skips = any(
+            row["kind"] in (code.CONV, code.LINEAR, code.DECIDE)
+            and row["reads"] == self.rows[decision]["mask"]
+            for row in self.rows[product + 1 : product + 2]
+        )
+        return decision, product if skips else decision
 
     def place(self, size: int) -> int:
         """Reserve `size` entries per sample for a value and its gradient."""

@@ -2,7 +2,8 @@
 
 Stage I moves phi alone. So the backbone in front of the first gate computes in stage II, and in every
 further step of stage I, what it computed before; and where stage I ran all channels of the gated layer, as
-closed ones taught their gates, stage II has the values of whichever channels the moved gate opens.
+closed ones taught their gates, stage II has the values of whichever channels the moved gate opens. Closed
+ones are then not zero: the layer behind must skip them.
 
 Source: mathematics.md §6, §2.3b. Derived.
 """
