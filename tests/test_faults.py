@@ -9,6 +9,7 @@ import platform
 import shutil
 import signal
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import kill
@@ -39,17 +40,30 @@ def test_killed_at_random_instants_nothing_is_lost(tmp_path, work):
 
 
 def test_the_torture_sees_what_is_not_written_whole(tmp_path, monkeypatch):
-    def slowly(path, content):
-        parts = 20 if path.name == "adapt.json" else 1
-        with open(path, "wb", buffering=0) as file:
-            for part in np.array_split(np.frombuffer(content, np.uint8), parts):
-                file.write(part.tobytes())
-                time.sleep(0.01 * (parts > 1))
+    """Its second process writes half a file, and is killed there."""
+    torn, end, write = tmp_path / "run" / "run" / "report" / "adapt.json", kill.end, record.write_whole
+
+    def halfway(path, content):
+        if Path.cwd() / path == torn:
+            path.write_bytes(content[: len(content) // 2])
+            time.sleep(kill.PATIENCE)
+        write(path, content)
+
+    def end_when_torn(process, seconds):
+        if seconds == kill.PATIENCE:
+            return end(process, seconds)
+        deadline = time.monotonic() + kill.PATIENCE
+        while not torn.exists() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return end(process, 0)
 
     warm_up()
-    monkeypatch.setattr(record, "write_whole", slowly)
+    monkeypatch.setattr(record, "write_whole", halfway)
+    monkeypatch.setattr(kill, "end", end_when_torn)
     (work,) = (work for work in kill.WORKLOADS if work.name == "adapt")
-    assert any("JSONDecodeError" in loss for _, _, loss in kill.torture(work, 30, 0, tmp_path))
+    killed, ended, loss = next(kill.torture(work, 1, 0, tmp_path))
+    assert (killed, ended) == (1, False)
+    assert "JSONDecodeError" in loss
 
 
 # --- what a killed process leaves
@@ -249,13 +263,27 @@ def test_a_search_in_use_is_refused(refimpl, tmp_path):
 # --- threads
 
 
+def wait_while_it_grows(process: int, file: Path) -> None:
+    """Until the process has ended well; one that stands still, as in a deadlock, is ended, and fails."""
+    size, since = -1, time.monotonic()
+    while not (found := os.waitpid(process, os.WNOHANG))[0]:
+        grown = file.stat().st_size if file.exists() else 0
+        if grown != size:
+            size, since = grown, time.monotonic()
+        elif time.monotonic() - since > kill.PATIENCE:
+            kill.end(process, 0)
+            pytest.fail(f"no round in {kill.PATIENCE:g} s, after {size} bytes of metrics")
+        time.sleep(0.05)
+    assert os.waitstatus_to_exitcode(found[1]) == 0
+
+
 @pytest.mark.slow
 def test_a_thousand_rounds_on_eight_threads_end_in_the_same_bytes(tmp_path):
     warm_up()
     many = (*RUN, "--nodes", "8", "--node-min", "8", "--node-max", "10", "--support", "5", "--rounds", "1000")
     for threads in ("1", "8"):
         command = ("train", *many, "--checkpoint-every", "1000", "--out", threads, "--threads", threads, "-q")
-        kill.let_through(command, tmp_path)  # a deadlock ends there
+        wait_while_it_grows(kill.begin(command, tmp_path), tmp_path / threads / "metrics.jsonl")
     one, eight = (kill.run_result(tmp_path / threads) for threads in ("1", "8"))
     assert one == eight
     assert len((tmp_path / "8" / "metrics.jsonl").read_text().splitlines()) == 1000
