@@ -217,6 +217,11 @@ def adapt_targets(
 def reopen(folder: RunFolder, data_dir: str | Path | None = None) -> tuple[Experiment, np.ndarray]:
     """A finished run's experiment and its meta-model."""
     experiment = prepare(from_table(folder.config), data_dir)
+    return experiment, meta_model(experiment, folder)
+
+
+def meta_model(experiment: Experiment, folder: RunFolder) -> np.ndarray:
+    """The meta-model of the finished run in `folder`, as the experiment's network has it: w (d,)."""
     layout, dtype = experiment.network.layout, experiment.config.dtype
     arrays = folder.load_model(like=layout.views(np.empty(layout.size, dtype)))
-    return experiment, layout.from_arrays(arrays, dtype)
+    return layout.from_arrays(arrays, dtype)

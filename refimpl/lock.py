@@ -1,4 +1,4 @@
-"""Locks that die with their process: one writer at a time for a run, a comparison, a search."""
+"""Locks that die with their process: one writer at a time for a run, a comparison, a search, a file."""
 
 from __future__ import annotations
 
@@ -57,3 +57,34 @@ def locked(file: Path, who: Path) -> Iterator[None]:
         yield
     finally:
         release_lock(handle)
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Hold `file`, made if it is not there, within the block; waits for whoever holds it.
+
+    The block may rename or delete the file. Nothing is held where the system has no locks.
+    """
+    handle = _wait_for(file)
+    try:
+        yield
+    finally:
+        release_lock(handle)
+
+
+def _wait_for(file: Path) -> int | None:
+    while CAN_LOCK:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(handle), os.stat(file)):
+                return handle
+        except FileNotFoundError:
+            pass  # its holder has renamed or deleted it, as the block above may: another is made
+        except OSError as error:
+            release_lock(handle)
+            if error.errno in _NO_LOCKS:
+                return None
+            raise
+        release_lock(handle)
+    return None

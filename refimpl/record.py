@@ -7,10 +7,8 @@ byte-reproducible, so that a resumed run can be compared with an uninterrupted o
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +18,7 @@ import numpy as np
 from refimpl.config import read_toml
 from refimpl.environment import environment
 from refimpl.errors import DataError, InputError, RunError
+from refimpl.folders import building, move_into_place
 from refimpl.lock import release_lock, take_lock
 from refimpl.storage import (
     Arrays,
@@ -31,7 +30,6 @@ from refimpl.storage import (
     read_bytes,
     read_npz,
     reason,
-    sync_folder,
     toml_text,
     write_whole,
 )
@@ -39,7 +37,6 @@ from refimpl.storage import (
 CONFIG, METRICS, ENVIRONMENT = "config.toml", "metrics.jsonl", "environment.json"
 CHECKPOINT, MODEL, REPORT, LOCK = "checkpoint.npz", "meta_model.npz", "report", ".lock"
 OWN_FILES = frozenset({CONFIG, METRICS, ENVIRONMENT, CHECKPOINT, MODEL, REPORT, LOCK})
-BUILDING, ASIDE = ".new", ".old"  # endings of folders that a run is made in, and moved to before it goes
 META = "__meta__"  # the entry of a checkpoint that is not an array of the state
 
 
@@ -71,26 +68,18 @@ class RunFolder:
         path = Path(path)
         text = toml_text(config)
         check_free(path, force)
-        building = path.with_name(f".{path.name}.{os.getpid()}{BUILDING}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(path)
-            building.mkdir()
-            (building / REPORT).mkdir()
-            write_whole(building / CONFIG, text.encode())
-            write_whole(building / ENVIRONMENT, json_text(environment(threads)).encode())
-            write_whole(building / METRICS, b"")
-            run = cls(path, take_lock(building / LOCK, path))
+        with building(path) as folder:
+            (folder / REPORT).mkdir()
+            write_whole(folder / CONFIG, text.encode())
+            write_whole(folder / ENVIRONMENT, json_text(environment(threads)).encode())
+            write_whole(folder / METRICS, b"")
+            run = cls(path, take_lock(folder / LOCK, path))
             try:
-                _move_into_place(building, path, force)
+                move_into_place(folder, path, [path / LOCK] if force and (path / CONFIG).is_file() else [])
             except BaseException:
                 run.close()
                 raise
             return run
-        except OSError as error:
-            raise RunError(f"{path}: cannot make a run folder: {reason(error)}") from None
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
 
     @classmethod
     def open(cls, path: str | Path, lock: bool = True) -> RunFolder:
@@ -281,45 +270,3 @@ def check_free(
     foreign = [name for name in present if name not in own]
     if foreign:
         raise RunError(f"{path}: --force would delete {', '.join(foreign)}; move that elsewhere first")
-
-
-def _sweep(path: Path) -> None:
-    """Delete what processes that were killed while they made or replaced the run at `path` have left."""
-    for ending in (BUILDING, ASIDE):
-        for folder in path.parent.glob(f".{glob.escape(path.name)}.*{ending}"):
-            process = folder.name.removesuffix(ending).rpartition(".")[2]
-            if process.isdecimal() and not _alive(int(process)):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # someone else's
-    return True
-
-
-def _move_into_place(building: Path, path: Path, force: bool) -> None:
-    """Rename the finished folder to `path`; with `force` a run there is moved aside, then deleted."""
-    if not (force and (path / CONFIG).is_file()):
-        if path.is_dir():
-            path.rmdir()  # an empty folder goes, any other is an error
-        os.rename(building, path)
-        sync_folder(path.parent)
-        return
-    old_lock = take_lock(path / LOCK, path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}{ASIDE}")
-    try:
-        os.rename(path, aside)
-        try:
-            os.rename(building, path)
-        except OSError:
-            os.rename(aside, path)
-            raise
-        sync_folder(path.parent)
-        shutil.rmtree(aside)
-    finally:
-        release_lock(old_lock)

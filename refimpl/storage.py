@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.errors import ConfigError, DataError, InputError, RunError
+from refimpl.lock import alone
 from refimpl.npz import DamageError, Header, read_headers, read_members
 
 Arrays = dict[str, np.ndarray]
@@ -75,20 +76,23 @@ def _visible(letter: str) -> str:
 def write_whole(path: Path, content: bytes) -> None:
     """Replace `path` by `content`: readers see the old file or the new one, even after a power cut.
 
-    Raises `RunError` where the system refuses (disk full, no permission); the old file is then intact.
+    Processes that write the same file take turns, so that none tears what another is writing. Raises
+    `RunError` where the system refuses (disk full, no permission); the old file is then intact.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+        with alone(temporary):
+            try:
+                with open(temporary, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                raise
             sync_folder(path.parent)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
     except OSError as error:
         raise RunError(f"{path}: cannot write: {reason(error)}; what was there before is intact") from None
 

@@ -25,7 +25,7 @@ from refimpl.comparison.layout import csv_text
 from refimpl.comparison.plan import Cell, Plan, Training
 from refimpl.comparison.run import Comparison
 from refimpl.comparison.summary import curves, gaps, summarise
-from refimpl.comparison.work import Job, outcome_of
+from refimpl.comparison.work import Job, Outcome, outcome_of, read_records
 from refimpl.config import Config, from_table, resolve
 from refimpl.data.arrays import read_arrays
 from refimpl.data.cifar import parse_batch, parse_names, read_batch, read_members
@@ -34,9 +34,13 @@ from refimpl.data.idx import format_idx, read_idx
 from refimpl.data.omniglot import read_omniglot
 from refimpl.data.png import decode_png
 from refimpl.data.unpack import read_unpacked
+from refimpl.environment import environment
 from refimpl.federated.adapt import NodeReport
 from refimpl.golden.file import read_golden
 from refimpl.record import META, RunFolder
+from refimpl.report.gather import stored_environment, stored_gaps
+from refimpl.report.page import _facts
+from refimpl.stationarity import GapRow
 from refimpl.storage import json_text, npz_bytes, toml_text
 from refimpl.tuning.record import Tuning
 from refimpl.tuning.search import Search
@@ -277,6 +281,21 @@ def read_tuning(path: Path) -> object:
     return tuning.toml()
 
 
+# --- what a report shows
+
+GAP = GapRow(**dict.fromkeys(GapRow._fields, 0.5))._replace(round=2, point="centre")
+
+
+def read_rounds(path: Path) -> object:
+    records = read_records(RunFolder.open(path.parent, lock=False), 3)
+    outcome = Outcome("one", CONFIG, records, (NODE,))
+    return csv_text(summarise([outcome])), gaps([outcome])
+
+
+def read_gaps(path: Path) -> object:
+    return [row.true_gap**2 + row.spread for row in stored_gaps(path)]
+
+
 # --- golden files
 
 GOLDEN = min((Path(__file__).parent / "golden").glob("*.npz"), key=lambda path: path.stat().st_size)
@@ -364,4 +383,12 @@ LOADERS = (
     ),
     Loader("golden file", read_golden, (GOLDEN.read_bytes(),)),
     Loader("record of trials", read_tuning, (TRIALS,), (*(deep + b"\n" for deep in DEEP), ENDLESS)),
+    Loader("rounds", read_rounds, (METRICS,), (*DEEP, b"", METRICS * 2), bytes, "run/metrics.jsonl", RUN),
+    Loader(
+        "environment",
+        lambda path: _facts(stored_environment(path)),
+        (json_text(environment(1)).encode(),),
+        (*DEEP, b'{"a":' + b"[" * 900 + b"]" * 900 + b"}"),
+    ),
+    Loader("true gaps", read_gaps, (json_text({"points": [GAP._asdict()]}).encode(),), DEEP),
 )

@@ -32,6 +32,7 @@ ROOMS = (
     ("presets", "config"),
     ("storage", "environment", "lock"),
     ("golden",),  # below storage: what it computes goes into a file
+    ("folders",),
     ("record",),
     ("warmup",),
     ("methods",),

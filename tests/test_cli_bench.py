@@ -94,3 +94,20 @@ def test_wrong_use_is_one_line(refimpl, wrong):
     code, out, err = refimpl("bench", *wrong, "-q")
     assert (code, out) == (app.WRONG_USE, "")
     assert len(err.splitlines()) == 1
+
+
+def test_a_file_that_cannot_be_written_is_one_line(measured, monkeypatch, refimpl, tmp_path):
+    asked = replay(monkeypatch, measured)
+    code, out, err = refimpl("bench", "--smallest", "--out", "nowhere/bench.json", "-q")
+    assert (code, out, err.count("\n"), asked) == (app.WRONG_USE, "", 1, [])  # before it measures
+    assert "nowhere/bench.json: expected a file in a folder" in err
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "bench.json").write_text("before")
+    monkeypatch.setattr("os.replace", full)
+    code, out, err = refimpl("bench", "--smallest", "--out", "bench.json", "-q")
+    assert (code, out, err.count("\n")) == (app.WRONG_USE, "", 1)
+    assert "bench.json: cannot write: no space left" in err
+    assert (tmp_path / "bench.json").read_text() == "before"

@@ -15,6 +15,7 @@ from refimpl.errors import DataError
 from refimpl.experiment import reopen
 from refimpl.record import RunFolder
 from refimpl.report import canvas, gather, measure
+from refimpl.report.subject import find
 
 RUN = ("--dataset", "digits", "--nodes", 2, "--targets", 2, "--rounds", 3, "--local-steps", 1)
 SMALL = (*RUN, "--threads", 1, "-q")
@@ -164,7 +165,11 @@ def test_a_comparison_is_shown_with_its_tables_and_its_rows(refimpl, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "3", "{", '{"a": 3, "points": 4}', '{"a": {"x": 1}, "points": [{}]}']
+    "text",
+    [
+        *("", "[]", "3", "{", '{"a": 3, "points": 4}', '{"a": {"x": 1}, "points": [{}]}'),
+        '{"a": {"1": 1' + "0" * 400 + '}, "points": [{"round": 1, "point": []}]}',
+    ],
 )
 def test_damaged_numbers_that_were_kept_are_one_line(tmp_path, text):
     (tmp_path / "kept.json").write_text(text)
@@ -178,7 +183,7 @@ def test_damaged_numbers_that_were_kept_are_one_line(tmp_path, text):
 
 def test_rows_that_share_a_training_share_its_line():
     views = [
-        gather.View(label, folder, None, {}, [])
+        gather.View(label, folder, None, {}, ())
         for label, folder in (("a", "one"), ("b", "two"), ("c", "one"))
     ]
     assert [one[:2] for one in gather.trainings(views)] == [(0, "a, c"), (1, "b")]
@@ -189,6 +194,74 @@ def test_an_unfinished_run_is_reported_as_far_as_it_goes(refimpl, gated):
     assert refimpl("report", "gated", "--quick", "-q")[0] == 0
     text = " ".join(page_of(gated / "report" / "report.html").text)
     assert "its training is not finished: refimpl train --resume --out gated" in text
+
+
+def test_a_run_without_a_finished_round_is_reported(refimpl, gated):
+    pytest.importorskip("matplotlib")
+    for name in ("meta_model.npz", "checkpoint.npz"):
+        (gated / name).unlink()
+    (gated / "metrics.jsonl").write_bytes(b"")
+    assert refimpl("report", "gated", "-q")[::2] == (0, "")
+    assert [path.name for path in (gated / "report").iterdir()] == ["report.html"]
+
+
+ROUNDS = [
+    *('{"round": 1}', '{"round": 1, "loss": "low"}', '{"round": 1, "unknown": 1}'),
+    *("", '{"round": 2, "loss": 1}'),
+]
+
+
+@pytest.mark.parametrize("line", ROUNDS)
+def test_damaged_rounds_are_one_line(refimpl, gated, line):
+    path = gated / "metrics.jsonl"
+    whole = path.read_text().splitlines()
+    path.write_text("\n".join([line or whole[0], *whole[2:]]) + "\n")
+    code, out, err = refimpl("report", "gated", "-q")
+    assert (code, out) == (app.WRONG_USE, "")
+    assert "metrics.jsonl: expected" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "3", '{"a": {"b": {"c": {}}}}', '{"a":' + "[" * 900 + "]" * 900 + "}"]
+)
+def test_a_damaged_environment_is_one_line(refimpl, gated, text):
+    (gated / "environment.json").write_text(text)
+    code, out, err = refimpl("report", "gated", "--quick", "-q")
+    assert (code, out) == (app.WRONG_USE, "")
+    assert "environment.json: expected" in err.splitlines()[-1]
+
+
+def test_a_true_gap_of_a_run_that_has_gone_on_is_solved_for_again(refimpl, gated, monkeypatch):
+    monkeypatch.setattr(canvas, "find_spec", lambda name: None)
+    assert refimpl("theory", "gap", "gated", "--rounds", "1", "-q")[0] == 0
+
+    def rounds():
+        points = json.loads((gated / "report" / "gap.json").read_text())["points"]
+        return [point["round"] for point in points]
+
+    assert rounds() == [1]
+    assert refimpl("report", "gated", "--quick", "-q")[0] == 0
+    assert rounds() == [1]
+    said = []
+    (subject,), _ = find([gated], None)
+    gathering = gather.Gathering.begin(subject, None, True, 1, said.append)
+    steps = gathering.steps()
+    gathering.view()
+    assert rounds() == [1, 2, 3]  # fewer than GAP_POINTS
+    assert len(said) == steps
+
+
+def test_rows_not_finished_at_the_first_seed_are_not_shown(refimpl, tmp_path, monkeypatch):
+    monkeypatch.setattr(canvas, "find_spec", lambda name: None)
+    plan = ("--methods", "fedavg,perfedavg", "--seeds", "0-1")
+    assert refimpl("compare", *plan, *SMALL, "--out", "c")[0] == 0
+    runs, page = tmp_path / "c" / "runs", tmp_path / "c" / "report" / "report.html"
+    (runs / "fedavg-seed0" / "report" / "fedavg.json").unlink()
+    (subject,), _ = find([tmp_path / "c"], None)
+    assert subject.label == "perfedavg"
+    (runs / "perfedavg-seed0" / "report" / "perfedavg.json").unlink()
+    assert refimpl("report", "c", "--quick", "-q")[0] == 0  # its tables are of the second seed
+    assert "environment of the training" not in page.read_text()
 
 
 @pytest.mark.parametrize(

@@ -398,6 +398,16 @@ def test_a_run_that_is_not_the_plans_is_refused(finished, tmp_path):
         other.run()
 
 
+def test_rounds_that_are_missing_are_one_line(tmp_path):
+    comparison = Comparison.create(tmp_path / "a", plan("fedavg", rounds=2), threads=1)
+    comparison.run()
+    path = tmp_path / "a" / "runs" / "fedavg-seed0" / "metrics.jsonl"
+    for text in (b"", path.read_bytes().splitlines(keepends=True)[0]):
+        path.write_bytes(text)
+        with pytest.raises(DataError, match=r"metrics\.jsonl: expected rounds 1\.\.2"):
+            comparison.read()
+
+
 def test_damaged_reports_are_one_line(tmp_path):
     comparison = Comparison.create(tmp_path / "a", plan("fedavg", rounds=1), threads=1)
     comparison.run()

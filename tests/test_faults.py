@@ -5,17 +5,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
+import shutil
 import signal
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import kill
 import numpy as np
 import pytest
 
-from refimpl import record
+from refimpl import folders, record
 from refimpl.cli import app
+from refimpl.comparison.plan import Plan
+from refimpl.comparison.run import Comparison
+from refimpl.config import resolve
 from refimpl.errors import RunError
-from refimpl.lock import locked
+from refimpl.lock import locked, take_lock
 from refimpl.record import RunFolder
 from refimpl.warmup import warm_up
 
@@ -33,38 +40,113 @@ def test_killed_at_random_instants_nothing_is_lost(tmp_path, work):
 
 
 def test_the_torture_sees_what_is_not_written_whole(tmp_path, monkeypatch):
-    def slowly(path, content):
-        parts = 20 if path.name == "adapt.json" else 1
-        with open(path, "wb", buffering=0) as file:
-            for part in np.array_split(np.frombuffer(content, np.uint8), parts):
-                file.write(part.tobytes())
-                time.sleep(0.01 * (parts > 1))
+    """Its second process writes half a file, and is killed there."""
+    torn, end, write = tmp_path / "run" / "run" / "report" / "adapt.json", kill.end, record.write_whole
+
+    def halfway(path, content):
+        if Path.cwd() / path == torn:
+            path.write_bytes(content[: len(content) // 2])
+            time.sleep(kill.PATIENCE)
+        write(path, content)
+
+    def end_when_torn(process, seconds):
+        if seconds == kill.PATIENCE:
+            return end(process, seconds)
+        deadline = time.monotonic() + kill.PATIENCE
+        while not torn.exists() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return end(process, 0)
 
     warm_up()
-    monkeypatch.setattr(record, "write_whole", slowly)
+    monkeypatch.setattr(record, "write_whole", halfway)
+    monkeypatch.setattr(kill, "end", end_when_torn)
     (work,) = (work for work in kill.WORKLOADS if work.name == "adapt")
-    assert any("JSONDecodeError" in loss for _, _, loss in kill.torture(work, 30, 0, tmp_path))
+    killed, ended, loss = next(kill.torture(work, 1, 0, tmp_path))
+    assert (killed, ended) == (1, False)
+    assert "JSONDecodeError" in loss
 
 
 # --- what a killed process leaves
 
 
-def test_folders_a_killed_process_was_making_are_swept(tmp_path):
-    gone = os.posix_spawnp("true", ["true"], {})
-    os.waitpid(gone, 0)
-    mine = os.getpid()
-    for name in (
-        f".run.{gone}.new",
-        f".run.{gone}.old",
-        f".run.{mine}.old",
-        ".run.notes.new",
-        ".other.1.new",
-    ):
-        (tmp_path / name).mkdir()
-    RunFolder.create(tmp_path / "run", {"rounds": 1}).close()
-    assert {path.name for path in tmp_path.iterdir()} == {
-        *("run", f".run.{mine}.old", ".run.notes.new", ".other.1.new")
+def gone() -> int:
+    """The id of a process that has ended."""
+    process = os.posix_spawnp("true", ["true"], {})
+    os.waitpid(process, 0)
+    return process
+
+
+def test_folders_a_killed_process_was_making_are_swept(tmp_path, monkeypatch):
+    monkeypatch.setattr(platform, "node", lambda: "host.of-mine")
+    dead, mine = gone(), os.getpid()
+    swept = {f".run.host-of-mine-{dead}.new", f".run.host-of-mine-{dead}.old", f".run.other-{dead}.old"}
+    kept = {
+        *(f".run.host-of-mine-{mine}.old", f".run.other-{dead}.new", f".run.other-{mine}.new"),
+        *(".run.notes.new", ".run.my-notes.new", f".other.host-of-mine-{dead}.new"),
     }
+    for name in swept | kept:
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / f".run.other-{dead}.old", (0, 0))  # another host's, but long ago
+    RunFolder.create(tmp_path / "run", {"rounds": 1}).close()
+    assert {path.name for path in tmp_path.iterdir()} == {"run", *kept}
+
+
+def test_no_process_is_asked_after_where_asking_would_end_it(tmp_path, monkeypatch):
+    left = tmp_path / f".run.{folders._host()}-{gone()}.new"
+    left.mkdir()
+
+    def ended(*_):
+        raise AssertionError("os.kill ends the process there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "os", SimpleNamespace(**{**vars(os), "name": "nt", "kill": ended}))
+        folders._sweep(tmp_path / "run")
+    assert left.exists()
+    folders._sweep(tmp_path / "run")
+    assert not left.exists()
+
+
+def tiny_plan(rounds: int) -> Plan:
+    config = resolve(method="fedavg", nodes=3, targets=1, local_steps=1, rounds=rounds)
+    return Plan((("fedavg", config),), (0,))
+
+
+@pytest.mark.parametrize("at", ["rename", "rmtree"])
+def test_replacing_a_comparison_survives_a_kill(tmp_path, monkeypatch, at):
+    """Whenever it happens, the folder holds the old comparison or the new, or is free; the next sweeps."""
+    path = tmp_path / "c"
+    Comparison.create(path, tiny_plan(1), threads=1).run()
+    before = kill.names(path)
+
+    def killed(*_, **__):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if not (process := os.fork()):
+        monkeypatch.setattr(*((os, "rename") if at == "rename" else (shutil, "rmtree")), killed)
+        Comparison.create(path, tiny_plan(2), force=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+    rounds = Comparison.open(path).plan.rows[0][1].rounds
+    assert (rounds, kill.names(path)) == ((1, before) if at == "rename" else (2, ["plan.json"]))
+    Comparison.create(path, tiny_plan(3), force=True)
+    assert os.listdir(tmp_path) == ["c"]
+    assert Comparison.open(path).plan.rows[0][1].rounds == 3
+
+
+def test_what_is_deleted_is_locked_until_it_is_gone(tmp_path, monkeypatch):
+    Comparison.create(tmp_path / "c", tiny_plan(1), threads=1).run()
+    tried = []
+
+    def looked_at(folder, ignore_errors=False):
+        for lock in (folder / ".lock", folder / "runs" / "fedavg-seed0" / ".lock"):
+            if lock.exists():
+                with pytest.raises(RunError, match="in use"):
+                    take_lock(lock, folder)
+                tried.append(lock)
+
+    monkeypatch.setattr(folders.shutil, "rmtree", looked_at)
+    Comparison.create(tmp_path / "c", tiny_plan(2), force=True)
+    assert len(tried) == 2
 
 
 def test_force_replaces_a_run_killed_while_it_wrote(tmp_path):
@@ -181,13 +263,27 @@ def test_a_search_in_use_is_refused(refimpl, tmp_path):
 # --- threads
 
 
+def wait_while_it_grows(process: int, file: Path) -> None:
+    """Until the process has ended well; one that stands still, as in a deadlock, is ended, and fails."""
+    size, since = -1, time.monotonic()
+    while not (found := os.waitpid(process, os.WNOHANG))[0]:
+        grown = file.stat().st_size if file.exists() else 0
+        if grown != size:
+            size, since = grown, time.monotonic()
+        elif time.monotonic() - since > kill.PATIENCE:
+            kill.end(process, 0)
+            pytest.fail(f"no round in {kill.PATIENCE:g} s, after {size} bytes of metrics")
+        time.sleep(0.05)
+    assert os.waitstatus_to_exitcode(found[1]) == 0
+
+
 @pytest.mark.slow
 def test_a_thousand_rounds_on_eight_threads_end_in_the_same_bytes(tmp_path):
     warm_up()
     many = (*RUN, "--nodes", "8", "--node-min", "8", "--node-max", "10", "--support", "5", "--rounds", "1000")
     for threads in ("1", "8"):
         command = ("train", *many, "--checkpoint-every", "1000", "--out", threads, "--threads", threads, "-q")
-        kill.let_through(command, tmp_path)  # a deadlock ends there
+        wait_while_it_grows(kill.begin(command, tmp_path), tmp_path / threads / "metrics.jsonl")
     one, eight = (kill.run_result(tmp_path / threads) for threads in ("1", "8"))
     assert one == eight
     assert len((tmp_path / "8" / "metrics.jsonl").read_text().splitlines()) == 1000

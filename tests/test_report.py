@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,18 +10,21 @@ import pytest
 
 from refimpl import problems
 from refimpl.cli.app import run as command
+from refimpl.config import Config
 from refimpl.errors import InputError, RefimplError
-from refimpl.report import canvas, comparison, gap, theory
+from refimpl.federated.rounds import RoundRecord
+from refimpl.report import canvas, comparison, gap, runs, theory, write
+from refimpl.report.gather import View
 from refimpl.theory import rates, sweeps
 
 PNG = b"\x89PNG\r\n"
-METRICS = [{"round": k, "gap": 1.0 / k} for k in range(1, 9)] + [{"round": 9, "gap": None}]
+SERVER = [*((k, 1.0 / k) for k in range(1, 9)), (9, np.nan)]
 ROWS = [
     SimpleNamespace(round=1, point="centre", true_gap=0.8, spread=0.1),
     SimpleNamespace(round=4, point="centre", true_gap=0.3, spread=0.4),  # the bar must not reach zero
     SimpleNamespace(round=9, point="model", true_gap=0.1, spread=np.nan),
 ]
-SERIES = [gap.GapSeries("mine", METRICS, ROWS)]
+SERIES = [gap.GapSeries("mine", SERVER, ROWS)]
 
 
 def test_without_matplotlib_there_is_one_line(monkeypatch, tmp_path, capsys):
@@ -71,8 +75,8 @@ def test_gap_of_a_run(tmp_path):
 
 def test_gaps_of_several_runs_are_in_one_figure():
     pytest.importorskip("matplotlib")
-    other = [{"round": 1, "gap": 2.0}, {"round": 2, "gap": 0.0}]  # a zero has no place on the axis
-    axes = axes_of(gap.gap_figure([gap.GapSeries("a", METRICS, []), gap.GapSeries("b", other, [])]))
+    other = [(1, 2.0), (2, 0.0)]  # a zero has no place on the axis
+    axes = axes_of(gap.gap_figure([gap.GapSeries("a", SERVER, []), gap.GapSeries("b", other, [])]))
     assert [text.get_text() for text in axes.get_legend().get_texts()][:2] == ["a", "b"]
     np.testing.assert_allclose(axes.get_lines()[3].get_xydata(), [(1, 4), (2, 4)])
     np.testing.assert_allclose(axes.get_lines()[-1].get_xydata(), [(1, 4), (9, 4 / 9)])
@@ -153,3 +157,25 @@ def test_figures_of_the_theory(name, tmp_path, short):
     path = theory.theory_figure(name, tmp_path / "figures", seed=1)
     assert path == tmp_path / "figures" / f"{name}.png"
     assert path.read_bytes().startswith(PNG)
+
+
+def test_a_run_without_rounds_stands_beside_others():
+    pytest.importorskip("matplotlib")
+    record = RoundRecord(1, (0,), 2.0, np.nan, 0.1, 3, 7e9, 0.0, 10, 9, 0.25)
+    empty, begun = (
+        View(name, Path(name), Config(), {}, records) for name, records in (("a", ()), ("b", (record,)))
+    )
+    for figure in (runs.training_figure([empty, begun]), runs.work_figure([empty, begun])):
+        canvas.png(lambda figure=figure: figure)
+        nothing, point = (line.get_xydata() for line in axes_of(figure).get_lines()[:2])
+        assert (len(nothing), len(point)) == (0, 1)
+
+
+def test_figures_of_folders_with_the_same_name_keep_their_own_files():
+    names = ("c-accuracy.png", "c-accuracy.png", "c-frontier.png", "c-accuracy-2.png", "c-accuracy.png")
+    found = write.numbered([write.Plan(name, str(k), "", None) for k, name in enumerate(names)])
+    assert [plan.name for plan in found] == [
+        *("c-accuracy.png", "c-accuracy-2.png", "c-frontier.png"),
+        *("c-accuracy-2-2.png", "c-accuracy-3.png"),
+    ]
+    assert [plan.title for plan in found] == list("01234")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import threading
 import tomllib
 import zipfile
 
@@ -13,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refimpl import lock
 from refimpl.errors import ConfigError, DataError, InputError
-from refimpl.storage import json_text, json_value, npz_bytes, read_npz, toml_text
+from refimpl.storage import json_text, json_value, npz_bytes, read_npz, toml_text, write_whole
 
 # --- TOML
 
@@ -44,6 +46,27 @@ def test_toml_keeps_nan():
 def test_toml_refuses_what_would_not_read_back(value):
     with pytest.raises(ConfigError, match="TOML: "):
         toml_text({"key": value})
+
+
+# --- files that are whole or absent
+
+
+@pytest.mark.skipif(not lock.CAN_LOCK, reason="the system has no locks")
+def test_who_writes_the_same_file_takes_turns(tmp_path, monkeypatch):
+    path, sync = tmp_path / "a", os.fsync
+    second = threading.Thread(target=write_whole, args=(path, b"second"))
+
+    def meanwhile(handle):
+        monkeypatch.setattr(os, "fsync", sync)
+        second.start()
+        second.join(timeout=0.3)  # it waits, and would otherwise be done by then
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    write_whole(path, b"the first")
+    second.join()
+    assert path.read_bytes() == b"second"
+    assert os.listdir(tmp_path) == ["a"]
 
 
 # --- array files

@@ -12,6 +12,8 @@ import click
 from refimpl.cli.options import talk_options
 from refimpl.cli.output import print_json, table
 from refimpl.cli.progress import Progress, Talk
+from refimpl.errors import InputError
+from refimpl.storage import write_whole
 
 if TYPE_CHECKING:
     from refimpl.bench.process import Event
@@ -61,6 +63,8 @@ def command(
     """
     from refimpl.bench import process, session
 
+    if out is not None and not out.parent.is_dir():  # before the minutes of measuring, not after them
+        raise InputError(f"{out}: expected a file in a folder that is there; make {out.parent} first")
     if threads > 1 and only == "kernels":
         raise click.UsageError("single layers are timed on one thread", click.get_current_context())
     if threads > 1 and clock == "cpu":
@@ -76,7 +80,7 @@ def command(
         progress.say("benchmark; the first run also compiles the kernels")
         results = session.gather(_shown(process.listen(WORKER, arguments, threads), progress))
     if out is not None:
-        out.write_text(json.dumps(results, indent=1) + "\n")
+        write_whole(out, (json.dumps(results, indent=1) + "\n").encode())
     if as_json:
         print_json(results)
     else:

@@ -190,18 +190,12 @@ def _seeds(plan: Plan) -> str:
 def _draw(path: Path, outcomes: list[Outcome]) -> list[Path]:
     """The figures there is something to draw for, where matplotlib is."""
     from refimpl.comparison.run import FIGURES
-    from refimpl.comparison.summary import curves, summarise
-    from refimpl.report.canvas import has_matplotlib
-    from refimpl.report.comparison import draw_accuracy, draw_frontier
+    from refimpl.report.canvas import has_matplotlib, save
+    from refimpl.report.comparison import figures
 
     if not has_matplotlib():
         return []
-    drawn, rows = [], [row for row in summarise(outcomes) if row.diverged < row.seeds]
-    if by_round := curves(outcomes):
-        drawn.append(draw_accuracy(path / FIGURES["accuracy"], by_round))
-    if any(row.flops_executed < row.flops_dense for row in rows):
-        drawn.append(draw_frontier(path / FIGURES["frontier"], rows))
-    return drawn
+    return [save(path / FIGURES[name], draw) for name, draw in figures(outcomes).items()]
 
 
 def _where(path: Path, figures: list[Path]) -> str:

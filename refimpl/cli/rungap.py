@@ -34,6 +34,7 @@ def show(
 
     rounds: None for a few over the whole run, empty for its last checkpoint.
     """
+    from refimpl.comparison.work import read_records
     from refimpl.report.canvas import has_matplotlib, require_matplotlib
     from refimpl.report.gap import GapSeries, draw_gaps
 
@@ -45,7 +46,8 @@ def show(
         saved = folder.save_report("gap", content)
         drawn = None
         if has_matplotlib():
-            series = GapSeries(folder.config["method"], folder.metrics(), rows)
+            server = [(record.round, record.gap) for record in read_records(folder)]
+            series = GapSeries(folder.config["method"], server, rows)
             drawn = draw_gaps(figure or folder.report / "gap.png", [series])
     if as_json:
         print_json({"run": str(run), "figure": drawn and str(drawn), **content})

@@ -9,7 +9,6 @@ alone on the machine, seed by seed, since its seconds are a result.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,11 +27,12 @@ from refimpl.comparison.work import (
 from refimpl.errors import DivergenceError, RefimplError, RunError
 from refimpl.experiment import build_network, default_threads, prepare
 from refimpl.federated.rounds import RoundRecord
-from refimpl.lock import locked, release_lock, take_lock
+from refimpl.folders import building, move_into_place
+from refimpl.lock import locked
 from refimpl.methods import build_method, is_gated
 from refimpl.parallel import Stop, run_jobs
-from refimpl.record import CONFIG, LOCK, REPORT, RunFolder, check_free
-from refimpl.storage import json_text, read_bytes, reason, write_whole
+from refimpl.record import CONFIG, LOCK, REPORT, check_free
+from refimpl.storage import json_text, read_bytes, write_whole
 from refimpl.warmup import warm_up
 
 UNFINISHED = "diverged, or not finished"
@@ -66,17 +66,9 @@ class Comparison:
         path = Path(path)
         check_free(path, force, PLAN, OWN_FILES, "a comparison")
         check_plan(plan, data_dir)
-        if (path / LOCK).exists():
-            release_lock(take_lock(path / LOCK, path))  # raises where another process is at work, as the next
-        for run in (path / RUNS).glob(f"*/{CONFIG}"):
-            RunFolder.open(run.parent).close()
-        try:
-            if path.exists():
-                shutil.rmtree(path)
-            path.mkdir(parents=True)
-        except OSError as error:
-            raise RunError(f"{path}: cannot make a folder: {reason(error)}") from None
-        write_whole(path / PLAN, json_text(plan.table()).encode())
+        with building(path) as folder:
+            write_whole(folder / PLAN, json_text(plan.table()).encode())
+            move_into_place(folder, path, _locks(path) if force else [])
         return cls(path, plan, data_dir, threads)
 
     @classmethod
@@ -159,6 +151,13 @@ class Comparison:
             elif isinstance(result, RefimplError):
                 raise result
         return failures
+
+
+def _locks(path: Path) -> list[Path]:
+    """What must be held before the comparison at `path` is deleted: its lock and those of its runs."""
+    if not (path / PLAN).is_file():
+        return []
+    return [path / LOCK, *(run.parent / LOCK for run in (path / RUNS).glob(f"*/{CONFIG}"))]
 
 
 def check_plan(plan: Plan, data_dir: Path | None) -> None:

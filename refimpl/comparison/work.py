@@ -18,12 +18,12 @@ import numpy as np
 
 from refimpl.comparison.plan import Cell, Training
 from refimpl.config import Config
-from refimpl.errors import DataError, RunError
+from refimpl.errors import DataError, RunError, brief
 from refimpl.experiment import Experiment, adapt_targets, personalise, prepare, reopen, train
 from refimpl.federated.adapt import Adapted, NodeReport
 from refimpl.federated.rounds import RoundRecord
 from refimpl.parallel import Stop, Tell
-from refimpl.record import RunFolder
+from refimpl.record import METRICS, RunFolder
 from refimpl.storage import read_json
 
 CURVE = "accuracy-by-round"  # report of a run: accuracy of each of its rows at some rounds
@@ -95,7 +95,7 @@ def trained(job: Job) -> bool:
     if not job.folder.is_dir():
         return False
     folder = _open(job, lock=False)
-    return folder.has_model and not _missing(job, _curve(folder), job.training.config.rounds)
+    return folder.has_model and not _missing(job, read_curve(curve_path(folder)), job.training.config.rounds)
 
 
 def pending(job: Job) -> list[Cell]:
@@ -141,9 +141,16 @@ def _due(job: Job, round_: int) -> bool:
     return job.every > 0 and (round_ % job.every == 0 or round_ == job.training.config.rounds)
 
 
-def _curve(folder: RunFolder) -> dict[str, dict[str, float]]:
-    """Mean adapted accuracy by row and round (a word, as JSON has it), as far as it was measured."""
-    path = folder.report / f"{CURVE}.json"
+def curve_path(folder: RunFolder) -> Path:
+    """Where accuracy by round is kept."""
+    return folder.report / f"{CURVE}.json"
+
+
+def read_curve(path: Path) -> dict[str, dict[str, float]]:
+    """Mean adapted accuracy by row and round (a word, as JSON has it), as far as it was measured.
+
+    Empty where there is no such file, `DataError` where it holds anything else.
+    """
     curve = read_json(path) if path.is_file() else {}
     try:
         _check_numbers(accuracy for rounds in curve.values() for accuracy in rounds.values())
@@ -161,7 +168,7 @@ def _missing(job: Job, curve: Mapping[str, Mapping[str, float]], round_: int) ->
 
 
 def _measure(job: Job, folder: RunFolder, experiment: Experiment, done: int) -> None:
-    curve = _curve(folder)
+    curve = read_curve(curve_path(folder))
     missing = _missing(job, curve, done) if done else []
     if not missing:
         return
@@ -216,12 +223,25 @@ def outcome_of(job: Job, cell: Cell, failure: str) -> Outcome:
     content = read_json(path)
     try:
         reports = tuple(NodeReport(**numbers(node)) for node in content["nodes"])
-        records = tuple(RoundRecord(**numbers(entry)) for entry in folder.metrics())
         note = str(content["data"])
     except (AttributeError, TypeError, KeyError):
         raise DataError(f"{path}: expected reports of nodes; remove it to have it made again") from None
-    curve = sorted((int(r), a) for r, a in _curve(folder).get(cell.label, {}).items())
+    curve = sorted((int(r), a) for r, a in read_curve(curve_path(folder)).get(cell.label, {}).items())
+    records = read_records(folder, cell.config.rounds)
     return Outcome(cell.label, cell.config, records, reports, tuple(curve), note)
+
+
+def read_records(folder: RunFolder, least: int = 0) -> tuple[RoundRecord, ...]:
+    """The rounds of a run; `DataError` unless they are 1, 2, ... up to `least` or further, in numbers."""
+    path = folder.path / METRICS
+    try:
+        records = tuple(RoundRecord(**numbers(entry)) for entry in folder.metrics())
+    except TypeError as error:
+        raise DataError(f"{path}: expected a line of numbers for each round, found {brief(error)}") from None
+    rounds = [record.round for record in records]
+    if rounds != list(range(1, max(least, len(rounds)) + 1)):
+        raise DataError(f"{path}: expected rounds 1..{max(least, len(rounds))}, each once; lines are missing")
+    return records
 
 
 def numbers(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from refimpl.comparison.summary import curves, summarise
+from refimpl.comparison.work import Outcome
 from refimpl.report.canvas import looks, new_figure, save
 
 if TYPE_CHECKING:
@@ -60,6 +62,17 @@ class Point(Protocol):
     @property
     def accuracy_adapted_last_std(self) -> float:
         """Standard deviation over seeds; NaN for one seed."""
+
+
+def figures(outcomes: Sequence[Outcome]) -> dict[str, Callable[[], Figure]]:
+    """What there is to draw of a comparison: `accuracy` by round, the `frontier` where rows skip work."""
+    found: dict[str, Callable[[], Figure]] = {}
+    if by_round := curves(outcomes):
+        found["accuracy"] = lambda: accuracy_figure(by_round)
+    rows = [row for row in summarise(outcomes) if row.diverged < row.seeds]
+    if any(row.flops_executed < row.flops_dense for row in rows):
+        found["frontier"] = lambda: frontier_figure(rows)
+    return found
 
 
 def draw_accuracy(path: Path, curves: Sequence[AccuracyByRound]) -> Path:

@@ -5,9 +5,9 @@ Source: mathematics.md §7 and §8.4; [MG] Theorem 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -41,13 +41,13 @@ class TrueGap(Protocol):
 
 
 class GapSeries(NamedTuple):
-    """A run's gaps: its rounds as written down, and the points whose true gap is known.
+    """A run's gaps: (round, the server's gap, NaN for none) and the points whose true gap is known.
 
     number: of its colour, line and marker, the same in all figures of a report.
     """
 
     label: str
-    metrics: Sequence[Mapping[str, Any]]
+    server: Sequence[tuple[int, float]]
     rows: Sequence[TrueGap]
     number: int = 0
 
@@ -73,15 +73,14 @@ def gap_figure(series: Sequence[GapSeries]) -> Figure:
     return figure
 
 
-def _squared(metrics: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def _squared(server: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
     """Rounds and the server's squared gap; NaN where it is missing or zero, which no logarithm shows."""
-    rounds = np.array([entry["round"] for entry in metrics], dtype=np.float64)
-    gaps = np.array([np.nan if entry["gap"] is None else entry["gap"] for entry in metrics]) ** 2
-    return rounds, np.where(gaps > 0, gaps, np.nan)
+    rounds, gaps = np.array(server, dtype=np.float64).reshape(-1, 2).T
+    return rounds, np.where(gaps > 0, gaps**2, np.nan)
 
 
 def _draw_server(axes: Axes, one: GapSeries) -> None:
-    rounds, squared = _squared(one.metrics)
+    rounds, squared = _squared(one.server)
     look = {**looks(one.number), "marker": ""}
     axes.loglog(rounds, squared, **{**look, "ls": "-"}, lw=0.8, alpha=0.35)
     axes.loglog(rounds, np.fmin.accumulate(squared), **look, lw=1.8, label=one.label)
@@ -100,8 +99,8 @@ def _draw_true(axes: Axes, one: GapSeries) -> None:
 
 def _draw_slope(axes: Axes, series: Sequence[GapSeries]) -> None:
     """A line that falls as 1/k, through the largest first gap."""
-    firsts = [squared[np.isfinite(squared)][:1] for _, squared in (_squared(one.metrics) for one in series)]
-    first, last = np.concatenate(firsts), max(len(one.metrics) for one in series)
+    firsts = [squared[np.isfinite(squared)][:1] for _, squared in (_squared(one.server) for one in series)]
+    first, last = np.concatenate(firsts), max(len(one.server) for one in series)
     if first.size and last > 1:
         k = np.array([1.0, last])
         axes.loglog(k, first.max() / k, color=GREY, ls=(0, (1, 1.5)), lw=1.5)

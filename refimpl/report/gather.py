@@ -14,17 +14,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from refimpl.comparison.work import CURVE, Outcome, adapt_timed, numbers
+from refimpl.comparison.work import (
+    CURVE,
+    Outcome,
+    adapt_timed,
+    curve_path,
+    numbers,
+    read_curve,
+    read_records,
+)
 from refimpl.config import Config
 from refimpl.errors import DataError
-from refimpl.experiment import Experiment, adapt_targets, prepare
+from refimpl.experiment import Experiment, adapt_targets, meta_model, prepare
 from refimpl.federated.adapt import NodeReport
 from refimpl.federated.metagater import MetaGater
 from refimpl.federated.rounds import RoundRecord
 from refimpl.record import ENVIRONMENT, RunFolder
 from refimpl.replay import over_the_run, replay
+from refimpl.report.gap import POINTS
 from refimpl.report.measure import ForwardPass, NodeMeasures, Openings, measure_node, openings
 from refimpl.report.subject import Subject
 from refimpl.stationarity import GapRow, Inspection, note
@@ -48,7 +55,7 @@ class View:
     folder: Path
     config: Config
     environment: Mapping[str, Any]
-    metrics: Sequence[Mapping[str, Any]]
+    records: tuple[RoundRecord, ...]
     accuracy: tuple[tuple[int, float], ...] = ()
     gaps: tuple[GapRow, ...] = ()
     reports: tuple[NodeReport, ...] = ()
@@ -60,13 +67,12 @@ class View:
     @property
     def outcome(self) -> Outcome:
         """The same as an outcome of a comparison, for its tables."""
-        records = tuple(RoundRecord(**numbers(entry)) for entry in self.metrics)
-        return Outcome(self.label, self.config, records, self.reports, self.accuracy, self.data)
+        return Outcome(self.label, self.config, self.records, self.reports, self.accuracy, self.data)
 
 
 def has_gap(view: View) -> bool:
     """Whether the run's method has a stationarity gap."""
-    return any(entry["gap"] is not None for entry in view.metrics)
+    return any(not math.isnan(record.gap) for record in view.records)
 
 
 class Training(NamedTuple):
@@ -89,11 +95,15 @@ def trainings(views: Sequence[View]) -> list[Training]:
 
 @dataclass(frozen=True)
 class Gathering:
-    """One run's view in the making. full: whether to repeat the training; threads: for that."""
+    """One run's view in the making.
+
+    records: the run's rounds; full: whether to repeat the training; threads: for that.
+    """
 
     subject: Subject
     experiment: Experiment
     folder: RunFolder
+    records: tuple[RoundRecord, ...]
     full: bool
     threads: int | None
     on_step: OnStep
@@ -104,33 +114,39 @@ class Gathering:
     ) -> Gathering:
         """Read the run's data; full: None for runs whose training took less than `CHEAP_SECONDS`."""
         folder = RunFolder.open(subject.folder, lock=False)
-        experiment = replace(prepare(subject.config, data_dir), config=subject.config)
+        records = read_records(folder, subject.config.rounds if folder.has_model else 0)
         if full is None:
-            full = sum(entry["seconds"] for entry in folder.metrics()) < CHEAP_SECONDS
-        return cls(subject, experiment, folder, full, threads, on_step)
+            full = math.fsum(record.seconds for record in records) < CHEAP_SECONDS
+        experiment = prepare(subject.config, data_dir)
+        return cls(subject, experiment, folder, records, full, threads, on_step)
 
     def steps(self) -> int:
         """How often `on_step` will be called."""
-        repeated = self._last() if self._repeats_for_accuracy() else 0
-        solved = self._last() + GAP_POINTS * len(self.experiment.train_nodes) if self._solves_gaps() else 0
+        rounds = len(self.records)
+        repeated = rounds if self._repeats_for_accuracy() else 0
+        solved = 0
+        if self._solves_gaps():
+            points = len(over_the_run(self.folder, GAP_POINTS))
+            solved = rounds + points * len(self.experiment.train_nodes)
         nodes = len(self.experiment.target_nodes) if self.folder.has_model else 0
         return repeated + solved + nodes
 
     def view(self) -> View:
         """Do it all."""
-        metrics, missing = self.folder.metrics(), []
+        missing = []
         if not self.folder.has_model:
             missing.append(f"its training is not finished: refimpl train --resume --out {self.folder.path}")
         if not self.full and (self._wants_accuracy() or self._wants_gaps()):
-            missing.append(f"accuracy by round and true gap need --full, which repeats {len(metrics)} rounds")
+            rounds = len(self.records)
+            missing.append(f"accuracy by round and true gap need --full, which repeats {rounds} rounds")
         accuracy, gaps = self._accuracy(), self._gaps()
         reports, measures = self._adapt()
         return View(
             self.subject.label,
             self.folder.path,
             self.subject.config,
-            read_json(self.folder.path / ENVIRONMENT),
-            metrics,
+            stored_environment(self.folder.path / ENVIRONMENT),
+            self.records,
             accuracy,
             gaps,
             reports,
@@ -142,14 +158,11 @@ class Gathering:
 
     # accuracy by round
 
-    def _last(self) -> int:
-        return len(self.folder.metrics())
-
     def _stored_accuracy(self) -> dict[int, float]:
-        return stored_accuracy(self.folder.report / f"{CURVE}.json", self.subject.key)
+        return stored_accuracy(curve_path(self.folder), self.subject.key)
 
     def _wants_accuracy(self) -> bool:
-        return bool(self.experiment.target_nodes) and self._last() not in {0, *self._stored_accuracy()}
+        return bool(self.experiment.target_nodes) and len(self.records) not in {0, *self._stored_accuracy()}
 
     def _repeats_for_accuracy(self) -> bool:
         return self.full and self._wants_accuracy()
@@ -164,17 +177,20 @@ class Gathering:
                     reports = adapt_targets(self.experiment, self.experiment.method.model(after))
                     found[record.round] = statistics.fmean(report.accuracy_after for report in reports)
                 self.on_step(f"{self.subject.label}: accuracy by round")
-            path = self.folder.report / f"{CURVE}.json"
-            stored = read_json(path) if path.is_file() else {}
+            stored = read_curve(curve_path(self.folder))
             stored[self.subject.key] = {str(round_): value for round_, value in sorted(found.items())}
             self.folder.save_report(CURVE, stored)
         return tuple(sorted(found.items()))
 
     # true gap
 
+    def _stored_gaps(self) -> tuple[GapRow, ...]:
+        return stored_gaps(self.folder.report / f"{GAP}.json")
+
     def _wants_gaps(self) -> bool:
-        missing = not (self.folder.report / f"{GAP}.json").is_file()
-        return missing and isinstance(self.experiment.method, MetaGater) and self._last() > 0
+        """Whether the last round's is not known; those of a run that has gone on since do not count."""
+        known = {0, *(row.round for row in self._stored_gaps())}
+        return isinstance(self.experiment.method, MetaGater) and len(self.records) not in known
 
     def _solves_gaps(self) -> bool:
         return self.full and self._wants_gaps()
@@ -182,7 +198,7 @@ class Gathering:
     def _gaps(self) -> tuple[GapRow, ...]:
         """What is stored, or what solving the local problems gives; it is then stored."""
         if not self._solves_gaps():
-            return stored_gaps(self.folder.report / f"{GAP}.json")
+            return self._stored_gaps()
         inspection = Inspection(self.experiment, threads=self.threads)
         label, wanted = self.subject.label, over_the_run(self.folder, GAP_POINTS)
         rounds = inspection.replay(
@@ -200,7 +216,7 @@ class Gathering:
     def _adapt(self) -> tuple[tuple[NodeReport, ...], list[NodeMeasures]]:
         if not self.folder.has_model:
             return (), []
-        w = self._model()
+        w = meta_model(self.experiment, self.folder)
         reports, measures = [], []
         for index, node in enumerate(self.experiment.target_nodes):
             reports += adapt_timed(replace(self.experiment, target_nodes=(node,)), w)
@@ -208,19 +224,10 @@ class Gathering:
             self.on_step(f"{self.subject.label}: adapting at {node.name}")
         return tuple(reports), measures
 
-    def _model(self) -> np.ndarray:
-        layout, dtype = self.experiment.network.layout, self.experiment.config.dtype
-        arrays = self.folder.load_model(like=layout.views(np.empty(layout.size, dtype)))
-        return layout.from_arrays(arrays, dtype)
-
 
 def stored_accuracy(path: Path, key: str) -> dict[int, float]:
     """Adapted accuracy by round under `key`; empty where there is none, `DataError` for anything else."""
-    stored = read_json(path) if path.is_file() else {}
-    try:
-        return {int(round_): float(value) for round_, value in stored.get(key, {}).items()}
-    except (AttributeError, TypeError, ValueError):
-        raise _damage(path, "accuracy by round") from None
+    return {int(round_): float(value) for round_, value in read_curve(path).get(key, {}).items()}
 
 
 def stored_gaps(path: Path) -> tuple[GapRow, ...]:
@@ -233,10 +240,27 @@ def stored_gaps(path: Path) -> tuple[GapRow, ...]:
 
 
 def _gap_row(stored: Mapping[str, Any]) -> GapRow:
-    """A point as it was before JSON, which has no NaN; what figures need of it must be numbers."""
-    values: dict[str, Any] = {key: math.nan if value is None else value for key, value in stored.items()}
-    row = GapRow(**values)
-    return row._replace(round=int(row.round), true_gap=float(row.true_gap), spread=float(row.spread))
+    """A point as it was before JSON, which has no NaN; what figures need of it is checked."""
+    shown = numbers({key: stored[key] for key in ("round", "true_gap", "spread")})
+    if stored["point"] not in POINTS:
+        raise ValueError(f"expected one of {', '.join(POINTS)}")
+    return GapRow(**{**stored, **shown, "round": int(shown["round"])})
+
+
+def stored_environment(path: Path) -> dict[str, Any]:
+    """What a run's numbers depended on, for a table of facts; `DataError` for anything else."""
+    table = read_json(path)
+    if not isinstance(table, dict) or not _shallow(table, 3):
+        raise _damage(path, "an environment")
+    return table
+
+
+def _shallow(value: Any, levels: int) -> bool:
+    """Whether tables and lists lie at most `levels` deep in each other."""
+    if not isinstance(value, (dict, list)):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_shallow(item, levels - 1) for item in inner)
 
 
 def _damage(path: Path, what: str) -> DataError:

@@ -25,9 +25,9 @@ def training_figure(views: Sequence[View]) -> Figure:
     with_accuracy = [view for view in views if view.accuracy or view.reports]
     figure, panels = new_figure(2 if with_accuracy else 1, 6.0, 4.4)
     for number, label, view in trainings(views):
-        rounds = [entry["round"] for entry in view.metrics]
+        rounds = [record.round for record in view.records]
         every = max(1, len(rounds) // MARKS)
-        loss = [np.nan if entry["loss"] is None else entry["loss"] for entry in view.metrics]
+        loss = [record.loss for record in view.records]
         panels[0].plot(rounds, loss, ms=4, lw=1.2, markevery=every, label=label, **looks(number))
     panels[0].set(xlabel="round", ylabel="loss, mean over nodes", title="Meta-training", yscale="log")
     low, high = panels[0].get_ylim()
@@ -44,7 +44,7 @@ def _draw_accuracy(axes: Axes, views: Sequence[View]) -> None:
     for number, view in enumerate(views):
         points = view.accuracy
         if not points and view.reports:
-            points = ((len(view.metrics), float(np.mean([r.accuracy_after for r in view.reports]))),)
+            points = ((len(view.records), float(np.mean([r.accuracy_after for r in view.reports]))),)
         if points:
             x, y = np.array(points).T
             axes.plot(x, 100 * y, ms=5, lw=1.4, label=view.label, **looks(number))
@@ -87,8 +87,10 @@ def work_figure(views: Sequence[View]) -> Figure:
     figure, panels = new_figure(3, 4.6, 4.7)
     for number, _, view in trainings(views):
         look = {**looks(number), "ls": ""}
-        rounds = np.array([(entry["flops"], entry["seconds"]) for entry in view.metrics], dtype=np.float64)
-        panels[0].plot(rounds[:, 0] / 1e9, rounds[:, 1] * 1e3, ms=3.5, alpha=0.5, **look)
+        gigaflops = [record.flops / 1e9 for record in view.records]
+        panels[0].plot(
+            gigaflops, [record.seconds * 1e3 for record in view.records], ms=3.5, alpha=0.5, **look
+        )
     for number, view in enumerate(views):
         look = {**looks(number), "ls": "", "label": view.label}
         panels[0].plot([], [], ms=5, **look)

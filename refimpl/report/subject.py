@@ -42,7 +42,8 @@ class Compared:
     def subjects(self) -> list[Subject]:
         """The rows of the first seed that are finished, each in the folder of its training."""
         plan = self.comparison.plan
-        done = {outcome.label for outcome in self.outcomes if not outcome.failure}
+        first = [outcome for outcome in self.outcomes if outcome.config.seed == plan.seeds[0]]
+        done = {outcome.label for outcome in first if not outcome.failure}
         return [
             Subject(cell.label, job.folder, cell.config, cell.label)
             for job in self.comparison.jobs()

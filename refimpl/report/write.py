@@ -6,16 +6,15 @@ one before it intact.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from refimpl.comparison.summary import curves, summarise
+from refimpl.comparison.plan import slug
 from refimpl.environment import environment
 from refimpl.errors import RunError
 from refimpl.report.canvas import MISSING, has_matplotlib, png
-from refimpl.report.comparison import accuracy_figure, frontier_figure
+from refimpl.report.comparison import figures
 from refimpl.report.gap import GapSeries, gap_figure
 from refimpl.report.gates import gates_figure
 from refimpl.report.gather import View, has_gap, trainings
@@ -72,11 +71,15 @@ def plans(views: Sequence[View], compared: Sequence[Compared], theory: bool) -> 
     """The figures there is something to draw for; none without matplotlib."""
     if not has_matplotlib():
         return []
-    found = [Plan("training.png", "Loss and accuracy by round", TRAINING, lambda: training_figure(views))]
+    found, begun = [], any(view.records for view in views)
+    if begun:
+        found.append(
+            Plan("training.png", "Loss and accuracy by round", TRAINING, lambda: training_figure(views))
+        )
     for one in compared:
         found += _of_comparison(one)
     gapped = [
-        GapSeries(label, view.metrics, view.gaps, number)
+        GapSeries(label, [(record.round, record.gap) for record in view.records], view.gaps, number)
         for number, label, view in trainings(views)
         if has_gap(view)
     ]
@@ -87,30 +90,35 @@ def plans(views: Sequence[View], compared: Sequence[Compared], theory: bool) -> 
         found.append(Plan("theorem.png", "The bound of Theorem 1", THEOREM, lambda: draw(0)))
     for view in views:
         if view.openings:
-            name, title = f"gates-{_slug(view.label)}.png", f"Gates of {view.label}"
+            name, title = f"gates-{slug(view.label)}.png", f"Gates of {view.label}"
             found.append(Plan(name, title, GATES, lambda view=view: gates_figure(view)))  # type: ignore[misc]
     if any(map(closes_channels, views)):
         found.append(
             Plan("sparsity.png", "Sparsity over target nodes", SPARSITY, lambda: sparsity_figure(views))
         )
-    found.append(Plan("work.png", "Executed FLOPs against seconds", WORK, lambda: work_figure(views)))
-    return found
+    if begun:
+        found.append(Plan("work.png", "Executed FLOPs against seconds", WORK, lambda: work_figure(views)))
+    return numbered(found)
 
 
 def _of_comparison(one: Compared) -> list[Plan]:
-    found, name = [], _slug(one.path.name)
-    if by_round := curves(one.outcomes):
-        title = f"{one.path}: accuracy by round"
-        found.append(Plan(f"{name}-accuracy.png", title, COMPARED, lambda: accuracy_figure(by_round)))
-    rows = [row for row in summarise(one.outcomes) if row.diverged < row.seeds]
-    if any(row.flops_executed < row.flops_dense for row in rows):
-        title = f"{one.path}: accuracy against work"
-        found.append(Plan(f"{name}-frontier.png", title, COMPARED, lambda: frontier_figure(rows)))
-    return found
+    shown = {"accuracy": "accuracy by round", "frontier": "accuracy against work"}
+    return [
+        Plan(f"{slug(one.path.name)}-{name}.png", f"{one.path}: {shown[name]}", COMPARED, draw)
+        for name, draw in figures(one.outcomes).items()
+    ]
 
 
-def _slug(label: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.=+_-]+", "-", label)
+def numbered(found: Sequence[Plan]) -> list[Plan]:
+    """The same, a number at the end of file names that are taken: folders may have the same name."""
+    taken: dict[str, Plan] = {}
+    for plan in found:
+        name, number = plan.name, 1
+        while name in taken:
+            number += 1
+            name = f"{plan.name.removesuffix('.png')}-{number}.png"
+        taken[name] = plan._replace(name=name)
+    return list(taken.values())
 
 
 def write(
