@@ -27,7 +27,7 @@ RESUMES = {  # stopped in the middle; what they print goes on where they were
 }
 BEGINS_AGAIN = {  # they keep nothing, or only what is whole
     "theory": ("theory", "all"),
-    "theory gap": ("theory", "gap", "run", "--rounds", "3"),
+    "theory gap": ("theory", "gap", "run", "--rounds", "60"),
     "report": ("report", "run", "--full"),
     "gradcheck": ("gradcheck", "--all"),
 }
@@ -67,7 +67,7 @@ def test_what_it_prints_goes_on(refimpl, name):
 
 @pytest.mark.parametrize("name", BEGINS_AGAIN)
 def test_what_it_prints_begins_again(refimpl, tmp_path, name):
-    assert refimpl("train", *FEW, "--rounds", 3, "--local-steps", 1, "--out", "run", "-q")[0] == 0
+    assert refimpl("train", *FEW, "--rounds", 60, "--local-steps", 1, "--out", "run", "-q")[0] == 0
     args = BEGINS_AGAIN[name]
     said = interrupted(args, after=".")
     assert f"the same command begins again: refimpl {' '.join(args)}" in said
