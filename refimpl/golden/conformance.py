@@ -50,6 +50,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
                 "max_abs": row.max_abs,
                 "relative": row.relative,
                 "allowed": row.limit,
+                "floor": row.floor,
                 "ulp": row.ulp,
                 "where": row.where,
                 "note": row.note,

@@ -84,7 +84,7 @@ def _follows(suspect: Suspect, outputs: Arrays, row: Row, expected: Expected, th
         wrong = wrong * wrong.dtype.type(suspect.scale(row.output))
     if array is None or array.shape != wrong.shape or is_close(wrong, expected):
         return False
-    return is_close(array, Expected(wrong, expected.relative))
+    return is_close(array, expected._replace(value=wrong))
 
 
 def patterns(array: np.ndarray, expected: Expected, wrong_shape: bool) -> Iterator[str]:
@@ -118,4 +118,4 @@ def _axes(array: np.ndarray, expected: Expected, wrong_shape: bool) -> Iterator[
 
 
 def _sorted(expected: Expected) -> Expected:
-    return Expected(np.sort(expected.value, axis=None).reshape(expected.value.shape), expected.relative)
+    return expected._replace(value=np.sort(expected.value, axis=None).reshape(expected.value.shape))

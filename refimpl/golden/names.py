@@ -59,6 +59,12 @@ def backward_names(layers: Description, activations: bool = True) -> Iterator[st
             yield from (f"grad.{gate}.{p}" for p in ("fc2.weight", "fc2.bias", "fc1.weight", "fc1.bias"))
 
 
+def is_gradient(output: str) -> bool:
+    """Whether an output of any level is a gradient; the others are values: activations, iterates, losses."""
+    words = output.split(".")
+    return words[0] in ("backward", "grad") or words[-1] in ("gradient", "g")
+
+
 def network_outputs(layers: Description, gate_grad: str) -> tuple[str, ...]:
     """All outputs of a network with its loss, forward, then backward down to grad.x."""
     last = () if gate_grad == "dense" else (f"backward.{layers[-1]['name']}",)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from refimpl.golden.case import Case
+from refimpl.golden.names import is_gradient
 from refimpl.golden.suspects.contract import Suspect, altered
 
 _NETWORKS = ("network", "cross_entropy")
@@ -19,9 +20,7 @@ def summed_loss(case: Case) -> Iterator[Suspect]:
         return
 
     def scale(output: str) -> float:
-        first = output.split(".")[0]
-        gradient = first in ("loss", "backward", "grad") or output.endswith((".loss", ".gradient", ".g"))
-        return float(count) if gradient else 1.0
+        return float(count) if output.split(".")[-1] == "loss" or is_gradient(output) else 1.0
 
     hint = f"the loss was summed over the {count} samples of a batch; it is their mean"
     yield Suspect("mean against sum loss", hint, altered(case, **_faster(case, count)), scale)
