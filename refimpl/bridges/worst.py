@@ -81,7 +81,8 @@ def readme(content: Worst) -> str:
     parts = (
         f"Worst relative error of any activation, mask or gradient, {who}: the norm of an array's difference "
         "relative to the array's own (an entry of it counting as at least 0.001 of those of the case's "
-        "largest array, values and gradients apart). Networks at their own widths, gate gradients dense and active:",
+        "largest array, values and gradients apart). Networks at their own widths, gate gradients dense and "
+        "active:",
         _table("network", COLUMNS, content["networks"]),
         "And of the other levels (`algorithm`: ten rounds):",
         _table("level", DTYPES, content["levels"]),

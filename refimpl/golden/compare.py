@@ -13,6 +13,7 @@ import numpy as np
 from refimpl.errors import DataError
 from refimpl.golden.case import Arrays, Case
 from refimpl.golden.file import Expected, Golden, is_golden, read_golden
+from refimpl.golden.names import shown
 from refimpl.npz import Header
 from refimpl.storage import npz_headers, read_npz
 
@@ -89,9 +90,9 @@ def read_theirs(path: Path, golden: Golden) -> Theirs:
         headers = {name: header for name, header in headers.items() if name in outputs}
     wanted = {f"{case}/{name}": e for case, outputs in golden.expected.items() for name, e in outputs.items()}
     if headers and not set(headers) & set(wanted):
-        known, found = next(iter(wanted), "none"), next(iter(headers))
+        known, found = next(iter(wanted), "none"), shown(next(iter(headers)))
         raise DataError(f"{path}: none of its arrays is expected; names are like {known}, found {found}")
-    fitting = [name for name in headers if name in wanted and _could_fit(headers[name], wanted[name])]
+    fitting = {name for name in headers if name in wanted and _could_fit(headers[name], wanted[name])}
     return Theirs(headers, read_npz(path, fitting))
 
 
@@ -107,12 +108,15 @@ def _check_same_inputs(path: Path, theirs: Golden, golden: Golden) -> None:
         other = known.get(case.name)
         if other and not _same_inputs(case, other):
             raise DataError(
-                f"{path}: {case.name} has other inputs there; were both made with one seed and dtype?"
+                f"{path}: {case.name} has other inputs there, or settings; "
+                "were both made with one seed and dtype?"
             )
 
 
 def _same_inputs(one: Case, other: Case) -> bool:
-    if one.dtype != other.dtype or set(one.inputs) != set(other.inputs):
+    if (one.kind, one.dtype, one.settings) != (other.kind, other.dtype, other.settings):
+        return False
+    if set(one.inputs) != set(other.inputs):
         return False
     return all(np.array_equal(one.inputs[name], other.inputs[name]) for name in one.inputs)
 
@@ -163,7 +167,8 @@ def _row(case: Case, name: str, expected: Expected, theirs: Theirs) -> Row:
 def _distances(case: Case, array: np.ndarray, expected: Expected) -> dict[str, Any]:
     """How far it is, and where most."""
     value = expected.value
-    difference = np.abs(array.astype(np.float64) - value.astype(np.float64))
+    with np.errstate(over="ignore"):  # what float64 cannot hold is infinite
+        difference = np.abs(array.astype(np.float64) - value.astype(np.float64))
     furthest = int(np.argmax(difference)) if difference.size else 0
     return {
         "max_abs": float(np.max(difference, initial=0.0)),
@@ -182,7 +187,8 @@ def relative_error(array: np.ndarray, expected: Expected) -> float:
     """||array - value|| / ||value||, in float64; ||value|| counts as at least `floor` an entry."""
     wide = np.asarray(expected.value, dtype=np.float64)
     size = max(_norm(wide), expected.floor * math.sqrt(max(wide.size, 1)))
-    return _norm(np.asarray(array, dtype=np.float64) - wide) / size
+    with np.errstate(over="ignore"):
+        return _norm(np.asarray(array, dtype=np.float64) - wide) / size
 
 
 def _norm(x: np.ndarray) -> float:

@@ -137,7 +137,10 @@ def read_golden(path: Path) -> Golden:
     for name in promised:
         if not np.isfinite(arrays[name]).all():
             raise DataError(f"{path}: {name} holds NaN or infinite numbers; it cannot serve as a reference")
-    cases = tuple(_case(table, arrays) for table in manifest["cases"])
+    try:
+        cases = tuple(_case(table, arrays) for table in manifest["cases"])
+    except InputError as error:  # of a level or dtype there is not
+        raise DataError(f"{path}: {error}") from None
     expected = {table["name"]: _expected(table, arrays) for table in manifest["cases"]}
     return Golden(made_by, cases, expected)
 
@@ -168,12 +171,17 @@ def _manifest(path: Path, headers: Mapping[str, Header]) -> dict[str, Any]:
 def _promised(tables: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Header]]:
     """Every array that the tables of cases name, with its header; raises where they make no sense."""
     seen: set[str] = set()
+    cases: set[str] = set()
     for table in tables:
         for key, kind in (("name", str), ("kind", str), ("dtype", str), ("settings", dict)):
             if not isinstance(table[key], kind):
                 raise TypeError(f"{key} of a case is {table[key]!r}")
-        if any(math.prod(shape) < 0 for _, shape in table["settings"].get("parameters", ())):
-            raise ValueError("a parameter has a negative size")
+        if table["name"] in cases:
+            raise ValueError(f"the case {table['name']} is there twice")
+        cases.add(table["name"])
+        for name, shape in table["settings"].get("parameters", ()):
+            if type(name) is not str or not all(type(length) is int and length >= 0 for length in shape):
+                raise ValueError(f"a parameter is {name!r} of shape {shape!r}")
         for part, prefix in (("inputs", f"{table['name']}/in/"), ("outputs", f"{table['name']}/")):
             for entry in table[part]:
                 name = prefix + entry["name"]
