@@ -23,6 +23,7 @@ from refimpl.errors import brief
 _MAGIC = b"\x93NUMPY"
 _HEADER_LIMIT = 4096  # bytes; those of plain arrays have about 100
 _COUNT_LIMIT = 100_000  # members of one archive
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # NumPy's; an LZMA header can claim 4 GiB
 _DTYPE = re.compile(r"([<>|=])([biufcSU])(\d{1,9})")
 _ENTRY = re.compile(
     r"\s*['\"](?P<key>descr|fortran_order|shape)['\"]\s*:\s*"
@@ -32,7 +33,7 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
     EOFError,
-    NotImplementedError,  # an unknown compression method
+    NotImplementedError,  # a compression method, or an encryption, that `zipfile` does not know
     RuntimeError,  # an encrypted member
     KeyError,
     ValueError,
@@ -109,6 +110,9 @@ def _members(archive: zipfile.ZipFile) -> list[tuple[str, zipfile.ZipInfo]]:
     found = [(e.filename.removesuffix(".npy"), e) for e in entries if e.filename.endswith(".npy")]
     if len(dict(found)) < len(found):
         raise DamageError("two members of one name")
+    for _, entry in found:
+        if entry.compress_type not in _COMPRESSIONS:
+            raise DamageError(f"compression of type {entry.compress_type}; NumPy stores or deflates")
     return found
 
 

@@ -129,6 +129,20 @@ def test_methods_and_solvers_see_objectives_not_networks(module):
     assert not seen or module in SEES_NETWORKS, f"{module} must not import {seen}"
 
 
+# The second implementation reads what a case and a network are; it borrows no arithmetic.
+NO_ARITHMETIC = {
+    f"refimpl.{name}"
+    for name in ("errors", "golden.case", "golden.describe", "nn.context", "nn.layout", "nn.network")
+}
+
+
+@pytest.mark.parametrize("module", [m for m in INSIDE if m.startswith("refimpl.bridges.torch")])
+def test_the_second_implementation_shares_no_arithmetic_with_the_first(module):
+    for target in imports(module, TREES[module]):
+        if target.startswith("refimpl.") and not target.startswith("refimpl.bridges.torch"):
+            assert target in NO_ARITHMETIC, f"{module} must not import {target}"
+
+
 def test_no_module_imports_itself_in_a_circle():
     graph = {}
     for module in INSIDE:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from readme_commands import README
 
-from refimpl.bridges import make_golden, worst
+from refimpl.bridges import make_golden, run, worst
 from refimpl.golden.models import NAMES
 
 RESULTS = Path(__file__).parent / "golden" / "worst.json"
@@ -32,7 +32,9 @@ def test_importing_the_package_and_its_commands_imports_no_other_framework():
     assert out.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", [(make_golden, "."), (worst, "measure", "w.json")])
+@pytest.mark.parametrize(
+    "command", [(make_golden, "."), (worst, "measure", "w.json"), (run, "f.npz", "--out", "t.npz")]
+)
 def test_without_pytorch_one_line_says_how_to_install_it(command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     without(monkeypatch, "torch")

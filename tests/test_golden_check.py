@@ -14,7 +14,7 @@ import pytest
 from refimpl.errors import DataError
 from refimpl.golden.compare import as_theirs, compare, read_theirs, ulp_distance
 from refimpl.golden.conformance import Outcome, as_html, as_json, as_markdown, as_text
-from refimpl.golden.file import Golden, golden_bytes, read_golden
+from refimpl.golden.file import Expected, Golden, golden_bytes, read_golden
 from refimpl.golden.hints import find_hints
 from refimpl.golden.levels import build_cases
 from refimpl.golden.ours import run
@@ -143,7 +143,27 @@ def test_a_wrong_implementation_is_caught_where_it_departs(golden, wrong, level,
     case = CASES[f"{level}/hard"]
     first, hints = departure(golden, case.name, getattr(plain_metagater, level)(case, wrong))
     assert first == output
-    assert {hint.rule for hint in hints if hint.rule != "pattern"} == {rule}
+    found = [hint for hint in hints if hint.rule != "pattern"]
+    assert {hint.rule for hint in found} == {rule}
+    if level == "algorithm" and rule != "prox step vs weight":  # whose step is another in every round
+        assert all(hint.explains == hint.departing for hint in found)
+
+
+@pytest.mark.parametrize("name", ["hard", "soft-bounded", "ste-l1"])
+@pytest.mark.parametrize("factor", [2.0, 0.5])
+def test_a_server_that_steps_with_a_wrong_g_is_explained_in_every_round(golden, name, factor):
+    """Written out here: the schedule's steps times the factor, the thresholds of the prox as they were."""
+    case = CASES[f"algorithm/{name}"]
+    schedule, penalty = case.settings["schedule"], dict(case.settings["penalty"])
+    penalty["rho"] /= factor
+    wrong = {"schedule": {**schedule, "beta": schedule["beta"] * factor}, "penalty": penalty}
+    outputs = run(replace(case, settings={**case.settings, **wrong}))
+    outputs = {key: value * (factor if key.endswith(".g") else 1.0) for key, value in outputs.items()}
+    first, hints = departure(golden, case.name, outputs)
+    assert first == "round1.g"
+    (hint,) = (hint for hint in hints if hint.rule != "pattern")
+    assert hint.text == f"g is {factor:g} times lambda (md - mean of the nodes)"
+    assert hint.explains == hint.departing > 30
 
 
 def test_no_suspect_is_named_for_a_mistake_nobody_expects(golden):
@@ -199,6 +219,29 @@ def test_patterns_say_how_an_array_relates_to_the_expected_one(golden):
     assert (output, hints[0].text) == ("grad.weight", "it is the expected array transposed")
 
 
+def test_a_lone_number_is_a_multiple_only_by_a_whole_factor(golden):
+    """Any number is some multiple of any other."""
+    right = run(CASES["ops/cross_entropy"])
+    for factor, said in ((3.0, True), (1 / 3, True), (-1.0, True), (1.2345, False)):
+        _, hints = departure(golden, "ops/cross_entropy", right | {"loss": right["loss"] * factor})
+        assert any("times the expected array" in hint.text for hint in hints) == said
+
+
+@pytest.mark.parametrize("wide", [np.float64, np.longdouble])
+def test_numbers_beyond_float64_depart_without_a_warning(golden, wide):
+    right = run(CASES["ops/relu"])
+    huge = np.full((3, 4, 5), np.finfo(wide).max)
+    outputs = {"y": right["y"], "grad.x": huge}
+    assert departure(golden, "ops/relu", outputs) == ("grad.x", [])
+    expected = {
+        "ops/relu": golden.expected["ops/relu"] | {"grad.x": Expected(-huge.astype(float), 1e-10, 1.0)}
+    }
+    if wide is np.float64:
+        odd = Golden("someone", (CASES["ops/relu"],), expected)
+        (row,) = compare(odd, as_theirs({"ops/relu": outputs})).departures
+        assert row.max_abs == np.inf
+
+
 def test_a_departure_in_a_vector_names_the_parameter(golden):
     outputs = run(CASES["local/hard"])
     outputs["step2.w"][3] += 1.0
@@ -251,9 +294,29 @@ def test_one_outcome_in_all_its_forms(golden):
     assert as_html(outcome).count('class="bad"') > len(comparison.departures)
 
 
-def test_hostile_names_do_not_become_markup(golden):
-    comparison = compare(golden, as_theirs({"ops/relu": {"<script>": np.zeros(2)}}))
-    assert "<script>" not in as_html(Outcome(golden, comparison, [], partial=True))
+def test_hostile_names_become_neither_markup_nor_commands_of_a_terminal(golden, tmp_path):
+    hostile = {"<script>": 1, "\x1b[2J": 2, "[a](b)": 3, "`x|y`": 4, "a\nb": 5}
+    comparison = compare(golden, as_theirs({"ops/relu": {key: np.zeros(2) for key in hostile}}))
+    outcome = Outcome(golden, comparison, [], partial=True)
+    for text in (as_html(outcome), as_markdown(outcome), as_text(outcome, verbose=True)):
+        assert r"ops/relu/\x3cscript\x3e" in text
+        assert not any(name in text for name in hostile)
+    np.savez(tmp_path / "theirs.npz", **{"\x1b[2J": np.zeros(2)})
+    with pytest.raises(DataError, match=r"found \\x1b\\x5b2J"):
+        read_theirs(tmp_path / "theirs.npz", golden)
+
+
+def test_the_terminal_says_how_many_departing_arrays_it_leaves_out(golden):
+    """Those shown beside them, as the array before the departure is, do not count."""
+    names = [case.name for case in build_cases("algorithm")]
+    wrong = {name: {key: value + 1 for key, value in run(CASES[name]).items()} for name in names}
+    wrong[names[0]]["round1.md"] -= 1
+    comparison = compare(golden, as_theirs(wrong))
+    text = as_text(Outcome(golden, comparison, [], partial=True), verbose=False)
+    lines = [line for line in text.splitlines() if line.startswith("algorithm/")]
+    shown = [line for line in lines if "departs" in line]
+    assert len(shown) == len(lines) - 1 == 39
+    assert f"and {len(comparison.departures) - 39} more that depart" in text
 
 
 def test_ulp_distance_counts_floats_between():
@@ -282,6 +345,14 @@ def test_a_file_of_other_names_is_refused_with_an_example(golden, tmp_path):
     np.savez(path, y=np.zeros(3))
     with pytest.raises(DataError, match="names are like ops/conv/y, found y"):
         read_theirs(path, golden)
+
+
+def test_a_golden_file_of_other_settings_is_refused(golden, tmp_path):
+    case = CASES["prox/l1"]
+    other = replace(case, settings={**case.settings, "step": 0.9})
+    (tmp_path / "theirs.npz").write_bytes(golden_bytes([(other, run(other))], "other"))
+    with pytest.raises(DataError, match="prox/l1 has other inputs there, or settings"):
+        read_theirs(tmp_path / "theirs.npz", golden)
 
 
 def test_a_golden_file_of_another_seed_is_refused(golden, tmp_path):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from refimpl.golden.case import LEVELS
-from refimpl.golden.compare import as_theirs, compare
-from refimpl.golden.file import read_golden
+from refimpl.golden.compare import as_theirs, compare, is_close
+from refimpl.golden.file import Golden, golden_of, read_golden
+from refimpl.golden.levels import build_cases
 from refimpl.golden.models import NAMES
 from refimpl.golden.ours import run
 
@@ -23,6 +25,29 @@ def test_this_package_computes_what_pytorch_computed(path):
     assert comparison.rows
     assert not comparison.departures
     assert not comparison.missing
+
+
+def assert_signs_matter(golden: Golden) -> None:
+    """Every array of numbers that is not zero departs if it is negated, or zero."""
+    blind = [
+        f"{case}/{name}"
+        for case, outputs in golden.expected.items()
+        for name, expected in outputs.items()
+        if expected.value.dtype != np.bool_ and expected.value.any()
+        for wrong in (-expected.value, 0 * expected.value)
+        if is_close(wrong, expected)
+    ]
+    assert not blind
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_no_gradient_is_so_small_that_its_sign_goes_unseen(path):
+    assert_signs_matter(read_golden(path))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_no_gradient_of_any_case_is_so_small_that_its_sign_goes_unseen(dtype):
+    assert_signs_matter(golden_of([(case, run(case)) for case in build_cases("all", 0, dtype)], "refimpl"))
 
 
 def test_the_files_are_small_and_cover_every_level_architecture_mode_and_dtype():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from strategies import examples
 
-from refimpl.npz import DamageError, read_members
+from refimpl.npz import DamageError, read_headers, read_members
 
 LIMIT = 2**20
 dtypes = st.one_of(
@@ -83,6 +83,23 @@ def test_members_larger_than_admitted_are_refused_before_they_are_unpacked(tmp_p
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros(LIMIT))
     with pytest.raises(DamageError, match="more than the 1048576 admitted"):
         list(read_members(tmp_path / "a.npz", LIMIT))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_compressions_that_numpy_does_not_use_are_refused_before_they_are_opened(tmp_path, method, damaged):
+    """Of their decoders: LZMA's takes the memory its header claims, and their errors are their own."""
+    content, path = io.BytesIO(), tmp_path / "a.npz"
+    np.save(content, np.arange(1000))
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("x.npy", content.getvalue())
+    if damaged:
+        broken = bytearray(path.read_bytes())
+        broken[40:60] = b"\xff" * 20  # the first of what is compressed
+        path.write_bytes(bytes(broken))
+    for read in (read_headers, lambda path: list(read_members(path, LIMIT))):
+        with pytest.raises(DamageError, match=f"compression of type {method}"):
+            read(path)
 
 
 def test_a_file_that_is_not_there_is_the_systems_error(tmp_path):

@@ -101,7 +101,9 @@ def _layer(graph: Graph, layer: Layer, x: str, shape: Shape, gating: Gating) -> 
         mask = _mask(graph, layer.gate, x, shape, gating)
         y = _chain(graph, layer.body, x, shape, gating)
         pixels = (1,) * (len(layer.output_shape(shape)) - 1)
-        axes = graph.constant(f"{layer.gate.name}.shape", np.array([-1, layer.gate.out_channels, *pixels]))
+        axes = graph.constant(
+            f"{layer.gate.name}.shape", np.array([-1, layer.gate.out_channels, *pixels], np.int64)
+        )
         return graph.add("Mul", y, graph.add("Reshape", mask, axes))
     if isinstance(layer, Residual):
         branches = (_chain(graph, branch, x, shape, gating) for branch in (layer.body, layer.shortcut))
@@ -154,14 +156,14 @@ def _mask(graph: Graph, gate: ChannelGate, x: str, shape: Shape, gating: Gating)
 
 
 def _every_second(gate: ChannelGate, first: int) -> np.ndarray:
-    return np.arange(first, 2 * gate.out_channels, 2)
+    return np.arange(first, 2 * gate.out_channels, 2, dtype=np.int64)
 
 
 def _batch_norm(graph: Graph, layer: BatchNorm2d, x: str) -> str:
     """Statistics of the batch, as in `BatchNorm2d`; ONNX's own operator would want running ones."""
     axes = [0, 2, 3]
     eps = graph.constant(f"{layer.name}.eps", np.array(layer.eps, np.float32))
-    shape = graph.constant(f"{layer.name}.shape", np.array([1, layer.channels, 1, 1]))
+    shape = graph.constant(f"{layer.name}.shape", np.array([1, layer.channels, 1, 1], np.int64))
     weight, bias = (graph.add("Reshape", f"{layer.name}.{part}", shape) for part in ("weight", "bias"))
     centred = graph.add("Sub", x, graph.add("ReduceMean", x, axes=axes))
     variance = graph.add("ReduceMean", graph.add("Mul", centred, centred), axes=axes)

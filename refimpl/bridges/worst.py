@@ -3,8 +3,9 @@
     python -m refimpl.bridges.worst measure tests/golden/worst.json            # needs PyTorch
     python -m refimpl.bridges.worst readme tests/golden/worst.json --into README.md
 
-Errors are those of `refimpl golden check`: the norm of the difference relative to that of the expected
-array (or to 0.001 an entry, where that is larger), the worst of all activations, masks and gradients.
+Errors are those of `refimpl golden check`: the norm of the difference relative to that of this package's
+array (an entry of which counts as at least 0.001 of those of the case's largest array, values and gradients
+apart), the worst of all activations, masks and gradients.
 """
 
 from __future__ import annotations
@@ -20,11 +21,10 @@ from refimpl._version import __version__
 from refimpl.errors import RefimplError
 from refimpl.golden.case import LEVELS, Case
 from refimpl.golden.compare import DEPARTS, FINE, Row, as_theirs, compare
-from refimpl.golden.file import Expected, Golden
+from refimpl.golden.file import golden_of
 from refimpl.golden.levels import build_cases
 from refimpl.golden.models import NAMES
 from refimpl.golden.ours import run as ours
-from refimpl.golden.tolerance import relative
 from refimpl.nn.context import MODES
 from refimpl.tables import markdown
 
@@ -68,10 +68,7 @@ def rows_of(case: Case) -> tuple[Row, ...]:
     """PyTorch's outputs beside this package's. Raises `RefimplError` where they cannot be compared."""
     from refimpl.bridges.torch.run import run
 
-    expected = {
-        name: Expected(value, relative(case.level, case.dtype, value)) for name, value in ours(case).items()
-    }
-    rows = compare(Golden("refimpl", (case,), {case.name: expected}), as_theirs({case.name: run(case)})).rows
+    rows = compare(golden_of([(case, ours(case))], "refimpl"), as_theirs({case.name: run(case)})).rows
     for row in rows:
         if row.status not in (FINE, DEPARTS):
             raise RefimplError(f"{row.name}: {row.status} {row.note}")
@@ -82,8 +79,10 @@ def readme(content: Worst) -> str:
     """The two tables."""
     who = " against ".join(content["made_by"])
     parts = (
-        f"Worst relative error of any activation, mask or gradient, {who}; networks at their own widths, "
-        "gate gradients dense and active:",
+        f"Worst relative error of any activation, mask or gradient, {who}: the norm of an array's difference "
+        "relative to the array's own (an entry of it counting as at least 0.001 of those of the case's "
+        "largest array, values and gradients apart). Networks at their own widths, gate gradients dense and "
+        "active:",
         _table("network", COLUMNS, content["networks"]),
         "And of the other levels (`algorithm`: ten rounds):",
         _table("level", DTYPES, content["levels"]),

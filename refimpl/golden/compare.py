@@ -13,7 +13,7 @@ import numpy as np
 from refimpl.errors import DataError
 from refimpl.golden.case import Arrays, Case
 from refimpl.golden.file import Expected, Golden, is_golden, read_golden
-from refimpl.golden.tolerance import FLOOR
+from refimpl.golden.names import shown
 from refimpl.npz import Header
 from refimpl.storage import npz_headers, read_npz
 
@@ -25,7 +25,7 @@ class Row:
     """One output. status: ok, departs, missing, shape, dtype or not finite.
 
     max_abs: largest difference; relative: norm of the difference relative to that of the expected array
-    (or to `FLOOR` a entry, where that is larger); limit: what is admitted of it; ulp: largest distance in
+    (or to `floor` an entry, where that is larger); limit: what is admitted of it; ulp: largest distance in
     units in the last place, float32 only; where: the entry that is furthest off; note: what else to say.
     """
 
@@ -33,6 +33,7 @@ class Row:
     output: str
     status: str
     limit: float
+    floor: float
     max_abs: float = math.nan
     relative: float = math.nan
     ulp: int | None = None
@@ -89,9 +90,9 @@ def read_theirs(path: Path, golden: Golden) -> Theirs:
         headers = {name: header for name, header in headers.items() if name in outputs}
     wanted = {f"{case}/{name}": e for case, outputs in golden.expected.items() for name, e in outputs.items()}
     if headers and not set(headers) & set(wanted):
-        known, found = next(iter(wanted), "none"), next(iter(headers))
+        known, found = next(iter(wanted), "none"), shown(next(iter(headers)))
         raise DataError(f"{path}: none of its arrays is expected; names are like {known}, found {found}")
-    fitting = [name for name in headers if name in wanted and _could_fit(headers[name], wanted[name])]
+    fitting = {name for name in headers if name in wanted and _could_fit(headers[name], wanted[name])}
     return Theirs(headers, read_npz(path, fitting))
 
 
@@ -107,12 +108,15 @@ def _check_same_inputs(path: Path, theirs: Golden, golden: Golden) -> None:
         other = known.get(case.name)
         if other and not _same_inputs(case, other):
             raise DataError(
-                f"{path}: {case.name} has other inputs there; were both made with one seed and dtype?"
+                f"{path}: {case.name} has other inputs there, or settings; "
+                "were both made with one seed and dtype?"
             )
 
 
 def _same_inputs(one: Case, other: Case) -> bool:
-    if one.dtype != other.dtype or set(one.inputs) != set(other.inputs):
+    if (one.kind, one.dtype, one.settings) != (other.kind, other.dtype, other.settings):
+        return False
+    if set(one.inputs) != set(other.inputs):
         return False
     return all(np.array_equal(one.inputs[name], other.inputs[name]) for name in one.inputs)
 
@@ -143,7 +147,7 @@ def _row(case: Case, name: str, expected: Expected, theirs: Theirs) -> Row:
     header = theirs.headers.get(full)
 
     def row(status: str, **what: Any) -> Row:
-        return Row(case.name, name, status, expected.relative, **what)
+        return Row(case.name, name, status, expected.relative, expected.floor, **what)
 
     if header is None:
         return row(MISSING)
@@ -157,16 +161,18 @@ def _row(case: Case, name: str, expected: Expected, theirs: Theirs) -> Row:
         return row(BROKEN, note=f"first at [{', '.join(map(str, bad))}]")
     note = "" if header.dtype == value.dtype or value.dtype == np.bool_ else f"given as {header.dtype}"
     status = FINE if is_close(array, expected) else DEPARTS
-    return row(status, note=note, **_distances(case, array, value))
+    return row(status, note=note, **_distances(case, array, expected))
 
 
-def _distances(case: Case, array: np.ndarray, value: np.ndarray) -> dict[str, Any]:
+def _distances(case: Case, array: np.ndarray, expected: Expected) -> dict[str, Any]:
     """How far it is, and where most."""
-    difference = np.abs(array.astype(np.float64) - value.astype(np.float64))
+    value = expected.value
+    with np.errstate(over="ignore"):  # what float64 cannot hold is infinite
+        difference = np.abs(array.astype(np.float64) - value.astype(np.float64))
     furthest = int(np.argmax(difference)) if difference.size else 0
     return {
         "max_abs": float(np.max(difference, initial=0.0)),
-        "relative": relative_error(array, value),
+        "relative": relative_error(array, expected),
         "ulp": ulp_distance(array, value) if value.dtype == np.float32 else None,
         "where": label(case, value.shape, furthest) if difference.any() else "",
     }
@@ -174,14 +180,15 @@ def _distances(case: Case, array: np.ndarray, value: np.ndarray) -> dict[str, An
 
 def is_close(array: np.ndarray, expected: Expected) -> bool:
     """Whether a finite array of the right shape is what is expected."""
-    return relative_error(array, expected.value) <= expected.relative
+    return relative_error(array, expected) <= expected.relative
 
 
-def relative_error(array: np.ndarray, value: np.ndarray) -> float:
-    """||array - value|| / ||value||, in float64; ||value|| counts as at least `FLOOR` an entry."""
-    wide = np.asarray(value, dtype=np.float64)
-    size = max(_norm(wide), FLOOR * math.sqrt(max(wide.size, 1)))
-    return _norm(np.asarray(array, dtype=np.float64) - wide) / size
+def relative_error(array: np.ndarray, expected: Expected) -> float:
+    """||array - value|| / ||value||, in float64; ||value|| counts as at least `floor` an entry."""
+    wide = np.asarray(expected.value, dtype=np.float64)
+    size = max(_norm(wide), expected.floor * math.sqrt(max(wide.size, 1)))
+    with np.errstate(over="ignore"):
+        return _norm(np.asarray(array, dtype=np.float64) - wide) / size
 
 
 def _norm(x: np.ndarray) -> float:

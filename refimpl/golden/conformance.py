@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from refimpl.golden.compare import FINE, MISSING, Comparison, Row
 from refimpl.golden.file import Golden
 from refimpl.golden.hints import Hint
+from refimpl.golden.names import shown
 from refimpl.tables import markdown, table
 
 HEADER = ("array", "max abs", "relative", "allowed", "ulp", "verdict")
@@ -50,6 +51,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
                 "max_abs": row.max_abs,
                 "relative": row.relative,
                 "allowed": row.limit,
+                "floor": row.floor,
                 "ulp": row.ulp,
                 "where": row.where,
                 "note": row.note,
@@ -66,7 +68,7 @@ def as_text(outcome: Outcome, verbose: bool) -> str:
     parts = [table(SUMMARY, summary(comparison))]
     if rows:
         parts.append(table(HEADER, [cells(row) for row in rows]))
-    hidden = len(comparison.departures) - len(rows)
+    hidden = len(comparison.departures) - len(set(comparison.departures) & set(rows))
     if hidden > 0:
         parts.append(f"and {hidden} more that depart; --verbose shows all")
     parts.append("\n".join(statements(outcome)))
@@ -124,7 +126,7 @@ def statements(outcome: Outcome) -> list[str]:
     comparison, lines = outcome.comparison, []
     for name, names in (
         ("missing", [row.name for row in comparison.missing]),
-        ("not expected, left out", list(comparison.extra)),
+        ("not expected, left out", [shown(name) for name in comparison.extra]),
     ):
         if names:
             lines.append(f"{name}: {_some(names)}")
@@ -142,8 +144,7 @@ def statements(outcome: Outcome) -> list[str]:
 
 
 def _said(hint: Hint) -> str:
-    arrays = "array" if hint.explains == 1 else "arrays"
-    proof = f"which reproduces {hint.explains} {arrays} of yours"
+    proof = f"which reproduces {hint.explains} of {hint.departing} departing arrays"
     return hint.text if hint.rule == "pattern" else f"{hint.rule}: {hint.text}; {proof}"
 
 

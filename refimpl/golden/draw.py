@@ -7,6 +7,7 @@ first hidden unit of every gate, and every gate's last channel has zero logits (
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -20,7 +21,9 @@ from refimpl.nn.layout import Layout
 from refimpl.nn.network import Network
 from refimpl.rng import SeedTree
 
-GATE_NOISE = 1.0  # added to the initial gate parameters, so that some channels are off
+# Added to the initial gate parameters, to weights over the root of their fan-in, so that some channels are
+# off and no gate is saturated: sigmoid's derivative, 0 there but for rounding, is all that its gate learns.
+GATE_NOISE = 1.0
 BIAS_NOISE = 0.1  # added to all biases
 
 
@@ -60,11 +63,10 @@ class Draw:
         w = layout.initialise(SeedTree(int(self.rng.integers(2**31))), "float64")
         views = layout.views(w)
         for slot in layout.slots:
-            gate = slot.parameter.part == "phi"
+            gate, fan_in = slot.parameter.part == "phi", math.prod(slot.shape[1:])
             if gate or len(slot.shape) == 1:
-                views[slot.name] += (GATE_NOISE if gate else BIAS_NOISE) * self.rng.standard_normal(
-                    slot.shape
-                )
+                scale = GATE_NOISE / math.sqrt(fan_in) if gate else BIAS_NOISE
+                views[slot.name] += scale * self.rng.standard_normal(slot.shape)
         if zeros:
             _put_zeros(layout, views)
         return {PARAM + name: view.astype(self.dtype) for name, view in views.items()}

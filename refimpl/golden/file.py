@@ -8,8 +8,9 @@ Arrays: `<case>/in/<input>`, `<case>/<output>`, and `manifest`, a uint8 array wi
     cases     a list of tables, in the order of execution:
       name, kind, dtype, settings    as in `case.py`
       inputs     a list of {name, shape, dtype}
-      outputs    a list of {name, shape, dtype, relative}, in the order of execution; `relative` is the
-                 largest relative norm error admitted, 0 for masks, which must be equal
+      outputs    a list of {name, shape, dtype, relative, floor}, in the order of execution; `relative` is
+                 the largest relative norm error admitted, 0 for masks, which must be equal; `floor` the root
+                 mean square that the expected array counts as having at least (`tolerance.py`)
 
 What another program computed is an .npz file with arrays `<case>/<output>`; nothing else is needed in it
 (a golden file of its own will do: what is not an output is left out).
@@ -29,7 +30,7 @@ import numpy as np
 
 from refimpl.errors import DataError, InputError
 from refimpl.golden.case import Arrays, Case
-from refimpl.golden.tolerance import relative
+from refimpl.golden.tolerance import tolerances
 from refimpl.npz import Header
 from refimpl.storage import npz_bytes, npz_headers, read_npz, write_whole
 
@@ -40,10 +41,14 @@ ARRAYS_LIMIT, MANIFEST_LIMIT = 2**30, 2**24  # bytes admitted: ten times the lar
 
 
 class Expected(NamedTuple):
-    """An output as it should be, and the largest relative norm error admitted."""
+    """An output as it should be, the largest relative norm error admitted, and what its norm is at least.
+
+    floor: root mean square of the entries that the norm counts as having at least.
+    """
 
     value: np.ndarray
     relative: float
+    floor: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +58,19 @@ class Golden:
     made_by: str
     cases: tuple[Case, ...]
     expected: Mapping[str, Mapping[str, Expected]]  # by case, by output
+
+
+def expected_of(case: Case, outputs: Arrays) -> dict[str, Expected]:
+    """Outputs of a case as what is expected, each with its tolerance, in the order of execution."""
+    limits = tolerances(case, outputs)
+    return {name: Expected(outputs[name], *limits[name]) for name in case.outputs}
+
+
+def golden_of(computed: Iterable[tuple[Case, Arrays]], made_by: str) -> Golden:
+    """Cases and their outputs as a golden file's contents, in memory."""
+    pairs = tuple(computed)
+    expected = {case.name: expected_of(case, outputs) for case, outputs in pairs}
+    return Golden(made_by, tuple(case for case, _ in pairs), expected)
 
 
 def golden_bytes(computed: Iterable[tuple[Case, Arrays]], made_by: str) -> bytes:
@@ -65,7 +83,7 @@ def golden_bytes(computed: Iterable[tuple[Case, Arrays]], made_by: str) -> bytes
         arrays |= {f"{case.name}/{name}": np.asarray(outputs[name]) for name in case.outputs}
         tables.append(_table(case, outputs))
     content = {"format": FORMAT, "version": VERSION, "made_by": made_by, "cases": tables}
-    text = json.dumps(content, allow_nan=False)
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     return npz_bytes(arrays | {MANIFEST: np.frombuffer(text.encode(), dtype=np.uint8)})
 
 
@@ -88,16 +106,14 @@ def _table(case: Case, outputs: Arrays) -> dict[str, Any]:
     def entry(name: str, value: np.ndarray) -> dict[str, Any]:
         return {"name": name, "shape": list(np.shape(value)), "dtype": str(np.asarray(value).dtype)}
 
-    def limit(value: np.ndarray) -> dict[str, float]:
-        return {"relative": relative(case.level, case.dtype, np.asarray(value))}
-
+    limits = tolerances(case, outputs)
     return {
         "name": case.name,
         "kind": case.kind,
         "dtype": case.dtype,
         "settings": dict(case.settings),
         "inputs": [entry(name, value) for name, value in case.inputs.items()],
-        "outputs": [entry(name, outputs[name]) | limit(outputs[name]) for name in case.outputs],
+        "outputs": [entry(name, outputs[name]) | limits[name]._asdict() for name in case.outputs],
     }
 
 
@@ -121,7 +137,10 @@ def read_golden(path: Path) -> Golden:
     for name in promised:
         if not np.isfinite(arrays[name]).all():
             raise DataError(f"{path}: {name} holds NaN or infinite numbers; it cannot serve as a reference")
-    cases = tuple(_case(table, arrays) for table in manifest["cases"])
+    try:
+        cases = tuple(_case(table, arrays) for table in manifest["cases"])
+    except InputError as error:  # of a level or dtype there is not
+        raise DataError(f"{path}: {error}") from None
     expected = {table["name"]: _expected(table, arrays) for table in manifest["cases"]}
     return Golden(made_by, cases, expected)
 
@@ -152,12 +171,17 @@ def _manifest(path: Path, headers: Mapping[str, Header]) -> dict[str, Any]:
 def _promised(tables: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Header]]:
     """Every array that the tables of cases name, with its header; raises where they make no sense."""
     seen: set[str] = set()
+    cases: set[str] = set()
     for table in tables:
         for key, kind in (("name", str), ("kind", str), ("dtype", str), ("settings", dict)):
             if not isinstance(table[key], kind):
                 raise TypeError(f"{key} of a case is {table[key]!r}")
-        if any(math.prod(shape) < 0 for _, shape in table["settings"].get("parameters", ())):
-            raise ValueError("a parameter has a negative size")
+        if table["name"] in cases:
+            raise ValueError(f"the case {table['name']} is there twice")
+        cases.add(table["name"])
+        for name, shape in table["settings"].get("parameters", ()):
+            if type(name) is not str or not all(type(length) is int and length >= 0 for length in shape):
+                raise ValueError(f"a parameter is {name!r} of shape {shape!r}")
         for part, prefix in (("inputs", f"{table['name']}/in/"), ("outputs", f"{table['name']}/")):
             for entry in table[part]:
                 name = prefix + entry["name"]
@@ -165,6 +189,8 @@ def _promised(tables: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Header
                     raise ValueError(f"{name} is there twice, or not of {', '.join(DTYPES)}")
                 if part == "outputs" and not 0 <= entry["relative"] < 1:
                     raise ValueError(f"{name} has the tolerance {entry['relative']!r}")
+                if part == "outputs" and not 0 < entry["floor"] < math.inf:
+                    raise ValueError(f"{name} has the floor {entry['floor']!r}")
                 seen.add(name)
                 yield name, Header(tuple(entry["shape"]), np.dtype(entry["dtype"]))
 
@@ -198,6 +224,6 @@ def _case(table: Mapping[str, Any], arrays: Arrays) -> Case:
 
 def _expected(table: Mapping[str, Any], arrays: Arrays) -> dict[str, Expected]:
     return {
-        entry["name"]: Expected(arrays[f"{table['name']}/{entry['name']}"], entry["relative"])
+        entry["name"]: Expected(arrays[f"{table['name']}/{entry['name']}"], entry["relative"], entry["floor"])
         for entry in table["outputs"]
     }

@@ -10,7 +10,7 @@ import numpy as np
 from refimpl.errors import InputError
 from refimpl.golden.case import Arrays, Case
 from refimpl.golden.compare import DEPARTS, SHAPE, Comparison, Expected, Golden, Row, Theirs, is_close
-from refimpl.golden.ours import run
+from refimpl.golden.ours import UNREADABLE, run
 from refimpl.golden.suspects import suspects
 from refimpl.golden.suspects.contract import Suspect
 
@@ -18,13 +18,14 @@ from refimpl.golden.suspects.contract import Suspect
 class Hint(NamedTuple):
     """A finding about a case.
 
-    rule: the suspect's name, or `pattern`; explains: how many of the case's departing arrays follow it.
+    rule: the suspect's name, or `pattern`; explains: how many of the case's `departing` arrays follow it.
     """
 
     case: str
     rule: str
     text: str
-    explains: int = 1
+    explains: int
+    departing: int
 
 
 def find_hints(golden: Golden, theirs: Theirs, comparison: Comparison, most: int = 8) -> list[Hint]:
@@ -41,7 +42,7 @@ def case_hints(case: Case, golden: Golden, theirs: Theirs, departing: list[Row])
     """Hints on one case, whose departing arrays are given; the rule that explains most comes first."""
     expected = golden.expected[case.name]
     found = [
-        Hint(case.name, "pattern", text)
+        Hint(case.name, "pattern", text, 1, len(departing))
         for row in departing[:1]
         if row.status in (DEPARTS, SHAPE) and row.name in theirs.arrays
         for text in patterns(theirs.arrays[row.name], expected[row.output], row.status == SHAPE)
@@ -53,7 +54,7 @@ def case_hints(case: Case, golden: Golden, theirs: Theirs, departing: list[Row])
     ]
     followed.sort(key=lambda pair: -pair[0])
     most = followed[0][0] if followed else 0
-    rules = [Hint(case.name, s.rule, s.hint, count) for count, s in followed if count == most]
+    rules = [Hint(case.name, s.rule, s.hint, count, len(departing)) for count, s in followed if count == most]
     return list({hint.text: hint for hint in rules + found}.values())
 
 
@@ -61,7 +62,7 @@ def _suspects(case: Case) -> list[Suspect]:
     """None where a case, which may come from anyone's file, lacks what a rule would alter."""
     try:
         return list(suspects(case))
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
+    except UNREADABLE:
         return []
 
 
@@ -84,7 +85,7 @@ def _follows(suspect: Suspect, outputs: Arrays, row: Row, expected: Expected, th
         wrong = wrong * wrong.dtype.type(suspect.scale(row.output))
     if array is None or array.shape != wrong.shape or is_close(wrong, expected):
         return False
-    return is_close(array, Expected(wrong, expected.relative))
+    return is_close(array, expected._replace(value=wrong))
 
 
 def patterns(array: np.ndarray, expected: Expected, wrong_shape: bool) -> Iterator[str]:
@@ -97,12 +98,27 @@ def patterns(array: np.ndarray, expected: Expected, wrong_shape: bool) -> Iterat
         if np.array_equal(array, ~value):
             yield "every channel is on that should be off, and the other way round: two-logit order?"
         return
-    wide, size = array.astype(np.float64), float(np.vdot(value, value))
-    factor = float(np.vdot(value.astype(np.float64), wide)) / size if size else 0.0
-    if factor and is_close(wide / factor, expected):
+    with np.errstate(over="ignore", invalid="ignore"):  # what float64 cannot hold follows no pattern
+        wide = array.astype(np.float64)
+        factor = _factor(wide, expected)
+    if factor:
         yield f"it is {factor:.6g} times the expected array"
     if value.size > 1 and is_close(np.sort(wide, axis=None).reshape(value.shape), _sorted(expected)):
         yield "it holds the expected numbers in another order"
+
+
+def _factor(wide: np.ndarray, expected: Expected) -> float:
+    """By what the expected array is multiplied, 0 if it is not.
+
+    One number is a multiple of any other: of a lone one only whole factors, and one over these, count.
+    """
+    value = expected.value.astype(np.float64)
+    size = float(np.vdot(value, value))
+    factor = float(np.vdot(value, wide)) / size if size else 0.0
+    if not factor or not np.isfinite(factor) or not is_close(wide / factor, expected):
+        return 0.0
+    whole = any(abs(f - round(f)) <= expected.relative * abs(f) for f in (factor, 1 / factor))
+    return factor if value.size > 1 or whole else 0.0
 
 
 def _axes(array: np.ndarray, expected: Expected, wrong_shape: bool) -> Iterator[str]:
@@ -118,4 +134,4 @@ def _axes(array: np.ndarray, expected: Expected, wrong_shape: bool) -> Iterator[
 
 
 def _sorted(expected: Expected) -> Expected:
-    return Expected(np.sort(expected.value, axis=None).reshape(expected.value.shape), expected.relative)
+    return expected._replace(value=np.sort(expected.value, axis=None).reshape(expected.value.shape))

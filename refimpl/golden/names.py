@@ -23,6 +23,7 @@ Source: mathematics.md §2. Derived.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from refimpl.golden.describe import Description
@@ -57,6 +58,17 @@ def backward_names(layers: Description, activations: bool = True) -> Iterator[st
             if activations:
                 yield f"backward.{gate}"
             yield from (f"grad.{gate}.{p}" for p in ("fc2.weight", "fc2.bias", "fc1.weight", "fc1.bias"))
+
+
+def shown(name: str) -> str:
+    """A name from anyone's file as it may stand on a terminal, in Markdown and in HTML."""
+    return re.sub(r"[^\w./ +-]", lambda match: f"\\x{ord(match[0]):02x}", name)
+
+
+def is_gradient(output: str) -> bool:
+    """Whether an output of any level is a gradient; the others are values: activations, iterates, losses."""
+    words = output.split(".")
+    return words[0] in ("backward", "grad") or words[-1] in ("gradient", "g")
 
 
 def network_outputs(layers: Description, gate_grad: str) -> tuple[str, ...]:

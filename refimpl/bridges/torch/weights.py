@@ -25,8 +25,9 @@ def tensor(array: np.ndarray) -> Tensor:
 
 
 def array(value: Tensor) -> np.ndarray:
-    """A copy of a tensor's numbers."""
-    return np.array(value.detach().cpu().numpy(), order="C")
+    """A copy of a tensor's numbers; bfloat16, which NumPy has not, becomes float32."""
+    plain = value.detach().cpu()
+    return np.array((plain.float() if plain.dtype == torch.bfloat16 else plain).numpy(), order="C")
 
 
 def views(shapes: Mapping[str, tuple[int, ...]], w: Tensor) -> Tensors:
@@ -47,12 +48,10 @@ def from_state_dict(layout: Layout, state: Mapping[str, Tensor], dtype: str | No
     running statistics of batch normalisation are left out, as nothing here uses them.
     """
     arrays = {name: array(value) for name, value in state.items() if not _is_statistic(name)}
-    kinds = {value.dtype.name for value in arrays.values()}
-    if dtype is None and len(kinds) != 1:
-        raise InputError(
-            f"from_state_dict: tensors of different dtypes ({', '.join(sorted(kinds))}); name one"
-        )
-    return layout.from_arrays(arrays, dtype or kinds.pop())
+    kinds = sorted({value.dtype.name for value in arrays.values()}) or ["float32"]  # none: all are missing
+    if dtype is None and len(kinds) > 1:
+        raise InputError(f"from_state_dict: tensors of different dtypes ({', '.join(kinds)}); name one")
+    return layout.from_arrays(arrays, dtype or kinds[0])
 
 
 def _is_statistic(name: str) -> bool:

@@ -6,14 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from refimpl.errors import DataError, RefimplError, one_of
+from refimpl.errors import DataError, InputError, one_of
 from refimpl.golden.case import Arrays, Case
 from refimpl.golden.ours import blocks, federated, ops, prox
+from refimpl.golden.ours.inputs import check_case
 
 _KINDS: dict[str, Callable[[Case], Arrays]] = {
-    **dict.fromkeys(("relu", "softplus", "tanh"), ops.plain),
-    **dict.fromkeys(("max_pool2d", "avg_pool2d", "global_avg_pool2d"), ops.plain),
-    **dict.fromkeys(("conv2d", "linear", "batch_norm2d"), ops.weighted),
+    **dict.fromkeys(ops.LAYERS, ops.layer),
     "cross_entropy": ops.cross_entropy,
     "gated": blocks.gated,
     "network": blocks.network,
@@ -25,6 +24,18 @@ _KINDS: dict[str, Callable[[Case], Arrays]] = {
 }
 
 
+# What a case that makes no sense may raise on its way; sizes that are too large, and nesting, included.
+UNREADABLE = (
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+)
+
+
 def run(case: Case) -> Arrays:
     """The outputs of the case, in the order of `case.outputs`; scalars as arrays of shape ().
 
@@ -32,11 +43,12 @@ def run(case: Case) -> Arrays:
     """
     one_of("golden", "kind of case", case.kind, tuple(_KINDS))
     try:
+        check_case(case)
         found = _KINDS[case.kind](case)
         return {name: _of_dtype(found[name], case.dtype) for name in case.outputs}
-    except RefimplError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except InputError as error:
+        raise DataError(f"golden: {case.name}: {str(error).removeprefix('golden: ')}") from None
+    except UNREADABLE as error:
         raise DataError(f"golden: cannot compute {case.name}: {error!r}; check its inputs") from error
 
 

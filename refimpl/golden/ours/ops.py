@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from refimpl.golden.case import Arrays, Case
@@ -9,39 +11,39 @@ from refimpl.golden.describe import PLAIN, POOLS
 from refimpl.kernels.loss import softmax_cross_entropy
 from refimpl.nn.layers import Back, BatchNorm2d, Conv2d, Flow, Layer, Linear
 
-_NAME = "op"  # of the layer, before `.weight` and `.bias`
+NAME = "op"  # of the layer, before `.weight` and `.bias`
+LAYERS = (*PLAIN, *POOLS, "conv2d", "linear", "batch_norm2d")
 
 
-def plain(case: Case) -> Arrays:
-    """Activations and pools: no parameters."""
+def layer_of(case: Case) -> Layer:
+    """The layer of a case of one of the kinds `LAYERS`."""
+    settings: Any = case.settings
+    if case.kind in PLAIN:
+        plain: Layer = PLAIN[case.kind]()
+        return plain
     if case.kind in POOLS:
-        return _one_layer(
-            case, POOLS[case.kind](*(tuple(case.settings[key]) for key in ("kernel", "stride")))
-        )
-    return _one_layer(case, PLAIN[case.kind]())
-
-
-def weighted(case: Case) -> Arrays:
-    """Convolution, linear, batch normalisation."""
-    weight, settings = case.inputs["weight"], case.settings
+        pool: Layer = POOLS[case.kind](tuple(settings["kernel"]), tuple(settings["stride"]))
+        return pool
+    weight = case.inputs["weight"]
     if case.kind == "conv2d":
         outs, ins, *kernel = weight.shape
         windows = (tuple(kernel), tuple(settings["stride"]), tuple(settings["padding"]))
-        return _one_layer(case, Conv2d(_NAME, ins, outs, *windows, bias="bias" in case.inputs))
+        return Conv2d(NAME, ins, outs, *windows, bias="bias" in case.inputs)
     if case.kind == "linear":
-        return _one_layer(case, Linear(_NAME, weight.shape[1], weight.shape[0]))
-    return _one_layer(case, BatchNorm2d(_NAME, len(weight), settings["eps"]))
+        return Linear(NAME, weight.shape[1], weight.shape[0])
+    return BatchNorm2d(NAME, len(weight), settings["eps"])
 
 
-def _one_layer(case: Case, layer: Layer) -> Arrays:
-    """y and all gradients; a `mask` of the inputs closes channels of y."""
-    params = {f"{_NAME}.{key}": case.inputs[key] for key in ("weight", "bias") if key in case.inputs}
+def layer(case: Case) -> Arrays:
+    """y and all gradients of a layer alone; a `mask` of the inputs closes channels of y."""
+    own = layer_of(case)
+    params = {f"{NAME}.{key}": case.inputs[key] for key in ("weight", "bias") if key in case.inputs}
     grads = {name: np.full_like(array, np.nan) for name, array in params.items()}
     mask = case.inputs.get("mask")
-    y, _, cache = layer.forward(params, case.inputs["x"], Flow(writes=mask))
-    dx = layer.backward(case.inputs["dy"], cache, params, grads, Back(dy_mask=mask))
+    y, _, cache = own.forward(params, case.inputs["x"], Flow(writes=mask))
+    dx = own.backward(case.inputs["dy"], cache, params, grads, Back(dy_mask=mask))
     found = {"y": y} if dx is None else {"y": y, "grad.x": dx}
-    return found | {f"grad.{name.removeprefix(f'{_NAME}.')}": g for name, g in grads.items()}
+    return found | {f"grad.{name.removeprefix(f'{NAME}.')}": g for name, g in grads.items()}
 
 
 def cross_entropy(case: Case) -> Arrays:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from refimpl.golden.case import Case
+from refimpl.golden.names import is_gradient
 from refimpl.golden.suspects.contract import Suspect, altered
 
 _NETWORKS = ("network", "cross_entropy")
 _RATES = ("eta", "alpha", "beta", "delta", "eta_prox", "eta_phi", "eta_theta")  # of steps along a gradient
+_WEIGHTS = ("rho", "rho_l1", "rho_l2")
 
 
 def summed_loss(case: Case) -> Iterator[Suspect]:
@@ -19,9 +21,7 @@ def summed_loss(case: Case) -> Iterator[Suspect]:
         return
 
     def scale(output: str) -> float:
-        first = output.split(".")[0]
-        gradient = first in ("loss", "backward", "grad") or output.endswith((".loss", ".gradient", ".g"))
-        return float(count) if gradient else 1.0
+        return float(count) if output.split(".")[-1] == "loss" or is_gradient(output) else 1.0
 
     hint = f"the loss was summed over the {count} samples of a batch; it is their mean"
     yield Suspect("mean against sum loss", hint, altered(case, **_faster(case, count)), scale)
@@ -38,10 +38,23 @@ def _faster(case: Case, count: int) -> dict[str, Any]:
     """Settings with which `count` g + lam (w - v) is followed: the rates times it, lam divided by it."""
     if case.kind in _NETWORKS:
         return {}
-    server = "beta" if case.settings.get("method") == "pfedme" else ""  # its beta mixes models
-    rates = [key for key in _RATES if key in case.settings and key != server]
+    own = "beta" if case.settings.get("method") == "pfedme" else ""  # its beta mixes models
+    rates = [key for key in _RATES if key in case.settings and key != own]
     changed = {key: case.settings[key] * count for key in rates}
-    return changed | ({"lam": case.settings["lam"] / count} if "lam" in case.settings else {})
+    changed |= {"lam": case.settings["lam"] / count} if "lam" in case.settings else {}
+    return changed | _server(case, count)
+
+
+def _server(case: Case, factor: float) -> dict[str, Any]:
+    """Settings with which the server of Algorithm 1 steps along `factor` g, through the same prox."""
+    if case.kind != "algorithm":
+        return {}
+    schedule, penalty = case.settings["schedule"], case.settings["penalty"]
+    weights = {key: penalty[key] / factor for key in _WEIGHTS if key in penalty}
+    return {
+        "schedule": {**schedule, "beta": schedule["beta"] * factor},
+        "penalty": {**penalty, **weights},
+    }
 
 
 def lambda_factor(case: Case) -> Iterator[Suspect]:
@@ -55,13 +68,16 @@ def lambda_factor(case: Case) -> Iterator[Suspect]:
         if case.settings.get("method") == "pfedme":  # lam is also in the step of w
             changed = altered(changed, eta=case.settings["eta"] / factor)
         if case.kind == "algorithm":
-            yield Suspect("lambda vs lambda/2", hint, changed, _of_g(1 / factor))
+            local = altered(changed, **_server(case, 1 / factor))  # whose server knows lambda
+            yield Suspect("lambda vs lambda/2", hint, local, _of_g(1 / factor))
             hint = f"{done}, in the local problem and in g = lambda (md - mean)"
         yield Suspect("lambda vs lambda/2", hint, changed)
     if case.kind == "algorithm":
         for factor in (2.0, 0.5):
             hint = f"g is {factor:g} times lambda (md - mean of the nodes)"
-            yield Suspect("lambda vs lambda/2", hint, case, _of_g(factor))
+            stepped = altered(case, **_server(case, factor))
+            yield Suspect("lambda vs lambda/2", hint, stepped, _of_g(factor))
+            yield Suspect("lambda vs lambda/2", f"{hint}, where it is stored only", case, _of_g(factor))
 
 
 def _of_g(factor: float) -> Callable[[str], float]:
@@ -72,7 +88,7 @@ def _of_g(factor: float) -> Callable[[str], float]:
 def prox_weight(case: Case) -> Iterator[Suspect]:
     """The step taken for the weight of the penalty, or left out."""
     penalty = case.settings.get("penalty", {})
-    weights = [key for key in ("rho", "rho_l1", "rho_l2") if key in penalty]
+    weights = [key for key in _WEIGHTS if key in penalty]
     if not weights:
         return
     rule = "prox step vs weight"
