@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -39,6 +40,9 @@ CLAIMS = (
     b"true",
 )
 WORDS = (b"[]", b"{}", b'""', b"[[", b"(", b")", b"\n", b"\\", b'"', b"'", b"\0", b"\xff", b"\xed\xa0\x80")
+
+
+DIGIT = re.compile(rb"[0-9]")
 
 
 class HangError(BaseException):
@@ -87,7 +91,7 @@ def _number(out: bytearray, rng: random.Random) -> None:
 
 def _written_number(out: bytearray, rng: random.Random) -> None:
     """Another number or word in the place of a written one."""
-    digits = [place for place, byte in enumerate(out) if 48 <= byte <= 57]
+    digits = [match.start() for match in DIGIT.finditer(out)]
     start = end = rng.choice(digits) if digits else _place(out, rng)
     while end < len(out) and (48 <= out[end] <= 57 or out[end] == 46):
         end += 1

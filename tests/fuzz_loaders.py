@@ -36,7 +36,11 @@ from refimpl.data.png import decode_png
 from refimpl.data.unpack import read_unpacked
 from refimpl.environment import environment
 from refimpl.federated.adapt import NodeReport
-from refimpl.golden.file import read_golden
+from refimpl.golden.case import Case
+from refimpl.golden.compare import compare, read_theirs
+from refimpl.golden.conformance import Outcome as Conformance
+from refimpl.golden.conformance import as_text
+from refimpl.golden.file import golden_bytes, read_golden
 from refimpl.record import META, RunFolder
 from refimpl.report.gather import stored_environment, stored_gaps
 from refimpl.report.page import _facts
@@ -86,8 +90,8 @@ BATCHES = tuple(batch(protocol) for protocol in (2, 3, 4))
 NAMES = pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}, protocol=2)
 PICKLE_BOMBS = (
     b"\x80\x04\x8e" + (10**12).to_bytes(8, "little") + b"abc.",  # a string of 10^12 bytes
-    b"(" * 200_000 + b".",
-    b"]" + b"q\x00h\x00a" * 50_000 + b".",
+    b"(" * 50_000 + b".",
+    b"]" + b"q\x00h\x00a" * 10_000 + b".",
     b"\x80\x02" + b"\x8b\xff\xff\xff\x7f" + b"\0" * 9,  # a number of 2^31 bytes
     BATCHES[0].replace(b"M\x00\x0c", b"J\xff\xff\xff\x7f"),  # 2^31 pixels an image
 )
@@ -298,7 +302,42 @@ def read_gaps(path: Path) -> object:
 
 # --- golden files
 
-GOLDEN = min((Path(__file__).parent / "golden").glob("*.npz"), key=lambda path: path.stat().st_size)
+CASE = Case(
+    "local/small",
+    "local",
+    "float64",
+    {"param.a": X[:2, :3], "labels": Y},
+    {"parameters": [["a", [2, 3]], ["b", [2]]], "gating": {"mode": "hard", "tau": 1.0}},
+    ("w", "mask", "loss"),
+)
+OUTPUTS = {"w": X[:2].ravel(), "mask": X[0] > 0, "loss": np.array(0.5)}
+GOLDEN = golden_bytes([(CASE, OUTPUTS)], "hand")
+GOLDEN_ARRAYS = dict(np.load(io.BytesIO(GOLDEN)))
+MANIFEST = bytes(GOLDEN_ARRAYS["manifest"])
+
+
+def golden_of(manifest: bytes) -> bytes:
+    """The golden file with another manifest."""
+    return npz_bytes({**GOLDEN_ARRAYS, "manifest": np.frombuffer(manifest, np.uint8)})
+
+
+def outputs_of(w: bytes) -> bytes:
+    """Outputs for the golden file, the vector among them as `w` has it."""
+    return npz(**{"local/small/w": w, "local/small/mask": saved(OUTPUTS["mask"])})
+
+
+def read_both(golden: Path, theirs: Path) -> object:
+    expected = read_golden(golden)
+    comparison = compare(expected, read_theirs(theirs, expected))
+    return as_text(Conformance(expected, comparison, (), partial=True), verbose=True)
+
+
+def read_manifest(path: Path) -> object:
+    return read_both(path, path.with_name("theirs.npz"))
+
+
+def read_outputs(path: Path) -> object:
+    return read_both(path.with_name("golden.npz"), path)
 
 
 def unpacked(parse: Callable[..., object], *more: object) -> Callable[[Path], object]:
@@ -381,7 +420,29 @@ LOADERS = (
         file="run/report/accuracy-by-round.json",
         beside={**RUN, "run/metrics.jsonl": METRICS, "run/report/one.json": REPORT},
     ),
-    Loader("golden file", read_golden, (GOLDEN.read_bytes(),)),
+    Loader("golden file", read_golden, (GOLDEN,)),
+    Loader(
+        "golden manifest",
+        read_manifest,
+        (MANIFEST,),
+        DEEP,
+        golden_of,
+        beside={"theirs.npz": outputs_of(saved(OUTPUTS["w"] + 1))},
+    ),
+    Loader(
+        "outputs for a golden file",
+        read_outputs,
+        (GOLDEN, outputs_of(saved(OUTPUTS["w"]))),
+        beside={"golden.npz": GOLDEN},
+    ),
+    Loader(
+        "output npy, npz around it",
+        read_outputs,
+        (*NPYS, saved(OUTPUTS["w"])),
+        NPY_BOMBS,
+        outputs_of,
+        beside={"golden.npz": GOLDEN},
+    ),
     Loader("record of trials", read_tuning, (TRIALS,), (*(deep + b"\n" for deep in DEEP), ENDLESS)),
     Loader("rounds", read_rounds, (METRICS,), (*DEEP, b"", METRICS * 2), bytes, "run/metrics.jsonl", RUN),
     Loader(

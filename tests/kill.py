@@ -19,17 +19,21 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from refimpl.cli import app
 from refimpl.comparison.run import Comparison
 from refimpl.record import RunFolder
+from refimpl.report.canvas import has_matplotlib
 from refimpl.tuning.record import Tuning
 from refimpl.warmup import warm_up
 
 SMALL = ("--nodes", "3", "--targets", "1", "--local-steps", "1", "--threads", "1", "-q")
 TRAIN = ("train", "--out", "run", "--method", "metagater", "--rounds", "12", *SMALL)
+PLAIN = ("train", "--out", "run", "--method", "fedavg", "--rounds", "12", *SMALL)  # has no gap to solve for
 PATIENCE = 120.0  # seconds for a process that nobody kills
+ENDS = {".json": b"}\n", ".html": b"</html>\n", ".png": b"IEND\xaeB`\x82"}  # of files that are whole
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,18 @@ def timeless(value: object) -> object:
     if isinstance(value, dict):
         return {key: timeless(item) for key, item in value.items() if "second" not in key}
     return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def check_report(folder: Path) -> None:
+    check_run(folder)
+    for file in folder.glob("report/[!.]*"):
+        assert file.read_bytes().endswith(ENDS[file.suffix]), f"{file.name} is torn"
+
+
+def report_result(folder: Path) -> object:
+    drawn = {file.name: file.read_bytes() for file in folder.glob("report/*.png")}
+    drawn.pop("work.png", None)  # it shows seconds, and so does the page
+    return reports(folder), drawn, names(folder)
 
 
 def check_comparison(folder: Path) -> None:
@@ -147,6 +163,15 @@ WORKLOADS = (
         TRAIN,
     ),
     Workload(
+        "report",
+        ("report", "run", "--full", *QUIETLY),
+        ("report", "run", "--full", *QUIETLY),
+        "run/config.toml",
+        lambda folder: check_report(folder / "run"),
+        lambda folder: report_result(folder / "run"),
+        PLAIN,
+    ),
+    Workload(
         "compare",
         COMPARE,
         ("compare", "--resume", "--out", "c", *QUIETLY),
@@ -166,6 +191,16 @@ WORKLOADS = (
 
 
 # --- processes
+
+
+def get_ready() -> None:
+    """Import and compile what the commands need, so that kills fall on their work."""
+    for command in {work.start[0] for work in WORKLOADS}:
+        import_module(f"refimpl.cli.{command}")
+    import_module("refimpl.report.write")
+    if has_matplotlib():
+        import_module("matplotlib.backends.backend_agg")
+    warm_up()
 
 
 def begin(command: tuple[str, ...], folder: Path) -> int:
@@ -212,25 +247,39 @@ def let_through(command: tuple[str, ...], folder: Path) -> float:
     return time.monotonic() - started
 
 
-def fresh(work: Workload, folder: Path) -> Path:
-    """An empty folder, with what is there before the workload."""
-    shutil.rmtree(folder, ignore_errors=True)
+def before(work: Workload, folder: Path) -> Path:
+    """A folder with what is there before the workload."""
     folder.mkdir(parents=True)
     if work.first:
         let_through(work.first, folder)
     return folder
 
 
+def fresh(source: Path, folder: Path) -> Path:
+    """The folder as a copy of the source."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return Path(shutil.copytree(source, folder))
+
+
+def moments(seconds: float, rng: random.Random) -> Iterator[float]:
+    """Instants from 0 to a little after `seconds`, without end, one in each twentieth of it in turn."""
+    while True:
+        parts = [1.1 * seconds * (number + rng.random()) / 20 for number in range(20)]
+        rng.shuffle(parts)
+        yield from parts
+
+
 def torture(work: Workload, times: int, seed: int, place: Path) -> Iterator[tuple[int, bool, str]]:
     """Kill the workload `times` times; yields (kills so far, whether a run ended, what was lost)."""
-    usual = fresh(work, place / "usual")
+    source = before(work, place / "before")
+    usual = fresh(source, place / "usual")
     seconds = let_through(work.start, usual)
     wanted = work.result(usual)
-    rng, killed = random.Random(f"{work.name} {seed}"), 0
-    folder = fresh(work, place / "run")
+    instants, killed = moments(seconds, random.Random(f"{work.name} {seed}")), 0
+    folder = fresh(source, place / "run")
     while killed < times:
         command = work.resume if (folder / work.made).exists() else work.start
-        code, loss = end(begin(command, folder), rng.uniform(0, 1.1 * seconds)), ""
+        code, loss = end(begin(command, folder), next(instants)), ""
         try:
             killed += code is None
             assert code in (None, 0), f"exit code {code}: {folder.with_suffix('.said').read_text()[-300:]}"
@@ -241,7 +290,7 @@ def torture(work: Workload, times: int, seed: int, place: Path) -> Iterator[tupl
             loss = f"{work.name}, kill {killed}: {type(error).__name__}: {error}"
         yield killed, code == 0, loss
         if code is not None or loss:
-            folder = fresh(work, place / "run")
+            folder = fresh(source, place / "run")
     if (folder / work.made).exists() or not work.first:
         let_through(work.resume if (folder / work.made).exists() else work.start, folder)
         yield killed, True, "" if work.result(folder) == wanted else f"{work.name}: the last run is another"
@@ -254,7 +303,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="workloads whose name contains this")
     options = parser.parse_args()
-    warm_up()
+    get_ready()
     chosen = [work for work in WORKLOADS if options.only in work.name]
     each, found = -(-options.times // len(chosen)), list[str]()
     print(f"{'command':16}{'killed':>8}{'ended':>7}{'losses':>8}", flush=True)

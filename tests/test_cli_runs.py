@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -107,15 +108,20 @@ def test_the_seed_changes_the_model(refimpl, tmp_path):
 
 
 def test_a_diverging_run_stops_with_one_line_and_keeps_its_checkpoint(refimpl, tmp_path):
-    with np.errstate(all="ignore"):
-        code, out, err = refimpl("train", *SHORT, "--eta", "1e3", "--rounds", 30, "--out", "run")
-    assert (code, out) == (2, "")
-    assert err.count("\n") == 1
-    assert "diverged in round" in err
-    with RunFolder.open(tmp_path / "run") as folder:
-        assert not folder.has_model
-        if folder.has_checkpoint:
-            assert all(np.isfinite(array).all() for array in folder.load_checkpoint().arrays.values())
+    wild = (*SHORT, "--eta", 1, "--rounds", 30, "--out", "run")
+    for command in (("train", *wild), ("train", "--resume", "--out", "run", "-q")):
+        with np.errstate(all="ignore"):
+            code, out, err = refimpl(*command)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        told = re.search(r"diverged in round (\d+) at node \d+.*; try a smaller eta", err)
+        good = int(told[1]) - 1
+        assert good > 1
+        with RunFolder.open(tmp_path / "run") as folder:
+            assert not folder.has_model
+            assert [entry["round"] for entry in folder.metrics()] == list(range(1, good + 1))
+            checkpoint = folder.load_checkpoint()
+        assert checkpoint.round == good
+        assert all(np.isfinite(array).all() for array in checkpoint.arrays.values())
 
 
 # --- resume

@@ -35,7 +35,7 @@ RUN = ("--nodes", "3", "--targets", "1", "--local-steps", "1", "--rounds", "3", 
 @pytest.mark.slow
 @pytest.mark.parametrize("work", kill.WORKLOADS, ids=lambda work: work.name)
 def test_killed_at_random_instants_nothing_is_lost(tmp_path, work):
-    warm_up()
+    kill.get_ready()
     assert [loss for _, _, loss in kill.torture(work, TIMES, 0, tmp_path) if loss] == []
 
 
@@ -57,7 +57,7 @@ def test_the_torture_sees_what_is_not_written_whole(tmp_path, monkeypatch):
             time.sleep(0.001)
         return end(process, 0)
 
-    warm_up()
+    kill.get_ready()
     monkeypatch.setattr(record, "write_whole", halfway)
     monkeypatch.setattr(kill, "end", end_when_torn)
     (work,) = (work for work in kill.WORKLOADS if work.name == "adapt")
@@ -258,6 +258,16 @@ def test_a_search_in_use_is_refused(refimpl, tmp_path):
             assert (code, out, err.count("\n")) == (app.WRONG_USE, "", 1)
             assert "in use by another refimpl process" in err
     assert (tmp_path / "t.jsonl").read_bytes() == before
+
+
+def test_a_run_in_use_is_not_adapted(refimpl, tmp_path):
+    assert refimpl("train", *RUN, "--out", "run", "-q")[0] == 0
+    before = kill.names(tmp_path)
+    with RunFolder.open("run"):
+        code, out, err = refimpl("adapt", "run", "-q")
+    assert (code, out, err.count("\n")) == (app.WRONG_USE, "", 1)
+    assert "in use by another refimpl process" in err
+    assert kill.names(tmp_path) == before
 
 
 # --- threads

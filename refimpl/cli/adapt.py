@@ -43,7 +43,7 @@ def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **optio
     from refimpl.experiment import adapt_targets, reopen
     from refimpl.methods import notes
 
-    with RunFolder.open(run, lock=False) as folder:
+    with RunFolder.open(run) as folder:  # alone: two would write one report
         experiment, w = reopen(folder, data_dir)
         if experiment.note and not as_json:
             click.echo(f"data: {experiment.note}", err=True)
