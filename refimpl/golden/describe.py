@@ -101,6 +101,8 @@ def build(description: Iterable[Mapping[str, Any]]) -> tuple[Layer, ...]:
     """The layers of a description; `DataError` where it cannot be read."""
     try:
         return tuple(_layer(entry) for entry in description)
+    except DataError:  # of a description inside: to quote it again at every level would double it
+        raise
     except RecursionError:
         raise DataError("golden: the description of a network is nested too deeply") from None
     except (KeyError, TypeError, ValueError) as error:
