@@ -120,7 +120,7 @@ def _layer(entry: Mapping[str, Any]) -> Layer:
     if kind == "linear":
         return Linear(name, entry["in"], entry["out"])
     if kind == "batch_norm2d":
-        return BatchNorm2d(name, entry["channels"], entry["eps"])
+        return BatchNorm2d(name, entry["channels"], float(entry["eps"]))
     if kind == "conv2d":
         window, step, pad = (tuple(entry[key]) for key in ("kernel", "stride", "padding"))
         return Conv2d(name, entry["in"], entry["out"], window, step, pad, entry["bias"])
