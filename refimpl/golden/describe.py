@@ -101,6 +101,8 @@ def build(description: Iterable[Mapping[str, Any]]) -> tuple[Layer, ...]:
     """The layers of a description; `DataError` where it cannot be read."""
     try:
         return tuple(_layer(entry) for entry in description)
+    except DataError:  # of a description inside: to quote it again at every level would double it
+        raise
     except RecursionError:
         raise DataError("golden: the description of a network is nested too deeply") from None
     except (KeyError, TypeError, ValueError) as error:
@@ -118,7 +120,7 @@ def _layer(entry: Mapping[str, Any]) -> Layer:
     if kind == "linear":
         return Linear(name, entry["in"], entry["out"])
     if kind == "batch_norm2d":
-        return BatchNorm2d(name, entry["channels"], entry["eps"])
+        return BatchNorm2d(name, entry["channels"], float(entry["eps"]))
     if kind == "conv2d":
         window, step, pad = (tuple(entry[key]) for key in ("kernel", "stride", "padding"))
         return Conv2d(name, entry["in"], entry["out"], window, step, pad, entry["bias"])

@@ -31,7 +31,7 @@ def layer_of(case: Case) -> Layer:
         return Conv2d(NAME, ins, outs, *windows, bias="bias" in case.inputs)
     if case.kind == "linear":
         return Linear(NAME, weight.shape[1], weight.shape[0])
-    return BatchNorm2d(NAME, len(weight), settings["eps"])
+    return BatchNorm2d(NAME, len(weight), float(settings["eps"]))
 
 
 def layer(case: Case) -> Arrays:
