@@ -233,10 +233,8 @@ def test_numbers_beyond_float64_depart_without_a_warning(golden, wide):
     huge = np.full((3, 4, 5), np.finfo(wide).max)
     outputs = {"y": right["y"], "grad.x": huge}
     assert departure(golden, "ops/relu", outputs) == ("grad.x", [])
-    expected = {
-        "ops/relu": golden.expected["ops/relu"] | {"grad.x": Expected(-huge.astype(float), 1e-10, 1.0)}
-    }
     if wide is np.float64:
+        expected = {"ops/relu": golden.expected["ops/relu"] | {"grad.x": Expected(-huge, 1e-10, 1.0)}}
         odd = Golden("someone", (CASES["ops/relu"],), expected)
         (row,) = compare(odd, as_theirs({"ops/relu": outputs})).departures
         assert row.max_abs == np.inf
