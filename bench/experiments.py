@@ -59,6 +59,6 @@ def draw(name: str) -> list[Path]:
     curves = [Curve(**curve) for curve in results["accuracy_by_round"] if curve["label"] in first.values()]
     if curves:
         drawn.append(draw_accuracy(FOLDER / f"{name}-accuracy.png", curves))
-    if curves and any(point.flops_executed < point.flops_dense for point in points):
+    if curves and len(points) > len(first):  # a frontier: several points of a method
         drawn.append(draw_frontier(FOLDER / f"{name}-frontier.png", points))
     return drawn

@@ -182,7 +182,12 @@ def assert_conforms(case: Case) -> None:
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", ["mlp", "digits", "cnn3", "cnn7", "residual"])
 def test_networks_of_the_zoo_in_full(name, dtype, mode):
-    for case in build_cases("networks", 1, dtype, (name,), full=True):
+    """In float32 with inputs in which no two pixels of a pooling window are within rounding of each other.
+
+    Where they are (cnn7 with the inputs of seed 1), each side may send the gradient another way.
+    """
+    seed = 1 if dtype == "float64" else 0
+    for case in build_cases("networks", seed, dtype, (name,), full=True):
         if f"-{mode}" in case.name:
             assert_conforms(case)
 

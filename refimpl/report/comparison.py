@@ -85,14 +85,14 @@ def draw_accuracy(path: Path, curves: Sequence[AccuracyByRound]) -> Path:
 
 def accuracy_figure(curves: Sequence[AccuracyByRound]) -> Figure:
     """The figure of `draw_accuracy`."""
-    figure, (axes,) = new_figure(1, 6.4, 4.4)
+    figure, (axes,) = new_figure(1, 8.4, 4.4)
     for number, curve in enumerate(curves):
         look, mean = looks(number), 100 * np.array(curve.mean)
         spread = 100 * np.nan_to_num(np.array(curve.std))
         axes.plot(curve.rounds, mean, ms=4, lw=1.4, label=curve.label, **look)
         axes.fill_between(curve.rounds, mean - spread, mean + spread, color=look["color"], alpha=0.12, lw=0)
     axes.set(xlabel="round", ylabel="accuracy after adaptation, %", title="Target nodes")
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside: curves may be anywhere
     return figure
 
 
@@ -103,7 +103,7 @@ def draw_frontier(path: Path, points: Sequence[Point]) -> Path:
 
 def frontier_figure(points: Sequence[Point]) -> Figure:
     """The figure of `draw_frontier`."""
-    figure, (axes,) = new_figure(1, 6.4, 4.4)
+    figure, (axes,) = new_figure(1, 8.4, 4.4)
     for number, method in enumerate(dict.fromkeys(point.method for point in points)):
         own = sorted((p for p in points if p.method == method), key=lambda p: p.flops_executed)
         x = [100 * p.flops_executed / p.flops_dense for p in own]
@@ -118,5 +118,5 @@ def frontier_figure(points: Sequence[Point]) -> Figure:
         ylabel="accuracy after adaptation, %",
         title="Accuracy against work",
     )
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside: curves may be anywhere
     return figure
