@@ -97,22 +97,33 @@ def accuracy_figure(curves: Sequence[AccuracyByRound]) -> Figure:
 
 
 def draw_frontier(path: Path, points: Sequence[Point]) -> Path:
-    """Adapted accuracy against executed FLOPs, the rows of a method joined; returns the path."""
+    """Adapted accuracy against executed FLOPs; rows that differ in what trades them are joined."""
     return save(path, lambda: frontier_figure(points))
+
+
+TRADED = ("rho=", "snip_keep=")  # settings that trade accuracy for work
+
+
+def _series(point: Point) -> tuple[str, str]:
+    """The row's label without such settings, and these."""
+    words = point.label.split()
+    traded = [word for word in words if word.startswith(TRADED)]
+    return " ".join(word for word in words if word not in traded), " ".join(traded)
 
 
 def frontier_figure(points: Sequence[Point]) -> Figure:
     """The figure of `draw_frontier`."""
     figure, (axes,) = new_figure(1, 8.4, 4.4)
-    for number, method in enumerate(dict.fromkeys(point.method for point in points)):
-        own = sorted((p for p in points if p.method == method), key=lambda p: p.flops_executed)
+    for number, name in enumerate(dict.fromkeys(_series(point)[0] for point in points)):
+        own = sorted((p for p in points if _series(p)[0] == name), key=lambda p: p.flops_executed)
         x = [100 * p.flops_executed / p.flops_dense for p in own]
         y = [100 * p.accuracy_adapted_last_mean for p in own]
         bars = [100 * p.accuracy_adapted_last_std for p in own]
-        axes.errorbar(x, y, np.nan_to_num(bars), ms=6, lw=1.2, capsize=2, label=method, **looks(number))
+        axes.errorbar(x, y, np.nan_to_num(bars), ms=6, lw=1.2, capsize=2, label=name, **looks(number))
         for point, left, up in zip(own, x, y, strict=True):
-            setting = point.label.removeprefix(method).strip()
-            axes.annotate(setting, (left, up), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            axes.annotate(
+                _series(point)[1], (left, up), xytext=(4, 4), textcoords="offset points", fontsize=7
+            )
     axes.set(
         xlabel="executed FLOPs, % of the dense network's",
         ylabel="accuracy after adaptation, %",
