@@ -292,6 +292,17 @@ def test_a_small_file_may_not_unpack_to_a_large_one(place):
     refuse(place(zeros(2**24 + 1)), "more than the 16777216 admitted")
 
 
+def test_long_names_are_cut_in_messages(content, place):
+    """Whatever a file says, its refusal is a line that can be read."""
+    arrays = arrays_of(content)
+    manifest = bytes(arrays["manifest"]).decode()
+    for old, new in (("refimpl-golden", "refimpl-g" * 99), ("ops/relu", "x" * 999)):
+        changed = arrays | {"manifest": np.frombuffer(manifest.replace(old, new).encode(), np.uint8)}
+        with pytest.raises(DataError) as caught:
+            read_golden(place(npz_bytes(changed)))
+        assert len(str(caught.value)) < 600
+
+
 def test_arrays_that_come_twice_are_refused(place):
     array, content = io.BytesIO(), io.BytesIO()
     np.save(array, np.zeros(2))

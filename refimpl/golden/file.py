@@ -162,7 +162,7 @@ def _manifest(path: Path, headers: Mapping[str, Header]) -> dict[str, Any]:
     found = (table.get("format"), table.get("version")) if isinstance(table, dict) else None
     if found != (FORMAT, VERSION):
         raise DataError(
-            f"{path}: expected format {FORMAT!r}, version {VERSION}, found {found}; "
+            f"{path}: expected format {FORMAT!r}, version {VERSION}, found {str(found)[:80]}; "
             "make it anew with `refimpl golden make`, or use the version of refimpl that made it"
         )
     return dict(table)
@@ -205,13 +205,13 @@ def _check_headers(path: Path, promised: Mapping[str, Header], found: Mapping[st
     for name, header in promised.items():
         if header != found[name]:
             raise DataError(
-                f"{path}: expected {name} as {header.dtype} of shape {header.shape}, "
+                f"{path}: expected {name[:60]} as {header.dtype} of shape {header.shape}, "
                 f"found {found[name].dtype} of shape {found[name].shape}"
             )
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3]) or "none"
+    shown = ", ".join(name[:60] for name in names[:3]) or "none"
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
