@@ -86,7 +86,7 @@ def test_without_out_the_folder_is_named_by_what_is_run(refimpl, tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_and_adapts(refimpl, method):
     assert refimpl("train", *SHORT, "--method", method, "--out", "run")[0] == 0
-    code, out, err = refimpl("adapt", "run", "--json")
+    code, out, err = refimpl("adapt", "run", "--json", "-q")
     assert (code, err) == (0, "")
     result = json.loads(out)
     assert result["method"] == method

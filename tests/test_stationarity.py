@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from refimpl import problems, report, stationarity
+from refimpl import problems, stationarity
 from refimpl.cli.app import run as command
 from refimpl.config import resolve
 from refimpl.errors import InputError, RunError
@@ -20,6 +20,7 @@ from refimpl.nn.objective import NetworkObjective
 from refimpl.prox import GroupLasso, Groups, Zero
 from refimpl.record import RunFolder
 from refimpl.replay import over_the_run
+from refimpl.report import canvas
 from refimpl.stationarity import Inspection
 from refimpl.theory import measured
 from refimpl.theory.gap import surrogate_gap
@@ -297,7 +298,7 @@ def test_methods_without_envelopes_have_no_gap(method):
 @pytest.fixture
 def undrawn(monkeypatch):
     """As if matplotlib were not installed."""
-    monkeypatch.setattr(report, "has_matplotlib", lambda: False)
+    monkeypatch.setattr(canvas, "has_matplotlib", lambda: False)
 
 
 QUICK = ["--tolerance", "0.05", "--starts", "1", "--threads", "1", "-q"]
