@@ -21,10 +21,10 @@ from pathlib import Path
 from bench import experiments, markdown
 from bench.memory import offered
 from bench.peers import installed
-from bench.readme import put_into
 from refimpl.bench.candidates import OURS
 from refimpl.bench.process import Event, listen
 from refimpl.bench.session import Results, gather, refused
+from refimpl.tables import put_into
 
 # Section: the parts of the results it fills.
 SECTIONS = {"kernels": ("peaks", "kernels"), "end-to-end": ("end_to_end",), "memory": ("memory",)}

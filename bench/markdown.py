@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 from bench.bars import Times, best_product, judge
 from refimpl.bench.candidates import OURS
 from refimpl.bench.cases import FIRST_LAYER, GRID, PASSES
 from refimpl.bench.session import Results
 from refimpl.bench.tables import duration
+from refimpl.tables import markdown
 
 BATCH = 32
 COMMAND = "python -m bench readme"  # what the marks in the README say
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table: first column to the left, the others to the right."""
-    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def machine(results: Results) -> str:
@@ -45,7 +38,7 @@ def layers(results: Results) -> str:
             rate = found[OURS]["gflops"]
             cells = [f"{geometry.label} {pass_.replace('_', ' ')}", f"{rate:.0f}", f"{rate / best:.0%}"]
             rows.append(cells + _shares(times, geometry.label, pass_))
-    return table(header, rows)
+    return markdown(header, rows)
 
 
 def _shares(times: Times, layer: str, pass_: str) -> list[str]:
@@ -79,7 +72,7 @@ def programs(results: Results) -> str:
         groups = [plain, *([n for n in found if n.startswith(c)] for c in ("torch tuned", "jax", "onnx"))]
         cells = [label, duration(mine), duration(two["seconds"]) if two else ""]
         rows.append(cells + [_relative([found[name]["seconds"] for name in names], mine) for names in groups])
-    return table(header, rows)
+    return markdown(header, rows)
 
 
 def _relative(times: list[float], mine: float) -> str:
@@ -90,7 +83,7 @@ def bars(results: Results) -> str:
     """What is wanted against what was measured."""
     verdict = {True: "yes", False: "**no**", None: "-"}
     rows = [[bar.what, bar.wanted, bar.measured, verdict[bar.met]] for bar in judge(results)]
-    return table(["figure", "wanted", "measured", "met"], rows)
+    return markdown(["figure", "wanted", "measured", "met"], rows)
 
 
 def readme(results: Results) -> str:

@@ -1,4 +1,4 @@
-"""Tables as aligned text, for people, and as Markdown."""
+"""Tables as aligned text, for people, and as Markdown; and where a command has put its own into a file."""
 
 from __future__ import annotations
 
@@ -22,3 +22,21 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Header and rows as a Markdown table, aligned as text is."""
     marks = ["---", *("---:" for _ in header[1:])]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, marks, *rows))
+
+
+END = "<!-- end -->"
+
+
+def inside(text: str, command: str) -> str:
+    """What stands between the marks of a command."""
+    return text.split(_start(command))[1].split(END)[0].strip()
+
+
+def put_into(text: str, command: str, content: str) -> str:
+    """The text with `content` between the marks of a command."""
+    before, rest = text.split(_start(command))
+    return f"{before}{_start(command)}\n{content}\n{END}{rest.split(END, 1)[1]}"
+
+
+def _start(command: str) -> str:
+    return f"<!-- {command} -->"

@@ -379,7 +379,7 @@ def test_readme_tables_and_figure_come_from_the_results(checkout, tmp_path):
 
 def test_the_readme_shows_the_committed_results(checkout):
     from bench import experiments, markdown
-    from bench.readme import inside, put_into
+    from refimpl.tables import inside, put_into
 
     text = (ROOT / "README.md").read_text()
     speed = markdown.readme(json.loads((ROOT / "bench" / "results.json").read_text()))

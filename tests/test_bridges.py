@@ -12,6 +12,7 @@ from readme_commands import README
 
 from refimpl.bridges import make_golden, run, worst
 from refimpl.golden.models import NAMES
+from refimpl.tables import inside, put_into
 
 RESULTS = Path(__file__).parent / "golden" / "worst.json"
 
@@ -54,8 +55,8 @@ def test_without_onnx_one_line_says_how_to_install_it(monkeypatch, refimpl):
 
 def test_the_readme_shows_the_measured_errors():
     content, text = json.loads(RESULTS.read_text()), README.read_text(encoding="utf-8")
-    assert worst.inside(text) == worst.readme(content)
-    assert worst.put_into(text, content) == text
+    assert inside(text, worst.COMMAND) == worst.readme(content)
+    assert put_into(text, worst.COMMAND, worst.readme(content)) == text
 
 
 def test_the_measured_errors_are_those_asked_for_of_every_network_and_mode():

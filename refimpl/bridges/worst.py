@@ -26,12 +26,12 @@ from refimpl.golden.levels import build_cases
 from refimpl.golden.models import NAMES
 from refimpl.golden.ours import run as ours
 from refimpl.nn.context import MODES
-from refimpl.tables import markdown
+from refimpl.tables import markdown, put_into
 
 DTYPES = ("float64", "float32")
 COLUMNS = ("ungated", *MODES)
 SEED = 0
-START, END = "<!-- python -m refimpl.bridges.worst readme -->", "<!-- end of worst errors -->"
+COMMAND = "python -m refimpl.bridges.worst readme"  # what the marks in the README say
 Worst = dict[str, Any]
 
 
@@ -99,17 +99,6 @@ def _cell(entry: dict[str, Any]) -> str:
     return f"{entry['relative']:.1e}"
 
 
-def inside(text: str) -> str:
-    """What stands between the marks."""
-    return text.split(START)[1].split(END)[0].strip()
-
-
-def put_into(text: str, content: Worst) -> str:
-    """The text with `readme` between its marks."""
-    before, rest = text.split(START)
-    return f"{before}{START}\n{readme(content)}\n{END}{rest.split(END, 1)[1]}"
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -131,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(readme(content))
     else:
         text = options.into.read_text(encoding="utf-8")
-        options.into.write_text(put_into(text, content), encoding="utf-8")
+        options.into.write_text(put_into(text, COMMAND, readme(content)), encoding="utf-8")
     return 0
 
 
