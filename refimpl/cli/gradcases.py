@@ -14,12 +14,11 @@ from refimpl.gradcheck import SlotError, check_network, probe, slot_errors
 from refimpl.kernels.loss import softmax_cross_entropy
 from refimpl.nn.chain import Residual
 from refimpl.nn.context import GATE_GRADS, MODES, Context, Gating
-from refimpl.nn.gate import ChannelGate, Gated
 from refimpl.nn.layers import BatchNorm2d, Conv2d, Layer, Linear, Shape
 from refimpl.nn.network import Network, draw_gate_noise
 from refimpl.nn.pointwise import ReLU, Softplus, Tanh
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
-from refimpl.nn.zoo import MODELS
+from refimpl.nn.zoo import MODELS, residual
 from refimpl.rng import SeedTree
 
 # Channel counts of the large models under --all: each evaluation is done hundreds of times.
@@ -148,28 +147,11 @@ def network_cases(
 def build(model: str, gated: bool, narrow: bool) -> Network:
     """A model of the zoo, or `residual`, at full width or as narrow as `NARROW` says."""
     if model == "residual":
-        return _residual_network(gated)
+        return residual(gates=("conv2",) if gated else ())
     widths = {"widths": NARROW[model]} if narrow and model in NARROW else {}
     make: Any = MODELS[model]
     network: Network = make(gates=USUAL_GATES[model] if gated else (), **widths)
     return network
-
-
-def _residual_network(gated: bool) -> Network:
-    """A small network of what the zoo's models lack: batch normalisation, a gate in a residual block."""
-    inner: tuple[Layer, ...] = (Conv2d("conv2", 6, 8, 3, padding=1), ReLU())
-    if gated:
-        inner = (Gated(ChannelGate("conv2.gate", 6, 8), inner),)
-    layers = (
-        Conv2d("conv1", 2, 6, 3, padding=1),
-        BatchNorm2d("norm", 6),
-        ReLU(),
-        Residual((*inner, Conv2d("conv3", 8, 6, 3, padding=1))),
-        ReLU(),
-        GlobalAvgPool2d(),
-        Linear("fc", 6, 10, gain=1.0),
-    )
-    return Network("residual", layers, (2, 8, 8))
 
 
 def _network_check(

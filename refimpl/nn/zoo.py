@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from refimpl.errors import InputError, one_of
+from refimpl.nn.chain import Residual
 from refimpl.nn.gate import ChannelGate, Gated
-from refimpl.nn.layers import Conv2d, Layer, Linear, Pair, Shape
+from refimpl.nn.layers import BatchNorm2d, Conv2d, Layer, Linear, Pair, Shape
 from refimpl.nn.network import Network
-from refimpl.nn.pointwise import ACTIVATIONS
-from refimpl.nn.pooling import AvgPool2d, Flatten, MaxPool2d
+from refimpl.nn.pointwise import ACTIVATIONS, ReLU
+from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 
 Block = tuple[Layer, ...]
 
@@ -136,6 +137,31 @@ def digits(
         (Linear("fc", b * 4, classes, gain=1.0),),
     ]
     return Network("digits", with_gates(blocks, gates), (1, 8, 8))
+
+
+def residual(
+    input_shape: Shape = (2, 8, 8),
+    widths: Pair = (6, 8),
+    classes: int = 10,
+    gates: Collection[str] = ("conv2",),
+    bias: bool = True,
+) -> Network:
+    """What the models lack, for checks: batch normalisation, and a gate inside a residual block.
+
+    widths: channels outside and inside the block; bias: of conv 1.
+    """
+    outer, inner = widths
+    body = with_gates([(Conv2d("conv2", outer, inner, 3, padding=1), ReLU())], gates)
+    layers = (
+        Conv2d("conv1", input_shape[0], outer, 3, padding=1, bias=bias),
+        BatchNorm2d("norm", outer),
+        ReLU(),
+        Residual((*body, Conv2d("conv3", inner, outer, 3, padding=1))),
+        ReLU(),
+        GlobalAvgPool2d(),
+        Linear("fc", outer, classes, gain=1.0),
+    )
+    return Network("residual", layers, input_shape)
 
 
 MODELS = {"mlp": mlp, "cnn3": cnn3, "cnn7": cnn7, "digits": digits}
