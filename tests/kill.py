@@ -135,31 +135,30 @@ TUNE = (
     *("--nodes", "4", "--targets", "1", "--rounds", "2", "--local-steps", "1", "--threads", "1", "-q"),
 )
 QUIETLY = ("--threads", "1", "-q")
+OF_A_RUN = (  # what it makes, what is checked of it, what must be the same
+    "run/config.toml",
+    lambda folder: check_run(folder / "run"),
+    lambda folder: (run_result(folder / "run"), names(folder)),
+)
 WORKLOADS = (
     Workload(
         "train",
         TRAIN,
         ("train", "--resume", "--out", "run", *QUIETLY),
-        "run/config.toml",
-        lambda folder: check_run(folder / "run"),
-        lambda folder: (run_result(folder / "run"), names(folder)),
+        *OF_A_RUN,
     ),
     Workload(
         "train --force",
         (*TRAIN, "--force"),
         (*TRAIN, "--force"),
-        "run/config.toml",
-        lambda folder: check_run(folder / "run"),
-        lambda folder: (run_result(folder / "run"), names(folder)),
+        *OF_A_RUN,
         TRAIN,
     ),
     Workload(
         "adapt",
         ("adapt", "run"),
         ("adapt", "run"),
-        "run/config.toml",
-        lambda folder: check_run(folder / "run"),
-        lambda folder: (run_result(folder / "run"), names(folder)),
+        *OF_A_RUN,
         TRAIN,
     ),
     Workload(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from refimpl.comparison.work import Outcome
+from refimpl.comparison.work import Outcome, with_nan
 from refimpl.methods import training_key
 
 NAN = math.nan
@@ -54,8 +54,7 @@ class Row:
 
 def read_row(table: Mapping[str, Any]) -> Row:
     """A row as JSON holds it, where null is NaN."""
-    values: dict[str, Any] = {name: NAN if value is None else value for name, value in table.items()}
-    return Row(**values)
+    return Row(**with_nan(table))
 
 
 def summarise(outcomes: Sequence[Outcome]) -> list[Row]:

@@ -244,9 +244,14 @@ def read_records(folder: RunFolder, least: int = 0) -> tuple[RoundRecord, ...]:
     return records
 
 
+def with_nan(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they were before JSON, which has null for NaN."""
+    return {key: math.nan if value is None else value for key, value in entry.items()}
+
+
 def numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Values as they were before JSON, which has no NaN; `TypeError` unless all but names are numbers."""
-    found = {key: math.nan if value is None else value for key, value in entry.items()}
+    found = with_nan(entry)
     _check_numbers(value for key, value in found.items() if key not in ("node", "nodes"))
     return found
 

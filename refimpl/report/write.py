@@ -7,6 +7,7 @@ one before it intact.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -91,7 +92,7 @@ def plans(views: Sequence[View], compared: Sequence[Compared], theory: bool) -> 
     for view in views:
         if view.openings:
             name, title = f"gates-{slug(view.label)}.png", f"Gates of {view.label}"
-            found.append(Plan(name, title, GATES, lambda view=view: gates_figure(view)))  # type: ignore[misc]
+            found.append(Plan(name, title, GATES, partial(gates_figure, view)))
     if any(map(closes_channels, views)):
         found.append(
             Plan("sparsity.png", "Sparsity over target nodes", SPARSITY, lambda: sparsity_figure(views))
