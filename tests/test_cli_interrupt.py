@@ -59,6 +59,7 @@ def test_what_it_prints_goes_on(refimpl, name):
     found = re.search(r"go on with: refimpl (.+)$", said, re.MULTILINE)
     assert found, said
     assert "--resume" in found[1]
+    assert "--threads 1" in found[1]  # two trainings side by side would show a first round of the second
     said = interrupted(tuple(shlex.split(found[1])), after=r"round \d+/")
     first = re.search(r"round (\d+)/", said)
     assert first

@@ -174,7 +174,7 @@ def test_an_interrupt_stops_at_a_round_boundary_and_says_how_to_go_on(
         out, err = process.communicate()
     assert process.returncode == app.INTERRUPTED
     assert out == ""
-    assert f"refimpl train --out '{run}' --resume" in err
+    assert f"refimpl train --resume --out '{run}'" in err
     with RunFolder.open(run) as folder:
         assert folder.load_checkpoint().round == len(folder.metrics())  # nothing of the last round is lost
         assert len(folder.metrics()) < ROUNDS

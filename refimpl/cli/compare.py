@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from refimpl.cli.app import INTERRUPTED
 from refimpl.cli.compiling import notice
 from refimpl.cli.interrupt import stop_requests
 from refimpl.cli.options import Names, Seeds, file_option, run_options
-from refimpl.cli.output import print_json
+from refimpl.cli.output import command_line, print_json
 from refimpl.cli.progress import Progress, Talk, round_text
 from refimpl.config import METHODS as KNOWN
 from refimpl.config import preset_names, resolve
@@ -141,8 +140,9 @@ def run(comparison: Comparison, as_json: bool, talk: Talk) -> int:
         outcomes = _outcomes(comparison, talk)
         content, figures = _write(comparison, outcomes)
     except KeyboardInterrupt:
-        data = f" --data-dir {shlex.quote(str(comparison.data_dir))}" if comparison.data_dir else ""
-        again = f"refimpl compare --resume --out {shlex.quote(str(path))}{data}"
+        again = command_line(
+            "compare", "--resume", "--out", path, data_dir=comparison.data_dir, threads=comparison.threads
+        )
         click.echo(f"refimpl: stopped; what is done is kept; go on with: {again}", err=True)
         return INTERRUPTED
     if as_json:

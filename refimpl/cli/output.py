@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,7 +12,7 @@ import click
 from refimpl.storage import json_text
 from refimpl.tables import table
 
-__all__ = ["facts", "print_json", "table"]
+__all__ = ["command_line", "facts", "print_json", "table"]
 
 
 def print_json(content: Any) -> None:
@@ -22,3 +24,10 @@ def facts(pairs: Sequence[tuple[str, str]]) -> str:
     """Names and values, one pair a line."""
     width = max(len(name) for name, _ in pairs)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in pairs)
+
+
+def command_line(*words: object, data_dir: Path | None, threads: int | None = None) -> str:
+    """What to type next: `refimpl`, the words, and what the command before it said of data and threads."""
+    given = [("--data-dir", data_dir), ("--threads", threads)]
+    options = [word for option, value in given if value is not None for word in (option, value)]
+    return shlex.join(["refimpl", *map(str, words), *map(str, options)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from refimpl.cli.app import INTERRUPTED
 from refimpl.cli.compiling import notice
 from refimpl.cli.interrupt import stop_requests
 from refimpl.cli.options import file_option, preset_option, run_options
-from refimpl.cli.output import facts, print_json
+from refimpl.cli.output import command_line, facts, print_json
 from refimpl.cli.progress import Progress, Talk, round_text
 from refimpl.config import Config, from_table, resolve
 from refimpl.errors import RunError
@@ -147,14 +146,12 @@ class Work:
 
     def _interrupted(self, folder: RunFolder) -> int:
         """Say how to go on."""
-        command_line = f"refimpl train --out {shlex.quote(str(folder.path))} --resume{self._data()}"
+        again = command_line(
+            "train", "--resume", "--out", folder.path, data_dir=self.data_dir, threads=self.threads
+        )
         done = folder.load_checkpoint().round if folder.has_checkpoint else 0
-        click.echo(f"refimpl: stopped with {done} rounds saved; go on with: {command_line}", err=True)
+        click.echo(f"refimpl: stopped with {done} rounds saved; go on with: {again}", err=True)
         return INTERRUPTED
-
-    def _data(self) -> str:
-        """The option that says where the data are, for command lines to copy."""
-        return f" --data-dir {shlex.quote(str(self.data_dir))}" if self.data_dir else ""
 
     def _print(self, folder: RunFolder, note: str) -> None:
         rounds = folder.metrics()
@@ -170,7 +167,7 @@ class Work:
             ("loss", f"{rounds[0]['loss']:.4f} -> {last['loss']:.4f}"),
             ("channels off", f"{last['closed_share']:.1%}"),
             ("seconds", f"{seconds:.1f}"),
-            ("next", f"refimpl adapt {shlex.quote(str(folder.path))}{self._data()}"),
+            ("next", command_line("adapt", folder.path, data_dir=self.data_dir)),
         ]
         if last["gap"] is not None:
             lines.insert(4, ("gap", f"{rounds[0]['gap']:.2e} -> {last['gap']:.2e}"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from refimpl.cli.app import INTERRUPTED
 from refimpl.cli.compiling import notice
 from refimpl.cli.interrupt import stop_requests
 from refimpl.cli.options import Names, Seeds, file_option, preset_option, run_options
-from refimpl.cli.output import print_json, table
+from refimpl.cli.output import command_line, print_json, table
 from refimpl.cli.progress import Progress, Talk, round_text
 from refimpl.config import METHODS, resolve
 from refimpl.errors import ConfigError, RunError, one_of
@@ -185,8 +184,7 @@ def run(
     try:
         _make(tuning, data_dir, threads, talk)
     except KeyboardInterrupt:
-        data = f" --data-dir {shlex.quote(str(data_dir))}" if data_dir else ""
-        again = f"refimpl tune --resume --out {shlex.quote(str(out))}{data}"
+        again = command_line("tune", "--resume", "--out", out, data_dir=data_dir, threads=threads)
         click.echo(
             f"refimpl: stopped with {len(tuning.trials)} trials recorded; go on with: {again}", err=True
         )
