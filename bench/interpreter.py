@@ -1,7 +1,8 @@
 """The interpreter's share of a local solve: `python -m bench.interpreter`.
 
 What is not spent inside the one compiled call of a node's solve: drawing batches, checks, Numba's dispatch,
-copies of the parameters. One thread, medians over the nodes of some rounds.
+copies of the parameters. One thread, medians over the nodes of some rounds. The stream of random numbers is
+handed to a solve, as the server's loop does it.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ def measure(program) -> tuple[float, float]:
     try:
         for _ in range(ROUNDS):
             for node in nodes:
+                stream = np.random.default_rng(0)
                 start = time.perf_counter()
-                solve_local(node, w, settings, np.random.default_rng(0))
+                solve_local(node, w, settings, stream)
                 total.append(time.perf_counter() - start)
     finally:
         module.descend = compiled

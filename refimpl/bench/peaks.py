@@ -78,7 +78,7 @@ def tile_peak(dtype: str, effort: Effort) -> Peak:
     def run() -> None:
         sweep(
             rows, TERMS, width, (scalars.ravel(), row * np.int32(DISTINCT), turn), panel.ravel(),
-            turn * np.int32(width), c, row * np.int32(width), off, off, c,
+            turn * np.int32(width), c, row * np.int32(width), (row, np.int64(0)), off, off, c,
         )  # fmt: skip
 
     run()

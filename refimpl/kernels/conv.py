@@ -10,6 +10,8 @@ Wrong shapes, dtypes or masks raise `InputError`. Source: mathematics.md §2.1 a
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from refimpl.errors import InputError
@@ -20,6 +22,7 @@ from refimpl.kernels.edge import (
     check_floats,
     check_shape,
     check_target,
+    result_array,
     scratch,
     tidy,
     tidy_mask,
@@ -28,6 +31,10 @@ from refimpl.kernels.edge import (
 __all__ = ["ALL_ON", "Pair", "forward", "input_grad", "or_all_on", "output_size", "weight_grad"]
 
 Pair = tuple[int, int]
+
+# A layer asks the same again and again; at batch size 1 the answers would take several percent of its time.
+convolve_scratch = lru_cache(maxsize=1024)(tiled_conv.convolve_scratch)
+weight_grad_scratch = lru_cache(maxsize=1024)(tiled_weight_grad.weight_grad_scratch)
 
 
 def or_all_on(mask: np.ndarray | None) -> np.ndarray:
@@ -43,16 +50,17 @@ def output_size(size: Pair, kernel: Pair, stride: Pair, pad: Pair) -> Pair:
     )
 
 
-def _result_size(who: str, size: Pair, weight: np.ndarray, stride: Pair, pad: Pair) -> Pair:
-    """`output_size`, or InputError where there is none."""
-    if weight.ndim != 4:
-        raise InputError(f"{who}: expected a weight of shape (K, C, kh, kw), got {weight.shape}")
+@lru_cache(maxsize=1024)
+def _result_size(who: str, size: Pair, weight: tuple[int, ...], stride: Pair, pad: Pair) -> Pair:
+    """`output_size` for a weight of such a shape, or InputError where there is none."""
+    if len(weight) != 4:
+        raise InputError(f"{who}: expected a weight of shape (K, C, kh, kw), got {weight}")
     if min(stride) < 1 or min(pad) < 0:
         raise InputError(f"{who}: expected strides >= 1 and paddings >= 0, got {stride} and {pad}")
-    rows, cols = output_size(size, weight.shape[2:], stride, pad)
+    rows, cols = output_size(size, weight[2:], stride, pad)
     if min(rows, cols) < 1:
         raise InputError(
-            f"{who}: a {weight.shape[2]}x{weight.shape[3]} window with stride {stride} and padding {pad} "
+            f"{who}: a {weight[2]}x{weight[3]} window with stride {stride} and padding {pad} "
             f"does not fit into {size[0]}x{size[1]} pixels"
         )
     return rows, cols
@@ -74,12 +82,11 @@ def forward(
     """
     who = "conv.forward"
     check_floats(who, x=x, weight=weight, bias=bias)
-    size = _result_size(who, x.shape[2:], weight, stride, pad)
+    size = _result_size(who, x.shape[2:], weight.shape, stride, pad)
     samples, (filters, channels) = x.shape[0], weight.shape[:2]
     check_shape(who, "x", x, (samples, channels, *x.shape[2:]))
     check_shape(who, "bias", bias, (filters,))
-    y = np.empty((samples, filters, *size), dtype=x.dtype) if out is None else out
-    check_target(who, "out", y, x.dtype, (samples, filters, *size))
+    y = result_array(who, (samples, filters, *size), x.dtype, out)
     masks = (
         tidy_mask(who, "reads", reads, samples, channels),
         tidy_mask(who, "writes", writes, samples, filters),
@@ -88,7 +95,7 @@ def forward(
     if not USE_TILE:
         plain.conv_forward(*arrays, stride, pad, *masks, y)
         return y
-    needs = tiled_conv.convolve_scratch(channels, filters, weight.shape[2:], stride, size, x.itemsize)
+    needs = convolve_scratch(channels, filters, weight.shape[2:], stride, size, x.itemsize)
     tiled_conv.convolve(*arrays, stride, pad, False, *masks, True, *scratch(x.dtype, *needs), y)
     return y
 
@@ -110,9 +117,8 @@ def input_grad(
     who = "conv.input_grad"
     check_floats(who, dy=dy, weight=weight)
     samples, (filters, channels) = dy.shape[0], weight.shape[:2]
-    check_shape(who, "dy", dy, (samples, filters, *_result_size(who, size, weight, stride, pad)))
-    dx = np.empty((samples, channels, *size), dtype=dy.dtype) if out is None else out
-    check_target(who, "out", dx, dy.dtype, (samples, channels, *size))
+    check_shape(who, "dy", dy, (samples, filters, *_result_size(who, size, weight.shape, stride, pad)))
+    dx = result_array(who, (samples, channels, *size), dy.dtype, out)
     masks = (
         tidy_mask(who, "dy_mask", dy_mask, samples, filters),
         tidy_mask(who, "dx_mask", dx_mask, samples, channels),
@@ -121,7 +127,7 @@ def input_grad(
     if not USE_TILE:
         plain.conv_input_grad(*arrays, stride, pad, *masks, dx)
         return dx
-    needs = tiled_conv.convolve_scratch(filters, channels, weight.shape[2:], stride, size, dy.itemsize)
+    needs = convolve_scratch(filters, channels, weight.shape[2:], stride, size, dy.itemsize)
     memory = scratch(dy.dtype, *needs)
     tiled_conv.convolve(*arrays, memory[0], stride, pad, True, *masks, True, *memory, dx)
     return dx
@@ -140,7 +146,7 @@ def weight_grad(
     """Write dweight (K,C,kh,kw) and dbias (K,), summed over the batch in sample order."""
     who = "conv.weight_grad"
     check_floats(who, x=x, dy=dy)
-    size = _result_size(who, x.shape[2:], dweight, stride, pad)
+    size = _result_size(who, x.shape[2:], dweight.shape, stride, pad)
     samples, (filters, channels) = x.shape[0], dweight.shape[:2]
     check_shape(who, "x", x, (samples, channels, *x.shape[2:]))
     check_shape(who, "dy", dy, (samples, filters, *size))
@@ -154,7 +160,7 @@ def weight_grad(
     if not USE_TILE:
         plain.conv_weight_grad(*arrays, stride, pad, *masks, dweight, dbias)
         return
-    needs = tiled_weight_grad.weight_grad_scratch(
+    needs = weight_grad_scratch(
         channels, filters, dweight.shape[2:], stride, pad, x.shape[2:], size, x.itemsize
     )
     memory = scratch(x.dtype, *needs)

@@ -18,6 +18,7 @@ from refimpl.kernels.edge import (
     check_floats,
     check_shape,
     check_target,
+    result_array,
     scratch,
     tidy,
     tidy_mask,
@@ -49,8 +50,7 @@ def forward(
     samples, (outputs, features) = x.shape[0], weight.shape
     check_shape(who, "x", x, (samples, features))
     check_shape(who, "bias", bias, (outputs,))
-    y = np.empty((samples, outputs), dtype=x.dtype) if out is None else out
-    check_target(who, "out", y, x.dtype, (samples, outputs))
+    y = result_array(who, (samples, outputs), x.dtype, out)
     masks = (
         _tidy_group_mask(who, "reads", reads, samples, features),
         tidy_mask(who, "writes", writes, samples, outputs),
@@ -76,8 +76,7 @@ def input_grad(
     check_floats(who, dy=dy, weight=weight)
     samples, (outputs, features) = dy.shape[0], weight.shape
     check_shape(who, "dy", dy, (samples, outputs))
-    dx = np.empty((samples, features), dtype=dy.dtype) if out is None else out
-    check_target(who, "out", dx, dy.dtype, (samples, features))
+    dx = result_array(who, (samples, features), dy.dtype, out)
     masks = (
         tidy_mask(who, "dy_mask", dy_mask, samples, outputs),
         _tidy_group_mask(who, "dx_mask", dx_mask, samples, features),

@@ -57,6 +57,19 @@ def open_channels(mask, n, channels, out):
 
 
 @kernel
+def closed_channels(mask, n, channels, out):
+    """List the closed channels of sample n in `out`; returns how many."""
+    brief()
+    if mask.shape[0] == 0:
+        return 0
+    row, count = mask[n], 0
+    for c in range(channels):
+        out[count] = c
+        count += not row[c]
+    return count
+
+
+@kernel
 def row_table(channels, count, step, table):
     """table[i] = channels[i] * step, the last entry twice: `sweep` may compute the last row twice."""
     brief()

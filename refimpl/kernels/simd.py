@@ -149,6 +149,28 @@ def copy_run(typingctx, count, length, source, source_at, target, target_at):
     return types.void(types.intp, types.intp, source, source_at, target, target_at), codegen
 
 
+@intrinsic
+def clear_runs(typingctx, starts, length, target):
+    """target[start[i] + q] = 0 for first <= i < last, q < length; starts = (table start, first, last)."""
+
+    def codegen(context, builder, signature, args):
+        table, first, last = cgutils.unpack_tuple(builder, args[0])
+        table = data_of(context, builder, signature.args[0].types[0], table)
+        t = data_of(context, builder, signature.args[2], args[2])
+        vectors = Vectors(builder, t.type.pointee)
+        lanes = INDEX(vectors.lanes)
+        whole = builder.sdiv(args[1], lanes)
+        rest = vectors.lanes_below(builder.srem(args[1], lanes))
+        with cgutils.for_range_slice(builder, first, last, INDEX(1), INDEX, inc=True) as (i, _):
+            run = builder.gep(t, [entry(builder, table, i)])
+            with cgutils.for_range(builder, whole, intp=INDEX) as loop:
+                vectors.store(vectors.zero, builder.gep(run, [builder.mul(loop.index, lanes)]))
+            vectors.store(vectors.zero, builder.gep(run, [builder.mul(whole, lanes)]), rest)
+        return context.get_dummy_value()
+
+    return types.void(starts, types.intp, target), codegen
+
+
 def _transposed(vectors: Vectors, rows: list[Any]) -> list[Any]:
     """The transpose of a square block held in vectors: swap off-diagonal blocks of size 1, 2, 4, ..."""
     size, distance = vectors.lanes, 1

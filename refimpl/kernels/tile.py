@@ -18,7 +18,7 @@ from numba import types
 from numba.core import cgutils
 
 from refimpl.kernels.jit import intrinsic, kernel
-from refimpl.kernels.simd import INDEX, Vectors, data_of, entry
+from refimpl.kernels.simd import INDEX, Vectors, clear_runs, data_of, entry
 from refimpl.kernels.target import TILE_ROWS, TILE_SIZES, TILE_VECTORS, VECTOR_BYTES
 
 
@@ -153,8 +153,11 @@ def tile(typingctx, size, first, depth, scalars, panel, result, add, biased, bia
 
 
 @kernel
-def sweep(rows, depth, width, scalars, v, v_at, c, c_row, add, biased, bias):
+def sweep(rows, depth, width, scalars, v, v_at, c, c_row, closed, add, biased, bias):
     """All `rows` rows and `width` lanes: the tile moved over C, column block by column block.
+
+    closed = (offsets, count) of rows of C that become zero: a few after each tile, so that their way to
+    memory is hidden behind its arithmetic (measured where three quarters are closed: 2 to 8 % of the pass).
 
     The row tables hold one entry more than there are rows, a copy of the last: where an odd number of
     rows is left, that row is computed twice, which is cheaper than compiling tiles of odd size. (Callers
@@ -162,7 +165,7 @@ def sweep(rows, depth, width, scalars, v, v_at, c, c_row, add, biased, bias):
     """
     lanes = VECTOR_BYTES // c.itemsize
     left = (width + lanes - 1) // lanes
-    start = 0
+    whole, start, cleared = left * lanes, 0, 0
     while left > 0:
         kind = 0
         vectors = TILE_VECTORS
@@ -177,8 +180,12 @@ def sweep(rows, depth, width, scalars, v, v_at, c, c_row, add, biased, bias):
             size = (TILE_ROWS - height) // 2 * KINDS + kind
             tile(size, row, depth, scalars, panel, result, add, biased, bias)
             row += height
+            share = closed[1] * (start * rows + vectors * lanes * min(row, rows)) // (whole * rows)
+            clear_runs((closed[0], cleared, share), width, c)
+            cleared = share
         start += vectors * lanes
         left -= vectors
+    clear_runs((closed[0], cleared, closed[1]), width, c)
 
 
 KINDS = len({vectors for _, vectors in TILE_SIZES})

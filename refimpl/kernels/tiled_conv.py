@@ -18,6 +18,7 @@ from refimpl.kernels.jit import brief, inlined, kernel
 from refimpl.kernels.panels import (
     clear,
     clear_rows,
+    closed_channels,
     copy_planes,
     cut,
     open_channels,
@@ -39,7 +40,7 @@ def convolve_scratch(source_channels, target_channels, kernel_size, stride, size
     floats = source_channels * planes * plane + target_channels + 1
     if stride != (1, 1):
         floats += target_channels * size[0] * size[1]
-    ints = 7 * planes + 4 * taps + 2 * source_channels * (1 + taps) + 3 * (target_channels + 1)
+    ints = 7 * planes + 4 * taps + 2 * source_channels * (1 + taps) + 4 * (target_channels + 1)
     return floats, ints
 
 
@@ -189,6 +190,7 @@ def _correlate(
     write_list, ints = cut(ints, targets)
     s_row, ints = cut(ints, targets + 1)
     c_row, ints = cut(ints, targets + 1)
+    closed, ints = cut(ints, targets + 1)
     tap_v, ints = cut(ints, n_taps)
     shifts, ints = cut(ints, 5 * n_planes)
     s_at, v_at = cut(ints, channels * n_taps)
@@ -203,7 +205,8 @@ def _correlate(
     if not in_place:
         clear_rows(shape, shifts, panel, plane, channels * n_planes)
 
-    n_read, n_write = 0, 0
+    direct = spread[0] == 1 and spread[1] == 1
+    n_read, n_write, n_closed = 0, 0, 0
     for n in range(n_samples):
         image, result = source[n].reshape(-1), target[n].reshape(-1)
         if n == 0 or reads.shape[0] > 0:
@@ -214,18 +217,19 @@ def _correlate(
             n_write = open_channels(writes, n, targets, write_list)
             row_table(write_list, n_write, steps[1], s_row)
             row_table(write_list, n_write, rows * cols, c_row)
+            if clears and direct:
+                n_closed = closed_channels(writes, n, targets, closed)
+                row_table(closed, n_closed, rows * cols, closed)
             if bias[0]:
                 pick(bias[1], write_list, n_write, bias_row)
         if in_place:
             panel = image
         else:
             copy_planes(image, read_list, n_read, size, stride, cols, shifts, panel, plane)
-        if clears:
-            close_channels(writes, n, target)
-        scalars = (weights, s_row, s_at)
-        direct = spread[0] == 1 and spread[1] == 1
-        out = result if direct else part
-        depth, width = n_read * n_taps, rows * cols
-        sweep(n_write, depth, width, scalars, panel, v_at, out, c_row, np.bool_(False), bias[0], bias_row)
+        out, scalars, zeros = (result if direct else part), (weights, s_row, s_at), (closed, n_closed)
+        depth, width, off = n_read * n_taps, rows * cols, np.bool_(False)
+        sweep(n_write, depth, width, scalars, panel, v_at, out, c_row, zeros, off, bias[0], bias_row)
         if not direct:
+            if clears:
+                close_channels(writes, n, target)
             _scatter(part, write_list, n_write, origin, spread, (rows, cols), target[n])

@@ -213,12 +213,12 @@ def input_grad(dy, weight, dy_mask, dx_mask, floats, ints, dx):
         s_row[n] = min(n, n_samples - 1) * outputs
         c_row[n] = min(n, n_samples - 1) * features
     scalars, result = (signal, s_row, s_at), dx.reshape(-1)
-    panel = weight.reshape(-1)
+    panel, nothing, off = weight.reshape(-1), (c_row, np.int64(0)), np.bool_(False)
     for run in range(_runs(dx_mask, features, starts, stops)):
         first = starts[run]
         width = stops[run] - first
         v, c = panel[first:], result[first:]
-        sweep(n_samples, depth, width, scalars, v, v_at, c, c_row, np.bool_(False), np.bool_(False), signal)
+        sweep(n_samples, depth, width, scalars, v, v_at, c, c_row, nothing, off, off, signal)
     _close(dx_mask, dx)
 
 
@@ -256,12 +256,12 @@ def weight_grad(x, dy, x_mask, dy_mask, more, floats, ints, dweight, dbias):
     row_table(used, rows, features, c_row)
     if dy_mask.shape[0] + x_mask.shape[0] > 0 and not more:
         clear(dweight.reshape(-1))
-    scalars, result = (signal, s_row, s_at), dweight.reshape(-1)
+    scalars, result, nothing = (signal, s_row, s_at), dweight.reshape(-1), (c_row, np.int64(0))
     for run in range(_runs(x_mask, features, starts, stops)):
         first = starts[run]
         width = stops[run] - first
         v, c = panel[first:], result[first:]
-        sweep(rows, n_samples, width, scalars, v, v_at, c, c_row, more, np.bool_(False), signal)
+        sweep(rows, n_samples, width, scalars, v, v_at, c, c_row, nothing, more, np.bool_(False), signal)
     if not more:
         clear(dbias)
     _add_rows(signal, dbias)

@@ -22,6 +22,7 @@ from refimpl.kernels.jit import brief, inlined, kernel, shared
 from refimpl.kernels.panels import (
     clear,
     clear_rows,
+    closed_channels,
     copy_planes,
     copy_runs,
     cut,
@@ -36,7 +37,7 @@ from refimpl.kernels.panels import (
 from refimpl.kernels.sums import total
 from refimpl.kernels.target import VECTOR_BYTES
 from refimpl.kernels.tile import sweep
-from refimpl.kernels.tiled_conv import close_channels, forward_taps
+from refimpl.kernels.tiled_conv import forward_taps
 
 FIRST_LEVEL = 32768  # bytes that a common first-level cache holds beside other things
 
@@ -74,7 +75,7 @@ def weight_grad_scratch(channels, filters, kernel_size, stride, pad, size, resul
     copies = channels * planes * ((result_size[0] + kh) * result_size[1] + lanes)
     unfolded = max(FIRST_LEVEL // itemsize, 64 * (taps * channels + lanes))
     sums = filters * taps * channels
-    ints = 3 * (filters + 1) + 2 * pixels + channels * (5 + taps) + 5 * taps + 7 * planes
+    ints = 4 * (filters + 1) + 2 * pixels + channels * (5 + taps) + 5 * taps + 7 * planes
     return max(image, copies + unfolded) + sums, ints + size[0] * size[1] + 1
 
 
@@ -175,6 +176,7 @@ def _by_unfolding(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweig
     out_list, ints = cut(ints, filters)
     s_row, ints = cut(ints, filters + 1)
     c_row, ints = cut(ints, filters + 1)
+    closed, ints = cut(ints, filters + 1)
     s_at, v_at = cut(ints, pixels)
     panel, floats = cut(floats, channels * planes * plane)
     kept, unfolded = cut(floats, filters * row)
@@ -189,9 +191,13 @@ def _by_unfolding(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweig
     term_table(slots, channels, planes * plane, tap_s, window_at)
     multiples(pixels, np.int64(1), s_at)
     weights, n_in, n_out = dweight.reshape(-1), 0, 0
-    gated = x_mask.shape[0] + dy_mask.shape[0] > 0
-    if gated and not more and (n_samples > 1 or x_mask.shape[0] > 0):
-        clear(weights)
+    gated, n_closed = x_mask.shape[0] + dy_mask.shape[0] > 0, 0
+    if gated and not more:
+        if n_samples > 1 or x_mask.shape[0] > 0:
+            clear(weights)
+        else:
+            n_closed = closed_channels(dy_mask, 0, filters, closed)
+            row_table(closed, n_closed, row, closed)
     for n in range(n_samples):
         if n == 0 or gated:
             n_in = open_channels(x_mask, n, channels, in_list)
@@ -216,13 +222,12 @@ def _by_unfolding(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweig
         for first in range(0, pixels, part):
             count, scalars = min(part, pixels - first), (gradient, s_row, s_at[first:])
             transpose(panel[first:], window_at, entries, count, unfolded, v_at)
-            begun = add or first > 0
-            sweep(n_out, count, entries, scalars, unfolded, v_at, c, c_row, begun, np.bool_(False), gradient)
+            begun, zeros = add or first > 0, (closed, n_closed if first == 0 else 0)
+            off = np.bool_(False)
+            sweep(n_out, count, entries, scalars, unfolded, v_at, c, c_row, zeros, begun, off, gradient)
         if n_in < channels:
             for i in range(n_out):
                 copy_runs(n_in, taps, kept, i * entries, compact_at, weights, out_list[i] * row, weight_at)
-        elif n_samples == 1 and not more:
-            close_channels(dy_mask, 0, dweight.reshape((1, filters, channels, taps)))
         _add_bias_gradient(gradient, out_list, n_out, pixels, dbias)
 
 
@@ -267,11 +272,11 @@ def _by_windows(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweight
             row_table(out_list, n_out, pixels, s_row)
             row_table(out_list, n_out, taps * channels, c_row)
         gradient = dy[n].reshape(-1)
-        scalars, add = (gradient, s_row, s_at), gated or more or n > 0
+        scalars, nothing, add = (gradient, s_row, s_at), (c_row, np.int64(0)), gated or more or n > 0
         _load_image(x[n].reshape(-1), in_list, n_in, plane_at, place, image)
         for ky in range(kh):
             v, c = image[ky * line :], sums[ky * window :]
-            sweep(n_out, pixels, window, scalars, v, v_at, c, c_row, add, np.bool_(False), gradient)
+            sweep(n_out, pixels, window, scalars, v, v_at, c, c_row, nothing, add, np.bool_(False), gradient)
         _add_bias_gradient(gradient, out_list, n_out, pixels, dbias)
     if gated:  # all rows have been in use
         n_out = filters
