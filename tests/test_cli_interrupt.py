@@ -17,6 +17,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(os.name != "posix", reason="sends SIGINT"),
 ]
+HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # also in the background
 FEW = ("--dataset", "digits", "--nodes", "2", "--targets", "1")
 MANY_ROUNDS = ("--rounds", "2000", "--local-steps", "1", "--threads", "1")
 RESUMES = {  # stopped in the middle; what they print goes on where they were
@@ -35,9 +36,8 @@ BEGINS_AGAIN = {  # they keep nothing, or only what is whole
 
 def interrupted(args: tuple[str, ...], after: str) -> str:
     """Run, send SIGINT once `after` is among what it says, and return all it said."""
-    command = [sys.executable, "-c", f"from refimpl.cli import main; main({[*args, '-v']!r})"]
-    if args[0] == "theory":
-        command[-1] = f"from refimpl.cli import main; main({list(args)!r})"
+    words = list(args) if args[0] == "theory" else [*args, "-v"]
+    command = [sys.executable, "-c", f"{HEARS}; from refimpl.cli import main; main({words!r})"]
     said = []
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         assert process.stderr is not None
