@@ -27,7 +27,12 @@ from refimpl.bench.session import Results, gather, refused
 from refimpl.tables import put_into
 
 # Section: the parts of the results it fills.
-SECTIONS = {"kernels": ("peaks", "kernels"), "end-to-end": ("end_to_end",), "memory": ("memory",)}
+SECTIONS = {
+    "kernels": ("peaks", "kernels"),
+    "end-to-end": ("end_to_end",),
+    "interpreter": ("interpreter",),
+    "memory": ("memory",),
+}
 
 
 def main() -> int:
@@ -144,6 +149,10 @@ def processes(section: str, options: argparse.Namespace) -> Iterator[Event]:
         for name in offered(options.peers):
             yield from listen("bench.memory", ["--candidate", name, *small], 1)
             yield "done", f"memory {name}"
+        return
+    if section == "interpreter":
+        yield from listen("bench.interpreter", [], 1)
+        yield "done", "interpreter's share"
         return
     arguments = ["--section", section, "--peers", ",".join(options.peers)]
     arguments += ["--clock", options.clock, "--size", options.size]

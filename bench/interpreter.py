@@ -1,4 +1,4 @@
-"""The interpreter's share of a local solve: `python -m bench.interpreter`.
+"""The interpreter's share of a local solve: `python -m bench run --only interpreter`.
 
 What is not spent inside the one compiled call of a node's solve: drawing batches, checks, Numba's dispatch,
 copies of the parameters. One thread, medians over the nodes of some rounds. The stream of random numbers is
@@ -8,13 +8,10 @@ handed to a solve, as the server's loop does it.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 
-from refimpl.bench.process import pin
+from refimpl.bench.process import emit, pin
 
-HEADER = ("local solve", "us", "inside us", "interpreter")
-WANTED = 0.10
 ROUNDS = 30
 
 
@@ -23,7 +20,7 @@ def solves() -> Iterator[tuple[str, object, object]]:
     from refimpl.bench.programs import MLP_ROUND, Model, Round
 
     yield "mlp 784-100-10, 20 steps", MLP_ROUND
-    yield "digits, gated, 5 steps", Round(Model("digits", ("conv2",), 0.5), nodes=5, steps=5, batch=10)
+    yield "digits, gated, 5 steps", Round(Model("digits", ("conv2",), 0.5), nodes=5, steps=5, batch=20)
     yield "cnn3, gated, 1 step", Round(Model("cnn3", ("conv3",), 0.5), nodes=5, steps=1, batch=20)
 
 
@@ -64,26 +61,19 @@ def measure(program) -> tuple[float, float]:
     return float(np.median(total)), float(np.median(inside))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.interpreter", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args()
-    pin(1)
-    rows = []
+def rows() -> Iterator[dict[str, object]]:
+    """A row for each solve: seconds in all, seconds inside the compiled call, the share of the rest."""
     for name, program in solves():
         total, inside = measure(program)
-        rows.append({"solve": name, "seconds": total, "inside": inside, "share": 1 - inside / total})
-    if options.json:
-        print(json.dumps(rows, indent=1))
-        return
-    from refimpl.cli.output import table
+        yield {"solve": name, "seconds": total, "inside": inside, "share": 1 - inside / total}
 
-    cells = []
-    for row in rows:
-        seconds, inside = (f"{1e6 * row[name]:.0f}" for name in ("seconds", "inside"))
-        cells.append((row["solve"], seconds, inside, f"{row['share']:.1%}"))
-    print(table(HEADER, cells))
-    print(f"\nwanted: below {WANTED:.0%} each")
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.interpreter", description=__doc__)
+    parser.add_argument("--threads", type=int, default=1, choices=(1,), help="cores to use")
+    options = parser.parse_args()
+    pin(options.threads)
+    emit(("interpreter", row) for row in rows())
 
 
 if __name__ == "__main__":

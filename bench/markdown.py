@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.bars import Times, best_product, judge
 from refimpl.bench.candidates import OURS
 from refimpl.bench.cases import FIRST_LAYER, GRID, PASSES
-from refimpl.bench.session import Results
+from refimpl.bench.session import Results, refused
 from refimpl.bench.tables import duration
 from refimpl.tables import markdown
 
@@ -87,5 +87,7 @@ def bars(results: Results) -> str:
 
 
 def readme(results: Results) -> str:
-    """Machine, layers, programs."""
-    return "\n\n".join((machine(results), layers(results), programs(results)))
+    """Machine, layers, programs, what was refused, what was aimed at."""
+    why = "\n".join(f"- {reason}" for reason in refused(results))
+    parts = (machine(results), layers(results), programs(results), why, bars(results))
+    return "\n\n".join(part for part in parts if part)

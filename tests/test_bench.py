@@ -340,11 +340,29 @@ def synthetic(ours_seconds: float) -> dict:
             mine = {"candidate": OURS, "seconds": ours_seconds / 5 / threads}
             results["end_to_end"] += [common | mine]
             results["end_to_end"] += [common | {"candidate": name, "seconds": 1e-3} for name in names]
+    results["interpreter"] = [{"solve": "a", "share": 90 * ours_seconds}]
     results["memory"] = [
         {"candidate": OURS, "process_bytes": 1, "round_bytes": 1},
         {"candidate": "torch autograd", "process_bytes": 2, "round_bytes": 2},
     ]
     return results
+
+
+def test_a_program_whose_steps_are_too_long_is_not_timed():
+    def wrong(program, threads):
+        right = endtoend.ours(program, threads)
+
+        def arrays(result):
+            return {name: 1.01 * array for name, array in right.arrays(result).items()}
+
+        return Candidate("wrong", right.run, arrays)
+
+    for program in sizes.smallest_programs():
+        rows = {
+            row["candidate"]: row for row in endtoend.time_program(program, (wrong, endtoend.ours), 1, SMOKE)
+        }
+        assert "differs from the float64 reference by 0.01 " in rows["wrong"]["refused"]
+        assert rows[OURS]["seconds"] > 0
 
 
 def test_bars_are_met_missed_or_not_measured(checkout):
@@ -361,6 +379,19 @@ def test_bars_are_met_missed_or_not_measured(checkout):
         "peak memory of the CIFAR round",
     }
     assert all(bar.met is None for bar in judge(session.gather([])))
+
+
+def test_a_bar_is_not_met_by_a_part_of_its_programs(checkout):
+    from bench.bars import judge
+
+    for seconds, verdict in ((0.9e-3, None), (9e-3, False)):
+        results = synthetic(seconds)
+        lost = sizes.rounds(5)[0].label  # one of the two rounds of this bar
+        results["end_to_end"] = [row for row in results["end_to_end"] if row["program"] != lost]
+        bars = {bar.what: bar for bar in judge(results)}
+        found = bars["cnn3 round ungated (1, 5 steps), tuned PyTorch / ours"]
+        assert found.met is verdict
+        assert "(1 of 2 measured)" in found.measured
 
 
 def test_readme_tables_and_figure_come_from_the_results(checkout, tmp_path):

@@ -6,6 +6,7 @@ Source: mathematics.md §2.1, §2.3b. Derived (im2col); a test holds it to the r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,11 +21,22 @@ class WrongResultError(RefimplError):
     """A candidate's result is not the reference's; it must not be timed."""
 
 
+def largest(array: np.ndarray) -> float:
+    """The largest magnitude."""
+    return float(np.abs(array).max(initial=0.0))
+
+
+def length(array: np.ndarray) -> float:
+    """The Euclidean norm."""
+    return float(np.linalg.norm(array))
+
+
 class Reference(NamedTuple):
-    """Arrays by name, and the largest error allowed relative to the largest magnitude of each."""
+    """Arrays by name, and the size of the error allowed relative to the size of each."""
 
     arrays: Arrays
     tolerance: float
+    size: Callable[[np.ndarray], float] = largest
 
 
 def windows(x: np.ndarray, kernel: int, pad: int) -> np.ndarray:
@@ -63,21 +75,21 @@ def rounding(dtype: str, terms: int) -> float:
     return float(16 * np.finfo(dtype).eps * np.sqrt(terms / 8 + 1))
 
 
-def error_of(arrays: Arrays, wanted: Arrays) -> float:
-    """Largest error of any array relative to its largest magnitude; infinite for a missing array or NaN."""
+def error_of(arrays: Arrays, wanted: Reference) -> float:
+    """Largest relative error of any array; infinite for a missing array or NaN."""
     worst = 0.0
-    for name, right in wanted.items():
+    for name, right in wanted.arrays.items():
         got = arrays.get(name)
         if got is None or got.shape != right.shape or not np.isfinite(got).all():
             return float("inf")
-        scale = max(float(np.abs(right).max(initial=0.0)), np.finfo(np.float64).tiny)
-        worst = max(worst, float(np.abs(got.astype(np.float64) - right).max(initial=0.0)) / scale)
+        scale = max(wanted.size(right), np.finfo(np.float64).tiny)
+        worst = max(worst, wanted.size(got.astype(np.float64) - right) / scale)
     return worst
 
 
 def check(name: str, arrays: Arrays, wanted: Reference) -> float:
     """The candidate's error; raises `WrongResultError` if it is above the tolerance."""
-    error = error_of(arrays, wanted.arrays)
+    error = error_of(arrays, wanted)
     if not error <= wanted.tolerance:
         raise WrongResultError(
             f"bench: {name} differs from the float64 reference by {error:.2g} (relative), allowed "

@@ -21,7 +21,7 @@ from refimpl.bench.timing import Effort
 
 Results = dict[str, Any]
 SCHEMA = 1
-SECTIONS = ("peaks", "kernels", "end_to_end", "memory")
+SECTIONS = ("peaks", "kernels", "end_to_end", "interpreter", "memory")
 
 
 class Plan(NamedTuple):

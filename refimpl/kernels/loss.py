@@ -21,15 +21,17 @@ def softmax_cross_entropy(logits, labels, dlogits):
 def add_cross_entropy(total, logits, labels, count, dlogits):
     """total + the sum instead of the mean, for a part of a batch of `count`, by which dlogits is divided."""
     n_samples, classes = logits.shape
+    powers = np.empty(classes, dtype=np.float64)
     for n in range(n_samples):
         top = np.float64(logits[n, 0])
         for c in range(1, classes):
             top = max(top, np.float64(logits[n, c]))
+        for c in range(classes):  # by itself this loop runs on vectors
+            powers[c] = elementary.exp(np.float64(logits[n, c]) - top)
         normaliser = 0.0
         for c in range(classes):
-            normaliser += elementary.exp(np.float64(logits[n, c]) - top)
+            normaliser += powers[c]
         for c in range(classes):
-            probability = elementary.exp(np.float64(logits[n, c]) - top) / normaliser
-            dlogits[n, c] = (probability - (1.0 if labels[n] == c else 0.0)) / count
+            dlogits[n, c] = (powers[c] / normaliser - (1.0 if labels[n] == c else 0.0)) / count
         total += elementary.log(normaliser) - (np.float64(logits[n, labels[n]]) - top)
     return total
