@@ -88,14 +88,12 @@ def test_evaluation_by_hand_and_over_batches():
     assert 0 < found.closed.mean() < 1
 
 
-def test_adaptation_cannot_see_the_test_part():
+def test_the_report_is_of_the_adapted_network_on_the_other_samples():
     w, x, y = problem()
-    clean = report_node("n", NETWORK, w, (x[:8], y[:8]), (x[8:], y[8:]), SETTINGS)
+    report = report_node("n", NETWORK, w, (x[:8], y[:8]), (x[8:], y[8:]), SETTINGS)
     adapted = adapt(NETWORK, w, x[:8], y[:8], SETTINGS)
-    poisoned = x.copy()
-    poisoned[8:] = np.nan
-    assert adapt(NETWORK, w, poisoned[:8], y[:8], SETTINGS).w.tobytes() == adapted.w.tobytes()
-    assert clean.accuracy_after == evaluate(NETWORK, adapted.w, x[8:], y[8:]).accuracy
+    assert report.accuracy_after == evaluate(NETWORK, adapted.w, x[8:], y[8:]).accuracy
+    assert report.accuracy_before == evaluate(NETWORK, w, x[8:], y[8:]).accuracy
 
 
 def test_the_report_counts_dense_and_executed_work():

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
-from importlib import resources
-
 import pytest
 
 from refimpl.config import DATASETS, METHODS, USUAL_GATES, Config, from_table, preset, resolve
@@ -36,15 +33,6 @@ def test_every_data_set_has_a_complete_configuration(dataset, method):
     config = resolve(dataset=dataset, method=method)
     assert from_table(config.table()) == config
     assert config.gates
-
-
-def test_presets_explain_their_values():
-    folder = resources.files("refimpl") / "presets"
-    for file in folder.iterdir():
-        if file.name.endswith(".toml"):
-            text = file.read_text(encoding="utf-8")
-            assert tomllib.loads(text)
-            assert text.startswith("#")
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 import signal
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from quadratics import Quadratic
 
 from refimpl import accel, prox
 from refimpl.errors import DivergenceError, InputError
@@ -23,23 +23,6 @@ from refimpl.nn.task import NetworkTask
 from refimpl.rng import SeedTree
 
 EVERYONE = Participation()
-
-
-@dataclass(frozen=True)
-class Quadratic:
-    """L(w) = (curvature/2) ||w - target||^2, as objective and as task of `size` samples."""
-
-    target: np.ndarray
-    curvature: float = 1.0
-    size: int = 1
-
-    def __call__(self, w, grad_out):
-        with np.errstate(over="ignore", invalid="ignore"):  # the diverging test means to overflow
-            grad_out[:] = self.curvature * (w - self.target)
-            return 0.5 * self.curvature * float(((w - self.target) ** 2).sum())
-
-    def draw(self, rng, count):
-        return [self] * count
 
 
 def quadratics(count=4, dimension=3, seed=0):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checks import assert_same_bits
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_kernels_plain import (
@@ -75,9 +76,12 @@ def plain_linear(case):
     return plain_linear_forward(case), plain_linear_input_grad(case), *plain_linear_weight_grad(case)
 
 
-def assert_same_bits(got, expected):
-    for name, a, b in zip(("y", "dx", "dweight", "dbias"), got, expected, strict=True):
-        np.testing.assert_array_equal(a, b, err_msg=name)
+WEIGHTS = ("dweight", "dbias")
+
+
+def assert_all_same_bits(got, expected, names=("y", "dx", *WEIGHTS)):
+    for name, a, b in zip(names, got, expected, strict=True):
+        assert_same_bits(a, b, name)
 
 
 @settings(max_examples=120, deadline=None)
@@ -87,13 +91,13 @@ def assert_same_bits(got, expected):
 @example(make_conv(3, np.float64, 2, 3, 4, (6, 7), (1, 1), (2, 2), (0, 0), "mixed", "mixed"))
 @example(make_conv(4, np.float32, 1, 2, 3, (4, 4), (2, 2), (3, 3), (2, 2)))
 def test_convolution_has_the_bits_of_the_plain_kernel(case):
-    assert_same_bits(tile_conv(case), plain_conv(case))
+    assert_all_same_bits(tile_conv(case), plain_conv(case))
 
 
 @settings(max_examples=30, deadline=None)
 @given(conv_cases(largest=21, most_channels=40))
 def test_larger_convolutions_have_the_bits_of_the_plain_kernel(case):
-    assert_same_bits(tile_conv(case), plain_conv(case))
+    assert_all_same_bits(tile_conv(case), plain_conv(case))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -103,7 +107,7 @@ def test_larger_convolutions_have_the_bits_of_the_plain_kernel(case):
 @pytest.mark.parametrize("kinds", [("none", "none"), ("none", "mixed"), ("mixed", "mixed"), ("on", "off")])
 def test_layers_of_real_networks_have_the_bits_of_the_plain_kernel(dtype, channels, filters, size, kinds):
     case = make_conv(7, dtype, 2, channels, filters, (size, size), (3, 3), (1, 1), (1, 1), *kinds)
-    assert_same_bits(tile_conv(case), plain_conv(case))
+    assert_all_same_bits(tile_conv(case), plain_conv(case))
 
 
 @settings(max_examples=120, deadline=None)
@@ -112,7 +116,7 @@ def test_layers_of_real_networks_have_the_bits_of_the_plain_kernel(dtype, channe
 @example(make_linear(2, np.float32, 1, 784, 10, 16, "mixed", "mixed"))
 @example(make_linear(3, np.float64, 33, 130, 37, 10, "mixed", "on"))
 def test_linear_has_the_bits_of_the_plain_kernel(case):
-    assert_same_bits(tile_linear(case), plain_linear(case))
+    assert_all_same_bits(tile_linear(case), plain_linear(case))
 
 
 @settings(max_examples=40, deadline=None)
@@ -120,7 +124,7 @@ def test_linear_has_the_bits_of_the_plain_kernel(case):
 def test_what_closed_channels_hold_has_no_effect(conv_case, linear_case):
     for case, run in ((conv_case, tile_conv), (linear_case, tile_linear)):
         spoilt = case._replace(x=spoil(case.x, case.in_mask), dy=spoil(case.dy, case.out_mask))
-        assert_same_bits(run(spoilt), run(case))
+        assert_all_same_bits(run(spoilt), run(case))
 
 
 def test_gating_changes_no_bit_of_the_channels_both_compute():
@@ -158,9 +162,7 @@ def test_weight_gradients_of_parts_go_on_where_the_last_ended(dtype, channels, f
         memory = edge.scratch(x.dtype, *needs)
         tiled_weight_grad.weight_grad(x, dy, case.stride, case.pad, *masks, more, *memory, dweight, dbias)
 
-    assert_same_bits(
-        (None, None, *in_parts(case, convolution, sizes)), (None, None, *plain_weight_grad(case))
-    )
+    assert_all_same_bits(in_parts(case, convolution, sizes), plain_weight_grad(case), WEIGHTS)
     flat = make_linear(8, dtype, 4, channels * 16, filters, channels, *kinds)
     needs_flat = tiled_linear.scratch(4, channels * 16, filters, flat.x.itemsize)
 
@@ -169,14 +171,14 @@ def test_weight_gradients_of_parts_go_on_where_the_last_ended(dtype, channels, f
         tiled_linear.weight_grad(x, dy, *masks, more, *memory, dweight, dbias)
 
     got, expected = in_parts(flat, linear_layer, sizes), plain_linear_weight_grad(flat)
-    assert_same_bits((None, None, *got), (None, None, *expected))
+    assert_all_same_bits(got, expected, WEIGHTS)
 
 
 def test_half_closed_inputs_take_both_routes_of_the_weight_gradient():
     few_pixels = make_conv(5, np.float32, 3, 40, 12, (4, 4), (3, 3), (1, 1), (1, 1), "mixed", "mixed")
     many_pixels = make_conv(6, np.float32, 3, 40, 12, (20, 20), (3, 3), (1, 1), (1, 1), "mixed", "mixed")
     for case in (few_pixels, many_pixels):
-        assert_same_bits(tile_conv(case), plain_conv(case))
+        assert_all_same_bits(tile_conv(case), plain_conv(case))
 
 
 @settings(max_examples=20, deadline=None)
@@ -192,7 +194,7 @@ def test_any_memory_layout_is_accepted_and_compiled_once(case, layout):
         return wide[..., 0]
 
     odd = case._replace(**{name: awkward(getattr(case, name)) for name in ("x", "weight", "bias", "dy")})
-    assert_same_bits(tile_conv(odd._replace(bias=case.bias, weight=case.weight)), tile_conv(case))
+    assert_all_same_bits(tile_conv(odd._replace(bias=case.bias, weight=case.weight)), tile_conv(case))
     y = conv.forward(odd.x, odd.weight, odd.bias, case.stride, case.pad)
     np.testing.assert_array_equal(y, conv.forward(case.x, case.weight, case.bias, case.stride, case.pad))
     for kernel in (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,14 +61,3 @@ def test_the_cache_folder_carries_the_fingerprint_of_the_kernels(monkeypatch, tm
     assert chosen.parent == tmp_path
     monkeypatch.setattr(jit, "__version__", "0.0.other")
     assert jit.cache_folder.__wrapped__() != chosen
-
-
-def test_an_unwritable_cache_folder_falls_back(monkeypatch, tmp_path):
-    occupied = tmp_path / "file"
-    occupied.write_text("not a folder")
-    monkeypatch.setattr(jit.settings, "CACHE_DIR", str(occupied))
-    monkeypatch.setattr(jit, "_user_cache", lambda: occupied)
-    monkeypatch.setattr(jit.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
-    folder = jit.cache_folder.__wrapped__()
-    assert folder.is_dir()
-    assert Path(tmp_path / "temporary") in folder.parents

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from quadratics import Quadratic
 from strategies import examples
 
 from refimpl.errors import InputError
@@ -26,25 +25,6 @@ from refimpl.nn.context import Context
 from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.task import NetworkTask
 from refimpl.rng import SeedTree
-
-
-@dataclass(frozen=True)
-class Quadratic:
-    """L(w) = (curvature/2) ||w - target||^2, as objective and as task of `size` samples."""
-
-    target: float | np.ndarray
-    curvature: float
-    size: int = 1
-
-    def __call__(self, w, grad_out):
-        grad_out[:] = self.curvature * (w - self.target)
-        return 0.5 * self.curvature * float(((w - self.target) ** 2).sum())
-
-    def hessian_vector(self, w, v):
-        return self.curvature * v
-
-    def draw(self, rng, count):
-        return [self] * count
 
 
 def run(method, tasks, w0, rounds=1, participation=None, threads=1):
