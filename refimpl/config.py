@@ -11,6 +11,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,14 @@ def preset_names() -> tuple[str, ...]:
     """The names of the shipped presets."""
     files = (resources.files("refimpl") / "presets").iterdir()
     return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
+
+
+@lru_cache(maxsize=1)
+def preset_keys() -> frozenset[str]:
+    """The keys that some shipped preset sets, for all methods or for one."""
+    tables = [preset(name) for name in preset_names()]
+    sections = [content for table in tables for content in table.values() if isinstance(content, dict)]
+    return frozenset(key for table in (*tables, *sections) for key in table)
 
 
 _FIELDS = {item.name: item for item in fields(Config)}

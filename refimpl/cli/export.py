@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from refimpl.cli.app import CHECK_FAILED
+from refimpl.cli.compiling import notice
 from refimpl.cli.options import data_dir_option, json_option
 from refimpl.cli.output import facts, print_json
+from refimpl.cli.progress import Progress, Talk
 from refimpl.errors import InputError
 from refimpl.record import RunFolder
 
@@ -57,17 +59,18 @@ def command(
     with RunFolder.open(run, lock=False) as folder:
         experiment, w = reopen(folder, data_dir)
     network = experiment.network
-    if node is not None:
-        personal = _personal(experiment, w, node)
-        network, w = personal.network, personal.adapted.w
-    w = w.astype("float32")
-    model = export(network, w, experiment.gating)
-    write_whole(out, model.SerializeToString())
-    error = None
-    if find_spec("onnxruntime") is not None:
-        x = (experiment.target_nodes or experiment.train_nodes)[0].test[0][:SAMPLES]
-        x = x.reshape(len(x), *network.input_shape).astype("float32")
-        error = disagreement(model, x, predict(network, w, x, quiet(experiment.gating)).logits)
+    with Progress(1, Talk.USUAL) as progress, notice(progress):
+        if node is not None:
+            personal = _personal(experiment, w, node)
+            network, w = personal.network, personal.adapted.w
+        w = w.astype("float32")
+        model = export(network, w, experiment.gating)
+        write_whole(out, model.SerializeToString())
+        error = None
+        if find_spec("onnxruntime") is not None:
+            x = (experiment.target_nodes or experiment.train_nodes)[0].test[0][:SAMPLES]
+            x = x.reshape(len(x), *network.input_shape).astype("float32")
+            error = disagreement(model, x, predict(network, w, x, quiet(experiment.gating)).logits)
     _report(out, network, error, as_json)
     if error is not None and not error <= TOLERANCE:
         click.get_current_context().exit(CHECK_FAILED)

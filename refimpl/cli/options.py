@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from refimpl.cli.progress import Talk
-from refimpl.config import Config, preset_names
+from refimpl.config import Config, preset_keys, preset_names
 
 Decorator = Callable[[Any], Any]
 
@@ -98,7 +98,8 @@ def config_options(only: Collection[str] = (), without: Collection[str] = ()) ->
 
 def _option(item: Field[Any]) -> Decorator:
     flag = "--" + item.name.replace("_", "-")
-    text = f"{item.metadata['help']}  [{_shown(_default(item))}]"
+    presets = "by preset, else " if item.name in preset_keys() else ""
+    text = f"{item.metadata['help']}  [{presets}{_shown(_default(item))}]"
     if item.type == "bool":
         negated = "--no-" + item.name.replace("_", "-")
         return click.option(f"{flag}/{negated}", item.name, default=None, help=text)

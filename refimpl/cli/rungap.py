@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from refimpl.cli.compiling import notice
 from refimpl.cli.output import print_json, table
 from refimpl.cli.progress import Progress, Talk, round_text
 from refimpl.record import RunFolder
@@ -76,7 +77,7 @@ def _measure(
     inspection = Inspection(prepare(from_table(folder.config), data_dir), Effort(**effort), threads)
     points = _points(folder, inspection, wanted, talk)
     work = len(points) * len(inspection.experiment.train_nodes)
-    with Progress(work, talk) as progress:
+    with Progress(work, talk) as progress, notice(progress):
 
         def on_node() -> None:
             progress.step(f"true gap  node {progress.done + 1}/{work}")
@@ -90,7 +91,7 @@ def _points(folder: RunFolder, inspection: Inspection, wanted: Sequence[int], ta
     if not wanted:
         return [inspection.last_checkpoint(folder)]
     name, last = inspection.experiment.config.method, max(wanted)
-    with Progress(last, talk) as progress:
+    with Progress(last, talk) as progress, notice(progress):
 
         def on_round(record: RoundRecord) -> None:
             progress.step("replay  " + round_text(name, record, last, False))

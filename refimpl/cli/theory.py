@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from refimpl.cli.compiling import notice
 from refimpl.cli.groups import SuggestingGroup
 from refimpl.cli.options import data_dir_option, json_option, quiet_option, threads_option
 from refimpl.cli.output import facts, print_json, table
@@ -205,7 +206,7 @@ def check(sections: Sequence[str], verbose: bool, seed: int, as_json: bool, talk
     from refimpl import theory
 
     found: dict[str, list[Row]] = {}
-    with Progress(len(sections), talk) as progress:
+    with Progress(len(sections), talk) as progress, notice(progress):
         for name in sections:
             found[name] = theory.run_section(name, seed)
             progress.step(f"theory  {name}: {len(found[name])} rows")

@@ -16,8 +16,6 @@ from refimpl.data.sources import ARCHIVES, CONTENTS
 from refimpl.data.unpack import decompress, read_unpacked
 from refimpl.errors import DataError, InputError
 
-STATES = ("ok", "absent", "missing", "wrong")
-
 
 class Check(NamedTuple):
     """One file: `detail` says why in words.
