@@ -423,7 +423,11 @@ def test_the_readme_shows_the_committed_results(checkout):
         assert f"]({figure.relative_to(ROOT)})" in text
 
 
-PEERS = ("torch", "jax", "onnxruntime")
+PEERS = (
+    pytest.param("torch", marks=pytest.mark.torch),
+    "jax",
+    pytest.param("onnxruntime", marks=pytest.mark.onnx),
+)
 
 
 @pytest.mark.parametrize("peer", PEERS)

@@ -74,7 +74,9 @@ def test_a_diverged_seed_is_counted_and_left_out():
     assert (row.seeds, row.diverged) == (2, 1)
     assert row.accuracy_adapted_last_mean == pytest.approx(0.9)
     both = Plan((("metagater", Config()),), (0, 1))
-    assert "metagater, seed 1: training diverged in round 7" in layout.text(both, [outcome(0, (0.8,)), lost])
+    shown = layout.text(both, [outcome(0, (0.8,)), lost])
+    assert "metagater, seed 1: training diverged in round 7" in shown
+    assert "80.00 (1 of 2 seeds)" in shown
     (none,) = summarise([lost])
     assert math.isnan(none.accuracy_adapted_last_mean)
     assert "diverged" in layout.text(both, [lost])

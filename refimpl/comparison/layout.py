@@ -154,7 +154,8 @@ def _adaptation(row: Row) -> Cells:
 def _accuracy(row: Row) -> str:
     if row.diverged == row.seeds:
         return "diverged"
-    return _spread(row.accuracy_adapted_last_mean, row.accuracy_adapted_last_std, 2)
+    over = f" ({row.seeds - row.diverged} of {row.seeds} seeds)" if row.diverged else ""
+    return _spread(row.accuracy_adapted_last_mean, row.accuracy_adapted_last_std, 2) + over
 
 
 def _off(row: Row) -> str:
