@@ -6,6 +6,9 @@ Every message names who complains, what was expected, what came, and the remedy
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class RefimplError(Exception):
     """Root of all errors this package raises on purpose."""
@@ -36,7 +39,14 @@ def brief(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
+def meant(typed: object, known: Iterable[str]) -> str:
+    """`did you mean NAME? ` for the nearest of the known names, to stand before them; else empty."""
+    near = difflib.get_close_matches(str(typed), known, n=1)
+    return f"did you mean {near[0]}? " if near else ""
+
+
 def one_of(who: str, what: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raise `InputError` unless `value` is one of `allowed`; the message lists them."""
+    """Raise `InputError` unless `value` is one of `allowed`; the message says the nearest and lists them."""
     if value not in allowed:
-        raise InputError(f"{who}: unknown {what} {repr(value)[:80]}; choose one of {', '.join(allowed)}")
+        choices = f"{meant(value, allowed)}choose one of {', '.join(allowed)}"
+        raise InputError(f"{who}: unknown {what} {repr(value)[:80]}; {choices}")

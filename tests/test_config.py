@@ -38,7 +38,7 @@ def test_every_data_set_has_a_complete_configuration(dataset, method):
 @pytest.mark.parametrize(
     ("options", "pattern"),
     [
-        ({"etaa": 0.1}, "unknown key 'etaa'; choose one of"),
+        ({"etaa": 0.1}, "unknown key 'etaa'; did you mean eta\\? choose one of"),
         ({"dataset": "mnits"}, "unknown dataset"),
         ({"method": "sgd"}, "unknown method"),
         ({"rounds": 2.5}, "rounds must be int"),
@@ -77,7 +77,7 @@ def test_every_data_set_has_a_preset_with_a_model_of_its_own(dataset):
         ("rounds = 2.5", "rounds must be int"),
         ("rounds = true", "rounds must be int"),
         ("gates = [1]", "gates must be list"),
-        ('gate_mode = "hrad"', "unknown gate_mode 'hrad'; choose one of hard"),
+        ('gate_mode = "hrad"', "unknown gate_mode 'hrad'; did you mean hard? choose one of hard"),
         ("leaning_rate = 0.1", "unknown key 'leaning_rate'"),
         ("[fedavgg]", "unknown section 'fedavgg'"),
     ],

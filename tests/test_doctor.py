@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -180,6 +181,12 @@ def test_info_checks_on_request(refimpl, monkeypatch):
     checks = json.loads(refimpl("info", "--check", "--json")[1])["checks"]
     assert checks == [{"check": "kernels", "state": "warning", "detail": "None"}]
     assert "checks" not in json.loads(refimpl("info", "--json")[1])
+
+
+def test_info_shows_the_threads_that_runs_will_use(refimpl):
+    assert re.search(r"^threads +7 ", refimpl("info", "--threads", 7)[1], re.MULTILINE)
+    assert json.loads(refimpl("info", "--threads", 7, "--json")[1])["threads"] == 7
+    assert json.loads(refimpl("info", "--json")[1])["threads"] == doctor.default_threads()
 
 
 def test_a_failed_check_is_exit_code_one(refimpl, monkeypatch):

@@ -43,3 +43,9 @@ def test_one_of_names_the_value_and_lists_the_alternatives(value):
     with pytest.raises(errors.InputError) as error:
         one_of("who", "thing", value, ("a", "b"))
     assert str(error.value) == f"who: unknown thing {value!r}; choose one of a, b"
+
+
+def test_one_of_suggests_the_nearest_before_the_list():
+    with pytest.raises(errors.InputError) as error:
+        one_of("who", "thing", "hrad", ("soft", "hard"))
+    assert str(error.value) == "who: unknown thing 'hrad'; did you mean hard? choose one of soft, hard"

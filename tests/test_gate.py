@@ -187,7 +187,10 @@ def test_a_gate_of_the_wrong_size_is_refused():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Gating("hrad"), "unknown mode 'hrad'; choose one of hard, gumbel, ste, soft"),
+        (
+            lambda: Gating("hrad"),
+            "unknown mode 'hrad'; did you mean hard\\? choose one of hard, gumbel, ste, soft",
+        ),
         (lambda: Gating(gate_grad="sparse"), "unknown gate_grad 'sparse'; choose one of dense, active"),
         (lambda: Gating(tau=0.0), "tau must be positive"),
         (lambda: Gating(tau=float("nan")), "tau must be positive"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -285,7 +286,7 @@ def digest():
 @pytest.mark.slow
 @pytest.mark.parametrize(("cpu", "vector_bytes"), [("haswell", 32), ("x86-64-v2", 16)])
 def test_narrower_vectors_give_the_same_bytes(cpu, vector_bytes):
-    if vector_bytes >= target.VECTOR_BYTES or not target.is_x86():
+    if vector_bytes >= target.VECTOR_BYTES or platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("this machine's vectors are not wider")
     here = Path(__file__).parent
     environment = {

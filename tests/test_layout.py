@@ -118,7 +118,10 @@ def arrays(**changes):
             lambda: SMALL.from_arrays(arrays(**{"a.weight": np.zeros((3, 2))})),
             r"a.weight must have shape \(2, 3\), got \(3, 2\)",
         ),
-        (lambda: SMALL.from_arrays(arrays(), "float16"), "unknown dtype 'float16'; choose one of float32"),
+        (
+            lambda: SMALL.from_arrays(arrays(), "float16"),
+            "unknown dtype 'float16'; did you mean float64\\? choose one of float32",
+        ),
         (lambda: SMALL.initialise(SeedTree(0), "int32"), "unknown dtype 'int32'"),
         (lambda: SMALL.views(np.zeros((12, 1))), r"vector of 12 entries, got float64 of shape \(12, 1\)"),
         (lambda: SMALL.views(np.zeros(11)), r"vector of 12 entries, got float64 of shape \(11,\)"),

@@ -133,7 +133,10 @@ def test_gates_go_where_they_are_asked_for():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: zoo.cnn3(gates=("conv4",)), "unknown layer 'conv4'; choose one of conv1, conv2, conv3, fc"),
+        (
+            lambda: zoo.cnn3(gates=("conv4",)),
+            "unknown layer 'conv4'; did you mean conv3\\? choose one of conv1, conv2, conv3, fc",
+        ),
         (lambda: zoo.digits(gates="conv2"), "unknown layer 'c'"),
         (
             lambda: zoo.cnn3(activation="gelu"),

@@ -1,5 +1,5 @@
 """`python -m refimpl.cli`: the command line without an installed entry point."""
 
-from refimpl.cli.app import main
+from refimpl.cli import main
 
 main()

@@ -8,13 +8,13 @@ from __future__ import annotations
 import importlib
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import click
 
 from refimpl._version import __version__
-from refimpl.cli.groups import SuggestingGroup
+from refimpl.cli.groups import SuggestingGroup, said
 from refimpl.errors import RefimplError
 
 CHECK_FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
@@ -38,17 +38,20 @@ COMMANDS = {
     "info": "Show versions, CPU features, threads, kernels and folders.",
 }
 
-# The three jobs the package is for, each with the commands that do it, and the way in.
+# The three jobs the package is for, each with the commands that do it; what they stand on, and the way in.
 JOBS = (
     ("Verify the theory", ("theory", "gradcheck --all")),
     ("Benchmark on this CPU", ("compare", "tune", "bench", "train", "adapt", "report")),
     ("Cross-check another implementation", ("golden make", "golden check", "export", "gradcheck")),
+    ("Look after data, this machine and compiled code", ("data", "info --check", "warmup")),
     ("New here? A minute of everything, offline", ("demo",)),
 )
 
 
 class LazyGroup(SuggestingGroup):
     """A group whose subcommands are imported when they are called."""
+
+    OTHERWISE: ClassVar[Mapping[str, str]] = {**SuggestingGroup.OTHERWISE, "doctor": "info --check"}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All commands, in the order of the table."""
@@ -91,18 +94,13 @@ def welcome() -> str:
     return "\n".join(lines)
 
 
-def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and leave the process with its exit code."""
-    sys.exit(run(args))
-
-
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. A user's mistake prints one line, never a traceback."""
     try:
         result = cli.main(args, prog_name="refimpl", standalone_mode=False)
     except click.UsageError as error:
         where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
-        return _complain(error.format_message() + where)
+        return _complain(said(error) + where)
     except click.ClickException as error:
         return _complain(error.format_message())
     except click.Abort:  # Ctrl-C where a command has nothing of its own to say

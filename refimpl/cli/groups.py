@@ -1,22 +1,39 @@
-"""Groups of commands that say what was probably meant."""
+"""What was probably meant: the nearest command, option or choice."""
 
 from __future__ import annotations
 
-import difflib
+import re
+from collections.abc import Mapping
+from typing import ClassVar
 
 import click
+
+from refimpl.errors import meant
 
 
 class SuggestingGroup(click.Group):
     """A group that suggests the nearest of its commands for a name it does not have."""
 
+    OTHERWISE: ClassVar[Mapping[str, str]] = {"help": "--help"}  # what stands for commands people expect
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command named by args[0]; for an unknown name, suggest the nearest, or list all."""
-        known = self.list_commands(ctx)
-        if args[0] not in known and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
-            raise click.UsageError(f"no command {args[0]!r}; {hint}", ctx)
+        name, known = args[0], self.list_commands(ctx)
+        if name not in known and not name.startswith("-"):
+            near = f"did you mean {self.OTHERWISE[name]}?" if name in self.OTHERWISE else meant(name, known)
+            hint = near or f"choose one of {', '.join(known)}"
+            raise click.UsageError(f"no command {name!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
+
+
+def said(error: click.UsageError) -> str:
+    """The error's message, with the nearest options or the nearest choice where there are any."""
+    if isinstance(error, click.NoSuchOption) and error.possibilities:  # nearest first
+        return f"{error.message} Did you mean {' or '.join(error.possibilities[:2])}?"
+    if isinstance(error, click.BadParameter) and error.param and isinstance(error.param.type, click.Choice):
+        typed = re.match("'(.*?)'", error.message)  # the message begins with it
+        near = meant(typed[1], error.param.type.choices) if typed else ""
+        return error.format_message().replace(error.message, near + error.message)
+    return error.format_message()

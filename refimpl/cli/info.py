@@ -31,7 +31,7 @@ def command(ctx: click.Context, check: bool, threads: int | None, as_json: bool)
     what makes numbers differ or times unsteady: denormal numbers switched off, more threads than cores, a
     container's quota, a cache that cannot be kept, a busy machine. It exits with 1 if a result is wrong.
     """
-    found = gather()
+    found = gather(threads)
     findings = examined(threads) if check else []
     if as_json:
         print_json({**found, "checks": [finding._asdict() for finding in findings]} if check else found)
@@ -50,13 +50,14 @@ def examined(threads: int | None) -> list[Finding]:
         return list(examine(threads))
 
 
-def gather() -> dict[str, Any]:
+def gather(threads: int | None = None) -> dict[str, Any]:
     """The environment as a run folder records it, and where things are kept on this machine."""
+    from refimpl.experiment import default_threads
     from refimpl.kernels.edge import chosen_kernels
     from refimpl.kernels.jit import cache_folder
 
     return {
-        **environment(),
+        **environment(threads or default_threads()),
         "kernels": chosen_kernels(),
         "cache_folder": str(cache_folder()),
         "package_folder": str(resources.files("refimpl")),
@@ -75,7 +76,8 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("platform", found["platform"]),
         ("cpu", f"{cpu['model']} (compiled for {cpu['name']})"),
         ("features", " ".join(cpu["features"])),
-        ("threads", f"{found['cores']} (all cores this process may use; --threads changes it)"),
+        ("cores", f"{found['cores']} that this process may use"),
+        ("threads", f"{found['threads']} (--threads; all cores unless given)"),
         ("kernels", found["kernels"]),
         ("compiled code", found["cache_folder"]),
         ("package", found["package_folder"]),

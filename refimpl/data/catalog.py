@@ -28,7 +28,7 @@ from refimpl.data.digits import read_digits
 from refimpl.data.idx import read_idx
 from refimpl.data.omniglot import FULL_INK, read_omniglot
 from refimpl.data.unpack import read_unpacked
-from refimpl.errors import DataError, InputError
+from refimpl.errors import DataError, InputError, meant
 
 CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DIGIT_NAMES = tuple(str(digit) for digit in range(10))
@@ -51,7 +51,8 @@ def load(name: str, data_dir: str | Path | None = None) -> DataSet:
     if is_file_name(name):
         return read_arrays(Path(name).expanduser())
     if name not in _LOADERS:
-        raise InputError(f"data set: unknown name {name!r}; choose one of {', '.join(NAMES)}, or a FILE.npz")
+        choices = f"{meant(name, NAMES)}choose one of {', '.join(NAMES)}, or a FILE.npz"
+        raise InputError(f"data set: unknown name {name!r}; {choices}")
     return (
         _LOADERS[name](Path()) if name == "digits" else _LOADERS[name](places.existing_root(name, data_dir))
     )

@@ -14,7 +14,7 @@ from refimpl.data.cifar import LIMIT, read_members
 from refimpl.data.omniglot import read_drawings
 from refimpl.data.sources import ARCHIVES, CONTENTS
 from refimpl.data.unpack import decompress, read_unpacked
-from refimpl.errors import DataError, InputError
+from refimpl.errors import DataError, InputError, meant
 
 
 class Check(NamedTuple):
@@ -37,9 +37,8 @@ def verify(name: str, data_dir: str | Path | None = None) -> list[Check]:
     if is_file_name(name):
         return [_own(Path(name).expanduser())]
     if name not in CONTENTS:
-        raise InputError(
-            f"verify: unknown data set {name!r}; choose one of {', '.join(CONTENTS)}, or a FILE.npz"
-        )
+        choices = f"{meant(name, CONTENTS)}choose one of {', '.join(CONTENTS)}, or a FILE.npz"
+        raise InputError(f"verify: unknown data set {name!r}; {choices}")
     if name == "digits":
         return list(_embedded())
     root = places.given_root(name, data_dir)

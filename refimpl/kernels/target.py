@@ -36,11 +36,6 @@ def _machine() -> Any:
     return cpu_target.target_context.codegen()._tm
 
 
-def is_x86() -> bool:
-    """Whether Numba compiles for an x86 processor."""
-    return str(_machine().triple).startswith("x86")
-
-
 @lru_cache(maxsize=1)
 def detect() -> Target:
     """The target of Numba's compiler: AVX-512, AVX or AVX2, or any machine with 16-byte vectors."""
