@@ -99,7 +99,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     except DamageError:
         raise
     except _DAMAGE as error:
-        raise DamageError(ascii(brief(error))[1:81]) from None
+        raise DamageError(ascii(brief(error))[1:-1][:80]) from None
 
 
 def _members(archive: zipfile.ZipFile) -> list[tuple[str, zipfile.ZipInfo]]:

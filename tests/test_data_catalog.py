@@ -201,7 +201,11 @@ def test_the_folder_comes_from_argument_or_environment(tmp_path, monkeypatch):
 
 
 def test_unknown_names_are_listed():
-    refuse("unknown name 'emnist'; choose one of digits, mnist, cifar10", "emnist", error=InputError)
+    refuse(
+        "unknown name 'emnist'; did you mean mnist\\? choose one of digits",
+        "emnist",
+        error=InputError,
+    )
 
 
 def make(images=None, y=None, **kwargs):

@@ -166,7 +166,7 @@ def test_nobody_listening_and_no_web_address(server, tmp_path):
 
 
 def test_bad_arguments(server, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="unknown data set 'emnist'; choose one of mnist"):
+    with pytest.raises(InputError, match="data set 'emnist'; did you mean mnist\\? choose one of mnist"):
         fetch("emnist", tmp_path)
     monkeypatch.delenv("REFIMPL_DATA", raising=False)
     with pytest.raises(DataError, match="no data folder set"):

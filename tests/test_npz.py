@@ -79,6 +79,30 @@ def test_headers_that_claim_something_else_are_refused(tmp_path, header, pattern
         list(read_members(write(tmp_path / "a.npz", header), LIMIT))
 
 
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"hello", "File is not a zip file"),
+        (b"\x93NUMPY", "a single array, not an archive"),
+    ],
+)
+def test_what_is_no_archive_is_told_exactly(tmp_path, content, line):
+    (tmp_path / "a.npz").write_bytes(content)
+    for read in (read_headers, lambda path: list(read_members(path, LIMIT))):
+        with pytest.raises(DamageError) as caught:
+            read(tmp_path / "a.npz")
+        assert str(caught.value) == line
+
+
+def test_an_array_of_other_bytes_than_its_checksums_is_told_exactly(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.full(3, 7.5))
+    content = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "a.npz").write_bytes(content.replace(np.float64(7.5).tobytes(), bytes(8)))
+    with pytest.raises(DamageError) as caught:
+        list(read_members(tmp_path / "a.npz", LIMIT))
+    assert str(caught.value) == "Bad CRC-32 for file 'x.npy'"
+
+
 def test_members_larger_than_admitted_are_refused_before_they_are_unpacked(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros(LIMIT))
     with pytest.raises(DamageError, match="more than the 1048576 admitted"):

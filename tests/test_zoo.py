@@ -140,7 +140,7 @@ def test_gates_go_where_they_are_asked_for():
         (lambda: zoo.digits(gates="conv2"), "unknown layer 'c'"),
         (
             lambda: zoo.cnn3(activation="gelu"),
-            "unknown activation 'gelu'; choose one of relu, softp",
+            "unknown activation 'gelu'; did you mean relu\\? choose one of relu, softp",
         ),
         (lambda: zoo.mlp((784,)), "at least two positive sizes"),
         (lambda: zoo.mlp((784, 0, 10)), "at least two positive sizes"),
