@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -23,7 +24,12 @@ def rows(monkeypatch):
     """What the sections return, to be filled by a test; every call is recorded."""
     held: dict[str, list] = {name: [GOOD, CLOSE] for name in SECTIONS}
     asked = []
-    monkeypatch.setattr(theory, "run_section", lambda name, seed: asked.append((name, seed)) or held[name])
+
+    def section(name, seed, on_part):
+        asked.append((name, seed))
+        return held[name]
+
+    monkeypatch.setattr(theory, "run_section", section)
     return held, asked
 
 
@@ -84,7 +90,7 @@ def test_a_wrong_constant_reaches_the_exit_code(monkeypatch):
     """Lemma 3 with a factor a fifth too small, in the instance where it is attained."""
     problem, true = problems.attained(-1), lemmas.inexactness_factor
 
-    def section(name, seed):
+    def section(name, seed, on_part):
         return lemmas.inexactness_rows(problem, 2.5, np.random.default_rng(seed))
 
     monkeypatch.setattr(theory, "run_section", section)
@@ -95,7 +101,11 @@ def test_a_wrong_constant_reaches_the_exit_code(monkeypatch):
     assert "VIOLATED" in result.stdout
 
 
-def test_one_real_section():
-    result = CliRunner().invoke(command, ["gap", "-q"])
-    assert result.exit_code == 0
-    assert "Lemma 2" in result.stdout
+def test_one_real_section_with_progress(refimpl):
+    code, out, err = refimpl("theory", "gap")
+    assert code == 0
+    assert "Lemma 2" in out
+    first, *others = [line for line in err.splitlines() if line.startswith("theory  gap: ")]
+    assert first == "theory  gap: quadratic"
+    assert len(others) == theory.SECTIONS["gap"].parts - 1
+    assert all(re.search(r"(/s|s each)  \d+:\d\d left$", line) for line in others)

@@ -206,10 +206,14 @@ def check(sections: Sequence[str], verbose: bool, seed: int, as_json: bool, talk
     from refimpl import theory
 
     found: dict[str, list[Row]] = {}
-    with Progress(len(sections), talk) as progress, notice(progress):
+    parts = sum(theory.SECTIONS[name].parts for name in sections)
+    with Progress(parts, talk) as progress, notice(progress):
         for name in sections:
-            found[name] = theory.run_section(name, seed)
-            progress.step(f"theory  {name}: {len(found[name])} rows")
+
+            def on_part(rows: Sequence[Row], name: str = name) -> None:
+                progress.step(f"theory  {name}: {rows[-1].family}")
+
+            found[name] = theory.run_section(name, seed, on_part)
     rows = [row for section_rows in found.values() for row in section_rows]
     passed = theory.all_hold(rows)
     if as_json:

@@ -7,7 +7,8 @@ Source: mathematics.md §8, one section each. Derived.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from refimpl.theory.rows import Row
 from refimpl.theory.theorem import solution
 
 Vector = np.ndarray
+Parts = Iterator[list[Row]]
 LAM_OVER_L = 2.5  # lam in units of L, unless a check says otherwise
 LOCAL_STEPS = (0, 1, 3)  # of the runs under the theorem; 0 means exact local solutions
 ROUNDS = 60
@@ -92,59 +94,66 @@ def check_problem(problem: Problem, seed: int = 0, ratio: float = LAM_OVER_L) ->
     ]
 
 
-def lemma_rows(seed: int = 0) -> list[Row]:
+def lemma_parts(seed: int) -> Parts:
     """8.1 to 8.3 on every family."""
-    rng, rows = SeedTree(seed).generator("theory.lemmas"), []
+    rng = SeedTree(seed).generator("theory.lemmas")
     for problem in [*convex(rng), *nonconvex(rng), *attained()]:
-        rows += check_lemmas(problem, LAM_OVER_L * problem.smoothness, rng)
+        yield check_lemmas(problem, LAM_OVER_L * problem.smoothness, rng)
     network, w = problems.soft_network(rng)
-    rows += lemmas.gradient_rows(network, 3.0 * network.smoothness, rng, w[None])
-    return rows
+    yield lemmas.gradient_rows(network, 3.0 * network.smoothness, rng, w[None])
 
 
-def theorem_rows(seed: int = 0) -> list[Row]:
+def theorem_parts(seed: int) -> Parts:
     """8.4 on every family."""
-    rng, rows = SeedTree(seed).generator("theory.theorem"), []
+    rng = SeedTree(seed).generator("theory.theorem")
     for problem in [*convex(rng), *nonconvex(rng), *attained()]:
-        rows += theorem.run_rows(problem, LAM_OVER_L * problem.smoothness, rng, ROUNDS, LOCAL_STEPS)
-    return rows
+        yield theorem.run_rows(problem, LAM_OVER_L * problem.smoothness, rng, ROUNDS, LOCAL_STEPS)
 
 
-def gap_rows(seed: int = 0) -> list[Row]:
+def gap_parts(seed: int) -> Parts:
     """7: the gap against closed forms, and its two forms against each other."""
-    rng, rows = SeedTree(seed).generator("theory.gap"), []
+    rng = SeedTree(seed).generator("theory.gap")
     for low, name in ((0.1, "quadratic"), (-1.0, "indefinite quadratic")):
         problem = problems.quadratics(np.linspace(low, 1.0, 6), rng, name=name)
-        rows += lemmas.closed_form_rows(problem, LAM_OVER_L, rng)
+        yield lemmas.closed_form_rows(problem, LAM_OVER_L, rng)
     for problem in [*convex(rng), *nonconvex(rng)]:
-        rows += check_stationarity(problem, LAM_OVER_L * problem.smoothness, rng)
-    return rows
+        yield check_stationarity(problem, LAM_OVER_L * problem.smoothness, rng)
 
 
-def rate_rows(seed: int = 0) -> list[Row]:
+def rate_parts(seed: int) -> Parts:
     """8.5: slopes on ill-conditioned problems, and the floor as a function of s."""
     (valleys, lam_v, start_v), (flat, lam_f, start_f) = rates.slow_problems(seed)
     uneven = sweeps.uneven(SeedTree(seed).generator("theory.rates", 1))
-    return [
-        *rates.slope_rows(valleys, lam_v, start_v, rates.ROUNDS, -0.95),
-        *rates.slope_rows(flat, lam_f, start_f, rates.ROUNDS, -2.5),
-        *rates.floor_rows(uneven, 3.0, np.zeros(uneven.size), 400),
-    ]
+    yield rates.slope_rows(valleys, lam_v, start_v, rates.ROUNDS, -0.95)
+    yield rates.slope_rows(flat, lam_f, start_f, rates.ROUNDS, -2.5)
+    yield rates.floor_rows(uneven, 3.0, np.zeros(uneven.size), 400)
 
 
-SECTIONS: dict[str, Callable[[int], list[Row]]] = {
-    "gap": gap_rows,
-    "lemmas": lemma_rows,
-    "theorem": theorem_rows,
-    "rates": rate_rows,
-    "sweep": sweeps.sweep_rows,
+class Section(NamedTuple):
+    """One section: its rows come in parts, one for a family or a setting."""
+
+    parts: int
+    check: Callable[[int], Parts]
+
+
+SECTIONS = {
+    "gap": Section(8, gap_parts),
+    "lemmas": Section(9, lemma_parts),
+    "theorem": Section(8, theorem_parts),
+    "rates": Section(3, rate_parts),
+    "sweep": Section(sweeps.PARTS, sweeps.sweep_parts),
 }
 
 
-def run_section(section: str, seed: int = 0) -> list[Row]:
-    """The rows of one section of `SECTIONS`; raises `InputError` for any other."""
+def run_section(section: str, seed: int = 0, on_part: Callable[[list[Row]], None] | None = None) -> list[Row]:
+    """The rows of one section of `SECTIONS`; raises `InputError` for any other. on_part sees each part."""
     one_of("run_section", "section", section, tuple(SECTIONS))
-    return SECTIONS[section](seed)
+    rows = []
+    for part in SECTIONS[section].check(seed):
+        rows += part
+        if on_part is not None:
+            on_part(part)
+    return rows
 
 
 def run_all(seed: int = 0) -> list[Row]:

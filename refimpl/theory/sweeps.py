@@ -15,7 +15,7 @@ Source: mathematics.md §8.5 (sweeps of s); the fourth power and the bound on ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -69,17 +69,16 @@ def curvature_sweep(problem: Problem, rng: np.random.Generator) -> list[Curvatur
     return found
 
 
-def ratio_rows(problem: Problem, rng: np.random.Generator) -> list[Row]:
-    """Lemmas 1 and 3, the contraction and the theorem's inequalities at every lam/L."""
-    rows = []
-    for ratio in RATIOS:
-        named = replace(problem, name=f"{problem.name}, lam = {ratio:g} L")
-        lam = ratio * problem.smoothness
-        rows += lemmas.smoothness_rows(named, lam, rng)
-        rows += lemmas.inexactness_rows(named, lam, rng)
-        rows += lemmas.contraction_rows(named, lam, rng)
-        rows += theorem.run_rows(named, lam, rng)
-    return rows
+def ratio_rows(problem: Problem, ratio: float, rng: np.random.Generator) -> list[Row]:
+    """Lemmas 1 and 3, the contraction and the theorem's inequalities at one lam/L."""
+    named = replace(problem, name=f"{problem.name}, lam = {ratio:g} L")
+    lam = ratio * problem.smoothness
+    return [
+        *lemmas.smoothness_rows(named, lam, rng),
+        *lemmas.inexactness_rows(named, lam, rng),
+        *lemmas.contraction_rows(named, lam, rng),
+        *theorem.run_rows(named, lam, rng),
+    ]
 
 
 class Arrival(NamedTuple):
@@ -136,13 +135,10 @@ def floor_sweep(problem: Problem, w0: Vector) -> list[rates.FloorCurve]:
     return [rates.floor_curve(problem, ratio * problem.smoothness, w0, ROUNDS) for ratio in FLOOR_RATIOS]
 
 
-def floor_rows(problem: Problem, w0: Vector) -> list[Row]:
+def floor_rows(problem: Problem, ratio: float, w0: Vector) -> list[Row]:
     """8.5: the floor falls by (L/lam)^2 per local step within 20 %, and is what it should be."""
-    rows = []
-    for ratio in FLOOR_RATIOS:
-        named = replace(problem, name=f"{problem.name}, lam = {ratio:g} L")
-        rows += rates.floor_rows(named, ratio * problem.smoothness, w0, ROUNDS)
-    return rows
+    named = replace(problem, name=f"{problem.name}, lam = {ratio:g} L")
+    return rates.floor_rows(named, ratio * problem.smoothness, w0, ROUNDS)
 
 
 # --- heterogeneity ----------------------------------------------------------------------------------
@@ -210,17 +206,18 @@ def slow_quadratic(rng: np.random.Generator) -> Problem:
     return problems.quadratics(np.geomspace(1e-3, 1.0, 10), rng, nodes=3, spread=0.1)
 
 
-def sweep_rows(seed: int = 0) -> list[Row]:
+PARTS = 3 * len(RATIOS) + 1 + len(FLOOR_RATIOS) + 1  # lists of rows that `sweep_parts` gives
+
+
+def sweep_parts(seed: int) -> Iterator[list[Row]]:
     """All three sweeps."""
     rng = SeedTree(seed).generator("theory.sweep")
-    rows = []
     concave = problems.attained(-1, penalty=Box(-1.0, 2.0))
     for problem in (problems.attained(1), concave, problems.cosines(rng)):
-        rows += ratio_rows(problem, rng)
+        for ratio in RATIOS:
+            yield ratio_rows(problem, ratio, rng)
     slow, quadratic = slow_quadratic(rng), uneven(rng)
-    return [
-        *rows,
-        *arrival_rows(slow, np.zeros(slow.size)),
-        *floor_rows(quadratic, np.zeros(quadratic.size)),
-        *spread_rows(seed),
-    ]
+    yield arrival_rows(slow, np.zeros(slow.size))
+    for ratio in FLOOR_RATIOS:
+        yield floor_rows(quadratic, ratio, np.zeros(quadratic.size))
+    yield spread_rows(seed)
