@@ -9,6 +9,7 @@ import itertools
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +20,17 @@ from refimpl.bench.candidates import ours
 from refimpl.bench.cases import PASSES, Case, Geometry, LayerData, layer_data
 from refimpl.errors import RefimplError
 from refimpl.experiment import default_threads
-from refimpl.kernels import linear, plain
+from refimpl.formulas import held
+from refimpl.kernels import conv, linear, plain
 from refimpl.kernels.edge import ALL_ON, chosen_kernels
 from refimpl.kernels.jit import cache_folder, settings
+from refimpl.nn import zoo
+from refimpl.nn.task import NetworkTask
+from refimpl.rng import SeedTree
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
+CHECKS = 13  # findings of `examine`
+DIFFERS = "differs in some bit from the readable kernel's"
 SHAPES = (Geometry(5, 19, 9), Geometry(37, 19, 1, 1, 0))  # of sizes that no vector divides
 SLOW_SECONDS = 0.1  # for a small file to reach the disk; a local one takes some milliseconds
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -43,6 +50,8 @@ def examine(threads: int | None = None) -> Iterator[Finding]:
     """All checks, one after the other; threads: as many as runs will use (None: all cores)."""
     for dtype in ("float32", "float64"):
         yield check_kernels(dtype)
+        yield check_layers(dtype)
+        yield check_program(dtype)
     yield check_denormals()
     yield check_choice()
     yield check_cache()
@@ -56,7 +65,7 @@ def examine(threads: int | None = None) -> Iterator[Finding]:
 
 
 def check_kernels(dtype: str) -> Finding:
-    """Every pass of small layers: the oracle's numbers within rounding, and the readable twins' bits."""
+    """Every pass of small weighted layers: the oracle's numbers within rounding, the readable twins' bits."""
     cases = [
         Case(shape, pass_, 3, off, dtype)
         for shape, pass_, off in itertools.product(SHAPES, PASSES, (0.0, 0.5))
@@ -72,13 +81,32 @@ def check_kernels(dtype: str) -> Finding:
             return Finding(f"kernels {dtype}", FAILED, str(error))
         for name, twin in twins(case, data).items():
             if arrays[name].tobytes() != twin.tobytes():
-                detail = f"{case.label}: {name} differs in some bit from the readable kernel's"
-                return Finding(f"kernels {dtype}", FAILED, detail)
+                return Finding(f"kernels {dtype}", FAILED, f"{case.label}: {name} {DIFFERS}")
+    for off in (0.0, 0.5):
+        for name in differing_strided(Case(SHAPES[0], "forward", 3, off, dtype)):
+            return Finding(f"kernels {dtype}", FAILED, f"stride 2 off {off:.0%} {dtype}: {name} {DIFFERS}")
     return Finding(
         f"kernels {dtype}",
         OK,
-        f"{len(cases)} cases: bits of the readable kernels, {worst:.0e} from the oracle",
+        "convolution and linear, forward and both gradients, open and gated: bits of the readable kernels "
+        f"(strides 1 and 2), {worst:.0e} from NumPy in float64 (stride 1)",
     )
+
+
+def differing_strided(case: Case) -> list[str]:
+    """The results of all passes of a convolution with stride 2 that are not the readable kernels' bits."""
+    data, step, pad = layer_data(case), (2, 2), (case.geometry.pad, case.geometry.pad)
+    x, weight, bias, dy, mask = data._replace(dy=data.dy[:, :, ::2, ::2].copy())
+    fast = {"dw": np.empty_like(weight), "db": np.empty_like(bias)}
+    fast["y"] = conv.forward(x, weight, bias, step, pad, None, mask)
+    fast["dx"] = conv.input_grad(dy, weight, step, pad, (x.shape[2], x.shape[3]), mask)
+    conv.weight_grad(x, dy, step, pad, fast["dw"], fast["db"], None, mask)
+    right = {name: np.empty_like(array) for name, array in fast.items()}
+    writes = ALL_ON if mask is None else mask
+    plain.conv_forward(x, weight, bias, step, pad, ALL_ON, writes, right["y"])
+    plain.conv_input_grad(dy, weight, step, pad, writes, ALL_ON, right["dx"])
+    plain.conv_weight_grad(x, dy, step, pad, ALL_ON, writes, right["dw"], right["db"])
+    return [name for name, array in fast.items() if array.tobytes() != right[name].tobytes()]
 
 
 def twins(case: Case, data: LayerData) -> dict[str, np.ndarray]:
@@ -104,6 +132,44 @@ def twins(case: Case, data: LayerData) -> dict[str, np.ndarray]:
         else:
             plain.conv_weight_grad(x, dy, step, pad, ALL_ON, mask, dw, db)
     return {"forward": {"y": y}, "input_grad": {"dx": dx}, "weight_grad": {"dw": dw, "db": db}}[case.pass_]
+
+
+def check_layers(dtype: str) -> Finding:
+    """Every other layer, the loss and the proximal operators, against their formulas."""
+    worst, names = 0.0, list[str]()
+    for name, got, wanted, terms in held(dtype):
+        allowed = oracle.rounding(dtype, terms)
+        error = oracle.error_of(got, oracle.Reference(wanted, allowed))
+        if not error <= allowed:
+            detail = f"{name}: {error:.2g} (relative) from NumPy in float64, allowed {allowed:.2g}"
+            return Finding(f"layers {dtype}", FAILED, detail)
+        worst, names = max(worst, error), names + [name] * (name not in names)
+    return Finding(f"layers {dtype}", OK, f"{', '.join(names)}: {worst:.0e} from NumPy in float64")
+
+
+def check_program(dtype: str) -> Finding:
+    """A whole gated network as one compiled program against its layers: loss, gradient, open channels."""
+    network, rng = zoo.digits((4, 6), gates=("conv1", "conv2")), np.random.default_rng(0)
+    x, y = rng.standard_normal((7, *network.input_shape)).astype(dtype), rng.integers(0, network.classes, 7)
+    task = NetworkTask(network, x, y)
+    if task.program is None:
+        return Finding(f"program {dtype}", OK, "not used with these kernels; the layers run")
+    w = network.layout.initialise(SeedTree(0), dtype)
+    phi = network.layout.phi
+    w[phi] += (0.5 * rng.standard_normal(w[phi].size)).astype(dtype)  # closes some channels
+    results = []
+    for one in (task, replace(task, compiled=False)):
+        (objective,) = one.draw(rng, 1)
+        gradient = np.empty_like(w)
+        results.append((objective(w, gradient), gradient.tobytes(), objective.measure()))
+    for what, *both in zip(("loss", "gradient", "number of open channels"), *results, strict=True):
+        if both[0] != both[1]:
+            return Finding(
+                f"program {dtype}", FAILED, f"the {what} of a gated network is not that of the layers"
+            )
+    closed = results[0][2][1]
+    detail = f"loss and gradient of a gated network, {closed:.0%} of channels off: bits of the layers"
+    return Finding(f"program {dtype}", OK, detail)
 
 
 def check_denormals() -> Finding:

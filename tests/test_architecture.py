@@ -35,7 +35,7 @@ ROOMS = (
     ("folders",),
     ("record",),
     ("warmup",),
-    ("methods",),
+    ("methods", "formulas"),
     ("experiment",),
     ("replay",),
     ("comparison", "bench", "stationarity", "tuning", "doctor"),

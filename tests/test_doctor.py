@@ -9,8 +9,11 @@ import re
 import numpy as np
 import pytest
 
-from refimpl import doctor
+from refimpl import doctor, formulas
 from refimpl.doctor import FAILED, OK, WARNING
+from refimpl.nn.task import CompiledObjective
+
+right = CompiledObjective.__call__
 
 
 def states(finding: doctor.Finding) -> tuple[str, str]:
@@ -21,7 +24,7 @@ def states(finding: doctor.Finding) -> tuple[str, str]:
 def test_sound_kernels_pass(dtype):
     state, detail = states(doctor.check_kernels(dtype))
     assert state == OK
-    assert detail.startswith("12 cases: bits of the readable kernels")
+    assert detail.startswith("convolution and linear, forward and both gradients, open and gated: bits of")
 
 
 def spoiled(how):
@@ -46,6 +49,63 @@ def test_wrong_kernels_fail(monkeypatch, how, words):
     state, detail = states(doctor.check_kernels("float32"))
     assert state == FAILED
     assert words in detail
+
+
+@pytest.mark.parametrize("name", ["forward", "input_grad"])
+def test_wrong_strided_convolutions_fail(monkeypatch, name):
+    sound = getattr(doctor.conv, name)
+
+    def wrong(*args):
+        strided = any(isinstance(arg, tuple) and arg == (2, 2) for arg in args)
+        return np.nextafter(sound(*args), 9) if strided else sound(*args)
+
+    monkeypatch.setattr(doctor.conv, name, wrong)
+    state, detail = states(doctor.check_kernels("float32"))
+    assert state == FAILED
+    assert "stride 2" in detail
+
+
+LAYERS = list(formulas.held("float32"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sound_layers_pass(dtype):
+    state, detail = states(doctor.check_layers(dtype))
+    assert state == OK
+    assert all(layer.name in detail for layer in LAYERS)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
+@pytest.mark.parametrize("factor", [1.001, np.nan])
+def test_a_wrong_layer_fails(monkeypatch, layer, factor):
+    for name, array in layer.got.items():
+        wrong = layer._replace(got={**layer.got, name: array * factor})
+        monkeypatch.setattr(doctor, "held", lambda dtype, wrong=wrong: [wrong])
+        state, detail = states(doctor.check_layers("float32"))
+        assert state == FAILED
+        assert detail.startswith(f"{layer.name}: ")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_sound_program_passes(dtype):
+    state, detail = states(doctor.check_program(dtype))
+    assert state == OK
+    assert not re.search(r" (0|100)% of channels off", detail)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("loss", lambda self, w, out: np.nextafter(right(self, w, out), 9)),
+        ("gradient", lambda self, w, out: (right(self, w, out), np.nextafter(out, 9, out=out))[0]),
+    ],
+)
+def test_a_wrong_program_fails(monkeypatch, name, wrong):
+    monkeypatch.setattr(CompiledObjective, "__call__", wrong)
+    assert states(doctor.check_program("float32")) == (
+        FAILED,
+        f"the {name} of a gated network is not that of the layers",
+    )
 
 
 @pytest.mark.parametrize("name", ["halved_by_numpy", "halved_by_kernels"])
@@ -175,8 +235,9 @@ def test_the_library_of_linear_algebra_has_a_name():
 
 def test_info_checks_on_request(refimpl, monkeypatch):
     monkeypatch.setattr(doctor, "examine", lambda threads: [doctor.Finding("kernels", WARNING, f"{threads}")])
-    code, out, _ = refimpl("info", "--check", "--threads", 3)
-    assert code == 0
+    code, out, err = refimpl("info", "--check", "--threads", 3)
+    assert (code, err) == (0, "checked kernels\n")
+    assert refimpl("info", "--check", "-q")[2] == ""
     assert out.splitlines()[-1] == "warning  kernels: 3"
     checks = json.loads(refimpl("info", "--check", "--json")[1])["checks"]
     assert checks == [{"check": "kernels", "state": "warning", "detail": "None"}]
@@ -198,6 +259,8 @@ def test_a_failed_check_is_exit_code_one(refimpl, monkeypatch):
 def test_every_check_has_its_turn():
     checks = [finding.check for finding in doctor.examine(1)]
     assert checks == [
-        *("kernels float32", "kernels float64", "denormals", "kernel choice", "cache", "threads"),
-        *("cpu quota", "load", "blas"),
+        *("kernels float32", "layers float32", "program float32"),
+        *("kernels float64", "layers float64", "program float64"),
+        *("denormals", "kernel choice", "cache", "threads", "cpu quota", "load", "blas"),
     ]
+    assert len(checks) == doctor.CHECKS

@@ -10,9 +10,9 @@ import click
 
 from refimpl.cli.app import CHECK_FAILED
 from refimpl.cli.compiling import notice
-from refimpl.cli.options import json_option, threads_option
+from refimpl.cli.options import json_option, talk_options, threads_option
 from refimpl.cli.output import facts, print_json
-from refimpl.cli.progress import Progress
+from refimpl.cli.progress import Progress, Talk
 from refimpl.environment import environment
 
 if TYPE_CHECKING:
@@ -23,16 +23,18 @@ if TYPE_CHECKING:
 @click.option("--check", is_flag=True, help="Check the kernels' results, and look for known traps.")
 @threads_option
 @json_option
+@talk_options
 @click.pass_context
-def command(ctx: click.Context, check: bool, threads: int | None, as_json: bool) -> None:
+def command(ctx: click.Context, check: bool, threads: int | None, as_json: bool, talk: Talk) -> None:
     """Show versions, CPU features, threads, kernels and folders.
 
-    --check holds the compiled kernels against the readable ones, bit by bit, and against NumPy, and warns of
-    what makes numbers differ or times unsteady: denormal numbers switched off, more threads than cores, a
-    container's quota, a cache that cannot be kept, a busy machine. It exits with 1 if a result is wrong.
+    --check holds the compiled kernels against the readable ones, bit by bit, or against their formulas in
+    NumPy, and a compiled program against its layers. It warns of what makes numbers differ or times unsteady:
+    denormal numbers switched off, more threads than cores, a container's quota, a cache that cannot be kept,
+    a busy machine. It exits with 1 if a result is wrong.
     """
     found = gather(threads)
-    findings = examined(threads) if check else []
+    findings = examined(threads, talk) if check else []
     if as_json:
         print_json({**found, "checks": [finding._asdict() for finding in findings]} if check else found)
     else:
@@ -42,12 +44,16 @@ def command(ctx: click.Context, check: bool, threads: int | None, as_json: bool)
     ctx.exit(CHECK_FAILED if any(finding.state == "failed" for finding in findings) else 0)
 
 
-def examined(threads: int | None) -> list[Finding]:
-    """The doctor's findings; where kernels have to be compiled for them, that is said."""
-    from refimpl.doctor import examine
+def examined(threads: int | None, talk: Talk) -> list[Finding]:
+    """The doctor's findings, with progress: kernels may have to be compiled for them."""
+    from refimpl.doctor import CHECKS, examine
 
-    with Progress(0) as progress, notice(progress):
-        return list(examine(threads))
+    findings = []
+    with Progress(CHECKS, talk) as progress, notice(progress):
+        for finding in examine(threads):
+            findings.append(finding)
+            progress.step(f"checked {finding.check}")
+    return findings
 
 
 def gather(threads: int | None = None) -> dict[str, Any]:
