@@ -30,3 +30,9 @@ def warm_up(dtype: str = "float32") -> None:
     tasks = [NetworkTask(network, x, y, batch_size=2)]
     for state, _ in run_rounds(method, tasks, method.start(w), range(1, 2), Participation(), SeedTree(0)):
         report_node("", network, method.model(state), (x, y), (x, y), AdaptSettings(0.1, 0.1))
+
+
+def warm_up_options(dtype: str = "float32") -> None:
+    """What only some options need: a run with the usual ones would wait for it in vain."""
+    v = np.ones(3, dtype)
+    prox.L1(0.01).prox(v, 1.0, v)  # group penalties share their kernels

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.compiling import notice
+from refimpl.cli.compiling import WARM_UP, notice
 from refimpl.cli.options import config_options, data_dir_option, json_option, talk_options
 from refimpl.cli.output import print_json, table
 from refimpl.cli.progress import Progress, Talk
@@ -52,7 +52,7 @@ def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **optio
         given = {name: value for name, value in options.items() if value is not None}
         experiment = replace(experiment, config=replace(experiment.config, **given))
         method = experiment.config.method
-        with Progress(len(experiment.target_nodes), talk) as progress, notice(progress):
+        with Progress(len(experiment.target_nodes), talk) as progress, notice(progress, WARM_UP):
             reports = adapt_targets(experiment, w, lambda node: progress.step(_told(node)))
         beside = _channel_variant(experiment, w)
         content = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refimpl.cli.app import INTERRUPTED
-from refimpl.cli.compiling import notice
+from refimpl.cli.compiling import WARM_UP, notice
 from refimpl.cli.interrupt import stop_requests
 from refimpl.cli.options import Names, Seeds, file_option, run_options
 from refimpl.cli.output import command_line, print_json
@@ -170,7 +170,7 @@ def _outcomes(comparison: Comparison, talk: Talk) -> list[Outcome]:
     """All outcomes, with progress."""
     plan = comparison.plan
     trainings = len(plan.trainings())
-    with Progress(comparison.steps(), talk) as progress, notice(progress), stop_requests() as stop:
+    with Progress(comparison.steps(), talk) as progress, notice(progress, WARM_UP), stop_requests() as stop:
         progress.say(f"{len(plan.rows)} rows at {_seeds(plan)} each: {trainings} trainings")
 
         def on_round(cell: Cell, record: RoundRecord) -> None:

@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from refimpl.cli.progress import Progress
+from refimpl.cli.progress import Progress, duration
 
 EVERY = 20  # functions between two plain lines
+WARM_UP = 180  # functions, about, that a warm-up in one floating-point type compiles from nothing
+SECOND = 60  # and one in the other type, after it
 
 
 @contextmanager
-def notice(progress: Progress) -> Iterator[list[str]]:
-    """Within the context, show that kernels are being compiled if they are; yields the names so far."""
-    from refimpl.kernels.compiling import watch
+def notice(progress: Progress, total: int | None = None) -> Iterator[list[str]]:
+    """Within the context, show that kernels are being compiled if they are; yields the names so far.
+
+    total: how many there will be if none has been kept on the disk; then what is left is shown, too.
+    """
+    from refimpl.kernels import compiling, jit
 
     names: list[str] = []
+    kept = any(jit.cache_folder().glob("*/*.nb[ic]"))
+    first = time.monotonic()
 
     def told(name: str) -> None:
+        nonlocal first
         names.append(name)
         if len(names) == 1:
+            first = time.monotonic()
             progress.say("compiling kernels for this machine, once; this takes about a minute")
         elif len(names) % EVERY == 0:
-            progress.say(f"compiling kernels: {len(names)} functions so far")
+            expected = None if kept else total
+            progress.say(f"compiling kernels: {_so_far(len(names), expected, time.monotonic() - first)}")
 
-    with watch(told):
+    with compiling.watch(told):
         yield names
+
+
+def _so_far(done: int, total: int | None, seconds: float) -> str:
+    """How many functions are done `seconds` after the first began; of how many and how long yet, if known."""
+    if total is None or done > total:
+        return f"{done} functions so far"
+    left = duration((total - done) * seconds / done)
+    return f"{done} of about {total} functions  {done / seconds:.3g}/s  {left} left"

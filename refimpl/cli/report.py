@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from refimpl.cli.compiling import notice
+from refimpl.cli.compiling import WARM_UP, notice
 from refimpl.cli.options import data_dir_option, json_option, talk_options, threads_option
 from refimpl.cli.output import print_json
 from refimpl.cli.progress import Progress, Talk
@@ -98,7 +98,7 @@ def _view(
     from refimpl.report.gather import Gathering
     from refimpl.warmup import warm_up
 
-    with Progress(0, talk) as progress, notice(progress):
+    with Progress(0, talk) as progress, notice(progress, WARM_UP):
         warm_up(subject.config.dtype)
         gathering = Gathering.begin(
             subject, data_dir, full, threads, lambda text: progress.step(f"{which}  {text}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refimpl.cli.app import INTERRUPTED
-from refimpl.cli.compiling import notice
+from refimpl.cli.compiling import WARM_UP, notice
 from refimpl.cli.interrupt import stop_requests
 from refimpl.cli.options import file_option, preset_option, run_options
 from refimpl.cli.output import command_line, facts, print_json
@@ -125,7 +125,7 @@ class Work:
         try:
             with (
                 Progress(config.rounds - done, self.talk) as progress,
-                notice(progress),
+                notice(progress, WARM_UP),
                 stop_requests() as stop,
             ):
                 progress.say(f"{config.method} on {config.dataset}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refimpl.cli.app import INTERRUPTED
-from refimpl.cli.compiling import notice
+from refimpl.cli.compiling import WARM_UP, notice
 from refimpl.cli.interrupt import stop_requests
 from refimpl.cli.options import Names, Seeds, file_option, preset_option, run_options
 from refimpl.cli.output import command_line, print_json, table
@@ -207,7 +207,7 @@ def _make(tuning: Tuning, data_dir: Path | None, threads: int | None, talk: Talk
     left, jobs = tuning.left(), tuning.jobs()
     searches = [job.trials[0][0] for job in jobs]
     rounds = sum(search.config.rounds * len(search.seeds) for search in searches)
-    with Progress(rounds, talk) as progress, notice(progress), stop_requests() as stop:
+    with Progress(rounds, talk) as progress, notice(progress, WARM_UP), stop_requests() as stop:
         shared = f" on {len(jobs)} meta-trainings" * (len(jobs) < len(left))
         progress.say(f"{len(left)} trials of {len(tuning.searches)} methods{shared}")
 

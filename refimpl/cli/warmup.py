@@ -6,7 +6,7 @@ import time
 
 import click
 
-from refimpl.cli.compiling import notice
+from refimpl.cli.compiling import SECOND, WARM_UP, notice
 from refimpl.cli.options import talk_options
 from refimpl.cli.progress import Progress, Talk
 
@@ -24,11 +24,13 @@ def command(dtype: str, talk: Talk) -> None:
     Every command does this when it needs to; the code is kept until the package or Numba changes.
     """
     from refimpl.kernels.jit import cache_folder
-    from refimpl.warmup import warm_up
+    from refimpl.warmup import warm_up, warm_up_options
 
     started = time.perf_counter()
-    with Progress(0, talk) as progress, notice(progress) as compiled:
+    total = WARM_UP + (SECOND if dtype == "both" else 0)
+    with Progress(0, talk) as progress, notice(progress, total) as compiled:
         for name in DTYPES if dtype == "both" else (dtype,):
             warm_up(name)
+            warm_up_options(name)
     seconds = time.perf_counter() - started
     click.echo(f"{len(compiled)} functions compiled in {seconds:.0f} s; kept in {cache_folder()}")
