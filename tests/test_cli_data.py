@@ -112,7 +112,11 @@ def test_what_is_listed_of_the_digits_is_true(refimpl):
 
 def test_verify_says_ok_file_by_file(refimpl, folder, published):
     code, out, err = refimpl("data", "verify", "mnist", "--data-dir", folder)
-    assert (code, err) == (0, "")
+    assert code == 0
+    shown = err.splitlines()
+    assert [line.split()[0] for line in shown] == ["verified"] * 4
+    assert shown[-1].endswith("  0:00 left")
+    assert refimpl("data", "verify", "mnist", "--data-dir", folder, "-q") == (0, out, "")
     assert [line.split()[0] for line in out.splitlines()] == ["ok"] * 4
     assert str(folder / "mnist/t10k-labels-idx1-ubyte.gz") in out
 

@@ -289,13 +289,16 @@ def test_adapting_prints_a_table_and_writes_the_numbers(refimpl, tmp_path):
 
 def test_weight_masks_are_said_to_save_nothing_and_channels_stand_beside_them(refimpl):
     assert refimpl("train", *SHORT, "--method", "metasnip-weights", "--out", "run")[0] == 0
-    out = refimpl("adapt", "run")[1]
+    out, err = refimpl("adapt", "run", "-v")[1:]
     assert "weights off %" in out
+    lines = [line for line in err.splitlines() if line.startswith("adapted at ")]
+    assert lines[-1].endswith("  0:00 left")  # of both
     assert "save neither executed FLOPs nor time" in out
     assert "metasnip, from the same meta-model:" in out
     result = json.loads(refimpl("adapt", "run", "--json")[1])
     pairs = list(zip(result["nodes"], result["channel_variant"], strict=True))
     assert pairs
+    assert len(lines) == 2 * len(pairs)
     for weights, channels in pairs:
         assert weights["flops_executed"] == weights["flops_dense"] > channels["flops_executed"]
         assert weights["weights_off"] > 0

@@ -17,8 +17,6 @@ from refimpl.errors import InputError
 from refimpl.record import RunFolder
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from refimpl.experiment import Experiment
     from refimpl.federated.adapt import NodeReport
 
@@ -52,9 +50,11 @@ def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **optio
         given = {name: value for name, value in options.items() if value is not None}
         experiment = replace(experiment, config=replace(experiment.config, **given))
         method = experiment.config.method
-        with Progress(len(experiment.target_nodes), talk) as progress, notice(progress, WARM_UP):
-            reports = adapt_targets(experiment, w, lambda node: progress.step(_told(node)))
-        beside = _channel_variant(experiment, w)
+        experiments = [experiment, *_channel_variant(experiment)]
+        work = len(experiment.target_nodes) * len(experiments)
+        with Progress(work, talk) as progress, notice(progress, WARM_UP):
+            results = [adapt_targets(one, w, lambda node: progress.step(_told(node))) for one in experiments]
+        reports, beside = results[0], results[1] if len(results) > 1 else []
         content = {
             "run": str(run),
             "method": method,
@@ -79,10 +79,8 @@ def _told(node: NodeReport) -> str:
     return f"adapted at {node.node}  accuracy {node.accuracy_after:.1%}"
 
 
-def _channel_variant(experiment: Experiment, w: np.ndarray) -> list[NodeReport]:
-    """For metasnip-weights, what pruning whole channels of the same meta-model gives; nothing for others."""
-    from refimpl.experiment import adapt_targets
-
+def _channel_variant(experiment: Experiment) -> list[Experiment]:
+    """For metasnip-weights, what prunes whole channels of the same meta-model; nothing for others."""
     if experiment.config.method != "metasnip-weights":
         return []
-    return adapt_targets(replace(experiment, config=replace(experiment.config, method="metasnip")), w)
+    return [replace(experiment, config=replace(experiment.config, method="metasnip"))]

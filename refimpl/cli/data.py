@@ -111,7 +111,8 @@ def _listed(entry: dict[str, Any]) -> tuple[str, ...]:
 @click.argument("name", metavar=f"[{'|'.join(DATASETS)}|FILE.npz|all]")
 @data_dir_option
 @json_option
-def verify_command(name: str, data_dir: Path | None, as_json: bool) -> None:
+@talk_options
+def verify_command(name: str, data_dir: Path | None, as_json: bool, talk: Talk) -> None:
     """Compare the files of a data set with their published checksums.
 
     Files count by what they hold, however they are packed; nothing is changed. Exits with 1 if a file is
@@ -124,7 +125,7 @@ def verify_command(name: str, data_dir: Path | None, as_json: bool) -> None:
         data_dir = given_root("mnist", data_dir)  # none set: say so before anything is printed
     checked: dict[str, list[Check]] = {}
     for one in DATASETS if name == "all" else (name,):
-        checked[one] = _checks(one, data_dir, passing=name == "all")
+        checked[one] = _checks(one, data_dir, talk, passing=name == "all")
         if not as_json:  # at once: unpacking takes seconds
             click.echo("\n".join(map(_checked, checked[one])))
     passed = not any(check.state in FAILED for found in checked.values() for check in found)
@@ -135,12 +136,18 @@ def verify_command(name: str, data_dir: Path | None, as_json: bool) -> None:
         click.get_current_context().exit(CHECK_FAILED)
 
 
-def _checks(name: str, data_dir: Path | None, passing: bool) -> list[Check]:
+def _checks(name: str, data_dir: Path | None, talk: Talk, passing: bool) -> list[Check]:
     """The checks of one data set; when passing over, a data set that is not there at all is no failure."""
     from refimpl.data.places import given_root, locate
     from refimpl.data.verify import verify
 
-    checks = verify(name, data_dir)
+    with Progress(0, talk) as progress:
+
+        def on_check(check: Check, files: int) -> None:
+            progress.total = files
+            progress.step(f"verified {check.file}")
+
+        checks = verify(name, data_dir, on_check)
     if passing and name != "digits" and locate(name, given_root(name, data_dir)) is None:
         return [check._replace(state="absent") for check in checks]
     return checks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -28,11 +28,15 @@ class Check(NamedTuple):
     detail: str
 
 
-def verify(name: str, data_dir: str | Path | None = None) -> list[Check]:
+def verify(
+    name: str,
+    data_dir: str | Path | None = None,
+    on_check: Callable[[Check, int], None] = lambda check, files: None,
+) -> list[Check]:
     """Compares every file of data set `name` with its published checksum; nothing is changed.
 
     A user's own FILE.npz is read. Raises `InputError` for an unknown name and `DataError` if no
-    data folder is set.
+    data folder is set. `on_check` is told of each file outside the package, and how many there may be.
     """
     if is_file_name(name):
         return [_own(Path(name).expanduser())]
@@ -46,7 +50,11 @@ def verify(name: str, data_dir: str | Path | None = None) -> list[Check]:
     if found is None:
         here = root / places.looked_for(name)[0]
         return [Check(str(here), "missing", f"nothing there; see 'refimpl data fetch {name}'")]
-    return list(_archived(name, found) if found.archived else _loose(name, found))
+    checks = []
+    for check in _archived(name, found) if found.archived else _loose(name, found):
+        checks.append(check)
+        on_check(check, len(found.form.files) + len(found.form.extra))
+    return checks
 
 
 def file_md5(path: Path) -> str:
