@@ -132,6 +132,38 @@ def test_many_series_are_told_apart():
     assert len({(colour, marker) for colour, marker, _ in looks}) == 20
 
 
+@pytest.mark.parametrize(
+    ("limits", "numbers"),
+    [
+        ((1, 60), [1, 2, 5, 10, 20, 50]),
+        ((11, 44), [15, 20, 30]),
+        ((1.1, 4.5), [1.5, 2, 3]),
+        ((0.0095, 1500), [0.01, 0.1, 1, 10, 100, 1000]),
+        ((2.05, 2.5), [2.2, 2.4]),
+    ],
+)
+def test_logarithmic_axes_have_round_numbers_enough_to_read_them_and_no_more(limits, numbers):
+    np.testing.assert_allclose(canvas.round_numbers(*limits), numbers)
+
+
+@pytest.mark.parametrize(
+    ("shown", "limits"),
+    [
+        ((75.7, 75.8), (65.75, 85.75)),  # a single value is not blown up
+        ((-0.05, 0.05), (-2, 18)),
+        ((99.9, 100.1), (82, 102)),
+        ((-10, 110), (-2, 102)),
+        ((30, 70), (30, 70)),
+    ],
+)
+def test_an_axis_of_percentages_shows_twenty_of_them_and_none_there_cannot_be(shown, limits):
+    pytest.importorskip("matplotlib")
+    _, (axes,) = canvas.new_figure(1)
+    axes.set_ylim(*shown)
+    canvas.percent_axis(axes)
+    np.testing.assert_allclose(axes.get_ylim(), limits)
+
+
 def test_a_figure_that_cannot_be_written(tmp_path):
     pytest.importorskip("matplotlib")
     (tmp_path / "file").write_text("")
