@@ -174,6 +174,13 @@ def test_several_runs_overlay_under_labels_that_tell_them_apart(refimpl, gated, 
     assert not (tmp_path / "gated" / "report" / "report.html").exists()
 
 
+def test_runs_that_differ_in_much_are_told_apart_by_their_folders(refimpl, gated):
+    other = ("--eta", 0.01, "--lam", 1.5, "--beta", 0.3, "--rho", 0.5, "--seed", 1)
+    assert refimpl("train", *SMALL, "--out", "other", *other)[0] == 0
+    subjects, _ = find([gated, gated.parent / "other"], None)
+    assert [subject.label for subject in subjects] == [f"metagater ({one.folder})" for one in subjects]
+
+
 def test_a_comparison_is_shown_with_its_tables_and_its_rows(refimpl, tmp_path):
     pytest.importorskip("matplotlib")
     plan = ("--methods", "metagater-ungated,metasnip,metagater", "--seeds", "3-4")

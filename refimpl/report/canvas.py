@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +34,8 @@ TICKS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0), tuple(np.arang
 FEWEST_TICKS = 3
 LEAST_PERCENT, MARGIN = 20.0, 2.0  # points shown at least; points beyond 0 and 100, for whole markers
 STEPS = (1, 2, 5, 10)  # between whole numbers on a linear axis
-CHARACTERS = 13.0  # of a legend, in an inch
+CHARACTERS, LINE_INCHES = 13.0, 0.2  # of a legend: in an inch, and from line to line
+HANDLE = 6  # characters that a line's sample takes
 STYLE = {
     "font.size": 10,
     "axes.grid": True,
@@ -142,11 +144,20 @@ def percent_axis(axes: Axes) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(8, integer=True, steps=STEPS))
 
 
-def legend_below(figure: Figure, handles: Sequence[Any]) -> None:
-    """One legend for all panels, under them, in as many columns as its longest label admits."""
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = int(figure.get_figwidth() * CHARACTERS / (longest + 6))
-    figure.legend(handles=handles, loc="outside lower center", ncols=max(1, min(5, columns)), fontsize=9)
+def legend_below(figure: Figure, handles: Sequence[Any], most: int = 5, title: str | None = None) -> None:
+    """One legend for all panels, under them; the figure grows by its height, so that panels keep theirs.
+
+    It has as many columns as its longest label admits, `most` at most; labels longer than a line go on in the
+    next.
+    """
+    width = int(figure.get_figwidth() * CHARACTERS) - HANDLE
+    labels = [fill(str(handle.get_label()), width) for handle in handles]
+    longest = max(len(line) for label in labels for line in label.splitlines())
+    columns = max(1, min(most, len(labels), width // (longest + HANDLE)))
+    lines = sum(label.count("\n") + 1 for label in labels) / columns + (title is not None)
+    figure.set_figheight(figure.get_figheight() + LINE_INCHES * lines)
+    look: dict[str, Any] = {"fontsize": 9, "title": title, "title_fontsize": 9, "alignment": "left"}
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, **look)
 
 
 def say(axes: Axes, text: str, colour: str = GREY) -> None:

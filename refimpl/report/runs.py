@@ -36,7 +36,7 @@ MARKS = 12  # of a curve of many rounds
 def training_figure(views: Sequence[View]) -> Figure:
     """Loss by round, and accuracy at the target nodes after adaptation by round."""
     with_accuracy = [view for view in views if view.accuracy or view.reports]
-    figure, panels = new_figure(2 if with_accuracy else 1, 6.0, 4.6)
+    figure, panels = new_figure(2 if with_accuracy else 1, 6.0, 4.2)
     last = max(len(view.records) for view in views)
     for number, label, view in trainings(views):
         rounds = [record.round for record in view.records]
@@ -84,7 +84,7 @@ def _draw_accuracy(axes: Axes, views: Sequence[View]) -> None:
 def sparsity_figure(views: Sequence[View]) -> Figure:
     """Channels off at every target node: mean and spread over its test samples, and the mean over nodes."""
     shown = [(number, view) for number, view in enumerate(views) if closes_channels(view)]
-    figure, (axes,) = new_figure(1, 7.2, 4.6)
+    figure, (axes,) = new_figure(1, 7.2, 4.2)
     bars = []
     for place, (number, view) in enumerate(shown):
         look = {**looks(number), "ls": ""}
@@ -122,7 +122,7 @@ class Cloud(NamedTuple):
 
 def work_figure(views: Sequence[View]) -> Figure:
     """Executed FLOPs against measured seconds: a round, a node's adaptation, a forward pass."""
-    figure, panels = new_figure(3, 4.6, 4.7)
+    figure, panels = new_figure(3, 4.6, 4.4)
     contents = _rounds(views), _adaptations(views), _forward_passes(views)
     titles = (
         "A round of meta-training",
@@ -166,10 +166,9 @@ def _forward_passes(views: Sequence[View]) -> list[Cloud]:
     clouds = []
     for number, view in enumerate(views):
         executed, dense = np.array([one[1:] for one in view.forward]).reshape(-1, 2, 2).transpose(1, 2, 0)
-        clouds += [
-            Cloud(executed[0], executed[1], _points(number, ms=5, alpha=0.8)),
-            Cloud(dense[0], dense[1], _points(number, ms=5, alpha=0.8, fillstyle="none")),
-        ]
+        clouds.append(Cloud(executed[0], executed[1], _points(number, ms=5, alpha=0.8)))
+        if np.any(executed[0] != dense[0]):
+            clouds.append(Cloud(dense[0], dense[1], _points(number, ms=5, alpha=0.8, fillstyle="none")))
     return clouds
 
 

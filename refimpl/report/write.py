@@ -32,7 +32,8 @@ PAGE = "report.html"
 
 TRAINING = (
     "Loss is the mean over the nodes of the round, on their mini-batches. A single point of accuracy is that "
-    "of the last round, where no other was measured."
+    "of the last round, where no other was measured. Rows that prune one trained model share its loss, which "
+    "is drawn as that of the first."
 )
 GAP = (
     "Squared norm of the gradient mapping. The server's gap comes from mini-batches and a few local steps, "
