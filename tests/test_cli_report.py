@@ -191,6 +191,7 @@ def test_a_comparison_is_shown_with_its_tables_and_its_rows(refimpl, tmp_path):
     for number in re.findall(r"\d+\.\d\d \+- \d+\.\d\d", table):
         assert number.replace("+-", "±") in text
     assert text.count("environment of the training") == 3  # rows of the first seed
+    assert "show its rows at the first seed" in text
     assert refimpl("compare", *plan, *SMALL, "--out", "c", "--force")[0] == 0  # its report is its own
 
 
