@@ -144,7 +144,19 @@ def test_the_frontier_joins_the_rows_of_a_method_by_their_work(tmp_path):
     gated, pruned = (bars.lines[0].get_xydata() for bars in axes.containers)
     np.testing.assert_allclose(gated, [(20, 50), (40, 80), (90, 90)])
     np.testing.assert_allclose(pruned, [(50, 70)])
-    assert labels_of(figure) == ["metagater; left to right: rho=1, rho=0.1, rho=0.01", "metasnip"]
+    assert labels_of(figure) == ["metagater; left to right: rho=1, 0.1, 0.01", "metasnip"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [
+        (["rho=1", "rho=0.1"], "rho=1, 0.1"),
+        (["rho=1 snip_keep=0.5", "rho=0.1 snip_keep=0.5"], "rho=1 snip_keep=0.5, rho=0.1 snip_keep=0.5"),
+        ([""], ""),
+    ],
+)
+def test_a_setting_of_all_points_is_named_once(settings, shown):
+    assert comparison._values(settings) == shown
 
 
 def test_many_series_are_told_apart():

@@ -113,6 +113,14 @@ def _series(point: Point) -> tuple[str, str]:
     return " ".join(word for word in words if word not in traded), " ".join(traded)
 
 
+def _values(settings: Sequence[str]) -> str:
+    """The settings of points in a row; a key that all of them have is named once."""
+    keys = {setting.partition("=")[0] for setting in settings}
+    if len(keys) == 1 and all(setting.count("=") == 1 for setting in settings):
+        return f"{keys.pop()}={', '.join(setting.partition('=')[2] for setting in settings)}"
+    return ", ".join(filter(None, settings))
+
+
 def frontier_figure(points: Sequence[Point]) -> Figure:
     """The figure of `draw_frontier`; the legend says what the points of a series are."""
     figure, (axes,) = new_figure(1, 8.4, 4.4)
@@ -121,7 +129,7 @@ def frontier_figure(points: Sequence[Point]) -> Figure:
         x = [100 * p.flops_executed / p.flops_dense for p in own]
         y = [100 * p.accuracy_adapted_last_mean for p in own]
         bars = [100 * p.accuracy_adapted_last_std for p in own]
-        traded = ", ".join(filter(None, (_series(point)[1] for point in own)))
+        traded = _values([_series(point)[1] for point in own])
         label = f"{name}; left to right: {traded}" if traded else name
         axes.errorbar(x, y, np.nan_to_num(bars), ms=6, lw=1.2, capsize=2, label=label, **looks(number))
     axes.set(
