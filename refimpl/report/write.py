@@ -92,7 +92,7 @@ def plans(views: Sequence[View], compared: Sequence[Compared], theory: bool) -> 
         found.append(Plan("theorem.png", "The bound of Theorem 1", THEOREM, lambda: draw(0)))
     for view in views:
         if view.openings:
-            name, title = f"gates-{slug(view.label)}.png", f"Gates of {view.label}"
+            name, title = f"gates-{slug(view.label).strip('-')}.png", f"Gates of {view.label}"
             found.append(Plan(name, title, GATES, partial(gates_figure, view)))
     if any(map(closes_channels, views)):
         found.append(
