@@ -212,9 +212,11 @@ class RunFolder:
         `RunError` if another run has taken the place of the one that was read, which takes no lock.
         """
         path = self.report / f"{name}.json"
-        if self._opened and not os.path.samestat(self._opened, os.stat(self.path)):
-            raise RunError(f"{self.path}: was replaced by another run meanwhile; start this command again")
         try:
+            if self._opened and not os.path.samestat(self._opened, os.stat(self.path)):
+                raise RunError(
+                    f"{self.path}: was replaced by another run meanwhile; start this command again"
+                )
             self.report.mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(f"{path}: cannot write: {reason(error)}") from None

@@ -13,17 +13,14 @@ from refimpl.golden.ours import ops
 from refimpl.nn.chain import chain_parameters, chain_shape
 from refimpl.nn.layers import Layer
 
-COUNTS, MOST = (
-    ("nodes", "rounds", "steps", "inner_steps", "prox_steps"),
-    1000,
-)  # a hundred times what files have
+COUNTS = ("nodes", "rounds", "steps", "inner_steps", "prox_steps")
+MOST = 1000  # of each; files of `golden make` have ten at most
 
 
 def check_case(case: Case) -> None:
     """Raise `DataError` unless the inputs have the dtypes and shapes that the case's settings imply.
 
     Nothing may be repeated so often that the check would not end.
-
     `run` puts the case's name before what is said.
 
     Networks that train (`local`, `algorithm`, `adapt`, `baseline`) check their parameters, batches and
