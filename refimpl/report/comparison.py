@@ -113,6 +113,12 @@ def _series(point: Point) -> tuple[str, str]:
     return " ".join(word for word in words if word not in traded), " ".join(traded)
 
 
+def is_frontier(points: Sequence[Point]) -> bool:
+    """Whether some series has three points or more, so that a line says something."""
+    series = [_series(point)[0] for point in points]
+    return any(series.count(name) >= 3 for name in series)
+
+
 def _values(settings: Sequence[str]) -> str:
     """The settings of points in a row; a key that all of them have is named once."""
     keys = {setting.partition("=")[0] for setting in settings}
