@@ -51,7 +51,7 @@ def content(name: str) -> str:
 
 def draw(name: str) -> list[Path]:
     """Accuracy by round, of each method's first row, and accuracy against FLOPs, where it was measured."""
-    from refimpl.report.comparison import draw_accuracy, draw_frontier
+    from refimpl.report.comparison import draw_accuracy, draw_frontier, is_frontier
 
     results, drawn = read(name), []
     points = [row for row in rows(results) if row.diverged < row.seeds]
@@ -59,6 +59,6 @@ def draw(name: str) -> list[Path]:
     curves = [Curve(**curve) for curve in results["accuracy_by_round"] if curve["label"] in first.values()]
     if curves:
         drawn.append(draw_accuracy(FOLDER / f"{name}-accuracy.png", curves))
-    if curves and len(points) > len(first):  # a frontier: several points of a method
+    if is_frontier(points):
         drawn.append(draw_frontier(FOLDER / f"{name}-frontier.png", points))
     return drawn

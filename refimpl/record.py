@@ -59,6 +59,7 @@ class RunFolder:
         self.path = path
         self._lock = lock
         self._appended = False  # whether this process has written metrics
+        self._opened: os.stat_result | None = None  # the folder, where it was opened without a lock
 
     @classmethod
     def create(
@@ -87,7 +88,9 @@ class RunFolder:
         path = Path(path)
         if not (path / CONFIG).is_file():
             raise RunError(f"{path}: not a run folder (it has no {CONFIG}); start one with refimpl train")
-        return cls(path, take_lock(path / LOCK, path) if lock else None)
+        run = cls(path, take_lock(path / LOCK, path) if lock else None)
+        run._opened = None if lock else os.stat(path)
+        return run
 
     def __enter__(self) -> RunFolder:
         return self
@@ -204,9 +207,16 @@ class RunFolder:
         return arrays
 
     def save_report(self, name: str, content: Any) -> Path:
-        """Write `content` as report/<name>.json; returns its path."""
+        """Write `content` as report/<name>.json; returns its path.
+
+        `RunError` if another run has taken the place of the one that was read, which takes no lock.
+        """
         path = self.report / f"{name}.json"
         try:
+            if self._opened and not os.path.samestat(self._opened, os.stat(self.path)):
+                raise RunError(
+                    f"{self.path}: was replaced by another run meanwhile; start this command again"
+                )
             self.report.mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(f"{path}: cannot write: {reason(error)}") from None

@@ -103,8 +103,8 @@ class Inspection:
         """The meta-model of the run's last checkpoint, with the server's gap of that round."""
         found = folder.load_checkpoint(like=self.experiment.start())
         gaps = {entry["round"]: entry["gap"] for entry in folder.metrics()}
-        model = self.method.model(found.arrays).astype(np.float64)
-        return Point(found.round, "model", model, float(gaps.get(found.round, math.nan)))
+        model, gap = self.method.model(found.arrays).astype(np.float64), gaps.get(found.round)
+        return Point(found.round, "model", model, math.nan if gap is None else float(gap))
 
     def replay(
         self,

@@ -172,6 +172,8 @@ def judge(loader: Loader, path: Path, data: bytes) -> str:
         verdict = "refused" if _one_line(str(error)) else f"loss: message {str(error)[:200]!r}"
     except HangError:
         return f"loss: more than {SECONDS} s"
+    except KeyboardInterrupt:  # of whoever runs this
+        raise
     except BaseException as error:
         return f"loss: {type(error).__name__}: {str(error)[:200]}"
     used = tracemalloc.get_traced_memory()[1] - before

@@ -71,7 +71,8 @@ def test_a_report_is_one_page_that_needs_no_network(refimpl, gated):
     assert "target-1" in text  # a row of the nodes' table
     assert "local_steps" in text  # of the configuration
     assert "packages.numba" in text  # of the environment
-    assert "accuracy by round and true gap need --full" in text
+    assert "accuracy by round needs --full" in text
+    assert "the true gap needs --full" in text
     assert sorted(p.name for p in (gated / "report").iterdir()) == sorted(["report.html", *figures])
 
 
@@ -105,6 +106,28 @@ def test_in_full_accuracy_and_true_gap_are_those_of_the_commands_and_computed_on
     monkeypatch.setattr(gather, "replay", again)
     monkeypatch.setattr(gather.Inspection, "replay", again)
     assert refimpl("report", "gated", "--full", "-q")[0] == 0
+
+
+def test_unasked_it_does_what_is_quick_and_says_what_is_not(refimpl, gated, monkeypatch):
+    """Training is repeated if it was short; the true gap, on all data, is often the longer by far."""
+    monkeypatch.setattr(canvas, "find_spec", lambda name: None)
+    gradients, seconds = gather.GRADIENTS, gather.CHEAP_SECONDS
+    monkeypatch.setattr(gather, "GRADIENTS", 10**9)
+    assert refimpl("report", "gated", "-q")[0] == 0
+    assert (gated / "report" / "accuracy-by-round.json").is_file()
+    assert not (gated / "report" / "gap.json").exists()
+    text = " ".join(page_of(gated / "report" / "report.html").text)
+    assert "accuracy by round needs" not in text
+    assert re.search(r"the true gap needs --full, which solves local problems for about \d{4,} s", text)
+    monkeypatch.setattr(gather, "CHEAP_SECONDS", 0.0)
+    (gated / "report" / "accuracy-by-round.json").unlink()
+    assert refimpl("report", "gated", "-q")[0] == 0
+    assert not (gated / "report" / "accuracy-by-round.json").exists()
+    monkeypatch.setattr(gather, "GRADIENTS", gradients)
+    monkeypatch.setattr(gather, "CHEAP_SECONDS", seconds)
+    assert refimpl("report", "gated", "-q")[0] == 0
+    assert (gated / "report" / "accuracy-by-round.json").is_file()
+    assert (gated / "report" / "gap.json").is_file()
 
 
 def test_shares_of_open_channels_are_counted_by_class(gated):
@@ -151,6 +174,13 @@ def test_several_runs_overlay_under_labels_that_tell_them_apart(refimpl, gated, 
     assert not (tmp_path / "gated" / "report" / "report.html").exists()
 
 
+def test_runs_that_differ_in_much_are_told_apart_by_their_folders(refimpl, gated):
+    other = ("--eta", 0.01, "--lam", 1.5, "--beta", 0.3, "--rho", 0.5, "--seed", 1)
+    assert refimpl("train", *SMALL, "--out", "other", *other)[0] == 0
+    subjects, _ = find([gated, gated.parent / "other"], None)
+    assert [subject.label for subject in subjects] == [f"metagater ({one.folder})" for one in subjects]
+
+
 def test_a_comparison_is_shown_with_its_tables_and_its_rows(refimpl, tmp_path):
     pytest.importorskip("matplotlib")
     plan = ("--methods", "metagater-ungated,metasnip,metagater", "--seeds", "3-4")
@@ -161,6 +191,7 @@ def test_a_comparison_is_shown_with_its_tables_and_its_rows(refimpl, tmp_path):
     for number in re.findall(r"\d+\.\d\d \+- \d+\.\d\d", table):
         assert number.replace("+-", "±") in text
     assert text.count("environment of the training") == 3  # rows of the first seed
+    assert "show its rows at the first seed" in text
     assert refimpl("compare", *plan, *SMALL, "--out", "c", "--force")[0] == 0  # its report is its own
 
 

@@ -11,6 +11,7 @@ from refimpl.errors import DataError
 from refimpl.golden.case import Case
 from refimpl.golden.levels import build_cases
 from refimpl.golden.ours import run
+from refimpl.golden.ours.inputs import COUNTS
 
 NAMES = ("conv-masked", "linear", "relu", "max_pool2d", "batch_norm2d", "cross_entropy", "gated-hard-dense")
 CASES = {case.name: case for case in build_cases("ops") if case.name.removeprefix("ops/") in NAMES}
@@ -45,6 +46,20 @@ def _may_be_shorter(case: Case, key: str, axis: int) -> bool:
     free = {("cross_entropy", "logits", 1), ("prox", "v", 0), ("prox", "indices", 0)}
     free.add(("max_pool2d", "x", 2))  # the last row fills no window
     return (case.kind, key, axis) in free
+
+
+COUNTED = {
+    case.name: case for level in ("local", "algorithm", "adapt", "baselines") for case in build_cases(level)
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.parametrize("count", [1001, 10**9, 10**30, 1e9, "many"])
+def test_a_file_cannot_ask_for_endless_work(name, count):
+    """Also where nothing else in the case says how often: steps of an adaptation, of a personal model."""
+    case = COUNTED[name]
+    for key in set(COUNTS) & set(case.settings):
+        refuse(replace(case, settings={**case.settings, key: count}), f"at most 1000 {key}, got")
 
 
 @pytest.mark.parametrize("name", ["ops/cross_entropy", "networks/mlp-hard-dense"])

@@ -381,3 +381,14 @@ def test_reports_are_plain_json(run):
     path = run.save_report("adapt", {"accuracy": np.float64(0.5), "gap": math.nan, "masks": np.eye(2)})
     assert path == run.path / "report" / "adapt.json"
     assert json.loads(path.read_text()) == {"accuracy": 0.5, "gap": None, "masks": [[1.0, 0.0], [0.0, 1.0]]}
+
+
+def test_a_report_does_not_go_into_the_run_that_took_the_place_of_its_own(tmp_path):
+    """Reading takes no lock, so that a training may go on; but --force puts another run there."""
+    RunFolder.create(tmp_path / "run", {"seed": 1}).close()
+    read = RunFolder.open(tmp_path / "run", lock=False)
+    read.save_report("gap", {})
+    RunFolder.create(tmp_path / "run", {"seed": 2}, force=True).close()
+    with pytest.raises(RunError, match="was replaced by another run meanwhile"):
+        read.save_report("gap", {})
+    assert list((tmp_path / "run" / "report").iterdir()) == []

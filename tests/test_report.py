@@ -52,12 +52,31 @@ def axes_of(figure):
     return figure.axes[0]
 
 
+def labels_of(figure):
+    (legend,) = figure.legends
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def test_long_names_leave_panels_their_size():
+    """A legend grows downwards, its lines go on in the next: it must not push the panel aside."""
+    pytest.importorskip("matplotlib")
+    sizes = []
+    for name in ("a", "metasnip snip_keep=0.3 adapt_steps=10, " * 5):
+        figure = gap.gap_figure([gap.GapSeries(name, SERVER, ROWS)])
+        canvas.png(lambda figure=figure: figure)
+        box = axes_of(figure).get_window_extent()
+        sizes.append((box.width, box.height))
+    assert min(map(min, sizes)) > 250
+    np.testing.assert_allclose(sizes[0], sizes[1], rtol=0.1)
+
+
 def test_gap_of_a_run(tmp_path):
     """Both gaps are in the figure, squared, at their rounds; bars stay on the logarithmic axis."""
     pytest.importorskip("matplotlib")
     path = gap.draw_gaps(tmp_path / "deep" / "gap.png", SERIES)
     assert path.read_bytes().startswith(PNG)
-    axes = axes_of(gap.gap_figure(SERIES))
+    figure = gap.gap_figure(SERIES)
+    axes = axes_of(figure)
     server, smallest, centre, model, slope = (line.get_xydata() for line in axes.get_lines())
     np.testing.assert_allclose(server[:8], [(k, 1.0 / k**2) for k in range(1, 9)])
     assert np.isnan(server[8, 1])
@@ -67,7 +86,7 @@ def test_gap_of_a_run(tmp_path):
     np.testing.assert_allclose(slope, [(1, 1), (9, 1 / 9)])
     (bars, _) = axes.collections
     assert min(segment[:, 1].min() for segment in bars.get_segments()) > 0
-    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    texts = labels_of(figure)
     assert texts[0] == "mine"
     assert "not a bound of these runs" in texts[-1]
     assert sum("true gap at" in text for text in texts) == 2
@@ -76,8 +95,9 @@ def test_gap_of_a_run(tmp_path):
 def test_gaps_of_several_runs_are_in_one_figure():
     pytest.importorskip("matplotlib")
     other = [(1, 2.0), (2, 0.0)]  # a zero has no place on the axis
-    axes = axes_of(gap.gap_figure([gap.GapSeries("a", SERVER, []), gap.GapSeries("b", other, [])]))
-    assert [text.get_text() for text in axes.get_legend().get_texts()][:2] == ["a", "b"]
+    figure = gap.gap_figure([gap.GapSeries("a", SERVER, []), gap.GapSeries("b", other, [])])
+    axes = axes_of(figure)
+    assert labels_of(figure)[:2] == ["a", "b"]
     np.testing.assert_allclose(axes.get_lines()[3].get_xydata(), [(1, 4), (2, 4)])
     np.testing.assert_allclose(axes.get_lines()[-1].get_xydata(), [(1, 4), (9, 4 / 9)])
 
@@ -119,17 +139,62 @@ def test_the_frontier_joins_the_rows_of_a_method_by_their_work(tmp_path):
         point("metagater", "rho=1", 200.0, 0.5),
     ]
     assert comparison.draw_frontier(tmp_path / "a.png", rows).read_bytes().startswith(PNG)
-    axes = axes_of(comparison.frontier_figure(rows))
+    figure = comparison.frontier_figure(rows)
+    axes = axes_of(figure)
     gated, pruned = (bars.lines[0].get_xydata() for bars in axes.containers)
     np.testing.assert_allclose(gated, [(20, 50), (40, 80), (90, 90)])
     np.testing.assert_allclose(pruned, [(50, 70)])
-    assert [text.get_text() for text in axes.texts] == ["rho=1", "rho=0.1", "rho=0.01", ""]
+    assert labels_of(figure) == ["metagater; left to right: rho=1, 0.1, 0.01", "metasnip"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [
+        (["rho=1", "rho=0.1"], "rho=1, 0.1"),
+        (["rho=1 snip_keep=0.5", "rho=0.1 snip_keep=0.5"], "rho=1 snip_keep=0.5, rho=0.1 snip_keep=0.5"),
+        ([""], ""),
+    ],
+)
+def test_a_setting_of_all_points_is_named_once(settings, shown):
+    assert comparison._values(settings) == shown
 
 
 def test_many_series_are_told_apart():
     looks = [tuple(canvas.looks(number).values()) for number in range(20)]
     assert len(set(looks)) == 20
     assert len({(colour, marker) for colour, marker, _ in looks}) == 20
+
+
+@pytest.mark.parametrize(
+    ("limits", "numbers"),
+    [
+        ((1, 60), [1, 2, 5, 10, 20, 50]),
+        ((11, 44), [15, 20, 30]),
+        ((1.1, 4.5), [1.5, 2, 3]),
+        ((0.0095, 1500), [0.01, 0.1, 1, 10, 100, 1000]),
+        ((2.05, 2.5), [2.2, 2.4]),
+    ],
+)
+def test_logarithmic_axes_have_round_numbers_enough_to_read_them_and_no_more(limits, numbers):
+    np.testing.assert_allclose(canvas.round_numbers(*limits), numbers)
+
+
+@pytest.mark.parametrize(
+    ("shown", "limits"),
+    [
+        ((75.7, 75.8), (65.75, 85.75)),  # a single value is not blown up
+        ((-0.05, 0.05), (-2, 18)),
+        ((99.9, 100.1), (82, 102)),
+        ((-10, 110), (-2, 102)),
+        ((30, 70), (30, 70)),
+    ],
+)
+def test_an_axis_of_percentages_shows_twenty_of_them_and_none_there_cannot_be(shown, limits):
+    pytest.importorskip("matplotlib")
+    _, (axes,) = canvas.new_figure(1)
+    axes.set_ylim(*shown)
+    canvas.percent_axis(axes)
+    np.testing.assert_allclose(axes.get_ylim(), limits)
 
 
 def test_a_figure_that_cannot_be_written(tmp_path):

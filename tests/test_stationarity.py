@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from itertools import pairwise
 
@@ -274,6 +275,16 @@ def test_last_checkpoint_is_the_meta_model(finished):
     model = experiment.network.layout.from_arrays(folder.load_model(), "float32")
     np.testing.assert_array_equal(point.v, model)
     assert (point.round, point.kind, point.server_gap) == (4, "model", folder.metrics()[-1]["gap"])
+
+
+def test_a_checkpoint_whose_round_has_no_gap(finished, tmp_path):
+    """Metrics have null for NaN."""
+    shutil.copytree(finished, tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    lines = [{**json.loads(line), "gap": None} for line in metrics.read_text().splitlines()]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folder = RunFolder.open(tmp_path / "run", lock=False)
+    assert math.isnan(Inspection(tiny(per_round=2, weighted=True)).last_checkpoint(folder).server_gap)
 
 
 @pytest.mark.parametrize(("last", "expected"), [(1, [1]), (4, [1, 2, 3, 4]), (100, [1, 5, 22, 100])])

@@ -35,7 +35,7 @@ Examples:
   refimpl compare --preset mnist --data-dir ~/data --seeds 0-4 --every 10 --out results/mnist
   refimpl compare --resume --out results/mnist --data-dir ~/data
   refimpl compare --dataset digits --methods metagater,fedavg --seeds 0,1 --rounds 10
-  refimpl compare --config tuned.toml --methods fedavg,reptile
+  refimpl compare --config fedavg.toml --methods fedavg,reptile
 \b
 One method under varied keys (lists joined by +):
   refimpl compare --methods metagater --vary gates=conv1,conv2,conv1+conv2

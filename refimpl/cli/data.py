@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   refimpl data list --data-dir ~/data
-  refimpl data verify mnist
+  refimpl data verify mnist --data-dir ~/data
   refimpl data fetch cifar10 --data-dir ~/data
   refimpl data partition --dataset digits --partition two-class --nodes 8 --targets 2
 """

@@ -31,7 +31,7 @@ Examples:
 @click.option(
     "--full/--quick",
     default=None,
-    help="Whether to repeat the training for accuracy by round and true gap.  [if it took under a minute]",
+    help="Whether to repeat the training for accuracy by round and true gap.  [what takes under a minute]",
 )
 @threads_option
 @data_dir_option

@@ -32,7 +32,7 @@ Examples:
   refimpl theory all
   refimpl theory theorem --verbose --seed 1
   refimpl theory all --figures figures
-  refimpl theory gap runs/first --rounds 1,10,50
+  refimpl theory gap runs/first --rounds 1,3,10
 """
 
 
@@ -120,7 +120,7 @@ GAP_EPILOG = """\b
 Examples:
   refimpl theory gap
   refimpl theory gap runs/first
-  refimpl theory gap runs/first --rounds 1,10,50 --figure gap.png
+  refimpl theory gap runs/first --rounds 1,3,10 --figure gap.png
   refimpl theory gap runs/first --rounds checkpoint
 """
 

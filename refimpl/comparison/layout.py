@@ -110,8 +110,8 @@ def plan_notes(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
         "accuracy: target nodes' test parts, last round, after adaptation; mean over nodes, then mean +- "
         "standard deviation over seeds",
         "off: gated channels off, mean +- standard deviation over nodes; FLOPs dense and executed: one "
-        "sample, forward; adapt: one node, all stages; train: rounds alone, other trainings "
-        "beside them on other cores; floats sent: up and down",
+        "sample, forward; adapt: one node, all stages; train: rounds alone (other trainings "
+        "beside them where there were threads); floats sent: up and down",
     ]
     lines += sorted({f"data: {outcome.note}" for outcome in outcomes if outcome.note})
     lines += notes({config.method for _, config in plan.rows})

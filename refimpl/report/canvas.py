@@ -7,9 +7,11 @@ styles say the same once more.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +29,13 @@ COLOURS, MARKERS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW), ("o", "s", "^", "D", "
 LINES = ("-", "--", ":", "-.")
 GREY = "#595959"
 MISSING = "figures need matplotlib, which is not installed; pip install 'refimpl[plot]'"
-FEW_DECADES = 1e3  # axes that span less have ticks at 1, 2 and 5
+FEW_DECADES = 1e3  # axes that span less have plain numbers
+TICKS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0), tuple(np.arange(1.0, 10.0, 0.2)))
+FEWEST_TICKS = 3
+LEAST_PERCENT, MARGIN = 20.0, 2.0  # points shown at least; points beyond 0 and 100, for whole markers
+STEPS = (1, 2, 5, 10)  # between whole numbers on a linear axis
+CHARACTERS, LINE_INCHES = 13.0, 0.2  # of a legend: in an inch, and from line to line
+HANDLE = 6  # characters that a line's sample takes
 STYLE = {
     "font.size": 10,
     "axes.grid": True,
@@ -97,9 +105,62 @@ def minus(text: str) -> str:
 
 
 def plain_ticks(axis: Axis) -> None:
-    """1, 2, 5, 10, ... on a logarithmic axis, as plain numbers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    """Round numbers on a logarithmic axis whose limits are known by now: three or more, and not too many."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(FixedLocator(round_numbers(low, high)))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
+
+
+def round_numbers(low: float, high: float) -> list[float]:
+    """Of 0 < low < high: powers of ten, between few of them 1, 2 and 5, between fewer still more."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in TICKS:
+        every = [step * 10.0**power for power in powers for step in steps]
+        found = [number for number in every if low <= number <= high]
+        if len(found) >= FEWEST_TICKS:
+            break
+    return found
+
+
+def rounds_axis(axes: Axes, last: int) -> None:
+    """Whole rounds from 0 to the last, on a linear axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlim(0, 1.03 * max(last, 1))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=STEPS))
+
+
+def percent_axis(axes: Axes) -> None:
+    """A y axis of percentages never shows less than `LEAST_PERCENT`, so that small changes look small."""
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = axes.get_ylim()
+    middle, half = (low + high) / 2, max(high - low, LEAST_PERCENT) / 2
+    middle = min(max(middle, half - MARGIN), 100 + MARGIN - half) if half < 50 else 50
+    axes.set_ylim(max(middle - half, -MARGIN), min(middle + half, 100 + MARGIN))
+    axes.yaxis.set_major_locator(MaxNLocator(8, integer=True, steps=STEPS))
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], most: int = 5, title: str | None = None) -> None:
+    """One legend for all panels, under them; the figure grows by its height, so that panels keep theirs.
+
+    It has as many columns as its longest label admits, `most` at most; labels longer than a line go on in the
+    next.
+    """
+    width = int(figure.get_figwidth() * CHARACTERS) - HANDLE
+    labels = [fill(str(handle.get_label()), width) for handle in handles]
+    longest = max(len(line) for label in labels for line in label.splitlines())
+    columns = max(1, min(most, len(labels), width // (longest + HANDLE)))
+    lines = sum(label.count("\n") + 1 for label in labels) / columns + (title is not None)
+    figure.set_figheight(figure.get_figheight() + LINE_INCHES * lines)
+    look: dict[str, Any] = {"fontsize": 9, "title": title, "title_fontsize": 9, "alignment": "left"}
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, **look)
+
+
+def say(axes: Axes, text: str, colour: str = GREY) -> None:
+    """A word in the middle of a panel that would not speak for itself."""
+    look = {"ha": "center", "va": "center", "color": colour, "fontsize": 11}
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, **look)

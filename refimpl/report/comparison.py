@@ -10,7 +10,7 @@ import numpy as np
 
 from refimpl.comparison.summary import curves, summarise
 from refimpl.comparison.work import Outcome
-from refimpl.report.canvas import looks, new_figure, save
+from refimpl.report.canvas import legend_below, looks, new_figure, percent_axis, rounds_axis, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,7 +92,9 @@ def accuracy_figure(curves: Sequence[AccuracyByRound]) -> Figure:
         axes.plot(curve.rounds, mean, ms=4, lw=1.4, label=curve.label, **look)
         axes.fill_between(curve.rounds, mean - spread, mean + spread, color=look["color"], alpha=0.12, lw=0)
     axes.set(xlabel="round", ylabel="accuracy after adaptation, %", title="Target nodes")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside: curves may be anywhere
+    percent_axis(axes)
+    rounds_axis(axes, max(curve.rounds[-1] for curve in curves))
+    legend_below(figure, axes.get_legend_handles_labels()[0])
     return figure
 
 
@@ -111,23 +113,36 @@ def _series(point: Point) -> tuple[str, str]:
     return " ".join(word for word in words if word not in traded), " ".join(traded)
 
 
+def is_frontier(points: Sequence[Point]) -> bool:
+    """Whether some series has three points or more, so that a line says something."""
+    series = [_series(point)[0] for point in points]
+    return any(series.count(name) >= 3 for name in series)
+
+
+def _values(settings: Sequence[str]) -> str:
+    """The settings of points in a row; a key that all of them have is named once."""
+    keys = {setting.partition("=")[0] for setting in settings}
+    if len(keys) == 1 and all(setting.count("=") == 1 for setting in settings):
+        return f"{keys.pop()}={', '.join(setting.partition('=')[2] for setting in settings)}"
+    return ", ".join(filter(None, settings))
+
+
 def frontier_figure(points: Sequence[Point]) -> Figure:
-    """The figure of `draw_frontier`."""
+    """The figure of `draw_frontier`; the legend says what the points of a series are."""
     figure, (axes,) = new_figure(1, 8.4, 4.4)
     for number, name in enumerate(dict.fromkeys(_series(point)[0] for point in points)):
         own = sorted((p for p in points if _series(p)[0] == name), key=lambda p: p.flops_executed)
         x = [100 * p.flops_executed / p.flops_dense for p in own]
         y = [100 * p.accuracy_adapted_last_mean for p in own]
         bars = [100 * p.accuracy_adapted_last_std for p in own]
-        axes.errorbar(x, y, np.nan_to_num(bars), ms=6, lw=1.2, capsize=2, label=name, **looks(number))
-        for point, left, up in zip(own, x, y, strict=True):
-            axes.annotate(
-                _series(point)[1], (left, up), xytext=(4, 4), textcoords="offset points", fontsize=7
-            )
+        traded = _values([_series(point)[1] for point in own])
+        label = f"{name}; left to right: {traded}" if traded else name
+        axes.errorbar(x, y, np.nan_to_num(bars), ms=6, lw=1.2, capsize=2, label=label, **looks(number))
     axes.set(
         xlabel="executed FLOPs, % of the dense network's",
         ylabel="accuracy after adaptation, %",
         title="Accuracy against work",
     )
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside: curves may be anywhere
+    percent_axis(axes)
+    legend_below(figure, axes.get_legend_handles_labels()[0])
     return figure

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from refimpl.report.canvas import FEW_DECADES, GREY, looks, new_figure, plain_ticks, save
+from refimpl.report.canvas import FEW_DECADES, GREY, legend_below, looks, new_figure, plain_ticks, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,13 +59,13 @@ def draw_gaps(path: Path, series: Sequence[GapSeries]) -> Path:
 
 def gap_figure(series: Sequence[GapSeries]) -> Figure:
     """The figure of `draw_gaps`: thin the server's gap, thick its smallest so far, points the true one."""
-    figure, (axes,) = new_figure(1, 7.2, 4.8)
+    figure, (axes,) = new_figure(1, 7.2, 4.2)
     for one in series:
         _draw_server(axes, one)
         _draw_true(axes, one)
     _draw_slope(axes, series)
     axes.set(xlabel="round k", ylabel=r"squared gap $\|G\|^2$", title="Stationarity gap")
-    _legend(axes, series)
+    _legend(figure, axes, series)
     plain_ticks(axes.xaxis)
     low, high = axes.get_ylim()
     if high < FEW_DECADES * low:
@@ -106,7 +106,7 @@ def _draw_slope(axes: Axes, series: Sequence[GapSeries]) -> None:
         axes.loglog(k, first.max() / k, color=GREY, ls=(0, (1, 1.5)), lw=1.5)
 
 
-def _legend(axes: Axes, series: Sequence[GapSeries]) -> None:
+def _legend(figure: Figure, axes: Axes, series: Sequence[GapSeries]) -> None:
     """The runs by name, then what thin lines, points and the dotted line are."""
     from matplotlib.lines import Line2D
 
@@ -121,4 +121,4 @@ def _legend(axes: Axes, series: Sequence[GapSeries]) -> None:
     slope = "1/k, the slope of Theorem 1; not a bound of these runs"
     handles.append(Line2D([], [], color=GREY, ls=(0, (1, 1.5)), lw=1.5, label=slope))
     title = "server's gap, smallest so far (mini-batches, local steps)"
-    axes.legend(handles=handles, title=title, fontsize=8, title_fontsize=8, alignment="left")
+    legend_below(figure, handles, most=1, title=title)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from refimpl.report.canvas import minus
+from refimpl.report.canvas import STEPS, minus, say
 from refimpl.report.gather import View
 from refimpl.report.measure import Openings
 
@@ -23,11 +23,12 @@ def gates_figure(view: View) -> Figure:
     from matplotlib.figure import Figure as Canvas
 
     rows = len(view.openings)
-    height = sum(_height(one) for one in view.openings)
+    height = 0.3 + sum(_height(one) for one in view.openings)
     figure = Canvas(figsize=(15.0, height), layout="constrained")
     grid = np.atleast_2d(figure.subplots(rows, 3, height_ratios=[_height(one) for one in view.openings]))
     for panels, one in zip(grid, view.openings, strict=True):
-        _draw_layer(figure, panels, one, view.label)
+        _draw_layer(figure, panels, one)
+    figure.suptitle(view.label)
     return figure
 
 
@@ -36,15 +37,21 @@ def _height(one: Openings) -> float:
     return 1.6 + 0.22 * min(max(len(one.classes), 6), 30)
 
 
-def _draw_layer(figure: Figure, panels: np.ndarray, one: Openings, label: str) -> None:
+def _draw_layer(figure: Figure, panels: np.ndarray, one: Openings) -> None:
     before, after, change = panels
-    layer = f"{label}, {one.layer.removesuffix('.gate')}"
+    layer = one.layer.removesuffix(".gate")
     for axes, share, when in ((before, one.before, "before"), (after, one.after, "after")):
         image = _map(axes, one, 100 * share, f"{layer}: {when} adaptation", SHARES, (0, 100))
+        if np.all(share == 1):
+            say(axes, "every channel is open for every sample", "black")
+        elif not share.any():
+            say(axes, "no channel is open for any sample", "white")
     figure.colorbar(image, ax=[before, after], label="channel open, % of test samples", pad=0.01)
     change_map = 100 * (one.after - one.before)
     most = max(1.0, float(np.abs(change_map).max()))
     image = _map(change, one, change_map, f"{layer}: change", CHANGES, (-most, most))
+    if not change_map.any():
+        say(change, "no change")
     bar = figure.colorbar(image, ax=change, label="change, percentage points", pad=0.02)
     bar.ax.yaxis.set_major_formatter(lambda value, _: minus(f"{value:g}"))
 
@@ -63,5 +70,5 @@ def _map(
     labels = [str(c) for c in one.classes]
     step = 1 if len(labels) <= MANY else 10
     axes.set_yticks(range(0, len(labels), step), labels[::step])
-    axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=STEPS))
     return image

@@ -39,7 +39,8 @@ from refimpl.storage import read_json
 
 GAP = "gap"  # report of a run: `theory gap RUN` writes it as well
 ACCURACY_POINTS, GAP_POINTS = 9, 4  # rounds at which accuracy and true gap are measured
-CHEAP_SECONDS = 60.0  # of a run's own training: what it took may be spent again unasked
+CHEAP_SECONDS = 60.0  # what may be spent unasked, on repeating a training and on its true gap each
+GRADIENTS = 100  # of a local problem solved for the true gap, roughly
 OnStep = Callable[[str], None]
 
 
@@ -97,14 +98,15 @@ def trainings(views: Sequence[View]) -> list[Training]:
 class Gathering:
     """One run's view in the making.
 
-    records: the run's rounds; full: whether to repeat the training; threads: for that.
+    records: the run's rounds; full: whether to do what takes long (None: not above `CHEAP_SECONDS`); threads:
+    for repeating the training.
     """
 
     subject: Subject
     experiment: Experiment
     folder: RunFolder
     records: tuple[RoundRecord, ...]
-    full: bool
+    full: bool | None
     threads: int | None
     on_step: OnStep
 
@@ -112,11 +114,9 @@ class Gathering:
     def begin(
         cls, subject: Subject, data_dir: Path | None, full: bool | None, threads: int | None, on_step: OnStep
     ) -> Gathering:
-        """Read the run's data; full: None for runs whose training took less than `CHEAP_SECONDS`."""
+        """Read the run's data."""
         folder = RunFolder.open(subject.folder, lock=False)
         records = read_records(folder, subject.config.rounds if folder.has_model else 0)
-        if full is None:
-            full = math.fsum(record.seconds for record in records) < CHEAP_SECONDS
         experiment = prepare(subject.config, data_dir)
         return cls(subject, experiment, folder, records, full, threads, on_step)
 
@@ -136,9 +136,12 @@ class Gathering:
         missing = []
         if not self.folder.has_model:
             missing.append(f"its training is not finished: refimpl train --resume --out {self.folder.path}")
-        if not self.full and (self._wants_accuracy() or self._wants_gaps()):
-            rounds = len(self.records)
-            missing.append(f"accuracy by round and true gap need --full, which repeats {rounds} rounds")
+        if self._wants_accuracy() and not self._repeats_for_accuracy():
+            seconds = round(self._training_seconds())
+            missing.append(f"accuracy by round needs --full, which repeats a training of {seconds} s")
+        if self._wants_gaps() and not self._solves_gaps():
+            seconds = round(self._solving_seconds())
+            missing.append(f"the true gap needs --full, which solves local problems for about {seconds} s")
         accuracy, gaps = self._accuracy(), self._gaps()
         reports, measures = self._adapt()
         return View(
@@ -156,6 +159,22 @@ class Gathering:
             tuple(missing),
         )
 
+    # what takes long
+
+    def _may_take(self, seconds: float) -> bool:
+        return seconds < CHEAP_SECONDS if self.full is None else self.full
+
+    def _training_seconds(self) -> float:
+        return math.fsum(record.seconds for record in self.records)
+
+    def _solving_seconds(self) -> float:
+        """An estimate at the training's own pace: repeating it, then the local problems of the true gap."""
+        sizes = [len(node.train[1]) for node in self.experiment.train_nodes]
+        batch = self.subject.config.batch_size or max(sizes)
+        trained = sum(record.gradients for record in self.records) * batch
+        solved = min(GAP_POINTS, len(self.records)) * sum(sizes) * GRADIENTS
+        return self._training_seconds() * (1 + solved / max(trained, 1))
+
     # accuracy by round
 
     def _stored_accuracy(self) -> dict[int, float]:
@@ -165,7 +184,7 @@ class Gathering:
         return bool(self.experiment.target_nodes) and len(self.records) not in {0, *self._stored_accuracy()}
 
     def _repeats_for_accuracy(self) -> bool:
-        return self.full and self._wants_accuracy()
+        return self._wants_accuracy() and self._may_take(self._training_seconds())
 
     def _accuracy(self) -> tuple[tuple[int, float], ...]:
         """What is stored, or what repeating the training gives; it is then stored."""
@@ -193,7 +212,7 @@ class Gathering:
         return isinstance(self.experiment.method, MetaGater) and len(self.records) not in known
 
     def _solves_gaps(self) -> bool:
-        return self.full and self._wants_gaps()
+        return self._wants_gaps() and self._may_take(self._solving_seconds())
 
     def _gaps(self) -> tuple[GapRow, ...]:
         """What is stored, or what solving the local problems gives; it is then stored."""

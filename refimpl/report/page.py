@@ -31,6 +31,9 @@ ACCURACY = (
     "meta-model as it is. Off: gated channels off, mean ± standard deviation over nodes. FLOPs: one sample, "
     "forward. Adapt: one node, all stages, measured for this report; train: as the run recorded it."
 )
+FIRST_SEED = (
+    "Figures named after a comparison are over all of its seeds; all others show its rows at the first seed."
+)
 
 
 class Drawn(NamedTuple):
@@ -57,6 +60,7 @@ def html_page(
         *(_comparison(one) for one in compared),
         _summary(views, compared),
         "<h2>Figures</h2>" if drawn else "",
+        _note(FIRST_SEED) if drawn and compared else "",
         *map(_figure, drawn),
         "<h2>Runs</h2>",
         *map(_run, views),

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from refimpl.report.canvas import FEW_DECADES, GREY, looks, new_figure, plain_ticks
+from refimpl.report.canvas import (
+    FEW_DECADES,
+    GREY,
+    legend_below,
+    looks,
+    new_figure,
+    percent_axis,
+    plain_ticks,
+    rounds_axis,
+    say,
+)
 from refimpl.report.gather import View, trainings
 
 if TYPE_CHECKING:
@@ -17,13 +27,17 @@ if TYPE_CHECKING:
 SPEEDS = tuple(
     step * 10.0**power for power in range(-3, 4) for step in (1, 2, 5)
 )  # GFLOP/s of the lines behind work against time
+ROOM_ACROSS, ROOM_UP = 0.25, 0.06  # shares of a panel that the name of a speed takes
+FLOP_UNITS = ((1.0, "FLOP"), (1e3, "kFLOP"), (1e6, "MFLOP"), (1e9, "GFLOP"), (1e12, "TFLOP"))
+TIME_UNITS = ((1e-6, "\N{MICRO SIGN}s"), (1e-3, "ms"), (1.0, "s"))
 MARKS = 12  # of a curve of many rounds
 
 
 def training_figure(views: Sequence[View]) -> Figure:
     """Loss by round, and accuracy at the target nodes after adaptation by round."""
     with_accuracy = [view for view in views if view.accuracy or view.reports]
-    figure, panels = new_figure(2 if with_accuracy else 1, 6.0, 4.4)
+    figure, panels = new_figure(2 if with_accuracy else 1, 6.0, 4.2)
+    last = max(len(view.records) for view in views)
     for number, label, view in trainings(views):
         rounds = [record.round for record in view.records]
         every = max(1, len(rounds) // MARKS)
@@ -33,14 +47,27 @@ def training_figure(views: Sequence[View]) -> Figure:
     low, high = panels[0].get_ylim()
     if high < FEW_DECADES * low:
         plain_ticks(panels[0].yaxis)
-    panels[0].legend(fontsize=8)
     for axes in panels[1:]:
         _draw_accuracy(axes, views)
+    for axes in panels:
+        rounds_axis(axes, last)
+    legend_below(figure, _handles(views))
     return figure
+
+
+def _handles(views: Sequence[View], **more: Any) -> list[Any]:
+    """What a legend shows of the runs, in their order."""
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D([], [], ms=5, label=view.label, **{**looks(number), **more})
+        for number, view in enumerate(views)
+    ]
 
 
 def _draw_accuracy(axes: Axes, views: Sequence[View]) -> None:
     """The curve where it was measured, else the last round alone."""
+    by_round = False
     for number, view in enumerate(views):
         points = view.accuracy
         if not points and view.reports:
@@ -48,14 +75,17 @@ def _draw_accuracy(axes: Axes, views: Sequence[View]) -> None:
         if points:
             x, y = np.array(points).T
             axes.plot(x, 100 * y, ms=5, lw=1.4, label=view.label, **looks(number))
-    axes.set(xlabel="round", ylabel="accuracy after adaptation, %", title="Target nodes, mean")
-    axes.legend(fontsize=8)
+            by_round |= len(points) > 1
+    title = "Target nodes, mean" if by_round else "Target nodes, mean; the last round alone"
+    axes.set(xlabel="round", ylabel="accuracy after adaptation, %", title=title)
+    percent_axis(axes)
 
 
 def sparsity_figure(views: Sequence[View]) -> Figure:
     """Channels off at every target node: mean and spread over its test samples, and the mean over nodes."""
     shown = [(number, view) for number, view in enumerate(views) if closes_channels(view)]
-    figure, (axes,) = new_figure(1, 7.2, 4.4)
+    figure, (axes,) = new_figure(1, 7.2, 4.2)
+    bars = []
     for place, (number, view) in enumerate(shown):
         look = {**looks(number), "ls": ""}
         mean = 100 * np.array([report.sparsity_mean for report in view.reports])
@@ -63,7 +93,7 @@ def sparsity_figure(views: Sequence[View]) -> Figure:
         shift = 0.6 * ((place + 0.5) / len(shown) - 0.5)
         x = np.arange(len(mean)) + shift
         label = f"{view.label}: {mean.mean():.1f} \N{PLUS-MINUS SIGN} {mean.std():.1f} over nodes"
-        axes.errorbar(x, mean, spread, ms=6, capsize=2, lw=1.2, label=label, **look)
+        bars.append(axes.errorbar(x, mean, spread, ms=6, capsize=2, lw=1.2, label=label, **look))
         axes.axhline(mean.mean(), color=look["color"], lw=1.0, ls=looks(number)["ls"], alpha=0.7)
     names = max((view.reports for _, view in shown), key=len)
     axes.set_xticks(range(len(names)), [report.node.split("-")[-1] for report in names])
@@ -72,8 +102,8 @@ def sparsity_figure(views: Sequence[View]) -> Figure:
         ylabel="gated channels off, %",
         title="Sparsity after adaptation",
     )
-    axes.margins(y=0.25)
-    axes.legend(fontsize=8)
+    percent_axis(axes)
+    legend_below(figure, bars)
     return figure
 
 
@@ -82,37 +112,85 @@ def closes_channels(view: View) -> bool:
     return any(report.sparsity_mean > 0 for report in view.reports) or bool(view.openings)
 
 
+class Cloud(NamedTuple):
+    """What is drawn of a run in a panel: FLOPs (n,), seconds (n,), and how points look."""
+
+    flops: np.ndarray
+    seconds: np.ndarray
+    look: dict[str, Any]
+
+
 def work_figure(views: Sequence[View]) -> Figure:
     """Executed FLOPs against measured seconds: a round, a node's adaptation, a forward pass."""
-    figure, panels = new_figure(3, 4.6, 4.7)
-    for number, _, view in trainings(views):
-        look = {**looks(number), "ls": ""}
-        gigaflops = [record.flops / 1e9 for record in view.records]
-        panels[0].plot(
-            gigaflops, [record.seconds * 1e3 for record in view.records], ms=3.5, alpha=0.5, **look
-        )
-    for number, view in enumerate(views):
-        look = {**looks(number), "ls": "", "label": view.label}
-        panels[0].plot([], [], ms=5, **look)
-        if view.reports:
-            flops = np.array([report.adapt_flops_executed for report in view.reports])
-            seconds = np.array([report.seconds_gate + report.seconds_backbone for report in view.reports])
-            panels[1].plot(flops / 1e6, seconds * 1e3, ms=5, alpha=0.8, **look)
-            passes = np.array([one[1:] for one in view.forward])
-            panels[2].plot(passes[:, 0] / 1e3, passes[:, 1] * 1e6, ms=5, alpha=0.8, **look)
-            look = {**look, "label": None, "fillstyle": "none"}
-            panels[2].plot(passes[:, 2] / 1e3, passes[:, 3] * 1e6, ms=5, alpha=0.8, **look)
-    panels[0].set(title="A round of meta-training", xlabel="executed GFLOP", ylabel="time, ms")
-    panels[1].set(title="Adaptation of a target node", xlabel="executed MFLOP", ylabel="time, ms")
-    panels[2].set(
-        title="A test sample (hollow: without gates)", xlabel="executed kFLOP", ylabel="time, \N{MICRO SIGN}s"
+    figure, panels = new_figure(3, 4.6, 4.4)
+    contents = _rounds(views), _adaptations(views), _forward_passes(views)
+    titles = (
+        "A round of meta-training",
+        "Adaptation of a target node",
+        "A sample (hollow: without gates)",
     )
-    for axes, speed in zip(panels, (1e3, 1.0, 1.0), strict=True):
-        _log_axes(axes)
-        _draw_speeds(axes, speed)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), fontsize=9)
+    for axes, title, clouds in zip(panels, titles, contents, strict=True):
+        axes.set_title(title)
+        _draw_work(axes, clouds)
+    legend_below(figure, _handles(views, ls=""))
     return figure
+
+
+def _points(number: int, **more: Any) -> dict[str, Any]:
+    return {**looks(number), "ls": "", **more}
+
+
+def _rounds(views: Sequence[View]) -> list[Cloud]:
+    return [
+        Cloud(
+            np.array([record.flops for record in view.records]),
+            np.array([record.seconds for record in view.records]),
+            _points(number, ms=3.5, alpha=0.5),
+        )
+        for number, _, view in trainings(views)
+    ]
+
+
+def _adaptations(views: Sequence[View]) -> list[Cloud]:
+    return [
+        Cloud(
+            np.array([report.adapt_flops_executed for report in view.reports]),
+            np.array([report.seconds_gate + report.seconds_backbone for report in view.reports]),
+            _points(number, ms=5, alpha=0.8),
+        )
+        for number, view in enumerate(views)
+    ]
+
+
+def _forward_passes(views: Sequence[View]) -> list[Cloud]:
+    clouds = []
+    for number, view in enumerate(views):
+        executed, dense = np.array([one[1:] for one in view.forward]).reshape(-1, 2, 2).transpose(1, 2, 0)
+        clouds.append(Cloud(executed[0], executed[1], _points(number, ms=5, alpha=0.8)))
+        if np.any(executed[0] != dense[0]):
+            clouds.append(Cloud(dense[0], dense[1], _points(number, ms=5, alpha=0.8, fillstyle="none")))
+    return clouds
+
+
+def _draw_work(axes: Axes, clouds: Sequence[Cloud]) -> None:
+    """One panel, in units that suit its numbers."""
+    if not any(cloud.flops.size for cloud in clouds):
+        axes.set_axis_off()
+        say(axes, "nothing measured:\nno training is finished")
+        return
+    work, work_name = _unit(FLOP_UNITS, np.concatenate([cloud.flops for cloud in clouds]))
+    time, time_name = _unit(TIME_UNITS, np.concatenate([cloud.seconds for cloud in clouds]))
+    for cloud in clouds:
+        axes.plot(cloud.flops / work, cloud.seconds / time, **cloud.look)
+    axes.set(xlabel=f"executed {work_name}", ylabel=f"time, {time_name}")
+    _log_axes(axes)
+    _draw_speeds(axes, work / time / 1e9)
+
+
+def _unit(units: Sequence[tuple[float, str]], values: np.ndarray) -> tuple[float, str]:
+    """The largest unit not above the middle of the values."""
+    middle = float(np.sqrt(values.min() * values.max()))
+    return max((one for one in units if one[0] <= middle), default=units[0])
 
 
 def _log_axes(axes: Axes) -> None:
@@ -127,7 +205,10 @@ def _log_axes(axes: Axes) -> None:
 
 
 def _draw_speeds(axes: Axes, unit: float) -> None:
-    """Grey lines of equal speed in GFLOP/s; `unit`: y at x = 1 for 1 GFLOP/s."""
+    """Grey lines of equal speed in GFLOP/s; `unit`: y at x = 1 for 1 GFLOP/s.
+
+    A name stands where its line leaves the panel, if there is room to the left of it.
+    """
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     for speed in SPEEDS:
         x = np.array([left, right])
@@ -136,7 +217,8 @@ def _draw_speeds(axes: Axes, unit: float) -> None:
             continue
         axes.plot(x, y, color=GREY, lw=0.7, ls=":", zorder=0)
         at = min(right, high * speed / unit)
-        axes.annotate(
-            f"{speed:g} GFLOP/s", (at, at * unit / speed), color=GREY, fontsize=7, ha="right", va="top"
-        )
+        across, up = np.log(at / left) / np.log(right / left), np.log(y[1] / low) / np.log(high / low)
+        if across > ROOM_ACROSS and up > ROOM_UP:
+            name = f"{speed:g} GFLOP/s"
+            axes.annotate(name, (at, at * unit / speed), color=GREY, fontsize=7, ha="right", va="top")
     axes.set(xlim=(left, right), ylim=(low, high))

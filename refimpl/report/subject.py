@@ -13,6 +13,8 @@ from refimpl.config import Config, from_table
 from refimpl.errors import InputError, RunError
 from refimpl.record import CONFIG, RunFolder
 
+FEW_KEYS = 4  # that tell runs of a method apart in a figure; the folders do where they are more
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -86,7 +88,7 @@ def _read(path: Path, data_dir: Path | None) -> Compared:
 
 
 def _labels(configs: Sequence[Config]) -> list[str]:
-    """Each configuration's method, and the keys in which those of that method differ."""
+    """Each configuration's method, and the keys in which those of that method differ if they are few."""
     return [
         " ".join([config.method, *_differing(config, [c for c in configs if c.method == config.method])])
         for config in configs
@@ -96,7 +98,7 @@ def _labels(configs: Sequence[Config]) -> list[str]:
 def _differing(config: Config, others: Sequence[Config]) -> list[str]:
     tables = [other.table() for other in others]
     keys = [key for key, value in tables[0].items() if any(table[key] != value for table in tables)]
-    return [f"{key}={_short(getattr(config, key))}" for key in keys]
+    return [f"{key}={_short(getattr(config, key))}" for key in keys] if len(keys) <= FEW_KEYS else []
 
 
 def _short(value: Any) -> str:

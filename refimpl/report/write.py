@@ -32,7 +32,8 @@ PAGE = "report.html"
 
 TRAINING = (
     "Loss is the mean over the nodes of the round, on their mini-batches. A single point of accuracy is that "
-    "of the last round, where no other was measured."
+    "of the last round, where no other was measured. Rows that prune one trained model share its loss, which "
+    "is drawn as that of the first."
 )
 GAP = (
     "Squared norm of the gradient mapping. The server's gap comes from mini-batches and a few local steps, "
@@ -91,7 +92,7 @@ def plans(views: Sequence[View], compared: Sequence[Compared], theory: bool) -> 
         found.append(Plan("theorem.png", "The bound of Theorem 1", THEOREM, lambda: draw(0)))
     for view in views:
         if view.openings:
-            name, title = f"gates-{slug(view.label)}.png", f"Gates of {view.label}"
+            name, title = f"gates-{slug(view.label).strip('-')}.png", f"Gates of {view.label}"
             found.append(Plan(name, title, GATES, partial(gates_figure, view)))
     if any(map(closes_channels, views)):
         found.append(

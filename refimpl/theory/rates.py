@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import linregress, t
 
 from refimpl import problems
 from refimpl.accel import GhadimiLan
@@ -45,6 +44,8 @@ class Fit(NamedTuple):
 
 def fit(x: Vector, y: Vector) -> Fit:
     """Least squares of y against x, at least three points."""
+    from scipy.stats import linregress, t  # half a second to load, which reports of runs need not wait for
+
     line = linregress(x, y)
     half = float(t.ppf(0.975, len(x) - 2) * line.stderr)
     return Fit(float(line.slope), float(line.slope) - half, float(line.slope) + half, len(x))

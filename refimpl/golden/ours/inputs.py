@@ -13,15 +13,23 @@ from refimpl.golden.ours import ops
 from refimpl.nn.chain import chain_parameters, chain_shape
 from refimpl.nn.layers import Layer
 
+COUNTS = ("nodes", "rounds", "steps", "inner_steps", "prox_steps")
+MOST = 1000  # of each; files of `golden make` have ten at most
+
 
 def check_case(case: Case) -> None:
     """Raise `DataError` unless the inputs have the dtypes and shapes that the case's settings imply.
 
+    Nothing may be repeated so often that the check would not end.
     `run` puts the case's name before what is said.
 
     Networks that train (`local`, `algorithm`, `adapt`, `baseline`) check their parameters, batches and
     labels themselves, and penalties their groups: of these only the dtype is looked at here.
     """
+    for name in COUNTS:
+        count = case.settings.get(name, 0)
+        if not isinstance(count, int) or count > MOST:
+            raise DataError(f"expected at most {MOST} {name}, got {count!r:.40}")
     for name, array in case.inputs.items():
         if array.dtype.kind == "f" and array.dtype != case.dtype:
             raise DataError(f"expected {name} as {case.dtype}, got {array.dtype}")

@@ -1,0 +1,20 @@
+"""What a command says of a mistake, and what it leaves on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from refimpl.cli import app
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_one_line(code: int, out: str, err: str) -> str:
+    assert code == app.WRONG_USE
+    assert out == ""
+    assert err.startswith("refimpl: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    return err
