@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from refimpl.cli import app
@@ -18,3 +19,11 @@ def assert_one_line(code: int, out: str, err: str) -> str:
     assert err.endswith("\n")
     assert err.count("\n") == 1
     return err
+
+
+def assert_refused(result: tuple[int, str, str], words: Iterable[str], folder: Path) -> None:
+    """One line with these words, and nothing written."""
+    err = assert_one_line(*result)
+    for word in words:
+        assert word in err
+    assert list(folder.iterdir()) == []

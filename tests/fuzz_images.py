@@ -12,9 +12,10 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from idx_files import format_idx
 
 from refimpl.data.cifar import parse_batch, read_members
-from refimpl.data.idx import format_idx, read_idx
+from refimpl.data.idx import read_idx
 
 RNG = np.random.default_rng(0)
 LIMIT = 2**20

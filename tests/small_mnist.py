@@ -7,8 +7,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-
-from refimpl.data.idx import format_idx
+from idx_files import format_idx
 
 PARTS = {"train": 60, "t10k": 20}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 import pytest
-from commands import assert_one_line, files
+from commands import assert_one_line, assert_refused, files
 
 from refimpl.cli import app
 from refimpl.config import Config
@@ -193,11 +193,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("args", "words"), WRONG, ids=[" ".join(args) for args, _ in WRONG])
 def test_a_mistake_is_one_line_and_writes_nothing(refimpl, tmp_path, args, words):
-    err = assert_one_line(*refimpl(*args))
-    for word in words:
-        assert word in err
-    assert files(tmp_path) == {}
-    assert list(tmp_path.iterdir()) == []
+    assert_refused(refimpl(*args), words, tmp_path)
 
 
 BAD_TOML = [

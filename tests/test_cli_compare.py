@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+from commands import assert_refused
 
 from refimpl.cli import app, compare
 from refimpl.comparison.run import Comparison
@@ -188,13 +189,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("args", "words"), WRONG, ids=[" ".join(args) for args, _ in WRONG])
 def test_a_mistake_is_one_line_and_writes_nothing(refimpl, tmp_path, args, words):
-    code, out, err = refimpl("compare", "--threads", 1, *args)
-    assert (code, out) == (app.WRONG_USE, "")
-    assert err.startswith("refimpl: ")
-    assert err.count("\n") == 1
-    for word in words:
-        assert word in err
-    assert list(tmp_path.iterdir()) == []
+    assert_refused(refimpl("compare", "--threads", 1, *args), words, tmp_path)
 
 
 def test_figures_are_drawn_where_matplotlib_is(refimpl, tmp_path):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import serving
+from commands import assert_one_line
 from small_mnist import FILES, PARTS, PUBLISHED, md5, write_mnist
 
 from refimpl.cli import app
@@ -22,56 +22,29 @@ def folder(tmp_path):
     return write_mnist(tmp_path / "folder")
 
 
-def one_line(code: int, out: str, err: str) -> str:
-    assert (code, out) == (app.WRONG_USE, "")
-    assert err.startswith("refimpl: ")
-    assert err.count("\n") == 1
-    return err
-
-
-class Handler(BaseHTTPRequestHandler):
+class Handler(serving.Handler):
     """Serves the packed files of the small MNIST under /good; /absent, /wrong and /short misbehave."""
 
     def do_GET(self):
         how, name = self.path.strip("/").split("/")
-        asked = self.headers.get("Range")
-        self.server.log.append((how, name, asked))
+        self.server.log.append((how, name, self.headers.get("Range")))
         if how == "absent":
             self.send_error(404)
-            return
-        body = b"other bytes" if how == "wrong" else PUBLISHED[name]
-        start = int(re.match(r"bytes=(\d+)-", asked)[1]) if asked else 0
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        self.send_header("Content-Length", str(len(body) - start))
-        self.end_headers()
-        body = body[start:]
-        self.wfile.write(body[: len(body) // 2] if how == "short" else body)
-
-    def log_message(self, *args):
-        pass
+        else:
+            body = b"other bytes" if how == "wrong" else PUBLISHED[name]
+            self.send_rest(body, self.first_byte(), cut=how == "short")
 
 
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setitem(CONTENTS, "mnist", {name: md5(data) for name, data in FILES.items()})
-    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(variable, raising=False)
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.log = []
-    base = f"http://127.0.0.1:{httpd.server_port}"
-    downloads = [
-        Download(f"mnist/{name}", md5(data), (f"{base}/good/{name}",)) for name, data in PUBLISHED.items()
-    ]
-    monkeypatch.setitem(DOWNLOADS, "mnist", tuple(downloads))
-    httpd.base = base
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield httpd
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
+    with serving.serving(Handler, monkeypatch) as httpd:
+        downloads = [
+            Download(f"mnist/{name}", md5(data), (f"{httpd.base}/good/{name}",))
+            for name, data in PUBLISHED.items()
+        ]
+        monkeypatch.setitem(DOWNLOADS, "mnist", tuple(downloads))
+        yield httpd
 
 
 def test_fetching_brings_a_data_set_that_can_be_used(refimpl, server, tmp_path):
@@ -124,7 +97,7 @@ def test_another_source_is_used_instead(refimpl, server, tmp_path):
 def test_a_failed_download_is_one_line_and_leaves_no_file_under_its_name(
     refimpl, server, tmp_path, how, words
 ):
-    err = one_line(
+    err = assert_one_line(
         *refimpl("data", "fetch", "mnist", "--data-dir", "new", "--from", f"{server.base}/{how}", "-q")
     )
     for word in words:
@@ -155,7 +128,7 @@ def test_an_interrupt_says_how_to_go_on(refimpl, server, monkeypatch):
 def test_a_file_of_the_users_is_never_overwritten(refimpl, server, folder):
     precious = folder / "mnist/train-images-idx3-ubyte.gz"
     precious.write_bytes(b"precious")
-    assert "move it away" in one_line(*refimpl("data", "fetch", "mnist", "--data-dir", folder, "-q"))
+    assert "move it away" in assert_one_line(*refimpl("data", "fetch", "mnist", "--data-dir", folder, "-q"))
     assert (precious.read_bytes(), server.log) == (b"precious", [])
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from commands import assert_one_line
 
 from refimpl.cli import app
 
@@ -28,10 +29,7 @@ SUGGESTED = [
 
 @pytest.mark.parametrize(("args", "expected"), SUGGESTED, ids=[" ".join(args) for args, _ in SUGGESTED])
 def test_the_nearest_is_suggested(refimpl, args, expected):
-    code, out, err = refimpl(*args)
-    assert (code, out) == (app.WRONG_USE, "")
-    assert expected in err
-    assert err.count("\n") == 1
+    assert expected in assert_one_line(*refimpl(*args))
 
 
 def test_what_is_near_nothing_is_only_told_the_choices(refimpl):

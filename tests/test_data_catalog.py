@@ -11,10 +11,10 @@ import zlib
 
 import numpy as np
 import pytest
+from idx_files import format_idx
 
 from refimpl.data import load, places
 from refimpl.data.dataset import DataSet
-from refimpl.data.idx import format_idx
 from refimpl.errors import DataError, InputError
 
 RNG = np.random.default_rng(3)

@@ -3,10 +3,9 @@
 import gzip
 import hashlib
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import serving
 
 from refimpl.data import fetch as fetch_module
 from refimpl.data.fetch import fetch
@@ -19,51 +18,29 @@ CONTENT = bytes(range(256)) * 1000
 MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(serving.Handler):
     """Serves CONTENT; the path says how: /good, /absent, /wrong, /short, /no-range, /shifted, /chunkless."""
 
     def do_GET(self):
         how = self.path.strip("/")
-        asked = self.headers.get("Range")
-        self.server.log.append((how, asked))
+        self.server.log.append((how, self.headers.get("Range")))
         if how == "absent":
             self.send_error(404)
             return
         body = CONTENT[::-1] if how == "wrong" else CONTENT
-        start = int(re.match(r"bytes=(\d+)-", asked)[1]) if asked and how != "no-range" else 0
-        if start >= len(body):
-            self.send_error(416)
-            return
-        self.send_response(206 if start else 200)
-        if start:
-            claimed = start + (1 if how == "shifted" else 0)
-            self.send_header("Content-Range", f"bytes {claimed}-{len(body) - 1}/{len(body)}")
-        if how != "chunkless":
-            self.send_header("Content-Length", str(len(body) - start))
-        self.end_headers()
-        body = body[start:]
-        self.wfile.write(body[: len(body) // 2] if how == "short" else body)
-
-    def log_message(self, *args):
-        pass
+        start = 0 if how == "no-range" else self.first_byte()
+        claimed = start + 1 if how == "shifted" else start
+        self.send_rest(body, start, claimed, sized=how != "chunkless", cut=how == "short")
 
 
 @pytest.fixture
 def server(monkeypatch):
-    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(variable, raising=False)
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.log = []
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield httpd
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
+    with serving.serving(Handler, monkeypatch) as httpd:
+        yield httpd
 
 
 def run(server, root, *hows, progress=None):
-    addresses = tuple(f"http://127.0.0.1:{server.server_port}/{how}" for how in hows)
+    addresses = tuple(f"{server.base}/{how}" for how in hows)
     return fetch("toy", root, progress, {"toy": (Download("toy/file.bin", MD5, addresses),)})
 
 

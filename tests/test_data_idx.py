@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from idx_files import format_idx
 
 from refimpl.data.digits import read_digits
-from refimpl.data.idx import format_idx, parse_idx, read_idx
+from refimpl.data.idx import parse_idx, read_idx
 from refimpl.data.unpack import decompress, read_unpacked
 from refimpl.errors import DataError, RefimplError
 

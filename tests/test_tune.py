@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from commands import assert_refused
 
 from refimpl.cli import app
 from refimpl.config import METHODS, resolve
@@ -330,13 +331,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("args", "words"), WRONG, ids=[" ".join(args) for args, _ in WRONG])
 def test_a_mistake_is_one_line_and_writes_nothing(refimpl, tmp_path, args, words):
-    code, out, err = refimpl("tune", "--threads", 1, *args)
-    assert (code, out) == (app.WRONG_USE, "")
-    assert err.startswith("refimpl: ")
-    assert err.count("\n") == 1
-    for word in words:
-        assert word in err
-    assert list(tmp_path.iterdir()) == []
+    assert_refused(refimpl("tune", "--threads", 1, *args), words, tmp_path)
 
 
 def test_a_budget_without_end_is_refused():

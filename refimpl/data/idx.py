@@ -53,9 +53,3 @@ def parse_idx(data: bytes, who: str, ndim: int) -> NDArray[np.uint8]:
             f"{who}: {verdict}: the header announces shape {shape} = {expected} bytes, {found} follow it"
         )
     return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape).copy()
-
-
-def format_idx(array: NDArray[np.uint8]) -> bytes:
-    """IDX bytes of an array of unsigned bytes, the inverse of `parse_idx`."""
-    header = struct.pack(f">HBB{array.ndim}I", 0, _UNSIGNED_BYTE, array.ndim, *array.shape)
-    return header + np.ascontiguousarray(array, dtype=np.uint8).tobytes()
