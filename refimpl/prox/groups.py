@@ -30,6 +30,9 @@ def _whole(name: str, x: object) -> np.ndarray:
 class Groups:
     """Disjoint groups of coordinates of a vector of length `size`, as CSR arrays.
 
+    `from_sizes` makes groups of consecutive coordinates, `from_lists` any others, such as the columns of a
+    weight matrix; penalties of your own networks take them, too.
+
     Group g holds indices[indptr[g]:indptr[g+1]]; groups may be empty and need not cover the vector: a
     coordinate outside every group carries no group penalty. Consecutive indices are merged into runs
     once, here, so that contiguous groups are read as plain slices.
