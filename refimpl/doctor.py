@@ -1,4 +1,4 @@
-"""Is this machine fit? Kernels held against their readable twins and the oracle, and the known traps.
+"""Is this machine fit? Kernels held against twins and formulas, programs against layers; known traps.
 
 A check that fails means wrong numbers; a warning means slow or unsteady ones.
 """
@@ -164,9 +164,8 @@ def check_program(dtype: str) -> Finding:
         results.append((objective(w, gradient), gradient.tobytes(), objective.measure()))
     for what, *both in zip(("loss", "gradient", "number of open channels"), *results, strict=True):
         if both[0] != both[1]:
-            return Finding(
-                f"program {dtype}", FAILED, f"the {what} of a gated network is not that of the layers"
-            )
+            wrong = f"the {what} of a gated network is not that of the layers"
+            return Finding(f"program {dtype}", FAILED, wrong)
     closed = results[0][2][1]
     detail = f"loss and gradient of a gated network, {closed:.0%} of channels off: bits of the layers"
     return Finding(f"program {dtype}", OK, detail)

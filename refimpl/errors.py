@@ -41,7 +41,7 @@ def brief(error: Exception) -> str:
 
 def meant(typed: object, known: Iterable[str]) -> str:
     """`did you mean NAME? ` for the nearest of the known names, to stand before them; else empty."""
-    near = difflib.get_close_matches(str(typed), known, n=1)
+    near = difflib.get_close_matches(str(typed)[:80], known, n=1)
     return f"did you mean {near[0]}? " if near else ""
 
 

@@ -93,7 +93,7 @@ def test_an_example_with_an_unknown_option_would_be_found():
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "compare", "tune", "demo", "report", "adapt", "gradcheck", "bench"]
+    "name", ["train", "compare", "tune", "demo", "report", "adapt", "gradcheck", "bench", "warmup", "info"]
 )
 def test_commands_that_last_take_q_and_v(name):
     options = {flag for option in command(name).params for flag in option.opts}

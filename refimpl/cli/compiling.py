@@ -43,5 +43,5 @@ def _so_far(done: int, total: int | None, seconds: float) -> str:
     """How many functions are done `seconds` after the first began; of how many and how long yet, if known."""
     if total is None or done > total:
         return f"{done} functions so far"
-    left = duration((total - done) * seconds / done)
-    return f"{done} of about {total} functions  {done / seconds:.3g}/s  {left} left"
+    rate = done / max(seconds, 1e-3)  # clocks may be coarse
+    return f"{done} of about {total} functions  {rate:.3g}/s  {duration((total - done) / rate)} left"
