@@ -122,9 +122,14 @@ def _shown(value: Any) -> str:
 
 
 def _talk(*flags: str, value: Talk, text: str) -> Decorator:
+    """One of the flags for `talk`; a default of its own would be the first flag's value in some Clicks."""
     return click.option(
-        *flags, "talk", flag_value=value, type=click.UNPROCESSED, default=Talk.USUAL, help=text
+        *flags, "talk", flag_value=value, type=click.UNPROCESSED, callback=_or_usual, help=text
     )
+
+
+def _or_usual(ctx: click.Context, param: click.Parameter, value: Talk | None) -> Talk:
+    return value or Talk.USUAL
 
 
 file_option: Decorator = click.option(
