@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from refimpl.errors import InputError
-from refimpl.golden.case import Arrays, Case
+from refimpl.golden.case import Case
 from refimpl.golden.compare import DEPARTS, SHAPE, Comparison, Expected, Golden, Row, Theirs, is_close
-from refimpl.golden.ours import UNREADABLE, run
+from refimpl.golden.ours import UNREADABLE
 from refimpl.golden.suspects import suspects
 from refimpl.golden.suspects.contract import Suspect
 
@@ -71,18 +71,16 @@ def _explained(
 ) -> int:
     """How many departing arrays are as the suspect has them; 0 if the first is not."""
     try:
-        outputs = run(suspect.case)
-    except InputError:  # an altered case may be none at all
+        outputs = suspect.outputs()
+    except (InputError, *UNREADABLE):  # an altered case may be none at all
         return 0
-    follows = [_follows(suspect, outputs, row, expected[row.output], theirs) for row in departing]
+    follows = [_follows(outputs[row.output], expected[row.output], theirs, row.name) for row in departing]
     return sum(follows) if follows and follows[0] else 0
 
 
-def _follows(suspect: Suspect, outputs: Arrays, row: Row, expected: Expected, theirs: Theirs) -> bool:
-    """Whether their array is what the suspect computes, although that is not what is expected."""
-    array, wrong = theirs.arrays.get(row.name), outputs[row.output]
-    if wrong.dtype != np.bool_:
-        wrong = wrong * wrong.dtype.type(suspect.scale(row.output))
+def _follows(wrong: np.ndarray, expected: Expected, theirs: Theirs, name: str) -> bool:
+    """Whether their array is what a suspect gives, although that is not what is expected."""
+    array = theirs.arrays.get(name)
     if array is None or array.shape != wrong.shape or is_close(wrong, expected):
         return False
     return is_close(array, expected._replace(value=wrong))
