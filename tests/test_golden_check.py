@@ -13,11 +13,12 @@ import pytest
 
 from refimpl.errors import DataError
 from refimpl.golden.compare import as_theirs, compare, read_theirs, ulp_distance
-from refimpl.golden.conformance import Outcome, as_html, as_json, as_markdown, as_text
+from refimpl.golden.conformance import Outcome, as_json, as_text
 from refimpl.golden.file import Expected, Golden, golden_bytes, read_golden
 from refimpl.golden.hints import find_hints
 from refimpl.golden.levels import build_cases
 from refimpl.golden.ours import run
+from refimpl.golden.report import as_html, as_markdown
 from refimpl.golden.suspects import suspects
 
 LEVELS = ("ops", "local", "algorithm", "prox")
@@ -206,7 +207,7 @@ def test_patterns_say_how_an_array_relates_to_the_expected_one(golden):
     for changed, words in (
         ({"grad.bias": -right["grad.bias"]}, "-1 times"),
         ({"y": right["y"] * 3}, "3 times"),
-        ({"y": np.ascontiguousarray(right["y"].transpose(0, 2, 3, 1))}, "channels come last"),
+        ({"y": np.ascontiguousarray(right["y"].transpose(0, 2, 3, 1))}, "channels last"),
         ({"y": right["y"].reshape(-1)}, "another shape"),
         ({"grad.bias": right["grad.bias"][::-1]}, "another order"),
     ):
@@ -215,7 +216,7 @@ def test_patterns_say_how_an_array_relates_to_the_expected_one(golden):
         assert any(words in hint.text for hint in hints)
     right = run(CASES["ops/linear"])
     output, hints = departure(golden, "ops/linear", right | {"grad.weight": right["grad.weight"].T})
-    assert (output, hints[0].text) == ("grad.weight", "it is the expected array transposed")
+    assert (output, hints[0].text) == ("grad.weight", "is the expected array transposed")
 
 
 def test_a_lone_number_is_a_multiple_only_by_a_whole_factor(golden):
