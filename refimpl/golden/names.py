@@ -18,9 +18,9 @@ Backward, from the last layer to the first:
     backward.<gate>           gradient in the mask (N, K), before it goes through the mode's derivative
     grad.x                    gradient in the samples
 
-What a gate computes, for channel k of an input X: s = channel means of X (of a flat X, X itself), hidden = relu(fc1(s)),
-logits = fc2(hidden), d[k] = logits[2k+1] - logits[2k] (on minus off). The mask M, by the setting `mode`, with
-sigma(t) = 1/(1 + exp(-t)), sigma' = sigma (1 - sigma), and the setting `tau` (a temperature, 1 as a rule):
+What a gate computes for an input X: s = channel means of X (of a flat X, X itself), hidden = relu(fc1(s)),
+logits = fc2(hidden), and for channel k d[k] = logits[2k+1] - logits[2k], on minus off. The mask M, by the
+setting `mode`, with sigma(t) = 1/(1 + exp(-t)), sigma' = sigma (1 - sigma) and tau, the setting `tau`:
 
 | mode | M forward | dM/dd backward |
 | --- | --- | --- |

@@ -59,20 +59,24 @@ def relu_at_zero(case: Case) -> Iterator[Suspect]:
         raised, done = altered(case, moved), f"the derivative of ReLU{where} at 0 was taken as"
         hint = f"{done} 1; it is 0 (pass on where y > 0, not y >= 0)"
         yield suspect("ReLU'(0)", hint, raised)
-        hint = f"{done} 1/2; it is 0 (pass on where y > 0, nothing where y = 0)"
-        yield Suspect("ReLU'(0)", hint, partial(_mean_of, case, raised))
+        if case.kind != "algorithm":  # whose outputs are behind several steps
+            hint = f"{done} 1/2; it is 0 (pass on where y > 0, nothing where y = 0)"
+            yield Suspect("ReLU'(0)", hint, partial(_mean_of, case, raised))
 
 
 def _above_kinks(case: Case) -> Iterator[tuple[Arrays, str]]:
-    """Inputs with which no unit is exactly 0: all, those of layers, those of gates."""
+    """Inputs with which no unit is exactly 0; where layers and gates have such units, also of one of them."""
     if case.kind == "relu":
         yield {"x": _raised(case.inputs["x"])}, ""
     biases = [name for name in case.inputs if name.endswith(".bias") and ".gate.fc2." not in name]
-    gates = [name for name in biases if ".gate." in name]
-    layers = [name for name in biases if ".gate." not in name]
-    for names, where in ((biases, ""), (layers, " of the layers"), (gates, " of the gates' hidden units")):
-        if any((case.inputs[name] == 0).any() for name in names):
-            yield {name: _raised(case.inputs[name]) for name in names}, where
+    zeros = {name: _raised(case.inputs[name]) for name in biases if (case.inputs[name] == 0).any()}
+    gates = {name: array for name, array in zeros.items() if ".gate." in name}
+    layers = {name: array for name, array in zeros.items() if name not in gates}
+    if zeros:
+        yield zeros, ""
+    if gates and layers:
+        yield layers, " of the layers"
+        yield gates, " of the gates' hidden units"
 
 
 def _mean_of(one: Case, other: Case) -> Arrays:
@@ -103,14 +107,18 @@ def tie_of_gate(case: Case) -> Iterator[Suspect]:
         return
     yield suspect("tie rule", HINT_TIE, altered(case, moved))
     if case.settings["gating"]["mode"] == "hard" and case.kind in ("gated", "network", "local", "algorithm"):
-        samples = next(case.inputs[key] for key in ("batches", "labels", "x") if key in case.inputs)
-        shape = samples.shape if samples.dtype == np.int64 else samples.shape[:1]
         noise = {
-            f"{NOISE}{_gate_of(name)}": np.full((*shape, len(bias) // 2), TINY, dtype=case.dtype)
+            f"{NOISE}{_gate_of(name)}": np.full((*_samples(case), len(bias) // 2), TINY, dtype=case.dtype)
             for name, bias in moved.items()
         }
         noisy = {**case.settings["gating"], "mode": "gumbel"}  # as `hard`, but for d + noise in place of d
         yield suspect("tie rule", HINT_TIE, altered(case, noise, gating=noisy))
+
+
+def _samples(case: Case) -> tuple[int, ...]:
+    """Steps and samples for which a gate decides: the shape of its noise, but for the channels."""
+    indices = case.inputs.get("batches", case.inputs.get("labels"))
+    return case.inputs["x"].shape[:1] if indices is None else indices.shape
 
 
 def tie_of_pool(case: Case) -> Iterator[Suspect]:
