@@ -215,6 +215,16 @@ def test_a_case_that_makes_no_sense_has_no_suspects(golden):
     assert find_hints(odd, theirs, compare(odd, theirs)) == []
 
 
+def test_a_file_whose_outputs_have_other_shapes_has_no_suspects(golden):
+    case = CASES["ops/cross_entropy"]
+    expected = golden.expected[case.name]
+    flat = expected | {"loss": expected["loss"]._replace(value=expected["loss"].value.reshape(1))}
+    odd = Golden("someone", (case,), {case.name: flat})
+    right = run(case)
+    theirs = as_theirs({case.name: {"loss": right["loss"] * 3, "grad.logits": right["grad.logits"] * 3}})
+    assert not any(hint.rule != "pattern" for hint in find_hints(odd, theirs, compare(odd, theirs)))
+
+
 # --- what is said -----------------------------------------------------------------------------------
 
 
