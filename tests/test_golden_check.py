@@ -140,6 +140,8 @@ MISTAKES = (  # what is wrong, level, where it departs first, the rule named
     ("twice lambda", "local", "step2.w", "lambda vs lambda/2"),
     ("half of lambda", "local", "step2.w", "lambda vs lambda/2"),
     ("two-logit order", "algorithm", "round1.g", "two-logit order"),
+    ("logits in halves", "local", "step1.loss", "two-logit order"),
+    ("logits in halves", "algorithm", "round1.g", "two-logit order"),
     ("tie rule", "algorithm", "round1.g", "tie rule"),
     ("ReLU'(0)", "algorithm", "round1.g", "ReLU'(0)"),
     ("mean against sum loss", "algorithm", "round1.g", "mean against sum loss"),
