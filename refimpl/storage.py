@@ -73,6 +73,12 @@ def _visible(letter: str) -> str:
 # --- files that are whole or absent -----------------------------------------------------------------
 
 
+def check_new(path: Path, force: bool) -> None:
+    """Raise `InputError` where something is there and `--force` was not given."""
+    if path.exists() and not force:
+        raise InputError(f"{path}: is there already; --force replaces it")
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Replace `path` by `content`: readers see the old file or the new one, even after a power cut.
 

@@ -34,7 +34,9 @@ def loss_and_gradient(w, case, x, labels, wrong=""):
     units = np.maximum(pre, 0)
     logits = units @ p["fc1.gate.fc2.weight"].T + p["fc1.gate.fc2.bias"]
     sign = -1 if wrong == "two-logit order" else 1
-    d = sign * (logits[:, 1::2] - logits[:, 0::2])
+    halves = wrong == "logits in halves"
+    off, on = np.split(logits, 2, axis=1) if halves else (logits[:, 0::2], logits[:, 1::2])
+    d = sign * (on - off)
     mask = d >= 0 if wrong == "tie rule" else d > 0
     z = x @ p["fc1.weight"].T + p["fc1.bias"]
     hidden = mask * np.maximum(z, 0)
@@ -52,7 +54,7 @@ def loss_and_gradient(w, case, x, labels, wrong=""):
     dmask = dhidden * learns * z
     sigma = 1 / (1 + np.exp(-d / tau))
     dd = sign * dmask * sigma * (1 - sigma) / tau
-    dlogits = np.stack([-dd, dd], axis=2).reshape(len(x), -1)
+    dlogits = np.hstack([-dd, dd]) if halves else np.stack([-dd, dd], axis=2).reshape(len(x), -1)
     dpre = dlogits @ p["fc1.gate.fc2.weight"] * passes(pre, wrong)
     dz = dhidden * mask * passes(z, wrong)
     gradient = {

@@ -73,6 +73,25 @@ def test_a_departure_exits_with_1_and_is_reported_in_every_form(refimpl, made):
     assert by_name["prox/zero/prox"]["status"] == "ok"
 
 
+def test_a_report_is_not_replaced_unasked(refimpl, made):
+    Path("report.md").write_text("mine")
+    check = ("golden", "check", "prox.npz", "outputs.npz", "-q", "--report", "report.md")
+    code, _, err = refimpl(*check)
+    assert (code, err.count("\n"), "--force" in err) == (2, 1, True)
+    assert Path("report.md").read_text() == "mine"
+    assert refimpl(*check, "--force")[0] == 0
+    report = Path("report.md").read_text(encoding="utf-8")
+    for word in ("prox.npz, sha256 ", "outputs.npz, sha256 ", "| seed of the inputs | 0 |"):
+        assert word in report
+
+
+def test_the_case_that_is_examined_is_shown(refimpl, made):
+    np.savez("wrong.npz", **{name: array + 1 for name, array in made.items()})
+    _, _, err = refimpl("golden", "check", "prox.npz", "wrong.npz")
+    assert "looking for causes  1/13  prox/" in err
+    assert "looking for causes  13/13  prox/" in err
+
+
 def test_missing_arrays_exit_with_1_unless_they_may_be(refimpl, made):
     np.savez("some.npz", **{"prox/l1/prox": made["prox/l1/prox"], "extra": np.zeros(2)})
     code, out, _ = refimpl("golden", "check", "prox.npz", "some.npz", "-q")

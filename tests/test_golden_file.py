@@ -137,6 +137,15 @@ def test_what_is_written_reads_back(content, place):
             assert_same_bits(golden.expected[case.name][name].value, value, name)
 
 
+def test_the_seed_is_kept_where_it_is_given(place, content):
+    pairs = [(case, run(case)) for case in SMALL]
+    assert read_golden(place(golden_bytes(pairs, "refimpl", seed=3))).seed == 3
+    assert read_golden(place(content)).seed is None
+    odd = with_manifest(content, lambda table: table | {"seed": "<3>"})
+    with pytest.raises(DataError, match="its manifest is not that of a golden file"):
+        read_golden(place(odd))
+
+
 def test_the_same_outputs_are_the_same_bytes(content):
     assert golden_bytes([(case, run(case)) for case in SMALL], "refimpl") == content
 

@@ -1,6 +1,6 @@
 """Golden files computed by PyTorch, small enough to be kept with the tests.
 
-    python -m refimpl.bridges.make_golden tests/golden
+    python -m refimpl.bridges.make_golden tests/golden --force
 
 writes one file for each level and dtype of `SELECTION`. The package's own arithmetic has no part in the
 outputs, so the files can judge it where PyTorch is not installed.
@@ -18,7 +18,7 @@ from refimpl.errors import RefimplError
 from refimpl.golden.case import Arrays, Case
 from refimpl.golden.file import golden_bytes
 from refimpl.golden.levels import build_cases
-from refimpl.storage import write_whole
+from refimpl.storage import check_new, write_whole
 
 SEED = 0
 
@@ -72,10 +72,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the files; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m refimpl.bridges.make_golden", description=__doc__)
     parser.add_argument("folder", type=Path, help="where to write them; it is made if need be")
-    folder: Path = parser.parse_args(arguments).folder
-    folder.mkdir(parents=True, exist_ok=True)
-    for level, dtype in SELECTION:
-        path = folder / f"{level}-{dtype}.npz"
+    parser.add_argument("--force", action="store_true", help="replace files that are there")
+    options = parser.parse_args(arguments)
+    paths = {key: options.folder / f"{'-'.join(key)}.npz" for key in SELECTION}
+    for path in paths.values():
+        check_new(path, options.force)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for (level, dtype), path in paths.items():
         content = file_bytes(level, dtype)
         write_whole(path, content)
         print(f"{path}  {len(content) / 1000:.0f} kB")

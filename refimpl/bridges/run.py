@@ -10,9 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from refimpl.errors import RefimplError
+from refimpl.errors import InputError, RefimplError
 from refimpl.golden.file import read_golden
-from refimpl.storage import npz_bytes, write_whole
+from refimpl.storage import check_new, npz_bytes, write_whole
 
 
 def outputs_of(golden: Path) -> bytes:
@@ -38,7 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("golden", type=Path, metavar="F", help="a golden file")
     parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
+    parser.add_argument("--force", action="store_true", help="replace the file if it is there")
     options = parser.parse_args(arguments)
+    if options.out.resolve() == options.golden.resolve():
+        raise InputError(f"{options.out}: that is the golden file; write the outputs beside it")
+    check_new(options.out, options.force)
     write_whole(options.out, outputs_of(options.golden))
     return 0
 

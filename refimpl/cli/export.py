@@ -52,10 +52,9 @@ def command(
     from refimpl.experiment import reopen
     from refimpl.federated.adapt import quiet
     from refimpl.nn.predict import predict
-    from refimpl.storage import write_whole
+    from refimpl.storage import check_new, write_whole
 
-    if out.exists() and not force:
-        raise InputError(f"{out}: is there already; --force replaces it")
+    check_new(out, force)
     with RunFolder.open(run, lock=False) as folder:
         experiment, w = reopen(folder, data_dir)
     network = experiment.network

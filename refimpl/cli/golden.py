@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,10 @@ from refimpl.errors import InputError
 
 if TYPE_CHECKING:
     from refimpl.golden.case import Arrays, Case
-    from refimpl.golden.compare import Theirs
+    from refimpl.golden.compare import Comparison, Theirs
     from refimpl.golden.conformance import Outcome
     from refimpl.golden.file import Golden
+    from refimpl.golden.hints import Hint
 
 LEVELS = ("ops", "networks", "prox", "local", "algorithm", "adapt", "baselines", "all")
 MODELS = ("mlp", "cnn3", "cnn7", "digits", "residual")
@@ -81,13 +83,13 @@ def make_command(
     """
     from refimpl.golden.file import write_golden
     from refimpl.golden.levels import build_cases
+    from refimpl.storage import check_new
 
     if (models or full) and level not in ("networks", "all"):
         raise InputError(f"golden: --model and --full are for the level networks, not {level}")
-    if out.exists() and not force:
-        raise InputError(f"{out}: is there already; --force replaces it")
+    check_new(out, force)
     cases = list(build_cases(level, seed, dtype, models or MODELS, full))
-    write_golden(out, _computed(cases, talk), f"refimpl {__version__}")
+    write_golden(out, _computed(cases, talk), f"refimpl {__version__}", seed)
     if talk != Talk.QUIET:
         arrays = sum(len(case.outputs) for case in cases)
         click.echo(f"{out}: {len(cases)} cases, {arrays} expected arrays, {out.stat().st_size:,} bytes")
@@ -114,6 +116,7 @@ def _computed(cases: Sequence[Case], talk: Talk) -> list[tuple[Case, Arrays]]:
 @click.option("--partial", is_flag=True, help="Arrays may be missing.")
 @click.option("-v", "--verbose", is_flag=True, help="Every array, not only those that depart.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write .md or .html.")
+@click.option("--force", is_flag=True, help="Replace the report if it is there.")
 @json_option
 @quiet_option
 def check_command(
@@ -122,6 +125,7 @@ def check_command(
     partial: bool,
     verbose: bool,
     report: Path | None,
+    force: bool,
     as_json: bool,
     talk: Talk,
 ) -> None:
@@ -132,9 +136,12 @@ def check_command(
     without --partial.
     """
     from refimpl.golden import conformance
+    from refimpl.storage import check_new
 
-    if report is not None and report.suffix not in FORMATS:
-        raise InputError(f"{report}: a report is written as {' or '.join(FORMATS)}")
+    if report is not None:
+        if report.suffix not in FORMATS:
+            raise InputError(f"{report}: a report is written as {' or '.join(FORMATS)}")
+        check_new(report, force)
     outcome = _outcome(golden, theirs, partial, talk)
     if report is not None:
         _write_report(report, outcome)
@@ -150,16 +157,29 @@ def _outcome(golden_path: Path, theirs_path: Path | None, partial: bool, talk: T
     from refimpl.golden.compare import compare, read_theirs
     from refimpl.golden.conformance import Outcome
     from refimpl.golden.file import read_golden
-    from refimpl.golden.hints import find_hints
+    from refimpl.golden.report import about
 
     golden = read_golden(golden_path)
     theirs = _ours(golden, talk) if theirs_path is None else read_theirs(theirs_path, golden)
     comparison = compare(golden, theirs)
-    hints = []
-    if comparison.departures:
-        with Progress(1, talk) as progress, notice(progress):
-            hints = find_hints(golden, theirs, comparison)
-    return Outcome(golden, comparison, hints, partial)
+    hints = _hints(golden, theirs, comparison, talk)
+    facts = about(golden_path, theirs_path, golden, datetime.now(UTC).date())
+    return Outcome(golden, comparison, hints, partial, facts)
+
+
+def _hints(golden: Golden, theirs: Theirs, comparison: Comparison, talk: Talk) -> list[Hint]:
+    """What may lie behind the departures; the case that is being examined is shown."""
+    from refimpl.golden.hints import EXAMINED, find_hints
+
+    if not comparison.departures:
+        return []
+    total = min(len(comparison.first_by_case), EXAMINED)
+    with Progress(total, talk) as progress, notice(progress):
+
+        def tell(case: str) -> None:
+            progress.step(f"looking for causes  {progress.done + 1}/{total}  {case}")
+
+        return find_hints(golden, theirs, comparison, tell=tell)
 
 
 def _ours(golden: Golden, talk: Talk) -> Theirs:
@@ -170,8 +190,8 @@ def _ours(golden: Golden, talk: Talk) -> Theirs:
 
 
 def _write_report(path: Path, outcome: Outcome) -> None:
-    from refimpl.golden import conformance
+    from refimpl.golden.report import as_html, as_markdown
     from refimpl.storage import write_whole
 
-    written = conformance.as_html(outcome) if path.suffix == ".html" else conformance.as_markdown(outcome)
+    written = as_html(outcome) if path.suffix == ".html" else as_markdown(outcome)
     write_whole(path, written.encode())

@@ -26,7 +26,8 @@ class Row:
 
     max_abs: largest difference; relative: norm of the difference relative to that of the expected array
     (or to `floor` an entry, where that is larger); limit: what is admitted of it; ulp: largest distance in
-    units in the last place, float32 only; where: the entry that is furthest off; note: what else to say.
+    units in the last place, float32 only; where: the entry that is furthest off; note: what else to say;
+    narrower: the dtypes given and expected, where the given one has fewer digits.
     """
 
     case: str
@@ -39,6 +40,7 @@ class Row:
     ulp: int | None = None
     where: str = ""
     note: str = ""
+    narrower: tuple[str, str] | None = None
 
     @property
     def name(self) -> str:
@@ -161,7 +163,12 @@ def _row(case: Case, name: str, expected: Expected, theirs: Theirs) -> Row:
         return row(BROKEN, note=f"first at [{', '.join(map(str, bad))}]")
     note = "" if header.dtype == value.dtype or value.dtype == np.bool_ else f"given as {header.dtype}"
     status = FINE if is_close(array, expected) else DEPARTS
-    return row(status, note=note, **_distances(case, array, expected))
+    narrower = (str(header.dtype), str(value.dtype)) if _is_narrower(header.dtype, value.dtype) else None
+    return row(status, note=note, narrower=narrower, **_distances(case, array, expected))
+
+
+def _is_narrower(dtype: np.dtype[Any], expected: np.dtype[Any]) -> bool:
+    return dtype.kind == expected.kind == "f" and dtype.itemsize < expected.itemsize
 
 
 def _distances(case: Case, array: np.ndarray, expected: Expected) -> dict[str, Any]:

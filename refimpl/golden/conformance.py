@@ -1,16 +1,16 @@
-"""The outcome of a comparison as data, as text for a terminal, and as a report in Markdown or HTML."""
+"""The outcome of a comparison as data, and as text for a terminal; as a report: `report.py`."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from refimpl.golden.compare import FINE, MISSING, Comparison, Row
 from refimpl.golden.file import Golden
-from refimpl.golden.hints import Hint
+from refimpl.golden.hints import EXAMINED, Hint
 from refimpl.golden.names import shown
-from refimpl.tables import markdown, table
+from refimpl.tables import table
 
 HEADER = ("array", "max abs", "relative", "allowed", "ulp", "verdict")
 SUMMARY = ("level", "cases", "arrays", "worst relative", "departing", "missing")
@@ -18,19 +18,26 @@ SHOWN = 40  # rows of a table on a terminal
 
 
 class Outcome(NamedTuple):
-    """What was compared and what came out. partial: arrays may be missing."""
+    """What was compared and what came out.
+
+    partial: arrays may be missing; about: what there is to say of the files and of the check, by name.
+    """
 
     golden: Golden
     comparison: Comparison
     hints: Sequence[Hint]
     partial: bool
+    about: Mapping[str, str] = MappingProxyType({})
 
     @property
     def conforms(self) -> bool:
         """Nothing departs, something was compared, and nothing is missing unless that is admitted."""
         compared = any(row.status == FINE for row in self.comparison.rows)
-        complete = self.partial or not self.comparison.missing
-        return compared and complete and not self.comparison.departures
+        return compared and not self.comparison.departures and (self.partial or not self.comparison.missing)
+
+    def is_bad(self, row: Row) -> bool:
+        """Whether an array is what keeps the outcome from conforming."""
+        return row.status != FINE and not (self.partial and row.status == MISSING)
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
@@ -39,6 +46,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     first = comparison.departures[:1]
     return {
         "conforms": outcome.conforms,
+        "about": dict(outcome.about),
         "expected_by": outcome.golden.made_by,
         "first_departure": first[0].name if first else None,
         "hints": [hint._asdict() for hint in outcome.hints],
@@ -133,71 +141,59 @@ def statements(outcome: Outcome) -> list[str]:
     if comparison.departures:
         first = comparison.departures[0]
         lines.append(f"first departure: {first.name} ({cells(first)[-1]})")
-    lines += [f"hint for {hint.case}: {_said(hint)}" for hint in outcome.hints]
-    compared = len(comparison.rows) - len(comparison.missing)
-    good = compared - len(comparison.departures)
-    lines.append(
-        f"{good} of {compared} arrays agree with {outcome.golden.made_by}: "
-        f"{'conforms' if outcome.conforms else 'DOES NOT CONFORM'}"
-    )
-    return lines
+    return [*lines, *_narrower(comparison), *_hint_lines(outcome), _verdict(outcome)]
 
 
-def _said(hint: Hint) -> str:
-    proof = f"which reproduces {hint.explains} of {hint.departing} departing arrays"
-    return hint.text if hint.rule == "pattern" else f"{hint.rule}: {hint.text}; {proof}"
+def _narrower(comparison: Comparison) -> Iterator[str]:
+    """Departing arrays that have too few digits to agree."""
+    pairs = [row.narrower for row in comparison.departures if row.narrower]
+    for given, expected in dict.fromkeys(pairs):
+        other = f", or check against a file of `refimpl golden make --dtype {given}`"
+        yield (
+            f"{_count(pairs.count((given, expected)), 'departing array')} given as {given}, the file is "
+            f"{expected}: compute in {expected}{other if given == 'float32' else ''}"
+        )
+
+
+def _hint_lines(outcome: Outcome) -> Iterator[str]:
+    """Hints that say the same of several cases as one; how many cases were left out."""
+    groups: dict[tuple[str, str], list[Hint]] = {}
+    for hint in outcome.hints:
+        groups.setdefault((hint.rule, hint.text), []).append(hint)
+    for (rule, text), same in groups.items():
+        if rule == "pattern":
+            more = f"; so in {_count(len(same) - 1, 'more case')}" if len(same) > 1 else ""
+            yield f"pattern: {same[0].array} {text}{more}"
+        else:
+            cases = same[0].case if len(same) == 1 else f"{len(same)} cases, first {same[0].case}"
+            explained, departing, denied = (
+                sum(getattr(hint, key) for hint in same) for key in ("explains", "departing", "denied")
+            )
+            proof = f"which reproduces {explained} of {departing} departing arrays"
+            proof += f", but would change {denied} that agree" if denied else ""
+            yield f"hint for {cases}: {rule}: {text}; {proof}"
+    left = len(outcome.comparison.first_by_case) - EXAMINED
+    if left > 0:
+        yield f"{_count(left, 'more departing case')} not examined for hints"
+
+
+def _verdict(outcome: Outcome) -> str:
+    comparison = outcome.comparison
+    total, missing = len(comparison.rows), len(comparison.missing)
+    given = total - missing
+    good = given - len(comparison.departures)
+    verdict = "conforms" if outcome.conforms else "DOES NOT CONFORM"
+    if missing and outcome.conforms:
+        verdict += f" in the {given} of {total} arrays given (--partial)"
+    if missing and not outcome.partial:
+        verdict += f"; {_count(missing, 'array')} missing, which --partial admits"
+    return f"{good} of {given} arrays agree with {shown(outcome.golden.made_by)}: {verdict}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{', '.join(names[:most])}{more}"
-
-
-def as_markdown(outcome: Outcome) -> str:
-    """A conformance report."""
-    sections = [
-        "# Conformance report",
-        "\n".join(f"* {line}" for line in statements(outcome)),
-        markdown(SUMMARY, summary(outcome.comparison)),
-        "## Every array, in the order of execution",
-        markdown(HEADER, [cells(row) for row in outcome.comparison.rows]),
-    ]
-    return "\n\n".join(sections) + "\n"
-
-
-STYLE = (
-    "body{font-family:sans-serif;margin:2em}table{border-collapse:collapse}"
-    "td,th{padding:.1em .6em;text-align:right;border-bottom:1px solid #ddd}"
-    "td:first-child,th:first-child{text-align:left}.bad{background:#fdd}"
-)
-
-
-def as_html(outcome: Outcome) -> str:
-    """The same as one HTML page; what departs is marked."""
-    rows = outcome.comparison.rows
-    marks = [row.status != FINE for row in rows]
-    items = "\n".join(f"<li>{html.escape(line)}</li>" for line in statements(outcome))
-    levels = summary(outcome.comparison)
-    return "\n".join(
-        (
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8"><title>Conformance report</title>',
-            f"<style>{STYLE}</style></head><body><h1>Conformance report</h1>",
-            f"<ul>{items}</ul>",
-            _html_table(SUMMARY, levels, [line[-2:] != ("0", "0") for line in levels]),
-            "<h2>Every array, in the order of execution</h2>",
-            _html_table(HEADER, [cells(row) for row in rows], marks),
-            "</body></html>\n",
-        )
-    )
-
-
-def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]], marks: Sequence[bool]) -> str:
-    lines = [_html_line("th", header, False)]
-    lines += [_html_line("td", row, mark) for row, mark in zip(rows, marks, strict=True)]
-    return "<table>\n" + "\n".join(lines) + "\n</table>"
-
-
-def _html_line(tag: str, row: Sequence[str], mark: bool) -> str:
-    line = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-    return f'<tr class="bad">{line}</tr>' if mark else f"<tr>{line}</tr>"

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from refimpl.errors import DataError
+from refimpl.golden.mistakes import LastMaxPool2d
 from refimpl.nn.chain import Residual
 from refimpl.nn.gate import ChannelGate, Gated
 from refimpl.nn.layers import BatchNorm2d, Conv2d, Layer, Linear
@@ -115,7 +116,10 @@ def _layer(entry: Mapping[str, Any]) -> Layer:
         plain: Layer = PLAIN[kind]()
         return plain
     if kind in POOLS:
-        pool: Layer = POOLS[kind](tuple(entry["kernel"]), tuple(entry["stride"]))
+        window, step = tuple(entry["kernel"]), tuple(entry["stride"])
+        if entry.get("tie") == "last":  # a mistake, whose consequences are to be computed
+            return LastMaxPool2d(window, step)
+        pool: Layer = POOLS[kind](window, step)
         return pool
     if kind == "linear":
         return Linear(name, entry["in"], entry["out"])

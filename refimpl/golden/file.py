@@ -5,6 +5,7 @@ Arrays: `<case>/in/<input>`, `<case>/<output>`, and `manifest`, a uint8 array wi
     format    "refimpl-golden"
     version   1
     made_by   the program that computed the outputs
+    seed      root of all inputs, where it is known (`golden make` writes it)
     cases     a list of tables, in the order of execution:
       name, kind, dtype, settings    as in `case.py`
       inputs     a list of {name, shape, dtype}
@@ -53,11 +54,15 @@ class Expected(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Golden:
-    """A file's contents: cases in order, the expected outputs of each by name, and who computed them."""
+    """A file's contents: cases in order, the expected outputs of each by name, and who computed them.
+
+    seed: root of the inputs, where the file says it.
+    """
 
     made_by: str
     cases: tuple[Case, ...]
     expected: Mapping[str, Mapping[str, Expected]]  # by case, by output
+    seed: int | None = None
 
 
 def expected_of(case: Case, outputs: Arrays) -> dict[str, Expected]:
@@ -73,7 +78,7 @@ def golden_of(computed: Iterable[tuple[Case, Arrays]], made_by: str) -> Golden:
     return Golden(made_by, tuple(case for case, _ in pairs), expected)
 
 
-def golden_bytes(computed: Iterable[tuple[Case, Arrays]], made_by: str) -> bytes:
+def golden_bytes(computed: Iterable[tuple[Case, Arrays]], made_by: str, seed: int | None = None) -> bytes:
     """A golden file of cases and their outputs; `InputError` where outputs are not those of the case."""
     arrays: Arrays = {}
     tables = []
@@ -82,14 +87,17 @@ def golden_bytes(computed: Iterable[tuple[Case, Arrays]], made_by: str) -> bytes
         arrays |= {f"{case.name}/in/{name}": np.asarray(value) for name, value in case.inputs.items()}
         arrays |= {f"{case.name}/{name}": np.asarray(outputs[name]) for name in case.outputs}
         tables.append(_table(case, outputs))
-    content = {"format": FORMAT, "version": VERSION, "made_by": made_by, "cases": tables}
+    root = {} if seed is None else {"seed": seed}
+    content = {"format": FORMAT, "version": VERSION, "made_by": made_by, **root, "cases": tables}
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     return npz_bytes(arrays | {MANIFEST: np.frombuffer(text.encode(), dtype=np.uint8)})
 
 
-def write_golden(path: Path, computed: Iterable[tuple[Case, Arrays]], made_by: str) -> None:
+def write_golden(
+    path: Path, computed: Iterable[tuple[Case, Arrays]], made_by: str, seed: int | None = None
+) -> None:
     """Write a golden file; it appears whole or not at all."""
-    write_whole(path, golden_bytes(computed, made_by))
+    write_whole(path, golden_bytes(computed, made_by, seed))
 
 
 def _check_outputs(case: Case, outputs: Arrays) -> None:
@@ -128,7 +136,9 @@ def read_golden(path: Path) -> Golden:
     headers = npz_headers(path)
     manifest = _manifest(path, headers)
     try:
-        made_by = str(manifest["made_by"])
+        made_by, seed = str(manifest["made_by"]), manifest.get("seed")
+        if seed is not None and type(seed) is not int:
+            raise TypeError(f"seed is {seed!r}")
         promised = dict(_promised(manifest["cases"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: its manifest is not that of a golden file ({error!r})") from None
@@ -142,7 +152,7 @@ def read_golden(path: Path) -> Golden:
     except InputError as error:  # of a level or dtype there is not
         raise DataError(f"{path}: {error}") from None
     expected = {table["name"]: _expected(table, arrays) for table in manifest["cases"]}
-    return Golden(made_by, cases, expected)
+    return Golden(made_by, cases, expected, seed)
 
 
 def is_golden(headers: Mapping[str, Header]) -> bool:

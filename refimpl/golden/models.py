@@ -26,7 +26,7 @@ def model(name: str, gated: bool = True, full: bool = False) -> Network:
     """A network by name, with its usual gates or none; `full`: with the zoo's own channel counts."""
     one_of("golden", "model", name, NAMES)
     if name == "residual":
-        return residual((2, 6, 6), (3, 4), 3, ("conv2",) if gated else (), bias=False)
+        return residual((2, 6, 6), (3, 4), 4, ("conv2",) if gated else (), bias=False)
     make: Any = MODELS[name]
     network: Network = make(gates=USUAL_GATES[name] if gated else (), **({} if full else NARROW[name]))
     return network

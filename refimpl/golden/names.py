@@ -18,6 +18,29 @@ Backward, from the last layer to the first:
     backward.<gate>           gradient in the mask (N, K), before it goes through the mode's derivative
     grad.x                    gradient in the samples
 
+What a gate computes for an input X: s = channel means of X (of a flat X, X itself), hidden = relu(fc1(s)),
+logits = fc2(hidden), and for channel k d[k] = logits[2k+1] - logits[2k], on minus off. The mask M, by the
+setting `mode`, with sigma(t) = 1/(1 + exp(-t)), sigma' = sigma (1 - sigma) and tau, the setting `tau`:
+
+| mode | M forward | dM/dd backward |
+| --- | --- | --- |
+| hard | 1 where d > 0, else 0 | sigma'(d/tau)/tau |
+| gumbel | 1 where d + n > 0, else 0 | sigma'((d + n)/tau)/tau |
+| ste | 1 where d > 0, else 0 | 1 |
+| soft | sigma(d/tau) | sigma'(d/tau)/tau |
+
+n is the input `noise.<gate>`, two Gumbel draws' difference g_on - g_off; the other modes have none. A tie,
+d = 0, is off. tau matters forward in `soft` only. The output of a gated body is M * body(X), M being the same
+at all pixels of a channel. Backward, with Z the body's output:
+
+    gate_grad dense      dL/dM = sum over pixels of dL/d(M Z) * Z, with the Z that a closed channel would
+                         have had: the mask is multiplied after the body, closed channels are computed too
+    gate_grad active     closed channels are zero from the convolution on, so dL/dM = 0 there (ReLU'(0) = 0);
+                         in `soft`, where nothing is closed, the same as `dense`
+    detach_gate_input    true: nothing passes from a gate on to its input X; false: it does, through s
+
+dL/dd = dL/dM * dM/dd; logits get -dL/dd (off) and +dL/dd (on). The body gets M * dL/d(M Z) either way.
+
 Source: mathematics.md §2. Derived.
 """
 

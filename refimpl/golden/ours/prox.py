@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,10 +36,32 @@ def penalty_of(case: Case, size: int) -> operators.Penalty:
     """The case's penalty on vectors of `size` entries."""
     table = case.settings["penalty"]
     one_of("golden", "penalty", table["type"], (*_SIMPLE, *_GROUPED))
+    power = table.get("step_power", 1)  # another one is a mistake, whose consequences are to be computed
+    own = _named(case, table, size)
+    return own if power == 1 else _OtherStep(own, power)
+
+
+def _named(case: Case, table: Table, size: int) -> operators.Penalty:
     if table["type"] in _SIMPLE:
         return _SIMPLE[table["type"]](table)
     groups = operators.Groups(case.inputs["indptr"], case.inputs["indices"], size)
     return _GROUPED[table["type"]](groups, table)
+
+
+class _OtherStep(NamedTuple):
+    """A penalty whose prox is taken with a power of the step."""
+
+    right: operators.Penalty
+    power: int
+
+    def value(self, u: np.ndarray) -> float:
+        return self.right.value(u)
+
+    def prox(self, v: np.ndarray, step: float, out: np.ndarray) -> float:
+        return self.right.prox(v, step**self.power, out)
+
+    def subdifferential_distance(self, s: np.ndarray, u: np.ndarray) -> float:
+        return self.right.subdifferential_distance(s, u)
 
 
 def prox(case: Case) -> Arrays:

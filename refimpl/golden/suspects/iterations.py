@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from refimpl.golden.case import Case
 from refimpl.golden.names import is_gradient
-from refimpl.golden.suspects.contract import Suspect, altered
+from refimpl.golden.suspects.contract import Seen, Suspect, altered, scaled, suspect
 
 _NETWORKS = ("network", "cross_entropy")
 _RATES = ("eta", "alpha", "beta", "delta", "eta_prox", "eta_phi", "eta_theta")  # of steps along a gradient
@@ -20,11 +20,11 @@ def summed_loss(case: Case) -> Iterator[Suspect]:
     if count < 2:
         return
 
-    def scale(output: str) -> float:
+    def times(output: str) -> float:
         return float(count) if output.split(".")[-1] == "loss" or is_gradient(output) else 1.0
 
     hint = f"the loss was summed over the {count} samples of a batch; it is their mean"
-    yield Suspect("mean against sum loss", hint, altered(case, **_faster(case, count)), scale)
+    yield suspect("mean against sum loss", hint, altered(case, **_faster(case, count)), scaled(times))
 
 
 def _batch(case: Case) -> int:
@@ -69,20 +69,20 @@ def lambda_factor(case: Case) -> Iterator[Suspect]:
             changed = altered(changed, eta=case.settings["eta"] / factor)
         if case.kind == "algorithm":
             local = altered(changed, **_server(case, 1 / factor))  # whose server knows lambda
-            yield Suspect("lambda vs lambda/2", hint, local, _of_g(1 / factor))
+            yield suspect("lambda vs lambda/2", hint, local, _of_g(1 / factor))
             hint = f"{done}, in the local problem and in g = lambda (md - mean)"
-        yield Suspect("lambda vs lambda/2", hint, changed)
+        yield suspect("lambda vs lambda/2", hint, changed)
     if case.kind == "algorithm":
         for factor in (2.0, 0.5):
             hint = f"g is {factor:g} times lambda (md - mean of the nodes)"
             stepped = altered(case, **_server(case, factor))
-            yield Suspect("lambda vs lambda/2", hint, stepped, _of_g(factor))
-            yield Suspect("lambda vs lambda/2", f"{hint}, where it is stored only", case, _of_g(factor))
+            yield suspect("lambda vs lambda/2", hint, stepped, _of_g(factor))
+            yield suspect("lambda vs lambda/2", f"{hint}, where it is stored only", case, _of_g(factor))
 
 
-def _of_g(factor: float) -> Callable[[str], float]:
-    """The factor for a round's g, 1 for all else."""
-    return lambda output: factor if output.endswith(".g") else 1.0
+def _of_g(factor: float) -> Seen:
+    """A round's g times the factor, all else as it is."""
+    return scaled(lambda output: factor if output.endswith(".g") else 1.0)
 
 
 def prox_weight(case: Case) -> Iterator[Suspect]:
@@ -92,21 +92,9 @@ def prox_weight(case: Case) -> Iterator[Suspect]:
     if not weights:
         return
     rule = "prox step vs weight"
-    steps = [case.settings["step"]] if case.kind == "prox" else _steps(case)
-    for step in dict.fromkeys(steps):
-        without = {**penalty, **{key: penalty[key] / step for key in weights}}
-        hint = f"prox was taken with the weight rho alone; the threshold is step times rho, the step {step:g}"
-        yield Suspect(rule, hint, altered(case, penalty=without))
-        alone = {**penalty, **dict.fromkeys(weights, 1.0)}
-        hint = "prox was taken with the step alone; the threshold is step times the weight rho"
-        yield Suspect(rule, hint, altered(case, penalty=alone))
-        twice = {**penalty, **{key: penalty[key] * step for key in weights}}
-        hint = f"the step {step:g} was taken twice in a prox; the threshold is step times rho"
-        yield Suspect(rule, hint, altered(case, penalty=twice))
-
-
-def _steps(case: Case) -> list[float]:
-    """l_1 and b_1, the steps of the two prox of the first round."""
-    schedule = case.settings["schedule"]
-    beta = schedule["beta"]
-    return [beta / 2 if schedule["name"] == "ghadimi-lan" else beta, beta]
+    hint = "prox was taken with the weight rho alone; the threshold is step times rho"
+    yield suspect(rule, hint, altered(case, penalty={**penalty, "step_power": 0}))
+    hint = "prox was taken with the step alone; the threshold is step times the weight rho"
+    yield suspect(rule, hint, altered(case, penalty={**penalty, **dict.fromkeys(weights, 1.0)}))
+    hint = "the step was taken twice in a prox; the threshold is step times rho"
+    yield suspect(rule, hint, altered(case, penalty={**penalty, "step_power": 2}))
