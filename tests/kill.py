@@ -16,11 +16,12 @@ import signal
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+
+from forks import fork
 
 from refimpl.cli import app
 from refimpl.comparison.run import Comparison
@@ -204,9 +205,7 @@ def get_ready() -> None:
 
 def begin(command: tuple[str, ...], folder: Path) -> int:
     """The id of a process that runs the command in the folder, with its output in the file `said` beside."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # newer Pythons warn of forking beside sleeping threads of BLAS
-        process = os.fork()
+    process = fork()
     if process:
         return process
     try:

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import kill
 import numpy as np
 import pytest
+from forks import fork
 
 from refimpl import folders, record
 from refimpl.cli import app
@@ -121,7 +122,7 @@ def test_replacing_a_comparison_survives_a_kill(tmp_path, monkeypatch, at):
     def killed(*_, **__):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    if not (process := os.fork()):
+    if not (process := fork()):
         monkeypatch.setattr(*((os, "rename") if at == "rename" else (shutil, "rmtree")), killed)
         Comparison.create(path, tiny_plan(2), force=True)
         os._exit(0)

@@ -8,6 +8,7 @@ import signal
 
 import numpy as np
 import pytest
+from forks import fork
 from quadratics import Quadratic
 
 from refimpl import accel, prox
@@ -167,12 +168,11 @@ def test_same_bytes_whatever_threads_and_order(dtype, mode, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_child_process_trains_with_threads_of_its_own():
     network, tasks = network_tasks()
     w0, method = network.layout.initialise(SeedTree(3)), gated_method(network)
     here, _ = run(method, tasks, w0, 1, threads=2)
-    child = os.fork()
+    child = fork()
     if child == 0:
         signal.alarm(60)  # threads that stayed behind would be waited for without end
         there, _ = run(method, tasks, w0, 1, threads=2)
