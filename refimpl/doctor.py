@@ -95,24 +95,23 @@ def check_kernels(dtype: str) -> Finding:
 
 def differing_strided(case: Case) -> list[str]:
     """The results of all passes of a convolution with stride 2 that are not the readable kernels' bits."""
-    data, step, pad = layer_data(case), (2, 2), (case.geometry.pad, case.geometry.pad)
-    x, weight, bias, dy, mask = data._replace(dy=data.dy[:, :, ::2, ::2].copy())
+    step, pad, data = (2, 2), (case.geometry.pad, case.geometry.pad), layer_data(case)
+    data = data._replace(dy=data.dy[:, :, ::2, ::2].copy())
+    x, weight, bias, dy, mask = data
     fast = {"dw": np.empty_like(weight), "db": np.empty_like(bias)}
     fast["y"] = conv.forward(x, weight, bias, step, pad, None, mask)
     fast["dx"] = conv.input_grad(dy, weight, step, pad, (x.shape[2], x.shape[3]), mask)
     conv.weight_grad(x, dy, step, pad, fast["dw"], fast["db"], None, mask)
-    right = {name: np.empty_like(array) for name, array in fast.items()}
-    writes = ALL_ON if mask is None else mask
-    plain.conv_forward(x, weight, bias, step, pad, ALL_ON, writes, right["y"])
-    plain.conv_input_grad(dy, weight, step, pad, writes, ALL_ON, right["dx"])
-    plain.conv_weight_grad(x, dy, step, pad, ALL_ON, writes, right["dw"], right["db"])
+    right: dict[str, np.ndarray] = {}
+    for pass_ in PASSES:
+        right |= twins(replace(case, pass_=pass_), data, step)
     return [name for name, array in fast.items() if array.tobytes() != right[name].tobytes()]
 
 
-def twins(case: Case, data: LayerData) -> dict[str, np.ndarray]:
-    """The readable kernels' results of a case: {"y"}, {"dx"} or {"dw", "db"}."""
+def twins(case: Case, data: LayerData, step: conv.Pair = (1, 1)) -> dict[str, np.ndarray]:
+    """The readable kernels' results of a case: {"y"}, {"dx"} or {"dw", "db"}; step: of a convolution."""
     x, weight, bias, dy = data[:4]
-    mask = ALL_ON if data.mask is None else data.mask
+    mask = conv.or_all_on(data.mask)
     y, dx, dw, db = np.empty_like(dy), np.empty_like(x), np.empty_like(weight), np.empty_like(bias)
     if case.geometry.linear:
         rows, matrix, drows = (array.reshape(array.shape[:2]) for array in (x, weight, dy))
@@ -124,7 +123,7 @@ def twins(case: Case, data: LayerData) -> dict[str, np.ndarray]:
         else:
             plain.linear_weight_grad(rows, drows, ALL_ON, mask, results[2], db)
     else:
-        step, pad = (1, 1), (case.geometry.pad, case.geometry.pad)
+        pad = (case.geometry.pad, case.geometry.pad)
         if case.pass_ == "forward":
             plain.conv_forward(x, weight, bias, step, pad, ALL_ON, mask, y)
         elif case.pass_ == "input_grad":

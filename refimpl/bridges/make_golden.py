@@ -9,12 +9,11 @@ outputs, so the files can judge it where PyTorch is not installed.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-from refimpl.errors import RefimplError
+from refimpl.bridges import leave_with
 from refimpl.golden.case import Arrays, Case
 from refimpl.golden.file import golden_bytes
 from refimpl.golden.levels import build_cases
@@ -86,7 +85,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except RefimplError as problem:
-        sys.exit(f"make_golden: {problem}")
+    leave_with("make_golden", main)

@@ -7,10 +7,10 @@ refimpl golden check F.npz THEIRS.npz
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from refimpl.errors import InputError, RefimplError
+from refimpl.bridges import leave_with
+from refimpl.errors import InputError
 from refimpl.golden.file import read_golden
 from refimpl.storage import check_new, npz_bytes, write_whole
 
@@ -48,7 +48,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except RefimplError as problem:
-        sys.exit(f"run: {problem}")
+    leave_with("run", main)

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from refimpl._version import __version__
+from refimpl.bridges import leave_with
 from refimpl.errors import RefimplError
 from refimpl.golden.case import LEVELS, Case
 from refimpl.golden.compare import DEPARTS, FINE, Row, as_theirs, compare
@@ -125,7 +125,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except RefimplError as problem:
-        sys.exit(f"worst: {problem}")
+    leave_with("worst", main)
