@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from refimpl.cli.progress import Talk
-from refimpl.config import Config, preset_keys, preset_names
+from refimpl.experiments.config import Config, preset_keys, preset_names
 
 Decorator = Callable[[Any], Any]
 
