@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import ConfigError, brief, one_of
+from refimpl.files.sniff import decoded
 
 METHODS = (
     "metagater", "metagater-ungated", "fedavg", "perfedavg", "perfedavg-hf", "maml", "fomaml", "reptile",
@@ -118,7 +119,7 @@ def _check_value(source: str, item: Field[Any], value: object) -> None:
     if not good:
         raise ConfigError(f"{source}: {item.name} must be {wanted}, got {value!r}")
     ending = item.metadata["ending"]
-    if ending and str(value).endswith(ending):
+    if ending and str(value).lower().endswith(ending):
         return
     if item.metadata["choices"]:
         also = (f"FILE{ending}",) if ending else ()
@@ -168,7 +169,7 @@ def _check_ranges(config: Config) -> None:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """A TOML file as a table; `ConfigError` with the parser's position where it is not TOML."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(decoded(Path(path).read_bytes()))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; give the path of a TOML configuration") from None
     except RecursionError:
@@ -233,7 +234,7 @@ def resolve(file: str | Path | None = None, from_preset: str | None = None, **op
             "leave one of them out"
         )
     if from_preset is None:
-        from_preset = "npz" if dataset.endswith(OWN_DATA) else dataset
+        from_preset = "npz" if dataset.lower().endswith(OWN_DATA) else dataset
     values = {**_layer(preset(from_preset), method, f"preset {from_preset}"), "dataset": dataset}
     values.update(_layer(user, method, str(file)))
     values.update(_layer(given, method, "options"))
