@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from fnmatch import fnmatch
-from pathlib import Path
 
 from refimpl.bridges import leave_with
 from refimpl.golden.case import Arrays, Case
 from refimpl.golden.file import golden_bytes
 from refimpl.golden.levels import build_cases
+from refimpl.paths import expanded
 from refimpl.storage import check_new, write_whole
 
 SEED = 0
@@ -70,7 +70,7 @@ def file_bytes(level: str, dtype: str) -> bytes:
 def main(arguments: list[str] | None = None) -> int:
     """Write the files; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m refimpl.bridges.make_golden", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where to write them; it is made if need be")
+    parser.add_argument("folder", type=expanded, help="where to write them; it is made if need be")
     parser.add_argument("--force", action="store_true", help="replace files that are there")
     options = parser.parse_args(arguments)
     paths = {key: options.folder / f"{'-'.join(key)}.npz" for key in SELECTION}
