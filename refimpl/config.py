@@ -310,6 +310,6 @@ def from_table(table: Mapping[str, Any], source: str = "config") -> Config:
     values = completed(table)
     lacking = [f"{key} = {values[key]!r}" for key in _FIELDS if key not in table]
     if lacking:
-        text = f"{source}: an older version stored no {', '.join(lacking)}; these defaults are used"
+        text = f"{source}: an older version stored no {', '.join(lacking)[:300]}; these defaults are used"
         warnings.warn(text, OlderVersionWarning, stacklevel=2)
     return Config(**values)

@@ -18,7 +18,7 @@ ROOT = Path(refimpl.__file__).parent
 # From top to bottom; a module may import its own room and those above. A new room needs a place here.
 ROOMS = (
     ("_version",),
-    ("errors", "rng", "tables", "parallel", "npz"),
+    ("errors", "rng", "tables", "paths", "parallel", "npz"),
     ("kernels",),
     ("nn",),
     ("gradcheck",),

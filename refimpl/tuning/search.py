@@ -120,7 +120,7 @@ class Search:
         }
 
 
-def search_from(table: Mapping[str, Any], source: str) -> Search:
+def search_from(table: Mapping[str, Any], source: str = "tune") -> Search:
     """The search written by `Search.table`, of which messages speak as `source`."""
     ranges = {str(key): (float(low), float(high)) for key, (low, high) in table["ranges"].items()}
     config, seeds = from_table(table["config"], source), tuple(int(seed) for seed in table["seeds"])
