@@ -3,9 +3,9 @@
 python -m bench run --out results.json                # everything, about three quarters of an hour
 python -m bench run --size smallest --out smoke.json  # a minute, meaningless times
 python -m bench bars results.json                     # what is wanted against what was measured
-python -m bench readme results.json                   # Markdown; --into README.md: between its marks
+python -m bench readme results.json                   # Markdown; --into bench/README.md: between its marks
 python -m bench figure results.json figure.svg
-python -m bench experiments mnist --into README.md    # tables of what is kept in experiments/; --figures
+python -m bench experiments mnist --into bench/results/README.md    # tables of what is kept there; --figures
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bench.peers import installed
 from refimpl.bench.candidates import OURS
 from refimpl.bench.process import Event, listen
 from refimpl.bench.session import Results, gather, refused
-from refimpl.tables import put_into
+from refimpl.files.tables import put_into
 
 # Section: the parts of the results it fills.
 SECTIONS = {

@@ -11,11 +11,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from refimpl.comparison.layout import row_tables
-from refimpl.comparison.summary import Curve, Row, read_row
-from refimpl.tables import markdown
+from refimpl.experiments.compare.layout import row_tables
+from refimpl.experiments.compare.summary import Curve, Row, read_row
+from refimpl.files.tables import markdown
 
-FOLDER = Path(__file__).parent / "experiments"
+FOLDER = Path(__file__).parent / "results"
 ABLATION = "ablation-"  # how its name begins
 Results = dict[str, Any]
 

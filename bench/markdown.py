@@ -7,7 +7,7 @@ from refimpl.bench.candidates import OURS
 from refimpl.bench.cases import FIRST_LAYER, GRID, PASSES
 from refimpl.bench.session import Results, refused
 from refimpl.bench.tables import duration
-from refimpl.tables import markdown
+from refimpl.files.tables import markdown
 
 BATCH = 32
 COMMAND = "python -m bench readme"  # what the marks in the README say

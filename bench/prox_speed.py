@@ -22,7 +22,7 @@ def layouts() -> Iterator[tuple[str, object]]:
     """Names and `Groups`: equal, unequal (1 to 199 entries), each group in two stretches."""
     import numpy as np
 
-    from refimpl.prox import Groups
+    from refimpl.optim.prox import Groups
 
     each, rng = SIZE // GROUPS, np.random.default_rng(0)
     yield "equal", Groups.from_sizes(np.full(GROUPS, each))
@@ -46,7 +46,7 @@ def measure(dtype: str, name: str, groups, effort) -> dict[str, object]:
     import numpy as np
 
     from refimpl.bench.timing import interleave
-    from refimpl.prox import GroupLasso
+    from refimpl.optim.prox import GroupLasso
 
     rng = np.random.default_rng(1)
     # norms from 0 to 1 around a threshold of 0.5: some groups vanish
@@ -77,7 +77,7 @@ def main() -> None:
     options = parser.parse_args()
     pin(1)
     from refimpl.bench.timing import SMOKE, Effort
-    from refimpl.tables import table
+    from refimpl.files.tables import table
 
     effort = SMOKE if options.smoke else Effort(rounds=15, seconds=2.0, sample=3e-3)
     found = [measure(dtype, *case, effort) for dtype in ("float32", "float64") for case in layouts()]

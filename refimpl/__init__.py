@@ -12,53 +12,53 @@ from typing import TYPE_CHECKING, Any
 from refimpl._version import __version__
 
 if TYPE_CHECKING:
-    from refimpl.comparison.plan import Plan
-    from refimpl.comparison.run import Comparison
-    from refimpl.comparison.summary import summarise
-    from refimpl.config import Config, resolve
     from refimpl.data.catalog import load
     from refimpl.data.node import Node
-    from refimpl.experiment import Experiment, adapt_targets, prepare, reopen, train
+    from refimpl.experiments.compare.plan import Plan
+    from refimpl.experiments.compare.run import Comparison
+    from refimpl.experiments.compare.summary import summarise
+    from refimpl.experiments.config import Config, resolve
+    from refimpl.experiments.experiment import Experiment, adapt_targets, prepare, reopen, train
+    from refimpl.experiments.record import RunFolder
     from refimpl.federated.adapt import AdaptSettings, adapt, evaluate, report_node
     from refimpl.federated.local import LocalSettings
-    from refimpl.federated.metagater import MetaGater
+    from refimpl.federated.methods.metagater import MetaGater
     from refimpl.federated.rounds import Participation, run_rounds
     from refimpl.nn import zoo
     from refimpl.nn.context import Context, Gating
     from refimpl.nn.network import Network
     from refimpl.nn.objective import NetworkObjective
     from refimpl.nn.task import NetworkTask
-    from refimpl.record import RunFolder
     from refimpl.rng import SeedTree
 
 _HOME = {
     "AdaptSettings": "refimpl.federated.adapt",
-    "Comparison": "refimpl.comparison.run",
-    "Config": "refimpl.config",
+    "Comparison": "refimpl.experiments.compare.run",
+    "Config": "refimpl.experiments.config",
     "Context": "refimpl.nn.context",
-    "Experiment": "refimpl.experiment",
+    "Experiment": "refimpl.experiments.experiment",
     "Gating": "refimpl.nn.context",
     "LocalSettings": "refimpl.federated.local",
-    "MetaGater": "refimpl.federated.metagater",
+    "MetaGater": "refimpl.federated.methods.metagater",
     "Network": "refimpl.nn.network",
     "NetworkObjective": "refimpl.nn.objective",
     "NetworkTask": "refimpl.nn.task",
     "Node": "refimpl.data.node",
     "Participation": "refimpl.federated.rounds",
-    "Plan": "refimpl.comparison.plan",
-    "RunFolder": "refimpl.record",
+    "Plan": "refimpl.experiments.compare.plan",
+    "RunFolder": "refimpl.experiments.record",
     "SeedTree": "refimpl.rng",
     "adapt": "refimpl.federated.adapt",
-    "adapt_targets": "refimpl.experiment",
+    "adapt_targets": "refimpl.experiments.experiment",
     "evaluate": "refimpl.federated.adapt",
     "load": "refimpl.data.catalog",
-    "prepare": "refimpl.experiment",
+    "prepare": "refimpl.experiments.experiment",
     "report_node": "refimpl.federated.adapt",
-    "reopen": "refimpl.experiment",
-    "resolve": "refimpl.config",
+    "reopen": "refimpl.experiments.experiment",
+    "resolve": "refimpl.experiments.config",
     "run_rounds": "refimpl.federated.rounds",
-    "summarise": "refimpl.comparison.summary",
-    "train": "refimpl.experiment",
+    "summarise": "refimpl.experiments.compare.summary",
+    "train": "refimpl.experiments.experiment",
 }
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from refimpl.gradcheck import SlotError
+from refimpl.nn.gradcheck import SlotError
 
 # (dtype, kind) -> largest error relative to the largest magnitude expected.
 TOLERANCES = {

@@ -38,12 +38,11 @@ from fuzz_images import (
     true_checksums,
 )
 
-from refimpl.comparison.layout import csv_text
-from refimpl.comparison.plan import Cell, Plan, Training
-from refimpl.comparison.run import Comparison
-from refimpl.comparison.summary import curves, gaps, summarise
-from refimpl.comparison.work import Job, Outcome, outcome_of, read_records
-from refimpl.config import Config, from_table, resolve
+from refimpl.crosscheck.compare import compare, read_theirs
+from refimpl.crosscheck.conformance import Outcome as Conformance
+from refimpl.crosscheck.conformance import as_text
+from refimpl.crosscheck.golden.case import Case
+from refimpl.crosscheck.golden.file import golden_bytes, read_golden
 from refimpl.data.arrays import read_arrays
 from refimpl.data.cifar import parse_names, read_batch
 from refimpl.data.cifar_binary import parse_lines, parse_records
@@ -51,21 +50,22 @@ from refimpl.data.identity import Identity
 from refimpl.data.omniglot import read_omniglot
 from refimpl.data.png import decode_png
 from refimpl.data.unpack import read_unpacked
-from refimpl.environment import environment
+from refimpl.experiments.compare.layout import csv_text
+from refimpl.experiments.compare.plan import Cell, Plan, Training
+from refimpl.experiments.compare.run import Comparison
+from refimpl.experiments.compare.summary import curves, gaps, summarise
+from refimpl.experiments.compare.work import Job, Outcome, outcome_of, read_records
+from refimpl.experiments.config import Config, from_table, resolve
+from refimpl.experiments.record import META, RunFolder
+from refimpl.experiments.tune.record import Tuning
+from refimpl.experiments.tune.search import Search
+from refimpl.experiments.tune.trial import Trial
 from refimpl.federated.adapt import NodeReport
-from refimpl.golden.case import Case
-from refimpl.golden.compare import compare, read_theirs
-from refimpl.golden.conformance import Outcome as Conformance
-from refimpl.golden.conformance import as_text
-from refimpl.golden.file import golden_bytes, read_golden
-from refimpl.record import META, RunFolder
+from refimpl.files.environment import environment
+from refimpl.files.storage import json_text, npz_bytes, toml_text
 from refimpl.report.gather import stored_environment, stored_gaps
 from refimpl.report.page import _facts
-from refimpl.stationarity import GapRow
-from refimpl.storage import json_text, npz_bytes, toml_text
-from refimpl.tuning.record import Tuning
-from refimpl.tuning.search import Search
-from refimpl.tuning.trial import Trial
+from refimpl.theory.stationarity import GapRow
 
 RNG = np.random.default_rng(0)
 

@@ -24,11 +24,11 @@ from pathlib import Path
 from forks import fork
 
 from refimpl.cli import app
-from refimpl.comparison.run import Comparison
-from refimpl.record import RunFolder
+from refimpl.experiments.compare.run import Comparison
+from refimpl.experiments.record import RunFolder
+from refimpl.experiments.tune.record import Tuning
+from refimpl.federated.warmup import warm_up
 from refimpl.report.canvas import has_matplotlib
-from refimpl.tuning.record import Tuning
-from refimpl.warmup import warm_up
 
 SMALL = ("--nodes", "3", "--targets", "1", "--local-steps", "1", "--threads", "1", "-q")
 TRAIN = ("train", "--out", "run", "--method", "metagater", "--rounds", "12", *SMALL)

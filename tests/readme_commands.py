@@ -9,7 +9,13 @@ import re
 import sys
 from pathlib import Path
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+
+
+def document(path: str) -> str:
+    """The text of a document of this repository, by its path from the top."""
+    return (ROOT / path).read_text(encoding="utf-8")
 
 
 def readme_commands() -> dict[str, str]:

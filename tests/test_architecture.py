@@ -15,34 +15,9 @@ import refimpl
 
 ROOT = Path(refimpl.__file__).parent
 
-# From top to bottom; a module may import its own room and those above. A new room needs a place here.
-ROOMS = (
-    ("_version",),
-    ("errors", "rng", "tables", "paths", "parallel", "npz"),
-    ("kernels",),
-    ("nn",),
-    ("gradcheck",),
-    ("prox",),
-    ("accel",),
-    ("problems",),
-    ("data",),
-    ("federated",),
-    ("pruning", "cooperative"),
-    ("theory",),
-    ("presets", "config"),
-    ("storage", "environment", "lock"),
-    ("golden",),  # below storage: what it computes goes into a file
-    ("folders",),
-    ("record",),
-    ("warmup",),
-    ("methods", "formulas"),
-    ("experiment",),
-    ("replay",),
-    ("comparison", "bench", "stationarity", "tuning", "doctor"),
-    ("report", "bridges"),
-    ("cli",),
-)
-RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
+# The list of rooms in the package's README: a module may import its own room and those above.
+TABLE = re.findall(r"^\| (\d+) \| ([^|]*) \|", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M)
+RANK = {room: int(rank) for rank, rooms in TABLE for room in re.findall(r"`(\w+)`", rooms)} | {"_version": 0}
 
 # Who may import what from outside. Everything not named here and not in the standard library is an error.
 OUTSIDE = {
@@ -52,22 +27,29 @@ OUTSIDE = {
     "llvmlite": {"kernels"},
     "click": {"cli"},
     "matplotlib": {"report"},
-    "torch": {"bridges"},
-    "onnx": {"bridges"},
-    "onnxruntime": {"bridges"},
+    "torch": {"crosscheck"},
+    "onnx": {"crosscheck"},
+    "onnxruntime": {"crosscheck"},
 }
 
-ASKED_ONLY = {("refimpl.environment", "llvmlite")}  # for the processor's name, which a run writes down
+ASKED_ONLY = {("refimpl.files.environment", "llvmlite")}  # for the processor's name, which a run writes down
 
 # Methods, theory and solvers see objectives, never networks; adaptation switches sub-networks.
-BLIND_TO_NETWORKS = ("prox", "accel", "problems", "theory", "federated")
-SEES_NETWORKS = {"refimpl.federated.adapt", "refimpl.problems.network"}  # networks are what they are about
+BLIND_TO_NETWORKS = ("optim", "theory", "federated")
+SEES_NETWORKS = {  # networks are what these are about
+    "refimpl.federated.adapt",
+    "refimpl.federated.warmup",
+    "refimpl.federated.pruning.metasnip",
+    "refimpl.federated.pruning.snip",
+    "refimpl.theory.problems.network",
+    "refimpl.theory.stationarity",
+}
 
 # These wire the compiler, emit vector instructions or move numbers; the formulae are their callers'.
 NO_MATHEMATICS = {
     f"refimpl.kernels.{name}" for name in ("compiling", "edge", "jit", "panels", "simd", "target", "tile")
 }
-MATHEMATICS = ("kernels", "nn", "gradcheck", "prox", "accel", "problems", "federated", "pruning", "theory")
+MATHEMATICS = ("kernels", "nn", "optim", "federated", "theory")
 
 
 def name_of(path: Path) -> str:
@@ -132,14 +114,21 @@ def test_methods_and_solvers_see_objectives_not_networks(module):
 # The second implementation reads what a case and a network are; it borrows no arithmetic.
 NO_ARITHMETIC = {
     f"refimpl.{name}"
-    for name in ("errors", "golden.case", "golden.describe", "nn.context", "nn.layout", "nn.network")
+    for name in (
+        "errors",
+        "crosscheck.golden.case",
+        "crosscheck.golden.describe",
+        "nn.context",
+        "nn.layout",
+        "nn.network",
+    )
 }
 
 
-@pytest.mark.parametrize("module", [m for m in INSIDE if m.startswith("refimpl.bridges.torch")])
+@pytest.mark.parametrize("module", [m for m in INSIDE if m.startswith("refimpl.crosscheck.bridges.torch")])
 def test_the_second_implementation_shares_no_arithmetic_with_the_first(module):
     for target in imports(module, TREES[module]):
-        if target.startswith("refimpl.") and not target.startswith("refimpl.bridges.torch"):
+        if target.startswith("refimpl.") and not target.startswith("refimpl.crosscheck.bridges.torch"):
             assert target in NO_ARITHMETIC, f"{module} must not import {target}"
 
 
@@ -178,7 +167,7 @@ def test_mathematics_says_where_it_comes_from(module):
         assert re.search(r"mathematics\.md|\[\w+\]|\(?\d{4}\)?|after ", source), f"{module}: {source!r}"
 
 
-@pytest.mark.parametrize("module", [m for m in FORMULAE if room(m) in ("nn", "gradcheck", "accel")])
+@pytest.mark.parametrize("module", [m for m in FORMULAE if room(m) == "nn" or m == "refimpl.optim.accel"])
 def test_mathematics_says_how_far_it_can_be_trusted(module):
     sources = [text.split("Source:", 1)[1].lower() for text in docstrings(TREES[module]) if "Source:" in text]
     assert any(re.search("verified|derived|reconstructed", source) for source in sources), module

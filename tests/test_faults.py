@@ -17,15 +17,16 @@ import numpy as np
 import pytest
 from forks import fork
 
-from refimpl import folders, record
 from refimpl.cli import app
-from refimpl.comparison.plan import Plan
-from refimpl.comparison.run import Comparison
-from refimpl.config import resolve
 from refimpl.errors import RunError
-from refimpl.lock import locked, take_lock
-from refimpl.record import RunFolder
-from refimpl.warmup import warm_up
+from refimpl.experiments import record
+from refimpl.experiments.compare.plan import Plan
+from refimpl.experiments.compare.run import Comparison
+from refimpl.experiments.config import resolve
+from refimpl.experiments.record import RunFolder
+from refimpl.federated.warmup import warm_up
+from refimpl.files import folders
+from refimpl.files.lock import locked, take_lock
 
 resource = pytest.importorskip("resource")
 

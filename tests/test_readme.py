@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from readme_commands import README, readme_commands
+from readme_commands import README, ROOT, document, readme_commands
 
 import refimpl
 
@@ -24,16 +24,34 @@ def test_first_screen_holds_the_two_commands():
     assert {commands["demo"], commands["tests"]} <= set(first_screen)
 
 
-def test_python_examples_run(capsys):
-    blocks = re.findall(r"```python\n(.*?)\n```", README.read_text(encoding="utf-8"), flags=re.S)
-    assert len(blocks) >= 2
+def printed_by_examples(path, capsys):
+    blocks = re.findall(r"```python\n(.*?)\n```", document(path), flags=re.S)
+    assert blocks, path
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
-    printed = capsys.readouterr().out
-    assert "(128, 64, 3, 3)" in printed
+        exec(compile(block, path, "exec"), {})
+    return capsys.readouterr().out
+
+
+def test_examples_of_the_readme_run(capsys):
+    assert "(128, 64, 3, 3)" in printed_by_examples("README.md", capsys)
+
+
+def test_examples_of_the_tour_run(capsys):
+    printed = printed_by_examples("refimpl/README.md", capsys)
     accuracy = [float(word) for word in re.search(r"own nodes: \[(.+)\]", printed)[1].split(",")]
     assert min(accuracy) > 0.8  # three classes that are easy to tell apart were learnt
-    assert "[1. 0.]\nTrue\n" in printed  # the solution of one's own problem, and its checks
+
+
+def test_the_example_of_the_theory_finds_the_solution_and_passes_its_checks(capsys):
+    assert "[1. 0.]\nTrue\n" in printed_by_examples("refimpl/theory/README.md", capsys)
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    assert len(document("README.md").split()) <= 1500
+    pages = [path for room in ("refimpl", "bench") for path in (ROOT / room).rglob("README.md")]
+    for page in ("README.md", *(str(path.relative_to(ROOT)) for path in pages)):
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", document(page)):
+            assert (ROOT / page).parent.joinpath(link).exists(), (page, link)
 
 
 def test_public_names_exist():

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from refimpl.accel import GhadimiLan
 from refimpl.bench.candidates import OURS, Candidate
 from refimpl.bench.layers import Row, measure, timed_columns
 from refimpl.bench.oracle import Arrays, Reference, length
@@ -17,12 +16,13 @@ from refimpl.bench.programs import SEED, Adaptation, Inference, Program, Round
 from refimpl.bench.timing import Effort
 from refimpl.federated.adapt import AdaptSettings, adapt
 from refimpl.federated.local import LocalSettings
-from refimpl.federated.metagater import MetaGater
+from refimpl.federated.methods.metagater import MetaGater
 from refimpl.federated.rounds import Participation, RoundRecord, State, run_rounds
 from refimpl.nn.context import Gating
 from refimpl.nn.predict import Predictor, predict
 from refimpl.nn.task import NetworkTask
 from refimpl.nn.work import dense_work
+from refimpl.optim.accel import GhadimiLan
 from refimpl.rng import SeedTree
 
 # Float32 against float64 over a whole program, in the norm of what changed: rounding of a layer

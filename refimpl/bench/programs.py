@@ -16,10 +16,10 @@ from functools import cached_property
 
 import numpy as np
 
-from refimpl import prox
 from refimpl.nn import zoo
 from refimpl.nn.network import Network
 from refimpl.nn.task import draw_batches
+from refimpl.optim import prox
 from refimpl.rng import SeedTree
 
 SEED = 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from refimpl import environment
 from refimpl.bench import candidates, endtoend
 from refimpl.bench.candidates import Maker
 from refimpl.bench.cases import Case
@@ -18,6 +17,7 @@ from refimpl.bench.peaks import SIZES, MatrixProduct, blas, matrix_peaks, tile_p
 from refimpl.bench.process import Event
 from refimpl.bench.programs import Program
 from refimpl.bench.timing import Effort
+from refimpl.files import environment
 
 Results = dict[str, Any]
 SCHEMA = 1

@@ -12,12 +12,12 @@ from refimpl.cli.compiling import WARM_UP, notice
 from refimpl.cli.options import PATH, config_options, data_dir_option, json_option, talk_options
 from refimpl.cli.output import print_json, say_data, table
 from refimpl.cli.progress import Progress, Talk
-from refimpl.config import ADAPTATION
 from refimpl.errors import InputError
-from refimpl.record import RunFolder
+from refimpl.experiments.config import ADAPTATION
+from refimpl.experiments.record import RunFolder
 
 if TYPE_CHECKING:
-    from refimpl.experiment import Experiment
+    from refimpl.experiments.experiment import Experiment
     from refimpl.federated.adapt import NodeReport
 
 
@@ -37,9 +37,9 @@ def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **optio
     personalised and the global model are tested apart. The options below replace what the run was configured
     with. The numbers are also written to RUN/report/adapt.json. FLOPs are per test sample, forward.
     """
-    from refimpl.comparison.nodes import node_table
-    from refimpl.experiment import adapt_targets, reopen
-    from refimpl.methods import notes
+    from refimpl.experiments.compare.nodes import node_table
+    from refimpl.experiments.experiment import adapt_targets, reopen
+    from refimpl.experiments.methods import notes
 
     with RunFolder.open(run) as folder:  # alone: two would write one report
         experiment, w = reopen(folder, data_dir)

@@ -13,7 +13,7 @@ from refimpl.cli.options import FILE, talk_options
 from refimpl.cli.output import print_json, table
 from refimpl.cli.progress import Progress, Talk
 from refimpl.errors import InputError
-from refimpl.storage import write_whole
+from refimpl.files.storage import write_whole
 
 if TYPE_CHECKING:
     from refimpl.bench.process import Event

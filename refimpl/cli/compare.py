@@ -13,15 +13,15 @@ from refimpl.cli.interrupt import stop_requests
 from refimpl.cli.options import PATH, Names, Seeds, file_option, run_options
 from refimpl.cli.output import command_line, print_json
 from refimpl.cli.progress import Progress, Talk, round_text
-from refimpl.config import METHODS as KNOWN
-from refimpl.config import Config, preset_names, resolve
 from refimpl.errors import one_of
-from refimpl.storage import json_text, write_whole
+from refimpl.experiments.config import METHODS as KNOWN
+from refimpl.experiments.config import Config, preset_names, resolve
+from refimpl.files.storage import json_text, write_whole
 
 if TYPE_CHECKING:
-    from refimpl.comparison.plan import Cell, Plan
-    from refimpl.comparison.run import Comparison
-    from refimpl.comparison.work import Outcome
+    from refimpl.experiments.compare.plan import Cell, Plan
+    from refimpl.experiments.compare.run import Comparison
+    from refimpl.experiments.compare.work import Outcome
     from refimpl.federated.rounds import RoundRecord
 
 METHODS = ("fedavg", "perfedavg", "metagater-ungated", "metasnip", "metagater")
@@ -90,7 +90,7 @@ def command(
     The folder holds plan.json, runs/, results.json, table.md, table.csv and, with matplotlib, accuracy by
     round (with --every) and accuracy against FLOPs. What is finished is kept: --resume does the rest.
     """
-    from refimpl.comparison.run import Comparison
+    from refimpl.experiments.compare.run import Comparison
 
     if resume:
         given = file or from_preset or methods or seeds or vary or every
@@ -112,7 +112,7 @@ def make_plan(
     options: dict[str, Any] | None = None,
 ) -> Plan:
     """The plan that the options make; None is what is not given."""
-    from refimpl.comparison.plan import Plan, parse_vary, varied
+    from refimpl.experiments.compare.plan import Plan, parse_vary, varied
 
     options = {"checkpoint_every": SELDOM, **{k: v for k, v in (options or {}).items() if v is not None}}
     from_preset = "digits" if from_preset == DEMO else from_preset
@@ -136,7 +136,7 @@ def free_folder(name: str) -> Path:
 
 def run(comparison: Comparison, as_json: bool, talk: Talk) -> int:
     """Do what is left of a comparison, write its tables and figures, and print; returns the exit code."""
-    from refimpl.comparison.layout import text
+    from refimpl.experiments.compare.layout import text
 
     path = comparison.path
     try:
@@ -157,9 +157,9 @@ def run(comparison: Comparison, as_json: bool, talk: Talk) -> int:
 
 def _write(comparison: Comparison, outcomes: list[Outcome]) -> tuple[dict[str, Any], list[Path]]:
     """The results as JSON, as tables and as figures; the first, and the paths of the last."""
-    from refimpl.comparison.layout import csv_text, markdown_text, results
-    from refimpl.comparison.run import CSV, RESULTS, TABLE
-    from refimpl.comparison.summary import summarise
+    from refimpl.experiments.compare.layout import csv_text, markdown_text, results
+    from refimpl.experiments.compare.run import CSV, RESULTS, TABLE
+    from refimpl.experiments.compare.summary import summarise
 
     path, plan = comparison.path, comparison.plan
     content = results(plan, outcomes, comparison.threads)
@@ -192,7 +192,7 @@ def _seeds(plan: Plan) -> str:
 
 def _draw(path: Path, outcomes: list[Outcome]) -> list[Path]:
     """The figures there is something to draw for, where matplotlib is."""
-    from refimpl.comparison.run import FIGURES
+    from refimpl.experiments.compare.run import FIGURES
     from refimpl.report.canvas import has_matplotlib, save
     from refimpl.report.comparison import figures
 

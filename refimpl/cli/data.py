@@ -21,7 +21,7 @@ from refimpl.cli.options import (
 )
 from refimpl.cli.output import facts, print_json, table
 from refimpl.cli.progress import PLAIN_SECONDS, PLAIN_SHARE, REDRAW_SECONDS, Progress, Talk, duration
-from refimpl.config import DATASETS, resolve
+from refimpl.experiments.config import DATASETS, resolve
 
 if TYPE_CHECKING:
     from refimpl.data.dataset import DataSet
@@ -271,7 +271,7 @@ def partition_command(
     """
     from refimpl.data.catalog import load
     from refimpl.data.partition import plan, statistics
-    from refimpl.experiment import build_partition
+    from refimpl.experiments.experiment import build_partition
 
     config = resolve(file, from_preset, per_round=0, **options)  # how many take part does not matter here
     dataset = load(config.dataset, data_dir)

@@ -38,7 +38,7 @@ def command(
     test accuracy there after adaptation (mean over nodes; mean and spread over seeds), the share of channels
     off, FLOPs and seconds, and the stationarity gap by round. It is `refimpl compare --preset demo`.
     """
-    from refimpl.comparison.run import Comparison
+    from refimpl.experiments.compare.run import Comparison
 
     which = tuple(range(seed, seed + seeds))
     plan = compare.make_plan(from_preset=compare.DEMO, seeds=which, options={"rounds": rounds})

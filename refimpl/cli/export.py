@@ -14,12 +14,12 @@ from refimpl.cli.options import FILE, PATH, data_dir_option, json_option
 from refimpl.cli.output import facts, print_json, say_data
 from refimpl.cli.progress import Progress, Talk
 from refimpl.errors import InputError
-from refimpl.record import RunFolder
+from refimpl.experiments.record import RunFolder
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from refimpl.experiment import Experiment
+    from refimpl.experiments.experiment import Experiment
     from refimpl.federated.adapt import Personal
     from refimpl.nn.network import Network
 
@@ -46,11 +46,11 @@ def command(
     Where onnxruntime is installed the file is held against this package on test samples; exits with 1 if
     logits differ by more than 1e-5 of the largest. Needs the extra `onnx`.
     """
-    from refimpl.bridges.onnx import disagreement, export
-    from refimpl.experiment import reopen
+    from refimpl.crosscheck.bridges.onnx import disagreement, export
+    from refimpl.experiments.experiment import reopen
     from refimpl.federated.adapt import quiet
+    from refimpl.files.storage import check_new, write_whole
     from refimpl.nn.predict import predict
-    from refimpl.storage import check_new, write_whole
 
     check_new(out, force)
     with RunFolder.open(run, lock=False) as folder:
@@ -76,7 +76,7 @@ def command(
 
 def _personal(experiment: Experiment, w: np.ndarray, name: str) -> Personal:
     """The model adapted at the target node of that name, as the run's method does it."""
-    from refimpl.experiment import personalise
+    from refimpl.experiments.experiment import personalise
 
     nodes = {node.name: node for node in experiment.target_nodes}
     if name not in nodes:

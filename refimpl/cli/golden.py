@@ -19,11 +19,11 @@ from refimpl.cli.progress import Progress, Talk
 from refimpl.errors import InputError
 
 if TYPE_CHECKING:
-    from refimpl.golden.case import Arrays, Case
-    from refimpl.golden.compare import Comparison, Theirs
-    from refimpl.golden.conformance import Outcome
-    from refimpl.golden.file import Golden
-    from refimpl.golden.hints import Hint
+    from refimpl.crosscheck.compare import Comparison, Theirs
+    from refimpl.crosscheck.conformance import Outcome
+    from refimpl.crosscheck.golden.case import Arrays, Case
+    from refimpl.crosscheck.golden.file import Golden
+    from refimpl.crosscheck.hints import Hint
 
 LEVELS = ("ops", "networks", "prox", "local", "algorithm", "adapt", "baselines", "all")
 MODELS = ("mlp", "cnn3", "cnn7", "digits", "residual")
@@ -43,8 +43,8 @@ def command() -> None:
 
     `make` writes inputs and expected outputs, every array named; `check` holds another program's outputs
     against them, names the first departure in the order of execution and, where one of the usual mistakes
-    reproduces what it gave, that mistake. The format: the help text of the module `refimpl.golden.file`;
-    what each level computes: those of `refimpl.golden.levels`.
+    reproduces what it gave, that mistake. The format: the help text of the module
+    `refimpl.crosscheck.golden.file`; what each level computes: those of `refimpl.crosscheck.golden.levels`.
     """
 
 
@@ -81,9 +81,9 @@ def make_command(
 
     The same options give the same bytes.
     """
-    from refimpl.golden.file import write_golden
-    from refimpl.golden.levels import build_cases
-    from refimpl.storage import check_new
+    from refimpl.crosscheck.golden.file import write_golden
+    from refimpl.crosscheck.golden.levels import build_cases
+    from refimpl.files.storage import check_new
 
     if (models or full) and level not in ("networks", "all"):
         raise InputError(f"golden: --model and --full are for the level networks, not {level}")
@@ -97,7 +97,7 @@ def make_command(
 
 def _computed(cases: Sequence[Case], talk: Talk) -> list[tuple[Case, Arrays]]:
     """What this package computes for the cases."""
-    from refimpl.golden.ours import run
+    from refimpl.crosscheck.golden.ours import run
 
     found = []
     with Progress(len(cases), talk) as progress, notice(progress):
@@ -135,8 +135,8 @@ def check_command(
     computes them. Extra arrays are named and left out. Exits with 1 if an array departs, or is missing
     without --partial.
     """
-    from refimpl.golden import conformance
-    from refimpl.storage import check_new
+    from refimpl.crosscheck import conformance
+    from refimpl.files.storage import check_new
 
     if report is not None:
         if report.suffix not in FORMATS:
@@ -154,10 +154,10 @@ def check_command(
 
 
 def _outcome(golden_path: Path, theirs_path: Path | None, partial: bool, talk: Talk) -> Outcome:
-    from refimpl.golden.compare import compare, read_theirs
-    from refimpl.golden.conformance import Outcome
-    from refimpl.golden.file import read_golden
-    from refimpl.golden.report import about
+    from refimpl.crosscheck.compare import compare, read_theirs
+    from refimpl.crosscheck.conformance import Outcome
+    from refimpl.crosscheck.golden.file import read_golden
+    from refimpl.crosscheck.report import about
 
     golden = read_golden(golden_path)
     theirs = _ours(golden, talk) if theirs_path is None else read_theirs(theirs_path, golden)
@@ -169,7 +169,7 @@ def _outcome(golden_path: Path, theirs_path: Path | None, partial: bool, talk: T
 
 def _hints(golden: Golden, theirs: Theirs, comparison: Comparison, talk: Talk) -> list[Hint]:
     """What may lie behind the departures; the case that is being examined is shown."""
-    from refimpl.golden.hints import EXAMINED, find_hints
+    from refimpl.crosscheck.hints import EXAMINED, find_hints
 
     if not comparison.departures:
         return []
@@ -184,14 +184,14 @@ def _hints(golden: Golden, theirs: Theirs, comparison: Comparison, talk: Talk) -
 
 def _ours(golden: Golden, talk: Talk) -> Theirs:
     """This installation's outputs."""
-    from refimpl.golden.compare import as_theirs
+    from refimpl.crosscheck.compare import as_theirs
 
     return as_theirs({case.name: outputs for case, outputs in _computed(golden.cases, talk)})
 
 
 def _write_report(path: Path, outcome: Outcome) -> None:
-    from refimpl.golden.report import as_html, as_markdown
-    from refimpl.storage import write_whole
+    from refimpl.crosscheck.report import as_html, as_markdown
+    from refimpl.files.storage import write_whole
 
     written = as_html(outcome) if path.suffix == ".html" else as_markdown(outcome)
     write_whole(path, written.encode())

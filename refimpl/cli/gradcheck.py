@@ -14,7 +14,7 @@ from refimpl.cli.output import print_json, table
 from refimpl.cli.progress import Progress, Talk
 
 if TYPE_CHECKING:
-    from refimpl.cli.gradcases import Case, Checked
+    from refimpl.nn.gradcases import Case, Checked
 
 TOLERANCE = 1e-6
 MODELS = ("mlp", "digits", "cnn3", "cnn7", "residual")
@@ -56,7 +56,7 @@ def command(
 
     Under --all the models cnn3 and cnn7 have fewer channels, as the output says.
     """
-    from refimpl.cli import gradcases
+    from refimpl.nn import gradcases
 
     if everything and model:
         raise click.UsageError("--all checks every model; leave out --model", click.get_current_context())

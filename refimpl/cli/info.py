@@ -13,10 +13,10 @@ from refimpl.cli.compiling import notice
 from refimpl.cli.options import json_option, talk_options, threads_option
 from refimpl.cli.output import facts, print_json
 from refimpl.cli.progress import Progress, Talk
-from refimpl.environment import environment
+from refimpl.files.environment import environment
 
 if TYPE_CHECKING:
-    from refimpl.doctor import Finding
+    from refimpl.machine.doctor import Finding
 
 
 @click.command(epilog="\b\nExamples:\n  refimpl info --json\n  refimpl info --check")
@@ -46,7 +46,7 @@ def command(ctx: click.Context, check: bool, threads: int | None, as_json: bool,
 
 def examined(threads: int | None, talk: Talk) -> list[Finding]:
     """The doctor's findings, with progress: kernels may have to be compiled for them."""
-    from refimpl.doctor import CHECKS, examine
+    from refimpl.machine.doctor import CHECKS, examine
 
     findings = []
     with Progress(CHECKS, talk) as progress, notice(progress):
@@ -58,7 +58,7 @@ def examined(threads: int | None, talk: Talk) -> list[Finding]:
 
 def gather(threads: int | None = None) -> dict[str, Any]:
     """The environment as a run folder records it, and where things are kept on this machine."""
-    from refimpl.experiment import default_threads
+    from refimpl.experiments.experiment import default_threads
     from refimpl.kernels.edge import chosen_kernels
     from refimpl.kernels.jit import cache_folder
 

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from refimpl.cli.progress import Talk
-from refimpl.config import Config, preset_keys, preset_names
-from refimpl.paths import expanded
+from refimpl.experiments.config import Config, preset_keys, preset_names
+from refimpl.files.paths import expanded
 
 Decorator = Callable[[Any], Any]
 

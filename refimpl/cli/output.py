@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from refimpl.storage import json_text
-from refimpl.tables import table
+from refimpl.files.storage import json_text
+from refimpl.files.tables import table
 
 __all__ = ["command_line", "facts", "print_json", "say_data", "table"]
 

@@ -95,8 +95,8 @@ def _view(
     subject: Subject, data_dir: Path | None, full: bool | None, threads: int | None, which: str, talk: Talk
 ) -> View:
     """One run, with progress."""
+    from refimpl.federated.warmup import warm_up
     from refimpl.report.gather import Gathering
-    from refimpl.warmup import warm_up
 
     with Progress(0, talk) as progress, notice(progress, WARM_UP):
         warm_up(subject.config.dtype)

@@ -12,11 +12,11 @@ import click
 from refimpl.cli.compiling import notice
 from refimpl.cli.output import print_json, table
 from refimpl.cli.progress import Progress, Talk, round_text
-from refimpl.record import RunFolder
+from refimpl.experiments.record import RunFolder
 
 if TYPE_CHECKING:
     from refimpl.federated.rounds import RoundRecord
-    from refimpl.stationarity import GapRow, Inspection, Point
+    from refimpl.theory.stationarity import GapRow, Inspection, Point
 
 HEADER = ("round", "at", "server's gap", "true gap", "+- if", "+- starts", "distance", "residual", "flipped")
 
@@ -35,7 +35,7 @@ def show(
 
     rounds: None for a few over the whole run, empty for its last checkpoint.
     """
-    from refimpl.comparison.work import read_records
+    from refimpl.experiments.compare.work import read_records
     from refimpl.report.canvas import has_matplotlib, require_matplotlib
     from refimpl.report.gap import GapSeries, draw_gaps
 
@@ -67,10 +67,10 @@ def _measure(
     talk: Talk,
 ) -> tuple[list[GapRow], list[str]]:
     """The rows, and lines that say what was computed."""
-    from refimpl.experiment import prepare_again
-    from refimpl.replay import over_the_run
-    from refimpl.stationarity import Inspection, note
+    from refimpl.experiments.experiment import prepare_again
+    from refimpl.experiments.replay import over_the_run
     from refimpl.theory.measured import Effort
+    from refimpl.theory.stationarity import Inspection, note
 
     wanted = over_the_run(folder) if rounds is None else rounds
     inspection = Inspection(prepare_again(folder, data_dir), Effort(**effort), threads)

@@ -15,13 +15,13 @@ from refimpl.cli.interrupt import stop_requests
 from refimpl.cli.options import PATH, file_option, preset_option, run_options
 from refimpl.cli.output import command_line, facts, print_json
 from refimpl.cli.progress import Progress, Talk, round_text
-from refimpl.config import Config, absolute, from_table, resolve
 from refimpl.errors import RunError
-from refimpl.record import RunFolder, check_free
-from refimpl.storage import toml_text
+from refimpl.experiments.config import Config, absolute, from_table, resolve
+from refimpl.experiments.record import RunFolder, check_free
+from refimpl.files.storage import toml_text
 
 if TYPE_CHECKING:
-    from refimpl.experiment import Experiment
+    from refimpl.experiments.experiment import Experiment
     from refimpl.federated.rounds import RoundRecord
 
 EPILOG = """\b
@@ -113,20 +113,20 @@ class Work:
 
     def prepare(self, config: Config) -> Experiment:
         """Data, nodes, network and method."""
-        from refimpl.experiment import prepare
+        from refimpl.experiments.experiment import prepare
 
         return prepare(config, self.data_dir)
 
     def prepare_again(self, folder: RunFolder, config: Config) -> Experiment:
         """The same for a run that is resumed."""
-        from refimpl.experiment import prepare_again
+        from refimpl.experiments.experiment import prepare_again
 
         return prepare_again(folder, self.data_dir, config)
 
     def run(self, experiment: Experiment, folder: RunFolder, resume: bool) -> int:
         """Train and print a summary; returns the exit code."""
-        from refimpl.experiment import train
-        from refimpl.warmup import warm_up
+        from refimpl.experiments.experiment import train
+        from refimpl.federated.warmup import warm_up
 
         config, gated = experiment.config, bool(experiment.network.gates)
         done = folder.load_checkpoint().round if resume and folder.has_checkpoint else 0

@@ -14,14 +14,14 @@ from refimpl.cli.interrupt import stop_requests
 from refimpl.cli.options import FILE, Names, Seeds, file_option, preset_option, run_options
 from refimpl.cli.output import command_line, print_json, say_data, table
 from refimpl.cli.progress import Progress, Talk, round_text
-from refimpl.config import METHODS, resolve
 from refimpl.errors import ConfigError, RunError, one_of
-from refimpl.storage import write_whole
+from refimpl.experiments.config import METHODS, resolve
+from refimpl.files.storage import write_whole
 
 if TYPE_CHECKING:
+    from refimpl.experiments.tune.record import Tuning
+    from refimpl.experiments.tune.search import Search
     from refimpl.federated.rounds import RoundRecord
-    from refimpl.tuning.record import Tuning
-    from refimpl.tuning.search import Search
 
 SEEDS = (100,)  # comparisons report others
 SHARE = 5  # of the training nodes, every fifth is for validation unless told otherwise
@@ -91,8 +91,8 @@ def command(
     The best settings are written to --out, as `train --config` and `compare --config` take them; every trial
     is a line of the file beside it that ends in .jsonl. What is finished is kept: --resume does the rest.
     """
-    from refimpl.tuning.record import Tuning
-    from refimpl.tuning.search import Search
+    from refimpl.experiments.tune.record import Tuning
+    from refimpl.experiments.tune.search import Search
 
     if out is None or out.suffix != ".toml":
         raise click.UsageError(f"expected --out FILE.toml, got {out or 'none'}", ctx)
@@ -146,8 +146,8 @@ def _range(text: str) -> tuple[str, tuple[float, float]]:
 
 def _ranges(methods: list[str], keys: list[str] | None, given: Ranges) -> dict[str, Ranges]:
     """What is searched of each method: its usual keys or those named, in the usual ranges or those given."""
-    from refimpl.methods import takes
-    from refimpl.tuning.search import ranges_of
+    from refimpl.experiments.methods import takes
+    from refimpl.experiments.tune.search import ranges_of
 
     for number, method in enumerate(methods):
         one_of("--method", "method", method, METHODS)
@@ -211,14 +211,14 @@ def _make(tuning: Tuning, data_dir: Path | None, threads: int | None, talk: Talk
 
 
 def _content(tuning: Tuning, method: str) -> dict[str, Any]:
-    from refimpl.tuning.trial import best
+    from refimpl.experiments.tune.trial import best
 
     trials = tuning.of(method)
     return {"method": method, "best": vars(best(trials)), "trials": [vars(trial) for trial in trials]}
 
 
 def _cells(tuning: Tuning, method: str) -> tuple[str, ...]:
-    from refimpl.tuning.trial import best
+    from refimpl.experiments.tune.trial import best
 
     trials = tuning.of(method)
     scores = [trial.score for trial in trials if trial.score is not None]

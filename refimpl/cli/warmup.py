@@ -23,8 +23,8 @@ def command(dtype: str, talk: Talk) -> None:
 
     Every command does this when it needs to; the code is kept until the package or Numba changes.
     """
+    from refimpl.federated.warmup import warm_up, warm_up_options
     from refimpl.kernels.jit import cache_folder
-    from refimpl.warmup import warm_up, warm_up_options
 
     started = time.perf_counter()
     total = WARM_UP + (SECOND if dtype == "both" else 0)

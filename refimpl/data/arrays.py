@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from refimpl.data.dataset import DataSet
 from refimpl.errors import DataError
-from refimpl.npz import DamageError, read_members
+from refimpl.files.npz import DamageError, read_members
 
 LIMIT = 4 * 2**30  # bytes of the arrays of one file, unpacked
 _ENDING = ".npz"

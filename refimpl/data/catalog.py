@@ -29,7 +29,7 @@ from refimpl.data.idx import read_idx
 from refimpl.data.omniglot import FULL_INK, read_omniglot
 from refimpl.data.unpack import read_unpacked
 from refimpl.errors import DataError, InputError, meant
-from refimpl.paths import expanded
+from refimpl.files.paths import expanded
 
 CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DIGIT_NAMES = tuple(str(digit) for digit in range(10))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from refimpl.data.forms import FORMS, Form
 from refimpl.errors import DataError
-from refimpl.paths import expanded
+from refimpl.files.paths import expanded
 
 ENVIRONMENT = "REFIMPL_DATA"
 

@@ -15,7 +15,7 @@ from refimpl.data.omniglot import read_drawings
 from refimpl.data.sources import ARCHIVES, CONTENTS
 from refimpl.data.unpack import decompress, read_unpacked
 from refimpl.errors import DataError, InputError, meant
-from refimpl.paths import expanded
+from refimpl.files.paths import expanded
 
 
 class Check(NamedTuple):

@@ -165,3 +165,4 @@ def residual(
 
 
 MODELS = {"mlp": mlp, "cnn3": cnn3, "cnn7": cnn7, "digits": digits}
+USUAL_GATES = {"mlp": ["fc1"], "cnn3": ["conv3"], "cnn7": ["conv5", "conv6"], "digits": ["conv2"]}

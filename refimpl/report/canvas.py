@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refimpl.errors import InputError, RefimplError
-from refimpl.storage import reason, write_whole
+from refimpl.files.storage import reason, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from refimpl.comparison.summary import curves, summarise
-from refimpl.comparison.work import Outcome
+from refimpl.experiments.compare.summary import curves, summarise
+from refimpl.experiments.compare.work import Outcome
 from refimpl.report.canvas import legend_below, looks, new_figure, percent_axis, rounds_axis, save
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from refimpl.comparison.work import (
+from refimpl.errors import DataError
+from refimpl.experiments.compare.work import (
     CURVE,
     Outcome,
     adapt_timed,
@@ -23,19 +24,18 @@ from refimpl.comparison.work import (
     read_curve,
     read_records,
 )
-from refimpl.config import Config
-from refimpl.errors import DataError
-from refimpl.experiment import Experiment, adapt_targets, meta_model, prepare_again
+from refimpl.experiments.config import Config
+from refimpl.experiments.experiment import Experiment, adapt_targets, meta_model, prepare_again
+from refimpl.experiments.record import ENVIRONMENT, RunFolder
+from refimpl.experiments.replay import over_the_run, replay
 from refimpl.federated.adapt import NodeReport
-from refimpl.federated.metagater import MetaGater
+from refimpl.federated.methods.metagater import MetaGater
 from refimpl.federated.rounds import RoundRecord
-from refimpl.record import ENVIRONMENT, RunFolder
-from refimpl.replay import over_the_run, replay
+from refimpl.files.storage import read_json
 from refimpl.report.gap import POINTS
 from refimpl.report.measure import ForwardPass, NodeMeasures, Openings, measure_node, openings
 from refimpl.report.subject import Subject
-from refimpl.stationarity import GapRow, Inspection, note
-from refimpl.storage import read_json
+from refimpl.theory.stationarity import GapRow, Inspection, note
 
 GAP = "gap"  # report of a run: `theory gap RUN` writes it as well
 ACCURACY_POINTS, GAP_POINTS = 9, 4  # rounds at which accuracy and true gap are measured

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refimpl.experiment import Experiment, build_network, personalise
+from refimpl.experiments.experiment import Experiment, build_network, personalise
+from refimpl.experiments.methods import is_gated
 from refimpl.federated.adapt import Personal, quiet
-from refimpl.methods import is_gated
 from refimpl.nn.context import Gating
 from refimpl.nn.network import Network
 from refimpl.nn.predict import Predictor, open_channels

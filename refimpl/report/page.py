@@ -8,9 +8,9 @@ from html import escape
 from typing import Any, NamedTuple
 
 from refimpl._version import __version__
-from refimpl.comparison.layout import plan_notes, tables
-from refimpl.comparison.nodes import node_table
-from refimpl.methods import notes
+from refimpl.experiments.compare.layout import plan_notes, tables
+from refimpl.experiments.compare.nodes import node_table
+from refimpl.experiments.methods import notes
 from refimpl.report.gather import View
 from refimpl.report.subject import Compared
 

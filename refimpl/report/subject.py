@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from refimpl.comparison.run import PLAN, Comparison
-from refimpl.comparison.work import Outcome
-from refimpl.config import Config, from_table
 from refimpl.errors import InputError, RunError
-from refimpl.record import CONFIG, RunFolder
+from refimpl.experiments.compare.run import PLAN, Comparison
+from refimpl.experiments.compare.work import Outcome
+from refimpl.experiments.config import Config, from_table
+from refimpl.experiments.record import CONFIG, RunFolder
 
 FEW_KEYS = 4  # that tell runs of a method apart in a figure; the folders do where they are more
 

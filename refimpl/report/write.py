@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from refimpl.comparison.plan import slug
-from refimpl.environment import environment
 from refimpl.errors import RunError
+from refimpl.experiments.compare.plan import slug
+from refimpl.files.environment import environment
+from refimpl.files.storage import reason, write_whole
 from refimpl.report.canvas import MISSING, has_matplotlib, png
 from refimpl.report.comparison import figures
 from refimpl.report.gap import GapSeries, gap_figure
@@ -23,7 +24,6 @@ from refimpl.report.page import Drawn, html_page
 from refimpl.report.runs import closes_channels, sparsity_figure, training_figure, work_figure
 from refimpl.report.subject import Compared
 from refimpl.report.theory import THEORY_FIGURES
-from refimpl.storage import reason, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refimpl import problems
-from refimpl.accel import GhadimiLan
-from refimpl.problems import Problem
+from refimpl.optim.accel import GhadimiLan
 from refimpl.rng import SeedTree
-from refimpl.theory import rates, sweeps
+from refimpl.theory import problems, rates, sweeps
 from refimpl.theory.lemmas import curvature_bounds, norm
+from refimpl.theory.problems import Problem
 from refimpl.theory.run import Run, record
 from refimpl.theory.theorem import solution, theory_step
 

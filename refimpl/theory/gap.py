@@ -17,8 +17,8 @@ from scipy.optimize import minimize
 
 from refimpl.errors import InputError
 from refimpl.kernels import vector
-from refimpl.problems import ClosedForm, Curved, Loss, Problem
-from refimpl.prox import Penalty
+from refimpl.optim.prox import Penalty
+from refimpl.theory.problems import ClosedForm, Curved, Loss, Problem
 
 Vector = np.ndarray
 EPS = float(np.finfo(np.float64).eps)

@@ -13,8 +13,8 @@ import numpy as np
 
 from refimpl.federated.local import LocalSettings, local_residual, solve_local
 from refimpl.kernels import vector
-from refimpl.problems import Problem, Quadratic, envelope_minimiser
 from refimpl.theory.gap import envelope, exact_gap, solve_exactly
+from refimpl.theory.problems import Problem, Quadratic, envelope_minimiser
 from refimpl.theory.rows import Row, Sides, at_most, equal, worst
 from refimpl.theory.run import LossTask
 

@@ -26,10 +26,10 @@ import numpy as np
 from scipy.linalg import eigvalsh_tridiagonal
 from scipy.optimize import minimize
 
-from refimpl.accel import Objective
 from refimpl.errors import InputError
 from refimpl.kernels import vector
-from refimpl.prox import Penalty
+from refimpl.optim.accel import Objective
+from refimpl.optim.prox import Penalty
 from refimpl.theory.gap import surrogate_gap
 
 Vector = np.ndarray

@@ -17,12 +17,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refimpl import problems
-from refimpl.accel import GhadimiLan
-from refimpl.problems import Problem, Quadratic
+from refimpl.optim.accel import GhadimiLan
 from refimpl.rng import SeedTree
+from refimpl.theory import problems
 from refimpl.theory.gap import exact_gap
 from refimpl.theory.lemmas import curvature_bounds
+from refimpl.theory.problems import Problem, Quadratic
 from refimpl.theory.rows import Row, at_most, equal
 from refimpl.theory.run import Run, record
 

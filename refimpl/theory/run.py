@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refimpl.accel import Schedule
 from refimpl.federated.local import LocalSettings, LocalSolution, Objective, Task, local_residual
-from refimpl.federated.metagater import MetaGater
+from refimpl.federated.methods.metagater import MetaGater
 from refimpl.kernels import vector
-from refimpl.problems import Loss, Problem
+from refimpl.optim.accel import Schedule
 from refimpl.theory.gap import check_convexity, solve_exactly
+from refimpl.theory.problems import Loss, Problem
 
 Vector = np.ndarray
 

@@ -12,13 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refimpl import problems
 from refimpl.data import load
 from refimpl.errors import one_of
-from refimpl.problems import Problem
-from refimpl.prox import BoundedGroupLasso, Box, Groups
+from refimpl.optim.prox import BoundedGroupLasso, Box, Groups
 from refimpl.rng import SeedTree
-from refimpl.theory import lemmas, rates, sweeps, theorem
+from refimpl.theory import lemmas, problems, rates, sweeps, theorem
+from refimpl.theory.problems import Problem
 from refimpl.theory.rows import Row
 from refimpl.theory.theorem import solution
 

@@ -21,13 +21,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refimpl import problems
-from refimpl.accel import GhadimiLan
-from refimpl.problems import Problem, envelope_minimiser
-from refimpl.prox import Box
+from refimpl.optim.accel import GhadimiLan
+from refimpl.optim.prox import Box
 from refimpl.rng import SeedTree
-from refimpl.theory import lemmas, rates, theorem
+from refimpl.theory import lemmas, problems, rates, theorem
 from refimpl.theory.gap import envelope
+from refimpl.theory.problems import Problem, envelope_minimiser
 from refimpl.theory.rates import fit, floors, predicted_bias, theory_beta
 from refimpl.theory.rows import Row, at_most, equal
 from refimpl.theory.run import record

@@ -25,11 +25,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refimpl.accel import GhadimiLan, Nesterov, minimize_composite
 from refimpl.kernels import vector
-from refimpl.problems import Problem
+from refimpl.optim.accel import GhadimiLan, Nesterov, minimize_composite
 from refimpl.theory.gap import ROUNDING, EnvelopePoint, envelope, envelope_objective, exact_gap
 from refimpl.theory.lemmas import curvature_bounds, inexactness_factor
+from refimpl.theory.problems import Problem
 from refimpl.theory.rows import Row, Sides, at_most, worst
 from refimpl.theory.run import Run, record
 

@@ -1,0 +1,157 @@
+"""What layers without a readable twin should give: their formulas in NumPy and float64, beside what they do.
+
+Written without the kernels they judge. Closed channels are zero, and nothing comes back through them.
+Source: mathematics.md §2.1 (pools, activations), §2.4 (loss), §5 (proximal operators); Ioffe & Szegedy 2015
+(batch normalisation). Derived: the backward passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from refimpl.kernels.loss import softmax_cross_entropy
+from refimpl.nn.layers import Back, BatchNorm2d, Flow, Layer
+from refimpl.nn.pointwise import ReLU, Softplus, Tanh
+from refimpl.nn.pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d
+from refimpl.optim import prox
+
+Arrays = dict[str, np.ndarray]
+Passes = tuple[np.ndarray, np.ndarray]  # y and dx
+SHAPE = (4, 5, 9, 19)  # of sizes that no vector divides
+GROUP_SIZES = (3, 17, 1, 40)
+
+
+class Held(NamedTuple):
+    """A layer's results beside those of its formula, and the terms of the longest sum behind one of them."""
+
+    name: str
+    got: Arrays
+    wanted: Arrays
+    terms: int
+
+
+def held(dtype: str) -> Iterator[Held]:
+    """Every layer there is a formula for, on normal data of `dtype` with a third of the channels closed."""
+    rng = np.random.default_rng(0)
+    x, mask = rng.standard_normal(SHAPE).astype(dtype), rng.random(SHAPE[:2]) > 1 / 3
+    formulas: tuple[tuple[str, Layer, Callable[[np.ndarray, np.ndarray], Passes]], ...] = (
+        ("max pooling", MaxPool2d(2), lambda x, dy: max_pool(x, dy, 2, 2)),
+        ("max pooling", MaxPool2d(3, 2), lambda x, dy: max_pool(x, dy, 3, 2)),
+        ("average pooling", AvgPool2d(2), lambda x, dy: average_pool(x, dy, 2, 2)),
+        ("average pooling", AvgPool2d(3, 2), lambda x, dy: average_pool(x, dy, 3, 2)),
+        ("global pooling", GlobalAvgPool2d(), global_pool),
+        ("relu", ReLU(), lambda x, dy: (np.maximum(x, 0), dy * (x > 0))),
+        ("softplus", Softplus(), lambda x, dy: (np.logaddexp(x, 0), dy / (1 + np.exp(-x)))),
+        ("tanh", Tanh(), lambda x, dy: (np.tanh(x), dy / np.cosh(x) ** 2)),
+    )
+    for name, layer, formula in formulas:
+        y, _, cache = layer.forward({}, x, Flow(reads=mask, writes=mask))
+        dy = rng.standard_normal(y.shape).astype(dtype)
+        dx = layer.backward(dy, cache, {}, {}, Back(dy_mask=mask))
+        assert dx is not None
+        wanted = [_masked(array, mask) for array in formula(x.astype(float), dy.astype(float))]
+        yield Held(name, {"y": y, "dx": dx}, dict(zip(("y", "dx"), wanted, strict=True)), x[0, 0].size)
+    yield batch_norm(x, rng)
+    yield cross_entropy(dtype, rng)
+    yield from proximal(dtype, rng)
+
+
+def _masked(array: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Zeros in the closed channels."""
+    return array * mask.reshape(mask.shape + (1,) * (array.ndim - 2))
+
+
+def _windows(x: np.ndarray, size: int, stride: int) -> np.ndarray:
+    """x (N,C,H,W) -> (N,C,P,Q,size*size)."""
+    view = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(2, 3))[:, :, ::stride, ::stride]
+    return view.reshape(*view.shape[:4], -1)
+
+
+def _send_back(x: np.ndarray, dy: np.ndarray, shares: np.ndarray, size: int, stride: int) -> np.ndarray:
+    """dx like x: every dy in shares (N,C,P,Q,size*size) to the pixels of its window."""
+    dx, (rows, cols) = np.zeros_like(x), dy.shape[2:]
+    for at in range(size * size):
+        i, j = divmod(at, size)
+        dx[:, :, i : i + stride * rows : stride, j : j + stride * cols : stride] += dy * shares[..., at]
+    return dx
+
+
+def max_pool(x: np.ndarray, dy: np.ndarray, size: int, stride: int) -> Passes:
+    """Largest of each window; dy to the first of the largest."""
+    windows = _windows(x, size, stride)
+    first = np.arange(size * size) == windows.argmax(axis=-1)[..., None]
+    return windows.max(axis=-1), _send_back(x, dy, first, size, stride)
+
+
+def average_pool(x: np.ndarray, dy: np.ndarray, size: int, stride: int) -> Passes:
+    """Mean of each window; dy in equal shares."""
+    windows = _windows(x, size, stride)
+    shares = np.full(windows.shape, 1 / size**2)
+    return windows.mean(axis=-1), _send_back(x, dy, shares, size, stride)
+
+
+def global_pool(x: np.ndarray, dy: np.ndarray) -> Passes:
+    """Mean of each channel; dy in equal shares."""
+    shares = np.ones_like(x) / (x.shape[2] * x.shape[3])
+    return (x * shares).sum(axis=(2, 3)), dy[:, :, None, None] * shares
+
+
+def batch_norm(x: np.ndarray, rng: np.random.Generator) -> Held:
+    """Statistics of the batch; gradients of scale, shift and input."""
+    layer, dtype = BatchNorm2d("norm", x.shape[1]), x.dtype
+    weight, bias = rng.standard_normal((2, x.shape[1])).astype(dtype)
+    dy = rng.standard_normal(x.shape).astype(dtype)
+    params = {"norm.weight": weight, "norm.bias": bias}
+    grads = {name: np.empty_like(array) for name, array in params.items()}
+    y, _, cache = layer.forward(params, x, Flow())
+    dx = layer.backward(dy, cache, params, grads, Back())
+    assert dx is not None
+
+    axes, wide, dwide = (0, 2, 3), x.astype(float), dy.astype(float)
+    std = np.sqrt(wide.var(axes, keepdims=True) + layer.eps)
+    normal = (wide - wide.mean(axes, keepdims=True)) / std
+    scale = weight.astype(float)[:, None, None]
+    slope = (dwide * normal).mean(axes, keepdims=True)
+    wanted = {
+        "y": scale * normal + bias[:, None, None],
+        "dx": scale / std * (dwide - dwide.mean(axes, keepdims=True) - normal * slope),
+        "dw": (dwide * normal).sum(axes),
+        "db": dwide.sum(axes),
+    }
+    got = {"y": y, "dx": dx, "dw": grads["norm.weight"], "db": grads["norm.bias"]}
+    return Held("batch normalisation", got, wanted, x.size // x.shape[1])
+
+
+def cross_entropy(dtype: str, rng: np.random.Generator) -> Held:
+    """Mean of -log softmax at the labels, and its gradient."""
+    logits, labels = 5 * rng.standard_normal((7, 10)).astype(dtype), rng.integers(0, 10, 7)
+    dlogits = np.empty_like(logits)
+    loss = softmax_cross_entropy(logits, labels, dlogits)
+    wide = logits.astype(float)
+    log_softmax = wide - np.logaddexp.reduce(wide, axis=1, keepdims=True)
+    hit = np.arange(10) == labels[:, None]
+    wanted = {"loss": -log_softmax[hit].mean(), "dlogits": (np.exp(log_softmax) - hit) / len(labels)}
+    return Held("cross-entropy", {"loss": np.array(loss), "dlogits": dlogits}, wanted, logits.shape[1])
+
+
+def proximal(dtype: str, rng: np.random.Generator) -> Iterator[Held]:
+    """Soft thresholds, entry by entry and group by group: some vanish, some do not."""
+    v, step, rho = rng.standard_normal(sum(GROUP_SIZES)).astype(dtype), 0.5, 1.0
+    wide, ends = v.astype(float), np.cumsum(GROUP_SIZES)[:-1]
+    parts = np.split(wide, ends)
+    kept = [max(0.0, 1 - step * rho * np.sqrt(part.size) / np.linalg.norm(part)) for part in parts]
+    wanted = {
+        "group prox": np.concatenate([share * part for share, part in zip(kept, parts, strict=True)]),
+        "l1 prox": np.sign(wide) * np.maximum(np.abs(wide) - step * rho, 0),
+    }
+    penalties: tuple[prox.Penalty, ...] = (
+        prox.GroupLasso(prox.Groups.from_sizes(GROUP_SIZES), rho),
+        prox.L1(rho),
+    )
+    for penalty, (name, right) in zip(penalties, wanted.items(), strict=True):
+        out = np.empty_like(v)
+        penalty.prox(v, step, out)
+        yield Held(name, {"u": out}, {"u": right}, max(GROUP_SIZES))

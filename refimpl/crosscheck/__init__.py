@@ -1,0 +1,1 @@
+"""Checks of another implementation against this one: golden files, suspects, reports, bridges."""

@@ -1,0 +1,184 @@
+"""Any network of this package as a `torch.nn.Module`, gates included.
+
+The module is built from a network's plain description (`golden/describe.py`), as a stranger would build
+it. It has PyTorch's names: its `state_dict` and the package's dict of arrays exchange by name.
+
+Source: mathematics.md §2.1-§2.3b.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from refimpl.crosscheck.bridges.torch import ops
+from refimpl.crosscheck.bridges.torch.rules import OURS, Rules
+from refimpl.crosscheck.bridges.torch.weights import to_state_dict
+from refimpl.crosscheck.golden.describe import describe
+from refimpl.errors import InputError
+from refimpl.nn.context import Gating
+from refimpl.nn.network import Network
+
+Entry = Mapping[str, Any]
+Shape = tuple[int, ...]
+Noise = Mapping[str, Tensor]
+Watch = Callable[[str, Tensor], None]  # told the name and value of what is computed, in order of execution
+
+
+class GatedNetwork(nn.Module):
+    """The layers of a description: x (N, ...) -> their output, for a network the logits (N, classes).
+
+    layers: as `golden/describe.py` has them; shapes: of the parameters by name, in the order of the flat
+    vector w; train: the parts that want a gradient, the others' parameters have `requires_grad` off. Where
+    phi, the gates, is fixed, 0/1 masks are constants.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Entry],
+        shapes: Mapping[str, Shape],
+        gating: Gating,
+        train: Sequence[str] = ("theta", "phi"),
+        rules: Rules = OURS,
+    ) -> None:
+        super().__init__()
+        self.layers, self.shapes, self.gating, self.rules = layers, dict(shapes), gating, rules
+        self.gates_learn = "phi" in train or gating.mode == "soft"
+        gates = tuple(f"{gate}." for gate in gate_names(layers))
+        wanted = {name: ("phi" if name.startswith(gates) else "theta") in train for name in shapes}
+        for name, shape in shapes.items():
+            _put(self, name, nn.Parameter(torch.zeros(shape), wanted[name]))
+        # Which entries of w want a gradient.
+        self.trained = torch.cat([torch.full((math.prod(shapes[name]),), wanted[name]) for name in shapes])
+
+    def forward(self, x: Tensor, noise: Noise | None = None, watch: Watch | None = None) -> Tensor:
+        """The output; noise: g_on - g_off by gate name, for mode `gumbel`.
+
+        `watch(name, value)` is told every layer's output, and every gate's summary, hidden units, logits and
+        mask.
+        """
+        return self._chain(self.layers, x, noise or {}, watch or _unseen)
+
+    def _chain(self, layers: Sequence[Entry], x: Tensor, noise: Noise, watch: Watch) -> Tensor:
+        for entry in layers:
+            x = self._layer(entry, x, noise, watch)
+        return x
+
+    def _layer(self, entry: Entry, x: Tensor, noise: Noise, watch: Watch) -> Tensor:
+        """One layer's output."""
+        if entry["type"] == "gated":
+            y = self._gated(entry, x, noise, watch)
+        elif entry["type"] == "residual":
+            y = self._chain(entry["body"], x, noise, watch)
+            y = y + self._chain(entry["shortcut"], x, noise, watch)
+        else:
+            y = self._plain(entry, x)
+        watch(entry["name"], y)
+        return y
+
+    def _plain(self, entry: Entry, x: Tensor) -> Tensor:
+        """A layer without layers inside."""
+        kind, name, rules = entry["type"], entry["name"], self.rules
+        if kind == "conv2d":
+            weight, bias = self._weight_and_bias(name, entry["bias"])
+            return ops.conv(x, weight, bias, tuple(entry["stride"]), tuple(entry["padding"]), rules)
+        if kind == "linear":
+            return ops.linear(x, *self._weight_and_bias(name), rules)
+        if kind == "batch_norm2d":
+            return ops.batch_norm(x, *self._weight_and_bias(name), entry["eps"], rules)
+        if kind == "max_pool2d":
+            return ops.max_pool(x, tuple(entry["kernel"]), tuple(entry["stride"]), rules)
+        if kind == "avg_pool2d":
+            return ops.average_pool(x, tuple(entry["kernel"]), tuple(entry["stride"]))
+        if kind == "global_avg_pool2d":
+            return ops.summary(x)
+        if kind == "flatten":
+            return x.flatten(1)
+        if kind in ops.ACTIVATIONS:
+            return ops.ACTIVATIONS[kind](x, rules)
+        raise InputError(f"the PyTorch bridge knows no layer of type {kind!r}")
+
+    def _gated(self, entry: Entry, x: Tensor, noise: Noise, watch: Watch) -> Tensor:
+        """M(x) * body(x): the body is a weighted layer and what acts on its channels one by one.
+
+        With gate gradient `active`, closed channels are zero all through the body, so that their gates learn
+        nothing from them (§2.3b).
+        """
+        mask = self._decide(entry["gate"], x, noise, watch)
+        skips = self.gating.mode != "soft" and (self.gating.gate_grad == "active" or not self.gates_learn)
+        first, *rest = entry["body"]
+        z = self._plain(first, x)
+        if self.rules.mask == "before":
+            z = z * ops.over_pixels(mask, z)
+        z = self._closed(z, mask, skips)
+        watch(first["name"], z)
+        for layer in rest:
+            z = self._closed(self._plain(layer, z), mask, skips)
+            watch(layer["name"], z)
+        return z if self.rules.mask == "before" else z * ops.over_pixels(mask, z)
+
+    @staticmethod
+    def _closed(z: Tensor, mask: Tensor, skips: bool) -> Tensor:
+        return z * ops.over_pixels(mask.detach(), z) if skips else z
+
+    def _decide(self, gate: Entry, x: Tensor, noise: Noise, watch: Watch) -> Tensor:
+        """The mask (N,K) of a gate, with or without its derivative."""
+        name, rules = gate["name"], self.rules
+        s = ops.summary(x.detach() if self.gating.detach_gate_input else x)
+        hidden = ops.relu(ops.linear(s, *self._weight_and_bias(f"{name}.fc1"), rules), rules)
+        logits = ops.linear(hidden, *self._weight_and_bias(f"{name}.fc2"), rules)
+        d = ops.margin(logits, rules)
+        if self.gating.mode == "gumbel":
+            d = d + noise[name]
+        mask = ops.mask_of(d, self.gating.mode, self.gating.tau, rules)
+        for step, value in (("summary", s), ("hidden", hidden), ("logits", logits), ("mask", mask)):
+            watch(f"{name}.{step}", value)
+        return mask if self.gates_learn else mask.detach()
+
+    def _weight_and_bias(self, layer: str, has_bias: bool = True) -> tuple[Tensor, Tensor | None]:
+        """A layer's parameters, or the tensors `functional_call` has put in their place."""
+        module = self.get_submodule(layer)
+        return module.weight, module.bias if has_bias else None
+
+
+def _unseen(name: str, value: Tensor) -> None:
+    """Nobody watches."""
+
+
+def gate_names(layers: Sequence[Entry]) -> Iterator[str]:
+    """Names of the gates, in order of execution."""
+    for entry in layers:
+        if entry["type"] == "gated":
+            yield entry["gate"]["name"]
+        for branch in ("body", "shortcut"):
+            yield from gate_names(entry.get(branch, ()))
+
+
+def _put(root: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Register a parameter under its dotted name, making modules on the way."""
+    *path, last = name.split(".")
+    for step in path:
+        if step not in dict(root.named_children()):
+            root.add_module(step, nn.Module())
+        root = root.get_submodule(step)
+    root.register_parameter(last, parameter)
+
+
+def build(
+    network: Network,
+    w: np.ndarray,
+    gating: Gating | None = None,
+    train: Sequence[str] = ("theta", "phi"),
+    rules: Rules = OURS,
+) -> GatedNetwork:
+    """The module of a network with the parameters w (d,), in the dtype of w."""
+    shapes = {slot.name: slot.shape for slot in network.layout.slots}
+    module = GatedNetwork(describe(network.layers), shapes, gating or Gating(), train, rules)
+    module.to(torch.float64 if w.dtype == np.float64 else torch.float32)
+    module.load_state_dict(to_state_dict(network.layout, w))
+    return module

@@ -1,0 +1,233 @@
+"""Another program's outputs beside the expected ones, array by array, in the order of execution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refimpl.crosscheck.golden.case import Arrays, Case
+from refimpl.crosscheck.golden.file import Expected, Golden, is_golden, read_golden
+from refimpl.crosscheck.golden.names import shown
+from refimpl.errors import DataError
+from refimpl.files.npz import Header
+from refimpl.files.storage import npz_headers, read_npz
+
+FINE, DEPARTS, MISSING, SHAPE, DTYPE, BROKEN = "ok", "departs", "missing", "shape", "dtype", "not finite"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One output. status: ok, departs, missing, shape, dtype or not finite.
+
+    max_abs: largest difference; relative: norm of the difference relative to that of the expected array
+    (or to `floor` an entry, where that is larger); limit: what is admitted of it; ulp: largest distance in
+    units in the last place, float32 only; where: the entry that is furthest off; note: what else to say;
+    narrower: the dtypes given and expected, where the given one has fewer digits.
+    """
+
+    case: str
+    output: str
+    status: str
+    limit: float
+    floor: float
+    max_abs: float = math.nan
+    relative: float = math.nan
+    ulp: int | None = None
+    where: str = ""
+    note: str = ""
+    narrower: tuple[str, str] | None = None
+
+    @property
+    def name(self) -> str:
+        """As the array is called in a file."""
+        return f"{self.case}/{self.output}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All outputs in the order of execution, and names that belong to none."""
+
+    rows: tuple[Row, ...]
+    extra: tuple[str, ...] = ()
+
+    @property
+    def departures(self) -> list[Row]:
+        """Outputs that are there and are not what they should be, in the order of execution."""
+        return [row for row in self.rows if row.status not in (FINE, MISSING)]
+
+    @property
+    def missing(self) -> list[Row]:
+        """Outputs that are not there."""
+        return [row for row in self.rows if row.status == MISSING]
+
+    @property
+    def first_by_case(self) -> list[Row]:
+        """Where each case that departs does so first."""
+        return list({row.case: row for row in reversed(self.departures)}.values())[::-1]
+
+
+class Theirs(NamedTuple):
+    """Another program's outputs: headers of all arrays; contents of those that fit."""
+
+    headers: Mapping[str, Header]
+    arrays: Arrays
+
+
+def read_theirs(path: Path, golden: Golden) -> Theirs:
+    """The outputs in `path`, an .npz file with arrays `<case>/<output>`.
+
+    Only arrays that have the size of an expected output are read. A golden file is verified as one.
+    Raises `DataError` where the file is damaged, or is a golden file of other cases.
+    """
+    headers = npz_headers(path)
+    if is_golden(headers):
+        own = read_golden(path)
+        _check_same_inputs(path, own, golden)
+        outputs = {f"{case.name}/{name}" for case in own.cases for name in case.outputs}
+        headers = {name: header for name, header in headers.items() if name in outputs}
+    wanted = {f"{case}/{name}": e for case, outputs in golden.expected.items() for name, e in outputs.items()}
+    if headers and not set(headers) & set(wanted):
+        known, found = next(iter(wanted), "none"), shown(next(iter(headers)))
+        raise DataError(f"{path}: none of its arrays is expected; names are like {known}, found {found}")
+    fitting = {name for name in headers if name in wanted and _could_fit(headers[name], wanted[name])}
+    return Theirs(headers, read_npz(path, fitting))
+
+
+def _could_fit(header: Header, expected: Expected) -> bool:
+    """Whether as many numbers are there as expected, of a type numbers have."""
+    return math.prod(header.shape) == expected.value.size and header.dtype.kind in "biuf"
+
+
+def _check_same_inputs(path: Path, theirs: Golden, golden: Golden) -> None:
+    """Raise `DataError` where a golden file computes something else."""
+    known = {case.name: case for case in theirs.cases}
+    for case in golden.cases:
+        other = known.get(case.name)
+        if other and not _same_inputs(case, other):
+            raise DataError(
+                f"{path}: {case.name} has other inputs there, or settings; "
+                "were both made with one seed and dtype?"
+            )
+
+
+def _same_inputs(one: Case, other: Case) -> bool:
+    if (one.kind, one.dtype, one.settings) != (other.kind, other.dtype, other.settings):
+        return False
+    if set(one.inputs) != set(other.inputs):
+        return False
+    return all(np.array_equal(one.inputs[name], other.inputs[name]) for name in one.inputs)
+
+
+def compare(golden: Golden, theirs: Theirs) -> Comparison:
+    """Every expected output beside theirs."""
+    rows = [
+        _row(case, name, golden.expected[case.name][name], theirs)
+        for case in golden.cases
+        for name in case.outputs
+    ]
+    known = {row.name for row in rows}
+    return Comparison(tuple(rows), tuple(sorted(set(theirs.headers) - known)))
+
+
+def as_theirs(computed: Mapping[str, Arrays]) -> Theirs:
+    """Outputs in memory, by case and output, as if they had been read."""
+    arrays = {
+        f"{case}/{name}": np.asarray(value)
+        for case, outputs in computed.items()
+        for name, value in outputs.items()
+    }
+    return Theirs({name: Header(array.shape, array.dtype) for name, array in arrays.items()}, arrays)
+
+
+def _row(case: Case, name: str, expected: Expected, theirs: Theirs) -> Row:
+    full, value = f"{case.name}/{name}", expected.value
+    header = theirs.headers.get(full)
+
+    def row(status: str, **what: Any) -> Row:
+        return Row(case.name, name, status, expected.relative, expected.floor, **what)
+
+    if header is None:
+        return row(MISSING)
+    if header.dtype.kind not in "biuf":
+        return row(DTYPE, note=f"expected {value.dtype}, got {header.dtype}")
+    if header.shape != value.shape:
+        return row(SHAPE, note=f"expected shape {value.shape}, got {header.shape}")
+    array = theirs.arrays[full]
+    if not np.isfinite(array).all():
+        bad = np.argwhere(~np.isfinite(array))[0]
+        return row(BROKEN, note=f"first at [{', '.join(map(str, bad))}]")
+    note = "" if header.dtype == value.dtype or value.dtype == np.bool_ else f"given as {header.dtype}"
+    status = FINE if is_close(array, expected) else DEPARTS
+    narrower = (str(header.dtype), str(value.dtype)) if _is_narrower(header.dtype, value.dtype) else None
+    return row(status, note=note, narrower=narrower, **_distances(case, array, expected))
+
+
+def _is_narrower(dtype: np.dtype[Any], expected: np.dtype[Any]) -> bool:
+    return dtype.kind == expected.kind == "f" and dtype.itemsize < expected.itemsize
+
+
+def _distances(case: Case, array: np.ndarray, expected: Expected) -> dict[str, Any]:
+    """How far it is, and where most."""
+    value = expected.value
+    with np.errstate(over="ignore"):  # what float64 cannot hold is infinite
+        difference = np.abs(array.astype(np.float64) - value.astype(np.float64))
+    furthest = int(np.argmax(difference)) if difference.size else 0
+    return {
+        "max_abs": float(np.max(difference, initial=0.0)),
+        "relative": relative_error(array, expected),
+        "ulp": ulp_distance(array, value) if value.dtype == np.float32 else None,
+        "where": label(case, value.shape, furthest) if difference.any() else "",
+    }
+
+
+def is_close(array: np.ndarray, expected: Expected) -> bool:
+    """Whether a finite array of the right shape is what is expected."""
+    return relative_error(array, expected) <= expected.relative
+
+
+def relative_error(array: np.ndarray, expected: Expected) -> float:
+    """||array - value|| / ||value||, in float64; ||value|| counts as at least `floor` an entry."""
+    wide = np.asarray(expected.value, dtype=np.float64)
+    size = max(_norm(wide), expected.floor * math.sqrt(max(wide.size, 1)))
+    with np.errstate(over="ignore"):
+        return _norm(np.asarray(array, dtype=np.float64) - wide) / size
+
+
+def _norm(x: np.ndarray) -> float:
+    """Euclidean norm, scaled so that no square overflows."""
+    largest = float(np.max(np.abs(x), initial=0.0))
+    if largest == 0 or not math.isfinite(largest):
+        return largest
+    return largest * float(np.linalg.norm(np.ravel(x) / largest))
+
+
+def ulp_distance(one: np.ndarray, other: np.ndarray) -> int:
+    """Largest number of steps between neighbouring float32 numbers from an entry to the other's."""
+
+    def rank(x: np.ndarray) -> np.ndarray:
+        bits = np.ascontiguousarray(x, dtype=np.float32).view(np.int32).astype(np.int64)
+        return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+
+    with np.errstate(over="ignore"):  # what is too large for float32 is infinite there
+        return int(np.max(np.abs(rank(one) - rank(other)), initial=0))
+
+
+def label(case: Case, shape: tuple[int, ...], index: int) -> str:
+    """An entry by its indices; of a vector of parameters, also which one it belongs to."""
+    parameters = case.settings.get("parameters", [])
+    sizes = [math.prod(dimensions) for _, dimensions in parameters]
+    if shape == (sum(sizes),):
+        for (name, dimensions), size in zip(parameters, sizes, strict=True):
+            if index < size:
+                return f"{name}[{', '.join(map(str, _indices(index, dimensions)))}]"
+            index -= size
+    return f"[{', '.join(map(str, _indices(index, shape)))}]"
+
+
+def _indices(index: int, shape: Any) -> list[int]:
+    return [int(i) for i in np.unravel_index(index, tuple(shape))] if len(shape) else []

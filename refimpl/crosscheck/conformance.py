@@ -1,0 +1,199 @@
+"""The outcome of a comparison as data, and as text for a terminal; as a report: `report.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from refimpl.crosscheck.compare import FINE, MISSING, Comparison, Row
+from refimpl.crosscheck.golden.file import Golden
+from refimpl.crosscheck.golden.names import shown
+from refimpl.crosscheck.hints import EXAMINED, Hint
+from refimpl.files.tables import table
+
+HEADER = ("array", "max abs", "relative", "allowed", "ulp", "verdict")
+SUMMARY = ("level", "cases", "arrays", "worst relative", "departing", "missing")
+SHOWN = 40  # rows of a table on a terminal
+
+
+class Outcome(NamedTuple):
+    """What was compared and what came out.
+
+    partial: arrays may be missing; about: what there is to say of the files and of the check, by name.
+    """
+
+    golden: Golden
+    comparison: Comparison
+    hints: Sequence[Hint]
+    partial: bool
+    about: Mapping[str, str] = MappingProxyType({})
+
+    @property
+    def conforms(self) -> bool:
+        """Nothing departs, something was compared, and nothing is missing unless that is admitted."""
+        compared = any(row.status == FINE for row in self.comparison.rows)
+        return compared and not self.comparison.departures and (self.partial or not self.comparison.missing)
+
+    def is_bad(self, row: Row) -> bool:
+        """Whether an array is what keeps the outcome from conforming."""
+        return row.status != FINE and not (self.partial and row.status == MISSING)
+
+
+def as_json(outcome: Outcome) -> dict[str, Any]:
+    """Everything: every row, in the order of execution."""
+    comparison = outcome.comparison
+    first = comparison.departures[:1]
+    return {
+        "conforms": outcome.conforms,
+        "about": dict(outcome.about),
+        "expected_by": outcome.golden.made_by,
+        "first_departure": first[0].name if first else None,
+        "hints": [hint._asdict() for hint in outcome.hints],
+        "missing": [row.name for row in comparison.missing],
+        "extra": list(comparison.extra),
+        "arrays": [
+            {
+                "name": row.name,
+                "status": row.status,
+                "max_abs": row.max_abs,
+                "relative": row.relative,
+                "allowed": row.limit,
+                "floor": row.floor,
+                "ulp": row.ulp,
+                "where": row.where,
+                "note": row.note,
+            }
+            for row in comparison.rows
+        ],
+    }
+
+
+def as_text(outcome: Outcome, verbose: bool) -> str:
+    """For a terminal: a line for each level, the arrays that matter (or all), and the verdict."""
+    comparison = outcome.comparison
+    rows = comparison.rows if verbose else _shown(comparison)
+    parts = [table(SUMMARY, summary(comparison))]
+    if rows:
+        parts.append(table(HEADER, [cells(row) for row in rows]))
+    hidden = len(comparison.departures) - len(set(comparison.departures) & set(rows))
+    if hidden > 0:
+        parts.append(f"and {hidden} more that depart; --verbose shows all")
+    parts.append("\n".join(statements(outcome)))
+    return "\n\n".join(parts)
+
+
+def _shown(comparison: Comparison) -> list[Row]:
+    """The arrays of the first departing cases, from the array before the departure on."""
+    rows: list[Row] = []
+    for first in comparison.first_by_case:
+        own = [row for row in comparison.rows if row.case == first.case]
+        rows += [row for row in own if row.status not in (FINE, MISSING) or _just_before(row, first, own)]
+        if len(rows) >= SHOWN:
+            break
+    return rows[:SHOWN]
+
+
+def _just_before(row: Row, first: Row, own: Sequence[Row]) -> bool:
+    return own.index(row) + 1 == own.index(first)
+
+
+def summary(comparison: Comparison) -> list[tuple[str, ...]]:
+    """One line for each level."""
+    levels: dict[str, list[Row]] = {}
+    for row in comparison.rows:
+        levels.setdefault(row.case.split("/")[0], []).append(row)
+    return [_summary_line(level, rows) for level, rows in levels.items()]
+
+
+def _summary_line(level: str, rows: Sequence[Row]) -> tuple[str, ...]:
+    errors = [row.relative for row in rows if row.relative == row.relative]
+    departing = [row for row in rows if row.status not in (FINE, MISSING)]
+    missing = [row for row in rows if row.status == MISSING]
+    worst = f"{max(errors):.1e}" if errors else "-"
+    cases = len({row.case for row in rows})
+    return level, str(cases), str(len(rows)), worst, str(len(departing)), str(len(missing))
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row as text."""
+    measured = row.max_abs == row.max_abs
+    verdict = row.status if row.status == FINE or not row.where else f"{row.status} at {row.where}"
+    return (
+        row.name,
+        f"{row.max_abs:.1e}" if measured else "-",
+        f"{row.relative:.1e}" if measured else "-",
+        f"{row.limit:.0e}" if row.limit else "equal",
+        "-" if row.ulp is None else str(row.ulp),
+        f"{verdict} ({row.note})" if row.note else verdict,
+    )
+
+
+def statements(outcome: Outcome) -> list[str]:
+    """The verdict in sentences."""
+    comparison, lines = outcome.comparison, []
+    for name, names in (
+        ("missing", [row.name for row in comparison.missing]),
+        ("not expected, left out", [shown(name) for name in comparison.extra]),
+    ):
+        if names:
+            lines.append(f"{name}: {_some(names)}")
+    if comparison.departures:
+        first = comparison.departures[0]
+        lines.append(f"first departure: {first.name} ({cells(first)[-1]})")
+    return [*lines, *_narrower(comparison), *_hint_lines(outcome), _verdict(outcome)]
+
+
+def _narrower(comparison: Comparison) -> Iterator[str]:
+    """Departing arrays that have too few digits to agree."""
+    pairs = [row.narrower for row in comparison.departures if row.narrower]
+    for given, expected in dict.fromkeys(pairs):
+        other = f", or check against a file of `refimpl golden make --dtype {given}`"
+        yield (
+            f"{_count(pairs.count((given, expected)), 'departing array')} given as {given}, the file is "
+            f"{expected}: compute in {expected}{other if given == 'float32' else ''}"
+        )
+
+
+def _hint_lines(outcome: Outcome) -> Iterator[str]:
+    """Hints that say the same of several cases as one; how many cases were left out."""
+    groups: dict[tuple[str, str], list[Hint]] = {}
+    for hint in outcome.hints:
+        groups.setdefault((hint.rule, hint.text), []).append(hint)
+    for (rule, text), same in groups.items():
+        if rule == "pattern":
+            more = f"; so in {_count(len(same) - 1, 'more case')}" if len(same) > 1 else ""
+            yield f"pattern: {same[0].array} {text}{more}"
+        else:
+            cases = same[0].case if len(same) == 1 else f"{len(same)} cases, first {same[0].case}"
+            explained, departing, denied = (
+                sum(getattr(hint, key) for hint in same) for key in ("explains", "departing", "denied")
+            )
+            proof = f"which reproduces {explained} of {departing} departing arrays"
+            proof += f", but would change {denied} that agree" if denied else ""
+            yield f"hint for {cases}: {rule}: {text}; {proof}"
+    left = len(outcome.comparison.first_by_case) - EXAMINED
+    if left > 0:
+        yield f"{_count(left, 'more departing case')} not examined for hints"
+
+
+def _verdict(outcome: Outcome) -> str:
+    comparison = outcome.comparison
+    total, missing = len(comparison.rows), len(comparison.missing)
+    given = total - missing
+    good = given - len(comparison.departures)
+    verdict = "conforms" if outcome.conforms else "DOES NOT CONFORM"
+    if missing and outcome.conforms:
+        verdict += f" in the {given} of {total} arrays given (--partial)"
+    if missing and not outcome.partial:
+        verdict += f"; {_count(missing, 'array')} missing, which --partial admits"
+    return f"{good} of {given} arrays agree with {shown(outcome.golden.made_by)}: {verdict}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"

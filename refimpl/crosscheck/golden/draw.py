@@ -1,0 +1,100 @@
+"""Random inputs of cases: plain normal numbers, at places where rules of thumb differ.
+
+Source: mathematics.md §2.2, §2.3. Derived: where implementations part are exact zeros and ties, so a
+case has some: the first weighted layer's channel 0 is zero before its ReLU for every sample, so is the
+first hidden unit of every gate, and every gate's last channel has zero logits (d = 0: off).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from refimpl.crosscheck.golden.case import NOISE, PARAM, Arrays
+from refimpl.crosscheck.golden.describe import describe
+from refimpl.nn.context import Gating
+from refimpl.nn.layout import Layout
+from refimpl.nn.network import Network
+from refimpl.rng import SeedTree
+
+# Added to the initial gate parameters, to weights over the root of their fan-in, so that some channels are
+# off and no gate is saturated: sigmoid's derivative, 0 there but for rounding, is all that its gate learns.
+GATE_NOISE = 1.0
+BIAS_NOISE = 0.1  # added to all biases
+
+
+class Draw:
+    """Numbers of one case, from its own stream, in its dtype."""
+
+    def __init__(self, seed: int, name: str, dtype: str) -> None:
+        self.seeds = SeedTree(seed)
+        self.rng = self.seeds.generator(f"golden {name}")
+        self.dtype = dtype
+
+    def normal(self, *shape: int, scale: float = 1.0) -> np.ndarray:
+        """Standard normal numbers times `scale`, rounded once to the dtype."""
+        return (scale * self.rng.standard_normal(shape)).astype(self.dtype)
+
+    def coarse(self, *shape: int) -> np.ndarray:
+        """Multiples of 1/2 around 0: full of zeros and ties."""
+        return (np.round(2 * self.rng.standard_normal(shape)) / 2).astype(self.dtype)
+
+    def labels(self, *shape: int, classes: int) -> np.ndarray:
+        """Class numbers, int64."""
+        return self.rng.integers(classes, size=shape)
+
+    def mask(self, *shape: int) -> np.ndarray:
+        """About half of it true."""
+        return self.rng.random(shape) < 0.5
+
+    def noise(self, network_gates: Mapping[str, int], *shape: int) -> Arrays:
+        """`noise.<gate>` arrays (*shape, K) of Logistic(0, 1) numbers, for gates and their channels."""
+        return {
+            NOISE + gate: self.rng.logistic(size=(*shape, channels)).astype(self.dtype)
+            for gate, channels in network_gates.items()
+        }
+
+    def params(self, layout: Layout, zeros: bool = True) -> Arrays:
+        """`param.<name>` arrays at which gates are mixed; with `zeros`, also the exact zeros of above."""
+        w = layout.initialise(SeedTree(int(self.rng.integers(2**31))), "float64")
+        views = layout.views(w)
+        for slot in layout.slots:
+            gate, fan_in = slot.parameter.part == "phi", math.prod(slot.shape[1:])
+            if gate or len(slot.shape) == 1:
+                scale = GATE_NOISE / math.sqrt(fan_in) if gate else BIAS_NOISE
+                views[slot.name] += scale * self.rng.standard_normal(slot.shape)
+        if zeros:
+            _put_zeros(layout, views)
+        return {PARAM + name: view.astype(self.dtype) for name, view in views.items()}
+
+
+def _put_zeros(layout: Layout, views: Arrays) -> None:
+    """Zero what makes a rectified unit exactly 0, and what makes a gate tie."""
+    first = layout.slots[0].name.rpartition(".")[0]
+    dead = [name for name in views if name.endswith((".gate.fc1.weight", ".gate.fc1.bias"))]
+    for name in (f"{first}.weight", f"{first}.bias", *dead):
+        if name in views:
+            views[name][0] = 0
+    for name in views:
+        if name.endswith((".gate.fc2.weight", ".gate.fc2.bias")):
+            views[name][-2:] = 0
+
+
+def gates_of(network: Network) -> dict[str, int]:
+    """Channels of every gate, by its name."""
+    return {block.gate.name: block.gate.out_channels for block in network.gates}
+
+
+def network_settings(network: Network, gating: Gating) -> dict[str, Any]:
+    """What a case says of a network: layers, input shape, order of the parameters, gating."""
+    return {
+        "layers": describe(network.layers),
+        "input_shape": list(network.input_shape),
+        "parameters": [[slot.name, list(slot.shape)] for slot in network.layout.slots],
+        "backbone_size": network.layout.theta.stop,
+        "gating": asdict(gating),
+    }

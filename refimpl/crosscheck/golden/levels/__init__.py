@@ -1,0 +1,31 @@
+"""The cases of every level, built from a seed; each module says what its inputs and outputs mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from refimpl.crosscheck.golden.case import LEVELS, Case
+from refimpl.crosscheck.golden.levels import adapt, algorithm, baselines, local, networks, ops, prox
+from refimpl.crosscheck.golden.models import NAMES
+from refimpl.errors import one_of
+
+_MODULES = {
+    "ops": ops,
+    "prox": prox,
+    "local": local,
+    "algorithm": algorithm,
+    "adapt": adapt,
+    "baselines": baselines,
+}
+
+
+def build_cases(
+    level: str, seed: int = 0, dtype: str = "float64", models: Sequence[str] = NAMES, full: bool = False
+) -> Iterator[Case]:
+    """The cases of a level or, for `all`, of all; `models` and `full` are for level `networks`."""
+    one_of("golden", "level", level, (*LEVELS, "all"))
+    for name in LEVELS if level == "all" else (level,):
+        if name == "networks":
+            yield from networks.cases(seed, dtype, models, full)
+        else:
+            yield from _MODULES[name].cases(seed, dtype)

@@ -1,0 +1,46 @@
+"""Level `adapt`: the two stages at a target node.
+
+Kind `adapt`. Inputs: param.* (the meta-model), x and labels: the support set; x_test. Settings: those of a
+network, eta_phi, eta_theta, steps, lam. Masks have no noise. Stage I (none without gates): `steps` times
+phi <- phi - eta_phi grad_phi L(theta, phi) on the whole support set, theta fixed. Stage II: the same with
+theta and eta_theta, the masks being those of the adapted phi; unless the mode is `soft` they are constants
+in it: no gradient passes through a gate. With lam > 0 the loss has the term (lam/2)||w - w_s||^2, w_s where
+the stage starts. Outputs: before.logits of x_test, stage1.w, stage2.w as vectors, after.logits.
+
+Source: mathematics.md §6. Derived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from refimpl.crosscheck.golden.case import Case
+from refimpl.crosscheck.golden.draw import Draw, network_settings
+from refimpl.crosscheck.golden.models import model, tiny
+from refimpl.nn.context import Gating
+from refimpl.nn.network import Network
+
+SUPPORT, TEST = 6, 4
+OUTPUTS = ("before.logits", "stage1.w", "stage2.w", "after.logits")
+
+
+def cases(seed: int, dtype: str) -> Iterator[Case]:
+    """One and several steps, hard, ste and soft masks, with and without gates."""
+    yield _case(seed, dtype, "hard", tiny(), Gating())
+    yield _case(seed, dtype, "active", tiny(), Gating(gate_grad="active"))
+    yield _case(seed, dtype, "ste-steps", tiny(), Gating("ste"), steps=3)
+    yield _case(seed, dtype, "soft-prox", tiny(), Gating("soft"), steps=3, lam=0.8)
+    yield _case(seed, dtype, "ungated", tiny(gated=False), Gating(), steps=2)
+    yield _case(seed, dtype, "digits", model("digits"), Gating())
+
+
+def _case(
+    seed: int, dtype: str, title: str, network: Network, gating: Gating, steps: int = 1, lam: float = 0.0
+) -> Case:
+    draw = Draw(seed, f"adapt {title}", dtype)
+    inputs = draw.params(network.layout)
+    inputs["x"] = draw.normal(SUPPORT, *network.input_shape)
+    inputs["labels"] = draw.labels(SUPPORT, classes=network.classes)
+    inputs["x_test"] = draw.normal(TEST, *network.input_shape)
+    rates = {"eta_phi": 0.3, "eta_theta": 0.1, "steps": steps, "lam": lam}
+    return Case(f"adapt/{title}", "adapt", dtype, inputs, network_settings(network, gating) | rates, OUTPUTS)

@@ -1,0 +1,82 @@
+"""Level `algorithm`: rounds of Algorithm 1 with given nodes, batches and noise.
+
+Kind `algorithm`. Inputs: param.* (w_0), indptr and indices: the groups of the penalty, of entries of phi
+(0 is the first entry of w behind the backbone); node<i>.x (M_i, *input_shape) and node<i>.labels (M_i,) for
+i = 0..n-1; batches (K, n, S, B): the samples of round k, node i, step s; noise.<gate> (K, n, S, B, channels)
+in mode `gumbel`. Settings: those of a network, lam, eta, steps S (local ones), rounds K, nodes n, schedule
+({"name", "beta"}) and penalty (`levels/prox.py`; it acts on phi only, and on nothing without gates).
+
+x_0 = xag_0 = w_0. Round k = 1..K: md = (1 - a) xag + a x; every node runs S local steps from md, as in
+`levels/local.py`; g = lam (md - mean of the nodes' w); x <- prox_{l h}(x - l g); xag <- prox_{b h}(md - b g).
+
+| schedule | a | b | l |
+| --- | --- | --- | --- |
+| ghadimi-lan | 2/(k+1) | beta | k beta/2 |
+| nesterov | 2/(k+1) | beta | (k+1) beta/2 |
+| proximal-gradient | 1 | beta | beta |
+
+Outputs, for every round, as vectors: round<k>.md, round<k>.g, round<k>.x, round<k>.xag.
+
+Source: mathematics.md §4. Derived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from refimpl.crosscheck.golden.case import Arrays, Case
+from refimpl.crosscheck.golden.draw import Draw, gates_of, network_settings
+from refimpl.crosscheck.golden.models import tiny
+from refimpl.nn.context import Gating
+from refimpl.nn.network import Network
+
+ROUNDS, NODES, STEPS, BATCH = 10, 3, 2, 4
+SIZES = (6, 9, 7)  # samples of the nodes
+LAM, ETA, BETA = 2.0, 0.2, 0.2
+GROUP_LASSO = {"type": "group_lasso", "rho": 0.05}
+
+# title: gating, schedule, penalty (None: no gates)
+_CASES: tuple[tuple[str, str, str, dict[str, Any] | None], ...] = (
+    ("ungated", "hard", "ghadimi-lan", None),
+    ("hard", "hard", "ghadimi-lan", GROUP_LASSO),
+    ("gumbel", "gumbel", "ghadimi-lan", GROUP_LASSO),
+    ("soft-bounded", "soft", "nesterov", {"type": "bounded_group_lasso", "rho": 0.05, "radius": 1.2}),
+    ("ste-l1", "ste", "proximal-gradient", {"type": "l1", "rho": 0.05}),
+)
+
+
+def cases(seed: int, dtype: str, rounds: int = ROUNDS) -> Iterator[Case]:
+    """Schedules, penalties and modes, `rounds` rounds each."""
+    for title, mode, schedule, penalty in _CASES:
+        network = tiny(gated=penalty is not None)
+        settings = network_settings(network, Gating(mode)) | {
+            "lam": LAM,
+            "eta": ETA,
+            "steps": STEPS,
+            "rounds": rounds,
+            "nodes": NODES,
+            "schedule": {"name": schedule, "beta": BETA},
+            "penalty": penalty or {"type": "zero"},
+        }
+        inputs = _inputs(Draw(seed, f"algorithm {title}", dtype), network, settings)
+        outputs = tuple(f"round{k}.{v}" for k in range(1, rounds + 1) for v in ("md", "g", "x", "xag"))
+        yield Case(f"algorithm/{title}", "algorithm", dtype, inputs, settings, outputs)
+
+
+def _inputs(draw: Draw, network: Network, settings: Mapping[str, Any]) -> Arrays:
+    inputs = draw.params(network.layout)
+    inputs["indptr"], inputs["indices"] = network.gate_groups
+    for node, size in enumerate(SIZES):
+        inputs[f"node{node}.x"] = draw.normal(size, *network.input_shape)
+        inputs[f"node{node}.labels"] = draw.labels(size, classes=network.classes)
+    shape = (settings["rounds"], NODES, STEPS, BATCH)
+    batches = np.empty(shape, dtype=np.int64)
+    for index in np.ndindex(*shape[:3]):
+        batches[index] = draw.rng.permutation(SIZES[index[1]])[:BATCH]
+    inputs["batches"] = batches
+    if settings["gating"]["mode"] == "gumbel":
+        inputs |= draw.noise(gates_of(network), *shape)
+    return inputs

@@ -1,0 +1,66 @@
+"""Level `baselines`: one round of each comparison method.
+
+Kind `baseline`. Inputs: param.* (the server's w); x (n, D, B, *input_shape) and labels (n, D, B): the D
+batches of every node, in the order in which the method uses them. Settings: those of a network, method,
+nodes n and the method's numbers. g is the gradient on one batch; batches are used once, in order (pfedme:
+one for each local step). Every node starts from the server's w and does `steps` steps:
+
+| method | a step, and the server |
+| --- | --- |
+| fedavg | w <- w - eta g(w); mean |
+| reptile | the same; w + eps (mean - w) |
+| perfedavg | t = w - alpha g(w); w <- w - beta g'(t); mean |
+| perfedavg-hf | t as before, v = g'(t), d = (g''(w + delta v) - g''(w - delta v))/(2 delta), w <- w - beta (v - alpha d); mean |
+| fomaml | `inner_steps` steps t <- t - alpha g(t) from w; w <- w - beta g'(t); mean |
+| maml | the same with the exact gradient of g'-batch's loss at t as a function of w; mean |
+| pfedme | `prox_steps` steps t <- t - eta_prox (g(t) + lam (t - w)) from w on one batch; w <- w - eta lam (w - t); w + beta (mean - w) |
+
+Outputs, as vectors: node<i>.w for every node, and w, the server's.
+
+Source: mathematics.md §10. Derived.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from refimpl.crosscheck.golden.case import Case
+from refimpl.crosscheck.golden.draw import Draw, network_settings
+from refimpl.crosscheck.golden.models import tiny
+from refimpl.nn.context import Gating
+
+NODES, STEPS, BATCH = 3, 2, 4
+
+# Method: batches of a step, numbers.
+METHODS: dict[str, tuple[int, dict[str, Any]]] = {
+    "fedavg": (1, {"eta": 0.2}),
+    "reptile": (1, {"eta": 0.2, "eps": 0.6}),
+    "perfedavg": (2, {"alpha": 0.15, "beta": 0.2}),
+    "perfedavg-hf": (3, {"alpha": 0.15, "beta": 0.2, "delta": 0.01}),
+    "fomaml": (3, {"alpha": 0.15, "beta": 0.2, "inner_steps": 2}),
+    "maml": (3, {"alpha": 0.15, "beta": 0.2, "inner_steps": 2}),
+    "pfedme": (1, {"lam": 1.5, "eta_prox": 0.1, "prox_steps": 3, "eta": 0.2, "beta": 0.8}),
+}
+
+
+def cases(seed: int, dtype: str) -> Iterator[Case]:
+    """Every method on a network without gates; the meta-gradient ones also through soft gates."""
+    for method in METHODS:
+        yield _case(seed, dtype, method, gated=False)
+    for method in ("fedavg", "perfedavg", "maml"):
+        yield _case(seed, dtype, method, gated=True)
+
+
+def _case(seed: int, dtype: str, method: str, gated: bool) -> Case:
+    title = f"{method}-soft" if gated else method
+    network, (batches, numbers) = tiny(gated), METHODS[method]
+    draw = Draw(seed, f"baselines {title}", dtype)
+    shape = (NODES, batches * STEPS, BATCH)
+    inputs = draw.params(network.layout, zeros=False)
+    inputs["x"] = draw.normal(*shape, *network.input_shape)
+    inputs["labels"] = draw.labels(*shape, classes=network.classes)
+    settings = network_settings(network, Gating("soft" if gated else "hard"))
+    settings |= {"method": method, "nodes": NODES, "steps": STEPS, **numbers}
+    outputs = (*(f"node{node}.w" for node in range(NODES)), "w")
+    return Case(f"baselines/{title}", "baseline", dtype, inputs, settings, outputs)

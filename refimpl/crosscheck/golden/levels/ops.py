@@ -1,0 +1,107 @@
+"""Level `ops`: single operations, forward and all gradients.
+
+| kind | inputs | settings | outputs |
+| --- | --- | --- | --- |
+| conv2d | x (N,C,H,W), weight (K,C,kh,kw), bias (K,)?, mask (N,K)?, dy | stride, padding | y = mask * (conv + bias), grad.x, grad.weight, grad.bias |
+| linear | x (N,I), weight (O,I), bias (O,), dy | | y, grad.x, grad.weight, grad.bias |
+| relu, softplus, tanh | x, dy | | y, grad.x; relu's derivative at 0 is 0 |
+| max_pool2d, avg_pool2d, global_avg_pool2d | x, dy | kernel, stride | y, grad.x; of equal maxima the first gets it |
+| batch_norm2d | x, weight (C,), bias (C,), dy | eps | y, grad.x, grad.weight, grad.bias; biased variance |
+| cross_entropy | logits (N,classes), labels | | loss = mean over the batch, grad.logits |
+| gated | x, dy, param.*, noise.* | layers, gating | as `names.py` has them |
+
+grad.* are gradients of sum(dy * y); those of cross_entropy of the loss itself.
+
+Source: mathematics.md §2.1-§2.4. Derived.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from refimpl.crosscheck.golden.case import Arrays, Case
+from refimpl.crosscheck.golden.describe import describe
+from refimpl.crosscheck.golden.draw import Draw
+from refimpl.crosscheck.golden.names import block_outputs
+from refimpl.nn.context import GATE_GRADS, MODES, Gating
+from refimpl.nn.gate import ChannelGate, Gated
+from refimpl.nn.layers import Conv2d
+from refimpl.nn.layout import Layout
+from refimpl.nn.pointwise import ReLU
+from refimpl.nn.pooling import MaxPool2d
+
+BATCH = 3
+_ALL = ("y", "grad.x", "grad.weight", "grad.bias")
+
+
+def cases(seed: int, dtype: str) -> Iterator[Case]:
+    """All cases of the level."""
+    yield from _convolutions(seed, dtype)
+    yield from _others(seed, dtype)
+    for mode in MODES:
+        for gate_grad in GATE_GRADS:
+            yield _gated(seed, dtype, Gating(mode, gate_grad=gate_grad), "")
+    yield _gated(seed, dtype, Gating("hard", detach_gate_input=True), "-detached")
+    yield _gated(seed, dtype, Gating("soft", tau=0.5), "-tau")
+
+
+def _convolutions(seed: int, dtype: str) -> Iterator[Case]:
+    # title, kernel, stride, padding, bias, masked
+    for title, kernel, stride, padding, bias, masked in (
+        ("conv", (3, 3), (1, 1), (1, 1), True, False),
+        ("conv-square", (3, 3), (1, 1), (1, 1), True, False),  # as many channels out as in
+        ("conv-stride", (3, 2), (2, 1), (1, 0), False, False),
+        ("conv-pointwise", (1, 1), (1, 1), (0, 0), True, False),
+        ("conv-masked", (3, 3), (1, 1), (1, 1), True, True),
+    ):
+        draw = Draw(seed, title, dtype)
+        ins, outs = (4, 4) if title == "conv-square" else (3, 4)
+        inputs = {"x": draw.normal(BATCH, ins, 6, 5), "weight": draw.normal(outs, ins, *kernel, scale=0.5)}
+        if bias:
+            inputs["bias"] = draw.normal(outs)
+        if masked:
+            inputs["mask"] = draw.mask(BATCH, outs)
+        layer = Conv2d("conv", ins, outs, kernel, stride, padding, bias)
+        inputs["dy"] = draw.normal(BATCH, *layer.output_shape((ins, 6, 5)))
+        settings = {"stride": list(stride), "padding": list(padding)}
+        yield Case(f"ops/{title}", "conv2d", dtype, inputs, settings, _ALL if bias else _ALL[:3])
+
+
+def _others(seed: int, dtype: str) -> Iterator[Case]:
+    def case(title: str, kind: str, inputs: Arrays, outputs: tuple[str, ...], **settings: Any) -> Case:
+        return Case(f"ops/{title}", kind, dtype, inputs, settings, outputs)
+
+    draw = Draw(seed, "ops", dtype)
+    for title, outs in (("linear", 4), ("linear-square", 5)):
+        inputs = {"x": draw.normal(BATCH, 5), "weight": draw.normal(outs, 5), "bias": draw.normal(outs)}
+        yield case(title, "linear", {**inputs, "dy": draw.normal(BATCH, outs)}, _ALL)
+    for kind in ("relu", "softplus", "tanh"):
+        yield case(kind, kind, {"x": draw.coarse(BATCH, 4, 5), "dy": draw.normal(BATCH, 4, 5)}, _ALL[:2])
+    for kind in ("max_pool2d", "avg_pool2d"):
+        for title, kernel, stride, size in (("", 2, 2, (2, 3)), ("-overlap", 3, 2, (2, 2))):
+            inputs = {"x": draw.coarse(BATCH, 2, 5, 6), "dy": draw.normal(BATCH, 2, *size)}
+            window = {"kernel": [kernel, kernel], "stride": [stride, stride]}
+            yield case(f"{kind}{title}", kind, inputs, _ALL[:2], **window)
+    inputs = {"x": draw.normal(BATCH, 4, 5, 3), "dy": draw.normal(BATCH, 4)}
+    yield case("global_avg_pool2d", "global_avg_pool2d", inputs, _ALL[:2])
+    inputs = {"x": draw.normal(BATCH, 3, 4, 2), "weight": draw.normal(3), "bias": draw.normal(3)}
+    yield case("batch_norm2d", "batch_norm2d", {**inputs, "dy": draw.normal(BATCH, 3, 4, 2)}, _ALL, eps=1e-5)
+    inputs = {"logits": draw.normal(BATCH, 6, scale=3.0), "labels": draw.labels(BATCH, classes=6)}
+    yield case("cross_entropy", "cross_entropy", inputs, ("loss", "grad.logits"))
+
+
+def _gated(seed: int, dtype: str, gating: Gating, note: str) -> Case:
+    """A gated convolution with ReLU and max-pooling: input (N, 3, 6, 4), output (N, 5, 3, 2)."""
+    title = f"gated-{gating.mode}-{gating.gate_grad}{note}"
+    draw = Draw(seed, title, dtype)
+    block = Gated(
+        ChannelGate("conv.gate", 3, 5, hidden=6), (Conv2d("conv", 3, 5, 3, padding=1), ReLU(), MaxPool2d(2))
+    )
+    layout, layers = Layout(block.parameters()), describe((block,))
+    inputs = draw.params(layout) | {"x": draw.normal(BATCH, 3, 6, 4), "dy": draw.normal(BATCH, 5, 3, 2)}
+    if gating.mode == "gumbel":
+        inputs |= draw.noise({"conv.gate": 5}, BATCH)
+    settings = {"layers": layers, "input_shape": [3, 6, 4], "gating": asdict(gating)}
+    return Case(f"ops/{title}", "gated", dtype, inputs, settings, block_outputs(layers, gating.gate_grad))

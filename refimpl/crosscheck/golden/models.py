@@ -1,0 +1,38 @@
+"""The networks that cases are about: the zoo's, narrow by default, and two small ones of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from refimpl.errors import one_of
+from refimpl.nn.gate import ChannelGate, Gated
+from refimpl.nn.layers import Layer, Linear
+from refimpl.nn.network import Network
+from refimpl.nn.pointwise import ReLU
+from refimpl.nn.zoo import MODELS, USUAL_GATES, residual
+
+# Sizes at which a file stays small; every architecture keeps its layers.
+NARROW: dict[str, dict[str, Any]] = {
+    "mlp": {"sizes": (12, 7, 4)},
+    "digits": {"widths": (3, 5), "classes": 4},
+    "cnn3": {"input_shape": (2, 8, 8), "widths": (3, 4, 5), "classes": 4},
+    "cnn7": {"input_shape": (2, 8, 8), "widths": (2, 3, 3, 4, 4, 5), "classes": 4},
+}
+NAMES = (*MODELS, "residual")
+
+
+def model(name: str, gated: bool = True, full: bool = False) -> Network:
+    """A network by name, with its usual gates or none; `full`: with the zoo's own channel counts."""
+    one_of("golden", "model", name, NAMES)
+    if name == "residual":
+        return residual((2, 6, 6), (3, 4), 4, ("conv2",) if gated else (), bias=False)
+    make: Any = MODELS[name]
+    network: Network = make(gates=USUAL_GATES[name] if gated else (), **({} if full else NARROW[name]))
+    return network
+
+
+def tiny(gated: bool = True) -> Network:
+    """6-5-3, the gate of the hidden layer with 4 hidden units: for levels that record whole iterations."""
+    hidden: tuple[Layer, ...] = (Linear("fc1", 6, 5), ReLU())
+    block = (Gated(ChannelGate("fc1.gate", 6, 5, hidden=4), hidden),) if gated else hidden
+    return Network("tiny", (*block, Linear("fc2", 5, 3, gain=1.0)), (6,))

@@ -1,0 +1,82 @@
+"""What a case must hold before compiled code sees it: files come from anyone, and kernels check nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from refimpl.crosscheck.golden.case import Case
+from refimpl.crosscheck.golden.describe import build
+from refimpl.crosscheck.golden.ours import ops
+from refimpl.errors import DataError
+from refimpl.nn.chain import chain_parameters, chain_shape
+from refimpl.nn.layers import Layer
+
+COUNTS = ("nodes", "rounds", "steps", "inner_steps", "prox_steps")
+MOST = 1000  # of each; files of `golden make` have ten at most
+
+
+def check_case(case: Case) -> None:
+    """Raise `DataError` unless the inputs have the dtypes and shapes that the case's settings imply.
+
+    Nothing may be repeated so often that the check would not end.
+    `run` puts the case's name before what is said.
+
+    Networks that train (`local`, `algorithm`, `adapt`, `baseline`) check their parameters, batches and
+    labels themselves, and penalties their groups: of these only the dtype is looked at here.
+    """
+    for name in COUNTS:
+        count = case.settings.get(name, 0)
+        if not isinstance(count, int) or count > MOST:
+            raise DataError(f"expected at most {MOST} {name}, got {count!r:.40}")
+    for name, array in case.inputs.items():
+        if array.dtype.kind == "f" and array.dtype != case.dtype:
+            raise DataError(f"expected {name} as {case.dtype}, got {array.dtype}")
+    if case.kind == "cross_entropy":
+        _check_labels(case, _expect(case, "logits", (len(case.inputs["labels"]), None), case.dtype))
+    elif case.kind in ("gated", "network"):
+        _check_chain(case, build(case.settings["layers"]), "", tuple(case.settings["input_shape"]))
+    elif case.kind in ops.LAYERS:
+        _check_chain(case, (ops.layer_of(case),), f"{ops.NAME}.", case.inputs["x"].shape[1:])
+    elif case.kind == "prox":
+        _expect(case, "v", (None,), case.dtype)
+
+
+def _check_chain(case: Case, layers: Sequence[Layer], own: str, input_shape: tuple[int, ...]) -> None:
+    """Parameters, x, and what stands beside the output; `own` is what the parameters' names begin with."""
+    for parameter in chain_parameters(layers):
+        name = parameter.name.removeprefix(own) if own else f"param.{parameter.name}"
+        _expect(case, name, parameter.shape, case.dtype)
+    count, *_ = _expect(case, "x", (None, *input_shape), case.dtype)
+    if not count:
+        raise DataError("x holds no sample")
+    output = (count, *chain_shape(layers, input_shape))
+    if case.kind == "network":
+        _check_labels(case, output)
+    else:
+        _expect(case, "dy", output, case.dtype)
+    if "mask" in case.inputs:
+        _expect(case, "mask", output[:2], "bool")
+
+
+def _check_labels(case: Case, logits: tuple[int, ...]) -> None:
+    """One for each row of the logits (N, classes), and among the classes."""
+    _expect(case, "labels", logits[:1], "int64")
+    labels = case.inputs["labels"]
+    if not labels.size or labels.min() < 0 or labels.max() >= logits[1]:
+        raise DataError(f"expected labels in 0..{logits[1] - 1}, got others, or none")
+
+
+def _expect(case: Case, name: str, shape: tuple[int | None, ...], dtype: str) -> tuple[int, ...]:
+    """The shape of an input, which must be of the dtype and of this shape; None stands for any length."""
+    array = case.inputs[name]
+    fits = array.ndim == len(shape) and all(
+        wanted in (None, got) for wanted, got in zip(shape, array.shape, strict=True)
+    )
+    if not fits or array.dtype != np.dtype(dtype):
+        wanted = ", ".join("any" if length is None else str(length) for length in shape)
+        raise DataError(
+            f"expected {name} as {dtype} of shape ({wanted}), got {array.dtype} of shape {array.shape}"
+        )
+    return tuple(array.shape)

@@ -1,0 +1,29 @@
+"""The usual suspects of a departure, each computed (`contract.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from refimpl.crosscheck.golden.case import Case
+from refimpl.crosscheck.suspects import iterations, layers
+from refimpl.crosscheck.suspects.contract import Suspect
+
+_FINDERS = (
+    layers.transposed_weight,
+    layers.flipped_kernel,
+    layers.relu_at_zero,
+    layers.tie_of_gate,
+    layers.tie_of_pool,
+    layers.mask_and_relu,
+    layers.logit_order,
+    layers.unbiased_variance,
+    iterations.summed_loss,
+    iterations.lambda_factor,
+    iterations.prox_weight,
+)
+
+
+def suspects(case: Case) -> Iterator[Suspect]:
+    """All wrong rules that would change something in the case."""
+    for find in _FINDERS:
+        yield from find(case)

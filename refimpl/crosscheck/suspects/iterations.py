@@ -1,0 +1,100 @@
+"""Wrong rules of losses, local problems and prox steps. Source: mathematics.md §2.4, §3-§5, §10. Derived."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from refimpl.crosscheck.golden.case import Case
+from refimpl.crosscheck.golden.names import is_gradient
+from refimpl.crosscheck.suspects.contract import Seen, Suspect, altered, scaled, suspect
+
+_NETWORKS = ("network", "cross_entropy")
+_RATES = ("eta", "alpha", "beta", "delta", "eta_prox", "eta_phi", "eta_theta")  # of steps along a gradient
+_WEIGHTS = ("rho", "rho_l1", "rho_l2")
+
+
+def summed_loss(case: Case) -> Iterator[Suspect]:
+    """The sum over the batch instead of the mean: N times the gradient, hence N times the rates."""
+    count = _batch(case)
+    if count < 2:
+        return
+
+    def times(output: str) -> float:
+        return float(count) if output.split(".")[-1] == "loss" or is_gradient(output) else 1.0
+
+    hint = f"the loss was summed over the {count} samples of a batch; it is their mean"
+    yield suspect("mean against sum loss", hint, altered(case, **_faster(case, count)), scaled(times))
+
+
+def _batch(case: Case) -> int:
+    """Samples over which a loss is the mean; 0 where there is no loss."""
+    if "batches" in case.inputs:
+        return int(case.inputs["batches"].shape[-1])
+    return int(case.inputs["labels"].shape[-1]) if "labels" in case.inputs else 0
+
+
+def _faster(case: Case, count: int) -> dict[str, Any]:
+    """Settings with which `count` g + lam (w - v) is followed: the rates times it, lam divided by it."""
+    if case.kind in _NETWORKS:
+        return {}
+    own = "beta" if case.settings.get("method") == "pfedme" else ""  # its beta mixes models
+    rates = [key for key in _RATES if key in case.settings and key != own]
+    changed = {key: case.settings[key] * count for key in rates}
+    changed |= {"lam": case.settings["lam"] / count} if "lam" in case.settings else {}
+    return changed | _server(case, count)
+
+
+def _server(case: Case, factor: float) -> dict[str, Any]:
+    """Settings with which the server of Algorithm 1 steps along `factor` g, through the same prox."""
+    if case.kind != "algorithm":
+        return {}
+    schedule, penalty = case.settings["schedule"], case.settings["penalty"]
+    weights = {key: penalty[key] / factor for key in _WEIGHTS if key in penalty}
+    return {
+        "schedule": {**schedule, "beta": schedule["beta"] * factor},
+        "penalty": {**penalty, **weights},
+    }
+
+
+def lambda_factor(case: Case) -> Iterator[Suspect]:
+    """Twice or half of lambda in the gradient of (lambda/2) ||w - v||^2, or everywhere."""
+    lam = case.settings.get("lam", 0.0)
+    if not lam:
+        return
+    for factor, done in ((2.0, "twice lambda"), (0.5, "half of lambda")):
+        hint = f"{done} in the proximal term's gradient; that of (lambda/2) ||w - v||^2 is lambda (w - v)"
+        changed = altered(case, lam=lam * factor)
+        if case.settings.get("method") == "pfedme":  # lam is also in the step of w
+            changed = altered(changed, eta=case.settings["eta"] / factor)
+        if case.kind == "algorithm":
+            local = altered(changed, **_server(case, 1 / factor))  # whose server knows lambda
+            yield suspect("lambda vs lambda/2", hint, local, _of_g(1 / factor))
+            hint = f"{done}, in the local problem and in g = lambda (md - mean)"
+        yield suspect("lambda vs lambda/2", hint, changed)
+    if case.kind == "algorithm":
+        for factor in (2.0, 0.5):
+            hint = f"g is {factor:g} times lambda (md - mean of the nodes)"
+            stepped = altered(case, **_server(case, factor))
+            yield suspect("lambda vs lambda/2", hint, stepped, _of_g(factor))
+            yield suspect("lambda vs lambda/2", f"{hint}, where it is stored only", case, _of_g(factor))
+
+
+def _of_g(factor: float) -> Seen:
+    """A round's g times the factor, all else as it is."""
+    return scaled(lambda output: factor if output.endswith(".g") else 1.0)
+
+
+def prox_weight(case: Case) -> Iterator[Suspect]:
+    """The step taken for the weight of the penalty, or left out."""
+    penalty = case.settings.get("penalty", {})
+    weights = [key for key in _WEIGHTS if key in penalty]
+    if not weights:
+        return
+    rule = "prox step vs weight"
+    hint = "prox was taken with the weight rho alone; the threshold is step times rho"
+    yield suspect(rule, hint, altered(case, penalty={**penalty, "step_power": 0}))
+    hint = "prox was taken with the step alone; the threshold is step times the weight rho"
+    yield suspect(rule, hint, altered(case, penalty={**penalty, **dict.fromkeys(weights, 1.0)}))
+    hint = "the step was taken twice in a prox; the threshold is step times rho"
+    yield suspect(rule, hint, altered(case, penalty={**penalty, "step_power": 2}))

@@ -1,0 +1,263 @@
+"""Wrong rules of layers and gates. Source: mathematics.md §2; Ioffe & Szegedy 2015, Algorithm 1. Derived."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from refimpl.crosscheck.golden.case import NOISE, PARAM, Arrays, Case
+from refimpl.crosscheck.golden.describe import Description, build
+from refimpl.crosscheck.golden.ours import run
+from refimpl.crosscheck.suspects.contract import TINY, Seen, Suspect, altered, scaled, suspect
+from refimpl.crosscheck.suspects.rearranged import Rearrange, rearranged
+from refimpl.nn.chain import chain_shape
+
+
+def transposed_weight(case: Case) -> Iterator[Suspect]:
+    """Weights whose two channel axes are equally long: an exchange goes unnoticed by shapes."""
+    square = {name: weight.ndim for name, weight in _weights(case) if weight.shape[0] == weight.shape[1]}
+    for name, axes in square.items():
+        layout = "(out, in)" if axes == 2 else "(out, in, height, width)"
+        hint = f"{name.removeprefix(PARAM)} was used transposed; its layout is {layout}"
+        yield suspect("transposed weight", hint, *_transposed(case, [name]))
+    if len(square) > 1:
+        hint = "every weight was used transposed; a layout begins with (out, in)"
+        yield suspect("transposed weight", hint, *_transposed(case, list(square)))
+
+
+def _transposed(case: Case, names: Sequence[str]) -> tuple[Case, Seen]:
+    return rearranged(case, {name: lambda weight: weight.swapaxes(0, 1) for name in names})
+
+
+def flipped_kernel(case: Case) -> Iterator[Suspect]:
+    """Kernels turned by 180 degrees."""
+    for name, weight in _weights(case):
+        if math.prod(weight.shape[2:]) > 1:
+            shown = name.removeprefix(PARAM)
+            hint = f"the kernel {shown} was flipped; a layer correlates, it does not convolve"
+            yield suspect("flipped kernel", hint, *rearranged(case, {name: _turned}))
+
+
+def _turned(kernel: np.ndarray) -> np.ndarray:
+    return kernel[:, :, ::-1, ::-1]
+
+
+def _weights(case: Case) -> Iterator[tuple[str, np.ndarray]]:
+    for name, array in case.inputs.items():
+        if name.rpartition(".")[2] == "weight" and array.ndim in (2, 4):
+            yield name, array
+
+
+def relu_at_zero(case: Case) -> Iterator[Suspect]:
+    """Rectified units at exactly 0 moved to just above, where the derivative is 1."""
+    for moved, where in _above_kinks(case):
+        raised, done = altered(case, moved), f"the derivative of ReLU{where} at 0 was taken as"
+        hint = f"{done} 1; it is 0 (pass on where y > 0, not y >= 0)"
+        yield suspect("ReLU'(0)", hint, raised)
+        if case.kind != "algorithm":  # whose outputs are behind several steps
+            hint = f"{done} 1/2; it is 0 (pass on where y > 0, nothing where y = 0)"
+            yield Suspect("ReLU'(0)", hint, partial(_mean_of, case, raised))
+
+
+def _above_kinks(case: Case) -> Iterator[tuple[Arrays, str]]:
+    """Inputs with which no unit is exactly 0; where layers and gates have such units, also of one of them."""
+    if case.kind == "relu":
+        yield {"x": _raised(case.inputs["x"])}, ""
+    biases = [name for name in case.inputs if name.endswith(".bias") and ".gate.fc2." not in name]
+    zeros = {name: _raised(case.inputs[name]) for name in biases if (case.inputs[name] == 0).any()}
+    gates = {name: array for name, array in zeros.items() if ".gate." in name}
+    layers = {name: array for name, array in zeros.items() if name not in gates}
+    if zeros:
+        yield zeros, ""
+    if gates and layers:
+        yield layers, " of the layers"
+        yield gates, " of the gates' hidden units"
+
+
+def _mean_of(one: Case, other: Case) -> Arrays:
+    """Halfway between two computations: exact where no path goes through two kinks, as in one gradient."""
+    outputs, others = run(one), run(other)
+    return {
+        name: array if array.dtype == np.bool_ else (array + others[name]) / array.dtype.type(2)
+        for name, array in outputs.items()
+    }
+
+
+def _raised(array: np.ndarray) -> np.ndarray:
+    return np.where(array == 0, array.dtype.type(TINY), array)
+
+
+HINT_TIE = "a channel with d = 0 was left on; a tie is off (on iff d > 0)"
+
+
+def tie_of_gate(case: Case) -> Iterator[Suspect]:
+    """Gates whose d is exactly 0 moved to just above, by a bias or, in every step anew, by noise."""
+    moved = {}
+    for name, bias in _second_layers(case).items():
+        if name.endswith(".bias"):
+            tied = (bias[0::2] == 0) & (bias[1::2] == 0)
+            moved[name] = bias.copy()
+            moved[name][1::2][tied] = TINY
+    if not moved:
+        return
+    yield suspect("tie rule", HINT_TIE, altered(case, moved))
+    if case.settings["gating"]["mode"] == "hard" and case.kind in ("gated", "network", "local", "algorithm"):
+        noise = {
+            f"{NOISE}{_gate_of(name)}": np.full((*_samples(case), len(bias) // 2), TINY, dtype=case.dtype)
+            for name, bias in moved.items()
+        }
+        noisy = {**case.settings["gating"], "mode": "gumbel"}  # as `hard`, but for d + noise in place of d
+        yield suspect("tie rule", HINT_TIE, altered(case, noise, gating=noisy))
+
+
+def _samples(case: Case) -> tuple[int, ...]:
+    """Steps and samples for which a gate decides: the shape of its noise, but for the channels."""
+    indices = case.inputs.get("batches", case.inputs.get("labels"))
+    return case.inputs["x"].shape[:1] if indices is None else indices.shape
+
+
+def tie_of_pool(case: Case) -> Iterator[Suspect]:
+    """Windows with equal maxima, in all layers that pool; for a pool alone, the last of them raised."""
+    hint = "of equal maxima in a window the last got the gradient; the first gets it"
+    if case.kind == "max_pool2d":
+        x = case.inputs["x"]
+        ramp = np.arange(x[0, 0].size, dtype=x.dtype).reshape(x.shape[2:])
+        yield suspect("tie rule", hint, altered(case, {"x": x + x.dtype.type(1e-4) * ramp}))
+    layers = case.settings.get("layers", [])
+    changed = _last_wins(layers)
+    if changed != layers:
+        yield suspect("tie rule", hint, altered(case, layers=changed))
+
+
+def _last_wins(layers: Description) -> Description:
+    """The layers with the other rule in their pools."""
+    changed = copy.deepcopy(layers)
+    for entry in changed:
+        if entry["type"] == "max_pool2d":
+            entry["tie"] = "last"
+        for branch in {"body", "shortcut"} & set(entry):
+            entry[branch] = _last_wins(entry[branch])
+    return changed
+
+
+RULE_MASK = "mask before/after ReLU"
+
+
+def mask_and_relu(case: Case) -> Iterator[Suspect]:
+    """The mask on the other side of ReLU: the other gate gradient."""
+    gating = case.settings.get("gating", {"mode": "none"})
+    if gating["mode"] == "soft" and case.kind in ("gated", "network"):
+        hint = "the mask was applied before ReLU; the outputs of a block's layers are those without it"
+        yield Suspect(RULE_MASK, hint, partial(_masked_inside, case))
+    if gating["mode"] in ("soft", "none"):
+        return
+    other = "active" if gating["gate_grad"] == "dense" else "dense"
+    sides = {
+        "active": "the mask was applied before ReLU; gate_grad `dense` applies it after the block",
+        "dense": "the mask was applied after ReLU; gate_grad `active` applies it right after the convolution",
+    }
+    yield suspect(RULE_MASK, sides[other], altered(case, gating={**gating, "gate_grad": other}))
+
+
+def _masked_inside(case: Case) -> Arrays:
+    """Soft masks from the first layer of every body on: positive factors, which ReLU lets through."""
+    outputs = run(case)
+    for block in _gated_blocks(case.settings["layers"]):
+        mask = outputs[f"forward.{block['gate']['name']}.mask"]
+        for entry in block["body"]:
+            forward, backward = (f"{way}.{entry['name']}" for way in ("forward", "backward"))
+            outputs[forward] = outputs[forward] * _over_pixels(mask, outputs[forward])
+            if backward in outputs:
+                outputs[backward] = outputs[backward] / _over_pixels(mask, outputs[backward])
+    return outputs
+
+
+def _gated_blocks(layers: Description) -> Iterator[dict[str, Any]]:
+    for entry in layers:
+        if entry["type"] == "gated":
+            yield entry
+        for branch in ("body", "shortcut"):
+            yield from _gated_blocks(entry.get(branch, []))
+
+
+def _over_pixels(mask: np.ndarray, like: np.ndarray) -> np.ndarray:
+    return mask.reshape(*mask.shape, *(1 for _ in like.shape[2:]))
+
+
+def logit_order(case: Case) -> Iterator[Suspect]:
+    """The gates' logits exchanged in pairs, or read as two halves; they stand where they stood."""
+
+    def exchanged(rows: np.ndarray) -> np.ndarray:
+        return rows.reshape(-1, 2, *rows.shape[1:])[:, ::-1].reshape(rows.shape)
+
+    def interleaved(rows: np.ndarray) -> np.ndarray:
+        return rows.reshape(2, -1, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape)
+
+    found = _second_layers(case)
+    for rearrange, done in (
+        (exchanged, "a channel's logits were read as (on, off)"),
+        (interleaved, "the logits were read as all off, then all on"),
+    ):
+        if found:
+            hint = f"{done}; row 2c of fc2 is channel c's off logit, row 2c + 1 its on logit"
+            yield suspect("two-logit order", hint, *_with_logits(case, list(found), rearrange))
+
+
+def _with_logits(case: Case, names: Sequence[str], rearrange: Rearrange) -> tuple[Case, Seen]:
+    """The gates' second layers rearranged, and the way back, which also the logits of networks go."""
+    changed, seen = rearranged(case, dict.fromkeys(names, rearrange))
+    logits = {f"forward.{_gate_of(name)}.logits" for name in names}
+
+    def seen_with_logits(output: str, array: np.ndarray) -> np.ndarray:
+        if output not in logits:
+            return seen(output, array)
+        return array[:, np.argsort(rearrange(np.arange(array.shape[1])))]
+
+    return changed, seen_with_logits
+
+
+def _second_layers(case: Case) -> Arrays:
+    """Weights and biases that give the gates' logits."""
+    return {name: array for name, array in case.inputs.items() if ".gate.fc2." in name}
+
+
+def _gate_of(parameter: str) -> str:
+    """`conv3.gate` of `param.conv3.gate.fc2.bias`."""
+    return parameter.removeprefix(PARAM).rpartition(".fc2.")[0]
+
+
+HINT_VARIANCE = "the variance of {0} was divided by n - 1; batch normalisation divides by n = {1}"
+
+
+def unbiased_variance(case: Case) -> Iterator[Suspect]:
+    """Batch normalisation by the unbiased variance, which another eps and scale express exactly."""
+    if case.kind == "batch_norm2d":
+        count = case.inputs["x"].size // case.inputs["x"].shape[1]
+        yield _unbiased(case, "weight", count, "the batch", eps=_eps(case.settings["eps"], count))
+    layers = case.settings.get("layers", [])
+    for index, entry in enumerate(layers):
+        if entry["type"] == "batch_norm2d" and case.kind == "network":
+            shape = chain_shape(build(layers[:index]), tuple(case.settings["input_shape"]))
+            count = len(case.inputs["x"]) * math.prod(shape[1:])
+            other = copy.deepcopy(layers)
+            other[index]["eps"] = _eps(entry["eps"], count)
+            yield _unbiased(case, f"{PARAM}{entry['name']}.weight", count, entry["name"], layers=other)
+
+
+def _unbiased(case: Case, weight: str, count: int, whose: str, **settings: Any) -> Suspect:
+    """With the scale narrowed, of which the gradient in the scale itself is as much narrower."""
+    by, gradient = math.sqrt((count - 1) / count), f"grad.{weight.removeprefix(PARAM)}"
+    scale = case.inputs[weight]
+    changed = altered(case, {weight: (scale * by).astype(scale.dtype)}, **settings)
+    seen = scaled(lambda output: by if output == gradient else 1.0)
+    return suspect("biased BatchNorm variance", HINT_VARIANCE.format(whose, count), changed, seen)
+
+
+def _eps(eps: float, count: int) -> float:
+    """var n/(n-1) + eps = n/(n-1) (var + this)."""
+    return eps * (count - 1) / count

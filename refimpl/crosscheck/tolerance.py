@@ -1,0 +1,83 @@
+"""How close two correct implementations come: one table, one reason for each entry.
+
+The measure is the relative norm error ||theirs - expected|| / ||expected||; masks must be equal. In float64
+every level has the limit that is asked of two implementations of the same formulae, far above rounding.
+In float32 a sum of n terms is off by up to n 2**-24 relative to the sum of their magnitudes, an array of
+such sums in the norm by about sqrt(n) 2**-24. An entry of the table is never wider than its reason.
+
+Where next to nothing is expected, rounding is relative to what was added up to it. So ||expected|| counts as
+at least that of an array whose root mean square is the *floor*: `FLOOR` times that of the case's largest
+array of the same kind, values or gradients.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from refimpl.crosscheck.golden.case import Arrays, Case
+from refimpl.crosscheck.golden.names import is_gradient
+
+RELATIVE = {
+    # Sums of at most some thousand terms, through at most seven layers: 1e-12 at worst.
+    ("float64", "ops"): 1e-10,
+    ("float64", "networks"): 1e-10,
+    ("float64", "prox"): 1e-10,
+    ("float64", "local"): 1e-10,
+    ("float64", "adapt"): 1e-10,
+    # A difference of gradients over 0.02 |v| loses two digits at most.
+    ("float64", "baselines"): 1e-10,
+    # Ten rounds feed their rounding back twenty times through gates and losses.
+    ("float64", "algorithm"): 1e-8,
+    # At most 90 terms, a kernel's gradient over 3 samples of 6x5 pixels: 90 * 2**-24 = 5.4e-6 (36 terms
+    # forward, 3x3 windows of 4 channels; 24 in a statistic of batch normalisation).
+    ("float32", "ops"): 5e-6,
+    # A sum of 14 entries for a norm or a threshold, a square, a root, a quotient: 17 * 2**-24 = 1.0e-6.
+    ("float32", "prox"): 1e-6,
+    # At the zoo's own widths a kernel's gradient has 3 * 32 * 32 = 3072 terms: sqrt(3072) 2**-24 = 3.3e-6,
+    # for each of 7 layers forward and 7 backward: 4.6e-5.
+    ("float32", "networks"): 4e-5,
+    # A gradient of at most 320 terms (5 samples of 8x8 pixels) through 5 layers (a gate's two are among them)
+    # forward and 5 backward: 10 sqrt(320) 2**-24 = 1.1e-5, times rates below one.
+    ("float32", "local"): 1e-5,
+    ("float32", "adapt"): 1e-5,
+    # A difference of two gradients over 0.02 |v| multiplies the rounding of one, 1e-6, by up to 100, and
+    # enters with alpha beta = 0.03 in each of two steps: 6e-6.
+    ("float32", "baselines"): 6e-6,
+    # g = lam (md - mean) subtracts nearby points, in the last rounds |g| / |md| is 0.04: 25 times the
+    # rounding of the nodes' answers (two steps, five roundings: 3e-7), which each of the ten rounds adds:
+    # 7.5e-5.
+    ("float32", "algorithm"): 7e-5,
+}
+FLOOR = 1e-3
+
+
+class Tolerance(NamedTuple):
+    """Of an output: the largest relative norm error admitted, 0 where it must be equal, and its floor."""
+
+    relative: float
+    floor: float
+
+
+def tolerances(case: Case, outputs: Arrays) -> dict[str, Tolerance]:
+    """The tolerance of each of a case's outputs."""
+    largest = {True: 0.0, False: 0.0}
+    for name, value in outputs.items():
+        if value.dtype != np.bool_:
+            kind = is_gradient(name)
+            largest[kind] = max(largest[kind], root_mean_square(value))
+    # Two digits will do. Where nothing is but zeros: that of inputs, which are about 1.
+    floors = {kind: float(f"{FLOOR * (size or 1.0):.1e}") for kind, size in largest.items()}
+    return {
+        name: Tolerance(
+            0.0 if value.dtype == np.bool_ else RELATIVE[case.dtype, case.level],
+            floors[is_gradient(name)],
+        )
+        for name, value in outputs.items()
+    }
+
+
+def root_mean_square(x: np.ndarray) -> float:
+    """Of all entries, in float64; of none 0."""
+    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) if x.size else 0.0

@@ -1,0 +1,182 @@
+"""The tables of a comparison, in the paper's layout: on the screen, as Markdown, CSV and JSON.
+
+The paper's Tables 1, 3 and 5 are about meta-training (method, local updates, accuracy, seconds), 2, 4 and 6
+about adaptation (accuracy, sparsity, seconds). Both have the work beside the seconds, the second one with
+the dense network's in the same row.
+
+Source: [MG] section 5; mathematics.md §9.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from refimpl.experiments.compare.plan import Plan
+from refimpl.experiments.compare.summary import Row, curves, gaps, summarise
+from refimpl.experiments.compare.work import Outcome
+from refimpl.experiments.methods import notes
+from refimpl.files.environment import environment
+from refimpl.files.tables import markdown, table
+
+Cells = tuple[str, ...]
+TRAINING = (
+    "method", "local updates", "rounds", "accuracy %", "train s", "gradients", "GFLOP", "Mfloats sent",
+    "nonzero",
+)  # fmt: skip
+ADAPTATION = (
+    "method", "accuracy %", "before %", "off %", "kFLOP dense", "executed", "adapt ms", "adapt MFLOP"
+)  # fmt: skip
+Writer = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
+
+
+def text(plan: Plan, outcomes: Sequence[Outcome]) -> str:
+    """Both tables, the gaps and the notes, for a screen."""
+    return "\n\n".join(_blocks(plan, outcomes, table))
+
+
+def markdown_text(plan: Plan, outcomes: Sequence[Outcome]) -> str:
+    """The same as Markdown."""
+    return "\n\n".join(_blocks(plan, outcomes, markdown)) + "\n"
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """The rows as CSV, all numbers in full; empty where there is none."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(item.name for item in fields(Row))
+    for row in rows:
+        writer.writerow("" if _none(value) else value for value in asdict(row).values())
+    return file.getvalue()
+
+
+def results(plan: Plan, outcomes: Sequence[Outcome], threads: int | None) -> dict[str, Any]:
+    """Everything the tables and figures are made of, for JSON."""
+    return {
+        "plan": plan.table(),
+        "environment": environment(threads),
+        "notes": plan_notes(plan, outcomes),
+        "rows": [asdict(row) for row in summarise(outcomes)],
+        "accuracy_by_round": [asdict(curve) for curve in curves(outcomes)],
+        "runs": [_run(outcome) for outcome in outcomes],
+    }
+
+
+def _run(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "label": outcome.label,
+        "seed": outcome.config.seed,
+        "failure": outcome.failure,
+        "train_seconds": math.fsum(record.seconds for record in outcome.records),
+        "accuracy_by_round": [list(point) for point in outcome.accuracy_by_round],
+        "nodes": [report._asdict() for report in outcome.reports],
+    }
+
+
+def tables(outcomes: Sequence[Outcome]) -> list[tuple[Cells, list[Cells]]]:
+    """Header and rows of the table about training, of that about adaptation, and of the gaps if any."""
+    found = row_tables(summarise(outcomes))
+    labels, by_round = gaps(outcomes)
+    if labels:
+        lines = [(str(round_), *(_number(v, ".2e") for v in values)) for round_, values in by_round]
+        found.append((("stationarity gap, round", *labels), lines))
+    return found
+
+
+def row_tables(rows: Sequence[Row]) -> list[tuple[Cells, list[Cells]]]:
+    """Header and rows of the table about training, and of that about adaptation."""
+    return [(TRAINING, [_training(row) for row in rows]), (ADAPTATION, [_adaptation(row) for row in rows])]
+
+
+def _blocks(plan: Plan, outcomes: Sequence[Outcome], write: Writer) -> list[str]:
+    lines = plan_notes(plan, outcomes)
+    return [
+        *(write(*one) for one in tables(outcomes)),
+        "\n".join(f"- {line}" if write is markdown else line for line in lines),
+    ]
+
+
+def plan_notes(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
+    """What a reader must know: what the numbers are, then what is peculiar about some of them."""
+    seeds = ", ".join(map(str, plan.seeds))
+    lines = [
+        f"data set {_common(plan, 'dataset')}, model {_common(plan, 'model')}, "
+        f"{_common(plan, 'nodes')} training nodes ({_common(plan, 'per_round', 'all')} a round), "
+        f"{_common(plan, 'targets')} target nodes, seeds {seeds}",
+        "accuracy: target nodes' test parts, last round, after adaptation; mean over nodes, then mean +- "
+        "standard deviation over seeds",
+        "off: gated channels off, mean +- standard deviation over nodes; FLOPs dense and executed: one "
+        "sample, forward; adapt: one node, all stages; train: rounds alone (other trainings "
+        "beside them where there were threads); floats sent: up and down",
+    ]
+    lines += sorted({f"data: {outcome.note}" for outcome in outcomes if outcome.note})
+    lines += notes({config.method for _, config in plan.rows})
+    return lines + [f"{o.label}, seed {o.config.seed}: {o.failure}" for o in outcomes if o.failure]
+
+
+def _common(plan: Plan, key: str, zero: str = "0") -> str:
+    """The key's value where all rows agree, else all there are; `zero` is what 0 means."""
+    values = dict.fromkeys(getattr(config, key) for _, config in plan.rows)
+    return " or ".join(str(value) if value else zero for value in values)
+
+
+def _training(row: Row) -> Cells:
+    return (
+        row.label,
+        str(row.local_steps),
+        str(row.rounds),
+        _accuracy(row),
+        _number(row.train_seconds, ".1f"),
+        _number(row.gradients, ".0f"),
+        _number(row.train_flops / 1e9, ".4g"),
+        _number(row.floats_sent / 1e6, ".4g"),
+        _number(row.floats_sent_nonzero / 1e6, ".4g"),
+    )
+
+
+def _adaptation(row: Row) -> Cells:
+    return (
+        row.label,
+        _accuracy(row),
+        _percent(row.accuracy_unadapted_last_mean),
+        _off(row),
+        _number(row.flops_dense / 1e3, ".1f"),
+        _number(row.flops_executed / 1e3, ".1f"),
+        _number(row.adapt_seconds * 1e3, ".2f"),
+        _number(row.adapt_flops / 1e6, ".4g"),
+    )
+
+
+def _accuracy(row: Row) -> str:
+    if row.diverged == row.seeds:
+        return "diverged"
+    over = f" ({row.seeds - row.diverged} of {row.seeds} seeds)" if row.diverged else ""
+    return _spread(row.accuracy_adapted_last_mean, row.accuracy_adapted_last_std, 2) + over
+
+
+def _off(row: Row) -> str:
+    if row.weights_off_mean > 0:
+        return f"weights {_percent(row.weights_off_mean, 1)}"
+    if row.flops_executed == row.flops_dense or math.isnan(row.sparsity_mean):
+        return "-"
+    return _spread(row.sparsity_mean, row.sparsity_std_over_nodes, 1)
+
+
+def _spread(mean: float, std: float, digits: int) -> str:
+    return _percent(mean, digits) + ("" if math.isnan(std) else f" +- {_percent(std, digits)}")
+
+
+def _percent(share: float, digits: int = 2) -> str:
+    return _number(100 * share, f".{digits}f")
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)
+
+
+def _none(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)

@@ -1,0 +1,161 @@
+"""What is compared: labelled configurations, each at the same seeds."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from refimpl.errors import ConfigError, DataError, brief, one_of
+from refimpl.experiments.config import Config, from_table, resolve
+from refimpl.experiments.methods import takes, training_key
+from refimpl.files.storage import json_value
+
+FIELDS = {item.name: item for item in fields(Config)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the tables at one seed."""
+
+    label: str
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """The label, fit for a file name."""
+        return slug(self.label)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One meta-training, and the cells that adapt its meta-model; `name` is that of its run folder."""
+
+    name: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def config(self) -> Config:
+        """The configuration that is trained."""
+        return self.cells[0].config
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows, a label with its configuration each (whose seed plays no part), and the seeds of all.
+
+    every: accuracy is also measured after every so many rounds (0: only after the last).
+    Raises `ConfigError` unless labels and seeds are there and differ.
+    """
+
+    rows: tuple[tuple[str, Config], ...]
+    seeds: tuple[int, ...]
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        labels = [slug(label) for label, _ in self.rows]
+        for what, values in (("rows", labels), ("seeds", self.seeds)):
+            if not values or len(set(values)) < len(values):
+                raise ConfigError(f"compare: {what} must be there and differ, got {_listed(values)}")
+        if min(self.seeds) < 0 or self.every < 0:
+            raise ConfigError("compare: seeds and every must be at least 0")
+        without = [label for label, config in self.rows if config.targets < 1]
+        if without:
+            raise ConfigError(f"compare: {without[0]} has no target nodes to test at; set targets")
+
+    def trainings(self) -> list[Training]:
+        """The meta-trainings it takes, seed by seed; cells that share one are together."""
+        found: dict[str, list[Cell]] = {}
+        for seed, (label, config) in itertools.product(self.seeds, self.rows):
+            cell = Cell(label, replace(config, seed=seed))
+            found.setdefault(training_key(cell.config), []).append(cell)
+        return [
+            Training(f"{cells[0].name}-seed{cells[0].config.seed}", tuple(cells)) for cells in found.values()
+        ]
+
+    def table(self) -> dict[str, Any]:
+        """The plan as JSON holds it."""
+        rows = [{"label": label, "config": config.table()} for label, config in self.rows]
+        return {"rows": rows, "seeds": list(self.seeds), "every": self.every}
+
+
+def plan_from_text(source: str, text: str) -> Plan:
+    """The plan written by `Plan.table`; `DataError` naming `source` for anything else."""
+    try:
+        table = json_value(text)
+        rows = tuple((str(row["label"]), from_table(row["config"], source)) for row in table["rows"])
+        return Plan(rows, tuple(int(seed) for seed in table["seeds"]), int(table["every"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{source}: expected a comparison's plan, found damage ({brief(error)})") from None
+
+
+def slug(label: str) -> str:
+    """A label as a file name."""
+    return re.sub(r"[^A-Za-z0-9.=+_-]+", "-", label)
+
+
+# --- varied keys
+
+
+def parse_vary(text: str) -> tuple[str, list[Any]]:
+    """Key and values of `key=v1,v2,...`; several names in one value are joined by +, as in conv5+conv6."""
+    key, equals, values = text.partition("=")
+    key = key.strip().replace("-", "_")
+    if not equals or not values.strip():
+        raise ConfigError(f"--vary: expected KEY=VALUE,VALUE,..., got {text!r}")
+    one_of("--vary", "key", key, tuple(sorted(set(FIELDS) - {"method", "seed"})))
+    return key, [_value(key, word.strip()) for word in values.split(",")]
+
+
+def _value(key: str, word: str) -> Any:
+    kind = str(FIELDS[key].type)
+    try:
+        if kind == "int":
+            return int(word)
+        if kind == "float":
+            return float(word)
+        if kind == "bool":
+            return {"on": True, "true": True, "off": False, "false": False}[word.lower()]
+        if kind.startswith("list"):
+            words = [] if word == "none" else word.split("+")
+            return words if kind == "list[str]" else [int(entry) for entry in words]
+    except (ValueError, KeyError):
+        raise ConfigError(f"--vary: {key} must be {kind}, got {word!r}") from None
+    return word
+
+
+def varied(
+    methods: Sequence[str],
+    vary: Sequence[tuple[str, Sequence[Any]]],
+    configure: Callable[..., Config] = resolve,
+) -> Iterator[tuple[str, Config]]:
+    """Each method with every combination of the varied keys it takes, labelled by them.
+
+    `configure(method=..., key=value, ...)` makes a configuration, so that a varied data set or model brings
+    the settings of its own, as if it were the only one.
+    """
+    unused = {key for key, _ in vary if not any(takes(method, key) for method in methods)}
+    if unused:
+        raise ConfigError(f"--vary: {_listed(sorted(unused))} plays no part in {_listed(methods)}")
+    for method in methods:
+        own = [(key, values) for key, values in vary if takes(method, key)]
+        for choice in itertools.product(*(values for _, values in own)):
+            setting = dict(zip((key for key, _ in own), choice, strict=True))
+            yield label(method, setting), configure(method=method, **setting)
+
+
+def label(method: str, setting: Mapping[str, Any]) -> str:
+    """The method and what is set, as the tables name it."""
+    return " ".join([method, *(f"{key}={_shown(value)}" for key, value in setting.items())])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return "+".join(map(str, value)) or "none"
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
+def _listed(values: Collection[Any]) -> str:
+    return ", ".join(map(str, values)) or "none"

@@ -1,0 +1,177 @@
+"""A comparison in a folder: what it does not hold yet is trained and adapted, the rest is read.
+
+`plan.json` says what is compared, `data.json` on which data; `runs/` has a run folder for each meta-training,
+whose `report/` holds the target nodes of every row that adapts its meta-model (rows that prune the same model
+share its training).
+
+Trainings run next to each other, in processes. Adaptation follows when they are done, one at a time and
+alone on the machine, seed by seed, since its seconds are a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from refimpl.data.identity import Identity, identities_from
+from refimpl.errors import DivergenceError, RefimplError, RunError
+from refimpl.experiments.compare.plan import Cell, Plan, plan_from_text
+from refimpl.experiments.compare.work import (
+    Job,
+    Outcome,
+    adapt_cells,
+    outcome_of,
+    pending,
+    rounds_left,
+    train_one,
+    trained,
+)
+from refimpl.experiments.experiment import default_threads, try_out
+from refimpl.experiments.jobs import Stop, run_jobs
+from refimpl.experiments.record import CONFIG, DATA, LOCK, REPORT, check_free
+from refimpl.federated.rounds import RoundRecord
+from refimpl.federated.warmup import warm_up
+from refimpl.files.folders import building, move_into_place
+from refimpl.files.lock import locked
+from refimpl.files.storage import json_text, read_bytes, read_json, write_whole
+
+UNFINISHED = "diverged, or not finished"
+PLAN, RESULTS, TABLE, CSV, RUNS = "plan.json", "results.json", "table.md", "table.csv", "runs"
+FIGURES = {"accuracy": "accuracy.png", "frontier": "frontier.png"}
+OWN_FILES = frozenset({PLAN, DATA, RESULTS, TABLE, CSV, RUNS, REPORT, LOCK, *FIGURES.values()})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison at `path`; `create` begins one, `open` returns to one.
+
+    threads: cores to use, each for one training, or several for one where there are fewer trainings.
+    """
+
+    path: Path
+    plan: Plan
+    data_dir: Path | None = None
+    threads: int | None = None
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        plan: Plan,
+        force: bool = False,
+        data_dir: Path | None = None,
+        threads: int | None = None,
+    ) -> Comparison:
+        """A new comparison; one that is there goes only with `force`. The plan is tried out first."""
+        path = Path(path)
+        check_free(path, force, PLAN, OWN_FILES, "a comparison")
+        data = {name: identity.table() for name, identity in check_plan(plan, data_dir).items()}
+        with building(path) as folder:
+            write_whole(folder / PLAN, json_text(plan.table()).encode())
+            write_whole(folder / DATA, json_text(data).encode())
+            move_into_place(folder, path, _locks(path) if force else [])
+        return cls(path, plan, data_dir, threads)
+
+    @classmethod
+    def open(cls, path: str | Path, data_dir: Path | None = None, threads: int | None = None) -> Comparison:
+        """A comparison that was begun."""
+        path = Path(path)
+        if not (path / PLAN).is_file():
+            raise RunError(f"{path}: not a comparison (it has no {PLAN}); start one with refimpl compare")
+        text = read_bytes(path / PLAN).decode(errors="replace")
+        return cls(path, plan_from_text(str(path / PLAN), text), data_dir, threads)
+
+    def jobs(self) -> list[Job]:
+        """All trainings, with the threads for each."""
+        trainings = self.plan.trainings()
+        each = max(1, (self.threads or default_threads()) // len(trainings))
+        folder, data = self.path / RUNS, self.data()
+        return [
+            Job(folder / t.name, t, self.plan.every, self.data_dir, each, data.get(t.name)) for t in trainings
+        ]
+
+    def data(self) -> dict[str, Identity]:
+        """The data of each training, by its name; those of an older version's comparison are not known."""
+        path = self.path / DATA
+        return identities_from(str(path), read_json(path)) if path.is_file() else {}
+
+    def steps(self) -> int:
+        """Rounds and adaptations that are left to do."""
+        jobs = self.jobs()
+        return sum(rounds_left(job) + len(pending(job)) for job in jobs)
+
+    def run(
+        self,
+        on_round: Callable[[Cell, RoundRecord], None] = lambda cell, record: None,
+        on_adapted: Callable[[Cell, float], None] = lambda cell, accuracy: None,
+        stop: Stop = lambda: False,
+    ) -> list[Outcome]:
+        """Do what is left; all outcomes, in the plan's order of rows, then seeds.
+
+        Raises `KeyboardInterrupt` where `stop` ended it early; what was done is kept. Raises `RunError`
+        where another process is at it.
+        """
+        with locked(self.path / LOCK, self.path):
+            return self._run(on_round, on_adapted, stop)
+
+    def _run(
+        self,
+        on_round: Callable[[Cell, RoundRecord], None],
+        on_adapted: Callable[[Cell, float], None],
+        stop: Stop,
+    ) -> list[Outcome]:
+        jobs = self.jobs()
+        failures = self._train(jobs, on_round, stop)
+        for job in jobs:
+            if job.training.name not in failures:
+                adapt_cells(job, on_adapted, stop)
+        return self._outcomes(jobs, failures)
+
+    def read(self) -> list[Outcome]:
+        """The outcomes that are there, in the order of `run`; a training without a result failed."""
+        jobs = self.jobs()
+        unfinished = {job.training.name: UNFINISHED for job in jobs if not trained(job) or pending(job)}
+        return self._outcomes(jobs, unfinished)
+
+    def _outcomes(self, jobs: list[Job], failures: Mapping[str, str]) -> list[Outcome]:
+        found = {
+            (cell.label, cell.config.seed): outcome_of(job, cell, failures.get(job.training.name, ""))
+            for job in jobs
+            for cell in job.training.cells
+        }
+        return [found[label, seed] for label, _ in self.plan.rows for seed in self.plan.seeds]
+
+    def _train(
+        self, jobs: list[Job], on_round: Callable[[Cell, RoundRecord], None], stop: Stop
+    ) -> dict[str, str]:
+        """Train what is not; where training diverged, by name of the training, how."""
+        left = [job for job in jobs if not trained(job)]
+        failures: dict[str, str] = {}
+        for dtype in sorted({job.training.config.dtype for job in left}):
+            warm_up(dtype)  # once, before the workers would all compile the same
+
+        def on_told(index: int, record: RoundRecord) -> None:
+            on_round(left[index].training.cells[0], record)
+
+        for index, result in run_jobs(train_one, left, self.threads or default_threads(), on_told, stop):
+            if isinstance(result, DivergenceError):
+                failures[left[index].training.name] = str(result)
+            elif isinstance(result, RefimplError):
+                raise result
+        return failures
+
+
+def _locks(path: Path) -> list[Path]:
+    """What must be held before the comparison at `path` is deleted: its lock and those of its runs."""
+    if not (path / PLAN).is_file():
+        return []
+    return [path / LOCK, *(run.parent / LOCK for run in (path / RUNS).glob(f"*/{CONFIG}"))]
+
+
+def check_plan(plan: Plan, data_dir: Path | None) -> dict[str, Identity]:
+    """Raise what is wrong with any row at any seed, before anything is run; else each training's data."""
+    cells = [(training.name, cell) for training in plan.trainings() for cell in training.cells]
+    named = [(f"compare: {cell.label}, seed {cell.config.seed}", cell.config) for _, cell in cells]
+    found = try_out(named, data_dir)
+    return {name: sound.data for (name, _), sound in zip(cells, found, strict=True)}

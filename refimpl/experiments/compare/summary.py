@@ -1,0 +1,176 @@
+"""Rows of the tables from the outcomes of a comparison."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from refimpl.experiments.compare.work import Outcome, with_nan
+from refimpl.experiments.methods import training_key
+
+NAN = math.nan
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method or setting over all seeds, each number a mean over seeds unless it says otherwise.
+
+    Shares in 0..1. accuracy_*: mean over target nodes, adapted or not, after the last round;
+    accuracy_adapted_last_std: over seeds. sparsity_*: gated channels off on test samples, mean over nodes
+    and standard deviation over them; weights_off_mean: weights pruned one by one, which skips nothing.
+    flops_*: one test sample, forward; adapt_*: one node, all its support samples, all stages. train_*,
+    gradients, floats_sent*: a whole training (nonzero: without exact zeros); train_seconds: its rounds
+    alone. gap_*: surrogate stationarity gap in the first and last round, geometric mean over seeds (NaN for
+    methods without one). diverged: seeds whose training did; the numbers are over the others.
+    """
+
+    label: str
+    method: str
+    seeds: int
+    diverged: int
+    local_steps: int
+    rounds: int
+    accuracy_adapted_last_mean: float = NAN
+    accuracy_adapted_last_std: float = NAN
+    accuracy_unadapted_last_mean: float = NAN
+    sparsity_mean: float = NAN
+    sparsity_std_over_nodes: float = NAN
+    weights_off_mean: float = NAN
+    flops_dense: float = NAN
+    flops_executed: float = NAN
+    adapt_seconds: float = NAN
+    adapt_flops: float = NAN
+    train_seconds: float = NAN
+    train_flops: float = NAN
+    gradients: float = NAN
+    floats_sent: float = NAN
+    floats_sent_nonzero: float = NAN
+    gap_first: float = NAN
+    gap_last: float = NAN
+
+
+def read_row(table: Mapping[str, Any]) -> Row:
+    """A row as JSON holds it, where null is NaN."""
+    return Row(**with_nan(table))
+
+
+def summarise(outcomes: Sequence[Outcome]) -> list[Row]:
+    """The rows, in the order in which their labels first come."""
+    labels = dict.fromkeys(outcome.label for outcome in outcomes)
+    return [_row([outcome for outcome in outcomes if outcome.label == label]) for label in labels]
+
+
+def _row(outcomes: Sequence[Outcome]) -> Row:
+    good, config = [outcome for outcome in outcomes if not outcome.failure], outcomes[0].config
+    blank = Row(
+        label=outcomes[0].label,
+        method=config.method,
+        seeds=len(outcomes),
+        diverged=len(outcomes) - len(good),
+        local_steps=config.local_steps,
+        rounds=config.rounds,
+    )
+    return _filled(blank, good) if good else blank
+
+
+def _filled(blank: Row, outcomes: Sequence[Outcome]) -> Row:
+    accuracies = [_over_nodes(outcome, "accuracy_after") for outcome in outcomes]
+    spreads = [_spread([r.sparsity_mean for r in outcome.reports], statistics.pstdev) for outcome in outcomes]
+
+    def nodes(field: str) -> float:
+        return statistics.fmean(_over_nodes(outcome, field) for outcome in outcomes)
+
+    def rounds(field: str) -> float:
+        return statistics.fmean(
+            math.fsum(getattr(record, field) for record in outcome.records) for outcome in outcomes
+        )
+
+    return Row(
+        **{name: getattr(blank, name) for name in _GIVEN},
+        accuracy_adapted_last_mean=statistics.fmean(accuracies),
+        accuracy_adapted_last_std=_spread(accuracies, statistics.stdev),
+        accuracy_unadapted_last_mean=nodes("accuracy_before"),
+        sparsity_mean=nodes("sparsity_mean"),
+        sparsity_std_over_nodes=statistics.fmean(spreads),
+        weights_off_mean=nodes("weights_off"),
+        flops_dense=nodes("flops_dense"),
+        flops_executed=nodes("flops_executed"),
+        adapt_seconds=nodes("seconds_gate") + nodes("seconds_backbone"),
+        adapt_flops=nodes("adapt_flops_executed"),
+        train_seconds=rounds("seconds"),
+        train_flops=rounds("flops"),
+        gradients=rounds("gradients"),
+        floats_sent=rounds("floats_sent"),
+        floats_sent_nonzero=rounds("floats_sent_sparse"),
+        gap_first=_geometric(outcome.records[0].gap for outcome in outcomes),
+        gap_last=_geometric(outcome.records[-1].gap for outcome in outcomes),
+    )
+
+
+_GIVEN = ("label", "method", "seeds", "diverged", "local_steps", "rounds")
+
+
+def _over_nodes(outcome: Outcome, field: str) -> float:
+    return statistics.fmean(getattr(report, field) for report in outcome.reports)
+
+
+def _spread(values: Sequence[float], deviation: Callable[[Sequence[float]], float]) -> float:
+    """The standard deviation; NaN where there is none: of one value as a sample, or where one is unknown."""
+    few = len(values) < 2 and deviation is statistics.stdev
+    return NAN if few or any(map(math.isnan, values)) else deviation(values)
+
+
+def _geometric(values: Iterable[float]) -> float:
+    positive = [value for value in values if value > 0]
+    return statistics.geometric_mean(positive) if positive else NAN
+
+
+# --- by round
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Adapted accuracy of a row by round: mean and standard deviation over seeds (NaN for one seed)."""
+
+    label: str
+    rounds: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def curves(outcomes: Sequence[Outcome]) -> list[Curve]:
+    """A curve for each row whose accuracy was measured by round, at the rounds all its seeds have."""
+    found = []
+    for label in dict.fromkeys(outcome.label for outcome in outcomes):
+        own = [dict(o.accuracy_by_round) for o in outcomes if o.label == label and not o.failure]
+        rounds = sorted(set.intersection(*(set(curve) for curve in own))) if own else []
+        if rounds:
+            values = [[curve[round_] for curve in own] for round_ in rounds]
+            std = tuple(_spread(v, statistics.stdev) for v in values)
+            found.append(Curve(label, tuple(rounds), tuple(map(statistics.fmean, values)), std))
+    return found
+
+
+GAP_ROWS = 8  # rounds shown of a run
+
+
+def gaps(outcomes: Sequence[Outcome]) -> tuple[list[str], list[tuple[int, list[float]]]]:
+    """Labels, and the surrogate stationarity gap of each at some rounds, logarithmically spaced.
+
+    Of the first seed, for the methods that have one, each training once.
+    """
+    runs: dict[str, Outcome] = {}
+    for outcome in outcomes:
+        if outcome.records and outcome.config.seed == outcomes[0].config.seed:
+            runs.setdefault(training_key(outcome.config), outcome)
+    shown = [run for run in runs.values() if not math.isnan(run.records[0].gap)]
+    last = max((len(run.records) for run in shown), default=0)
+    rounds = sorted({round(last ** (step / (GAP_ROWS - 1))) for step in range(GAP_ROWS)}) if last else []
+    return [run.label for run in shown], [(r, [_gap_after(run, r) for run in shown]) for r in rounds]
+
+
+def _gap_after(run: Outcome, round_: int) -> float:
+    return run.records[round_ - 1].gap if round_ <= len(run.records) else NAN

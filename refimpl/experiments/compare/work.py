@@ -1,0 +1,273 @@
+"""One meta-training of a comparison and the rows that adapt its meta-model, in the training's run folder.
+
+Accuracy by round is measured where training pauses for it; a training that was interrupted, there or
+elsewhere, goes on from its checkpoint and ends in the same numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refimpl.data.identity import Identity
+from refimpl.errors import DataError, RunError, brief
+from refimpl.experiments.compare.plan import Cell, Training
+from refimpl.experiments.config import Config, completed
+from refimpl.experiments.experiment import (
+    Experiment,
+    adapt_targets,
+    meta_model,
+    personalise,
+    prepare_again,
+    train,
+)
+from refimpl.experiments.jobs import Stop, Tell
+from refimpl.experiments.record import METRICS, RunFolder
+from refimpl.federated.adapt import Adapted, NodeReport
+from refimpl.federated.rounds import RoundRecord
+from refimpl.files.storage import read_json
+
+CURVE = "accuracy-by-round"  # report of a run: accuracy of each of its rows at some rounds
+LARGEST = 1e100  # no result is; sums of larger numbers overflow
+REPEATS = 5  # adaptations of a node, of whose seconds the median is reported
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One row at one seed: its rounds and its adapted target nodes, or why there are none.
+
+    accuracy_by_round: mean adapted accuracy over the target nodes after some rounds; note: what the data
+    set says a result should mention; failure: where and how training diverged, else empty.
+    """
+
+    label: str
+    config: Config
+    records: tuple[RoundRecord, ...] = ()
+    reports: tuple[NodeReport, ...] = ()
+    accuracy_by_round: tuple[tuple[int, float], ...] = ()
+    note: str = ""
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training as a worker gets it; `data` is what it must be trained on, where that is known."""
+
+    folder: Path
+    training: Training
+    every: int
+    data_dir: Path | None
+    threads: int
+    data: Identity | None = None
+
+
+# --- its folder
+
+
+def _open(job: Job, lock: bool = True) -> RunFolder:
+    """The training's run folder, to be continued, or with `lock=False` to be read; it must be the plan's."""
+    folder = RunFolder.open(job.folder, lock)
+    if completed(folder.config) != job.training.config.table():
+        folder.close()
+        raise RunError(f"{job.folder}: holds another run than the plan says; remove it")
+    return folder
+
+
+def _begin(job: Job) -> RunFolder:
+    """The training's run folder, new if it is not there."""
+    if job.folder.is_dir():
+        return _open(job)
+    return RunFolder.create(job.folder, job.training.config.table(), threads=job.threads, data=job.data)
+
+
+def _done(folder: RunFolder) -> int:
+    return folder.load_checkpoint().round if folder.has_checkpoint else 0
+
+
+def rounds_left(job: Job) -> int:
+    """Rounds still to be trained."""
+    rounds = job.training.config.rounds
+    if not job.folder.is_dir():
+        return rounds
+    return rounds - _done(_open(job, lock=False))
+
+
+def trained(job: Job) -> bool:
+    """Whether nothing is left to be trained, or measured on the way."""
+    if not job.folder.is_dir():
+        return False
+    folder = _open(job, lock=False)
+    return folder.has_model and not _missing(job, read_curve(curve_path(folder)), job.training.config.rounds)
+
+
+def pending(job: Job) -> list[Cell]:
+    """The cells not yet adapted."""
+    return [cell for cell in job.training.cells if not _report_path(job, cell).is_file()]
+
+
+def _report_path(job: Job, cell: Cell) -> Path:
+    return job.folder / "report" / f"{cell.name}.json"
+
+
+# --- training
+
+
+def train_one(job: Job, tell: Tell, stop: Stop) -> None:
+    """Train from the last checkpoint on, in stretches between the rounds at which accuracy is measured."""
+    with _begin(job) as folder:
+        experiment = prepare_again(folder, job.data_dir, job.training.config)
+        _rehearse(experiment)
+        while True:
+            done = _done(folder)
+            _measure(job, folder, experiment, done)
+            if folder.has_model or stop():
+                return
+            pause = _until_due(job, done, stop)
+            train(experiment, folder, resume=True, threads=job.threads, on_round=tell, stop=pause)
+
+
+def _rehearse(experiment: Experiment) -> None:
+    """A node's work of round 1, thrown away: so that no round's seconds are the compiler's or the disk's."""
+    point = experiment.method.broadcast(experiment.start(), 1)
+    experiment.method.local(experiment.tasks()[0], point, np.random.default_rng(0))
+
+
+def _until_due(job: Job, done: int, stop: Stop) -> Stop:
+    """What says, asked after every round that follows `done`, whether to pause."""
+    rounds = itertools.count(done + 1)
+    return lambda: _due(job, next(rounds)) or stop()
+
+
+def _due(job: Job, round_: int) -> bool:
+    """Whether accuracy is measured after this round."""
+    return job.every > 0 and (round_ % job.every == 0 or round_ == job.training.config.rounds)
+
+
+def curve_path(folder: RunFolder) -> Path:
+    """Where accuracy by round is kept."""
+    return folder.report / f"{CURVE}.json"
+
+
+def read_curve(path: Path) -> dict[str, dict[str, float]]:
+    """Mean adapted accuracy by row and round (a word, as JSON has it), as far as it was measured.
+
+    Empty where there is no such file, `DataError` where it holds anything else.
+    """
+    curve = read_json(path) if path.is_file() else {}
+    try:
+        _check_numbers(accuracy for rounds in curve.values() for accuracy in rounds.values())
+        _ = [int(round_) for rounds in curve.values() for round_ in rounds]
+    except (AttributeError, TypeError, ValueError):
+        raise DataError(f"{path}: expected accuracies by round; remove it to have it made again") from None
+    return curve
+
+
+def _missing(job: Job, curve: Mapping[str, Mapping[str, float]], round_: int) -> list[Cell]:
+    """The cells whose accuracy after `round_` is wanted and not there."""
+    if not _due(job, round_):
+        return []
+    return [cell for cell in job.training.cells if str(round_) not in curve.get(cell.label, {})]
+
+
+def _measure(job: Job, folder: RunFolder, experiment: Experiment, done: int) -> None:
+    curve = read_curve(curve_path(folder))
+    missing = _missing(job, curve, done) if done else []
+    if not missing:
+        return
+    w = experiment.method.model(folder.load_checkpoint(like=experiment.start()).arrays)
+    for cell in missing:
+        reports = adapt_targets(replace(experiment, config=cell.config), w)
+        accuracy = statistics.fmean(report.accuracy_after for report in reports)
+        curve.setdefault(cell.label, {})[str(done)] = accuracy
+    folder.save_report(CURVE, curve)
+
+
+# --- adaptation
+
+
+def adapt_cells(job: Job, on_adapted: Callable[[Cell, float], None], stop: Stop) -> None:
+    """Adapt and test the training's cells that are not yet."""
+    left = pending(job)
+    if not left:
+        return
+    with _open(job) as folder:
+        experiment = prepare_again(folder, job.data_dir, job.training.config)
+        w = meta_model(experiment, folder)
+        for cell in left:
+            if stop():
+                raise KeyboardInterrupt
+            reports = adapt_timed(replace(experiment, config=cell.config), w)
+            nodes = [report._asdict() for report in reports]
+            folder.save_report(cell.name, {"label": cell.label, "data": experiment.note, "nodes": nodes})
+            on_adapted(cell, statistics.fmean(report.accuracy_after for report in reports))
+
+
+def adapt_timed(experiment: Experiment, w: np.ndarray) -> list[NodeReport]:
+    """As `adapt_targets`, but seconds are the medians over `REPEATS` further adaptations of each node."""
+    reports = adapt_targets(experiment, w)
+    repeats = [
+        [personalise(experiment, w, node).adapted for _ in range(REPEATS)] for node in experiment.target_nodes
+    ]
+    return [_with_medians(*pair) for pair in zip(reports, repeats, strict=True)]
+
+
+def _with_medians(report: NodeReport, repeats: list[Adapted]) -> NodeReport:
+    return report._replace(
+        seconds_gate=statistics.median(adapted.seconds_gate for adapted in repeats),
+        seconds_backbone=statistics.median(adapted.seconds_backbone for adapted in repeats),
+    )
+
+
+def outcome_of(job: Job, cell: Cell, failure: str) -> Outcome:
+    """What the folder holds of a cell."""
+    if failure:
+        return Outcome(cell.label, cell.config, failure=failure)
+    folder, path = _open(job, lock=False), _report_path(job, cell)
+    content = read_json(path)
+    try:
+        reports = tuple(NodeReport(**numbers(node)) for node in content["nodes"])
+        note = str(content["data"])
+    except (AttributeError, TypeError, KeyError):
+        raise DataError(f"{path}: expected reports of nodes; remove it to have it made again") from None
+    curve = sorted((int(r), a) for r, a in read_curve(curve_path(folder)).get(cell.label, {}).items())
+    records = read_records(folder, cell.config.rounds)
+    return Outcome(cell.label, cell.config, records, reports, tuple(curve), note)
+
+
+def read_records(folder: RunFolder, least: int = 0) -> tuple[RoundRecord, ...]:
+    """The rounds of a run; `DataError` unless they are 1, 2, ... up to `least` or further, in numbers."""
+    path = folder.path / METRICS
+    try:
+        records = tuple(RoundRecord(**numbers(entry)) for entry in folder.metrics())
+    except TypeError as error:
+        raise DataError(f"{path}: expected a line of numbers for each round, found {brief(error)}") from None
+    rounds = [record.round for record in records]
+    if rounds != list(range(1, max(least, len(rounds)) + 1)):
+        raise DataError(f"{path}: expected rounds 1..{max(least, len(rounds))}, each once; lines are missing")
+    return records
+
+
+def with_nan(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they were before JSON, which has null for NaN."""
+    return {key: math.nan if value is None else value for key, value in entry.items()}
+
+
+def numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they were before JSON, which has no NaN; `TypeError` unless all but names are numbers."""
+    found = with_nan(entry)
+    _check_numbers(value for key, value in found.items() if key not in ("node", "nodes"))
+    return found
+
+
+def _check_numbers(values: Iterable[object]) -> None:
+    """Raise `TypeError` unless all are numbers, NaN or of a size that sums do not leave."""
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > LARGEST:
+            raise TypeError(f"expected a number, got {type(value).__name__}")

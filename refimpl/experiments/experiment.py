@@ -1,0 +1,302 @@
+"""From a configuration to a trained meta-model and adapted target nodes: the library's front door.
+
+`prepare` builds nodes, network and method; `train` runs the rounds into a run folder (or without one);
+`adapt_targets` personalises at the target nodes. The command line only parses and prints.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from refimpl.data.catalog import load
+from refimpl.data.dataset import DataSet
+from refimpl.data.identity import Identity, Recorded, identify
+from refimpl.data.node import Node
+from refimpl.data.partition import Partition, Share, fill, plan
+from refimpl.errors import ConfigError, DataError, InputError
+from refimpl.experiments.config import Config, from_table
+from refimpl.experiments.methods import build_method, is_gated
+from refimpl.experiments.record import RunFolder
+from refimpl.federated.adapt import AdaptSettings, NodeReport, Personal, adapt, report
+from refimpl.federated.pruning.metasnip import adapt_channels, adapt_weights
+from refimpl.federated.rounds import Method, Participation, RoundRecord, State, run_rounds
+from refimpl.federated.warmup import warm_up
+from refimpl.nn import zoo
+from refimpl.nn.context import Gating
+from refimpl.nn.network import Network
+from refimpl.nn.task import NetworkTask
+from refimpl.rng import SeedTree
+
+OnRound = Callable[[RoundRecord], None]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A prepared run: configuration, network, nodes, method, the seed tree and the data they came from.
+
+    note: what a result should mention.
+    """
+
+    config: Config
+    network: Network
+    train_nodes: tuple[Node, ...]
+    target_nodes: tuple[Node, ...]
+    method: Method
+    seeds: SeedTree
+    data: Identity
+    note: str = ""
+
+    @property
+    def gating(self) -> Gating:
+        """Gate settings of training and adaptation."""
+        return Gating(self.config.gate_mode, self.config.tau, self.config.gate_grad)
+
+    def tasks(self) -> list[NetworkTask]:
+        """The training nodes' learning problems (their test parts are not in them)."""
+        batch = self.config.batch_size
+        return [
+            NetworkTask(self.network, x, y, self.gating, batch_size=batch)
+            for x, y in (node.train for node in self.train_nodes)
+        ]
+
+    def start(self) -> State:
+        """The method's state before round 1."""
+        return self.method.start(self.network.layout.initialise(self.seeds, self.config.dtype))
+
+
+def default_threads() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def build_network(config: Config, input_shape: Sequence[int], classes: int, gated: bool) -> Network:
+    """The configured network for samples of `input_shape`; `gated` puts gates on `config.gates`."""
+    gates = tuple(config.gates) if gated else ()
+    if config.model == "mlp":
+        return zoo.mlp((int(np.prod(input_shape)), 100, classes), gates)
+    if config.model == "digits":
+        if tuple(input_shape) != (1, 8, 8):
+            raise InputError(
+                f"model digits: expected 8x8 grey images, {config.dataset} has images of shape "
+                f"{tuple(input_shape)}; choose one of mlp, cnn3, cnn7"
+            )
+        return zoo.digits(classes=classes, gates=gates)
+    build = zoo.cnn3 if config.model == "cnn3" else zoo.cnn7
+    return build(tuple(input_shape), classes=classes, gates=gates)
+
+
+def build_partition(config: Config) -> Partition:
+    """How the data set is cut into nodes."""
+    sizes = (config.node_min, config.node_max) if config.node_max > 0 else None
+    return Partition(
+        kind="classes" if config.partition == "two-class" else config.partition,
+        nodes=config.nodes,
+        targets=config.targets,
+        classes_per_node=config.classes_per_node,
+        alpha=config.concentration,
+        sizes=tuple(config.sizes) or sizes,
+        test=config.test_share,
+        support=config.support,
+    )
+
+
+def prepare(
+    config: Config, data_dir: str | Path | None = None, recorded: Recorded | None = None
+) -> Experiment:
+    """Load the data, cut it into nodes, build network and method.
+
+    recorded: the data that the run was begun with; `RunError` says how others differ.
+    """
+    dataset = load(config.dataset, data_dir) if recorded is None else _load_again(config, data_dir, recorded)
+    shares = deal(config, dataset)
+    data = identify(dataset, shares)
+    if recorded is not None:
+        recorded.check(data)
+    nodes = fill(dataset, shares, config.dtype)
+    train_nodes, target_nodes = tuple(nodes[: config.nodes]), tuple(nodes[config.nodes :])
+    network = build_network(config, dataset.shape, dataset.classes, is_gated(config))
+    method, seeds = build_method(config, network), SeedTree(config.seed)
+    return Experiment(config, network, train_nodes, target_nodes, method, seeds, data, dataset.note)
+
+
+def deal(config: Config, dataset: DataSet) -> list[Share]:
+    """Which samples go to which node."""
+    return plan(dataset, build_partition(config), config.seed)
+
+
+def _load_again(config: Config, data_dir: str | Path | None, recorded: Recorded) -> DataSet:
+    """The recorded data, from the first place that has them."""
+    *others, last = recorded.places(config.dataset, data_dir)
+    for place in others:
+        dataset = load(*place)
+        if dataset.digest == recorded.data.digest:
+            return dataset
+    dataset = load(*last)
+    recorded.check(identify(dataset))
+    return dataset
+
+
+class Sound(NamedTuple):
+    """What `try_out` has found in order: the data of a configuration, and what a result should mention."""
+
+    data: Identity
+    note: str
+
+
+def try_out(configs: Iterable[tuple[str, Config]], data_dir: str | Path | None = None) -> list[Sound]:
+    """Try out named configurations without training: raise what is wrong with any of them, in its name.
+
+    Nodes are dealt, without their samples; network and method are built, for pruning as well.
+    """
+    datasets: dict[str, DataSet] = {}
+    found = []
+    for name, config in configs:
+        if config.dataset not in datasets:
+            datasets[config.dataset] = load(config.dataset, data_dir)
+        dataset = datasets[config.dataset]
+        try:
+            gated = is_gated(config) or config.method == "metasnip"
+            build_method(config, build_network(config, dataset.shape, dataset.classes, gated))
+            found.append(Sound(identify(dataset, deal(config, dataset)), dataset.note))
+        except InputError as error:
+            raise ConfigError(f"{name}: {error}") from None
+    return found
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where a run stands: the method's state after `rounds` rounds, and the meta-model."""
+
+    state: State
+    rounds: int
+    w: np.ndarray
+
+
+def train(
+    experiment: Experiment,
+    folder: RunFolder | None = None,
+    *,
+    resume: bool = False,
+    threads: int | None = None,
+    on_round: OnRound | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Trained:
+    """Meta-train; with a folder, record every round and checkpoint; `resume` goes on from its checkpoint.
+
+    `stop` is asked after every round; when it says yes the checkpoint is saved and the run returns early.
+    The result does not depend on `threads`, nor on how often the run was interrupted and resumed.
+    """
+    config = experiment.config
+    if folder is not None:
+        folder.hold_data(experiment.data)
+    state, done, first_loss = experiment.start(), 0, math.nan
+    if resume and folder is not None:
+        state, done, first_loss = _restore(folder, state)
+    rounds = run_rounds(
+        experiment.method,
+        experiment.tasks(),
+        state,
+        range(done + 1, config.rounds + 1),
+        Participation(config.per_round, config.weighted),
+        experiment.seeds,
+        threads or default_threads(),
+        first_loss,
+    )
+    for state, record in rounds:
+        done = record.round
+        first_loss = record.loss if math.isnan(first_loss) else first_loss
+        stopping = stop()
+        if folder is not None:
+            folder.append_metrics(record._asdict())
+            if stopping or done == config.rounds or done % config.checkpoint_every == 0:
+                folder.save_checkpoint(done, state, {"first_loss": first_loss})
+        if on_round is not None:
+            on_round(record)
+        if stopping:
+            break
+    w = experiment.method.model(state)
+    if folder is not None and done == config.rounds:
+        folder.save_model(experiment.network.layout.to_arrays(w))
+    return Trained(state, done, w)
+
+
+def _restore(folder: RunFolder, fresh: State) -> tuple[State, int, float]:
+    """State, round and first loss of the folder's checkpoint; the fresh start where there is none yet."""
+    if not folder.has_checkpoint:
+        folder.truncate_metrics(0)
+        return fresh, 0, math.nan
+    done, state, meta = folder.load_checkpoint(like=fresh)
+    first_loss = meta.get("first_loss")
+    if not isinstance(first_loss, float):
+        raise DataError(f"{folder.path}: expected a checkpoint with round 1's loss, found {first_loss!r}")
+    folder.truncate_metrics(done)
+    return state, done, first_loss
+
+
+def adapt_settings(experiment: Experiment) -> AdaptSettings:
+    """The configured adaptation; pfedme's personalised model stays near the global one by lam."""
+    config = experiment.config
+    eta_phi = config.eta_phi if is_gated(config) else 0.0
+    lam = config.lam if config.method == "pfedme" else 0.0
+    return AdaptSettings(eta_phi, config.eta_theta, config.adapt_steps, experiment.gating, lam)
+
+
+def personalise(experiment: Experiment, w: np.ndarray, node: Node) -> Personal:
+    """Adapt the meta-model w at a node as the configured method does; only its support samples are used."""
+    config, plain, (x, y) = experiment.config, experiment.network, node.support
+    settings = adapt_settings(experiment)
+    if config.method == "metasnip":
+        gated = build_network(config, plain.input_shape, plain.classes, gated=True)
+        return adapt_channels(plain, gated, w, x, y, settings, config.snip_keep)
+    if config.method == "metasnip-weights":
+        return adapt_weights(plain, w, x, y, settings, config.snip_keep)
+    return Personal(plain, w, adapt(plain, w, x, y, settings))
+
+
+def adapt_targets(
+    experiment: Experiment, w: np.ndarray, on_node: Callable[[NodeReport], None] = lambda report: None
+) -> list[NodeReport]:
+    """Adapt and test the meta-model w at every target node; `on_node` is told of each.
+
+    Kernels are compiled beforehand, so that no stage's seconds are the compiler's.
+    """
+    warm_up(experiment.config.dtype)
+    settings, reports = adapt_settings(experiment), []
+    for node in experiment.target_nodes:
+        personal = personalise(experiment, w, node)
+        reports.append(report(node.name, personal, node.n_support, node.test, settings))
+        on_node(reports[-1])
+    return reports
+
+
+UNRECORDED = "an older version began this and did not write down its data: not checked to be the same"
+
+
+def prepare_again(
+    folder: RunFolder, data_dir: str | Path | None = None, config: Config | None = None
+) -> Experiment:
+    """A recorded run's experiment, on the data it was begun with; `config` may differ in its adaptation."""
+    experiment = prepare(config or from_table(folder.config, str(folder.path)), data_dir, folder.data)
+    if folder.data is None and (folder.has_checkpoint or folder.has_model):
+        return replace(experiment, note="; ".join(filter(None, (experiment.note, UNRECORDED))))
+    return experiment
+
+
+def reopen(folder: RunFolder, data_dir: str | Path | None = None) -> tuple[Experiment, np.ndarray]:
+    """A finished run's experiment and its meta-model."""
+    experiment = prepare_again(folder, data_dir)
+    return experiment, meta_model(experiment, folder)
+
+
+def meta_model(experiment: Experiment, folder: RunFolder) -> np.ndarray:
+    """The meta-model of the finished run in `folder`, as the experiment's network has it: w (d,)."""
+    layout, dtype = experiment.network.layout, experiment.config.dtype
+    arrays = folder.load_model(like=layout.views(np.empty(layout.size, dtype)))
+    return layout.from_arrays(arrays, dtype)

@@ -1,0 +1,129 @@
+"""The federated methods by name: from a configuration to the method that trains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
+from refimpl.experiments.config import ADAPTATION, Config
+from refimpl.federated.local import LocalSettings
+from refimpl.federated.methods.fedavg import FedAvg
+from refimpl.federated.methods.fomaml import FOMAML
+from refimpl.federated.methods.maml import MAML
+from refimpl.federated.methods.metagater import MetaGater
+from refimpl.federated.methods.perfedavg import PerFedAvgFO
+from refimpl.federated.methods.perfedavg_hf import PerFedAvgHF
+from refimpl.federated.methods.pfedme import PFedMe
+from refimpl.federated.methods.reptile import Reptile
+from refimpl.federated.rounds import Method
+from refimpl.nn.network import Network
+from refimpl.optim import accel, prox
+
+# Methods that prune another method's meta-model at the target node, and that method.
+PRUNES = {"metasnip": "metagater-ungated", "metasnip-weights": "metagater-ungated"}
+
+_LOCAL = ("lam", "eta", "local_steps", "schedule", "beta")
+_META = ("alpha", "eta", "local_steps")
+_GATES = ("gates", "gate_mode", "tau", "gate_grad", "penalty", "rho", "radius", "eta_phi")
+
+# The keys of a configuration that only some methods take.
+KEYS: dict[str, tuple[str, ...]] = {
+    "metagater": (*_LOCAL, *_GATES),
+    "metagater-ungated": _LOCAL,
+    "fedavg": ("eta", "local_steps"),
+    "perfedavg": _META,
+    "perfedavg-hf": (*_META, "delta"),
+    "maml": (*_META, "inner_steps"),
+    "fomaml": (*_META, "inner_steps"),
+    "reptile": ("eta", "local_steps", "mix"),
+    "pfedme": ("lam", *_META, "inner_steps", "mix"),
+    "metasnip": (*_LOCAL, "gates", "snip_keep"),
+    "metasnip-weights": (*_LOCAL, "snip_keep"),
+}
+
+
+def takes(method: str, key: str) -> bool:
+    """Whether the key of a configuration plays a part in the method."""
+    return key in KEYS[method] or all(key not in keys for keys in KEYS.values())
+
+
+_DEFAULTS = Config().table()
+
+
+def training_key(config: Config) -> str:
+    """Equal for configurations with the same meta-training: adaptation settings do not enter it."""
+    neutral = replace(
+        config,
+        method=PRUNES.get(config.method, config.method),
+        checkpoint_every=1,
+        **{key: _DEFAULTS[key] for key in ADAPTATION},
+    )
+    if neutral.method != "metagater":  # layers with gates are then those that pruning may close
+        neutral = replace(neutral, gates=[], gate_mode="hard", tau=1.0, gate_grad="dense", rho=0.0)
+    return json.dumps(neutral.table(), sort_keys=True)
+
+
+NOTES = {
+    "pfedme": "accuracy is that of the nodes' personalised models, accuracy before that of the global model",
+    "metasnip-weights": "its masks are unstructured: they save neither executed FLOPs nor time on dense "
+    "hardware; metasnip prunes whole channels, which are skipped",
+}
+
+
+def notes(methods: Collection[str]) -> list[str]:
+    """What a reader of the methods' results must know, one line for each method that has something."""
+    return [f"{method}: {note}" for method, note in NOTES.items() if method in methods]
+
+
+def is_gated(config: Config) -> bool:
+    """Whether the method meta-trains gates."""
+    return config.method == "metagater"
+
+
+def build_penalty(config: Config, network: Network) -> prox.Penalty:
+    """h(w): zero on the backbone, the configured regulariser on phi."""
+    phi = network.layout.phi
+    if not network.gates or config.penalty == "zero" or config.rho == 0:
+        return prox.Zero()
+    groups = prox.Groups(*network.gate_groups, size=phi.stop - phi.start)
+    gate: prox.Penalty
+    if config.penalty == "l1":
+        gate = prox.L1(config.rho)
+    elif config.penalty == "group-lasso":
+        gate = prox.GroupLasso(groups, config.rho)
+    else:
+        gate = prox.BoundedGroupLasso(groups, config.rho, config.radius)
+    return prox.Separable(((phi, gate),))
+
+
+SCHEDULES: dict[str, Callable[[float], accel.Schedule]] = {
+    "ghadimi-lan": accel.GhadimiLan,
+    "proximal-gradient": accel.ProximalGradient,
+    "nesterov": accel.Nesterov,
+}
+
+
+def _metagater(c: Config, network: Network) -> Method:
+    local = LocalSettings(c.lam, c.eta, c.local_steps)
+    return MetaGater(local, SCHEDULES[c.schedule](c.beta), build_penalty(c, network), c.method)
+
+
+BUILDERS: dict[str, Callable[[Config, Network], Method]] = {
+    "metagater": _metagater,
+    "metagater-ungated": _metagater,
+    "fedavg": lambda c, _: FedAvg(c.eta, c.local_steps),
+    "perfedavg": lambda c, _: PerFedAvgFO(c.alpha, c.eta, c.local_steps),
+    "perfedavg-hf": lambda c, _: PerFedAvgHF(c.alpha, c.eta, c.local_steps, c.delta),
+    "maml": lambda c, _: MAML(c.alpha, c.eta, c.local_steps, c.inner_steps),
+    "fomaml": lambda c, _: FOMAML(c.alpha, c.eta, c.local_steps, c.inner_steps),
+    "reptile": lambda c, _: Reptile(c.eta, c.local_steps, c.mix),
+    "pfedme": lambda c, _: PFedMe(c.lam, c.alpha, c.inner_steps, c.eta, c.local_steps, c.mix),
+    "metasnip": _metagater,
+    "metasnip-weights": _metagater,
+}
+
+
+def build_method(config: Config, network: Network) -> Method:
+    """The configured federated method."""
+    return BUILDERS[config.method](config, network)

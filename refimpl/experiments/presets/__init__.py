@@ -1,0 +1,1 @@
+"""Configurations shipped with the package, one TOML file per data set (see `refimpl.experiments.config`)."""

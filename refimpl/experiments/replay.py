@@ -1,0 +1,64 @@
+"""A recorded run, run again: training is deterministic, so what was not stored is found by repeating it.
+
+Every repeated round is held to what the run wrote down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from refimpl.errors import RunError
+from refimpl.experiments.experiment import Experiment, default_threads
+from refimpl.experiments.record import RunFolder
+from refimpl.federated.rounds import Participation, RoundRecord, State, run_rounds
+from refimpl.files.storage import plain
+
+
+class Replayed(NamedTuple):
+    """A round with the method's states before and after it."""
+
+    record: RoundRecord
+    before: State
+    after: State
+
+
+def over_the_run(folder: RunFolder, points: int = 4) -> list[int]:
+    """A few rounds from the first to the last recorded, evenly spread on a logarithmic axis."""
+    written = folder.metrics()
+    if not written:
+        raise RunError(f"{folder.path}: has no rounds yet; go on with refimpl train --resume")
+    last = int(written[-1]["round"])
+    return sorted({round(last ** (i / (points - 1))) for i in range(points)})
+
+
+def replay(
+    experiment: Experiment, folder: RunFolder, last: int, threads: int | None = None
+) -> Iterator[Replayed]:
+    """The rounds 1..last of the run, again; `RunError` where one does not repeat."""
+    config, written = experiment.config, {entry["round"]: entry for entry in folder.metrics()}
+    state = experiment.start()
+    rounds = run_rounds(
+        experiment.method,
+        experiment.tasks(),
+        state,
+        range(1, last + 1),
+        Participation(config.per_round, config.weighted),
+        experiment.seeds,
+        threads or default_threads(),
+    )
+    for following, record in rounds:
+        _check_repeats(folder, record, written[record.round])
+        yield Replayed(record, state, following)
+        state = following
+
+
+def _check_repeats(folder: RunFolder, record: RoundRecord, written: dict[str, Any]) -> None:
+    """Raise `RunError` unless the replayed round has the loss and gap that were written down."""
+    for name in ("loss", "gap"):
+        again, then = plain(getattr(record, name)), written.get(name)
+        if again != then:
+            raise RunError(
+                f"{folder.path}: round {record.round} does not repeat: {name} is {again!r} now, was {then!r} "
+                "(another version, other data?); theory gap --rounds checkpoint, report --quick repeat none"
+            )

@@ -1,0 +1,219 @@
+"""A search on disk: every trial a line, resumed at any point, and the best settings as a configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from refimpl.data.identity import Identity, Recorded, identities_from
+from refimpl.errors import DataError, RefimplError, RunError, brief
+from refimpl.experiments.experiment import UNRECORDED, default_threads, try_out
+from refimpl.experiments.jobs import Stop, run_jobs
+from refimpl.experiments.methods import KEYS, takes
+from refimpl.experiments.tune.search import RANGES, Search, search_from
+from refimpl.experiments.tune.trial import Job, Trial, best, jobs, run_trials
+from refimpl.federated.warmup import warm_up
+from refimpl.files.lock import locked
+from refimpl.files.storage import json_value, plain, read_bytes, reason, toml_text, write_whole
+
+OnTold = Callable[[Search, int, Any], None]
+
+
+@dataclass
+class Tuning:
+    """Searches with their record: a file of JSON lines, first what is searched, then every trial.
+
+    data: what they are made on, by method and seed, as far as that is known; note: what a result should
+    mention of it.
+    """
+
+    path: Path
+    searches: tuple[Search, ...]
+    trials: list[Trial]
+    data: Mapping[str, Identity]
+    note: str
+
+    @classmethod
+    def create(cls, path: Path, searches: Sequence[Search], data_dir: Path | None = None) -> Tuning:
+        """A new record, which replaces one that was there. The searches are tried out first."""
+        configs = {_key(s, seed): replace(s.config, seed=seed) for s in searches for seed in s.seeds}
+        tried = try_out([(f"tune: {key}", config) for key, config in configs.items()], data_dir)
+        data = {key: sound.data for key, sound in zip(configs, tried, strict=True)}
+        line = _line(
+            {
+                "searches": [search.table() for search in searches],
+                "data": {key: identity.table() for key, identity in data.items()},
+            }
+        )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{path}: cannot write: {reason(error)}") from None
+        with locked(path, path) if path.exists() else nullcontext():
+            write_whole(path, line)
+        return cls(path, tuple(searches), [], data, tried[0].note)
+
+    @classmethod
+    def open(cls, path: Path) -> Tuning:
+        """A record to be continued; a last line cut short is not read."""
+        if not path.is_file():
+            raise RunError(f"{path}: no such record of trials; start one with refimpl tune")
+        content = read_bytes(path)
+        whole = content[: content.rfind(b"\n") + 1]
+        try:
+            first, *rest = (json_value(line) for line in whole.splitlines())
+            searches = tuple(search_from(table, str(path)) for table in first["searches"])
+            trials = _trials(searches, rest)
+            data = identities_from(str(path), first.get("data", {}))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: expected a record of trials, found damage ({brief(error)})") from None
+        return cls(path, searches, trials, data, "" if data else UNRECORDED)
+
+    def left(self) -> list[tuple[Search, int]]:
+        """The trials still to be made, trial by trial through the methods."""
+        done = {(trial.method, trial.trial) for trial in self.trials}
+        longest = max(len(search.settings()) for search in self.searches)
+        wanted = [(s, n) for n in range(longest) for s in self.searches if n < len(s.settings())]
+        return [(search, n) for search, n in wanted if (search.config.method, n) not in done]
+
+    def run(
+        self,
+        data_dir: Path | None = None,
+        threads: int | None = None,
+        on_told: OnTold = lambda search, trial, record: None,
+        stop: Stop = lambda: False,
+    ) -> None:
+        """Make what is left, several trials at a time; each is recorded when it is done.
+
+        Raises `KeyboardInterrupt` where `stop` ended it early; trials in progress are then made again.
+        Raises `RunError` where another process is at it.
+        """
+        with locked(self.path, self.path):
+            self.trials = Tuning.open(self.path).trials  # another process may have added some
+            _forget_cut_line(self.path)
+            self._run(data_dir, threads, on_told, stop)
+
+    def _run(self, data_dir: Path | None, threads: int | None, on_told: OnTold, stop: Stop) -> None:
+        cores, groups = threads or default_threads(), self.jobs(data_dir, threads)
+        for dtype in sorted({search.config.dtype for search in self.searches}):
+            warm_up(dtype)
+
+        def told(index: int, message: Any) -> None:
+            on_told(*groups[index].trials[0], message)
+
+        for _, result in run_jobs(run_trials, groups, cores, told, stop):
+            if isinstance(result, RefimplError):
+                raise result
+            for trial in result:
+                self.trials.append(trial)
+                _append(self.path, _line(asdict(trial)))
+
+    def jobs(self, data_dir: Path | None = None, threads: int | None = None) -> list[Job]:
+        """What is left, trials with the same meta-training together."""
+        found = jobs(self.left(), data_dir, threads or default_threads())
+        return [replace(job, data=self._recorded(job.trials[0][0])) for job in found]
+
+    def _recorded(self, search: Search) -> dict[int, Recorded]:
+        """The data of a search by seed, as far as they are known."""
+        known = {seed: self.data.get(_key(search, seed)) for seed in search.seeds}
+        return {seed: Recorded(str(self.path), data) for seed, data in known.items() if data is not None}
+
+    def of(self, method: str) -> list[Trial]:
+        """The trials of a method, in order."""
+        return sorted((t for t in self.trials if t.method == method), key=lambda t: t.trial)
+
+    def toml(self) -> str:
+        """The best settings as a configuration file: what all methods share, and a section for each."""
+        configs = {
+            s.config.method: replace(s.config, **best(self.of(s.config.method)).setting)
+            for s in self.searches
+        }
+        tables = {method: config.table() for method, config in configs.items()}
+        shared = _shared(tables)
+        lines = [*self._how(), toml_text(shared)]
+        for search in self.searches:
+            method = search.config.method
+            own = {k: v for k, v in tables[method].items() if k not in shared and takes(method, k)}
+            own = {k: v for k, v in own.items() if k not in ("method", "seed")}
+            lines += [self._why(search), f"[{method}]\n{toml_text(own)}"]
+        return "\n".join(lines)
+
+    def _how(self) -> list[str]:
+        search = self.searches[0]
+        lines = [
+            f"# The best of {_counts(self)} settings of each method ({search.kind} search), by mean accuracy",
+            f"# after adaptation at {search.validation} validation nodes: the last training nodes of seeds "
+            f"{', '.join(map(str, search.seeds))},",
+            f"# kept out of training. None of their target nodes was used. All trials: {self.path.name}",
+        ]
+        if len(self.searches) == 1:
+            lines.append(f'method = "{search.config.method}"')
+        return lines
+
+    def _why(self, search: Search) -> str:
+        trials = self.of(search.config.method)
+        found = best(trials)
+        where = ", ".join(f"{key} {low:g}..{high:g}" for key, (low, high) in search.ranges.items())
+        score = 100 * (found.score or 0.0)
+        return f"# {score:.2f} %, trial {found.trial} of 0..{len(trials) - 1}; searched: {where}"
+
+
+def _trials(searches: Sequence[Search], entries: Sequence[Mapping[str, Any]]) -> list[Trial]:
+    """The trials in the entries of a record; each must be one of the searches', with a score or a failure."""
+    settings = {search.config.method: search.settings() for search in searches}
+    if not settings or len(settings) < len(searches):
+        raise ValueError("the searches must be there and differ in method")
+    trials = [Trial(**entry) for entry in entries]
+    for trial in trials:
+        number, own = trial.trial, settings[trial.method]
+        if type(number) is not int or not 0 <= number < len(own) or trial.setting != own[number]:
+            raise ValueError(f"trial {number} is none of the search")
+        if not (trial.failure or type(trial.score) is float) or not isinstance(
+            trial.loss, (float, type(None))
+        ):
+            raise ValueError(f"trial {number} has neither score nor failure")  # a loss of NaN is none
+    return trials
+
+
+def _key(search: Search, seed: int) -> str:
+    """The name of a search at a seed."""
+    return f"{search.config.method}, seed {seed}"
+
+
+def _counts(tuning: Tuning) -> str:
+    counts = sorted({len(search.settings()) for search in tuning.searches})
+    return " to ".join(map(str, counts[:1] + counts[1:][-1:]))
+
+
+def _shared(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The keys that no method has to itself, where all agree."""
+    first, *others = tables.values()
+    special = {"method", "seed", *RANGES}.union(*(KEYS[method] for method in KEYS))
+    return {k: v for k, v in first.items() if k not in special and all(t[k] == v for t in others)}
+
+
+def _line(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(plain(content), allow_nan=False) + "\n").encode()
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Add a durable line."""
+    try:
+        with open(path, "ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RunError(f"{path}: cannot write: {reason(error)}; what was there before is intact") from None
+
+
+def _forget_cut_line(path: Path) -> None:
+    content = read_bytes(path)
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        os.truncate(path, end)

@@ -1,0 +1,154 @@
+"""What is searched: keys and their ranges, and the settings that are tried."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from refimpl.errors import ConfigError, one_of
+from refimpl.experiments.config import ADAPTATION, Config, from_table
+from refimpl.experiments.methods import takes
+from refimpl.rng import SeedTree
+
+Setting = dict[str, Any]
+KINDS = ("random", "grid")
+LARGEST_BUDGET = 10_000  # settings are listed in advance
+DIGITS = 3  # significant ones of a tried value
+LAM_BETA = 0.5  # beta follows lam: lam beta <= 1/2 is what the theory asks
+
+# What is searched, and where; the same for every method that takes the key, but for a few.
+RANGES: dict[str, tuple[float, float]] = {
+    "eta": (0.005, 0.5),
+    "eta_theta": (0.002, 0.5),
+    "alpha": (0.002, 0.2),
+    "lam": (0.1, 10.0),
+    "eta_phi": (0.002, 0.5),
+    "mix": (0.1, 1.0),
+}
+OWN_RANGES = {"pfedme": {"eta": (0.05, 2.0)}}  # its nodes move by eta lam (w - t), not by a gradient
+FLOATS = tuple(item.name for item in fields(Config) if item.type == "float")
+
+
+def ranges_of(method: str) -> dict[str, tuple[float, float]]:
+    """The ranges in which a method is searched unless told otherwise, by key."""
+    return {k: v for k, v in {**RANGES, **OWN_RANGES.get(method, {})}.items() if takes(method, k)}
+
+
+@dataclass(frozen=True)
+class Search:
+    """The search of one method: `budget` settings of the keys in `ranges`, all else as in `config`.
+
+    kind: `random` (log-uniform) or `grid` (levels in geometric progression, as many as the budget admits);
+    seeds: of the runs of every trial; validation: nodes held out; draw: seed of the random settings;
+    adaptations: random settings of the adaptation that are tried on each one of the meta-training.
+    Raises `ConfigError` for what cannot be searched.
+    """
+
+    config: Config
+    ranges: Mapping[str, tuple[float, float]]
+    budget: int
+    kind: str = "random"
+    seeds: tuple[int, ...] = (100,)
+    validation: int = 2
+    draw: int = 0
+    adaptations: int = 1
+
+    def __post_init__(self) -> None:
+        one_of("tune", "kind", self.kind, KINDS)
+        if min(self.budget, self.adaptations) < 1 or not self.ranges or not self.seeds:
+            raise ConfigError("tune: expected a budget and adaptations of at least 1, some keys, some seeds")
+        if self.budget > LARGEST_BUDGET:
+            raise ConfigError(f"tune: expected a budget of at most {LARGEST_BUDGET}, got {self.budget}")
+        if not 1 <= self.validation < self.config.nodes:
+            raise ConfigError(
+                f"tune: cannot hold {self.validation} of {self.config.nodes} training nodes out; "
+                "choose at least 1, and leave some to train"
+            )
+        if self.config.per_round > self.config.nodes - self.validation:
+            raise ConfigError(
+                f"tune: per_round {self.config.per_round} exceeds the {self.config.nodes - self.validation} "
+                "nodes that are left to train; hold fewer out"
+            )
+        for key, (low, high) in self.ranges.items():
+            if key not in FLOATS or not takes(self.config.method, key):
+                raise ConfigError(f"tune: {key} is no number that {self.config.method} takes")
+            if not 0 < low < high < math.inf:
+                raise ConfigError(f"tune: expected 0 < low < high for {key}, got {low}:{high}")
+        for setting in self.settings():
+            replace(self.config, **setting)  # raises what is impossible
+
+    def settings(self) -> list[Setting]:
+        """What is tried, trial by trial; a larger budget goes on where a smaller random one ends."""
+        tried = self._grid() if self.kind == "grid" else map(self._random, range(self.budget))
+        return [self._tied(dict(zip(self.ranges, values, strict=True))) for values in tried]
+
+    def _random(self, trial: int) -> list[float]:
+        training, adaptation = (self._shares(draw) for draw in (trial // self.adaptations, trial))
+        return [
+            _between(*ends, adaptation[i] if key in ADAPTATION else training[i])
+            for i, (key, ends) in enumerate(self.ranges.items())
+        ]
+
+    def _shares(self, draw: int) -> np.ndarray:
+        return SeedTree(self.draw).generator("tune", draw).random(len(self.ranges))
+
+    def _grid(self) -> Iterator[tuple[float, ...]]:
+        levels = grid_levels(len(self.ranges), self.budget)
+        return itertools.product(
+            *(
+                [_between(*ends, share) for share in _spaced(n)]
+                for ends, n in zip(self.ranges.values(), levels, strict=True)
+            )
+        )
+
+    def _tied(self, setting: Setting) -> Setting:
+        if "lam" in setting and "beta" not in setting and takes(self.config.method, "beta"):
+            return {**setting, "beta": _rounded(LAM_BETA / setting["lam"])}
+        return setting
+
+    def table(self) -> dict[str, Any]:
+        """The search as JSON holds it."""
+        return {
+            **asdict(self),
+            "config": self.config.table(),
+            "ranges": {k: list(v) for k, v in self.ranges.items()},
+        }
+
+
+def search_from(table: Mapping[str, Any], source: str = "tune") -> Search:
+    """The search written by `Search.table`, of which messages speak as `source`."""
+    ranges = {str(key): (float(low), float(high)) for key, (low, high) in table["ranges"].items()}
+    config, seeds = from_table(table["config"], source), tuple(int(seed) for seed in table["seeds"])
+    return Search(**{**table, "config": config, "ranges": ranges, "seeds": seeds})
+
+
+def grid_levels(keys: int, budget: int) -> list[int]:
+    """How many levels each key gets: as even as may be, the first ones more, their product <= budget."""
+    levels = [1] * keys
+    while True:
+        for index in sorted(range(keys), key=lambda i: (levels[i], i)):
+            more = [n + (i == index) for i, n in enumerate(levels)]
+            if math.prod(more) <= budget:
+                levels = more
+                break
+        else:
+            return levels
+
+
+def _spaced(count: int) -> list[float]:
+    """`count` points in [0, 1], the ends included; the middle for one."""
+    return [0.5] if count == 1 else [i / (count - 1) for i in range(count)]
+
+
+def _between(low: float, high: float, share: float) -> float:
+    """The point of [low, high] at `share` of the way, on a logarithmic scale."""
+    return _rounded(low * (high / low) ** share)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")

@@ -1,0 +1,56 @@
+"""MetaGater: federated accelerated proximal meta-learning of backbone and gates.
+
+With a penalty on phi this is the gated method; on a network without gates and the zero penalty it is
+"MetaGater without gating". With one local step the proximal term's gradient is zero at the start, so
+the ungated method is then accelerated federated SGD; lam matters from two steps on.
+
+Source: mathematics.md §4 ([MG] Algorithm 1; [GL] Algorithm 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from refimpl.federated.local import LocalSettings, LocalSolution, Task, solve_local
+from refimpl.federated.rounds import State
+from refimpl.optim import accel
+from refimpl.optim.prox import Penalty
+
+
+@dataclass(frozen=True)
+class MetaGater:
+    """local: the nodes' solver of problem (5); schedule: a_k, b_k, l_k; penalty: h over the whole w."""
+
+    local_settings: LocalSettings
+    schedule: accel.Schedule
+    penalty: Penalty
+    name: str = "metagater"
+
+    def start(self, w0: np.ndarray) -> State:
+        """x_0 = xag_0 = w0."""
+        return {"x": w0.copy(), "ag": w0.copy()}
+
+    def broadcast(self, state: State, round_: int) -> np.ndarray:
+        """md_k = (1 - a_k) xag_{k-1} + a_k x_{k-1}."""
+        return accel.middle_point(_accel(state, round_), self.schedule, np.empty_like(state["x"]))
+
+    def local(self, task: Task, point: np.ndarray, rng: np.random.Generator) -> LocalSolution:
+        """Inexact solution of the local problem at centre md_k."""
+        return solve_local(task, point, self.local_settings, rng)
+
+    def server(self, state: State, round_: int, point: np.ndarray, mean: np.ndarray) -> tuple[State, float]:
+        """g_k = lam (md_k - mean of answers); accelerated proximal step; gap ||G_b(md_k)||."""
+        gradient = point.dtype.type(self.local_settings.lam) * (point - mean)
+        new, gap = accel.step(_accel(state, round_), point, gradient, self.penalty, self.schedule)
+        return {"x": new.x, "ag": new.ag}, gap
+
+    def model(self, state: State) -> np.ndarray:
+        """xag_K."""
+        return state["ag"]
+
+
+def _accel(state: State, round_: int) -> accel.State:
+    """The solver's state before round `round_`."""
+    return accel.State(round_ - 1, state["x"], state["ag"])

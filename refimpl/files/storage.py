@@ -1,0 +1,245 @@
+"""Files as they stand on disk: TOML, JSON and arrays, each appearing whole or not at all.
+
+Contents depend on the values only, so that equal results are equal bytes; what is read is checked, and
+nothing that is read can run code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import re
+import zipfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refimpl.errors import ConfigError, DataError, InputError, RunError
+from refimpl.files.lock import alone
+from refimpl.files.npz import DamageError, Header, read_headers, read_members
+
+Arrays = dict[str, np.ndarray]
+NPZ_LIMIT = 4 * 2**30  # bytes of the arrays of one file, unpacked
+
+# --- TOML -------------------------------------------------------------------------------------------
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
+def toml_text(table: Mapping[str, Any]) -> str:
+    """A flat table of str, int, float, bool and lists of them as TOML that `tomllib` reads back equal.
+
+    Raises `ConfigError` for any other value (None, tuples, nested tables, NumPy scalars).
+    """
+    return "".join(f"{_toml_key(key)} = {_toml_value(key, value)}\n" for key, value in table.items())
+
+
+def _toml_key(key: str) -> str:
+    return key if _BARE_KEY.fullmatch(key) else _toml_string(key)
+
+
+def _toml_value(key: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if type(value) is int:
+        return str(value)
+    if type(value) is float:
+        return repr(value)  # shortest text that reads back to the same float; also inf and nan
+    if type(value) is str:
+        return _toml_string(value)
+    if type(value) is list:
+        return f"[{', '.join(_toml_value(key, item) for item in value)}]"
+    raise ConfigError(
+        f"TOML: {key} must be str, int, float, bool or list, got {type(value).__name__}; convert it first"
+    )
+
+
+def _toml_string(text: str) -> str:
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ConfigError(f"TOML: {text!r} is not valid Unicode; rename it")
+    return '"' + "".join(_ESCAPES.get(letter, _visible(letter)) for letter in text) + '"'
+
+
+def _visible(letter: str) -> str:
+    return letter if letter >= " " and letter != "\x7f" else f"\\u{ord(letter):04x}"
+
+
+# --- files that are whole or absent -----------------------------------------------------------------
+
+
+def check_new(path: Path, force: bool) -> None:
+    """Raise `InputError` where something is there and `--force` was not given."""
+    if path.exists() and not force:
+        raise InputError(f"{path}: is there already; --force replaces it")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`: readers see the old file or the new one, even after a power cut.
+
+    Processes that write the same file take turns, so that none tears what another is writing. Raises
+    `RunError` where the system refuses (disk full, no permission); the old file is then intact.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with alone(temporary):
+            try:
+                with open(temporary, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                raise
+            sync_folder(path.parent)
+    except OSError as error:
+        raise RunError(f"{path}: cannot write: {reason(error)}; what was there before is intact") from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file; `DataError` naming it where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot read: {reason(error)}") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable (POSIX; elsewhere folders cannot be opened)."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def reason(error: OSError) -> str:
+    """The system's words for an error, to stand behind a colon."""
+    return (error.strerror or type(error).__name__).lower()
+
+
+# --- array files ------------------------------------------------------------------------------------
+
+
+def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """`arrays` as an .npz file that depends on names and values only: sorted, no times, not compressed."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
+        for name in sorted(arrays):
+            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            entry.create_system = 3  # the same bytes on every platform
+            entry.external_attr = 0o644 << 16
+            file.writestr(entry, _npy_bytes(name, arrays[name]))
+    return archive.getvalue()
+
+
+def _npy_bytes(name: str, value: np.ndarray) -> bytes:
+    array = np.asarray(value, order="C")
+    if array.dtype.hasobject:
+        raise InputError(f"npz: {name} must be a numeric array, got dtype {array.dtype}; convert it first")
+    content = io.BytesIO()
+    little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    np.lib.format.write_array(content, little_endian, version=(1, 0), allow_pickle=False)
+    return content.getvalue()
+
+
+def read_npz(path: Path, names: Collection[str] | None = None, limit: int = NPZ_LIMIT) -> Arrays:
+    """The arrays of an .npz file, all or those of `names` that are in it.
+
+    `DataError` naming the file where it is missing, corrupt or pickled, or holds more than `limit` bytes;
+    nothing is allocated that the file does not hold.
+    """
+    with _readable(path):
+        return dict(read_members(path, limit, names))
+
+
+def npz_headers(path: Path) -> dict[str, Header]:
+    """Shapes and dtypes of the arrays in an .npz file, without reading them; raises as `read_npz`."""
+    with _readable(path):
+        return read_headers(path)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What goes wrong in reading an archive, as `DataError`."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot read: {reason(error)}") from None
+    except DamageError as error:
+        raise DataError(f"{path}: expected an .npz archive of plain arrays, found damage ({error})") from None
+
+
+def check_like(path: Path, found: Mapping[str, np.ndarray], like: Mapping[str, np.ndarray]) -> None:
+    """Raise `DataError` unless `found` has exactly the names, shapes and dtypes of `like`."""
+    missing, extra = sorted(set(like) - set(found)), sorted(set(found) - set(like))
+    if missing or extra:
+        raise DataError(
+            f"{path}: expected {len(like)} arrays; missing: {', '.join(missing)[:200] or 'none'}, "
+            f"unknown: {', '.join(extra)[:200] or 'none'}; was it made with another configuration?"
+        )
+    for name in sorted(like):
+        wanted, got = like[name], found[name]
+        if (wanted.shape, wanted.dtype) != (got.shape, got.dtype):
+            raise DataError(
+                f"{path}: expected {name} as {wanted.dtype} of shape {wanted.shape}, "
+                f"found {got.dtype} of shape {got.shape}; was it made with another configuration?"
+            )
+
+
+# --- JSON -------------------------------------------------------------------------------------------
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON knows it: NumPy scalars and arrays, tuples become plain; NaN and infinities null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    return value
+
+
+def json_value(text: str | bytes) -> Any:
+    """What JSON text says; `ValueError` for anything `json_text` would not write, however deep or large."""
+    try:
+        return json.loads(text, parse_constant=_not_finite, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _not_finite(text)
+
+
+def _not_finite(text: str) -> float:
+    raise ValueError(f"not a finite number: {text[:20]}")
+
+
+def json_text(content: Any) -> str:
+    """`content`, made plain, as indented JSON that ends in a line break."""
+    return json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
+
+
+def read_json(path: Path) -> Any:
+    """What `json_text` wrote; `DataError` naming the file for anything else."""
+    try:
+        return json_value(read_bytes(path))
+    except ValueError:
+        raise DataError(f"{path}: expected JSON, found damage; remove it to have it made again") from None

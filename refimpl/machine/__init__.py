@@ -1,0 +1,1 @@
+"""The machine: whether the kernels compute here what they should."""

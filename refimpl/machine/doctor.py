@@ -1,0 +1,294 @@
+"""Is this machine fit? Kernels held against twins and formulas, programs against layers; known traps.
+
+A check that fails means wrong numbers; a warning means slow or unsteady ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from refimpl.bench import oracle
+from refimpl.bench.candidates import ours
+from refimpl.bench.cases import PASSES, Case, Geometry, LayerData, layer_data
+from refimpl.bench.formulas import held
+from refimpl.errors import RefimplError
+from refimpl.experiments.experiment import default_threads
+from refimpl.kernels import conv, linear, plain
+from refimpl.kernels.edge import ALL_ON, chosen_kernels
+from refimpl.kernels.jit import cache_folder, settings
+from refimpl.nn import zoo
+from refimpl.nn.task import NetworkTask
+from refimpl.rng import SeedTree
+
+OK, WARNING, FAILED = "ok", "warning", "failed"
+CHECKS = 13  # findings of `examine`
+DIFFERS = "differs in some bit from the readable kernel's"
+SHAPES = (Geometry(5, 19, 9), Geometry(37, 19, 1, 1, 0))  # of sizes that no vector divides
+SLOW_SECONDS = 0.1  # for a small file to reach the disk; a local one takes some milliseconds
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+QUOTAS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))  # of cgroups, versions 2 and 1
+CGROUP = Path("/sys/fs/cgroup")
+
+
+class Finding(NamedTuple):
+    """One check: its name, `ok`, `warning` or `failed`, and what was found."""
+
+    check: str
+    state: str
+    detail: str
+
+
+def examine(threads: int | None = None) -> Iterator[Finding]:
+    """All checks, one after the other; threads: as many as runs will use (None: all cores)."""
+    for dtype in ("float32", "float64"):
+        yield check_kernels(dtype)
+        yield check_layers(dtype)
+        yield check_program(dtype)
+    yield check_denormals()
+    yield check_choice()
+    yield check_cache()
+    yield check_threads(threads or default_threads())
+    yield check_quota()
+    yield check_load()
+    yield Finding("blas", OK, f"{blas()} (used by peers in benchmarks, not by training)")
+
+
+# --- right numbers
+
+
+def check_kernels(dtype: str) -> Finding:
+    """Every pass of small weighted layers: the oracle's numbers within rounding, the readable twins' bits."""
+    cases = [
+        Case(shape, pass_, 3, off, dtype)
+        for shape, pass_, off in itertools.product(SHAPES, PASSES, (0.0, 0.5))
+    ]
+    worst = 0.0
+    for case in cases:
+        data = layer_data(case)
+        candidate = ours(case, data)
+        arrays = candidate.arrays(candidate.run())
+        try:
+            worst = max(worst, oracle.check(case.label, arrays, oracle.reference(case, data)))
+        except RefimplError as error:
+            return Finding(f"kernels {dtype}", FAILED, str(error))
+        for name, twin in twins(case, data).items():
+            if arrays[name].tobytes() != twin.tobytes():
+                return Finding(f"kernels {dtype}", FAILED, f"{case.label}: {name} {DIFFERS}")
+    for off in (0.0, 0.5):
+        for name in differing_strided(Case(SHAPES[0], "forward", 3, off, dtype)):
+            return Finding(f"kernels {dtype}", FAILED, f"stride 2 off {off:.0%} {dtype}: {name} {DIFFERS}")
+    return Finding(
+        f"kernels {dtype}",
+        OK,
+        "convolution and linear, forward and both gradients, open and gated: bits of the readable kernels "
+        f"(strides 1 and 2), {worst:.0e} from NumPy in float64 (stride 1)",
+    )
+
+
+def differing_strided(case: Case) -> list[str]:
+    """The results of all passes of a convolution with stride 2 that are not the readable kernels' bits."""
+    step, pad, data = (2, 2), (case.geometry.pad, case.geometry.pad), layer_data(case)
+    data = data._replace(dy=data.dy[:, :, ::2, ::2].copy())
+    x, weight, bias, dy, mask = data
+    fast = {"dw": np.empty_like(weight), "db": np.empty_like(bias)}
+    fast["y"] = conv.forward(x, weight, bias, step, pad, None, mask)
+    fast["dx"] = conv.input_grad(dy, weight, step, pad, (x.shape[2], x.shape[3]), mask)
+    conv.weight_grad(x, dy, step, pad, fast["dw"], fast["db"], None, mask)
+    right: dict[str, np.ndarray] = {}
+    for pass_ in PASSES:
+        right |= twins(replace(case, pass_=pass_), data, step)
+    return [name for name, array in fast.items() if array.tobytes() != right[name].tobytes()]
+
+
+def twins(case: Case, data: LayerData, step: conv.Pair = (1, 1)) -> dict[str, np.ndarray]:
+    """The readable kernels' results of a case: {"y"}, {"dx"} or {"dw", "db"}; step: of a convolution."""
+    x, weight, bias, dy = data[:4]
+    mask = conv.or_all_on(data.mask)
+    y, dx, dw, db = np.empty_like(dy), np.empty_like(x), np.empty_like(weight), np.empty_like(bias)
+    if case.geometry.linear:
+        rows, matrix, drows = (array.reshape(array.shape[:2]) for array in (x, weight, dy))
+        results = y.reshape(y.shape[:2]), dx.reshape(dx.shape[:2]), dw.reshape(dw.shape[:2])
+        if case.pass_ == "forward":
+            plain.linear_forward(rows, matrix, bias, ALL_ON, mask, results[0])
+        elif case.pass_ == "input_grad":
+            plain.linear_input_grad(drows, matrix, mask, ALL_ON, results[1])
+        else:
+            plain.linear_weight_grad(rows, drows, ALL_ON, mask, results[2], db)
+    else:
+        pad = (case.geometry.pad, case.geometry.pad)
+        if case.pass_ == "forward":
+            plain.conv_forward(x, weight, bias, step, pad, ALL_ON, mask, y)
+        elif case.pass_ == "input_grad":
+            plain.conv_input_grad(dy, weight, step, pad, mask, ALL_ON, dx)
+        else:
+            plain.conv_weight_grad(x, dy, step, pad, ALL_ON, mask, dw, db)
+    return {"forward": {"y": y}, "input_grad": {"dx": dx}, "weight_grad": {"dw": dw, "db": db}}[case.pass_]
+
+
+def check_layers(dtype: str) -> Finding:
+    """Every other layer, the loss and the proximal operators, against their formulas."""
+    worst, names = 0.0, list[str]()
+    for name, got, wanted, terms in held(dtype):
+        allowed = oracle.rounding(dtype, terms)
+        error = oracle.error_of(got, oracle.Reference(wanted, allowed))
+        if not error <= allowed:
+            detail = f"{name}: {error:.2g} (relative) from NumPy in float64, allowed {allowed:.2g}"
+            return Finding(f"layers {dtype}", FAILED, detail)
+        worst, names = max(worst, error), names + [name] * (name not in names)
+    return Finding(f"layers {dtype}", OK, f"{', '.join(names)}: {worst:.0e} from NumPy in float64")
+
+
+def check_program(dtype: str) -> Finding:
+    """A whole gated network as one compiled program against its layers: loss, gradient, open channels."""
+    network, rng = zoo.digits((4, 6), gates=("conv1", "conv2")), np.random.default_rng(0)
+    x, y = rng.standard_normal((7, *network.input_shape)).astype(dtype), rng.integers(0, network.classes, 7)
+    task = NetworkTask(network, x, y)
+    if task.program is None:
+        return Finding(f"program {dtype}", OK, "not used with these kernels; the layers run")
+    w = network.layout.initialise(SeedTree(0), dtype)
+    phi = network.layout.phi
+    w[phi] += (0.5 * rng.standard_normal(w[phi].size)).astype(dtype)  # closes some channels
+    results = []
+    for one in (task, replace(task, compiled=False)):
+        (objective,) = one.draw(rng, 1)
+        gradient = np.empty_like(w)
+        results.append((objective(w, gradient), gradient.tobytes(), objective.measure()))
+    for what, *both in zip(("loss", "gradient", "number of open channels"), *results, strict=True):
+        if both[0] != both[1]:
+            wrong = f"the {what} of a gated network is not that of the layers"
+            return Finding(f"program {dtype}", FAILED, wrong)
+    closed = results[0][2][1]
+    detail = f"loss and gradient of a gated network, {closed:.0%} of channels off: bits of the layers"
+    return Finding(f"program {dtype}", OK, detail)
+
+
+def check_denormals() -> Finding:
+    """Numbers below the smallest normal one must survive, in NumPy and in compiled code."""
+    for dtype in (np.float32, np.float64):
+        tiny = np.array(np.finfo(dtype).tiny / 8).astype(dtype)
+        if not (halved_by_numpy(tiny) > 0 and halved_by_kernels(tiny) > 0):
+            return Finding(
+                "denormals",
+                FAILED,
+                f"{np.dtype(dtype)} numbers below {np.finfo(dtype).tiny:.1e} become zero: a library loaded "
+                "into this process has switched them off, and results will differ from other machines'",
+            )
+    return Finding("denormals", OK, "kept")
+
+
+def halved_by_numpy(number: np.ndarray) -> float:
+    """Half of a number, as NumPy divides."""
+    return float(number / number.dtype.type(2))
+
+
+def halved_by_kernels(number: np.ndarray) -> float:
+    """Half of a number, as compiled kernels multiply: a layer with one weight."""
+    one = np.full((1, 1), number)
+    return float(linear.forward(one, np.full_like(one, 0.5), np.zeros_like(one[0]))[0, 0])
+
+
+# --- speed
+
+
+def check_choice() -> Finding:
+    """Whether the fast kernels are the ones in use."""
+    name = chosen_kernels()
+    if name == "tile":
+        return Finding("kernel choice", OK, name)
+    why = "NUMBA_DISABLE_JIT" if settings.DISABLE_JIT else "REFIMPL_KERNELS"
+    return Finding("kernel choice", WARNING, f"{name}, the slow readable ones, because {why} is set")
+
+
+def check_cache() -> Finding:
+    """Whether compiled code is kept, where it should be, on a disk that is not slow."""
+    folder = cache_folder()
+    files = [path for path in folder.rglob("*.nb[ic]") if path.is_file()]
+    size = sum(path.stat().st_size for path in files) / 2**20
+    state = f"{len(files)} files, {size:.1f} MiB" if files else "nothing compiled yet: refimpl warmup"
+    detail = f"{folder}: {state}"
+    wanted = settings.CACHE_DIR
+    if wanted and not folder.is_relative_to(wanted):
+        return Finding("cache", WARNING, f"NUMBA_CACHE_DIR={wanted} cannot be written, so it is {detail}")
+    try:
+        seconds = seconds_to_write(folder)
+    except OSError as error:
+        why = (error.strerror or "unknown").lower()
+        return Finding("cache", WARNING, f"cannot be written ({why}), so kernels are compiled anew: {detail}")
+    if seconds > SLOW_SECONDS:
+        detail = f"slow ({seconds:.2f} s for a small file); set NUMBA_CACHE_DIR to a local folder; {detail}"
+        return Finding("cache", WARNING, detail)
+    return Finding("cache", OK, detail)
+
+
+def seconds_to_write(folder: Path) -> float:
+    """How long a small file takes to reach the disk."""
+    started, path = time.perf_counter(), folder / f".doctor-{os.getpid()}"
+    try:
+        with open(path, "wb") as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        path.unlink(missing_ok=True)
+    return time.perf_counter() - started
+
+
+def check_threads(threads: int) -> Finding:
+    """Whether threads, times those that libraries start in each, fit the cores."""
+    cores = default_threads()
+    for name in THREAD_VARIABLES:
+        each = os.environ.get(name, "")
+        if each.isdecimal() and int(each) > 1 and int(each) * threads > cores:
+            detail = f"{threads} threads with {name}={each} each are more than {cores} cores; set {name}=1"
+            return Finding("threads", WARNING, detail)
+    if threads > cores:
+        return Finding("threads", WARNING, f"{threads} threads on {cores} cores; use --threads {cores}")
+    return Finding("threads", OK, f"{threads} on {cores} cores")
+
+
+def check_quota() -> Finding:
+    """Whether a container may use all the cores it sees."""
+    cores, allowed = default_threads(), quota()
+    if allowed is None:
+        return Finding("cpu quota", OK, "none")
+    if allowed >= cores:
+        return Finding("cpu quota", OK, f"{allowed:g} cores")
+    detail = f"{allowed:g} of the {cores} cores it sees: threads will be stopped at times; use --threads "
+    return Finding("cpu quota", WARNING, f"this container may use {detail}{max(1, int(allowed))}")
+
+
+def quota() -> float | None:
+    """Cores' worth of time that the control group admits; None for no limit."""
+    for files in QUOTAS:
+        try:
+            words = " ".join((CGROUP / file).read_text() for file in files).split()
+            limit, period = float(words[0]), float(words[1])
+        except (OSError, ValueError, IndexError):  # no such version, or the word max
+            continue
+        if limit > 0 and period > 0:
+            return limit / period
+    return None
+
+
+def check_load() -> Finding:
+    """Whether others are at work."""
+    cores = default_threads()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > cores:
+        return Finding("load", WARNING, f"{load:.1f} on {cores} cores: do not trust seconds measured now")
+    return Finding("load", OK, f"{load:.1f} on {cores} cores")
+
+
+def blas() -> str:
+    """NumPy's linear algebra library."""
+    found = np.show_config(mode="dicts")
+    library = found.get("Build Dependencies", {}).get("blas", {})
+    return " ".join(str(library[key]) for key in ("name", "version") if key in library) or "unknown"

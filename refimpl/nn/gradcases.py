@@ -1,0 +1,192 @@
+"""What `refimpl gradcheck` checks: layers, the loss, and networks in every gate mode and gate gradient.
+
+Source: mathematics.md §2.3, §2.3b. Derived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refimpl.kernels.loss import softmax_cross_entropy
+from refimpl.nn.chain import Residual
+from refimpl.nn.context import GATE_GRADS, MODES, Context, Gating
+from refimpl.nn.gradcheck import SlotError, check_network, probe, slot_errors
+from refimpl.nn.layers import BatchNorm2d, Conv2d, Layer, Linear, Shape
+from refimpl.nn.network import Network, draw_gate_noise
+from refimpl.nn.pointwise import ReLU, Softplus, Tanh
+from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
+from refimpl.nn.zoo import MODELS, USUAL_GATES, residual
+from refimpl.rng import SeedTree
+
+# Channel counts of the large models under --all: each evaluation is done hundreds of times.
+NARROW = {"cnn3": (8, 16, 32), "cnn7": (4, 4, 8, 8, 16, 16)}
+GATE_NOISE = 1.0  # added to the initial gate parameters, so that some channels are off
+BIAS_NOISE = 0.1  # added to all biases: with zero biases, ReLUs of skipped inputs sit exactly on their kink
+
+
+class Setting(NamedTuple):
+    """A column of a network's table: gate mode and gate gradient, or no gates at all."""
+
+    mode: str
+    gate_grad: str
+
+    @property
+    def label(self) -> str:
+        """Short name: `gumbel/active`, or `ungated`."""
+        return f"{self.mode}/{self.gate_grad}" if self.mode else "ungated"
+
+
+UNGATED = Setting("", "")
+SETTINGS = (UNGATED, *(Setting(mode, grad) for mode, grad in product(MODES, GATE_GRADS)))
+
+
+class Checked(NamedTuple):
+    """Errors of one case; `off` is the share of gated channels that were off in it (None: no gates)."""
+
+    case: str
+    setting: str
+    off: float | None
+    errors: list[SlotError]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to be checked: `check(point)` does it at the point, numbered from 0, of its own stream."""
+
+    name: str
+    setting: str
+    check: Callable[[int], Checked]
+
+
+def layer_cases(seed: int, batch: int, directions: int) -> list[Case]:
+    """Every layer, with and without channel masks where it takes them, and the loss."""
+    maps: Shape = (3, 6, 6)
+    conv = Conv2d("conv", 3, 4, 3, padding=1)
+    layers: list[tuple[str, Layer, Shape, bool]] = [
+        ("conv", conv, maps, False),
+        ("conv masked", conv, maps, True),
+        ("conv stride 2", Conv2d("conv", 3, 4, (3, 2), stride=2, padding=(1, 0), bias=False), maps, False),
+        ("linear", Linear("linear", 7, 5), (7,), False),
+        ("linear masked", Linear("linear", 7, 5), (7,), True),
+        ("batch norm", BatchNorm2d("norm", 3), maps, False),
+        ("relu", ReLU(), maps, False),
+        ("softplus", Softplus(), maps, False),
+        ("tanh", Tanh(), maps, False),
+        ("max pool", MaxPool2d(2), maps, False),
+        ("max pool overlapping", MaxPool2d(3, 2), maps, False),
+        ("average pool", AvgPool2d(2), maps, False),
+        ("global average pool", GlobalAvgPool2d(), maps, False),
+        ("flatten", Flatten(), maps, False),
+        ("residual", Residual((conv,), (Conv2d("shortcut", 3, 4, 1),)), maps, False),
+    ]
+    seeds = SeedTree(seed)
+    cases = []
+    for name, layer, shape, masked in layers:
+        cases.append(Case(name, "layer", _layer_check(name, layer, shape, batch, masked, directions, seeds)))
+    return [*cases, Case("loss", "layer", _loss_check(batch, directions, seeds))]
+
+
+def _layer_check(
+    name: str,
+    layer: Layer,
+    shape: Shape,
+    batch: int,
+    masked: bool,
+    directions: int,
+    seeds: SeedTree,
+) -> Callable[[int], Checked]:
+    def check(point: int) -> Checked:
+        rng = seeds.generator(f"gradcheck {name}", point)
+        reads = writes = None
+        if masked:
+            reads = rng.random((batch, shape[0])) < 0.6
+            writes = rng.random((batch, layer.output_shape(shape)[0])) < 0.6
+        errors = probe(layer, shape, batch, rng, reads, writes).errors(rng, directions)
+        return Checked(name, "layer", None, errors)
+
+    return check
+
+
+def _loss_check(batch: int, directions: int, seeds: SeedTree) -> Callable[[int], Checked]:
+    """Softmax cross-entropy as a function of its logits."""
+
+    def check(point: int) -> Checked:
+        rng = seeds.generator("gradcheck loss", point)
+        classes = 5
+        labels = rng.integers(classes, size=batch)
+
+        def objective(u: np.ndarray, grad_out: np.ndarray) -> float:
+            logits = u.reshape(batch, classes)
+            return float(softmax_cross_entropy(logits, labels, grad_out.reshape(batch, classes)))
+
+        def value(u: np.ndarray) -> float:
+            return objective(u, np.empty_like(u))
+
+        u = 3 * rng.standard_normal(batch * classes)
+        slots = [("logits", slice(0, u.size))]
+        return Checked("loss", "layer", None, slot_errors(objective, value, u, slots, rng, directions))
+
+    return check
+
+
+def network_cases(
+    models: Sequence[str], settings: Sequence[Setting], seed: int, batch: int, directions: int, narrow: bool
+) -> list[Case]:
+    """Whole networks with their loss: each model in each setting."""
+    cases = []
+    for model, setting in product(models, settings):
+        network = build(model, setting != UNGATED, narrow)
+        check = _network_check(model, network, setting, seed, batch, directions)
+        cases.append(Case(model, setting.label, check))
+    return cases
+
+
+def build(model: str, gated: bool, narrow: bool) -> Network:
+    """A model of the zoo, or `residual`, at full width or as narrow as `NARROW` says."""
+    if model == "residual":
+        return residual(gates=("conv2",) if gated else ())
+    widths = {"widths": NARROW[model]} if narrow and model in NARROW else {}
+    make: Any = MODELS[model]
+    network: Network = make(gates=USUAL_GATES[model] if gated else (), **widths)
+    return network
+
+
+def _network_check(
+    model: str, network: Network, setting: Setting, seed: int, batch: int, directions: int
+) -> Callable[[int], Checked]:
+    def check(point: int) -> Checked:
+        rng = SeedTree(seed).generator(f"gradcheck {model} {setting.label}", point)
+        w = _point(network, rng)
+        x = rng.standard_normal((batch, *network.input_shape))
+        y = rng.integers(network.classes, size=batch)
+        gating = Gating(setting.mode, gate_grad=setting.gate_grad) if setting != UNGATED else Gating()
+        noise = draw_gate_noise(network, batch, rng) if setting.mode == "gumbel" else {}
+        context = Context(gating, ("theta", "phi"), noise)
+        errors = check_network(network, w, x, y, context, rng, directions)
+        return Checked(model, setting.label, _off_share(network, w, x, context), errors)
+
+    return check
+
+
+def _point(network: Network, rng: np.random.Generator) -> np.ndarray:
+    """Parameters at which gates are mixed and nothing is exactly zero."""
+    layout = network.layout
+    w = layout.initialise(SeedTree(int(rng.integers(2**32))), "float64")
+    for slot in layout.slots:
+        size = GATE_NOISE if slot.parameter.part == "phi" else BIAS_NOISE
+        if slot.parameter.part == "phi" or len(slot.shape) == 1:
+            w[slot.start : slot.stop] += size * rng.standard_normal(slot.stop - slot.start)
+    return w
+
+
+def _off_share(network: Network, w: np.ndarray, x: np.ndarray, context: Context) -> float | None:
+    """Share of gated channels that are off (soft masks: below one half)."""
+    if not network.gates:
+        return None
+    masks = network.masks(network.forward(w, x, context)[1])
+    return float(np.mean(np.concatenate([mask.ravel() < 0.5 for mask in masks.values()])))

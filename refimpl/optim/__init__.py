@@ -1,0 +1,1 @@
+"""Optimisation: proximal operators (`prox/`) and accelerated proximal gradient steps (`accel.py`)."""

@@ -1,0 +1,343 @@
+"""Penalties on groups of entries: group lasso, sparse group lasso, bounded group lasso.
+
+Source: mathematics.md §5; Yuan & Lin 2006 (group lasso, weights sqrt of the group size); Simon et al.
+2013 (sparse group lasso); Ndiaye et al. 2016 (its dual norm). The bounded form is derived: penalty and
+ball are radial in each group, so the prox shrinks the norm and then clips it. Verified by test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from refimpl.errors import InputError
+from refimpl.kernels import groups as kernels
+from refimpl.optim.prox.contract import (
+    Vector,
+    check_pair,
+    check_prox,
+    check_vector,
+    check_weight,
+    slack,
+    wide,
+)
+from refimpl.optim.prox.elementwise import l1_residual, over
+
+
+def _whole(name: str, x: object) -> np.ndarray:
+    """x as a 1-D int64 copy."""
+    array = np.asarray(x)
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        raise InputError(f"`Groups`: expected {name} as a 1-D array of whole numbers, got {array.dtype}")
+    return array.astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Disjoint groups of coordinates of a vector of length `size`, as CSR arrays.
+
+    `from_sizes` makes groups of consecutive coordinates, `from_lists` any others, such as the columns of a
+    weight matrix; penalties of your own networks take them, too.
+
+    Group g holds indices[indptr[g]:indptr[g+1]]; groups may be empty and need not cover the vector: a
+    coordinate outside every group carries no group penalty. Consecutive indices are merged into runs
+    once, here, so that contiguous groups are read as plain slices.
+    """
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    size: int
+    runs: tuple[np.ndarray, np.ndarray, np.ndarray] = field(init=False, repr=False)  # indptr, starts, stops
+    owner: np.ndarray = field(init=False, repr=False)  # group of each coordinate, -1 for none
+
+    def __post_init__(self) -> None:
+        indptr, indices = _whole("indptr", self.indptr), _whole("indices", self.indices)
+        if indptr.size == 0 or indptr[0] != 0 or indptr[-1] != indices.size or np.any(np.diff(indptr) < 0):
+            raise InputError(
+                f"`Groups`: expected indptr to rise from 0 to {indices.size}, the number of indices; got "
+                f"{indptr.tolist() if indptr.size < 8 else f'{indptr[0]}..{indptr[-1]}'}"
+            )
+        if indices.size and not (indices.min() >= 0 and indices.max() < self.size):
+            raise InputError(
+                f"`Groups`: expected indices in 0..{self.size - 1}, got {indices.min()}..{indices.max()}"
+            )
+        owner = np.full(self.size, -1, dtype=np.int64)
+        owner[indices] = np.repeat(np.arange(indptr.size - 1), np.diff(indptr))
+        if np.count_nonzero(owner >= 0) != indices.size:
+            raise InputError(
+                "`Groups`: groups overlap or repeat an index; the closed form needs disjoint groups"
+            )
+        for name, value in (("indptr", indptr), ("indices", indices), ("owner", owner)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "runs", _runs(indptr, indices))
+
+    @classmethod
+    def from_sizes(cls, sizes: Sequence[int] | np.ndarray) -> Groups:
+        """Consecutive groups of the given sizes, covering a vector of length sum(sizes)."""
+        indptr = np.concatenate([[0], np.cumsum(_whole("sizes", sizes))]).astype(np.int64)
+        return cls(indptr, np.arange(indptr[-1]), int(indptr[-1]))
+
+    @classmethod
+    def from_lists(cls, lists: Sequence[Sequence[int] | np.ndarray], size: int) -> Groups:
+        """Groups given as lists of coordinates of a vector of length `size`."""
+        arrays = [_whole("a group", indices) for indices in lists]
+        indptr = np.concatenate([[0], np.cumsum([a.size for a in arrays])]).astype(np.int64)
+        return cls(indptr, np.concatenate([np.zeros(0, dtype=np.int64), *arrays]), size)
+
+    def __len__(self) -> int:
+        return self.indptr.size - 1
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Number of coordinates of each group, int64 (G,)."""
+        return np.diff(self.indptr)
+
+    @property
+    def covers(self) -> bool:
+        """Whether every coordinate belongs to a group."""
+        return self.indices.size == self.size
+
+    def norms(self, x: Vector) -> np.ndarray:
+        """Euclidean norm of x on each group, float64 (G,)."""
+        out = np.empty(len(self))
+        kernels.group_norms(x, *self.runs, out)
+        return out
+
+    def spread(self, per_group: np.ndarray) -> np.ndarray:
+        """per_group (G,) -> (size,): each coordinate gets its group's number, 0 outside every group."""
+        return np.append(per_group, 0.0)[self.owner]  # owner -1 picks the appended zero
+
+    def members(self, g: int) -> np.ndarray:
+        """Coordinates of group g."""
+        return self.indices[self.indptr[g] : self.indptr[g + 1]]
+
+    def check(self, who: str, x: Vector) -> None:
+        """Raise `InputError` unless x is a vector of the length the groups were made for."""
+        check_vector(who, "u", x)
+        self.check_size(who, x)
+
+    def check_size(self, who: str, x: Vector) -> None:
+        """Raise `InputError` unless x has the length the groups were made for."""
+        if x.size != self.size:
+            raise InputError(f"`{who}`: the groups are for vectors of {self.size} entries, got {x.size}")
+
+
+def _runs(indptr: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """CSR by coordinate -> CSR by run of consecutive coordinates: (indptr, starts, stops)."""
+    opens = np.ones(indices.size, dtype=bool)
+    opens[1:] = np.diff(indices) != 1
+    opens[indptr[:-1][np.diff(indptr) > 0]] = True  # a run never crosses into the next group
+    first = np.flatnonzero(opens)
+    lengths = np.diff(np.append(first, indices.size))
+    starts = indices[first]
+    return np.searchsorted(first, indptr).astype(np.int64), starts, starts + lengths
+
+
+def group_weights(who: str, groups: Groups, rho: float, weights: np.ndarray | None) -> np.ndarray:
+    """rho w_g, float64 (G,); w_g = sqrt(|group|) unless given."""
+    check_weight(who, "rho", rho)
+    chosen = np.sqrt(groups.sizes) if weights is None else np.asarray(weights, dtype=np.float64)
+    if chosen.shape != (len(groups),) or not np.all(np.isfinite(chosen)) or np.any(chosen < 0):
+        raise InputError(f"`{who}`: expected {len(groups)} finite weights >= 0, one a group, got {weights!r}")
+    return rho * chosen
+
+
+@dataclass(frozen=True, eq=False)
+class GroupLasso:
+    """R(u) = rho sum_g w_g ||u_g||, w_g = sqrt(|g|) unless `weights` (G,) are given."""
+
+    groups: Groups
+    rho: float = 1.0
+    weights: np.ndarray | None = None
+    scaled: np.ndarray = field(init=False, repr=False)  # rho w_g
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scaled", group_weights("GroupLasso", self.groups, self.rho, self.weights))
+
+    def value(self, u: Vector) -> float:
+        """rho sum_g w_g ||u_g||."""
+        self.groups.check("GroupLasso.value", u)
+        return float(np.sum(self.scaled * self.groups.norms(u)))
+
+    def prox(self, v: Vector, step: float, out: Vector) -> float:
+        """Block soft threshold: u_g = max(0, 1 - step rho w_g / ||v_g||) v_g."""
+        check_prox("GroupLasso.prox", v, step, out)
+        self.groups.check_size("GroupLasso.prox", v)
+        return shrink(self.groups, self.scaled, v, step, np.inf, out)
+
+    def subdifferential_distance(self, s: Vector, u: Vector) -> float:
+        """Per group ||s_g - rho w_g u_g/||u_g|| ||, or max(||s_g|| - rho w_g, 0) where u_g = 0."""
+        check_pair("GroupLasso.subdifferential_distance", s, u)
+        self.groups.check_size("GroupLasso.subdifferential_distance", u)
+        return float(kernels.safe_norm(group_residual(self.groups, wide(s), u, self.scaled)))
+
+    def dual_norm(self, s: Vector) -> float:
+        """max_g ||s_g|| / (rho w_g); infinite if s is not zero outside the groups."""
+        self.groups.check("GroupLasso.dual_norm", s)
+        if np.any(s[self.groups.owner < 0]):
+            return np.inf
+        pairs = zip(self.groups.norms(s), self.scaled, strict=True)
+        return max((over(float(norm), float(weight)) for norm, weight in pairs), default=0.0)
+
+    def conjugate_prox(self, v: Vector, step: float, out: Vector) -> None:
+        """Each group onto its ball of radius rho w_g; 0 outside the groups."""
+        check_prox("GroupLasso.conjugate_prox", v, step, out)
+        self.groups.check_size("GroupLasso.conjugate_prox", v)
+        _project_on_balls(self.groups, wide(v), self.scaled, out)
+
+
+@dataclass(frozen=True, eq=False)
+class BoundedGroupLasso:
+    """Group lasso plus the indicator of ||u_g|| <= radius for every group: a bounded domain.
+
+    This is what makes assumption 2 of the MetaGater paper hold (mathematics.md §5).
+    """
+
+    groups: Groups
+    rho: float = 1.0
+    radius: float = 1.0
+    weights: np.ndarray | None = None
+    scaled: np.ndarray = field(init=False, repr=False)  # rho w_g
+
+    def __post_init__(self) -> None:
+        check_weight("BoundedGroupLasso", "radius", self.radius, positive=True)
+        scaled = group_weights("BoundedGroupLasso", self.groups, self.rho, self.weights)
+        object.__setattr__(self, "scaled", scaled)
+
+    def value(self, u: Vector) -> float:
+        """rho sum_g w_g ||u_g||, infinite if a group is longer than the radius (up to `contract.slack`)."""
+        self.groups.check("BoundedGroupLasso.value", u)
+        norms = self.groups.norms(u)
+        outside = np.any(norms > self.radius * (1.0 + slack(u)))
+        return np.inf if outside else float(np.sum(self.scaled * norms))
+
+    def prox(self, v: Vector, step: float, out: Vector) -> float:
+        """Scale each group to norm min(max(||v_g|| - step rho w_g, 0), radius)."""
+        check_prox("BoundedGroupLasso.prox", v, step, out)
+        self.groups.check_size("BoundedGroupLasso.prox", v)
+        return shrink(self.groups, self.scaled, v, step, self.radius, out)
+
+    def subdifferential_distance(self, s: Vector, u: Vector) -> float:
+        """As for the group lasso, with every longer multiple of u_g allowed where ||u_g|| = radius."""
+        check_pair("BoundedGroupLasso.subdifferential_distance", s, u)
+        self.groups.check_size("BoundedGroupLasso.subdifferential_distance", u)
+        norms = self.groups.norms(u)
+        if np.any(norms > self.radius * (1.0 + slack(u))):
+            return np.inf
+        residual = group_residual(self.groups, wide(s), u, self.scaled)
+        for g in np.flatnonzero(norms >= self.radius * (1.0 - slack(u))):
+            where = self.groups.members(int(g))
+            direction = wide(u[where]) / norms[g]
+            residual[where] -= max(float(np.sum(residual[where] * direction)), 0.0) * direction
+        return float(kernels.safe_norm(residual))
+
+
+def shrink(groups: Groups, weights: np.ndarray, v: Vector, step: float, radius: float, out: Vector) -> float:
+    """Copy what no group holds, scale the groups (`kernels.shrink_groups`); out may be v."""
+    if out is not v and not groups.covers:
+        out[:] = v
+    norms = np.empty(len(groups))
+    return float(kernels.shrink_groups(v, float(step), weights, float(radius), *groups.runs, norms, out))
+
+
+def _project_on_balls(groups: Groups, v: Vector, radii: np.ndarray, out: Vector) -> None:
+    """out_g = v_g min(1, radii[g]/||v_g||), one group at a time, and 0 outside the groups."""
+    result = np.zeros_like(v)
+    for g, radius in enumerate(radii):
+        where = groups.members(g)
+        norm = np.linalg.norm(v[where])
+        result[where] = v[where] * (radius / norm if norm > radius else 1.0)
+    out[:] = result
+
+
+def group_residual(groups: Groups, s: Vector, u: Vector, weights: np.ndarray) -> Vector:
+    """s minus its nearest element of the group lasso's subdifferential at u, float64."""
+    norms = groups.norms(u)
+    sizes = groups.norms(s)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        pull = np.where(norms > 0, weights / norms, 0.0)
+        kept = np.where(norms > 0, 1.0, np.where(sizes > weights, 1.0 - weights / sizes, 0.0))
+    kept_all = np.where(groups.owner < 0, 1.0, groups.spread(kept))
+    return kept_all * s - groups.spread(pull) * wide(u)
+
+
+@dataclass(frozen=True, eq=False)
+class SparseGroupLasso:
+    """R(u) = rho_l1 ||u||_1 + rho sum_g w_g ||u_g||; the l1 part acts on every entry."""
+
+    groups: Groups
+    rho: float = 1.0
+    rho_l1: float = 1.0
+    weights: np.ndarray | None = None
+    scaled: np.ndarray = field(init=False, repr=False)  # rho w_g
+
+    def __post_init__(self) -> None:
+        check_weight("SparseGroupLasso", "rho_l1", self.rho_l1)
+        object.__setattr__(
+            self, "scaled", group_weights("SparseGroupLasso", self.groups, self.rho, self.weights)
+        )
+
+    def value(self, u: Vector) -> float:
+        """rho_l1 ||u||_1 + rho sum_g w_g ||u_g||."""
+        self.groups.check("SparseGroupLasso.value", u)
+        blocks = float(np.sum(self.scaled * self.groups.norms(u)))
+        return float(self.rho_l1 * kernels.absolute_sum(u)) + blocks
+
+    def prox(self, v: Vector, step: float, out: Vector) -> float:
+        """Soft threshold by step rho_l1, then block soft threshold by step rho w_g: exact in this order."""
+        check_prox("SparseGroupLasso.prox", v, step, out)
+        self.groups.check_size("SparseGroupLasso.prox", v)
+        soft = np.empty(v.size)  # wide, so that the result is rounded once
+        kernels.soft_threshold(v, float(step * self.rho_l1), 1.0, soft)
+        blocks = shrink(self.groups, self.scaled, soft, step, np.inf, out)
+        return float(self.rho_l1 * kernels.absolute_sum(out) + blocks)
+
+    def subdifferential_distance(self, s: Vector, u: Vector) -> float:
+        """Entries by the l1 part first; a zero group is free up to norm rho w_g of what that leaves."""
+        check_pair("SparseGroupLasso.subdifferential_distance", s, u)
+        self.groups.check_size("SparseGroupLasso.subdifferential_distance", u)
+        norms = self.groups.norms(u)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            pull = np.where(norms > 0, self.scaled / norms, 0.0)
+        rest = l1_residual(wide(s) - self.groups.spread(pull) * wide(u), u, self.rho_l1)
+        at_zero = np.where(norms > 0, 0.0, self.scaled)
+        return float(kernels.safe_norm(group_residual(self.groups, rest, np.zeros_like(rest), at_zero)))
+
+    def dual_norm(self, s: Vector) -> float:
+        """The smallest t with ||soft(s_g, t rho_l1)|| <= t rho w_g per group, |s_i| <= t rho_l1 outside."""
+        self.groups.check("SparseGroupLasso.dual_norm", s)
+        free = np.abs(wide(s)[self.groups.owner < 0])
+        largest = over(float(np.max(free, initial=0.0)), self.rho_l1)
+        for g, weight in enumerate(self.scaled):
+            where = self.groups.members(g)
+            largest = max(largest, _epsilon_norm(np.abs(wide(s)[where]), self.rho_l1, float(weight)))
+        return largest
+
+    def conjugate_prox(self, v: Vector, step: float, out: Vector) -> None:
+        """The dual ball is the sum of a box and of balls: clip, then project what is left on the balls."""
+        check_prox("SparseGroupLasso.conjugate_prox", v, step, out)
+        self.groups.check_size("SparseGroupLasso.conjugate_prox", v)
+        clipped = np.clip(wide(v), -self.rho_l1, self.rho_l1)
+        rest = np.empty_like(clipped)
+        _project_on_balls(self.groups, wide(v) - clipped, self.scaled, rest)
+        out[:] = clipped + rest
+
+
+def _epsilon_norm(sizes: np.ndarray, l1: float, l2: float) -> float:
+    """The t >= 0 with ||max(sizes - t l1, 0)|| = t l2, by sorting: one quadratic a piece."""
+    if not np.any(sizes):
+        return 0.0
+    if l1 == 0:
+        return over(float(kernels.safe_norm(sizes)), l2)
+    ordered = -np.sort(-sizes)
+    for count in range(1, sizes.size + 1):
+        total, squares = float(np.sum(ordered[:count])), float(np.sum(ordered[:count] ** 2))
+        # sum over the first `count` of (size - t l1)^2 = t^2 l2^2, the smaller positive root of it
+        a, half_b = count * l1**2 - l2**2, total * l1
+        root = np.sqrt(max(half_b**2 - a * squares, 0.0))
+        t = squares / (half_b + root)
+        if count == sizes.size or t * l1 >= ordered[count]:
+            return float(t)
+    raise AssertionError("unreachable: the last piece always applies")

@@ -1,0 +1,75 @@
+"""A sum of penalties over disjoint ranges of one vector. Source: mathematics.md §5 (separable sum)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from refimpl.errors import InputError
+from refimpl.kernels import groups as kernels
+from refimpl.optim.prox.contract import Penalty, Vector, check_pair, check_prox, check_vector
+
+
+@dataclass(frozen=True)
+class Separable:
+    """R(w) = sum over parts of R_part(w[range]); what no range covers carries no penalty.
+
+    `parts` are pairs (slice(start, stop), penalty); for a model, one pair: the gate's slice of w.
+    """
+
+    parts: tuple[tuple[slice, Penalty], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(sorted(self.parts, key=lambda part: part[0].start or 0)))
+        before = 0
+        for where, penalty in self.parts:
+            start, stop = where.start or 0, where.stop
+            if stop is None or where.step not in (None, 1) or not before <= start <= stop:
+                raise InputError(
+                    f"`Separable`: expected disjoint slices(start, stop) with 0 <= start <= stop, got {where}"
+                )
+            if not isinstance(penalty, Penalty):
+                raise InputError(
+                    f"`Separable`: {penalty!r} is no penalty; it needs value, prox, subdifferential_distance"
+                )
+            before = stop
+
+    def _check(self, who: str, w: Vector) -> None:
+        if self.parts and self.parts[-1][0].stop > w.size:
+            raise InputError(
+                f"`{who}`: ranges reach to {self.parts[-1][0].stop}, the vector has {w.size} entries"
+            )
+
+    def _gaps(self, size: int) -> Iterator[slice]:
+        """The ranges without a penalty."""
+        before = 0
+        for where, _ in self.parts:
+            yield slice(before, where.start)
+            before = where.stop
+        yield slice(before, size)
+
+    def value(self, u: Vector) -> float:
+        """Sum of the parts' values."""
+        check_vector("Separable.value", "u", u)
+        self._check("Separable.value", u)
+        return math.fsum(penalty.value(u[where]) for where, penalty in self.parts)
+
+    def prox(self, v: Vector, step: float, out: Vector) -> float:
+        """Each part's prox on its range; a copy elsewhere."""
+        check_prox("Separable.prox", v, step, out)
+        self._check("Separable.prox", v)
+        if out is not v:
+            for gap in self._gaps(v.size):
+                out[gap] = v[gap]
+        return math.fsum(penalty.prox(v[where], step, out[where]) for where, penalty in self.parts)
+
+    def subdifferential_distance(self, s: Vector, u: Vector) -> float:
+        """Root of the sum of squared distances of the parts; ||s|| where there is no penalty."""
+        check_pair("Separable.subdifferential_distance", s, u)
+        self._check("Separable.subdifferential_distance", u)
+        distances = [penalty.subdifferential_distance(s[where], u[where]) for where, penalty in self.parts]
+        distances += [float(kernels.safe_norm(s[gap])) for gap in self._gaps(u.size)]
+        return float(kernels.safe_norm(np.array(distances)))

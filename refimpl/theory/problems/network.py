@@ -1,0 +1,95 @@
+"""A small smooth gated network in `soft` mode, whose constants can only be estimated.
+
+Source: mathematics.md §8 (last family) and §2.3 (soft gates). The constants are estimates, not proven.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refimpl.nn.context import Context, Gating
+from refimpl.nn.gate import ChannelGate, Gated
+from refimpl.nn.layers import Linear
+from refimpl.nn.network import Network
+from refimpl.nn.objective import NetworkObjective
+from refimpl.nn.pointwise import Softplus
+from refimpl.rng import SeedTree
+from refimpl.theory.problems.contract import Problem, Vector, check_family
+
+FEATURES, HIDDEN, CLASSES, GATE_HIDDEN = 4, 3, 2, 2
+PROBES = 6  # points at which curvature is sampled
+POWER_STEPS = 20
+MARGIN = 1.5  # the estimate is the largest curvature found, times this
+ACTIVE_BIAS = 3.0  # of the gate's rectified units: far from their kink for inputs of norm 1
+
+
+class NetworkLoss:
+    """Cross-entropy of a network on fixed data, with constants as estimated by the caller.
+
+    Not known to be convex anywhere, so concavity = smoothness.
+    """
+
+    def __init__(self, objective: NetworkObjective, smoothness: float) -> None:
+        self.objective, self.smoothness, self.concavity = objective, smoothness, smoothness
+
+    def __call__(self, w: Vector, grad_out: Vector) -> float:
+        """Value at w; writes the gradient."""
+        return self.objective(w, grad_out)
+
+
+def gated_network() -> Network:
+    """4-3-2, softplus, a channel gate of two hidden units on the hidden layer; 51 parameters."""
+    gate = ChannelGate("fc1.gate", FEATURES, HIDDEN, hidden=GATE_HIDDEN)
+    hidden = Gated(gate, (Linear("fc1", FEATURES, HIDDEN), Softplus()))
+    return Network("soft", (hidden, Linear("fc2", HIDDEN, CLASSES, gain=1.0)), (FEATURES,))
+
+
+def soft_network(
+    rng: np.random.Generator, nodes: int = 3, spread: float = 0.5, samples: int = 20, radius: float = 0.3
+) -> tuple[Problem, Vector]:
+    """The problem, and the point w (51,) around which it is smooth.
+
+    Each node has two classes of points of norm 1 around directions that `spread` moves from node to node.
+    L is estimated within `radius` of w (`estimate_curvature`): nothing is proven. The gate's own hidden
+    units are rectified, so the loss has kinks; their biases are set so that, within the radius, all units
+    stay active and none is met.
+    """
+    check_family("soft_network", nodes, spread)
+    network = gated_network()
+    w = network.layout.initialise(SeedTree(int(rng.integers(2**31))), "float64")
+    views = network.layout.views(w)
+    views["fc1.gate.fc1.weight"] *= 0.5
+    views["fc1.gate.fc1.bias"][:] = ACTIVE_BIAS
+    towards = rng.standard_normal((CLASSES, FEATURES))
+    losses = []
+    for _ in range(nodes):
+        labels = rng.integers(CLASSES, size=samples)
+        moved = towards + spread * rng.standard_normal(towards.shape)
+        x = moved[labels] + 0.5 * rng.standard_normal((samples, FEATURES))
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        soft = Context(Gating("soft"), train=("theta", "phi"))
+        objective = NetworkObjective(network, x, labels, soft)
+        losses.append(NetworkLoss(objective, estimate_curvature(objective, w, radius, rng)))
+    return Problem("soft network", tuple(losses), w.size, certified=False), w
+
+
+def estimate_curvature(
+    objective: NetworkObjective, w: Vector, radius: float, rng: np.random.Generator
+) -> float:
+    """1.5 times the largest |eigenvalue| of the Hessian found at a few points within `radius` of w.
+
+    By power iteration, the products with the Hessian being central differences of the gradient.
+    """
+    largest, ahead, behind, h = 0.0, np.empty_like(w), np.empty_like(w), 1e-5
+    for _ in range(PROBES):
+        offset, d = rng.standard_normal((2, w.size))
+        at = w + radius * rng.random() * offset / np.linalg.norm(offset)
+        d /= np.linalg.norm(d)
+        for _ in range(POWER_STEPS):
+            objective(at + h * d, ahead)
+            objective(at - h * d, behind)
+            product = (ahead - behind) / (2 * h)
+            size = float(np.linalg.norm(product))
+            d = product / size
+        largest = max(largest, size)
+    return MARGIN * largest

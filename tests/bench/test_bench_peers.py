@@ -1,0 +1,142 @@
+"""The comparison with other frameworks, run from a checkout: bars, tables, peers that compute the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from refimpl.bench import endtoend, session, sizes
+from refimpl.bench.candidates import OURS
+from refimpl.bench.layers import time_case
+from refimpl.bench.peaks import matrix_peaks
+from refimpl.bench.programs import Model, Round
+from refimpl.bench.timing import SMOKE
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def checkout(monkeypatch):
+    if not (ROOT / "bench").is_dir():
+        pytest.skip("not a checkout")
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def synthetic(ours_seconds: float) -> dict:
+    """Results in which every peer takes 1 ms and we the given time, times the share of channels on."""
+    results = session.gather([])
+    results["peaks"] = [{"name": "numpy matmul", "dtype": "float32", "gflops": 100.0}]
+    for case in sizes.all_cases():
+        common = {"layer": case.geometry.label, "pass": case.pass_, "batch": case.batch}
+        common |= {"dtype": case.dtype, "off": case.off, "gflops": 90.0, "executed_flops": case.flops}
+        results["kernels"] += [
+            common | {"candidate": OURS, "seconds": ours_seconds * (1 - case.off)},
+            common | {"candidate": "torch NCHW", "seconds": 1.5e-3},
+            common | {"candidate": "torch channels-last", "seconds": 1e-3},
+        ]
+    names = ("torch autograd", "torch tuned, NCHW", "jax jit, scan", "onnxruntime (no gates)")
+    for program in sizes.all_programs():
+        for threads in (1, 2):
+            common = {"program": program.label, "threads": threads, "gflops": 1.0}
+            mine = {"candidate": OURS, "seconds": ours_seconds / 5 / threads}
+            results["end_to_end"] += [common | mine]
+            results["end_to_end"] += [common | {"candidate": name, "seconds": 1e-3} for name in names]
+    results["interpreter"] = [{"solve": "a", "share": 90 * ours_seconds}]
+    results["memory"] = [
+        {"candidate": OURS, "process_bytes": 1, "round_bytes": 1},
+        {"candidate": "torch autograd", "process_bytes": 2, "round_bytes": 2},
+    ]
+    return results
+
+
+def test_bars_are_met_missed_or_not_measured(checkout):
+    from bench.bars import judge
+
+    good = judge(synthetic(0.9e-3))
+    assert all(bar.met for bar in good), [bar for bar in good if not bar.met]
+    slow = {bar.what: bar.met for bar in judge(synthetic(9e-3))}
+    own = {what for what, met in slow.items() if met}  # those that compare us with ourselves
+    assert own == {
+        "50 %, 75 % off: ours / our dense",
+        "dense layers at batch 32, rate against the best matrix product",
+        "cnn3 round (1, 5 steps), one thread / two threads, ours",
+        "peak memory of the CIFAR round",
+    }
+    assert all(bar.met is None for bar in judge(session.gather([])))
+
+
+def test_a_bar_is_not_met_by_a_part_of_its_programs(checkout):
+    from bench.bars import judge
+
+    for seconds, verdict in ((0.9e-3, None), (9e-3, False)):
+        results = synthetic(seconds)
+        lost = sizes.rounds(5)[0].label  # one of the two rounds of this bar
+        results["end_to_end"] = [row for row in results["end_to_end"] if row["program"] != lost]
+        bars = {bar.what: bar for bar in judge(results)}
+        found = bars["cnn3 round ungated (1, 5 steps), tuned PyTorch / ours"]
+        assert found.met is verdict
+        assert "(1 of 2 measured)" in found.measured
+
+
+def test_readme_tables_and_figure_come_from_the_results(checkout, tmp_path):
+    from bench import markdown
+
+    results = synthetic(0.5e-3)
+    assert "| 64->128@8x8 forward | 90 | 90% | 2.00 | 0.50 | 4.00 | 0.25 | 8.00 |" in markdown.layers(results)
+    assert "| 100 us | 50 us | 10.00x | 10.00x | 10.00x | 10.00x |" in markdown.programs(results)
+    pytest.importorskip("matplotlib")
+    from bench.figure import draw
+
+    draw(results, tmp_path / "a.svg")
+    draw(results, tmp_path / "b.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_the_readme_shows_the_committed_results(checkout):
+    from bench import experiments, markdown
+    from refimpl.files.tables import inside, put_into
+
+    speed = markdown.readme(json.loads((ROOT / "bench" / "results" / "speed" / "avx512.json").read_text()))
+    tables = {experiments.command(n): experiments.content(n) for n in experiments.names()}
+    pages = {"bench": {markdown.COMMAND: speed}, "bench/results": tables}
+    texts = {folder: (ROOT / folder / "README.md").read_text(encoding="utf-8") for folder in pages}
+    for folder, shown in pages.items():
+        for command, content in shown.items():
+            assert inside(texts[folder], command) == content
+            assert put_into(texts[folder], command, content) == texts[folder]
+    for figure in sorted(path for path in (ROOT / "bench").rglob("*") if path.suffix in (".svg", ".png")):
+        folder = "bench" if figure.parent.name == "speed" else "bench/results"
+        assert f"]({figure.relative_to(ROOT / folder)})" in texts[folder]
+
+
+PEERS = (
+    pytest.param("torch", marks=pytest.mark.torch),
+    "jax",
+    pytest.param("onnxruntime", marks=pytest.mark.onnx),
+)
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_peers_compute_the_same(checkout, monkeypatch, peer):
+    pytest.importorskip(peer)
+    from bench.peers import available, installed
+
+    if peer not in installed():
+        pytest.skip("a part of it is missing")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    offers = available([peer], 1)
+    mlp = Round(Model("mlp"), nodes=2, steps=2, batch=3, samples=5)
+    checked = 0
+    for case in sizes.smallest_cases():
+        rows = time_case(case, offers.layers, SMOKE)
+        assert not [r["refused"] for r in rows if "refused" in r]
+        checked += len(rows)
+    for program in (*sizes.smallest_programs(), mlp):
+        rows = endtoend.time_program(program, offers.programs, 1, SMOKE)
+        assert not [r["refused"] for r in rows if "refused" in r]
+        checked += len(rows)
+    assert checked >= 2
+    for peak in matrix_peaks(offers.products, "float32", SMOKE, (16,)):
+        assert peak.gflops > 0

@@ -1,0 +1,158 @@
+"""Every method from configuration to adapted target node: what it may see, and what it reports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from refimpl.experiments.config import METHODS, resolve
+from refimpl.experiments.experiment import adapt_targets, personalise, prepare, train
+from refimpl.experiments.methods import BUILDERS, NOTES, PRUNES
+from refimpl.federated.adapt import AdaptSettings, adapt, evaluate
+from refimpl.federated.pruning.metasnip import adapt_channels, adapt_weights
+from refimpl.federated.pruning.snip import channel_scores, is_weight, keep_top, weight_scores
+from refimpl.nn import zoo
+from refimpl.nn.context import Context
+from refimpl.nn.objective import NetworkObjective
+from refimpl.rng import SeedTree
+
+SMALL = {"nodes": 2, "targets": 2, "rounds": 2, "local_steps": 2, "inner_steps": 2, "adapt_steps": 2}
+
+
+def experiment(method, **options):
+    return prepare(resolve(dataset="digits", method=method, **(SMALL | options)))
+
+
+def test_every_name_has_a_method_of_that_name():
+    assert set(BUILDERS) == set(METHODS)
+    assert set(NOTES) | set(PRUNES) <= set(METHODS)
+    for method in METHODS:
+        assert experiment(method).method.name == method
+
+
+def poison(nodes):
+    """Overwrite the nodes' test parts in place."""
+    for node in nodes:
+        node.test.x[:] = np.nan
+        node.test.y[:] = 0
+        assert np.isnan(node.x).any()
+        assert np.isfinite(node.train.x).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_neither_training_nor_adaptation_sees_the_test_parts(method):
+    """Whole nodes are handed over; with NaN in their test parts the same parameters come out."""
+    clean, poisoned = experiment(method), experiment(method)
+    poison([*poisoned.train_nodes, *poisoned.target_nodes])
+    models = [train(e, threads=1).w for e in (clean, poisoned)]
+    assert models[0].tobytes() == models[1].tobytes()
+    for mine, other in zip(clean.target_nodes, poisoned.target_nodes, strict=True):
+        adapted = personalise(clean, models[0], mine).adapted.w
+        assert adapted.tobytes() == personalise(poisoned, models[1], other).adapted.w.tobytes()
+        assert np.isfinite(adapted).all()
+
+
+def test_poisoning_would_be_noticed():
+    """The check above can fail: training on everything a node has is changed by the poison."""
+    e = experiment("fedavg")
+    poison(e.target_nodes)
+    node = e.target_nodes[0]
+    with np.errstate(invalid="ignore"):
+        seen = adapt(e.network, e.start()["w"], node.x, node.y, AdaptSettings(0.0, 0.1))
+    assert np.isnan(seen.w).any()
+
+
+# pFedMe
+
+
+def test_pfedme_reports_the_global_and_the_personalised_model():
+    e = experiment("pfedme", lam=3.0, eta_theta=0.1, adapt_steps=3)
+    w = train(e, threads=1).w
+    for node, report in zip(e.target_nodes, adapt_targets(e, w), strict=True):
+        x, y = node.support
+        t, gradient = w.copy(), np.empty_like(w)
+        for _ in range(3):
+            NetworkObjective(e.network, x, y, Context(train=("theta",)))(t, gradient)
+            t -= np.float32(0.1) * (gradient + np.float32(3.0) * (t - w))
+        assert report.accuracy_before == evaluate(e.network, w, *node.test).accuracy
+        assert report.accuracy_after == evaluate(e.network, t, *node.test).accuracy
+        np.testing.assert_allclose(personalise(e, w, node).adapted.w, t, rtol=1e-6, atol=1e-7)
+
+
+def test_the_personalised_model_stays_nearer_the_larger_lambda():
+    e = experiment("pfedme", eta_theta=0.1, adapt_steps=5)
+    w, node = e.start()["w"], e.target_nodes[0]
+
+    def distance(lam):
+        config = replace(e.config, lam=lam)
+        return np.linalg.norm(personalise(replace(e, config=config), w, node).adapted.w - w)
+
+    assert distance(5.0) < 0.8 * distance(0.1)
+
+
+# MetaSNIP
+
+
+PLAIN, GATED = zoo.digits((3, 5), gates=()), zoo.digits((3, 5), gates=("conv1", "conv2"))
+SETTINGS = AdaptSettings(eta_phi=0.0, eta_theta=0.1)
+
+
+@pytest.fixture
+def case():
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((6, 1, 8, 8)), rng.integers(0, 10, 6)
+    return PLAIN.layout.initialise(SeedTree(2), "float64"), x, y
+
+
+def objective(network, x, y):
+    return NetworkObjective(network, x, y, Context(train=("theta",)))
+
+
+def test_pruned_weights_are_zero_and_the_others_take_one_gradient_step(case):
+    w, x, y = case
+    personal = adapt_weights(PLAIN, w, x, y, SETTINGS, 0.25)
+    weights = is_weight(PLAIN)
+    kept = np.ones(w.size, dtype=bool)
+    kept[weights] = keep_top(weight_scores(objective(PLAIN, x, y), w)[weights], 0.25)
+    assert personal.weights_off == pytest.approx(0.75, abs=1 / weights.sum())
+    np.testing.assert_array_equal(personal.start, np.where(kept, w, 0))
+    gradient = np.empty_like(w)
+    objective(PLAIN, x, y)(personal.start, gradient)
+    expected = np.where(kept, personal.start - 0.1 * gradient, 0)
+    np.testing.assert_array_equal(personal.adapted.w, expected)
+    assert (gradient[~kept] != 0).any()
+
+
+def test_unstructured_masks_save_no_work_and_channels_do(case):
+    """Both pay for the sensitivity; then the weight variant's step is the dense one."""
+    w, x, y = case
+    dense = adapt(PLAIN, w, x, y, SETTINGS).flops_backbone
+    weights = adapt_weights(PLAIN, w, x, y, SETTINGS, 0.25).adapted
+    channels = adapt_channels(PLAIN, GATED, w, x, y, SETTINGS, 0.25).adapted
+    assert weights.flops_gate == channels.flops_gate == dense
+    assert weights.flops_backbone == dense
+    assert channels.flops_backbone < 0.5 * dense
+    assert weights.seconds_gate > 0
+    assert channels.seconds_gate > 0
+
+
+def test_pruned_channels_then_stage_two(case):
+    w, x, y = case
+    personal = adapt_channels(PLAIN, GATED, w, x, y, SETTINGS, 0.5)
+    kept = keep_top(np.concatenate(channel_scores(GATED, objective(PLAIN, x, y), w)), 0.5)
+    views = GATED.layout.views(personal.start)
+    gates = [views[f"conv{i}.gate.fc2.bias"][1::2] for i in (1, 2)]
+    np.testing.assert_array_equal(np.concatenate(gates), kept)
+    np.testing.assert_array_equal(personal.adapted.w, adapt(GATED, personal.start, x, y, SETTINGS).w)
+    assert personal.weights_off == 0
+
+
+def test_reports_tell_weights_from_channels():
+    for method, weights, channels in (("metasnip-weights", True, False), ("metasnip", False, True)):
+        e = experiment(method, snip_keep=0.5)
+        for report in adapt_targets(e, e.method.model(e.start())):
+            assert (report.weights_off > 0.49) == weights
+            assert (report.sparsity_mean > 0.4) == channels
+            assert (report.flops_executed < report.flops_dense) == channels

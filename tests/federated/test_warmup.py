@@ -1,0 +1,137 @@
+"""After a warm-up nothing is left to compile; and a first run says that it compiles."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from refimpl.cli import compiling
+from refimpl.cli.compiling import notice
+from refimpl.cli.progress import Progress
+from refimpl.experiments.config import resolve
+from refimpl.experiments.experiment import adapt_targets, prepare, train
+from refimpl.federated.warmup import warm_up
+from refimpl.kernels import compiling as kernels_compiling
+from refimpl.kernels import jit
+from refimpl.kernels.compiling import watch
+from refimpl.kernels.jit import kernel
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_after_a_warm_up_nothing_is_compiled(dtype):
+    warm_up(dtype)
+    compiled = []
+    with watch(compiled.append):
+        experiment = prepare(resolve(dataset="digits", rounds=1, dtype=dtype))
+        adapt_targets(experiment, train(experiment).w)
+    assert compiled == []
+
+
+LOADED = """
+import sys
+from refimpl.experiments.config import PENALTIES, resolve
+from refimpl.experiments.experiment import adapt_targets, prepare, train
+from refimpl.federated.warmup import warm_up, warm_up_options
+
+def loaded():
+    rooms = [vars(sys.modules[name]) for name in list(sys.modules) if name.startswith("refimpl.kernels")]
+    kernels = [k for names in rooms for k in names.values() if hasattr(k, "signatures")]
+    return {(k.py_func.__name__, str(types)) for k in kernels for types in k.signatures}
+
+warm_up()
+if "options" in sys.argv:
+    warm_up_options()
+before = loaded()
+for penalty in PENALTIES:
+    experiment = prepare(resolve(dataset="digits", rounds=1, nodes=2, targets=1, penalty=penalty))
+    adapt_targets(experiment, train(experiment).w)
+print(*{name for name, _ in loaded() - before})
+"""
+
+
+@pytest.mark.parametrize(("asked", "later"), [("options", set()), ("", {"soft_threshold", "absolute_sum"})])
+def test_the_command_compiles_for_every_penalty(asked, later):
+    """Told by what is loaded, so that code which is on the disk already hides nothing."""
+    command = [sys.executable, "-c", LOADED, asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == later
+
+
+def test_a_compilation_is_announced_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(jit, "cache_folder", lambda: tmp_path)  # an earlier run of this test kept the code
+
+    @kernel
+    def fresh(x):
+        return x + 1
+
+    stream = io.StringIO()
+    with Progress(1, stream=stream) as progress, notice(progress) as names:
+        assert fresh(1) == 2
+        assert fresh(1) == 2
+    assert names == ["fresh"]
+    assert stream.getvalue().count("compiling kernels") == 1
+
+
+@pytest.mark.parametrize(
+    ("kept", "line"),
+    [
+        ((), r"compiling kernels: 20 of about 180 functions  [\d.e+]+/s  [\d:]+ left"),
+        (("a/x.1.nbc",), "compiling kernels: 20 functions so far"),
+    ],
+)
+def test_how_much_is_left_is_said_where_nothing_was_kept(tmp_path, monkeypatch, kept, line):
+    for name in kept:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+
+    @contextmanager
+    def watch(told):
+        for number in range(20):
+            told(f"function {number}")
+        yield
+
+    monkeypatch.setattr(jit, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(kernels_compiling, "watch", watch)
+    stream = io.StringIO()
+    with Progress(1, stream=stream) as progress, notice(progress, total=180):
+        pass
+    assert re.fullmatch(line, stream.getvalue().splitlines()[1])
+
+
+def test_the_number_of_functions_of_a_warm_up_is_about_right():
+    """Measured from an empty cache; most kernels are compiled once, and a few more functions with them."""
+    sources = [path.read_text() for path in Path(jit.__file__).parent.glob("*.py")]
+    decorated = sum(len(re.findall(r"^@(?:kernel|inlined|shared)\n", text, re.MULTILINE)) for text in sources)
+    assert decorated <= compiling.WARM_UP <= 1.5 * decorated
+
+
+def test_a_cache_that_cannot_be_written_is_kept_elsewhere(tmp_path, monkeypatch):
+    """Read-only homes and installs: compiled code then goes to the temporary folder."""
+    blocked = tmp_path / "a file, not a folder"
+    blocked.write_text("")
+    monkeypatch.setattr(jit.settings, "CACHE_DIR", str(blocked / "numba"))
+    monkeypatch.setattr(jit, "_user_cache", lambda: blocked)
+    monkeypatch.setattr(jit.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    folder = jit.cache_folder.__wrapped__()
+    assert folder.is_dir()
+    assert folder.is_relative_to(tmp_path / "tmp")
+    package = Path(jit.__file__).parents[1]
+    assert not jit.cache_folder().is_relative_to(package)
+
+
+def test_importing_the_package_is_quick_and_compiles_nothing():
+    code = (
+        "import sys, time; t = time.perf_counter(); import refimpl; "
+        "assert 'numba' not in sys.modules and 'numpy' not in sys.modules; "
+        "print(time.perf_counter() - t)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) < 0.3

@@ -1,0 +1,126 @@
+"""No kernel reads or writes outside its arrays, to the byte: arrays lie against pages nobody may touch."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_kernels_plain import make_conv, make_linear
+
+from refimpl.kernels import tiled_conv, tiled_linear, tiled_weight_grad
+
+PAGE = mmap.PAGESIZE
+
+
+def guarded(array, at_end):
+    """A copy of `array` in memory of its own that begins or ends exactly at a forbidden page."""
+    if array.size == 0:
+        return array
+    size = -(-array.nbytes // PAGE) * PAGE
+    memory = mmap.mmap(-1, size + 2 * PAGE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for page in (address, address + PAGE + size):
+        if protect(page, PAGE, 0) != 0:
+            raise OSError(ctypes.get_errno(), "mprotect")
+    start = PAGE + (size - array.nbytes if at_end else 0)
+    copy = np.frombuffer(memory, dtype=array.dtype, count=array.size, offset=start).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def scratch(dtype, needs):
+    """Scratch arrays of exactly the size asked for, filled with nonsense."""
+    return np.full(needs[0], np.nan, dtype=dtype), np.full(needs[1], 2**30, dtype=np.int32)
+
+
+def run_conv(case, at_end):
+    def g(array):
+        return guarded(array, at_end)
+
+    x, weight, bias, dy = g(case.x), g(case.weight), g(case.bias), g(case.dy)
+    reads, writes = g(case.in_mask), g(case.out_mask)
+    (filters, channels), window, item = weight.shape[:2], weight.shape[2:], x.itemsize
+    size, result = x.shape[2:], dy.shape[2:]
+    step = case.stride, case.pad
+
+    needs = tiled_conv.convolve_scratch(channels, filters, window, case.stride, result, item)
+    memory = map(g, scratch(x.dtype, needs))
+    y, dx = g(np.full_like(dy, np.nan)), g(np.full_like(x, np.nan))
+    tiled_conv.convolve(x, weight, bias, *step, False, reads, writes, True, *memory, y)
+    needs = tiled_conv.convolve_scratch(filters, channels, window, case.stride, size, item)
+    memory = map(g, scratch(x.dtype, needs))
+    tiled_conv.convolve(dy, weight, bias[:0], *step, True, writes, reads, True, *memory, dx)
+    needs = tiled_weight_grad.weight_grad_scratch(channels, filters, window, *step, size, result, item)
+    memory = map(g, scratch(x.dtype, needs))
+    dweight, dbias = g(np.full_like(weight, np.nan)), g(np.full_like(bias, np.nan))
+    for more, arrays in zip((False, True), (list(memory), map(g, scratch(x.dtype, needs))), strict=True):
+        tiled_weight_grad.weight_grad(x, dy, *step, reads, writes, more, *arrays, dweight, dbias)
+
+
+def run_linear(case, at_end):
+    def g(array):
+        return guarded(array, at_end)
+
+    x, weight, bias, dy = g(case.x), g(case.weight), g(case.bias), g(case.dy)
+    reads, writes = g(case.in_mask), g(case.out_mask)
+    needs = tiled_linear.scratch(x.shape[0], x.shape[1], dy.shape[1], x.itemsize)
+
+    def memory():
+        return map(g, scratch(x.dtype, needs))
+
+    tiled_linear.forward(x, weight, bias, reads, writes, *memory(), g(np.full_like(dy, np.nan)))
+    tiled_linear.input_grad(dy, weight, writes, reads, *memory(), g(np.full_like(x, np.nan)))
+    dweight, dbias = g(np.full_like(weight, np.nan)), g(np.full_like(bias, np.nan))
+    for more in (False, True):
+        tiled_linear.weight_grad(x, dy, reads, writes, more, *memory(), dweight, dbias)
+
+
+def run_everything():
+    """Shapes with every kind of remainder, with and without masks, from both sides."""
+    convolutions = [
+        (2, 3, 5, (5, 7), (3, 3), (1, 1), (1, 1)),
+        (1, 5, 9, (8, 8), (3, 3), (1, 1), (1, 1)),
+        (1, 33, 7, (16, 16), (3, 3), (1, 1), (1, 1)),
+        (2, 3, 8, (32, 32), (3, 3), (1, 1), (1, 1)),
+        (2, 4, 6, (9, 17), (5, 2), (2, 3), (2, 1)),
+        (2, 4, 6, (9, 9), (1, 1), (2, 2), (0, 0)),
+        (2, 6, 5, (7, 7), (1, 1), (1, 1), (0, 0)),
+        (1, 2, 3, (4, 4), (2, 2), (3, 3), (3, 3)),
+    ]
+    linears = [(1, 1, 1, 1), (1, 7, 5, 1), (20, 98, 10, 2), (17, 33, 13, 3), (5, 64, 40, 16)]
+    for at_end in (True, False):
+        for dtype in (np.float32, np.float64):
+            for kinds in (("none", "none"), ("mixed", "mixed"), ("off", "on"), ("on", "off")):
+                for shape in convolutions:
+                    run_conv(make_conv(1, dtype, *shape, *kinds), at_end)
+                for n, features, outputs, group in linears:
+                    run_linear(make_linear(1, dtype, n, features, outputs, group, *kinds), at_end)
+    print("touched nothing else")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses mprotect")
+def test_kernels_stay_inside_their_arrays():
+    here = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    code = "import faulthandler; faulthandler.enable(); import test_kernels_guard as t; t.run_everything()"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.stdout.strip() == "touched nothing else", run.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses mprotect")
+def test_the_guard_bites():
+    code = "import test_kernels_guard as t, numpy as np, ctypes; a = t.guarded(np.ones(4), True); "
+    code += "ctypes.c_double.from_address(a.ctypes.data + 32).value"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    assert run.returncode < 0

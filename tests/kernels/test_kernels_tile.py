@@ -1,0 +1,304 @@
+"""The vector tile against the readable kernels: the same bits, whatever the shape, stride, mask or target."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checks import assert_same_bits
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from test_kernels_plain import (
+    ALL_ON,
+    DTYPES,
+    conv_cases,
+    linear_cases,
+    make_conv,
+    make_linear,
+    plain_forward,
+    plain_input_grad,
+    plain_linear_forward,
+    plain_linear_input_grad,
+    plain_linear_weight_grad,
+    plain_weight_grad,
+    spoil,
+)
+
+from refimpl.errors import ConfigError, InputError
+from refimpl.kernels import conv, edge, linear, target, tiled_conv, tiled_linear, tiled_weight_grad
+
+pytestmark = pytest.mark.skipif(not edge.USE_TILE, reason="REFIMPL_KERNELS=plain or NUMBA_DISABLE_JIT")
+
+
+def mask_or_none(mask):
+    return mask if mask.shape[0] else None
+
+
+def tile_conv(case):
+    """(y, dx, dweight, dbias) of a convolution."""
+    reads, writes = mask_or_none(case.in_mask), mask_or_none(case.out_mask)
+    step = case.stride, case.pad
+    dweight, dbias = np.full_like(case.weight, np.nan), np.full_like(case.bias, np.nan)
+    conv.weight_grad(case.x, case.dy, *step, dweight, dbias, reads, writes)
+    return (
+        conv.forward(case.x, case.weight, case.bias, *step, reads, writes, out=np.full_like(case.dy, np.nan)),
+        conv.input_grad(
+            case.dy, case.weight, *step, case.x.shape[2:], writes, reads, out=np.full_like(case.x, np.nan)
+        ),
+        dweight,
+        dbias,
+    )
+
+
+def plain_conv(case):
+    return plain_forward(case), plain_input_grad(case), *plain_weight_grad(case)
+
+
+def tile_linear(case):
+    """(y, dx, dweight, dbias) of a fully connected layer."""
+    reads, writes = mask_or_none(case.in_mask), mask_or_none(case.out_mask)
+    dweight, dbias = np.full_like(case.weight, np.nan), np.full_like(case.bias, np.nan)
+    linear.weight_grad(case.x, case.dy, dweight, dbias, reads, writes)
+    return (
+        linear.forward(case.x, case.weight, case.bias, reads, writes, out=np.full_like(case.dy, np.nan)),
+        linear.input_grad(case.dy, case.weight, writes, reads, out=np.full_like(case.x, np.nan)),
+        dweight,
+        dbias,
+    )
+
+
+def plain_linear(case):
+    return plain_linear_forward(case), plain_linear_input_grad(case), *plain_linear_weight_grad(case)
+
+
+WEIGHTS = ("dweight", "dbias")
+
+
+def assert_all_same_bits(got, expected, names=("y", "dx", *WEIGHTS)):
+    for name, a, b in zip(names, got, expected, strict=True):
+        assert_same_bits(a, b, name)
+
+
+@settings(max_examples=120, deadline=None)
+@given(conv_cases())
+@example(make_conv(1, np.float32, 1, 1, 1, (1, 1), (1, 1), (1, 1), (0, 0)))
+@example(make_conv(2, np.float32, 2, 9, 13, (8, 8), (1, 1), (1, 1), (0, 0), "mixed", "mixed"))
+@example(make_conv(3, np.float64, 2, 3, 4, (6, 7), (1, 1), (2, 2), (0, 0), "mixed", "mixed"))
+@example(make_conv(4, np.float32, 1, 2, 3, (4, 4), (2, 2), (3, 3), (2, 2)))
+def test_convolution_has_the_bits_of_the_plain_kernel(case):
+    assert_all_same_bits(tile_conv(case), plain_conv(case))
+
+
+@settings(max_examples=30, deadline=None)
+@given(conv_cases(largest=21, most_channels=40))
+def test_larger_convolutions_have_the_bits_of_the_plain_kernel(case):
+    assert_all_same_bits(tile_conv(case), plain_conv(case))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("channels", "filters", "size"), [(3, 32, 32), (32, 64, 16), (64, 128, 8), (16, 20, 7)]
+)
+@pytest.mark.parametrize("kinds", [("none", "none"), ("none", "mixed"), ("mixed", "mixed"), ("on", "off")])
+def test_layers_of_real_networks_have_the_bits_of_the_plain_kernel(dtype, channels, filters, size, kinds):
+    case = make_conv(7, dtype, 2, channels, filters, (size, size), (3, 3), (1, 1), (1, 1), *kinds)
+    assert_all_same_bits(tile_conv(case), plain_conv(case))
+
+
+@settings(max_examples=120, deadline=None)
+@given(linear_cases())
+@example(make_linear(1, np.float32, 20, 784, 100))
+@example(make_linear(2, np.float32, 1, 784, 10, 16, "mixed", "mixed"))
+@example(make_linear(3, np.float64, 33, 130, 37, 10, "mixed", "on"))
+def test_linear_has_the_bits_of_the_plain_kernel(case):
+    assert_all_same_bits(tile_linear(case), plain_linear(case))
+
+
+@settings(max_examples=40, deadline=None)
+@given(conv_cases(most_channels=20), linear_cases())
+def test_what_closed_channels_hold_has_no_effect(conv_case, linear_case):
+    for case, run in ((conv_case, tile_conv), (linear_case, tile_linear)):
+        spoilt = case._replace(x=spoil(case.x, case.in_mask), dy=spoil(case.dy, case.out_mask))
+        assert_all_same_bits(run(spoilt), run(case))
+
+
+def test_gating_changes_no_bit_of_the_channels_both_compute():
+    case = make_conv(3, np.float32, 4, 24, 40, (9, 9), (3, 3), (1, 1), (1, 1), out_kind="mixed")
+    dense, gated = tile_conv(case._replace(out_mask=ALL_ON))[0], tile_conv(case)[0]
+    np.testing.assert_array_equal(gated[case.out_mask], dense[case.out_mask])
+    np.testing.assert_array_equal(gated[~case.out_mask], 0)
+
+
+def in_parts(case, weight_grad, sizes):
+    """Weight gradient of the batch, some samples at a time; without masks for sides that have none."""
+    dweight, dbias = np.full_like(case.weight, np.nan), np.full_like(case.bias, np.nan)
+    first = 0
+    for size in sizes:
+        part = slice(first, first + size)
+        masks = (mask[part] if mask.shape[0] else mask for mask in (case.in_mask, case.out_mask))
+        weight_grad(case.x[part], case.dy[part], masks, first > 0, dweight, dbias)
+        first += size
+    return dweight, dbias
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("channels", "filters", "size"), [(3, 8, 12), (20, 12, 9), (40, 12, 4)])
+@pytest.mark.parametrize(
+    "kinds", [("none", "none"), ("none", "mixed"), ("mixed", "none"), ("mixed", "mixed")]
+)
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 2), (3, 1)])
+def test_weight_gradients_of_parts_go_on_where_the_last_ended(dtype, channels, filters, size, kinds, sizes):
+    case = make_conv(9, dtype, 4, channels, filters, (size, size), (3, 3), (1, 1), (1, 1), *kinds)
+    needs = tiled_weight_grad.weight_grad_scratch(
+        channels, filters, (3, 3), (1, 1), (1, 1), (size, size), (size, size), case.x.itemsize
+    )
+
+    def convolution(x, dy, masks, more, dweight, dbias):
+        memory = edge.scratch(x.dtype, *needs)
+        tiled_weight_grad.weight_grad(x, dy, case.stride, case.pad, *masks, more, *memory, dweight, dbias)
+
+    assert_all_same_bits(in_parts(case, convolution, sizes), plain_weight_grad(case), WEIGHTS)
+    flat = make_linear(8, dtype, 4, channels * 16, filters, channels, *kinds)
+    needs_flat = tiled_linear.scratch(4, channels * 16, filters, flat.x.itemsize)
+
+    def linear_layer(x, dy, masks, more, dweight, dbias):
+        memory = edge.scratch(x.dtype, *needs_flat)
+        tiled_linear.weight_grad(x, dy, *masks, more, *memory, dweight, dbias)
+
+    got, expected = in_parts(flat, linear_layer, sizes), plain_linear_weight_grad(flat)
+    assert_all_same_bits(got, expected, WEIGHTS)
+
+
+def test_half_closed_inputs_take_both_routes_of_the_weight_gradient():
+    few_pixels = make_conv(5, np.float32, 3, 40, 12, (4, 4), (3, 3), (1, 1), (1, 1), "mixed", "mixed")
+    many_pixels = make_conv(6, np.float32, 3, 40, 12, (20, 20), (3, 3), (1, 1), (1, 1), "mixed", "mixed")
+    for case in (few_pixels, many_pixels):
+        assert_all_same_bits(tile_conv(case), plain_conv(case))
+
+
+@settings(max_examples=20, deadline=None)
+@given(conv_cases(), st.sampled_from(["strided", "read-only"]))
+def test_any_memory_layout_is_accepted_and_compiled_once(case, layout):
+    def awkward(array):
+        if layout == "read-only":
+            view = array.copy()
+            view.setflags(write=False)
+            return view
+        wide = np.zeros((*array.shape, 2), dtype=array.dtype)
+        wide[..., 0] = array
+        return wide[..., 0]
+
+    odd = case._replace(**{name: awkward(getattr(case, name)) for name in ("x", "weight", "bias", "dy")})
+    assert_all_same_bits(tile_conv(odd._replace(bias=case.bias, weight=case.weight)), tile_conv(case))
+    y = conv.forward(odd.x, odd.weight, odd.bias, case.stride, case.pad)
+    np.testing.assert_array_equal(y, conv.forward(case.x, case.weight, case.bias, case.stride, case.pad))
+    for kernel in (
+        tiled_conv.convolve,
+        tiled_weight_grad.weight_grad,
+        tiled_linear.forward,
+        tiled_linear.input_grad,
+        tiled_linear.weight_grad,
+    ):
+        assert len(kernel.signatures) <= 2  # one per dtype
+
+
+def test_wrong_arguments_are_refused_in_one_line():
+    x, weight, bias = np.ones((2, 3, 5, 5)), np.ones((4, 3, 3, 3)), np.ones(4)
+    step = (1, 1), (1, 1)
+    dy = np.ones((2, 4, 5, 5))
+    flat, matrix = np.ones((2, 6)), np.ones((4, 6))
+    wrong = [
+        lambda: conv.forward(x.astype(np.float32), weight, bias, *step),
+        lambda: conv.forward(x.astype(int), weight.astype(int), bias.astype(int), *step),
+        lambda: conv.forward(x[:, :2], weight, bias, *step),
+        lambda: conv.forward(x, weight[0], bias, *step),
+        lambda: conv.forward(x, weight, bias[:3], *step),
+        lambda: conv.forward(x, weight, bias, (0, 1), (1, 1)),
+        lambda: conv.forward(x, weight, bias, (1, 1), (-1, 1)),
+        lambda: conv.forward(x[:, :, :1, :1], weight, bias, (1, 1), (0, 0)),
+        lambda: conv.forward(x, weight, bias, *step, np.ones((2, 4), bool)),
+        lambda: conv.forward(x, weight, bias, *step, np.ones((2, 3))),
+        lambda: conv.forward(x, weight, bias, *step, out=np.ones((2, 4, 5, 4))),
+        lambda: conv.forward(x, weight, bias, *step, out=dy.astype(np.float32)),
+        lambda: conv.input_grad(dy, weight, *step, (6, 5)),
+        lambda: conv.weight_grad(x, dy, *step, weight[:, :, ::-1], bias),
+        lambda: conv.weight_grad(x, dy, *step, weight, bias[:2]),
+        lambda: conv.weight_grad(x[:1], dy, *step, weight, bias),
+        lambda: linear.forward(flat, matrix[:, :5].copy(), bias),
+        lambda: linear.forward(flat, matrix, bias, np.ones((2, 4), bool)),
+        lambda: linear.forward(flat, matrix, bias, None, np.ones((2, 3), bool)),
+        lambda: linear.input_grad(dy[:, :, 0, 0], matrix[:3]),
+        lambda: linear.weight_grad(flat, dy[:, :, 0, 0].copy(), matrix[:3].copy(), bias),
+    ]
+    for call in wrong:
+        with pytest.raises(InputError, match=r"^(conv|linear)\.\w+: .*(expected|fit|divide)") as info:
+            call()
+        assert "\n" not in str(info.value)
+
+
+def test_tile_sizes_follow_the_register_count():
+    assert target.tile_size(32) == (6, 4)
+    assert target.tile_size(16) == (6, 2)
+    for registers in (16, 32):
+        rows, vectors = target.tile_size(registers)
+        assert rows * vectors + vectors + 1 <= registers
+        assert (1, 1) not in target.tile_sizes(rows, vectors)
+        assert (rows, vectors) in target.tile_sizes(rows, vectors)
+
+
+def test_the_environment_chooses_the_kernels(monkeypatch):
+    monkeypatch.delenv("REFIMPL_KERNELS", raising=False)
+    assert edge.chosen_kernels() == "tile"
+    monkeypatch.setenv("REFIMPL_KERNELS", "plain")
+    assert edge.chosen_kernels() == "plain"
+    monkeypatch.setenv("REFIMPL_KERNELS", "magic")
+    with pytest.raises(ConfigError, match="choose one of tile, plain"):
+        edge.chosen_kernels()
+
+
+def digest_cases():
+    """Layers that pass through every kernel of this room and most of its branches."""
+    for dtype in DTYPES:
+        for stride in ((1, 1), (2, 2)):
+            for kinds in (("none", "none"), ("mixed", "mixed")):
+                case = make_conv(1, dtype, 2, 12, 19, (9, 10), (3, 3), stride, (1, 1), *kinds)
+                yield case, tile_conv
+        yield make_conv(2, dtype, 2, 3, 32, (16, 16), (3, 3), (1, 1), (1, 1)), tile_conv
+        yield make_linear(3, dtype, 20, 60, 33, 5, "none", "none"), tile_linear
+        yield make_linear(4, dtype, 5, 60, 33, 5, "mixed", "mixed"), tile_linear
+
+
+def digest():
+    """The vector width in bytes and a hash of the results of all `digest_cases`."""
+    sha = hashlib.sha256()
+    for case, run in digest_cases():
+        for array in run(case):
+            sha.update(array.tobytes())
+    return f"{target.VECTOR_BYTES} {sha.hexdigest()}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cpu", "vector_bytes"), [("haswell", 32), ("x86-64-v2", 16)])
+def test_narrower_vectors_give_the_same_bytes(cpu, vector_bytes):
+    if vector_bytes >= target.VECTOR_BYTES or platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("this machine's vectors are not wider")
+    here = Path(__file__).parents[1]
+    environment = {
+        **os.environ,
+        "NUMBA_CPU_NAME": cpu,
+        "NUMBA_CPU_FEATURES": "",
+        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
+    }
+    code = "import test_kernels_tile; print(test_kernels_tile.digest())"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    width, value = run.stdout.split()
+    assert int(width) == vector_bytes
+    assert value == digest().split()[1]
