@@ -34,6 +34,10 @@ class DivergenceError(RefimplError):
     """Training left the finite numbers; names the round, the node and a hint."""
 
 
+class OlderVersionWarning(UserWarning):
+    """What an older version wrote lacks something; the text says what is taken instead."""
+
+
 def brief(error: Exception) -> str:
     """The first line of an error's text, or its kind where it has none, to stand in a message of ours."""
     return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -24,7 +24,7 @@ from types import FunctionType
 
 from fuzz_loaders import LOADERS, Loader
 
-from refimpl.errors import RefimplError
+from refimpl.errors import OlderVersionWarning, RefimplError
 
 MEMORY = 48 * 2**20  # bytes a reader may allocate for an input of at most LARGEST bytes
 LARGEST = 2**18
@@ -158,8 +158,8 @@ def place_for(loader: Loader, folder: Path) -> Path:
 def judge(loader: Loader, path: Path, data: bytes) -> str:
     """`accepted`, `refused`, or what went wrong when the loader read `data`.
 
-    Warnings count as errors. Memory is what Python, NumPy and the decompressors ask for, touched or not; so
-    `tracemalloc` must be running.
+    Warnings count as errors, but for those that a file looks like an older version's. Memory is what Python,
+    NumPy and the decompressors ask for, touched or not; so `tracemalloc` must be running.
     """
     path.write_bytes(data)
     tracemalloc.reset_peak()
@@ -167,6 +167,7 @@ def judge(loader: Loader, path: Path, data: bytes) -> str:
     try:
         with limited_time(), warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.simplefilter("ignore", OlderVersionWarning)
             loader.read(path)
     except RefimplError as error:
         verdict = "refused" if _one_line(str(error)) else f"loss: message {str(error)[:200]!r}"

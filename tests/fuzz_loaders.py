@@ -53,6 +53,7 @@ from refimpl.crosscheck.golden.file import golden_bytes, read_golden
 from refimpl.data.arrays import read_arrays
 from refimpl.data.cifar import parse_names, read_batch
 from refimpl.data.cifar_binary import parse_lines, parse_records
+from refimpl.data.identity import Identity
 from refimpl.data.omniglot import read_omniglot
 from refimpl.data.png import decode_png
 from refimpl.data.unpack import read_unpacked
@@ -139,6 +140,7 @@ CONFIG = Config(rounds=3)
 STATE = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "k": np.array(3)}
 CONFIG_TOML = toml_text(CONFIG.table()).encode()
 RUN = {"run/config.toml": CONFIG_TOML, "run/metrics.jsonl": b""}
+DATA_JSON = json_text(Identity("mine.npz", "/a", 9, 3, [1, 8, 8], "0" * 64, "1" * 64).table()).encode()
 HEADER = {"round": 3, "meta": {"first_loss": 2.5}, "arrays": sorted(STATE)}
 CHECKPOINT = npz_bytes({**STATE, META: np.array(json.dumps(HEADER))})
 ROUND = {
@@ -327,6 +329,15 @@ LOADERS = (
     ),
     Loader("metrics", read_metrics, (METRICS,), (*DEEP, METRICS * 2), bytes, "run/metrics.jsonl", RUN),
     Loader("run config", read_config, (CONFIG_TOML,), (b"a=" + DEEP[0],), bytes, "run/config.toml"),
+    Loader(
+        "data of a run",
+        lambda path: RunFolder.open(path.parent, lock=False).data,
+        (DATA_JSON,),
+        DEEP,
+        bytes,
+        "run/data.json",
+        RUN,
+    ),
     Loader("own TOML", resolve, (CONFIG_TOML, b"seed = 3\n[fedavg]\neta = 0.5\n"), (b"a=" + DEEP[0],)),
     Loader(
         "comparison plan",

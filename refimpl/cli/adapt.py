@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refimpl.cli.compiling import WARM_UP, notice
-from refimpl.cli.options import config_options, data_dir_option, json_option, talk_options
-from refimpl.cli.output import print_json, table
+from refimpl.cli.options import PATH, config_options, data_dir_option, json_option, talk_options
+from refimpl.cli.output import print_json, say_data, table
 from refimpl.cli.progress import Progress, Talk
 from refimpl.errors import InputError
 from refimpl.experiments.config import ADAPTATION
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.command(
     epilog="\b\nExamples:\n  refimpl adapt runs/first\n  refimpl adapt runs/first --adapt-steps 3 --json"
 )
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @data_dir_option
 @json_option
 @talk_options
@@ -43,8 +43,8 @@ def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **optio
 
     with RunFolder.open(run) as folder:  # alone: two would write one report
         experiment, w = reopen(folder, data_dir)
-        if experiment.note and not as_json:
-            click.echo(f"data: {experiment.note}", err=True)
+        if not as_json:
+            say_data(experiment.note)
         if not experiment.target_nodes:
             raise InputError(f"{run}: was configured without target nodes; train with --targets 1 or more")
         given = {name: value for name, value in options.items() if value is not None}

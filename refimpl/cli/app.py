@@ -8,14 +8,16 @@ from __future__ import annotations
 import importlib
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import click
 
 from refimpl._version import __version__
 from refimpl.cli.groups import SuggestingGroup, said
-from refimpl.errors import RefimplError
+from refimpl.errors import OlderVersionWarning, RefimplError
 
 CHECK_FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
@@ -97,7 +99,8 @@ def welcome() -> str:
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. A user's mistake prints one line, never a traceback."""
     try:
-        result = cli.main(args, prog_name="refimpl", standalone_mode=False)
+        with _notes():
+            result = cli.main(args, prog_name="refimpl", standalone_mode=False)
     except click.UsageError as error:
         where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
         return _complain(said(error) + where)
@@ -112,6 +115,23 @@ def run(args: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _complain("not enough memory; use a smaller model, batch or data set")
     return result if isinstance(result, int) else 0
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Warnings about what an older version wrote are one line each, said once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", OlderVersionWarning)
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, OlderVersionWarning):
+                _say(f"note: {message}")
+            else:
+                usual(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def _complain(message: str) -> int:

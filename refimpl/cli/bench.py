@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from refimpl.cli.options import talk_options
+from refimpl.cli.options import FILE, talk_options
 from refimpl.cli.output import print_json, table
 from refimpl.cli.progress import Progress, Talk
 from refimpl.errors import InputError
@@ -42,7 +42,7 @@ WORKER = "refimpl.bench"
     help="cpu leaves out what other programs take from a busy machine.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the JSON here.")
+@click.option("--out", type=FILE, help="Also write the JSON here.")
 @talk_options
 def command(
     smallest: bool,

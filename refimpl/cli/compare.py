@@ -10,12 +10,12 @@ import click
 from refimpl.cli.app import INTERRUPTED
 from refimpl.cli.compiling import WARM_UP, notice
 from refimpl.cli.interrupt import stop_requests
-from refimpl.cli.options import Names, Seeds, file_option, run_options
+from refimpl.cli.options import PATH, Names, Seeds, file_option, run_options
 from refimpl.cli.output import command_line, print_json
 from refimpl.cli.progress import Progress, Talk, round_text
 from refimpl.errors import one_of
 from refimpl.experiments.config import METHODS as KNOWN
-from refimpl.experiments.config import preset_names, resolve
+from refimpl.experiments.config import Config, preset_names, resolve
 from refimpl.files.storage import json_text, write_whole
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ One method under varied keys (lists joined by +):
 @click.option("--seeds", type=Seeds(), help="Seeds of every method: 0-4, or 0,2,5.  [0-2]")
 @click.option("--vary", multiple=True, metavar="KEY=V,V,...", help="A row for every value; may be repeated.")
 @click.option("--every", type=click.IntRange(min=1), help="Measure accuracy every so many rounds.  [never]")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder.  [runs/compare-..., or the next free]")
+@click.option("--out", type=PATH, help="Folder.  [runs/compare-..., or the next free]")
 @click.option("--resume", is_flag=True, help="Go on with the comparison in --out.")
 @click.option("--force", is_flag=True, help="Replace the comparison in --out.")
 @run_options(without=("method", "seed"))
@@ -118,8 +118,11 @@ def make_plan(
     from_preset = "digits" if from_preset == DEMO else from_preset
     for method in methods or METHODS:
         one_of("--methods", "method", method, KNOWN)
-    configs = [resolve(file, from_preset, method=method, **options) for method in methods or METHODS]
-    rows = tuple(varied(configs, [parse_vary(text) for text in vary]))
+
+    def configure(**setting: Any) -> Config:
+        return resolve(file, from_preset, **{**options, **setting})
+
+    rows = tuple(varied(methods or METHODS, [parse_vary(text) for text in vary], configure))
     return Plan(rows, tuple(seeds or SEEDS), every or 0)
 
 

@@ -84,7 +84,7 @@ def _entry(name: str, data_dir: Path | None) -> dict[str, Any]:
     if name == "digits":
         return {**about, "looked_for": [], "place": None, "usable": True, "state": "in the package"}
     entry = {**about, "looked_for": list(places.looked_for(name))}
-    found = None if data_dir is None else places.locate(name, data_dir.expanduser())
+    found = None if data_dir is None else places.locate(name, data_dir)
     if found is None:
         return {**entry, "place": None, "usable": False, "state": "not there"}
     return {**entry, "place": str(found.place), "usable": found.serves, "state": _state(found)}

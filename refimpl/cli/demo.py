@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from refimpl.cli import compare
-from refimpl.cli.options import json_option, talk_options, threads_option
+from refimpl.cli.options import PATH, json_option, talk_options, threads_option
 from refimpl.cli.progress import Talk
 
 
 @click.command(epilog="\b\nExamples:\n  refimpl demo\n  refimpl demo --seeds 1 --rounds 10 --json")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder.  [runs/demo, or the next free]")
+@click.option("--out", type=PATH, help="Folder.  [runs/demo, or the next free]")
 @click.option("--force", is_flag=True, help="Replace the comparison in --out.")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Seeds per method.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The first seed.")

@@ -10,8 +10,8 @@ import click
 
 from refimpl.cli.app import CHECK_FAILED
 from refimpl.cli.compiling import notice
-from refimpl.cli.options import data_dir_option, json_option
-from refimpl.cli.output import facts, print_json
+from refimpl.cli.options import FILE, PATH, data_dir_option, json_option
+from refimpl.cli.output import facts, print_json, say_data
 from refimpl.cli.progress import Progress, Talk
 from refimpl.errors import InputError
 from refimpl.experiments.record import RunFolder
@@ -31,10 +31,8 @@ SAMPLES = 64
     epilog="\b\nExamples:\n  refimpl export runs/first --out first.onnx\n"
     "  refimpl export runs/first --node target-0 --out target-0.onnx"
 )
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .onnx file to write."
-)
+@click.argument("run", type=PATH)
+@click.option("--out", type=FILE, required=True, help="The .onnx file to write.")
 @click.option("--node", metavar="NAME", help="Adapt at this target node first.  [the meta-model]")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @data_dir_option
@@ -57,6 +55,7 @@ def command(
     check_new(out, force)
     with RunFolder.open(run, lock=False) as folder:
         experiment, w = reopen(folder, data_dir)
+    say_data(experiment.note)
     network = experiment.network
     with Progress(1, Talk.USUAL) as progress, notice(progress):
         if node is not None:

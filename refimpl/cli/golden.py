@@ -13,7 +13,7 @@ from refimpl._version import __version__
 from refimpl.cli.app import CHECK_FAILED
 from refimpl.cli.compiling import notice
 from refimpl.cli.groups import SuggestingGroup
-from refimpl.cli.options import json_option, quiet_option, talk_options
+from refimpl.cli.options import FILE, PATH, json_option, quiet_option, talk_options
 from refimpl.cli.output import print_json
 from refimpl.cli.progress import Progress, Talk
 from refimpl.errors import InputError
@@ -57,7 +57,7 @@ def command() -> None:
 @click.option("--level", type=click.Choice(LEVELS), required=True, help="What to compute.")
 @click.option(
     "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     required=True,
     help="The .npz file to write.",
 )
@@ -111,11 +111,11 @@ def _computed(cases: Sequence[Case], talk: Talk) -> list[tuple[Case, Arrays]]:
 
 
 @command.command("check", epilog="\b\nExample:\n  refimpl golden check ops.npz theirs.npz --report ops.html")
-@click.argument("golden", metavar="F", type=click.Path(path_type=Path))
-@click.argument("theirs", metavar="[THEIRS]", type=click.Path(path_type=Path), required=False)
+@click.argument("golden", metavar="F", type=PATH)
+@click.argument("theirs", metavar="[THEIRS]", type=PATH, required=False)
 @click.option("--partial", is_flag=True, help="Arrays may be missing.")
 @click.option("-v", "--verbose", is_flag=True, help="Every array, not only those that depart.")
-@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write .md or .html.")
+@click.option("--report", type=FILE, help="Write .md or .html.")
 @click.option("--force", is_flag=True, help="Replace the report if it is there.")
 @json_option
 @quiet_option

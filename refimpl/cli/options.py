@@ -11,6 +11,7 @@ import click
 
 from refimpl.cli.progress import Talk
 from refimpl.experiments.config import Config, preset_keys, preset_names
+from refimpl.files.paths import expanded
 
 Decorator = Callable[[Any], Any]
 
@@ -47,6 +48,19 @@ class Numbers(click.ParamType):
             return [int(word) for word in value.split(",")]
         except ValueError:
             self.fail(f"expected whole numbers with commas between them, got {value!r}", param, ctx)
+
+
+class OwnPath(click.Path):
+    """A path in which a leading ~ is the home folder, also where no shell has replaced it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, checked."""
+        return super().convert(str(expanded(value)), param, ctx)
+
+
+PATH = OwnPath(path_type=Path)
+FILE = OwnPath(dir_okay=False, path_type=Path)
+FOLDER = OwnPath(file_okay=False, path_type=Path)
 
 
 class Seeds(click.ParamType):
@@ -132,9 +146,7 @@ def _or_usual(ctx: click.Context, param: click.Parameter, value: Talk | None) ->
     return value or Talk.USUAL
 
 
-file_option: Decorator = click.option(
-    "--config", "file", type=click.Path(dir_okay=False, path_type=Path), help="TOML file of options."
-)
+file_option: Decorator = click.option("--config", "file", type=FILE, help="TOML file of options.")
 preset_option: Decorator = click.option(
     "--preset",
     "from_preset",
@@ -156,7 +168,7 @@ threads_option: Decorator = click.option(
 )
 data_dir_option: Decorator = click.option(
     "--data-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     envvar="REFIMPL_DATA",
     help="Folder of the data sets.  [REFIMPL_DATA]",
 )

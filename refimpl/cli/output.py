@@ -12,12 +12,18 @@ import click
 from refimpl.files.storage import json_text
 from refimpl.files.tables import table
 
-__all__ = ["command_line", "facts", "print_json", "table"]
+__all__ = ["command_line", "facts", "print_json", "say_data", "table"]
 
 
 def print_json(content: Any) -> None:
     """`content` as JSON on stdout; NaN and infinities become null."""
     click.echo(json_text(content), nl=False)
+
+
+def say_data(note: str) -> None:
+    """What a result should mention of its data, if anything, on stderr."""
+    if note:
+        click.echo(f"data: {note}", err=True)
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from refimpl.cli.compiling import WARM_UP, notice
-from refimpl.cli.options import data_dir_option, json_option, talk_options, threads_option
+from refimpl.cli.options import PATH, data_dir_option, json_option, talk_options, threads_option
 from refimpl.cli.output import print_json
 from refimpl.cli.progress import Progress, Talk
 
@@ -26,8 +26,8 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder.  [RUN/report; runs/report for several]")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=PATH)
+@click.option("--out", type=PATH, help="Folder.  [RUN/report; runs/report for several]")
 @click.option(
     "--full/--quick",
     default=None,

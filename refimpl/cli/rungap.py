@@ -67,14 +67,13 @@ def _measure(
     talk: Talk,
 ) -> tuple[list[GapRow], list[str]]:
     """The rows, and lines that say what was computed."""
-    from refimpl.experiments.config import from_table
-    from refimpl.experiments.experiment import prepare
+    from refimpl.experiments.experiment import prepare_again
     from refimpl.experiments.replay import over_the_run
     from refimpl.theory.measured import Effort
     from refimpl.theory.stationarity import Inspection, note
 
     wanted = over_the_run(folder) if rounds is None else rounds
-    inspection = Inspection(prepare(from_table(folder.config), data_dir), Effort(**effort), threads)
+    inspection = Inspection(prepare_again(folder, data_dir), Effort(**effort), threads)
     points = _points(folder, inspection, wanted, talk)
     work = len(points) * len(inspection.experiment.train_nodes)
     with Progress(work, talk) as progress, notice(progress):

@@ -10,7 +10,7 @@ import click
 
 from refimpl.cli.compiling import notice
 from refimpl.cli.groups import SuggestingGroup
-from refimpl.cli.options import data_dir_option, json_option, quiet_option, threads_option
+from refimpl.cli.options import FILE, FOLDER, PATH, data_dir_option, json_option, quiet_option, threads_option
 from refimpl.cli.output import facts, print_json, table
 from refimpl.cli.progress import Progress, Talk
 
@@ -76,7 +76,7 @@ def _checks(function: Any) -> Any:
 @_checks
 @click.option(
     "--figures",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Also draw the figures into this folder (needs matplotlib).",
 )
 def everything(verbose: bool, seed: int, as_json: bool, talk: Talk, figures: Path | None) -> None:
@@ -144,13 +144,13 @@ class Rounds(click.ParamType):
 
 
 @command.command("gap", short_help=SECTIONS["gap"], epilog=GAP_EPILOG)
-@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.argument("run", required=False, type=PATH)
 @click.option("--rounds", type=Rounds(), help="Where in the run to look.  [four rounds, first to last]")
 @click.option("--tolerance", type=float, help="Residual wanted, relative to that at the centre.  [1e-3]")
 @click.option("--starts", type=click.IntRange(min=1), help="Starting points of each local problem.  [2]")
 @click.option(
     "--figure",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     help="Where to draw it (needs matplotlib).  [RUN/report/gap.png, if there is matplotlib]",
 )
 @threads_option

@@ -12,11 +12,11 @@ import click
 from refimpl.cli.app import INTERRUPTED
 from refimpl.cli.compiling import WARM_UP, notice
 from refimpl.cli.interrupt import stop_requests
-from refimpl.cli.options import file_option, preset_option, run_options
+from refimpl.cli.options import PATH, file_option, preset_option, run_options
 from refimpl.cli.output import command_line, facts, print_json
 from refimpl.cli.progress import Progress, Talk, round_text
 from refimpl.errors import RunError
-from refimpl.experiments.config import Config, from_table, resolve
+from refimpl.experiments.config import Config, absolute, from_table, resolve
 from refimpl.experiments.record import RunFolder, check_free
 from refimpl.files.storage import toml_text
 
@@ -38,7 +38,7 @@ Examples:
 @click.command(epilog=EPILOG)
 @file_option
 @preset_option
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [runs/DATASET-METHOD-SEED]")
+@click.option("--out", type=PATH, help="Run folder.  [runs/DATASET-METHOD-SEED]")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of the run in --out.")
 @click.option("--force", is_flag=True, help="Replace the run in --out.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration as TOML and stop.")
@@ -71,7 +71,7 @@ def command(
     if resume and out is not None:
         with RunFolder.open(out) as folder:
             config = _resumed_config(folder, file, from_preset, options)
-            ctx.exit(work.run(work.prepare(config), folder, resume=True))
+            ctx.exit(work.run(work.prepare_again(folder, config), folder, resume=True))
     config = resolve(file, from_preset, **options)
     if dry_run:
         click.echo(toml_text(config.table()), nl=False)
@@ -79,7 +79,7 @@ def command(
     out = out or Path("runs") / f"{Path(config.dataset).stem}-{config.method}-{config.seed}"
     check_free(out, force)  # before the data are read, and again when the folder is made
     experiment = work.prepare(config)
-    with RunFolder.create(out, config.table(), force, threads) as folder:
+    with RunFolder.create(out, config.table(), force, threads, experiment.data) as folder:
         ctx.exit(work.run(experiment, folder, resume=False))
 
 
@@ -87,8 +87,10 @@ def _resumed_config(
     folder: RunFolder, file: Path | None, from_preset: str | None, options: Mapping[str, Any]
 ) -> Config:
     """The run's own configuration; what is given again must agree with it."""
-    stored = from_table(folder.config)
+    stored = from_table(folder.config, str(folder.path))
     given = {key: value for key, value in options.items() if value is not None}
+    if "dataset" in given:
+        given["dataset"] = absolute(given["dataset"])
     wanted = given if file is None and from_preset is None else resolve(file, from_preset, **given).table()
     for key, value in wanted.items():
         own = stored.table()[key]
@@ -114,6 +116,12 @@ class Work:
         from refimpl.experiments.experiment import prepare
 
         return prepare(config, self.data_dir)
+
+    def prepare_again(self, folder: RunFolder, config: Config) -> Experiment:
+        """The same for a run that is resumed."""
+        from refimpl.experiments.experiment import prepare_again
+
+        return prepare_again(folder, self.data_dir, config)
 
     def run(self, experiment: Experiment, folder: RunFolder, resume: bool) -> int:
         """Train and print a summary; returns the exit code."""

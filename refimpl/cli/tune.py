@@ -11,8 +11,8 @@ import click
 from refimpl.cli.app import INTERRUPTED
 from refimpl.cli.compiling import WARM_UP, notice
 from refimpl.cli.interrupt import stop_requests
-from refimpl.cli.options import Names, Seeds, file_option, preset_option, run_options
-from refimpl.cli.output import command_line, print_json, table
+from refimpl.cli.options import FILE, Names, Seeds, file_option, preset_option, run_options
+from refimpl.cli.output import command_line, print_json, say_data, table
 from refimpl.cli.progress import Progress, Talk, round_text
 from refimpl.errors import ConfigError, RunError, one_of
 from refimpl.experiments.config import METHODS, resolve
@@ -55,9 +55,7 @@ Examples:
 @click.option("--range", "ranges", multiple=True, metavar="KEY=LOW:HIGH", help="Where a key is searched.")
 @click.option("--seeds", type=Seeds(), help="Seeds of every trial.  [100]")
 @click.option("--validation", type=click.IntRange(min=1), help="Nodes held out of training.  [a fifth]")
-@click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), help="TOML file of the best settings."
-)
+@click.option("--out", type=FILE, help="TOML file of the best settings.")
 @click.option("--resume", is_flag=True, help="Go on with the search of --out.")
 @click.option("--force", is_flag=True, help="Replace --out and its trials.")
 @run_options(without=("method", "seed"))
@@ -127,10 +125,8 @@ def command(
         kind = "grid" if grid else "random"
         more = adaptations or 1
         searches.append(Search(config, own, budget or 16, kind, seeds or SEEDS, held, adaptations=more))
-    note = _check_data(searches[0], data_dir)
-    if note and talk != Talk.QUIET:
-        click.echo(f"data: {note}", err=True)
-    ctx.exit(run(Tuning.create(record, searches), out, data_dir, threads, as_json, talk))
+    tuning = Tuning.create(record, searches, data_dir)
+    ctx.exit(run(tuning, out, data_dir, threads, as_json, talk))
 
 
 def _check_free(paths: tuple[Path, ...], force: bool) -> None:
@@ -170,17 +166,12 @@ def _ranges(methods: list[str], keys: list[str] | None, given: Ranges) -> dict[s
     }
 
 
-def _check_data(search: Search, data_dir: Path | None) -> str:
-    """Raise what is wrong with the data, before a file is written; what they say a result should mention."""
-    from refimpl.experiments.tune.trial import validation_experiment
-
-    return validation_experiment(search.config, search.validation, data_dir).note
-
-
 def run(
     tuning: Tuning, out: Path, data_dir: Path | None, threads: int | None, as_json: bool, talk: Talk
 ) -> int:
     """Make the trials that are left, write the best settings, and print; returns the exit code."""
+    if talk != Talk.QUIET:
+        say_data(tuning.note)
     try:
         _make(tuning, data_dir, threads, talk)
     except KeyboardInterrupt:

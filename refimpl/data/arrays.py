@@ -49,6 +49,7 @@ def read_arrays(path: str | Path) -> DataSet:
         std=(1.0,) * images.shape[1],
         n_train=len(parts[0][1]),
         note=f"{path.name}: {'bytes divided by 255' if pixels else 'values as they are'}, not normalised",
+        folder=str(path.absolute().parent),
     )
 
 

@@ -33,6 +33,7 @@ from refimpl.data.idx import parse_idx
 from refimpl.data.omniglot import FULL_INK, read_omniglot
 from refimpl.data.unpack import read_unpacked
 from refimpl.errors import DataError, InputError, meant
+from refimpl.files.paths import expanded
 
 CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DIGIT_NAMES = tuple(str(digit) for digit in range(10))
@@ -53,7 +54,7 @@ def load(name: str, data_dir: str | Path | None = None) -> DataSet:
     where they were looked for) or not what they should be (naming the file).
     """
     if is_file_name(name):
-        return read_arrays(Path(name).expanduser())
+        return read_arrays(expanded(name))
     if name not in _LOADERS:
         choices = f"{meant(name, NAMES)}choose one of {', '.join(NAMES)}, or a FILE.npz"
         raise InputError(f"data set: unknown name {name!r}; {choices}")
@@ -102,6 +103,7 @@ def _mnist(root: Path) -> DataSet:
         mean=MNIST_MEAN,
         std=MNIST_STD,
         n_train=len(labels[0]),
+        folder=str(root.absolute()),
     )
 
 
@@ -138,6 +140,7 @@ def _cifar(
         std=std,
         n_train=sum(len(batches[file].labels) for file in present if file in form.train),
         note=f"only the published test part of {name} was found and used" if present != form.files else "",
+        folder=str(root.absolute()),
     )
 
 
@@ -175,6 +178,7 @@ def _omniglot(root: Path) -> DataSet:
         scale=FULL_INK,
         n_train=sum(len(parts[file].labels) for file in found.form.train if file in parts),
         note=f"only {found.files[found.present[0]].name} was found and used" if found.missing else "",
+        folder=str(root.absolute()),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,9 @@ class DataSet:
     Images are uint8, or of anyone's own data float32 or float64. A pixel v of channel c stands for the
     number (v / scale - mean[c]) / std[c]. The published training part comes first: samples 0 to
     n_train - 1. `note` says in words what a result should mention. float32 copies of bytes would take
-    four times the room (CIFAR-10: 737 MB), so only nodes hold those, through `x`. Raises `DataError`
-    for arrays that do not fit together and for NaN or infinite pixels.
+    four times the room (CIFAR-10: 737 MB), so only nodes hold those, through `x`. `folder` is where the files
+    were looked for, None for what is in the package. Raises `DataError` for arrays that do not fit together
+    and for NaN or infinite pixels.
 
     Source: mathematics.md §11.
     """
@@ -33,6 +36,7 @@ class DataSet:
     std: tuple[float, ...] = (1.0,)
     n_train: int = 0
     note: str = ""
+    folder: str | None = None
 
     def __post_init__(self) -> None:
         who = f"data set {self.name!r}"
@@ -97,6 +101,17 @@ class DataSet:
             normal = ((values / self.scale - mean) / std).astype(dtype)
             out[:, channel] = normal[pixels] if pixels.dtype == np.uint8 else normal
         return out
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all samples, of the numbers they stand for, and of their labels; the same everywhere."""
+        scales = [float(number) for number in (self.scale, *self.mean, *self.std)]
+        kind = (self.images.dtype.name, self.shape, self.classes, scales)
+        found = hashlib.sha256(repr(kind).encode())
+        for array in (self.images, self.y):
+            little_endian = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+            found.update(little_endian.data)
+        return found.hexdigest()
 
     def counts(self) -> NDArray[np.int64]:
         """Number of samples of each class, (classes,)."""

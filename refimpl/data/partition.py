@@ -5,6 +5,7 @@ Meta-training nodes and target nodes are different nodes; no sample belongs to t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -155,12 +156,16 @@ def make_nodes(
     Source: mathematics.md §11.
     """
     partition = two_class() if partition is None else partition
-    shares = plan(dataset, partition, seeds)
-    nodes = [
+    nodes = fill(dataset, plan(dataset, partition, seeds), dtype)
+    return nodes[: partition.nodes], nodes[partition.nodes :]
+
+
+def fill(dataset: DataSet, shares: Sequence[Share], dtype: DTypeLike = np.float32) -> list[Node]:
+    """The nodes with the samples that `shares` say, normalised, as float32 or float64."""
+    return [
         Node(s.name, dataset.x(s.samples, dtype), dataset.y[s.samples], s.n_support, s.n_query)
         for s in shares
     ]
-    return nodes[: partition.nodes], nodes[partition.nodes :]
 
 
 def plan(dataset: DataSet, partition: Partition, seeds: SeedTree | int = 0) -> list[Share]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from refimpl.data.forms import FORMS, Form, plain_name
 from refimpl.errors import DataError
+from refimpl.files.paths import expanded
 from refimpl.files.sniff import is_leftover
 
 ENVIRONMENT = "REFIMPL_DATA"
@@ -48,7 +49,7 @@ def given_root(name: str, data_dir: str | Path | None) -> Path:
             f"{name}: no data folder set; give --data-dir FOLDER or set {ENVIRONMENT}, with the files in "
             f"FOLDER/{FORMS[name][0].folders[0]} (the data set 'digits' needs none)"
         )
-    return Path(given).expanduser()
+    return expanded(given)
 
 
 def existing_root(name: str, data_dir: str | Path | None) -> Path:

@@ -16,6 +16,7 @@ from refimpl.data.omniglot import read_drawings
 from refimpl.data.sources import ARCHIVES, CONTENTS
 from refimpl.data.unpack import decompress, read_unpacked
 from refimpl.errors import DataError, InputError, meant
+from refimpl.files.paths import expanded
 
 
 class Check(NamedTuple):
@@ -40,7 +41,7 @@ def verify(
     data folder is set. `on_check` is told of each file outside the package, and how many there may be.
     """
     if is_file_name(name):
-        return [_own(Path(name).expanduser())]
+        return [_own(expanded(name))]
     if name not in CONTENTS:
         choices = f"{meant(name, CONTENTS)}choose one of {', '.join(CONTENTS)}, or a FILE.npz"
         raise InputError(f"verify: unknown data set {name!r}; {choices}")

@@ -3,12 +3,13 @@
 Values are taken, each level over the one before, from: the preset (shipped in `presets/`; by default the one
 named like the data set), the preset's section for the method, a user's file (and its section for the
 method), explicit options. A data set may also be the path of a user's own .npz file; its preset is `npz`.
-The resolved table is complete and is stored with the run.
+The resolved table is complete, its paths are absolute, and it is stored with the run.
 """
 
 from __future__ import annotations
 
 import tomllib
+import warnings
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from functools import lru_cache
@@ -16,7 +17,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from refimpl.errors import ConfigError, brief, one_of
+from refimpl.data.arrays import is_file_name
+from refimpl.errors import ConfigError, OlderVersionWarning, brief, one_of
+from refimpl.files.paths import expanded
 from refimpl.files.sniff import decoded
 
 METHODS = (
@@ -60,7 +63,9 @@ class Config:
     )
     node_min: int = _option(40, "fewest training samples of a node")
     node_max: int = _option(44, "most training samples of a node (0: the data set's usual range)")
-    sizes: list[int] = _option([], "training samples of every node, training nodes first, instead of a range")
+    sizes: list[int] = _option(
+        [], "training samples of each node, training nodes first, instead of node_min and node_max"
+    )
     support: int = _option(20, "samples of a target node used for adaptation")
     test_share: float = _option(0.5, "share of a node's samples held out for testing")
 
@@ -98,7 +103,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            _check_value("config", item, getattr(self, item.name))
+            object.__setattr__(self, item.name, _checked("config", item, getattr(self, item.name)))
         _check_ranges(self)
 
     def table(self) -> dict[str, Any]:
@@ -106,24 +111,45 @@ class Config:
         return asdict(self)
 
 
-def _check_value(source: str, item: Field[Any], value: object) -> None:
-    """Raise unless `value` has the option's type and is one of its choices; `source` is who gave it."""
-    wanted = str(item.type)
+def _checked(source: str, item: Field[Any], given: object) -> Any:
+    """The value as Python's own type; `source` is who gave it.
+
+    Raises unless it has the option's type and is one of its choices.
+    """
+    value, wanted = _plain(given), str(item.type)
     kinds: dict[str, tuple[type, ...]]
     kinds = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
     if wanted.startswith("list"):
         kind = str if wanted == "list[str]" else int
-        good = isinstance(value, (list, tuple)) and all(type(entry) is kind for entry in value)
+        good = type(value) is list and all(type(entry) is kind for entry in value)
     else:
-        good = isinstance(value, kinds[wanted]) and (wanted == "bool" or not isinstance(value, bool))
+        good = type(value) in kinds[wanted]
     if not good:
-        raise ConfigError(f"{source}: {item.name} must be {wanted}, got {value!r}")
+        shown = " ".join(repr(value).split())[:80]
+        raise ConfigError(f"{source}: {item.name} must be {wanted}, got {shown}")
     ending = item.metadata["ending"]
-    if ending and str(value).lower().endswith(ending):
-        return
-    if item.metadata["choices"]:
+    if item.metadata["choices"] and not (ending and str(value).lower().endswith(ending)):
         also = (f"FILE{ending}",) if ending else ()
         one_of(source, item.name, value, (*item.metadata["choices"], *also))
+    return value
+
+
+def _plain(value: object) -> object:
+    """NumPy's scalars, and lists, tuples and arrays of values, as Python's own; anything else as it is.
+
+    A float32 becomes the shortest decimal number that names it: np.float32(0.1) becomes 0.1.
+    """
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if type(value).__module__ != "numpy":
+        return value
+    import numpy as np  # only here: the command line's help does without
+
+    if isinstance(value, np.ndarray):
+        return _plain(list(value) if value.ndim else value[()])
+    if isinstance(value, np.floating):
+        return float(str(value))
+    return value.item() if isinstance(value, (np.integer, np.bool_, np.str_)) else value
 
 
 _AT_LEAST = {
@@ -156,6 +182,13 @@ def _check_ranges(config: Config) -> None:
             f"config: partition two-class contradicts classes_per_node {config.classes_per_node}; "
             "use partition classes, or classes_per_node 2"
         )
+    if config.sizes and len(config.sizes) != config.nodes + config.targets:
+        raise ConfigError(
+            f"config: sizes must have a number for each of {config.nodes} + {config.targets} nodes, got "
+            f"{len(config.sizes)} numbers; for a range leave sizes out and set node_min and node_max"
+        )
+    if config.sizes and min(config.sizes) < 1:
+        raise ConfigError(f"config: sizes must be at least 1, got {min(config.sizes)}: no node may be empty")
     if config.per_round > config.nodes:
         raise ConfigError(f"config: per_round {config.per_round} exceeds nodes {config.nodes}; use 0 for all")
     if config.lam == 0 and config.method.startswith(("metagater", "metasnip")):
@@ -209,37 +242,46 @@ def _layer(table: Mapping[str, Any], method: str, source: str) -> dict[str, Any]
             one_of(source, "section", section, METHODS)
             if section == method:
                 plain.update(content)
-    for key, value in plain.items():
+    for key in plain:
         one_of(source, "key", key, tuple(sorted(_FIELDS)))
-        _check_value(source, _FIELDS[key], value)
-    return plain
+    return {key: _checked(source, _FIELDS[key], value) for key, value in plain.items()}
 
 
 def resolve(file: str | Path | None = None, from_preset: str | None = None, **options: Any) -> Config:
     """The complete configuration from preset, file and explicit options (None: not given).
 
-    `from_preset` names the preset; by default it is that of the data set.
+    `from_preset` names the preset; by default it is that of the data set. NumPy's scalars and arrays become
+    Python's own numbers, words and lists; a float32 becomes the shortest decimal number that names it.
     """
     given = {key: value for key, value in options.items() if value is not None}
     user = read_toml(file) if file is not None else {}
     start = _start(from_preset)
     chosen = {**start, **user, **given}
-    for name in ("dataset", "method"):
-        _check_value("config", _FIELDS[name], chosen.get(name, _FIELDS[name].default))
-    dataset = chosen.get("dataset", Config.dataset)
-    method = chosen.get("method", Config.method)
+    dataset, method = (
+        _checked("config", _FIELDS[name], chosen.get(name, _FIELDS[name].default))
+        for name in ("dataset", "method")
+    )
     if start.get("dataset", dataset) != dataset:
         raise ConfigError(
             f"config: preset {from_preset} is for the data set {start['dataset']}, not {dataset}; "
             "leave one of them out"
         )
     if from_preset is None:
-        from_preset = "npz" if dataset.lower().endswith(OWN_DATA) else dataset
-    values = {**_layer(preset(from_preset), method, f"preset {from_preset}"), "dataset": dataset}
+        from_preset = "npz" if is_file_name(dataset) else dataset
+    values = _layer(preset(from_preset), method, f"preset {from_preset}")
     values.update(_layer(user, method, str(file)))
     values.update(_layer(given, method, "options"))
-    values.setdefault("gates", USUAL_GATES.get(values.get("model", ""), USUAL_GATES["digits"]))
-    return Config(**values)
+    return Config(**{**_usual_gates(values), **values, "dataset": absolute(dataset)})
+
+
+def absolute(dataset: str) -> str:
+    """The data set; the path of a user's own file from the root, so that it is found from any folder."""
+    return str(expanded(dataset).absolute()) if is_file_name(dataset) else dataset
+
+
+def _usual_gates(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The gates of the model in `values`, for a configuration that names none."""
+    return {"gates": USUAL_GATES.get(str(values.get("model")), USUAL_GATES["digits"])}
 
 
 def _start(name: str | None) -> dict[str, Any]:
@@ -251,12 +293,25 @@ def _start(name: str | None) -> dict[str, Any]:
     return {**own, **preset(name)}
 
 
-def from_table(table: Mapping[str, Any]) -> Config:
-    """A configuration stored with a run; unknown or missing keys are errors."""
-    known = {item.name for item in fields(Config)}
-    if set(table) != known:
-        odd = sorted(set(table) ^ known)
-        raise ConfigError(
-            f"config: keys unknown or missing: {', '.join(odd)[:200]}; was the run made by this version?"
-        )
-    return Config(**table)
+def completed(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored table with the defaults of the keys that the version which wrote it did not have yet."""
+    return {**Config().table(), **_usual_gates(table), **table}
+
+
+def from_table(table: Mapping[str, Any], source: str = "config") -> Config:
+    """A configuration stored with a run, of which messages speak as `source`; unknown keys are errors.
+
+    Keys that an older version did not write get their defaults, and an `OlderVersionWarning` says so; but
+    every version wrote which method is trained on which data set.
+    """
+    for key in table:
+        one_of(source, "key", key, tuple(sorted(_FIELDS)))
+    for key in ("method", "dataset"):
+        if key not in table:
+            raise ConfigError(f"{source}: the stored configuration has no {key}; was the run damaged?")
+    values = completed(table)
+    lacking = [f"{key} = {values[key]!r}" for key in _FIELDS if key not in table]
+    if lacking:
+        text = f"{source}: an older version stored no {', '.join(lacking)[:300]}; these defaults are used"
+        warnings.warn(text, OlderVersionWarning, stacklevel=2)
+    return Config(**values)

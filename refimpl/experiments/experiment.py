@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from refimpl.data.catalog import load
+from refimpl.data.dataset import DataSet
+from refimpl.data.identity import Identity, Recorded, identify
 from refimpl.data.node import Node
-from refimpl.data.partition import Partition, make_nodes
-from refimpl.errors import DataError, InputError
+from refimpl.data.partition import Partition, Share, fill, plan
+from refimpl.errors import ConfigError, DataError, InputError
 from refimpl.experiments.config import Config, from_table
 from refimpl.experiments.methods import build_method, is_gated
 from refimpl.experiments.record import RunFolder
@@ -36,7 +39,10 @@ OnRound = Callable[[RoundRecord], None]
 
 @dataclass(frozen=True)
 class Experiment:
-    """A prepared run: configuration, network, nodes, method, and the seed tree they came from."""
+    """A prepared run: configuration, network, nodes, method, the seed tree and the data they came from.
+
+    note: what a result should mention.
+    """
 
     config: Config
     network: Network
@@ -44,6 +50,7 @@ class Experiment:
     target_nodes: tuple[Node, ...]
     method: Method
     seeds: SeedTree
+    data: Identity
     note: str = ""
 
     @property
@@ -100,14 +107,67 @@ def build_partition(config: Config) -> Partition:
     )
 
 
-def prepare(config: Config, data_dir: str | Path | None = None) -> Experiment:
-    """Load the data, cut it into nodes, build network and method."""
-    seeds = SeedTree(config.seed)
-    dataset = load(config.dataset, data_dir)
-    train_nodes, target_nodes = make_nodes(dataset, build_partition(config), seeds, config.dtype)
+def prepare(
+    config: Config, data_dir: str | Path | None = None, recorded: Recorded | None = None
+) -> Experiment:
+    """Load the data, cut it into nodes, build network and method.
+
+    recorded: the data that the run was begun with; `RunError` says how others differ.
+    """
+    dataset = load(config.dataset, data_dir) if recorded is None else _load_again(config, data_dir, recorded)
+    shares = deal(config, dataset)
+    data = identify(dataset, shares)
+    if recorded is not None:
+        recorded.check(data)
+    nodes = fill(dataset, shares, config.dtype)
+    train_nodes, target_nodes = tuple(nodes[: config.nodes]), tuple(nodes[config.nodes :])
     network = build_network(config, dataset.shape, dataset.classes, is_gated(config))
-    method = build_method(config, network)
-    return Experiment(config, network, tuple(train_nodes), tuple(target_nodes), method, seeds, dataset.note)
+    method, seeds = build_method(config, network), SeedTree(config.seed)
+    return Experiment(config, network, train_nodes, target_nodes, method, seeds, data, dataset.note)
+
+
+def deal(config: Config, dataset: DataSet) -> list[Share]:
+    """Which samples go to which node."""
+    return plan(dataset, build_partition(config), config.seed)
+
+
+def _load_again(config: Config, data_dir: str | Path | None, recorded: Recorded) -> DataSet:
+    """The recorded data, from the first place that has them."""
+    *others, last = recorded.places(config.dataset, data_dir)
+    for place in others:
+        dataset = load(*place)
+        if dataset.digest == recorded.data.digest:
+            return dataset
+    dataset = load(*last)
+    recorded.check(identify(dataset))
+    return dataset
+
+
+class Sound(NamedTuple):
+    """What `try_out` has found in order: the data of a configuration, and what a result should mention."""
+
+    data: Identity
+    note: str
+
+
+def try_out(configs: Iterable[tuple[str, Config]], data_dir: str | Path | None = None) -> list[Sound]:
+    """Try out named configurations without training: raise what is wrong with any of them, in its name.
+
+    Nodes are dealt, without their samples; network and method are built, for pruning as well.
+    """
+    datasets: dict[str, DataSet] = {}
+    found = []
+    for name, config in configs:
+        if config.dataset not in datasets:
+            datasets[config.dataset] = load(config.dataset, data_dir)
+        dataset = datasets[config.dataset]
+        try:
+            gated = is_gated(config) or config.method == "metasnip"
+            build_method(config, build_network(config, dataset.shape, dataset.classes, gated))
+            found.append(Sound(identify(dataset, deal(config, dataset)), dataset.note))
+        except InputError as error:
+            raise ConfigError(f"{name}: {error}") from None
+    return found
 
 
 @dataclass(frozen=True)
@@ -134,6 +194,8 @@ def train(
     The result does not depend on `threads`, nor on how often the run was interrupted and resumed.
     """
     config = experiment.config
+    if folder is not None:
+        folder.hold_data(experiment.data)
     state, done, first_loss = experiment.start(), 0, math.nan
     if resume and folder is not None:
         state, done, first_loss = _restore(folder, state)
@@ -214,9 +276,22 @@ def adapt_targets(
     return reports
 
 
+UNRECORDED = "an older version began this and did not write down its data: not checked to be the same"
+
+
+def prepare_again(
+    folder: RunFolder, data_dir: str | Path | None = None, config: Config | None = None
+) -> Experiment:
+    """A recorded run's experiment, on the data it was begun with; `config` may differ in its adaptation."""
+    experiment = prepare(config or from_table(folder.config, str(folder.path)), data_dir, folder.data)
+    if folder.data is None and (folder.has_checkpoint or folder.has_model):
+        return replace(experiment, note="; ".join(filter(None, (experiment.note, UNRECORDED))))
+    return experiment
+
+
 def reopen(folder: RunFolder, data_dir: str | Path | None = None) -> tuple[Experiment, np.ndarray]:
     """A finished run's experiment and its meta-model."""
-    experiment = prepare(from_table(folder.config), data_dir)
+    experiment = prepare_again(folder, data_dir)
     return experiment, meta_model(experiment, folder)
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refimpl.data.identity import Identity, Recorded, identity_from
 from refimpl.errors import DataError, InputError, RunError
 from refimpl.experiments.config import read_toml
 from refimpl.files.environment import environment
@@ -28,15 +29,16 @@ from refimpl.files.storage import (
     npz_bytes,
     plain,
     read_bytes,
+    read_json,
     read_npz,
     reason,
     toml_text,
     write_whole,
 )
 
-CONFIG, METRICS, ENVIRONMENT = "config.toml", "metrics.jsonl", "environment.json"
+CONFIG, METRICS, ENVIRONMENT, DATA = "config.toml", "metrics.jsonl", "environment.json", "data.json"
 CHECKPOINT, MODEL, REPORT, LOCK = "checkpoint.npz", "meta_model.npz", "report", ".lock"
-OWN_FILES = frozenset({CONFIG, METRICS, ENVIRONMENT, CHECKPOINT, MODEL, REPORT, LOCK})
+OWN_FILES = frozenset({CONFIG, METRICS, ENVIRONMENT, DATA, CHECKPOINT, MODEL, REPORT, LOCK})
 META = "__meta__"  # the entry of a checkpoint that is not an array of the state
 
 
@@ -63,9 +65,17 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, path: str | Path, config: Mapping[str, Any], force: bool = False, threads: int | None = None
+        cls,
+        path: str | Path,
+        config: Mapping[str, Any],
+        force: bool = False,
+        threads: int | None = None,
+        data: Identity | None = None,
     ) -> RunFolder:
-        """A new run at `path`, complete or not there at all; an existing run goes only with `force`."""
+        """A new run at `path`, complete or not there at all; an existing run goes only with `force`.
+
+        data: what the run must be trained on; without it, `train` writes down what it is trained on.
+        """
         path = Path(path)
         text = toml_text(config)
         check_free(path, force)
@@ -74,6 +84,8 @@ class RunFolder:
             write_whole(folder / CONFIG, text.encode())
             write_whole(folder / ENVIRONMENT, json_text(environment(threads)).encode())
             write_whole(folder / METRICS, b"")
+            if data is not None:
+                write_whole(folder / DATA, json_text(data.table()).encode())
             run = cls(path, take_lock(folder / LOCK, path))
             try:
                 move_into_place(folder, path, [path / LOCK] if force and (path / CONFIG).is_file() else [])
@@ -112,6 +124,22 @@ class RunFolder:
     def report(self) -> Path:
         """Folder for tables and figures."""
         return self.path / REPORT
+
+    # data
+
+    @property
+    def data(self) -> Recorded | None:
+        """The data the run was begun with; None where that was not written down."""
+        path = self.path / DATA
+        return Recorded(str(self.path), identity_from(str(path), read_json(path))) if path.is_file() else None
+
+    def hold_data(self, data: Identity) -> None:
+        """Write down the data of a run that begins; `RunError` where it was begun with others."""
+        recorded = self.data
+        if recorded is not None:
+            recorded.check(data)
+        elif not self.has_checkpoint:  # an older version did not write them down: what it used is unknown
+            write_whole(self.path / DATA, json_text(data.table()).encode())
 
     # metrics
 

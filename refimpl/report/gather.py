@@ -25,7 +25,7 @@ from refimpl.experiments.compare.work import (
     read_records,
 )
 from refimpl.experiments.config import Config
-from refimpl.experiments.experiment import Experiment, adapt_targets, meta_model, prepare
+from refimpl.experiments.experiment import Experiment, adapt_targets, meta_model, prepare_again
 from refimpl.experiments.record import ENVIRONMENT, RunFolder
 from refimpl.experiments.replay import over_the_run, replay
 from refimpl.federated.adapt import NodeReport
@@ -117,7 +117,7 @@ class Gathering:
         """Read the run's data."""
         folder = RunFolder.open(subject.folder, lock=False)
         records = read_records(folder, subject.config.rounds if folder.has_model else 0)
-        experiment = prepare(subject.config, data_dir)
+        experiment = prepare_again(folder, data_dir, subject.config)
         return cls(subject, experiment, folder, records, full, threads, on_step)
 
     def steps(self) -> int:

@@ -67,7 +67,7 @@ def find(paths: Sequence[Path], data_dir: Path | None) -> tuple[list[Subject], l
             compared.append(_read(path, data_dir))
         elif (path / CONFIG).is_file():
             with RunFolder.open(path, lock=False) as folder:
-                runs.append((path, from_table(folder.config)))
+                runs.append((path, from_table(folder.config, str(path))))
         else:
             raise RunError(f"{path}: is no run ({CONFIG}) and no comparison ({PLAN}); see refimpl train")
     subjects = [

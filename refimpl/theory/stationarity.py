@@ -183,6 +183,7 @@ def note(experiment: Experiment, rows: Sequence[GapRow]) -> list[str]:
         *(NOTE_GATES.splitlines() if gated else []),
         *([NOTE_MODEL] if any(row.point == "model" for row in rows) else []),
         f"lam = {lam:g} {above} the curvature found: {found}.",
+        *([f"Data: {experiment.note}."] if experiment.note else []),
     ]
 
 

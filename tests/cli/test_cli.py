@@ -252,7 +252,7 @@ def other_value(item) -> object:
     if isinstance(default, bool):
         return not default
     if isinstance(default, list):
-        return ["conv1", "conv2"] if item.type == "list[str]" else [7, 8]
+        return ["conv1", "conv2"] if item.type == "list[str]" else list(range(30, 50))
     if item.name in ("node_min", "per_round"):
         return default + 1 if item.name == "per_round" else max(default - 1, 1)
     return default + 1 if isinstance(default, int) else default / 2

@@ -126,6 +126,27 @@ def test_one_method_under_a_varied_key(refimpl, tmp_path):
     assert runs == {"metagater-gates=conv1-seed0", "metagater-gates=conv1+conv2-seed0"}
 
 
+def test_a_varied_data_set_contradicts_a_preset_of_one(refimpl, tmp_path):
+    given = ("--preset", "cifar10", "--vary", "dataset=cifar10,cifar100", "--methods", "fedavg")
+    words = ["preset cifar10 is for the data set cifar10, not cifar100", "leave one of them out"]
+    assert_refused(refimpl("compare", *given, "--out", "a"), words, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("vary", "words"),
+    [
+        ("support=20,5000", ["metagater support=5000, seed 0", "5000 support samples asked for"]),
+        ("nodes=3,400", ["metagater nodes=400, seed 0", "are missing"]),
+        ("gates=conv2,conv9", ["metagater gates=conv9, seed 0", "conv9"]),
+        ("per-round=1,4", ["per_round 4 exceeds nodes 3"]),
+        ("sizes=none,20+60", ["each of 3 + 2 nodes, got 2 numbers"]),
+    ],
+)
+def test_every_row_is_tried_out_before_anything_is_written(refimpl, tmp_path, vary, words):
+    given = ("--methods", "metagater", "--seeds", "0", "--vary", vary, "--out", "a")
+    assert_refused(refimpl("compare", *TINY, *given), words, tmp_path)
+
+
 def test_a_file_with_sections_for_methods(refimpl, tmp_path):
     (tmp_path / "my.toml").write_text("nodes = 3\ntargets = 2\nrounds = 2\n[fedavg]\neta = 0.25\n")
     methods = ("--methods", "fedavg,reptile", "--seeds", 0, "--threads", 1, "--out", "a", "-q")

@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 from importlib import resources
+from pathlib import Path
 
 import click
 import numpy as np
@@ -298,7 +299,8 @@ def test_every_value_of_a_preset_says_where_it_comes_from(name):
 def test_every_value_of_a_preset_is_known_and_has_its_data_set(name):
     config = resolve(None, name) if name != "npz" else resolve(dataset="mine.npz")
     assert {key for key, value in preset(name).items() if not isinstance(value, dict)} <= set(config.table())
-    assert config.dataset == preset(name).get("dataset", "mine.npz" if name == "npz" else name)
+    own = str(Path("mine.npz").absolute())
+    assert config.dataset == preset(name).get("dataset", own if name == "npz" else name)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ def test_training_fills_the_run_folder_and_sums_up(refimpl, tmp_path):
             "config.toml",
             "metrics.jsonl",
             "environment.json",
+            "data.json",
             "checkpoint.npz",
             "meta_model.npz",
             "report",

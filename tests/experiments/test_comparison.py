@@ -187,9 +187,8 @@ def test_plans_that_make_no_sense_are_refused(rows, seeds, words):
 
 
 def test_varied_keys_multiply_and_apply_to_methods_that_take_them():
-    configs = [resolve(method=method) for method in ("metagater", "metasnip", "fedavg")]
     vary = [parse_vary(text) for text in ("rho=0.001,0.01", "snip-keep=0.3,0.5", "rounds=5")]
-    rows = dict(varied(configs, vary))
+    rows = dict(varied(("metagater", "metasnip", "fedavg"), vary))
     assert list(rows) == [
         "metagater rho=0.001 rounds=5",
         "metagater rho=0.01 rounds=5",
@@ -197,9 +196,19 @@ def test_varied_keys_multiply_and_apply_to_methods_that_take_them():
         "metasnip snip_keep=0.5 rounds=5",
         "fedavg rounds=5",
     ]
-    assert rows["metagater rho=0.01 rounds=5"] == replace(configs[0], rho=0.01, rounds=5)
+    assert rows["metagater rho=0.01 rounds=5"] == resolve(method="metagater", rho=0.01, rounds=5)
     with pytest.raises(ConfigError, match="mix plays no part in fedavg"):
-        list(varied([configs[2]], [("mix", [0.5])]))
+        list(varied(["fedavg"], [("mix", [0.5])]))
+
+
+def test_a_varied_data_set_or_model_brings_the_settings_of_its_own():
+    """The same as if it were the only one: rates, sizes and network of its preset, gates of its model."""
+    rows = dict(varied(["fedavg"], [parse_vary("dataset=digits,mnist,cifar10")]))
+    for name in ("digits", "mnist", "cifar10"):
+        assert rows[f"fedavg dataset={name}"] == resolve(method="fedavg", dataset=name)
+    assert rows["fedavg dataset=mnist"].eta != rows["fedavg dataset=cifar10"].eta
+    gates = [config.gates for _, config in varied(["metagater"], [parse_vary("model=digits,mlp")])]
+    assert gates == [["conv2"], ["fc1"]]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import tomllib
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
-from refimpl.errors import ConfigError, InputError
+from refimpl.errors import ConfigError, InputError, OlderVersionWarning
 from refimpl.experiments.config import DATASETS, METHODS, USUAL_GATES, Config, from_table, preset, resolve
+from refimpl.files.storage import toml_text
 
 
 def test_layers_go_over_each_other(tmp_path):
@@ -55,11 +60,93 @@ def test_what_makes_no_sense_is_refused_in_one_line(options, pattern):
     assert "\n" not in str(caught.value)
 
 
-def test_a_stored_table_must_be_complete():
-    table = Config().table()
-    del table["eta"]
-    with pytest.raises(ConfigError, match="eta"):
-        from_table(table)
+def test_keys_that_an_older_version_did_not_store_get_their_defaults_and_a_note():
+    whole = resolve(method="fedavg", eta=0.7, model="mlp").table()
+    older = {key: value for key, value in whole.items() if key not in ("mix", "gates", "eta_phi")}
+    with pytest.warns(OlderVersionWarning, match="run: an older version stored no") as told:
+        found = from_table(older, "run")
+    assert found == Config(**{**whole, "mix": 1.0, "gates": ["fc1"], "eta_phi": 0.05})
+    (note,) = told
+    for words in ("eta_phi = 0.05", "mix = 1.0", "gates = ['fc1']", "these defaults are used"):
+        assert words in str(note.message)
+    with pytest.raises(ConfigError, match="run: the stored configuration has no dataset"):
+        from_table({key: value for key, value in whole.items() if key != "dataset"}, "run")
+
+
+def test_a_stored_key_that_is_not_known_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match="run: unknown key 'etaa'; did you mean eta"):
+        from_table({**Config().table(), "etaa": 0.1}, "run")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "longdouble"])
+def test_numpy_numbers_become_the_shortest_decimal_that_names_them(dtype):
+    config = resolve(eta=np.dtype(dtype).type("0.1"), lam=np.array(2, dtype))
+    assert (config.eta, config.lam) == (0.1, 2.0)
+    assert type(config.eta) is type(config.lam) is float
+    assert replace(config, eta=np.dtype(dtype).type("0.3")).eta == 0.3
+
+
+def test_numpy_values_are_stored_as_plain_ones():
+    config = resolve(
+        seed=np.arange(3)[1],
+        rounds=np.uint8(7),
+        weighted=np.bool_(True),
+        method=np.str_("fedavg"),
+        nodes=np.int16(2),
+        targets=1,
+        sizes=np.array([30, 40, 50], np.int32),
+        gates=(np.str_("conv1"), "conv2"),
+    )
+    table = config.table()
+    assert tomllib.loads(toml_text(table)) == table
+    assert [table[key] for key in ("seed", "rounds", "weighted", "method")] == [1, 7, True, "fedavg"]
+    assert table["sizes"] == [30, 40, 50]
+    assert table["gates"] == ["conv1", "conv2"]
+    assert resolve(nodes=2, targets=1, sizes=(np.int64(30), 40, 50)).sizes == [30, 40, 50]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rounds": np.float64(2)}, "rounds must be int, got 2.0"),
+        ({"seed": np.bool_(True)}, "seed must be int, got True"),
+        ({"weighted": np.int64(1)}, "weighted must be bool, got 1"),
+        ({"eta": np.array([0.1, 0.2])}, r"eta must be float, got \[0.1, 0.2\]"),
+        ({"eta": np.complex64(1)}, "eta must be float"),
+        ({"eta": "0.1"}, "eta must be float, got '0.1'"),
+        ({"eta": np.array(["0.1"])}, "eta must be float"),
+        ({"sizes": np.ones((3, 2), int)}, "sizes must be list"),
+        ({"sizes": np.arange(100_000.0)}, "sizes must be list"),
+        ({"gates": np.array([1])}, "gates must be list"),
+        ({"method": np.int64(1)}, "method must be str, got 1"),
+        ({"method": np.datetime64("2020-01-01")}, "method must be str"),
+    ],
+)
+def test_numpy_values_of_another_type_are_refused_in_one_short_line(options, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        resolve(**options)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("sizes", [[20, 60], [30] * 5, [30, 30, 30, 0]])
+def test_sizes_are_one_for_each_node_and_never_a_range(sizes):
+    words = "no node may be empty" if 0 in sizes else r"each of 3 \+ 1 nodes, got \d numbers; for a range"
+    with pytest.raises(ConfigError, match=words) as caught:
+        resolve(nodes=3, targets=1, sizes=sizes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_arrays_is_known_by_its_path_from_the_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert resolve(dataset="a/mine.npz").dataset == str(tmp_path / "a" / "mine.npz")
+    assert resolve(dataset="~/mine.npz").dataset == str(tmp_path / "home" / "mine.npz")
+    (tmp_path / "my.toml").write_text('dataset = "~/mine.npz"')
+    assert resolve("my.toml").dataset == str(tmp_path / "home" / "mine.npz")
+    assert resolve(dataset="digits").dataset == "digits"
+    with pytest.raises(InputError, match=r"~nobody-here/mine\.npz: ~ stands for no home folder"):
+        resolve(dataset="~nobody-here/mine.npz")
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

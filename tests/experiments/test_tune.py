@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from commands import assert_refused
+from commands import assert_one_line, assert_refused
 
 from refimpl.cli import app
 from refimpl.errors import ConfigError, DataError, RefimplError, RunError
@@ -159,8 +159,8 @@ def test_target_nodes_are_never_touched(monkeypatch, method):
     job = one(method)
     clean = only(job)
 
-    def poisoned(config, data_dir=None):
-        experiment = prepare(config, data_dir)
+    def poisoned(*given):
+        experiment = prepare(*given)
         for node in experiment.target_nodes:
             node.x.fill(np.nan)
         return experiment
@@ -180,8 +180,8 @@ def test_target_nodes_are_never_touched(monkeypatch, method):
 def test_a_trial_is_scored_at_the_validation_nodes(monkeypatch):
     """Poison there does show."""
 
-    def poisoned(config, data_dir=None):
-        experiment = prepare(config, data_dir)
+    def poisoned(*given):
+        experiment = prepare(*given)
         held = experiment.train_nodes[-1]
         held.y[held.n_train :] = (held.y[held.n_train :] + 1) % 10
         return experiment
@@ -332,6 +332,16 @@ WRONG = [
 @pytest.mark.parametrize(("args", "words"), WRONG, ids=[" ".join(args) for args, _ in WRONG])
 def test_a_mistake_is_one_line_and_writes_nothing(refimpl, tmp_path, args, words):
     assert_refused(refimpl("tune", "--threads", 1, *args), words, tmp_path)
+
+
+def test_every_method_is_tried_out_before_anything_is_written(refimpl, tmp_path):
+    """A section of the file may ask for what the data do not have."""
+    file = tmp_path / "my.toml"
+    file.write_text("[reptile]\nsupport = 5000\n")
+    given = ("--method", "fedavg,reptile", "--config", file, "--threads", 1, "--out", "out/t.toml")
+    err = assert_one_line(*refimpl("tune", *given))
+    assert "tune: reptile, seed 100: partition: 5000 support samples asked for" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_budget_without_end_is_refused():

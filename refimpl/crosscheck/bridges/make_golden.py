@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from fnmatch import fnmatch
-from pathlib import Path
 
 from refimpl.crosscheck.bridges import leave_with
 from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.file import golden_bytes
 from refimpl.crosscheck.golden.levels import build_cases
+from refimpl.files.paths import expanded
 from refimpl.files.storage import check_new, write_whole
 
 SEED = 0
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the files; returns the exit code."""
     program = "python -m refimpl.crosscheck.bridges.make_golden"
     parser = argparse.ArgumentParser(prog=program, description=__doc__)
-    parser.add_argument("folder", type=Path, help="where to write them; it is made if need be")
+    parser.add_argument("folder", type=expanded, help="where to write them; it is made if need be")
     parser.add_argument("--force", action="store_true", help="replace files that are there")
     options = parser.parse_args(arguments)
     paths = {key: options.folder / f"{'-'.join(key)}.npz" for key in SELECTION}

@@ -12,6 +12,7 @@ from pathlib import Path
 from refimpl.crosscheck.bridges import leave_with
 from refimpl.crosscheck.golden.file import read_golden
 from refimpl.errors import InputError
+from refimpl.files.paths import expanded
 from refimpl.files.storage import check_new, npz_bytes, write_whole
 
 
@@ -36,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("golden", type=Path, metavar="F", help="a golden file")
-    parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
+    parser.add_argument("golden", type=expanded, metavar="F", help="a golden file")
+    parser.add_argument("--out", type=expanded, required=True, help="the .npz file to write")
     parser.add_argument("--force", action="store_true", help="replace the file if it is there")
     options = parser.parse_args(arguments)
     if options.out.resolve() == options.golden.resolve():

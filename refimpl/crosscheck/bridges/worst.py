@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from refimpl._version import __version__
@@ -26,6 +25,7 @@ from refimpl.crosscheck.golden.levels import build_cases
 from refimpl.crosscheck.golden.models import NAMES
 from refimpl.crosscheck.golden.ours import run as ours
 from refimpl.errors import RefimplError
+from refimpl.files.paths import expanded
 from refimpl.files.tables import markdown, put_into
 from refimpl.nn.context import MODES
 
@@ -108,10 +108,10 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("measure", help="compare, and write JSON").add_argument("results", type=Path)
+    commands.add_parser("measure", help="compare, and write JSON").add_argument("results", type=expanded)
     tables = commands.add_parser("readme", help="print the tables, or put them into a file")
-    tables.add_argument("results", type=Path)
-    tables.add_argument("--into", type=Path, help="file whose marks they are put between")
+    tables.add_argument("results", type=expanded)
+    tables.add_argument("--into", type=expanded, help="file whose marks they are put between")
     options = parser.parse_args(arguments)
     if options.command == "measure":
         options.results.write_text(json.dumps(measure(), indent=1) + "\n", encoding="utf-8")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from refimpl.errors import ConfigError, DataError, brief, one_of
-from refimpl.experiments.config import Config, from_table
+from refimpl.experiments.config import Config, from_table, resolve
 from refimpl.experiments.methods import takes, training_key
 from refimpl.files.storage import json_value
 
@@ -85,7 +85,7 @@ def plan_from_text(source: str, text: str) -> Plan:
     """The plan written by `Plan.table`; `DataError` naming `source` for anything else."""
     try:
         table = json_value(text)
-        rows = tuple((str(row["label"]), from_table(row["config"])) for row in table["rows"])
+        rows = tuple((str(row["label"]), from_table(row["config"], source)) for row in table["rows"])
         return Plan(rows, tuple(int(seed) for seed in table["seeds"]), int(table["every"]))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{source}: expected a comparison's plan, found damage ({brief(error)})") from None
@@ -127,23 +127,23 @@ def _value(key: str, word: str) -> Any:
 
 
 def varied(
-    configs: Sequence[Config], vary: Sequence[tuple[str, Sequence[Any]]]
+    methods: Sequence[str],
+    vary: Sequence[tuple[str, Sequence[Any]]],
+    configure: Callable[..., Config] = resolve,
 ) -> Iterator[tuple[str, Config]]:
-    """Each configuration with every combination of the varied keys its method takes, labelled by them."""
-    unused = {key for key, _ in vary} - {key for config in configs for key in _keys(config, vary)}
+    """Each method with every combination of the varied keys it takes, labelled by them.
+
+    `configure(method=..., key=value, ...)` makes a configuration, so that a varied data set or model brings
+    the settings of its own, as if it were the only one.
+    """
+    unused = {key for key, _ in vary if not any(takes(method, key) for method in methods)}
     if unused:
-        raise ConfigError(
-            f"--vary: {_listed(sorted(unused))} plays no part in {_listed([c.method for c in configs])}"
-        )
-    for config in configs:
-        own = [(key, values) for key, values in vary if takes(config.method, key)]
+        raise ConfigError(f"--vary: {_listed(sorted(unused))} plays no part in {_listed(methods)}")
+    for method in methods:
+        own = [(key, values) for key, values in vary if takes(method, key)]
         for choice in itertools.product(*(values for _, values in own)):
             setting = dict(zip((key for key, _ in own), choice, strict=True))
-            yield label(config.method, setting), replace(config, **setting)
-
-
-def _keys(config: Config, vary: Sequence[tuple[str, Sequence[Any]]]) -> set[str]:
-    return {key for key, _ in vary if takes(config.method, key)}
+            yield label(method, setting), configure(method=method, **setting)
 
 
 def label(method: str, setting: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """A comparison in a folder: what it does not hold yet is trained and adapted, the rest is read.
 
-`plan.json` says what is compared; `runs/` has a run folder for each meta-training, whose `report/` holds the
-target nodes of every row that adapts its meta-model (rows that prune the same model share its training).
+`plan.json` says what is compared, `data.json` on which data; `runs/` has a run folder for each meta-training,
+whose `report/` holds the target nodes of every row that adapts its meta-model (rows that prune the same model
+share its training).
 
 Trainings run next to each other, in processes. Adaptation follows when they are done, one at a time and
 alone on the machine, seed by seed, since its seconds are a result.
@@ -10,9 +11,10 @@ alone on the machine, seed by seed, since its seconds are a result.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+from refimpl.data.identity import Identity, identities_from
 from refimpl.errors import DivergenceError, RefimplError, RunError
 from refimpl.experiments.compare.plan import Cell, Plan, plan_from_text
 from refimpl.experiments.compare.work import (
@@ -25,20 +27,19 @@ from refimpl.experiments.compare.work import (
     train_one,
     trained,
 )
-from refimpl.experiments.experiment import build_network, default_threads, prepare
+from refimpl.experiments.experiment import default_threads, try_out
 from refimpl.experiments.jobs import Stop, run_jobs
-from refimpl.experiments.methods import build_method, is_gated
-from refimpl.experiments.record import CONFIG, LOCK, REPORT, check_free
+from refimpl.experiments.record import CONFIG, DATA, LOCK, REPORT, check_free
 from refimpl.federated.rounds import RoundRecord
 from refimpl.federated.warmup import warm_up
 from refimpl.files.folders import building, move_into_place
 from refimpl.files.lock import locked
-from refimpl.files.storage import json_text, read_bytes, write_whole
+from refimpl.files.storage import json_text, read_bytes, read_json, write_whole
 
 UNFINISHED = "diverged, or not finished"
 PLAN, RESULTS, TABLE, CSV, RUNS = "plan.json", "results.json", "table.md", "table.csv", "runs"
 FIGURES = {"accuracy": "accuracy.png", "frontier": "frontier.png"}
-OWN_FILES = frozenset({PLAN, RESULTS, TABLE, CSV, RUNS, REPORT, LOCK, *FIGURES.values()})
+OWN_FILES = frozenset({PLAN, DATA, RESULTS, TABLE, CSV, RUNS, REPORT, LOCK, *FIGURES.values()})
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,10 @@ class Comparison:
         """A new comparison; one that is there goes only with `force`. The plan is tried out first."""
         path = Path(path)
         check_free(path, force, PLAN, OWN_FILES, "a comparison")
-        check_plan(plan, data_dir)
+        data = {name: identity.table() for name, identity in check_plan(plan, data_dir).items()}
         with building(path) as folder:
             write_whole(folder / PLAN, json_text(plan.table()).encode())
+            write_whole(folder / DATA, json_text(data).encode())
             move_into_place(folder, path, _locks(path) if force else [])
         return cls(path, plan, data_dir, threads)
 
@@ -84,8 +86,15 @@ class Comparison:
         """All trainings, with the threads for each."""
         trainings = self.plan.trainings()
         each = max(1, (self.threads or default_threads()) // len(trainings))
-        folder = self.path / RUNS
-        return [Job(folder / t.name, t, self.plan.every, self.data_dir, each) for t in trainings]
+        folder, data = self.path / RUNS, self.data()
+        return [
+            Job(folder / t.name, t, self.plan.every, self.data_dir, each, data.get(t.name)) for t in trainings
+        ]
+
+    def data(self) -> dict[str, Identity]:
+        """The data of each training, by its name; those of an older version's comparison are not known."""
+        path = self.path / DATA
+        return identities_from(str(path), read_json(path)) if path.is_file() else {}
 
     def steps(self) -> int:
         """Rounds and adaptations that are left to do."""
@@ -160,9 +169,9 @@ def _locks(path: Path) -> list[Path]:
     return [path / LOCK, *(run.parent / LOCK for run in (path / RUNS).glob(f"*/{CONFIG}"))]
 
 
-def check_plan(plan: Plan, data_dir: Path | None) -> None:
-    """Raise what is wrong with the data set or with any row's network or method, before anything is run."""
-    first = prepare(replace(plan.rows[0][1], seed=plan.seeds[0]), data_dir).network
-    for _, config in plan.rows:
-        gated = is_gated(config) or config.method == "metasnip"
-        build_method(config, build_network(config, first.input_shape, first.classes, gated))
+def check_plan(plan: Plan, data_dir: Path | None) -> dict[str, Identity]:
+    """Raise what is wrong with any row at any seed, before anything is run; else each training's data."""
+    cells = [(training.name, cell) for training in plan.trainings() for cell in training.cells]
+    named = [(f"compare: {cell.label}, seed {cell.config.seed}", cell.config) for _, cell in cells]
+    found = try_out(named, data_dir)
+    return {name: sound.data for (name, _), sound in zip(cells, found, strict=True)}

@@ -16,10 +16,18 @@ from typing import Any
 
 import numpy as np
 
+from refimpl.data.identity import Identity
 from refimpl.errors import DataError, RunError, brief
 from refimpl.experiments.compare.plan import Cell, Training
-from refimpl.experiments.config import Config
-from refimpl.experiments.experiment import Experiment, adapt_targets, personalise, prepare, reopen, train
+from refimpl.experiments.config import Config, completed
+from refimpl.experiments.experiment import (
+    Experiment,
+    adapt_targets,
+    meta_model,
+    personalise,
+    prepare_again,
+    train,
+)
 from refimpl.experiments.jobs import Stop, Tell
 from refimpl.experiments.record import METRICS, RunFolder
 from refimpl.federated.adapt import Adapted, NodeReport
@@ -50,13 +58,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Job:
-    """A training as a worker gets it."""
+    """A training as a worker gets it; `data` is what it must be trained on, where that is known."""
 
     folder: Path
     training: Training
     every: int
     data_dir: Path | None
     threads: int
+    data: Identity | None = None
 
 
 # --- its folder
@@ -65,7 +74,7 @@ class Job:
 def _open(job: Job, lock: bool = True) -> RunFolder:
     """The training's run folder, to be continued, or with `lock=False` to be read; it must be the plan's."""
     folder = RunFolder.open(job.folder, lock)
-    if folder.config != job.training.config.table():
+    if completed(folder.config) != job.training.config.table():
         folder.close()
         raise RunError(f"{job.folder}: holds another run than the plan says; remove it")
     return folder
@@ -75,7 +84,7 @@ def _begin(job: Job) -> RunFolder:
     """The training's run folder, new if it is not there."""
     if job.folder.is_dir():
         return _open(job)
-    return RunFolder.create(job.folder, job.training.config.table(), threads=job.threads)
+    return RunFolder.create(job.folder, job.training.config.table(), threads=job.threads, data=job.data)
 
 
 def _done(folder: RunFolder) -> int:
@@ -113,7 +122,7 @@ def _report_path(job: Job, cell: Cell) -> Path:
 def train_one(job: Job, tell: Tell, stop: Stop) -> None:
     """Train from the last checkpoint on, in stretches between the rounds at which accuracy is measured."""
     with _begin(job) as folder:
-        experiment = prepare(job.training.config, job.data_dir)
+        experiment = prepare_again(folder, job.data_dir, job.training.config)
         _rehearse(experiment)
         while True:
             done = _done(folder)
@@ -189,7 +198,8 @@ def adapt_cells(job: Job, on_adapted: Callable[[Cell, float], None], stop: Stop)
     if not left:
         return
     with _open(job) as folder:
-        experiment, w = reopen(folder, job.data_dir)
+        experiment = prepare_again(folder, job.data_dir, job.training.config)
+        w = meta_model(experiment, folder)
         for cell in left:
             if stop():
                 raise KeyboardInterrupt

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from refimpl.data.identity import Identity, Recorded, identities_from
 from refimpl.errors import DataError, RefimplError, RunError, brief
-from refimpl.experiments.experiment import default_threads
+from refimpl.experiments.experiment import UNRECORDED, default_threads, try_out
 from refimpl.experiments.jobs import Stop, run_jobs
 from refimpl.experiments.methods import KEYS, takes
 from refimpl.experiments.tune.search import RANGES, Search, search_from
@@ -25,23 +26,37 @@ OnTold = Callable[[Search, int, Any], None]
 
 @dataclass
 class Tuning:
-    """Searches with their record: a file of JSON lines, first what is searched, then every trial."""
+    """Searches with their record: a file of JSON lines, first what is searched, then every trial.
+
+    data: what they are made on, by method and seed, as far as that is known; note: what a result should
+    mention of it.
+    """
 
     path: Path
     searches: tuple[Search, ...]
     trials: list[Trial]
+    data: Mapping[str, Identity]
+    note: str
 
     @classmethod
-    def create(cls, path: Path, searches: Sequence[Search]) -> Tuning:
-        """A new record, which replaces one that was there."""
-        line = _line({"searches": [search.table() for search in searches]})
+    def create(cls, path: Path, searches: Sequence[Search], data_dir: Path | None = None) -> Tuning:
+        """A new record, which replaces one that was there. The searches are tried out first."""
+        configs = {_key(s, seed): replace(s.config, seed=seed) for s in searches for seed in s.seeds}
+        tried = try_out([(f"tune: {key}", config) for key, config in configs.items()], data_dir)
+        data = {key: sound.data for key, sound in zip(configs, tried, strict=True)}
+        line = _line(
+            {
+                "searches": [search.table() for search in searches],
+                "data": {key: identity.table() for key, identity in data.items()},
+            }
+        )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{path}: cannot write: {reason(error)}") from None
         with locked(path, path) if path.exists() else nullcontext():
             write_whole(path, line)
-        return cls(path, tuple(searches), [])
+        return cls(path, tuple(searches), [], data, tried[0].note)
 
     @classmethod
     def open(cls, path: Path) -> Tuning:
@@ -52,11 +67,12 @@ class Tuning:
         whole = content[: content.rfind(b"\n") + 1]
         try:
             first, *rest = (json_value(line) for line in whole.splitlines())
-            searches = tuple(search_from(table) for table in first["searches"])
+            searches = tuple(search_from(table, str(path)) for table in first["searches"])
             trials = _trials(searches, rest)
+            data = identities_from(str(path), first.get("data", {}))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: expected a record of trials, found damage ({brief(error)})") from None
-        return cls(path, searches, trials)
+        return cls(path, searches, trials, data, "" if data else UNRECORDED)
 
     def left(self) -> list[tuple[Search, int]]:
         """The trials still to be made, trial by trial through the methods."""
@@ -99,7 +115,13 @@ class Tuning:
 
     def jobs(self, data_dir: Path | None = None, threads: int | None = None) -> list[Job]:
         """What is left, trials with the same meta-training together."""
-        return jobs(self.left(), data_dir, threads or default_threads())
+        found = jobs(self.left(), data_dir, threads or default_threads())
+        return [replace(job, data=self._recorded(job.trials[0][0])) for job in found]
+
+    def _recorded(self, search: Search) -> dict[int, Recorded]:
+        """The data of a search by seed, as far as they are known."""
+        known = {seed: self.data.get(_key(search, seed)) for seed in search.seeds}
+        return {seed: Recorded(str(self.path), data) for seed, data in known.items() if data is not None}
 
     def of(self, method: str) -> list[Trial]:
         """The trials of a method, in order."""
@@ -156,6 +178,11 @@ def _trials(searches: Sequence[Search], entries: Sequence[Mapping[str, Any]]) ->
         ):
             raise ValueError(f"trial {number} has neither score nor failure")  # a loss of NaN is none
     return trials
+
+
+def _key(search: Search, seed: int) -> str:
+    """The name of a search at a seed."""
+    return f"{search.config.method}, seed {seed}"
 
 
 def _counts(tuning: Tuning) -> str:

@@ -120,10 +120,10 @@ class Search:
         }
 
 
-def search_from(table: Mapping[str, Any]) -> Search:
-    """The search written by `Search.table`."""
+def search_from(table: Mapping[str, Any], source: str = "tune") -> Search:
+    """The search written by `Search.table`, of which messages speak as `source`."""
     ranges = {str(key): (float(low), float(high)) for key, (low, high) in table["ranges"].items()}
-    config, seeds = from_table(table["config"]), tuple(int(seed) for seed in table["seeds"])
+    config, seeds = from_table(table["config"], source), tuple(int(seed) for seed in table["seeds"])
     return Search(**{**table, "config": config, "ranges": ranges, "seeds": seeds})
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from refimpl.data.identity import Recorded
 from refimpl.errors import DivergenceError, RefimplError
 from refimpl.experiments.config import Config
 from refimpl.experiments.experiment import Experiment, adapt_targets, prepare, train
@@ -46,16 +47,22 @@ class Trial:
 
 @dataclass(frozen=True)
 class Job:
-    """Trials with the same meta-training as a worker gets them: of each its search and number."""
+    """Trials with the same meta-training as a worker gets them: of each its search and number.
+
+    data: what they must be made on, by seed, where that is known.
+    """
 
     trials: tuple[tuple[Search, int], ...]
     data_dir: Path | None
     threads: int
+    data: Mapping[int, Recorded] = field(default_factory=dict)
 
 
-def validation_experiment(config: Config, validation: int, data_dir: Path | None = None) -> Experiment:
+def validation_experiment(
+    config: Config, validation: int, data_dir: Path | None = None, recorded: Recorded | None = None
+) -> Experiment:
     """The configured experiment with its last `validation` training nodes in the place of the targets."""
-    experiment = prepare(config, data_dir)
+    experiment = prepare(config, data_dir, recorded)
     training, held = experiment.train_nodes[:-validation], experiment.train_nodes[-validation:]
     return replace(experiment, train_nodes=training, target_nodes=held)
 
@@ -80,7 +87,7 @@ def run_trials(job: Job, tell: Tell, stop: Stop) -> list[Trial] | None:
     reports: list[list[Reports]] = []  # by seed, then trial
     for seed in search.seeds:
         config = replace(search.config, seed=seed, **search.settings()[number])
-        experiment = validation_experiment(config, search.validation, job.data_dir)
+        experiment = validation_experiment(config, search.validation, job.data_dir, job.data.get(seed))
         try:
             with np.errstate(all="ignore"):  # a rate too large is an answer, not a fault
                 trained = train(experiment, threads=job.threads, on_round=tell, stop=stop)

@@ -1,0 +1,19 @@
+"""Paths as people write them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from refimpl.errors import InputError
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with a leading `~` or `~NAME` replaced by the home folder it stands for, as shells do it.
+
+    Raises `InputError` where it stands for none.
+    """
+    found = os.path.expanduser(path)
+    if str(found).startswith("~"):
+        raise InputError(f"{path}: ~ stands for no home folder here; write the folder out, or ./~ for a name")
+    return Path(found)
