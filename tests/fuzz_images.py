@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import pickle
 import struct
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from idx_files import format_idx
 
-from refimpl.data.cifar import parse_batch, read_members
+from refimpl.data.archives import read_members
+from refimpl.data.cifar import parse_batch
 from refimpl.data.idx import read_idx
 
 RNG = np.random.default_rng(0)
@@ -107,13 +111,48 @@ PNG_BOMB = (
 DRAWING = png(105, 1)
 
 
-def zipped(name: str, data: bytes, method: int = zipfile.ZIP_STORED) -> bytes:
+def zip_of(*members: tuple[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", method) as archive:
-        archive.writestr(f"{name}1.png", DRAWING)
-        archive.writestr(f"{name}2.png", data)
+        for name, data in members:
+            archive.writestr(name, data)
     return out.getvalue()
 
 
 def drawings(data: bytes) -> bytes:
-    return zipped("set/alphabet/character/", true_checksums(data))
+    folder = "set/alphabet/character/"
+    return zip_of((f"{folder}1.png", DRAWING), (f"{folder}2.png", true_checksums(data)))
+
+
+# --- packings of one file, and of an archive
+
+
+def halves(pack: Callable[[bytes], bytes], data: bytes) -> bytes:
+    """Two packed streams, one after the other."""
+    return pack(data[: len(data) // 2]) + pack(data[len(data) // 2 :])
+
+
+PACKERS = (tight_gzip, lzma.compress, bz2.compress)
+ZIPPED_IDX = zip_of(("a/images", IDX), ("__MACOSX/._images", b"leftover"), method=zipfile.ZIP_DEFLATED)
+ZIP_BOMBS = (
+    zip_of(("images", BOMB), method=zipfile.ZIP_DEFLATED),
+    zip_of(("images", IDX), ("labels", IDX)),
+    zip_of(("images", IDX), method=zipfile.ZIP_LZMA),
+)
+MEMBERS = (
+    ("a/data_batch_1", BATCHES[0]),
+    ("a/readme", b"text"),
+    ("a\\test_batch.gz", tight_gzip(BATCHES[2])),
+)
+ARCHIVES = (TAR, *(pack(TAR) for pack in PACKERS), halves(tight_gzip, TAR), zip_of(*MEMBERS))
+
+
+def read_through_link(path: Path) -> object:
+    """The images in the file that a link in a linked folder leads to."""
+    folder = path.with_name("linked")
+    folder.unlink(missing_ok=True)
+    folder.symlink_to(path.parent)
+    link = path.with_name("link")
+    link.unlink(missing_ok=True)
+    link.symlink_to(path.name)
+    return read_images(folder / link.name)

@@ -6,6 +6,7 @@ door, a second row mutates what is inside and puts the container around it (`dre
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
@@ -17,7 +18,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+from fuzz_folders import LAYOUTS, read_layout
 from fuzz_images import (
+    ARCHIVES,
     BATCHES,
     BOMB,
     DRAWING,
@@ -30,10 +33,14 @@ from fuzz_images import (
     PNGS,
     RECORDS,
     TAR,
+    ZIP_BOMBS,
+    ZIPPED_IDX,
     drawings,
+    halves,
     huge_member,
     read_archive,
     read_images,
+    read_through_link,
     tight_gzip,
     true_checksums,
 )
@@ -256,6 +263,11 @@ def read_outputs(path: Path) -> object:
     return read_both(path.with_name("golden.npz"), path)
 
 
+def packed(pack: Callable[[bytes], bytes]) -> tuple[bytes, ...]:
+    """Images in one stream, in two, with padding, and packed twice."""
+    return pack(IDX), halves(pack, IDX), pack(IDX) + bytes(12), pack(pack(IDX))
+
+
 def unpacked(parse: Callable[..., object], *more: object) -> Callable[[Path], object]:
     """A reader of the file's content."""
     return lambda path: parse(read_unpacked(path, LIMIT), str(path), *more)
@@ -264,15 +276,20 @@ def unpacked(parse: Callable[..., object], *more: object) -> Callable[[Path], ob
 LOADERS = (
     Loader("idx", read_images, (IDX,), IDX_BOMBS),
     Loader("idx, gzip around it", read_images, (IDX,), IDX_BOMBS, tight_gzip),
-    Loader("gzip", read_images, (gzip.compress(IDX),), (gzip.compress(BOMB, 1),)),
-    Loader("xz", read_images, (lzma.compress(IDX),), (lzma.compress(BOMB, preset=0),)),
+    Loader("gzip", read_images, packed(gzip.compress), (gzip.compress(BOMB, 1),)),
+    Loader("xz", read_images, packed(lzma.compress), (lzma.compress(BOMB, preset=0),)),
+    Loader("bzip2", read_images, packed(bz2.compress), (bz2.compress(BOMB),)),
+    Loader("zip of one file", read_images, (ZIPPED_IDX,), ZIP_BOMBS),
+    Loader("zip of one file, gzip around it", read_images, (ZIPPED_IDX,), ZIP_BOMBS, tight_gzip),
+    Loader("idx behind links", read_through_link, (IDX, gzip.compress(IDX)), IDX_BOMBS),
+    Loader("data folder", read_layout, LAYOUTS),
     Loader("cifar pickle", lambda path: read_batch(path, 10), BATCHES, PICKLE_BOMBS),
     Loader("cifar names", unpacked(parse_names, 10), (NAMES,), PICKLE_BOMBS),
     Loader("cifar binary", unpacked(parse_records, 10), (RECORDS,)),
     Loader(
         "class names", unpacked(parse_lines, 10), (b"\n".join(b"abcdefghij"[i : i + 1] for i in range(10)),)
     ),
-    Loader("tar.gz", read_archive, (tight_gzip(TAR),), (gzip.compress(huge_member(10**12)),)),
+    Loader("tar or zip archive", read_archive, ARCHIVES, (gzip.compress(huge_member(10**12)),)),
     Loader(
         "tar, gzip around it", read_archive, (TAR,), (huge_member(10**12), huge_member(2**62)), tight_gzip
     ),

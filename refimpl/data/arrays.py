@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from refimpl.data.dataset import DataSet
 from refimpl.errors import DataError
-from refimpl.files.npz import DamageError, read_members
+from refimpl.files.npz import DamageError, member_names, read_members
 
 LIMIT = 4 * 2**30  # bytes of the arrays of one file, unpacked
 _ENDING = ".npz"
@@ -19,7 +19,7 @@ _WHOLE, _PARTS = ("x", "y"), ("x_train", "y_train", "x_test", "y_test")
 
 def is_file_name(name: str) -> bool:
     """Whether the name of a data set is the path of a user's own file."""
-    return name.endswith(_ENDING)
+    return name.lower().endswith(_ENDING)
 
 
 def read_arrays(path: str | Path) -> DataSet:
@@ -56,8 +56,9 @@ def read_arrays(path: str | Path) -> DataSet:
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays with the names we know; their sizes are checked before any of them is unpacked."""
     try:
-        found = dict(read_members(path, LIMIT))
-        return {name: found[name] for name in _names(path, list(found))}
+        names = _names(path, member_names(path))
+        found = dict(read_members(path, LIMIT, names))
+        return {name: found[name] for name in names}
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such file; give the path of an {_ENDING} file with arrays x and y"
@@ -95,9 +96,10 @@ def _images(path: Path, name: str, x: NDArray[Any]) -> NDArray[Any]:
             f"{path}: expected {name} as numbers of shape (n, features), (n, H, W) or (n, C, H, W), "
             f"not empty; got {x.dtype} of shape {x.shape}"
         )
-    if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
+    if x.ndim == 4 and _channels_last(x.shape[1:]):
         raise DataError(
             f"{path}: {name} of shape {x.shape} looks like channels last; store {name}.transpose(0, 3, 1, 2)"
+            f" or numpy.moveaxis({name}, -1, 1)"
         )
     if x.dtype.kind == "f" and x.dtype.itemsize > 8:
         raise DataError(f"{path}: expected {name} as at most float64, got {x.dtype}; convert it first")
@@ -106,6 +108,12 @@ def _images(path: Path, name: str, x: NDArray[Any]) -> NDArray[Any]:
         native = native.astype(np.float32)
     middle = {2: (1, 1), 3: (1,), 4: ()}[x.ndim]
     return np.ascontiguousarray(native.reshape(len(x), *middle, *x.shape[1:]))
+
+
+def _channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether images of this shape are (H, W, C): grey, colour or colour with transparency come last."""
+    first, middle, last = shape
+    return last in (1, 3, 4) and first not in (1, 3) and min(first, middle) > last
 
 
 def _labels(path: Path, name: str, y: NDArray[Any]) -> NDArray[np.int64]:

@@ -3,12 +3,15 @@
 `digits` is part of the package. The others are looked for under one folder, given by `--data-dir` or the
 environment variable `REFIMPL_DATA`, which holds a folder per data set:
 
-    mnist/       train-images-idx3-ubyte and the three others, plain, .gz or .xz
-    cifar-10/    data_batch_1..5, test_batch (and batches.meta), plain, .gz or .xz;
+    mnist/       train-images-idx3-ubyte and the three others
+    cifar-10/    data_batch_1..5, test_batch (and batches.meta);
                  or cifar-10-batches-py/, or the archive cifar-10-python.tar.gz;
                  or the binary version: the same with .bin, cifar-10-batches-bin/, cifar-10-binary.tar.gz
     cifar-100/   train, test (and meta), likewise; cifar-100-python or -binary as folder or .tar.gz
     omniglot/    images_background and images_evaluation, as .zip or as folders
+
+Files may be packed with gzip, xz, bzip2 or zip and archives may be tar or zip, which their content decides;
+`places` says under which other names and in which folders of folders they are found.
 
 A name that ends in .npz is the path of a user's own arrays; see `arrays`.
 """
@@ -22,10 +25,11 @@ from pathlib import Path
 import numpy as np
 
 from refimpl.data import cifar, cifar_binary, places
+from refimpl.data.archives import LIMIT, read_members
 from refimpl.data.arrays import is_file_name, read_arrays
 from refimpl.data.dataset import DataSet
 from refimpl.data.digits import read_digits
-from refimpl.data.idx import read_idx
+from refimpl.data.idx import parse_idx
 from refimpl.data.omniglot import FULL_INK, read_omniglot
 from refimpl.data.unpack import read_unpacked
 from refimpl.errors import DataError, InputError, meant
@@ -76,14 +80,13 @@ def _digits(_: Path) -> DataSet:
 
 def _mnist(root: Path) -> DataSet:
     found = places.required("mnist", root)
+    read = {file: (who, data) for file, who, data in _contents("mnist", found)}
     images, labels = [], []
     for part in (found.form.train, found.form.test):
-        pictures_file, labels_file = (found.files[file] for file in part)
-        pictures, digits = read_idx(pictures_file, 3), read_idx(labels_file, 1)
+        (pictures_file, pictures_data), (labels_file, labels_data) = (read[file] for file in part)
+        pictures, digits = parse_idx(pictures_data, pictures_file, 3), parse_idx(labels_data, labels_file, 1)
         if len(pictures) != len(digits):
-            raise DataError(
-                f"{pictures_file}: {len(pictures)} images, but {labels_file.name}: {len(digits)} labels"
-            )
+            raise DataError(f"{pictures_file}: {len(pictures)} images, but {part[1]}: {len(digits)} labels")
         if pictures.shape[1:] != (28, 28):
             raise DataError(f"{pictures_file}: expected images of 28x28 pixels, got {pictures.shape[1:]}")
         if len(digits) and digits.max() > 9:
@@ -122,15 +125,12 @@ def _cifar(
     batch = cifar_binary.parse_records if binary else cifar.parse_batch
     names = cifar_binary.parse_lines if binary else cifar.parse_names
     batches = {}
-    for file, data in _contents(found):
+    for file, who, data in _contents(name, found):
         if file in form.extra:
-            class_names = names(data, f"{found.place}: {file}", classes)
+            class_names = names(data, who, classes)
         else:
-            batches[file] = batch(data, f"{found.place}: {file}", classes)
+            batches[file] = batch(data, who, classes)
     present = tuple(file for file in form.files if file in batches)
-    missing = tuple(file for file in form.files if file not in batches)
-    if not form.serves(present):
-        raise places.lacking(name, found.place, missing)
     return DataSet(
         name,
         np.concatenate([batches[file].images for file in present]),
@@ -139,22 +139,30 @@ def _cifar(
         mean=mean,
         std=std,
         n_train=sum(len(batches[file].labels) for file in present if file in form.train),
-        note=f"only the published test part of {name} was found and used" if missing else "",
+        note=f"only the published test part of {name} was found and used" if present != form.files else "",
         folder=str(root.absolute()),
     )
 
 
-def _contents(found: places.Found) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of the files of a CIFAR data set, in order or as they lie in their archive.
+def _contents(name: str, found: places.Found) -> Iterator[tuple[str, str, bytes]]:
+    """(name, place, content) of the files of a data set, in order or as they lie in their archive.
 
-    Loose files are read two at a time: xz takes seconds and lets other threads run.
+    Loose files are read two at a time: xz takes seconds and lets other threads run. `DataError` if an archive
+    turns out to lack files without which the others do not serve.
     """
+    form, seen = found.form, set[str]()
     if found.archived:
-        yield from cifar.read_members(found.place, (*found.form.files, *found.form.extra))
+        for file, data in read_members(found.place, (*form.files, *form.extra)):
+            seen.add(file)
+            yield file, f"{found.place}: {file}", data
+        if not form.serves(tuple(file for file in form.files if file in seen)):
+            missing = tuple(file for file in form.files if file not in seen)
+            raise places.lacking(name, found.place, missing)
         return
     with ThreadPoolExecutor(2) as pool:
-        contents = pool.map(lambda path: read_unpacked(path, cifar.LIMIT), found.files.values())
-        yield from zip(found.files, contents, strict=True)
+        contents = pool.map(lambda path: read_unpacked(path, LIMIT), found.files.values())
+        for (file, path), data in zip(found.files.items(), contents, strict=True):
+            yield file, str(path), data
 
 
 def _omniglot(root: Path) -> DataSet:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import tarfile
-import zlib
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple, cast
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from refimpl.data.archives import LIMIT
 from refimpl.data.pickled import read_pickle
 from refimpl.data.unpack import read_unpacked
 from refimpl.errors import DataError
 
-LIMIT = 256 * 2**20  # bytes of one unpacked batch file; CIFAR-100's `train` has 155 million
-_TAR_LIMIT = 1024 * 2**20  # bytes of a whole unpacked archive; CIFAR's are below 190 million
 _PIXELS = 3 * 32 * 32
 
 
@@ -28,7 +24,7 @@ class Batch(NamedTuple):
 
 
 def read_batch(path: str | Path, classes: int) -> Batch:
-    """One batch file, plain, gzip or xz (by content).
+    """One batch file, plain or packed (by content).
 
     `classes` is 10 (key `labels`) or 100 (key `fine_labels`). Raises `DataError` naming the file unless
     it holds exactly an array of n x 3072 bytes and n labels from 0 to classes - 1.
@@ -70,59 +66,6 @@ def parse_names(data: bytes, who: str, classes: int) -> tuple[str, ...]:
     if not isinstance(names, list) or len(names) != classes:
         raise DataError(f"{who}: expected a list of {classes} class names")
     return tuple(_text(name, who) for name in names)
-
-
-def read_members(archive: str | Path, wanted: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of the files called `wanted` (last part of the path) in a .tar.gz archive, in one pass.
-
-    Files the archive lacks do not come. Raises `DataError` for a damaged archive.
-    """
-    path = Path(archive)
-    try:
-        with path.open("rb") as raw:
-            stream = cast(BinaryIO, _Gunzip(raw, str(path)))  # tarfile only ever calls read
-            with tarfile.open(fileobj=stream, mode="r|") as tar:
-                yield from _contents(tar, wanted, str(path))
-    except DataError:
-        raise
-    except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError, OverflowError) as error:
-        raise DataError(f"{path}: not a readable .tar.gz archive ({error}); fetch it again") from error
-
-
-def _contents(tar: tarfile.TarFile, wanted: tuple[str, ...], who: str) -> Iterator[tuple[str, bytes]]:
-    for member in tar:
-        name = PurePosixPath(member.name).name
-        if not member.isreg() or name not in wanted:
-            continue
-        if member.size > LIMIT:
-            raise DataError(f"{who}: member {name} has {member.size} bytes, more than the {LIMIT} expected")
-        file = tar.extractfile(member)
-        data = b"" if file is None else file.read()
-        if len(data) != member.size:
-            raise DataError(f"{who}: truncated archive, in {name}; fetch it again")
-        yield name, data
-
-
-class _Gunzip:
-    """A readable gzip stream that stops with `DataError` at its total limit and at truncation."""
-
-    def __init__(self, file: BinaryIO, who: str) -> None:
-        self._file, self._who, self._left = file, who, _TAR_LIMIT
-        self._decoder = zlib.decompressobj(wbits=31)
-
-    def read(self, size: int) -> bytes:
-        """Up to `size` bytes, fewer only at the end."""
-        parts: list[bytes] = []
-        while size > 0 and not self._decoder.eof:
-            raw = self._decoder.unconsumed_tail or self._file.read(1 << 16)
-            if not raw:
-                raise DataError(f"{self._who}: truncated gzip data; fetch the archive again")
-            parts.append(self._decoder.decompress(raw, size))
-            size -= len(parts[-1])
-            self._left -= len(parts[-1])
-            if self._left < 0:
-                raise DataError(f"{self._who}: unpacks to more than the {_TAR_LIMIT} bytes expected at most")
-        return b"".join(parts)
 
 
 def _dictionary(data: bytes, who: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import numpy as np
 
 from refimpl.data.cifar import Batch
 from refimpl.errors import DataError
+from refimpl.files.sniff import decoded, looks_like
 
 _PIXELS = 3 * 32 * 32
 _COARSE = 20
@@ -25,7 +26,7 @@ def parse_records(data: bytes, who: str, classes: int) -> Batch:
     if len(data) == 0 or len(data) % width:
         raise DataError(
             f"{who}: {len(data)} bytes are not a whole number of records of {width} bytes; "
-            f"is this a whole CIFAR-{classes} file of the binary version?"
+            f"is this a whole CIFAR-{classes} file of the binary version?{looks_like(data)}"
         )
     records = np.frombuffer(data, dtype=np.uint8).reshape(-1, width)
     if classes == 100:
@@ -38,7 +39,11 @@ def parse_records(data: bytes, who: str, classes: int) -> Batch:
 
 def parse_lines(data: bytes, who: str, classes: int) -> tuple[str, ...]:
     """Class names of a `batches.meta.txt` or `fine_label_names.txt` file: its lines that are not empty."""
-    names = tuple(line.strip() for line in data.decode("latin-1").splitlines() if line.strip())
+    try:
+        text = decoded(data, "latin-1")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{who}: not text with class names: {error.reason}") from error
+    names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if len(names) != classes:
         raise DataError(f"{who}: expected {classes} lines with class names, got {len(names)}")
     return names

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PurePosixPath
 
-PACKED = ("", ".gz", ".xz")
+_PACKINGS = (".gz", ".xz", ".bz2", ".zip", ".tar", ".tgz", ".txz", ".tbz", ".tbz2")
+
+
+def plain_name(name: str) -> str:
+    """A file's name without the endings of packers, in small letters, with `-idx` for MNIST's `.idx`.
+
+    Sites, browsers and unpackers change these parts of a name and leave the rest.
+    """
+    plain = name.lower()
+    while plain.endswith(_PACKINGS):
+        plain = plain[: plain.rindex(".")]
+    return plain.replace(".idx", "-idx")
 
 
 @dataclass(frozen=True)
@@ -14,7 +27,8 @@ class Form:
     folders, archive: where its files may lie under the data folder, in order of preference.
     train, test: files of the two parts. extra: files that help but are not needed (names of classes).
     alone: files each of which can serve without all others.
-    endings: what may follow a file's name.
+    unpacked: whether what is published as one file may be there as a folder of its name.
+    others: plain names that other sites and unpackers give a folder or an archive of the files.
     """
 
     folders: tuple[str, ...]
@@ -23,7 +37,20 @@ class Form:
     extra: tuple[str, ...] = ()
     archive: str | None = None
     alone: tuple[str, ...] = ()
-    endings: tuple[str, ...] = PACKED
+    unpacked: bool = False
+    others: tuple[str, ...] = ()
+
+    @property
+    def archives(self) -> tuple[str, ...]:
+        """The plain names an archive with all files may have; none where each file is an archive itself."""
+        published = () if self.archive is None else (plain_name(self.archive),)
+        return () if self.unpacked else (*published, *self.others)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The plain names of folders that hold the files, or hold such a folder."""
+        own = (PurePosixPath(folder.lower()).parts[0] for folder in self.folders)
+        return (*own, *self.archives, *self.others)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -44,7 +71,9 @@ def _batches(ending: str) -> tuple[str, ...]:
 
 
 FORMS: dict[str, tuple[Form, ...]] = {
-    "mnist": (Form(("mnist", "MNIST/raw"), _mnist("train"), _mnist("t10k")),),
+    "mnist": (
+        Form(("mnist", "MNIST/raw"), _mnist("train"), _mnist("t10k"), others=("mnist", "mnist-dataset")),
+    ),
     "cifar10": (
         Form(
             ("cifar-10", "cifar-10-batches-py"),
@@ -52,6 +81,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
             ("test_batch",),
             ("batches.meta",),
             archive="cifar-10-python.tar.gz",
+            others=("cifar-10-batches-py",),
             alone=("test_batch",),
         ),
         Form(
@@ -60,6 +90,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
             ("test_batch.bin",),
             ("batches.meta.txt",),
             archive="cifar-10-binary.tar.gz",
+            others=("cifar-10-batches-bin",),
             alone=("test_batch.bin",),
         ),
     ),
@@ -87,7 +118,8 @@ FORMS: dict[str, tuple[Form, ...]] = {
             ("images_background",),
             ("images_evaluation",),
             alone=("images_background", "images_evaluation"),
-            endings=("", ".zip"),
+            unpacked=True,
+            others=("omniglot-py", "omniglot-master"),
         ),
     ),
 }

@@ -19,7 +19,6 @@ from refimpl.data.partition import Share
 from refimpl.errors import DataError, RunError
 from refimpl.files.paths import expanded
 
-
 Place = tuple[str, str | Path | None]  # name and folder of a data set
 
 

@@ -9,22 +9,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.data.unpack import decompress, read_file
+from refimpl.data.unpack import read_unpacked
 from refimpl.errors import DataError
+from refimpl.files.sniff import looks_like
 
 LIMIT = 256 * 2**20  # bytes; MNIST's largest file unpacks to 47 million
 _UNSIGNED_BYTE = 0x08
 
 
 def read_idx(path: str | Path, ndim: int, limit: int = LIMIT) -> NDArray[np.uint8]:
-    """Array of unsigned bytes with `ndim` axes from an IDX file, plain, gzip or xz (by content).
+    """Array of unsigned bytes with `ndim` axes from an IDX file, plain or packed (by content).
 
     Raises `DataError` naming the file for anything but exactly what the header announces.
 
     Source: the format description published with MNIST (LeCun, Cortes, Burges); verified on its files.
     """
     path = Path(path)
-    return parse_idx(decompress(read_file(path, limit), str(path), limit), str(path), ndim)
+    return parse_idx(read_unpacked(path, limit), str(path), ndim)
 
 
 def parse_idx(data: bytes, who: str, ndim: int) -> NDArray[np.uint8]:
@@ -35,6 +36,7 @@ def parse_idx(data: bytes, who: str, ndim: int) -> NDArray[np.uint8]:
     if zero != 0:
         raise DataError(
             f"{who}: not an IDX file: expected magic 0x0000{_UNSIGNED_BYTE:02x}.., got 0x{data[:4].hex()}"
+            f"{looks_like(data)}"
         )
     if kind != _UNSIGNED_BYTE:
         raise DataError(f"{who}: expected IDX type 0x08 (unsigned byte), got 0x{kind:02x}")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -13,12 +12,14 @@ from numpy.typing import NDArray
 
 from refimpl.data.png import decode_png
 from refimpl.data.unpack import read_file
+from refimpl.data.zips import read_zip
 from refimpl.errors import DataError
+from refimpl.files.sniff import is_leftover
 
 SIDE, SMALL = 105, 28
 FULL_INK = 225  # value of a 28x28 pixel that is all ink; see `shrink`
 _FILE_LIMIT = 64 * 2**10  # bytes of one PNG; Omniglot's have about 200
-_COUNT_LIMIT = 200_000  # files in one archive; Omniglot's larger one has 20 251
+_DEPTH = 8  # folders in folders that are looked into
 
 
 class Characters(NamedTuple):
@@ -41,9 +42,13 @@ def read_omniglot(path: str | Path) -> Characters:
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []
     names: list[str] = []
+    seen: set[str] = set()
     for name, data in read_drawings(path):
         character = "/".join(PurePosixPath(name).parts[-3:-1])
         if not names or names[-1] != character:
+            if character in seen:
+                raise DataError(f"{path}: {name!a}: another folder has this character too; keep one of them")
+            seen.add(character)
             names.append(character)
         ink = decode_png(data, f"{path}: {name!a}", (SIDE, SIDE)) < 128
         images.append(shrink(ink))
@@ -81,48 +86,33 @@ _COVER = _cover()
 
 
 def _from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
-    files = {file.relative_to(folder.parent).as_posix(): file for file in folder.rglob("*.png")}
+    files = {file.relative_to(folder.parent).as_posix(): file for file in _files(folder)}
     for name in _drawings(files):
         yield name, read_file(files[name], _FILE_LIMIT)
 
 
+def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """All files under a folder, through links too; a link back to a folder `above` is passed over."""
+    real = os.path.realpath(folder)
+    if real in above or len(above) == _DEPTH:
+        return
+    try:
+        entries = list(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror}") from error
+    for entry in entries:
+        if entry.is_dir():
+            yield from _files(entry, (*above, real))
+        else:
+            yield entry
+
+
 def _drawings(names: Iterable[str]) -> list[str]:
-    """The PNG files among `names` in order, without the shadow files some archivers add ("._x.png")."""
-    return sorted(n for n in names if n.endswith(".png") and not PurePosixPath(n).name.startswith("."))
+    """The PNG files among `names` in order, without what macOS leaves."""
+    return sorted(n for n in names if n.lower().endswith(".png") and not is_leftover(n))
 
 
 def _from_zip(path: Path) -> Iterator[tuple[str, bytes]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file or folder")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if len(archive.infolist()) > _COUNT_LIMIT:
-                raise DataError(f"{path}: more than {_COUNT_LIMIT} files in it")
-            for name in _drawings(archive.namelist()):
-                yield name, _member(archive, name, str(path))
-    except DataError:
-        raise
-    except _ZIP_ERRORS as error:
-        raise DataError(
-            f"{path}: not a readable zip archive ({type(error).__name__}); fetch it again"
-        ) from error
-
-
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    OSError,
-    EOFError,
-    NotImplementedError,  # an unknown compression method
-    RuntimeError,  # an encrypted member
-    ValueError,
-    OverflowError,
-    KeyError,
-)
-
-
-def _member(archive: zipfile.ZipFile, name: str, who: str) -> bytes:
-    if archive.getinfo(name).file_size > _FILE_LIMIT:
-        raise DataError(f"{who}: {name!a} has more than the {_FILE_LIMIT} bytes expected at most")
-    with archive.open(name) as file:
-        return file.read(_FILE_LIMIT)
+    yield from read_zip(path, str(path), _FILE_LIMIT, _drawings)

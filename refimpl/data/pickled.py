@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.errors import DataError
+from refimpl.files.sniff import looks_like
 
 Value = Any  # dict, list, tuple, str, bytes, int, bool, None or a uint8 array
 
@@ -57,7 +58,7 @@ def read_pickle(data: bytes, who: str) -> Value:
     try:
         return _finished(_Machine().run(data))
     except _Malformed as error:
-        raise DataError(f"{who}: {error}") from None
+        raise DataError(f"{who}: {error}{looks_like(data)}") from None
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
         raise DataError(f"{who}: damaged pickle ({type(error).__name__}); fetch the file again") from error
 

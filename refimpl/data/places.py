@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from refimpl.data.forms import FORMS, Form
+from refimpl.data.forms import FORMS, Form, plain_name
 from refimpl.errors import DataError
 from refimpl.files.paths import expanded
+from refimpl.files.sniff import is_leftover
 
 ENVIRONMENT = "REFIMPL_DATA"
+_ANY = ("raw", "archive", "python")  # what folders and archives in a data set's own folder may be called
+_DEPTH = 3  # folders in folders that are looked into
 
 
 class Found(NamedTuple):
@@ -62,7 +65,10 @@ def locate(name: str, root: Path) -> Found | None:
 
     Loose files go before archives. Nothing is read.
     """
-    found = [*_loose(name, root), *_archived(name, root)]
+    try:
+        found = [*_loose(name, root), *_archived(name, root)]
+    except OSError as error:
+        raise DataError(f"{name}: {error.filename}: cannot be read: {error.strerror}") from error
     return max(found, key=lambda one: (not one.missing, one.serves), default=None)
 
 
@@ -74,16 +80,6 @@ def required(name: str, root: Path) -> Found:
     if not found.serves:
         raise lacking(name, found.place, found.missing)
     return found
-
-
-def find(where: Path, name: str, endings: tuple[str, ...]) -> Path | None:
-    """The file `name` in the folder `where`, with the first of `endings` that exists.
-
-    MNIST's files also go by names with a dot, `train-images.idx3-ubyte`.
-    """
-    spellings = dict.fromkeys((name, name.replace("-idx", ".idx")))
-    paths = (where / (spelling + end) for spelling in spellings for end in endings)
-    return next((path for path in paths if path.exists()), None)
 
 
 def looked_for(name: str) -> tuple[str, ...]:
@@ -108,16 +104,62 @@ def lacking(name: str, place: Path, missing: tuple[str, ...]) -> DataError:
 
 def _loose(name: str, root: Path) -> Iterator[Found]:
     for form in FORMS[name]:
-        for folder in (root / folder for folder in form.folders):
-            paths = {file: find(folder, file, form.endings) for file in (*form.files, *form.extra)}
-            files = {file: path for file, path in paths.items() if path is not None}
+        for place in _places(form, root):
+            files = _files(form, place)
             if any(file in files for file in form.files):
-                yield Found(form, folder, files)
+                yield Found(form, place, files)
 
 
 def _archived(name: str, root: Path) -> Iterator[Found]:
     for form in FORMS[name]:
-        if form.archive is not None:
-            for place in (root, *(root / folder for folder in form.folders)):
-                if (place / form.archive).is_file():
-                    yield Found(form, place / form.archive, {}, archived=True)
+        for place in (root, *_places(form, root)) if form.archives else ():
+            names = form.archives if place == root else form.archives + _ANY
+            paths = [path for path in _entries(place) if plain_name(path.name) in names and path.is_file()]
+            for path in sorted(paths, key=lambda path: path.name != form.archive):
+                yield Found(form, path, {}, archived=True)
+
+
+def _places(form: Form, root: Path) -> Iterator[Path]:
+    """The folders in which the files may lie, the nearest first.
+
+    Unpackers put a folder into one of the same name, and sites call the folder by names of their own. A data
+    folder that is itself called like the data set is one of them.
+    """
+    names, places = form.names, [root]
+    if plain_name(os.path.basename(os.path.realpath(root))) in names:
+        names += _ANY
+        yield root
+    for _ in range(_DEPTH):
+        places = [sub for place in places for sub in _subfolders(place, names)]
+        yield from places
+        names = form.names + _ANY
+
+
+def _subfolders(place: Path, names: tuple[str, ...]) -> list[Path]:
+    paths = [path for path in _entries(place) if plain_name(path.name) in names and path.is_dir()]
+    return sorted(paths, key=lambda path: names.index(plain_name(path.name)))
+
+
+def _files(form: Form, place: Path) -> dict[str, Path]:
+    """The form's files in the folder `place`, under whatever name and however packed."""
+    entries = _entries(place)
+    found = {file: _best(form, file, entries) for file in (*form.files, *form.extra)}
+    return {file: path for file, path in found.items() if path is not None}
+
+
+def _best(form: Form, file: str, entries: list[Path], nested: bool = False) -> Path | None:
+    """The entry that is `file`, or one in a folder called like it, as unpackers make them.
+
+    A folder of pictures goes before its archive; else files go before folders, plain ones before packed ones.
+    """
+    named = [path for path in entries if plain_name(path.name) == file]
+    folders = [path for path in named if path.is_dir() and not nested]
+    deeper = [path for f in folders if (path := _best(form, file, _entries(f), nested=True)) is not None]
+    usable = [path for path in named if form.unpacked or not path.is_dir()]
+    usable.sort(key=lambda path: (path.is_dir() != form.unpacked, len(path.name)))
+    return next(iter(deeper + usable if form.unpacked else usable + deeper), None)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder, in order of the names, without what macOS leaves."""
+    return sorted(p for p in folder.iterdir() if not is_leftover(p.name)) if folder.is_dir() else []

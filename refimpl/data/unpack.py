@@ -1,4 +1,4 @@
-"""Bytes of a data file, plain, gzip or xz by their content, never more than a stated limit.
+"""Bytes of a data file, plain or packed with gzip, xz, bzip2 or zip by their content, within a stated limit.
 
 A file decides nothing about memory: its size is checked before reading and its expansion while
 decompressing, so that a small hostile file cannot fill the machine.
@@ -6,22 +6,149 @@ decompressing, so that a small hostile file cannot fill the machine.
 
 from __future__ import annotations
 
+import bz2
+import io
 import lzma
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO, NamedTuple, Protocol
 
+from refimpl.data.zips import ZIP_MAGIC, read_zip
 from refimpl.errors import DataError
 
-GZIP_MAGIC = b"\x1f\x8b"
-XZ_MAGIC = b"\xfd7zXZ\x00"
 _XZ_MEMORY = 256 * 2**20  # an xz header may ask for a 4 GiB dictionary; no data set needs more than this
+_PIECE = 1 << 14  # bytes read at once; small, because a decoder copies what follows the end of its stream
+_LAYERS = 3  # packings around each other: a server packs what is packed, a site zips it once more
+
+
+class _Decoder(Protocol):
+    """What the decoders of `lzma` and `bz2` have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+class _Gzip:
+    """The decoder of `zlib` with the manners of the other two: it keeps the input it had no room for."""
+
+    def __init__(self) -> None:
+        self._decoder = zlib.decompressobj(wbits=31)
+
+    @property
+    def eof(self) -> bool:
+        return self._decoder.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._decoder.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._decoder.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        return self._decoder.decompress(self._decoder.unconsumed_tail + data, max_length)
+
+
+class _Packing(NamedTuple):
+    """How a packed stream begins, what it is called, and how a decoder for one is made."""
+
+    magic: bytes
+    kind: str
+    decoder: Callable[[], _Decoder]
+
+
+_PACKINGS = (
+    _Packing(b"\x1f\x8b", "gzip", _Gzip),
+    _Packing(b"\xfd7zXZ\x00", "xz", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)),
+    _Packing(b"BZh", "bzip2", bz2.BZ2Decompressor),
+)
+_LONGEST = max(len(packing.magic) for packing in _PACKINGS)
+
+
+def _packing(head: bytes) -> _Packing | None:
+    """The packing that `head` begins, if any."""
+    return next((packing for packing in _PACKINGS if head.startswith(packing.magic)), None)
+
+
+class Unpacked:
+    """The content of an open file, plain or packed with gzip, xz or bzip2, read in pieces.
+
+    Packed streams may follow one another, as they do after `cat a.gz b.gz` and from packers that work in
+    parallel, and zero bytes may pad their ends. Raises `DataError` starting with `who` if a stream is
+    damaged, truncated or followed by anything else, and beyond `limit` bytes.
+    """
+
+    def __init__(self, file: BinaryIO, who: str, limit: int) -> None:
+        self._file, self._who, self._limit, self._left = file, who, limit, limit
+        self._ahead = file.read(_LONGEST)
+        self._packing = _packing(self._ahead)
+        self._decoder = None if self._packing is None else self._packing.decoder()
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes, fewer only at the end."""
+        parts: list[bytes] = []
+        while size > 0 and (part := self._part(size)):
+            parts.append(part)
+            size -= len(part)
+            self._left -= len(part)
+            if self._left < 0:
+                packed = "" if self._packing is None else f"{self._packing.kind} data unpacks to "
+                raise DataError(f"{self._who}: {packed}more than the {self._limit} bytes expected at most")
+        return b"".join(parts)
+
+    def _part(self, size: int) -> bytes:
+        """At least one byte, but at the end."""
+        if self._packing is None:
+            return self._raw(min(size, _PIECE))
+        part = b""
+        while self._decoder is not None and not part:
+            part = self._decoded(self._decoder, self._packing.kind, size)
+            if self._decoder.eof:
+                self._decoder = self._next_stream(self._decoder.unused_data, self._packing)
+        return part
+
+    def _decoded(self, decoder: _Decoder, kind: str, size: int) -> bytes:
+        """What the decoder makes of the next piece, which may be nothing yet."""
+        raw = self._raw(_PIECE) if decoder.needs_input else b""
+        if decoder.needs_input and not raw:
+            raise DataError(f"{self._who}: truncated {kind} data; fetch the file again")
+        try:
+            return decoder.decompress(raw, size)
+        except (zlib.error, lzma.LZMAError, OSError, ValueError, EOFError) as error:
+            raise DataError(f"{self._who}: damaged {kind} data: {error}; fetch the file again") from error
+
+    def _next_stream(self, unused: bytes, packing: _Packing) -> _Decoder | None:
+        """A decoder for the stream that follows the one that ended, if one does."""
+        rest = (unused + self._ahead).lstrip(b"\0")
+        while len(rest) < _LONGEST and (more := self._file.read(_PIECE)):
+            rest = (rest + more).lstrip(b"\0")
+        if rest and not rest.startswith(packing.magic):
+            here = self._file.tell()
+            extra = len(rest) + self._file.seek(0, io.SEEK_END) - here
+            raise DataError(f"{self._who}: {extra} unexpected bytes after the {packing.kind} data")
+        self._ahead = rest
+        return packing.decoder() if rest else None
+
+    def _raw(self, size: int) -> bytes:
+        """Up to `size` bytes of the file as they are."""
+        if not self._ahead:
+            return self._file.read(size)
+        taken, self._ahead = self._ahead[:size], self._ahead[size:]
+        return taken
 
 
 def read_file(path: Path, limit: int) -> bytes:
     """The raw bytes of a regular file of at most `limit` bytes; `DataError` names the file otherwise."""
     try:
         if not path.is_file():
-            raise DataError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
+            raise DataError(f"{path}: {_not_a_file(path)}")
         size = path.stat().st_size
         if size > limit:
             raise DataError(f"{path}: {size} bytes, more than the {limit} expected at most")
@@ -31,38 +158,34 @@ def read_file(path: Path, limit: int) -> bytes:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def decompress(raw: bytes, who: str, limit: int) -> bytes:
-    """`raw` unpacked if it is one gzip or xz stream, else `raw` itself; at most `limit` bytes.
+def _not_a_file(path: Path) -> str:
+    if path.is_symlink() and not path.exists():
+        return f"a link that leads to no file ({path.readlink()}); put the file in its place"
+    return "not a regular file" if path.exists() else "no such file"
 
-    Raises `DataError` starting with `who` if the stream is damaged, truncated, followed by other bytes, or
-    unpacks to more than `limit` bytes.
+
+def decompress(raw: bytes, who: str, limit: int) -> bytes:
+    """`raw` unpacked if it is gzip, xz, bzip2 or a zip archive of one file, else `raw` itself.
+
+    Packings around each other are taken off, up to three. Raises `DataError` starting with `who` if one is
+    damaged, truncated, followed by other bytes, or unpacks to more than `limit` bytes.
     """
-    if raw.startswith(GZIP_MAGIC):
-        return _one_stream(zlib.decompressobj(wbits=31), "gzip", raw, who, limit)
-    if raw.startswith(XZ_MAGIC):
-        decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
-        return _one_stream(decoder, "xz", raw, who, limit)
+    for _ in range(_LAYERS):
+        if raw.startswith(ZIP_MAGIC):
+            ((_, raw),) = read_zip(io.BytesIO(raw), who, limit, lambda names: _only(names, who))
+        elif _packing(raw):
+            raw = Unpacked(io.BytesIO(raw), who, limit).read(limit + 1)
     if len(raw) > limit:
         raise DataError(f"{who}: {len(raw)} bytes, more than the {limit} expected at most")
     return raw
 
 
 def read_unpacked(path: Path, limit: int) -> bytes:
-    """Content of a plain, gzip or xz file, at most `limit` bytes before and after unpacking."""
+    """Content of a plain or packed file, at most `limit` bytes before and after unpacking."""
     return decompress(read_file(path, limit), str(path), limit)
 
 
-def _one_stream(
-    decoder: zlib._Decompress | lzma.LZMADecompressor, kind: str, raw: bytes, who: str, limit: int
-) -> bytes:
-    try:
-        data = decoder.decompress(raw, limit + 1)
-    except (zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{who}: damaged {kind} data: {error}; fetch the file again") from error
-    if len(data) > limit:
-        raise DataError(f"{who}: {kind} data unpacks to more than the {limit} bytes expected at most")
-    if not decoder.eof:
-        raise DataError(f"{who}: truncated {kind} data; fetch the file again")
-    if decoder.unused_data:
-        raise DataError(f"{who}: {len(decoder.unused_data)} unexpected bytes after the {kind} data")
-    return data
+def _only(names: list[str], who: str) -> list[str]:
+    if len(names) != 1:
+        raise DataError(f"{who}: a zip archive of {len(names)} files where one is expected; unpack it here")
+    return names

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from refimpl.data import cifar_binary, places
+from refimpl.data.archives import LIMIT, read_members
 from refimpl.data.arrays import is_file_name, read_arrays
-from refimpl.data.cifar import LIMIT, read_members
+from refimpl.data.forms import plain_name
 from refimpl.data.omniglot import read_drawings
 from refimpl.data.sources import ARCHIVES, CONTENTS
 from refimpl.data.unpack import decompress, read_unpacked
@@ -71,17 +72,18 @@ def picture_digest(path: Path) -> str:
     """MD5 over path and MD5 of every PNG of an Omniglot zip or folder, in path order.
 
     The published zip files have MD5s of their own, but an unpacked or re-packed copy holds the same pictures.
+    Paths count from the set, `images_background` or `images_evaluation`, wherever that lies.
     """
-    total = _md5()
+    total, pictures = _md5(), plain_name(path.name)
     for name, data in read_drawings(path):
-        total.update(name.encode() + b"\0" + hashlib.md5(data, usedforsecurity=False).digest())
+        inside = "/".join((pictures, *PurePosixPath(name).parts[-3:]))
+        total.update(inside.encode() + b"\0" + hashlib.md5(data, usedforsecurity=False).digest())
     return total.hexdigest()
 
 
 def is_published(name: str, path: Path) -> bool:
     """Whether a packed file of data set `name` holds what the published one holds."""
-    file = path.name.removesuffix(".gz").removesuffix(".zip")
-    md5 = CONTENTS.get(name, {}).get(file)
+    md5 = CONTENTS.get(name, {}).get(plain_name(path.name))
     try:
         return md5 == (picture_digest(path) if name == "omniglot" else _hash(read_unpacked(path, LIMIT)))
     except DataError:
@@ -106,8 +108,9 @@ def _loose(name: str, found: places.Found) -> Iterator[Check]:
 def _archived(name: str, found: places.Found) -> Iterator[Check]:
     """One line if the archive is the published one, else a line for each of its files."""
     form, archive = found.form, found.place
-    if file_md5(archive) == ARCHIVES[archive.name]:
-        yield Check(str(archive), "ok", f"md5 {ARCHIVES[archive.name]}")
+    published = ARCHIVES.get(form.archive or "")
+    if file_md5(archive) == published:
+        yield Check(str(archive), "ok", f"md5 {published}")
         return
     seen = []
     try:

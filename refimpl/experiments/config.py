@@ -19,6 +19,7 @@ from typing import Any
 
 from refimpl.errors import ConfigError, OlderVersionWarning, brief, one_of
 from refimpl.files.paths import expanded
+from refimpl.files.sniff import decoded
 
 METHODS = (
     "metagater", "metagater-ungated", "fedavg", "perfedavg", "perfedavg-hf", "maml", "fomaml", "reptile",
@@ -126,7 +127,7 @@ def _checked(source: str, item: Field[Any], given: object) -> Any:
         shown = " ".join(repr(value).split())[:80]
         raise ConfigError(f"{source}: {item.name} must be {wanted}, got {shown}")
     ending = item.metadata["ending"]
-    if item.metadata["choices"] and not (ending and str(value).endswith(ending)):
+    if item.metadata["choices"] and not (ending and str(value).lower().endswith(ending)):
         also = (f"FILE{ending}",) if ending else ()
         one_of(source, item.name, value, (*item.metadata["choices"], *also))
     return value
@@ -200,7 +201,7 @@ def _check_ranges(config: Config) -> None:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """A TOML file as a table; `ConfigError` with the parser's position where it is not TOML."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(decoded(Path(path).read_bytes()))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; give the path of a TOML configuration") from None
     except RecursionError:
@@ -265,7 +266,7 @@ def resolve(file: str | Path | None = None, from_preset: str | None = None, **op
             "leave one of them out"
         )
     if from_preset is None:
-        from_preset = "npz" if dataset.endswith(OWN_DATA) else dataset
+        from_preset = "npz" if dataset.lower().endswith(OWN_DATA) else dataset
     values = _layer(preset(from_preset), method, f"preset {from_preset}")
     values.update(_layer(user, method, str(file)))
     values.update(_layer(given, method, "options"))
@@ -274,7 +275,7 @@ def resolve(file: str | Path | None = None, from_preset: str | None = None, **op
 
 def absolute(dataset: str) -> str:
     """The data set; the path of a user's own file from the root, so that it is found from any folder."""
-    return str(expanded(dataset).absolute()) if dataset.endswith(OWN_DATA) else dataset
+    return str(expanded(dataset).absolute()) if dataset.lower().endswith(OWN_DATA) else dataset
 
 
 def _usual_gates(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def build_network(config: Config, input_shape: Sequence[int], classes: int, gate
         if tuple(input_shape) != (1, 8, 8):
             raise InputError(
                 f"model digits: expected 8x8 grey images, {config.dataset} has images of shape "
-                f"{tuple(input_shape)}; choose one of mlp, cnn3, cnn7"
+                f"{tuple(input_shape)}; choose one of mlp, cnn3, cnn7{zoo.channels_hint(tuple(input_shape))}"
             )
         return zoo.digits(classes=classes, gates=gates)
     build = zoo.cnn3 if config.model == "cnn3" else zoo.cnn7

@@ -115,7 +115,8 @@ class NodeReport(NamedTuple):
 def adapt(network: Network, w: np.ndarray, x: np.ndarray, y: np.ndarray, settings: AdaptSettings) -> Adapted:
     """Both stages on the support set x, y, from the meta-model w (not changed)."""
     gating, flops_gate = quiet(settings.gating), 0.0
-    first, second = (NetworkTask(network, x, y, gating, (part,)) for part in ("phi", "theta"))
+    first = NetworkTask(network, x, y, gating, ("phi",))
+    second = replace(first, train=("theta",))
     if settings.steps > 0 and settings.eta_phi > 0:
         first, second = sharing(first, second, settings.steps)
     started = time.perf_counter()

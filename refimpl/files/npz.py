@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refimpl.errors import brief
+from refimpl.files.sniff import is_leftover, looks_like
 
 _MAGIC = b"\x93NUMPY"
 _HEADER_LIMIT = 4096  # bytes; those of plain arrays have about 100
@@ -77,6 +78,12 @@ def read_members(
             yield name, _array(archive, entry)
 
 
+def member_names(path: Path) -> list[str]:
+    """The names of all .npy members, none of them being opened; raises as `read_members`."""
+    with _opened(path) as archive:
+        return [name for name, _ in _members(archive)]
+
+
 def read_headers(path: Path) -> dict[str, Header]:
     """What every .npy member says of itself, no array being read; raises as `read_members`."""
     with _opened(path) as archive:
@@ -90,21 +97,24 @@ def read_headers(path: Path) -> dict[str, Header]:
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """The archive, all that is wrong with it turned into `DamageError`."""
+    hint = ""
     try:
         with open(path, "rb") as file:
-            if file.read(len(_MAGIC)) == _MAGIC:
+            head = file.read(64)
+            if head.startswith(_MAGIC):
                 raise DamageError("a single array, not an archive")
+            hint = "" if head.startswith(b"PK") else looks_like(head)
             with zipfile.ZipFile(file) as archive:
                 yield archive
     except DamageError:
         raise
     except _DAMAGE as error:
-        raise DamageError(ascii(brief(error))[1:-1][:80]) from None
+        raise DamageError(ascii(brief(error))[1:-1][:80] + hint) from None
 
 
 def _members(archive: zipfile.ZipFile) -> list[tuple[str, zipfile.ZipInfo]]:
     """Name and entry of every array."""
-    entries = archive.infolist()
+    entries = [entry for entry in archive.infolist() if not is_leftover(entry.filename)]
     if len(entries) > _COUNT_LIMIT:
         raise DamageError(f"{len(entries)} members, more than the {_COUNT_LIMIT} admitted")
     found = [(e.filename.removesuffix(".npy"), e) for e in entries if e.filename.endswith(".npy")]

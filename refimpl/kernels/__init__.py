@@ -4,4 +4,6 @@ This is the only room that imports Numba. `conv`, `linear`, `pool`, `norm`, `act
 `vector` hold the functions the rest of the package calls; `plain` holds the readable twins of conv and
 linear that serve as oracle. All of them release the GIL and are single-threaded: parallelism is over
 nodes, one level up (kernels.md, "Threads").
+
+Threads keep working memory between calls, up to a bound; `edge.release_workspaces()` gives it back.
 """

@@ -18,7 +18,7 @@ from refimpl.kernels.sums import wide_product, wide_total
 
 
 @kernel
-def _rectify(x, sign, y):
+def rectify(x, sign, y):
     """y = x where sign > 0 or is not a number, else 0."""
     zero = y.dtype.type(0)  # a plain 0 would make the selection, and the loop, one of float64
     for p in range(x.size):
@@ -32,15 +32,15 @@ def relu_forward(x, mask, y):
 
 
 @kernel
-def relu_backward(dy, y, mask, dx):
-    """dx = dy where the output y is positive, else 0."""
+def relu_backward(dy, x, mask, dx):
+    """dx = dy where the input x is positive or not a number, else 0."""
     if mask.shape[0] == 0:  # one long loop: channels may be single numbers
-        _rectify(dy.reshape(-1), y.reshape(-1), dx.reshape(-1))
+        rectify(dy.reshape(-1), x.reshape(-1), dx.reshape(-1))
         return
-    for n in range(y.shape[0]):
-        for c in range(y.shape[1]):
+    for n in range(x.shape[0]):
+        for c in range(x.shape[1]):
             if mask[n, c]:
-                _rectify(dy[n, c], y[n, c], dx[n, c])
+                rectify(dy[n, c], x[n, c], dx[n, c])
             else:
                 dx[n, c, :] = 0
 
@@ -109,6 +109,15 @@ def scale_channels(x, factor, y):
             else:
                 for p in range(x.shape[2]):
                     y[n, c, p] = f * x[n, c, p]
+
+
+@kernel
+def spread_nan(decision, y):
+    """y[n, c, :] = NaN where decision[n, c] is NaN: an undecided channel does not look like an open one."""
+    for n in range(y.shape[0]):
+        for c in range(y.shape[1]):
+            if decision[n, c] != decision[n, c]:
+                y[n, c, :] = np.nan
 
 
 @kernel

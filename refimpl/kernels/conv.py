@@ -86,6 +86,7 @@ def forward(
     samples, (filters, channels) = x.shape[0], weight.shape[:2]
     check_shape(who, "x", x, (samples, channels, *x.shape[2:]))
     check_shape(who, "bias", bias, (filters,))
+    needs = convolve_scratch(channels, filters, weight.shape[2:], stride, size, x.itemsize)
     y = result_array(who, (samples, filters, *size), x.dtype, out)
     masks = (
         tidy_mask(who, "reads", reads, samples, channels),
@@ -95,7 +96,6 @@ def forward(
     if not USE_TILE:
         plain.conv_forward(*arrays, stride, pad, *masks, y)
         return y
-    needs = convolve_scratch(channels, filters, weight.shape[2:], stride, size, x.itemsize)
     tiled_conv.convolve(*arrays, stride, pad, False, *masks, True, *scratch(x.dtype, *needs), y)
     return y
 
@@ -118,6 +118,7 @@ def input_grad(
     check_floats(who, dy=dy, weight=weight)
     samples, (filters, channels) = dy.shape[0], weight.shape[:2]
     check_shape(who, "dy", dy, (samples, filters, *_result_size(who, size, weight.shape, stride, pad)))
+    needs = convolve_scratch(filters, channels, weight.shape[2:], stride, size, dy.itemsize)
     dx = result_array(who, (samples, channels, *size), dy.dtype, out)
     masks = (
         tidy_mask(who, "dy_mask", dy_mask, samples, filters),
@@ -127,7 +128,6 @@ def input_grad(
     if not USE_TILE:
         plain.conv_input_grad(*arrays, stride, pad, *masks, dx)
         return dx
-    needs = convolve_scratch(filters, channels, weight.shape[2:], stride, size, dy.itemsize)
     memory = scratch(dy.dtype, *needs)
     tiled_conv.convolve(*arrays, memory[0], stride, pad, True, *masks, True, *memory, dx)
     return dx
@@ -150,6 +150,9 @@ def weight_grad(
     samples, (filters, channels) = x.shape[0], dweight.shape[:2]
     check_shape(who, "x", x, (samples, channels, *x.shape[2:]))
     check_shape(who, "dy", dy, (samples, filters, *size))
+    needs = weight_grad_scratch(
+        channels, filters, dweight.shape[2:], stride, pad, x.shape[2:], size, x.itemsize
+    )
     check_target(who, "dweight", dweight, x.dtype, dweight.shape)
     check_target(who, "dbias", dbias, x.dtype, (filters,))
     masks = (
@@ -160,8 +163,5 @@ def weight_grad(
     if not USE_TILE:
         plain.conv_weight_grad(*arrays, stride, pad, *masks, dweight, dbias)
         return
-    needs = weight_grad_scratch(
-        channels, filters, dweight.shape[2:], stride, pad, x.shape[2:], size, x.itemsize
-    )
     memory = scratch(x.dtype, *needs)
     tiled_weight_grad.weight_grad(*arrays, stride, pad, *masks, False, *memory, dweight, dbias)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+import weakref
 
 import numpy as np
 
@@ -21,6 +22,8 @@ INTS = np.dtype(np.int32)
 ALL_ON = np.ones((0, 0), dtype=np.bool_)
 CACHE_LINE = 64
 LARGE_BYTES = 1 << 20
+POOL_BYTES = 256 << 20  # of working memory that a thread keeps between calls
+LARGEST_PLACE = np.iinfo(INTS).max  # kernels list places in arrays in tables of such numbers
 
 
 def chosen_kernels() -> str:
@@ -79,24 +82,84 @@ def tidy_mask(who: str, name: str, mask: np.ndarray | None, samples: int, channe
     return tidy(mask)
 
 
-class _Pool(threading.local):
-    """Each thread's working memory by use and kind of number, kept between calls and grown on demand."""
+def check_places(who: str, **sizes: int) -> None:
+    """Raise InputError where an array of so many numbers has places that the kernels' tables cannot hold."""
+    for name, size in sizes.items():
+        if size > LARGEST_PLACE:
+            raise InputError(
+                f"{who}: expected {name} of at most {LARGEST_PLACE} numbers, got {size}; split the batch, "
+                "or make the layer smaller where one sample is too much"
+            )
+
+
+class _Shelf:
+    """One thread's working memory by use and kind of number, grown on demand."""
 
     def __init__(self) -> None:
         self.arrays: dict[tuple[str, str], np.ndarray] = {}
+
+    def keep(self, use: str, array: np.ndarray) -> None:
+        """Keep the array for the next call, and what else is here unless that takes more than POOL_BYTES."""
+        if array.nbytes > POOL_BYTES:
+            return
+        if array.nbytes + sum(other.nbytes for other in list(self.arrays.values())) > POOL_BYTES:
+            self.arrays.clear()
+        self.arrays[use, array.dtype.char] = array
+
+
+_shelves: weakref.WeakSet[_Shelf] = weakref.WeakSet()  # those of all threads that live
+_shelves_lock = threading.Lock()  # held while the set changes or is read
+
+
+class _Pool(threading.local):
+    """Each thread's shelf."""
+
+    def __init__(self) -> None:
+        self.shelf = _Shelf()
+        with _shelves_lock:
+            _shelves.add(self.shelf)
 
 
 _pool = _Pool()
 
 
+def release_workspaces() -> None:
+    """Give back the working memory that all threads keep between calls: at most POOL_BYTES each.
+
+    Results do not depend on it, and calls in progress keep what they use; later ones ask for memory anew.
+    """
+    with _shelves_lock:
+        shelves = list(_shelves)
+    for shelf in shelves:
+        shelf.arrays.clear()
+
+
 def lease(use: str, dtype: np.dtype, size: int) -> np.ndarray:
-    """This thread's memory for `use`: `size` entries from a cache line on, as its last user left them."""
-    key = (use, dtype.char)  # a dtype itself is slow to hash
-    kept = _pool.arrays.get(key)
+    """This thread's memory for `use`: `size` entries from a cache line on, as its last user left them.
+
+    It is the caller's until another call on this thread leases for the same use.
+    """
+    kept = _pool.shelf.arrays.get((use, dtype.char))  # a dtype itself is slow to hash
     if kept is None or kept.size < size:
-        kept = _pool.arrays[key] = aligned(dtype, size)
+        _pool.shelf.arrays.pop((use, dtype.char), None)
+        kept = aligned(dtype, size)
         kept[:] = 0
+        _pool.shelf.keep(use, kept)
     return kept[:size]
+
+
+def take(use: str, dtype: np.dtype, size: int) -> np.ndarray:
+    """At least `size` entries as of `lease`, but the caller's own: no other call gets them.
+
+    `give_back` lets later calls have the memory; without it, it is freed with the array.
+    """
+    kept = _pool.shelf.arrays.pop((use, dtype.char), None)
+    return kept if kept is not None and kept.size >= size else aligned(dtype, size)
+
+
+def give_back(use: str, array: np.ndarray) -> None:
+    """Let later calls of this thread `take` (or lease) the array for `use`."""
+    _pool.shelf.keep(use, array)
 
 
 def scratch(dtype: np.dtype, floats: int, ints: int) -> tuple[np.ndarray, np.ndarray]:

@@ -123,8 +123,9 @@ def scaled_norm(x, start, stop):
     largest = 0.0
     for i in range(start, stop):
         largest = max(largest, abs(np.float64(x[i])))
-    if largest == 0.0 or largest == math.inf:
+    if largest == math.inf:
         return largest
+    largest = largest if largest > 0.0 else 1.0  # zeros, or NaN, which must come out
     squares = 0.0
     for i in range(start, stop):
         squares += (np.float64(x[i]) / largest) ** 2

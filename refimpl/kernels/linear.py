@@ -50,6 +50,7 @@ def forward(
     samples, (outputs, features) = x.shape[0], weight.shape
     check_shape(who, "x", x, (samples, features))
     check_shape(who, "bias", bias, (outputs,))
+    needs = tiled_linear.scratch(samples, features, outputs, x.itemsize)
     y = result_array(who, (samples, outputs), x.dtype, out)
     masks = (
         _tidy_group_mask(who, "reads", reads, samples, features),
@@ -59,7 +60,6 @@ def forward(
     if not USE_TILE:
         plain.linear_forward(*arrays, *masks, y)
         return y
-    needs = tiled_linear.scratch(samples, features, outputs, x.itemsize)
     tiled_linear.forward(*arrays, *masks, *scratch(x.dtype, *needs), y)
     return y
 
@@ -76,6 +76,7 @@ def input_grad(
     check_floats(who, dy=dy, weight=weight)
     samples, (outputs, features) = dy.shape[0], weight.shape
     check_shape(who, "dy", dy, (samples, outputs))
+    needs = tiled_linear.scratch(samples, features, outputs, dy.itemsize)
     dx = result_array(who, (samples, features), dy.dtype, out)
     masks = (
         tidy_mask(who, "dy_mask", dy_mask, samples, outputs),
@@ -85,7 +86,6 @@ def input_grad(
     if not USE_TILE:
         plain.linear_input_grad(*arrays, *masks, dx)
         return dx
-    needs = tiled_linear.scratch(samples, features, outputs, dy.itemsize)
     tiled_linear.input_grad(*arrays, *masks, *scratch(dy.dtype, *needs), dx)
     return dx
 
@@ -104,6 +104,7 @@ def weight_grad(
     samples, (outputs, features) = x.shape[0], dweight.shape
     check_shape(who, "x", x, (samples, features))
     check_shape(who, "dy", dy, (samples, outputs))
+    needs = tiled_linear.scratch(samples, features, outputs, x.itemsize)
     check_target(who, "dweight", dweight, x.dtype, (outputs, features))
     check_target(who, "dbias", dbias, x.dtype, (outputs,))
     masks = (
@@ -114,5 +115,4 @@ def weight_grad(
     if not USE_TILE:
         plain.linear_weight_grad(*arrays, *masks, dweight, dbias)
         return
-    needs = tiled_linear.scratch(samples, features, outputs, x.itemsize)
     tiled_linear.weight_grad(*arrays, *masks, False, *scratch(x.dtype, *needs), dweight, dbias)

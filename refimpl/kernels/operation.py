@@ -63,6 +63,14 @@ class Workspace(NamedTuple):
     ints: np.ndarray
 
 
+class Activations(NamedTuple):
+    """The part of a workspace that a later descent may find filled."""
+
+    values: np.ndarray
+    masks: np.ndarray
+    where: np.ndarray
+
+
 class Kept(NamedTuple):
     """Activations that outlive a descent, and operations whose results an earlier one left.
 

@@ -3,7 +3,9 @@
 Every output element is one chain of fused multiply-adds in a fixed order (noted at each function),
 starting from zero, or 16 such chains added pairwise; the bias is added last. A closed channel's output is
 exactly zero and nothing of it is computed; leaving a closed input channel out of the chain changes no bit,
-because its terms are `fma(w, 0, acc) = acc`.
+because its terms are `fma(w, 0, acc) = acc`. That holds for finite numbers: the fast kernels do multiply some
+of these zeros, and zeros of the padding, and get NaN where w is infinite or NaN. NaN in what an open channel
+reads comes out as NaN in both.
 
 Masks are boolean (N, C), or (0, 0) for "all on". Shapes: x (N, C, H, W), weight (K, C, kh, kw),
 y (N, K, P, Q); linear x (N, I), weight (O, I), y (N, O). A mask of G columns over I > G features stands

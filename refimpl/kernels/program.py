@@ -79,9 +79,10 @@ def _forward(op, w, n, how, space):
     elif op.kind == DECIDE:
         decide(op, w, n, how, space)
     elif op.kind == PRODUCT:
+        factor = rows_at(values, op.spare, n, op.output[0])
         if op.scales:
-            factor = rows_at(values, op.spare, n, op.output[0])
             activation.scale_channels(x, factor, y)
+        activation.spread_nan(factor, y)
     elif op.kind == RELU and op.writes == NOWHERE:
         size = n * y.shape[1] * y.shape[2]  # one long channel: its loop is vectorised
         activation.relu_forward(x.reshape(1, 1, size), mask_at(masks, NOWHERE, n, 1), y.reshape(1, 1, size))
@@ -176,12 +177,12 @@ def _elementwise_backward(op, n, space, dy_mask):
     values, slopes = space.values, space.slopes
     dy, dx = maps_at(slopes, op.dy, n, op.output), maps_at(slopes, op.dx, n, op.input)
     if op.kind == RELU and op.dy_mask == NOWHERE:
-        y, size = maps_at(values, op.y, n, op.output), n * dy.shape[1] * dy.shape[2]
+        x, size = maps_at(values, op.x, n, op.input), n * dy.shape[1] * dy.shape[2]
         activation.relu_backward(
-            dy.reshape(1, 1, size), y.reshape(1, 1, size), dy_mask, dx.reshape(1, 1, size)
+            dy.reshape(1, 1, size), x.reshape(1, 1, size), dy_mask, dx.reshape(1, 1, size)
         )
     elif op.kind == RELU:
-        activation.relu_backward(dy, maps_at(values, op.y, n, op.output), dy_mask, dx)
+        activation.relu_backward(dy, maps_at(values, op.x, n, op.input), dy_mask, dx)
     elif op.kind == SOFTPLUS:
         activation.softplus_backward(dy, maps_at(values, op.x, n, op.input), dy_mask, dx)
     elif op.kind == TANH:

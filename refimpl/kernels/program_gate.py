@@ -25,7 +25,7 @@ def decide(op, w, n, how, space):
     """A gate's mask, its slope and what its backward pass needs; see `nn/gate.py`.
 
     Scratch at `spare`, per sample: summary (C), pre-activation (h), hidden (h), logits (2K), slope (K),
-    mask as float (K), dL/dM (K).
+    mask as float, or NaN where the gate cannot decide (K), dL/dM (K).
     """
     values, masks, floats, ints = space.values, space.masks, space.floats, space.ints
     channels, outputs, hidden_units = op.input[0], op.output[0], op.hidden
@@ -43,9 +43,7 @@ def decide(op, w, n, how, space):
     tiled_linear.forward(
         summary, first, vector_at(w, op.bias, hidden_units), reads, everything, floats, ints, pre
     )
-    for i in range(n):
-        for j in range(hidden_units):
-            hidden[i, j] = pre[i, j] if pre[i, j] > 0 else pre[i, j] * 0
+    activation.rectify(pre.reshape(-1), pre.reshape(-1), hidden.reshape(-1))
     at += 2 * hidden_units
     logits = rows_at(values, at, n, 2 * outputs)
     second = matrix_at(w, op.weight2, 2 * outputs, hidden_units)
@@ -59,7 +57,7 @@ def decide(op, w, n, how, space):
             factor[i, c] = logits[i, 2 * c + 1] - logits[i, 2 * c]
             if how.mode == GUMBEL:
                 factor[i, c] += how.noise[i, op.gate, c]
-            mask[i, c] = factor[i, c] > 0
+            mask[i, c] = not factor[i, c] <= 0  # open as well where it is NaN
     if how.mode == STE:
         slope[:] = 1
     elif op.learns or how.mode == SOFT:  # else only the sign is needed
@@ -68,7 +66,7 @@ def decide(op, w, n, how, space):
         for c in range(outputs):
             if how.mode == SOFT:
                 mask[i, c] = True
-            else:
+            elif factor[i, c] == factor[i, c]:  # NaN stays, for the product to pass on
                 factor[i, c] = 1 if mask[i, c] else 0
 
 
@@ -97,9 +95,7 @@ def decide_backward(op, w, n, more, space, gradient):
             dlogits[i, 2 * c + 1] = dmargin
     second = matrix_at(w, op.weight2, 2 * outputs, hidden_units)
     tiled_linear.input_grad(dlogits, second, everything, everything, floats, ints, dhidden)
-    for i in range(n):
-        for j in range(hidden_units):
-            dpre[i, j] = dhidden[i, j] if hidden[i, j] > 0 else hidden[i, j] * 0
+    activation.rectify(dhidden.reshape(-1), hidden.reshape(-1), dpre.reshape(-1))
     reads = mask_at(masks, op.reads, n, op.groups)
     if op.need_dw:
         dsecond = matrix_at(gradient, op.weight2, 2 * outputs, hidden_units)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from refimpl.kernels.edge import check_places
 from refimpl.kernels.jit import brief, inlined, kernel
 from refimpl.kernels.panels import (
     clear,
@@ -33,13 +34,19 @@ from refimpl.kernels.tile import sweep
 
 
 def convolve_scratch(source_channels, target_channels, kernel_size, stride, size, itemsize):
-    """(floats, ints) that `convolve` needs for a target of height and width `size`."""
-    taps = kernel_size[0] * kernel_size[1]
+    """(floats, ints) that `convolve` needs for a target of height and width `size`.
+
+    Raises InputError where places in one sample do not fit into the tables.
+    """
+    taps, result = kernel_size[0] * kernel_size[1], target_channels * size[0] * size[1]
     planes = kernel_size[1] * min(stride[0], kernel_size[0])
     plane = (size[0] + kernel_size[0]) * size[1] + VECTOR_BYTES // itemsize
     floats = source_channels * planes * plane + target_channels + 1
     if stride != (1, 1):
-        floats += target_channels * size[0] * size[1]
+        floats += result
+    reach = [(n + k) * step for n, k, step in zip(size, kernel_size, stride, strict=True)]
+    weight = source_channels * target_channels * taps
+    check_places("conv", plane=reach[0] * reach[1], copies=floats, result=result, weight=weight)
     ints = 7 * planes + 4 * taps + 2 * source_channels * (1 + taps) + 4 * (target_channels + 1)
     return floats, ints
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from refimpl.kernels.dot import dot_sweep
+from refimpl.kernels.edge import check_places
 from refimpl.kernels.jit import brief, kernel
 from refimpl.kernels.panels import clear, copy_runs, cut, open_channels, row_table
 from refimpl.kernels.sums import PARTIAL_SUMS
@@ -23,7 +24,11 @@ from refimpl.kernels.tile import sweep
 
 
 def scratch(n_samples, features, outputs, itemsize):
-    """(floats, ints) that any of the three passes needs."""
+    """(floats, ints) that any of the three passes needs.
+
+    Raises InputError where places in the arrays do not fit into the passes' tables.
+    """
+    check_places("linear", x=n_samples * features, y=n_samples * outputs, weight=outputs * features)
     floats = n_samples * (features + outputs) + outputs
     return floats, 3 * (features + outputs) + 2 * n_samples + 4 * PARTIAL_SUMS
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from refimpl.kernels.edge import check_places
 from refimpl.kernels.jit import brief, inlined, kernel, shared
 from refimpl.kernels.panels import (
     clear,
@@ -67,7 +68,10 @@ def unfolded_part(entries, pixels, itemsize):
 
 
 def weight_grad_scratch(channels, filters, kernel_size, stride, pad, size, result_size, itemsize):
-    """(floats, ints) that `weight_grad` needs; `size` is that of x, `result_size` that of dy."""
+    """(floats, ints) that `weight_grad` needs; `size` is that of x, `result_size` that of dy.
+
+    Raises InputError where places in one sample do not fit into the tables.
+    """
     kh, kw = kernel_size
     taps, pixels = kh * kw, result_size[0] * result_size[1]
     planes, lanes = kw * min(stride[0], kh), VECTOR_BYTES // itemsize
@@ -76,7 +80,9 @@ def weight_grad_scratch(channels, filters, kernel_size, stride, pad, size, resul
     unfolded = max(FIRST_LEVEL // itemsize, 64 * (taps * channels + lanes))
     sums = filters * taps * channels
     ints = 4 * (filters + 1) + 2 * pixels + channels * (5 + taps) + 5 * taps + 7 * planes
-    return max(image, copies + unfolded) + sums, ints + size[0] * size[1] + 1
+    floats = max(image, copies + unfolded) + sums
+    check_places("conv", plane=size[0] * size[1], copies=floats, dy=filters * pixels)
+    return floats, ints + size[0] * size[1] + 1
 
 
 @kernel
@@ -146,6 +152,10 @@ def weight_grad(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweight
     pixels, open_in = dy.shape[2] * dy.shape[3], _mean_open(x_mask, channels)
     if not more:
         clear(dbias)
+    if n_samples == 0:
+        if not more:
+            clear(dweight.reshape(-1))
+        return
     if unfolds(n_samples, open_in, channels, filters, kh, kw, pixels, more, x.itemsize):
         _by_unfolding(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweight, dbias)
     else:

@@ -57,7 +57,8 @@ class GateCache(NamedTuple):
 class ChannelGate:
     """s = channel means of x; hidden = relu(A1 s + b1); (z_off, z_on) = A2 hidden + b2; on iff d > 0.
 
-    Row 2c of A2 is channel c's off logit, row 2c+1 its on logit; d = z_on - z_off.
+    Row 2c of A2 is channel c's off logit, row 2c+1 its on logit; d = z_on - z_off. Where d is NaN the gate
+    cannot decide: the channel counts as on, and all its values are NaN, in every mode (`Gated`).
     """
 
     name: str
@@ -121,7 +122,7 @@ class ChannelGate:
             return anchor.offset + anchor.gain * relaxed, anchor.gain * slope, relaxed
         if gating.mode == "soft":
             return relaxed, slope, relaxed
-        return margin > 0, slope, relaxed
+        return ~(margin <= 0), slope, relaxed
 
     def backward(
         self, dmask: np.ndarray, cache: GateCache, params: Arrays, grads: Arrays, back: Back
@@ -157,7 +158,8 @@ class Gated:
     """A layer with its gate: y = M(x) * body(x), body = (conv or linear, activation[, pooling]).
 
     All layers of the body act channel by channel after the first; so a closed channel can be skipped
-    from the convolution on, and the block's output mask is the next layer's input mask.
+    from the convolution on, and the block's output mask is the next layer's input mask. What a gate cannot
+    decide (a sample or a parameter holds NaN) comes out as NaN, as an arithmetic M(x) would have it.
     """
 
     gate: ChannelGate
@@ -201,6 +203,7 @@ class Gated:
         inner = Flow(flow.context, flow.reads, gate.mask if skip else None)
         z, _, body = chain_forward(self.body, params, x, inner)
         y = z if skip else _scaled(z, gate.mask)
+        activation.spread_nan(gate.relaxed, as_maps(y))
         return y, gate.mask if binary else None, GatedCache(gate, body, z)
 
     def backward(

@@ -19,8 +19,8 @@ import numpy as np
 
 from refimpl.kernels import operation as code
 from refimpl.kernels import tiled_linear
-from refimpl.kernels.edge import USE_TILE, lease, scratch
-from refimpl.kernels.operation import NOTHING_KEPT, NOWHERE, Kept, Workspace
+from refimpl.kernels.edge import INTS, USE_TILE, lease, scratch
+from refimpl.kernels.operation import NOWHERE, Activations, Workspace
 from refimpl.kernels.tiled_conv import convolve_scratch
 from refimpl.kernels.tiled_weight_grad import weight_grad_scratch
 from refimpl.nn.context import Context, Gating
@@ -72,19 +72,22 @@ class Program:
         parts = math.ceil(batch / max(1, held // size))
         return math.ceil(batch / parts)
 
-    def workspace(self, batch: int, dtype: Any, kept: Kept = NOTHING_KEPT, samples: int = 0) -> Workspace:
-        """This thread's workspace for `batch` samples at a time, and for what is kept of all `samples`."""
+    def workspace(self, batch: int, dtype: Any, own: Activations | None = None) -> Workspace:
+        """This thread's workspace for `batch` samples at a time, around the `own` activations if given.
+
+        Raises InputError where the batch is too large for the kernels' tables.
+        """
         dtype = np.dtype(dtype)
         key = (batch, dtype.itemsize)
         if key not in self.needs:
             self.needs[key] = _scratch(self.operations.view(np.recarray), *key)
-        return Workspace(
-            lease("values", dtype, max(self.values * batch, kept.values * samples)),
-            lease("slopes", dtype, self.values * batch),
-            lease("masks", np.dtype(np.bool_), max(1, self.masks * batch, kept.masks * samples)),
-            lease("where", np.dtype(np.int32), max(1, self.where * batch, kept.where * samples)),
-            *scratch(dtype, *self.needs[key]),
+        values, masks, where = own or (
+            lease("values", dtype, self.values * batch),
+            lease("masks", np.dtype(np.bool_), max(1, self.masks * batch)),
+            lease("where", INTS, max(1, self.where * batch)),
         )
+        slopes = lease("slopes", dtype, self.values * batch)
+        return Workspace(values, slopes, masks, where, *scratch(dtype, *self.needs[key]))
 
     def stack_noise(self, steps: Sequence[Mapping[str, np.ndarray]], batch: int, dtype: Any) -> np.ndarray:
         """Noise by gate name for every step, as one array (steps, batch, gates, widest gate)."""

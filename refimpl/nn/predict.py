@@ -86,12 +86,12 @@ def open_channels(
 ) -> dict[str, np.ndarray]:
     """Which channels each gate opens for x (n, *input_shape): gate name -> bool (n, K).
 
-    Open is d > 0 in every mode (for `soft` the mask is then above one half).
+    Open is d > 0, or NaN, in every mode (for `soft` the mask is then above one half, or NaN).
     """
     context = Context(gating or Gating())
     found = [network.masks(network.forward(w, x[part], context)[1]) for part in _parts(len(x))]
     names = [block.gate.name for block in network.gates]
-    return {name: np.concatenate([masks[name] > 0.5 for masks in found]) for name in names}
+    return {name: np.concatenate([~(masks[name] <= 0.5) for masks in found]) for name in names}
 
 
 def predict(network: Network, w: np.ndarray, x: np.ndarray, gating: Gating | None = None) -> Prediction:

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from refimpl.kernels.operation import Kept
 from refimpl.nn.context import Context
+from refimpl.nn.handover import Handover
 from refimpl.nn.task import NetworkTask
 
 KEPT_BYTES = 256 << 20  # of activations of all samples; from there on stages do not share them
@@ -22,18 +23,25 @@ KEPT_BYTES = 256 << 20  # of activations of all samples; from there on stages do
 def sharing(first: NetworkTask, second: NetworkTask, steps: int) -> tuple[NetworkTask, NetworkTask]:
     """The tasks, stage II going on from the activations that stage I leaves on the same samples and theta.
 
-    Both train on all samples, in `steps` steps each; `second` must descend right after `first`, from the w
-    where that ended. The same tasks as they are where there is no program, or too much to keep. The results
-    are the same bit for bit (tested); executed FLOPs are fewer.
+    Both train on all samples, in `steps` steps each. The same tasks as they are where their samples are not
+    one array, where there is no program, nothing to keep or too much. The results are the same bit for bit
+    (tested), whatever runs in between; where `first` has descended from another theta than `second` does, or
+    not at all, `second` computes everything itself. Executed FLOPs are fewer.
     """
     one, two = first.program, second.program
-    if one is None or two is None or not one.gates:
+    if one is None or two is None or not one.gates or first.x is not second.x:
         return first, second
     sizes = (max(one.values, two.values), max(one.masks, two.masks), max(one.where, two.where))
     if sizes[0] * first.size * first.x.itemsize > KEPT_BYTES:
         return first, second
     everything = Context(first.gating, first.train).closed_channels_matter and first.gating.mode != "soft"
     known = two.through_gate if everything and steps == 1 else two.before_gate
+    if not known:
+        return first, second
     kept_first, kept_second = Kept(*sizes, 0, one.before_gate), Kept(*sizes, known, 0)
     part = one.part(first.size, first.x.dtype, gradients=True)  # of both, as parts lie one after the other
-    return replace(first, kept=kept_first, part=part), replace(second, kept=kept_second, part=part)
+    handover = Handover(kept_first, first.size, first.x.dtype)
+    return (
+        replace(first, kept=kept_first, handover=handover, part=part),
+        replace(second, kept=kept_second, handover=handover, part=part),
+    )

@@ -19,9 +19,10 @@ import numpy as np
 from refimpl.errors import InputError
 from refimpl.kernels import vector
 from refimpl.kernels.edge import aligned_copy, lease
-from refimpl.kernels.operation import NOTHING_KEPT, Decisions, Kept
+from refimpl.kernels.operation import NOTHING_KEPT, Activations, Decisions, Kept
 from refimpl.kernels.program import descend
 from refimpl.nn.context import Context, Gating
+from refimpl.nn.handover import Handover
 from refimpl.nn.lowering import MODES, Program, lower
 from refimpl.nn.network import Network, draw_gate_noise
 from refimpl.nn.objective import NetworkObjective
@@ -56,8 +57,8 @@ class NetworkTask:
     """Mini-batches (or all, batch_size 0) of samples x (n, *input_shape), labels y (n,).
 
     train: the trained parts; the gradient of the others is zero. compiled: use the network's program.
-    kept: what a descent leaves for the next, or finds (`stages.py`); part: samples treated at a time (0: as
-    many as the cache holds).
+    kept, handover: what a descent leaves for that of another task, or finds, and where (`stages.py`); part:
+    samples treated at a time (0: as many as the cache holds).
     """
 
     network: Network
@@ -68,6 +69,7 @@ class NetworkTask:
     batch_size: int = 0
     compiled: bool = True
     kept: Kept = NOTHING_KEPT
+    handover: Handover | None = None
     part: int = 0
 
     def __post_init__(self) -> None:
@@ -130,9 +132,16 @@ class NetworkTask:
         batches, noise = self._draw(rng, steps)
         w, gradient = aligned_copy(centre), lease("gradient", centre.dtype, centre.size)
         gradient[:] = 0
-        loss, residual, moments = self._run(self.program, batches, noise, eta, lam, centre, w, gradient)
+        kept, own, theta = NOTHING_KEPT, None, centre[self.network.layout.theta]
+        if self.handover is not None:
+            kept, own = self.handover.begin(self.kept, theta)
+        loss, residual, moments = self._run(
+            self.program, batches, noise, eta, lam, centre, w, gradient, kept, own
+        )
+        if self.handover is not None and own is not None:
+            self.handover.end(kept, theta)
         flops, closed_share = self._measure(moments)
-        return Descent(w, loss, residual, flops - self._reused(moments, steps), closed_share)
+        return Descent(w, loss, residual, flops - self._reused(kept, moments, steps), closed_share)
 
     def _run(
         self,
@@ -144,6 +153,8 @@ class NetworkTask:
         centre: np.ndarray,
         w: np.ndarray,
         gradient: np.ndarray,
+        kept: Kept = NOTHING_KEPT,
+        own: Activations | None = None,
     ) -> tuple[float, float, np.ndarray]:
         """The compiled descent from w, in place; loss, residual, sums of open-channel counts."""
         self.network.layout.check(f"task on {self.network.name}", w)
@@ -154,12 +165,12 @@ class NetworkTask:
             )
         size, scalar = batches.shape[1], w.dtype.type
         part = self.part or program.part(size, w.dtype, gradients=True)
-        space = program.workspace(part, w.dtype, self.kept, size)
+        space = program.workspace(part, w.dtype, own)
         stacked = program.stack_noise(noise, size if any(noise) else 0, w.dtype)
         how = Decisions(float(self.gating.tau), MODES[self.gating.mode], stacked[0])
         moments = np.zeros((1 + program.gates, 1 + program.gates), dtype=np.int64)
         loss, residual = descend(
-            program.operations, self.x.reshape(self.size, -1), self.y, batches, part, self.kept, how, stacked,
+            program.operations, self.x.reshape(self.size, -1), self.y, batches, part, kept, how, stacked,
             scalar(eta), scalar(lam), centre, w, gradient, space, moments,
         )  # fmt: skip
         return loss, residual, moments
@@ -170,10 +181,10 @@ class NetworkTask:
         gated = samples * self._gated_channels
         return float(np.vdot(self._work_table, moments)), (gated - sum(opened)) / gated if gated else 0.0
 
-    def _reused(self, moments: np.ndarray, steps: int) -> float:
+    def _reused(self, kept: Kept, moments: np.ndarray, steps: int) -> float:
         """FLOPs of forward operations whose results were there already."""
         found = 0.0
-        for known, times in ((self.kept.first, 1), (self.kept.later, steps - 1)):
+        for known, times in ((kept.first, 1), (kept.later, steps - 1)):
             if known and times:
                 assert self.program is not None
                 through_gate = known > self.program.before_gate

@@ -6,10 +6,12 @@ recipe (a weighted layer, its activation, its pooling) with a channel gate.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
+from itertools import count
 
 from refimpl.errors import InputError, one_of
-from refimpl.nn.chain import Residual
+from refimpl.nn.chain import Residual, chain_shape
 from refimpl.nn.gate import ChannelGate, Gated
 from refimpl.nn.layers import BatchNorm2d, Conv2d, Layer, Linear, Pair, Shape
 from refimpl.nn.network import Network
@@ -44,12 +46,39 @@ def _channels(layer: Conv2d | Linear) -> Pair:
     return layer.in_features, layer.out_features
 
 
-def _check_images(who: str, shape: Shape, widths: Sequence[int], count: int) -> None:
-    """Raise `InputError` unless the shape is an image's and there are `count` positive widths."""
+def _check_images(who: str, shape: Shape, widths: Sequence[int], number: int) -> None:
+    """Raise `InputError` unless the shape is an image's and there are `number` positive widths."""
     if len(shape) != 3 or min(shape) < 1:
         raise InputError(f"{who}: expected an input shape (channels, height, width), got {tuple(shape)}")
-    if len(widths) != count or min(widths) < 1:
-        raise InputError(f"{who}: expected {count} positive widths, got {tuple(widths)}")
+    if len(widths) != number or min(widths) < 1:
+        raise InputError(f"{who}: expected {number} positive widths, got {tuple(widths)}")
+
+
+def _features(who: str, blocks: Sequence[Block], shape: Shape) -> int:
+    """Features in all that the blocks make of images of `shape`; `InputError` if these are too small."""
+    layers = [layer for block in blocks for layer in block]
+    if not _fits(layers, shape):
+        least = next(side for side in count(1) if _fits(layers, (shape[0], side, side)))
+        raise InputError(
+            f"{who}: images of {shape[1]}x{shape[2]} pixels are too small, the poolings need at least "
+            f"{least}x{least}; enlarge or pad them, or choose the model mlp{channels_hint(shape)}"
+        )
+    return math.prod(chain_shape(layers, shape))
+
+
+def _fits(layers: Sequence[Layer], shape: Shape) -> bool:
+    """Whether something is left of images of `shape` behind the layers."""
+    try:
+        return min(chain_shape(layers, shape)) > 0
+    except InputError:
+        return False
+
+
+def channels_hint(shape: Shape) -> str:
+    """What to do about a shape of images that looks like (H, W, C), to end a message; else empty."""
+    if len(shape) == 3 and shape[2] <= 4 < min(shape[:2]):
+        return f"; if {tuple(shape)} has the channels last, pass numpy.moveaxis(x, -1, 1)"
+    return ""
 
 
 def mlp(
@@ -90,9 +119,9 @@ def cnn3(
         _conv_block("conv1", (input_shape[0], a), activation, MaxPool2d(2)),
         _conv_block("conv2", (a, b), activation, MaxPool2d(2)),
         _conv_block("conv3", (b, c), activation, MaxPool2d(2)),
-        (Flatten(),),
-        (Linear("fc", c * (input_shape[1] // 8) * (input_shape[2] // 8), classes, gain=1.0),),
     ]
+    features = _features("cnn3", blocks, input_shape)
+    blocks += [(Flatten(),), (Linear("fc", features, classes, gain=1.0),)]
     return Network("cnn3", with_gates(blocks, gates), input_shape)
 
 
@@ -115,7 +144,7 @@ def cnn7(
     blocks: list[Block] = [
         _conv_block(f"conv{i + 1}", (ins[i], widths[i]), activation, *pools[i]) for i in range(len(widths))
     ]
-    features = widths[-1] * (input_shape[1] // 8) * (input_shape[2] // 8)
+    features = _features("cnn7", blocks, input_shape)
     blocks += [(Flatten(),), (Linear("fc", features, classes, gain=1.0),)]
     return Network("cnn7", with_gates(blocks, gates), input_shape)
 

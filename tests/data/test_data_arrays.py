@@ -1,8 +1,11 @@
 """Anyone's own arrays from an .npz file: taken as they are, or refused in one line."""
 
+import gzip
 import io
+import lzma
 import pickle
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,6 +83,7 @@ def test_two_parts_are_joined_training_first(tmp_path):
         ({"x": np.ones((6, 2), complex), "y": Y}, "got complex128"),
         ({"x": np.full((6, 2), "a"), "y": Y}, "got <U1"),
         ({"x": np.ones((6, 8, 8, 3)), "y": Y}, r"channels last; store x\.transpose\(0, 3, 1, 2\)"),
+        ({"x": np.ones((6, 8, 8, 4)), "y": Y}, r"channels last; .* numpy\.moveaxis\(x, -1, 1\)"),
         ({"x": np.ones((6, 2)), "y": Y.astype(float)}, "expected y as whole numbers"),
         ({"x": np.ones((6, 2)), "y": np.stack([Y, Y], 1)}, r"got int64 of shape \(6, 2\)"),
         ({"x": np.ones((6, 2)), "y": Y + 1}, "found 1 where 0 was due; store numpy.unique"),
@@ -95,6 +99,31 @@ def test_two_parts_are_joined_training_first(tmp_path):
 )
 def test_unfit_arrays_are_refused(tmp_path, content, pattern):
     refuse(save(tmp_path, **content), pattern)
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8), (16, 3, 3), (3, 32, 1), (5, 4, 4)])
+def test_channels_first_are_taken_whatever_their_number(tmp_path, shape):
+    assert load(save(tmp_path, x=np.ones((6, *shape)), y=Y)).shape == shape
+
+
+def test_names_and_leftovers_of_other_systems_are_no_hindrance(tmp_path):
+    """Keras's mnist.npz under a name in capitals, with a shadow file of macOS and an array of objects."""
+    x, path = RNG.integers(0, 256, (6, 28, 28), dtype=np.uint8), tmp_path / "MNIST.NPZ"
+    with path.open("wb") as file:
+        names = np.array(["a", None], object)
+        np.savez(file, x_train=x[:4], y_train=Y[:4], x_test=x[4:], y_test=Y[4:], names=names)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("__MACOSX/._x_train.npy", b"shadow file")
+    data = load(str(path))
+    assert (data.shape, data.n_train, len(data)) == ((1, 28, 28), 4, 6)
+    assert resolve(dataset=str(path)).model == "mlp"
+
+
+@pytest.mark.parametrize(("pack", "kind"), [(gzip.compress, "gzip data"), (lzma.compress, "xz data")])
+def test_a_packed_file_is_told_as_such(tmp_path, pack, kind):
+    path = Path(save(tmp_path, x=np.ones((6, 2)), y=Y))
+    path.write_bytes(pack(path.read_bytes()))
+    refuse(path, f"found damage .*; it looks like {kind}")
 
 
 def test_objects_are_refused_and_not_run(tmp_path):

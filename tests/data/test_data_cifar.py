@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refimpl.data import cifar
-from refimpl.data.cifar import parse_batch, parse_names, read_batch, read_members, read_names
+from refimpl.data import archives
+from refimpl.data.archives import read_members
+from refimpl.data.cifar import parse_batch, parse_names, read_batch, read_names
 from refimpl.data.pickled import read_pickle
 from refimpl.errors import DataError, RefimplError
 
@@ -235,10 +236,10 @@ def test_damaged_archives_are_refused(tmp_path, monkeypatch):
     path.write_bytes(gzip.compress(b"no tar in it" * 100))
     assert "not a readable" in attempt()
     path.write_bytes(whole)
-    monkeypatch.setattr(cifar, "LIMIT", 1000)
+    monkeypatch.setattr(archives, "LIMIT", 1000)
     assert "more than the 1000" in attempt()
-    monkeypatch.setattr(cifar, "LIMIT", 10**9)
-    monkeypatch.setattr(cifar, "_TAR_LIMIT", 5000)
+    monkeypatch.setattr(archives, "LIMIT", 10**9)
+    monkeypatch.setattr(archives, "_TAR_LIMIT", 5000)
     assert "unpacks to more than the 5000" in attempt()
 
 

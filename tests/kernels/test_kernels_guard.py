@@ -108,8 +108,7 @@ def run_everything():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses mprotect")
 def test_kernels_stay_inside_their_arrays():
-    here = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:3]))}
     code = "import faulthandler; faulthandler.enable(); import test_kernels_guard as t; t.run_everything()"
     run = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
@@ -121,6 +120,6 @@ def test_kernels_stay_inside_their_arrays():
 def test_the_guard_bites():
     code = "import test_kernels_guard as t, numpy as np, ctypes; a = t.guarded(np.ones(4), True); "
     code += "ctypes.c_double.from_address(a.ctypes.data + 32).value"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
     assert run.returncode < 0

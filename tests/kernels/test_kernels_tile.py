@@ -288,12 +288,11 @@ def digest():
 def test_narrower_vectors_give_the_same_bytes(cpu, vector_bytes):
     if vector_bytes >= target.VECTOR_BYTES or platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("this machine's vectors are not wider")
-    here = Path(__file__).parents[1]
     environment = {
         **os.environ,
         "NUMBA_CPU_NAME": cpu,
         "NUMBA_CPU_FEATURES": "",
-        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
+        "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:3])),
     }
     code = "import test_kernels_tile; print(test_kernels_tile.digest())"
     run = subprocess.run(

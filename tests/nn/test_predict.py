@@ -87,7 +87,7 @@ def test_memory_left_by_others_is_never_read():
     network = NETWORKS["digits"]
     w, x = problem(network)
     clean = predict(network, w, x).logits.tobytes()
-    for array in edge._pool.arrays.values():
+    for array in edge._pool.shelf.arrays.values():
         array[:] = np.nan if array.dtype.kind == "f" else -1 if array.dtype.kind == "i" else True
     assert predict(network, w, x).logits.tobytes() == clean
 

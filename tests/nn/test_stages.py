@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 from refimpl.federated.adapt import AdaptSettings, adapt
+from refimpl.federated.local import LocalSettings, solve_local
+from refimpl.kernels.edge import release_workspaces
 from refimpl.nn import lowering, stages, zoo
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.layers import Linear
 from refimpl.nn.network import Network
 from refimpl.nn.pointwise import Softplus
+from refimpl.nn.predict import predict
 from refimpl.nn.task import NetworkTask
 from refimpl.nn.work import Work, executed_work
 from refimpl.rng import SeedTree
@@ -99,3 +102,69 @@ def test_too_much_to_keep_is_not_kept(monkeypatch):
     assert stages.sharing(*tasks, 1) == tuple(tasks)
     plain = [replace(task, compiled=False) for task in tasks]
     assert stages.sharing(*plain, 1) == tuple(plain)
+
+
+# Calls between the stages
+
+
+def stage(task: NetworkTask, w: np.ndarray):
+    """One stage of two steps."""
+    return solve_local(task, w, LocalSettings(0.0, 0.1, 2), np.random.default_rng(0))
+
+
+def other_calls(network: Network):
+    """What may run between the stages, by name: each gets the tasks and the w they begin from."""
+    _, others, labels = problem(network, samples=17)
+    more = NetworkTask(network, others, labels)
+    return {
+        "nothing": lambda first, w: None,
+        "a prediction": lambda first, w: predict(network, w, others),
+        "an adaptation": lambda first, w: adapt(network, w, others, labels, AdaptSettings(0.3, 0.1)),
+        "a round of training": lambda first, w: stage(more, w),
+        "one gradient": lambda first, w: next(iter(more.draw(np.random.default_rng(0), 1)))(w, w.copy()),
+        "stage I again": lambda first, w: stage(first, w),
+        "stage I from another theta": lambda first, w: stage(first, w + w.dtype.type(0.01)),
+        "memory given back": lambda first, w: release_workspaces(),
+    }
+
+
+@pytest.mark.parametrize("call", other_calls(NETWORKS["cnn3"]))
+def test_nothing_that_runs_between_the_stages_changes_them(call):
+    network = NETWORKS["cnn3"]
+    w, x, y = problem(network)
+    plain = [NetworkTask(network, x, y, Gating(), (part,)) for part in ("phi", "theta")]
+    middle = stage(plain[0], w)
+    wanted = stage(plain[1], middle.w)
+    first, second = stages.sharing(*plain, 2)
+    assert second.kept.first > 0
+    assert stage(first, w).w.tobytes() == middle.w.tobytes()
+    other_calls(network)[call](first, w)
+    ended = stage(second, middle.w)
+    assert ended.w.tobytes() == wanted.w.tobytes()
+    assert (ended.flops < wanted.flops) == (call != "stage I from another theta")
+
+
+def test_stage_two_finds_nothing_where_stage_one_left_nothing():
+    """Without a stage I, after one from elsewhere, or for the second time, it computes everything itself."""
+    network = NETWORKS["cnn3"]
+    w, x, y = problem(network)
+    plain = [NetworkTask(network, x, y, Gating(), (part,)) for part in ("phi", "theta")]
+    wanted = stage(plain[1], w)
+    first, second = stages.sharing(*plain, 2)
+    runs = [stage(second, w)]
+    stage(first, w)
+    runs += [stage(second, w), stage(second, w)]
+    assert [run.w.tobytes() for run in runs] == 3 * [wanted.w.tobytes()]
+    assert [run.flops < wanted.flops for run in runs] == [False, True, False]
+    objective = next(iter(second.draw(np.random.default_rng(0), 1)))
+    gradients = [np.empty_like(w), np.empty_like(w)]
+    assert objective(w, gradients[0]) == wanted.loss
+    next(iter(plain[1].draw(np.random.default_rng(0), 1)))(w, gradients[1])
+    assert gradients[0].tobytes() == gradients[1].tobytes()
+
+
+def test_stages_of_other_samples_share_nothing():
+    network = NETWORKS["cnn3"]
+    _, x, y = problem(network)
+    tasks = [NetworkTask(network, x.copy(), y, Gating(), (part,)) for part in ("phi", "theta")]
+    assert stages.sharing(*tasks, 1) == tuple(tasks)

@@ -9,6 +9,8 @@ from checks import assert_close, assert_gradients
 from strategies import sample
 
 from refimpl.errors import InputError
+from refimpl.experiments.config import Config
+from refimpl.experiments.experiment import build_network
 from refimpl.nn import zoo
 from refimpl.nn.context import MODES, Context, Gating
 from refimpl.nn.gate import Gated
@@ -144,7 +146,13 @@ def test_gates_go_where_they_are_asked_for():
         ),
         (lambda: zoo.mlp((784,)), "at least two positive sizes"),
         (lambda: zoo.mlp((784, 0, 10)), "at least two positive sizes"),
-        (lambda: zoo.cnn3((3, 7, 7)), "smaller than the window|at least 1"),
+        (
+            lambda: zoo.cnn3((3, 7, 7)),
+            "cnn3: images of 7x7 pixels are too small, .* at least 8x8;.*model mlp$",
+        ),
+        (lambda: zoo.cnn7((3, 32, 7)), "cnn7: images of 32x7 pixels are too small, .* at least 8x8;"),
+        (lambda: zoo.cnn3((32, 32, 4)), r"at least 8x8;.* \(32, 32, 4\) .*numpy.moveaxis\(x, -1, 1\)$"),
+        (lambda: zoo.cnn7((28, 28, 1)), r"28x1 pixels .*; if \(28, 28, 1\) has the channels last"),
         (lambda: zoo.cnn3(widths=(8, 8)), "cnn3: expected 3 positive widths, got"),
         (lambda: zoo.cnn7(widths=(8, 8)), "cnn7: expected 6 positive widths, got"),
         (lambda: zoo.cnn7(widths=(8,) * 7), "cnn7: expected 6 positive widths, got"),
@@ -157,6 +165,16 @@ def test_gates_go_where_they_are_asked_for():
 def test_what_cannot_be_built_says_why(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_the_least_size_is_that_of_the_message():
+    assert zoo.cnn3((1, 8, 8)).classes == zoo.cnn7((4, 8, 9)).classes == 10
+
+
+@pytest.mark.parametrize("model", ["digits", "cnn3", "cnn7"])
+def test_the_configured_network_says_what_to_do_about_channels_last(model):
+    with pytest.raises(InputError, match=r"\(8, 8, 1\) has the channels last, pass numpy.moveaxis"):
+        build_network(Config(model=model), (8, 8, 1), 10, gated=True)
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)

@@ -1,0 +1,47 @@
+"""Memory in which one descent leaves activations to the next, and the parameters they were computed from.
+
+The memory belongs to the two descents alone, so no call in between can change it, on whatever thread; and
+what lies in it counts only for the theta it was computed from. Source: mathematics.md §6. Derived.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refimpl.kernels.edge import INTS, give_back, take
+from refimpl.kernels.operation import NOTHING_KEPT, Activations, Kept
+
+
+class Handover:
+    """Room for the activations of `samples` samples, of which `kept` has the entries per sample."""
+
+    def __init__(self, kept: Kept, samples: int, dtype: np.dtype[Any]) -> None:
+        self.parts = (
+            ("kept values", dtype, kept.values * samples),
+            ("kept masks", np.dtype(np.bool_), max(1, kept.masks * samples)),
+            ("kept where", INTS, max(1, kept.where * samples)),
+        )
+        self.memory: Activations | None = None
+        self.theta: np.ndarray | None = None  # what the activations were computed from; None: they are not
+
+    def begin(self, kept: Kept, theta: np.ndarray) -> tuple[Kept, Activations | None]:
+        """What a descent from theta may take as known, and where its activations are (None: as usual).
+
+        kept.first > 0 says that the descent wants to find activations; otherwise it leaves them.
+        """
+        if kept.first and (self.theta is None or self.theta.tobytes() != theta.tobytes()):
+            return NOTHING_KEPT, None
+        self.theta = None  # until the descent is done: one that is broken off leaves nothing
+        self.memory = self.memory or Activations(*(take(*part) for part in self.parts))
+        return kept, self.memory
+
+    def end(self, kept: Kept, theta: np.ndarray) -> None:
+        """The descent that `begin` told `kept` is done: it has left activations of theta, or used them up."""
+        if not kept.first:
+            self.theta = theta.copy()
+        elif self.memory is not None:
+            for (use, *_), array in zip(self.parts, self.memory, strict=True):
+                give_back(use, array)
+            self.memory = None
