@@ -17,6 +17,9 @@ from refimpl.data.arrays import is_file_name
 from refimpl.data.dataset import DataSet
 from refimpl.data.partition import Share
 from refimpl.errors import DataError, RunError
+from refimpl.files.paths import expanded
+
+Place = tuple[str, str | Path | None]  # name and folder of a data set
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Recorded:
     who: str
     data: Identity
 
-    def places(self, dataset: str, data_dir: str | Path | None) -> list[tuple[str, str | Path | None]]:
+    def places(self, dataset: str, data_dir: str | Path | None) -> list[Place]:
         """Where to look for the data now: names and folders as `load` takes them, in this order.
 
         A user's own file may have moved to the data folder; other data sets are looked for where they were
@@ -108,8 +111,8 @@ class Recorded:
         if not is_file_name(dataset):
             return [(dataset, folder or self.data.folder)]
         path = Path(dataset)
-        paths = [Path(folder) / path.name, path] if folder else [path]
-        there = [(str(path), folder) for path in paths if path.exists()]
+        paths = [expanded(folder) / path.name, path] if folder else [path]
+        there: list[Place] = [(str(path), None) for path in paths if path.exists()]
         if not there:
             raise DataError(
                 f"{self.who}: its data {path} are not there; name the folder they are in now with --data-dir"

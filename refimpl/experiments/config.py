@@ -17,7 +17,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from refimpl.data.arrays import is_file_name
 from refimpl.errors import ConfigError, OlderVersionWarning, brief, one_of
 from refimpl.files.paths import expanded
 from refimpl.files.sniff import decoded
@@ -267,7 +266,7 @@ def resolve(file: str | Path | None = None, from_preset: str | None = None, **op
             "leave one of them out"
         )
     if from_preset is None:
-        from_preset = "npz" if is_file_name(dataset) else dataset
+        from_preset = "npz" if dataset.lower().endswith(OWN_DATA) else dataset
     values = _layer(preset(from_preset), method, f"preset {from_preset}")
     values.update(_layer(user, method, str(file)))
     values.update(_layer(given, method, "options"))
@@ -276,7 +275,7 @@ def resolve(file: str | Path | None = None, from_preset: str | None = None, **op
 
 def absolute(dataset: str) -> str:
     """The data set; the path of a user's own file from the root, so that it is found from any folder."""
-    return str(expanded(dataset).absolute()) if is_file_name(dataset) else dataset
+    return str(expanded(dataset).absolute()) if dataset.lower().endswith(OWN_DATA) else dataset
 
 
 def _usual_gates(values: Mapping[str, Any]) -> dict[str, Any]:
