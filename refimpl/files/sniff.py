@@ -48,6 +48,6 @@ def decoded(data: bytes, plain: str = "utf-8") -> str:
 
 
 def is_leftover(path: str) -> bool:
-    """Whether a path is one of those that macOS adds: `._name`, `__MACOSX/`, `.DS_Store`."""
+    """Whether a path is hidden or one that macOS adds: `.DS_Store`, `._name`, `__MACOSX/`."""
     parts = PurePosixPath(path).parts
-    return "__MACOSX" in parts or parts[-1:] == (".DS_Store",) or any(p.startswith("._") for p in parts)
+    return any(part == "__MACOSX" or (part.startswith(".") and part != "..") for part in parts)
