@@ -9,9 +9,9 @@ from typing import BinaryIO, cast
 
 from refimpl.data.forms import plain_name
 from refimpl.data.unpack import Unpacked, decompress
-from refimpl.data.zips import ZIP_MAGIC, read_zip
+from refimpl.data.zips import read_zip
 from refimpl.errors import DataError
-from refimpl.files.sniff import is_leftover, looks_like
+from refimpl.files.sniff import ZIP, is_leftover, looks_like
 
 LIMIT = 256 * 2**20  # bytes of one unpacked file; CIFAR-100's `train` has 155 million
 _TAR_LIMIT = 1024 * 2**20  # bytes of a whole unpacked archive; CIFAR's are below 190 million
@@ -39,9 +39,9 @@ def _members(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[str, bytes]]
     head = b""
     try:
         with path.open("rb") as raw:
-            head = raw.read(len(ZIP_MAGIC) + 60)
+            head = raw.read(64)
             raw.seek(0)
-            if head.startswith(ZIP_MAGIC):
+            if head.startswith(ZIP):
                 yield from read_zip(raw, str(path), LIMIT, lambda names: _chosen(names, wanted))
                 return
             stream = cast(BinaryIO, Unpacked(raw, str(path), _TAR_LIMIT))  # tarfile only ever calls read

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-from refimpl.data.zips import ZIP_MAGIC, read_zip
+from refimpl.data.zips import read_zip
 from refimpl.errors import DataError
+from refimpl.files.sniff import BZIP2, GZIP, XZ, ZIP
 
 _XZ_MEMORY = 256 * 2**20  # an xz header may ask for a 4 GiB dictionary; no data set needs more than this
 _PIECE = 1 << 14  # bytes read at once; small, because a decoder copies what follows the end of its stream
@@ -65,9 +66,9 @@ class _Packing(NamedTuple):
 
 
 _PACKINGS = (
-    _Packing(b"\x1f\x8b", "gzip", _Gzip),
-    _Packing(b"\xfd7zXZ\x00", "xz", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)),
-    _Packing(b"BZh", "bzip2", bz2.BZ2Decompressor),
+    _Packing(GZIP, "gzip", _Gzip),
+    _Packing(XZ, "xz", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)),
+    _Packing(BZIP2, "bzip2", bz2.BZ2Decompressor),
 )
 _LONGEST = max(len(packing.magic) for packing in _PACKINGS)
 
@@ -171,7 +172,7 @@ def decompress(raw: bytes, who: str, limit: int) -> bytes:
     damaged, truncated, followed by other bytes, or unpacks to more than `limit` bytes.
     """
     for _ in range(_LAYERS):
-        if raw.startswith(ZIP_MAGIC):
+        if raw.startswith(ZIP):
             ((_, raw),) = read_zip(io.BytesIO(raw), who, limit, lambda names: _only(names, who))
         elif _packing(raw):
             raw = Unpacked(io.BytesIO(raw), who, limit).read(limit + 1)

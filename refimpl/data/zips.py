@@ -11,7 +11,6 @@ from typing import BinaryIO
 from refimpl.errors import DataError
 from refimpl.files.sniff import is_leftover
 
-ZIP_MAGIC = b"PK\x03\x04"
 COUNT_LIMIT = 200_000  # files in one archive; Omniglot's larger one has 20 251
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # usual ones; an LZMA header can claim 4 GiB
 _ERRORS = (

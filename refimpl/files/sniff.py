@@ -5,12 +5,13 @@ from __future__ import annotations
 import codecs
 from pathlib import PurePosixPath
 
+GZIP, XZ, BZIP2, ZIP = b"\x1f\x8b", b"\xfd7zXZ\x00", b"BZh", b"PK\x03\x04"
 _KINDS = (
-    (b"\x1f\x8b", "gzip data"),
-    (b"\xfd7zXZ\x00", "xz data"),
-    (b"BZh", "bzip2 data"),
+    (GZIP, "gzip data"),
+    (XZ, "xz data"),
+    (BZIP2, "bzip2 data"),
+    (ZIP, "a zip archive"),
     (b"\x28\xb5\x2f\xfd", "Zstandard data"),
-    (b"PK\x03\x04", "a zip archive"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
     (b"Rar!", "a RAR archive"),
     (b"\x93NUMPY", "a NumPy array"),
@@ -48,6 +49,6 @@ def decoded(data: bytes, plain: str = "utf-8") -> str:
 
 
 def is_leftover(path: str) -> bool:
-    """Whether a path is one of those that macOS adds: `._name`, `__MACOSX/`, `.DS_Store`."""
+    """Whether a path is hidden or one that macOS adds: `.DS_Store`, `._name`, `__MACOSX/`."""
     parts = PurePosixPath(path).parts
-    return "__MACOSX" in parts or parts[-1:] == (".DS_Store",) or any(p.startswith("._") for p in parts)
+    return any(part == "__MACOSX" or (part.startswith(".") and part != "..") for part in parts)

@@ -317,6 +317,8 @@ def test_alphabets_may_be_links_and_lead_back(tmp_path):
     (folder / "Greek" / "back").symlink_to(folder)
     assert_omniglot(tmp_path, 3)
     (folder / "Greek" / "character01" / "gone.png").symlink_to("nowhere.png")
+    (folder / "Greek" / "character01" / ".ipynb_checkpoints").mkdir()
+    (folder / "Greek" / "character01" / ".ipynb_checkpoints" / "x.png").write_bytes(b"an editor's copy")
     refuse("gone.png: a link that leads to no file", load, "omniglot", tmp_path)
 
 
