@@ -32,15 +32,15 @@ def relu_forward(x, mask, y):
 
 
 @kernel
-def relu_backward(dy, x, mask, dx):
-    """dx = dy where the input x is positive or not a number, else 0."""
+def relu_backward(dy, y, mask, dx):
+    """dx = dy where the output y (or the input, which has its sign) is positive or NaN, else 0."""
     if mask.shape[0] == 0:  # one long loop: channels may be single numbers
-        rectify(dy.reshape(-1), x.reshape(-1), dx.reshape(-1))
+        rectify(dy.reshape(-1), y.reshape(-1), dx.reshape(-1))
         return
-    for n in range(x.shape[0]):
-        for c in range(x.shape[1]):
+    for n in range(y.shape[0]):
+        for c in range(y.shape[1]):
             if mask[n, c]:
-                rectify(dy[n, c], x[n, c], dx[n, c])
+                rectify(dy[n, c], y[n, c], dx[n, c])
             else:
                 dx[n, c, :] = 0
 
@@ -112,8 +112,19 @@ def scale_channels(x, factor, y):
 
 
 @kernel
+def _has_nan(x):
+    """Whether an entry is NaN."""
+    found = False
+    for i in range(x.size):
+        found |= x[i] != x[i]
+    return found
+
+
+@kernel
 def spread_nan(decision, y):
     """y[n, c, :] = NaN where decision[n, c] is NaN: an undecided channel does not look like an open one."""
+    if not _has_nan(decision.reshape(-1)):
+        return
     for n in range(y.shape[0]):
         for c in range(y.shape[1]):
             if decision[n, c] != decision[n, c]:

@@ -9,6 +9,8 @@ Wrong shapes, dtypes or masks raise `InputError`. Source: mathematics.md §2.1 a
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from refimpl.errors import InputError
@@ -23,6 +25,8 @@ from refimpl.kernels.edge import (
     tidy,
     tidy_mask,
 )
+
+linear_scratch = lru_cache(maxsize=1024)(tiled_linear.scratch)  # as in `conv`
 
 
 def _tidy_group_mask(who: str, name: str, mask: np.ndarray | None, samples: int, features: int) -> np.ndarray:
@@ -50,7 +54,7 @@ def forward(
     samples, (outputs, features) = x.shape[0], weight.shape
     check_shape(who, "x", x, (samples, features))
     check_shape(who, "bias", bias, (outputs,))
-    needs = tiled_linear.scratch(samples, features, outputs, x.itemsize)
+    needs = linear_scratch(samples, features, outputs, x.itemsize)
     y = result_array(who, (samples, outputs), x.dtype, out)
     masks = (
         _tidy_group_mask(who, "reads", reads, samples, features),
@@ -76,7 +80,7 @@ def input_grad(
     check_floats(who, dy=dy, weight=weight)
     samples, (outputs, features) = dy.shape[0], weight.shape
     check_shape(who, "dy", dy, (samples, outputs))
-    needs = tiled_linear.scratch(samples, features, outputs, dy.itemsize)
+    needs = linear_scratch(samples, features, outputs, dy.itemsize)
     dx = result_array(who, (samples, features), dy.dtype, out)
     masks = (
         tidy_mask(who, "dy_mask", dy_mask, samples, outputs),
@@ -104,7 +108,7 @@ def weight_grad(
     samples, (outputs, features) = x.shape[0], dweight.shape
     check_shape(who, "x", x, (samples, features))
     check_shape(who, "dy", dy, (samples, outputs))
-    needs = tiled_linear.scratch(samples, features, outputs, x.itemsize)
+    needs = linear_scratch(samples, features, outputs, x.itemsize)
     check_target(who, "dweight", dweight, x.dtype, (outputs, features))
     check_target(who, "dbias", dbias, x.dtype, (outputs,))
     masks = (

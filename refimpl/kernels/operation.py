@@ -36,6 +36,7 @@ OPERATION = np.dtype(
         ("dx", np.int64),  # places of their gradients; NOWHERE: not wanted
         ("dy", np.int64),
         ("spare", np.int64),  # the operation's own scratch: argmax, gate activations
+        ("sign", np.int64),  # RELU: place of the values whose sign its derivative goes by
         ("reads", np.int64),  # places of masks, NOWHERE: all on
         ("writes", np.int64),
         ("dy_mask", np.int64),

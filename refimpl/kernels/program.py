@@ -177,12 +177,12 @@ def _elementwise_backward(op, n, space, dy_mask):
     values, slopes = space.values, space.slopes
     dy, dx = maps_at(slopes, op.dy, n, op.output), maps_at(slopes, op.dx, n, op.input)
     if op.kind == RELU and op.dy_mask == NOWHERE:
-        x, size = maps_at(values, op.x, n, op.input), n * dy.shape[1] * dy.shape[2]
+        y, size = maps_at(values, op.sign, n, op.output), n * dy.shape[1] * dy.shape[2]
         activation.relu_backward(
-            dy.reshape(1, 1, size), x.reshape(1, 1, size), dy_mask, dx.reshape(1, 1, size)
+            dy.reshape(1, 1, size), y.reshape(1, 1, size), dy_mask, dx.reshape(1, 1, size)
         )
     elif op.kind == RELU:
-        activation.relu_backward(dy, maps_at(values, op.x, n, op.input), dy_mask, dx)
+        activation.relu_backward(dy, maps_at(values, op.sign, n, op.output), dy_mask, dx)
     elif op.kind == SOFTPLUS:
         activation.softplus_backward(dy, maps_at(values, op.x, n, op.input), dy_mask, dx)
     elif op.kind == TANH:

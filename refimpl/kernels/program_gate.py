@@ -62,12 +62,14 @@ def decide(op, w, n, how, space):
         slope[:] = 1
     elif op.learns or how.mode == SOFT:  # else only the sign is needed
         activation.sigmoid_scaled(factor, how.tau, factor, slope)
+    zero, one = factor.dtype.type(0), factor.dtype.type(1)
     for i in range(n):
         for c in range(outputs):
+            d = factor[i, c]
             if how.mode == SOFT:
                 mask[i, c] = True
-            elif factor[i, c] == factor[i, c]:  # NaN stays, for the product to pass on
-                factor[i, c] = 1 if mask[i, c] else 0
+            else:  # NaN stays, for the product to pass on
+                factor[i, c] = d if d != d else one if mask[i, c] else zero
 
 
 @inlined

@@ -31,7 +31,7 @@ class Handover:
 
         kept.first > 0 says that the descent wants to find activations; otherwise it leaves them.
         """
-        if kept.first and (self.theta is None or self.theta.tobytes() != theta.tobytes()):
+        if kept.first and (self.theta is None or not _same_bits(self.theta, theta)):
             return NOTHING_KEPT, None
         self.theta = None  # until the descent is done: one that is broken off leaves nothing
         self.memory = self.memory or Activations(*(take(*part) for part in self.parts))
@@ -45,3 +45,8 @@ class Handover:
             for (use, *_), array in zip(self.parts, self.memory, strict=True):
                 give_back(use, array)
             self.memory = None
+
+
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two vectors hold the same bytes: as numbers, NaN would differ from itself."""
+    return a.dtype == b.dtype and np.array_equal(a.view(np.uint8), b.view(np.uint8))

@@ -243,7 +243,7 @@ class _Lowering:
         out = layer.output_shape(shape)
         y = self.place(math.prod(out))
         row: dict[str, Any] = {
-            "input": _three(shape), "output": _three(out), "x": x.value, "y": y, "dy": y,
+            "input": _three(shape), "output": _three(out), "x": x.value, "y": y, "dy": y, "sign": y,
             "dx": x.gradient if trained else NOWHERE, "reads": x.mask, "writes": writes, "groups": x.groups,
             "need_dw": self.trains(layer), "window": (1, 1), "stride": (1, 1),
         }  # fmt: skip
@@ -280,6 +280,8 @@ class _Lowering:
         for layer in pooling_first(block.body):
             spot, inner = self.layer(layer, inner_shape, spot, inner, binary if skip else NOWHERE, binary)
             inner_shape = layer.output_shape(inner_shape)
+        if self.rows[-1]["kind"] == code.RELU and not isinstance(block.body[-1], ReLU):
+            self.rows[-1]["sign"] = self.rows[-1]["x"]  # the product may write NaN over y
         self.gate_ends.append((decided, len(self.rows)))
         if skip and len(self.rows) > decided + 2:  # a layer with the same mask is all that reads the first
             self.rows[decided + 1]["clears"] = False

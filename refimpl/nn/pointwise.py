@@ -64,12 +64,12 @@ class ReLU(_Pointwise):
         """Y = max(X, 0) on open channels."""
         mask = flow.reads if flow.writes is None else flow.writes
         y = _apply(activation.relu_forward, (x,), mask)
-        return y, mask, PointwiseCache(x, mask)
+        return y, mask, PointwiseCache(y, mask)
 
     def backward(
         self, dy: np.ndarray, cache: PointwiseCache, params: Arrays, grads: Arrays, back: Back
     ) -> np.ndarray | None:
-        """Dx = dy where x > 0."""
+        """Dx = dy where y > 0."""
         return _apply(activation.relu_backward, (dy, cache.kept), back.dy_mask) if back.need_dx else None
 
 
