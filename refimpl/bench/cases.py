@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refimpl.shares import nearest
+
 PASSES = ("forward", "input_grad", "weight_grad")
 OFF_SHARES = (0.0, 0.25, 0.5, 0.75, 0.9)
 BATCHES = (1, 32, 256)
@@ -70,7 +72,7 @@ class Case:
     @property
     def open_filters(self) -> int:
         """Output channels that take part, the same number in every sample."""
-        return self.geometry.filters - round(self.off * self.geometry.filters)
+        return self.geometry.filters - nearest(self.off, self.geometry.filters)
 
     @property
     def flops(self) -> int:

@@ -21,6 +21,7 @@ from refimpl.nn.network import Network
 from refimpl.nn.task import draw_batches
 from refimpl.optim import prox
 from refimpl.rng import SeedTree
+from refimpl.shares import nearest
 
 SEED = 0
 RHO = 0.01
@@ -52,7 +53,7 @@ class Model:
         for block in self.network.gates:
             name, channels = block.gate.name, block.gate.out_channels
             views[f"{name}.fc2.weight"][:] = 0
-            closed = rng.permutation(channels) < round(self.off * channels)
+            closed = rng.permutation(channels) < nearest(self.off, channels)
             views[f"{name}.fc2.bias"][0::2] = np.where(closed, 1, -1)
             views[f"{name}.fc2.bias"][1::2] = np.where(closed, -1, 1)
         return w

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from refimpl.cli.app import CHECK_FAILED
 from refimpl.cli.compiling import WARM_UP, notice
 from refimpl.cli.options import PATH, config_options, data_dir_option, json_option, talk_options
 from refimpl.cli.output import print_json, say_data, table
-from refimpl.cli.progress import Progress, Talk
+from refimpl.cli.progress import Progress, Talk, adapted_text
 from refimpl.errors import InputError
 from refimpl.experiments.config import ADAPTATION
 from refimpl.experiments.record import RunFolder
@@ -35,11 +36,16 @@ def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **optio
     Stage I adapts the gate on a node's support samples, stage II the backbone channels the gate selects.
     Methods without gates have no stage I; metasnip and metasnip-weights prune instead. For pfedme the
     personalised and the global model are tested apart. The options below replace what the run was configured
-    with. The numbers are also written to RUN/report/adapt.json. FLOPs are per test sample, forward.
+    with. The numbers are also written to RUN/report/adapt.json. FLOPs are per test sample, forward. Beside
+    the share of channels off stands its standard deviation over a node's test samples; the last row has
+    standard deviations over nodes (ddof 0 in both).
+
+    A node whose adapted model is not finite is said to have diverged and is in no mean; exits with 1 then.
     """
     from refimpl.experiments.compare.nodes import node_table
     from refimpl.experiments.experiment import adapt_targets, reopen
     from refimpl.experiments.methods import notes
+    from refimpl.federated.adapt import divergence
 
     with RunFolder.open(run) as folder:  # alone: two would write one report
         experiment, w = reopen(folder, data_dir)
@@ -62,6 +68,7 @@ def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **optio
             "data": experiment.note,
             "nodes": [report._asdict() for report in reports],
             "channel_variant": [report._asdict() for report in beside],
+            "diverged": [report.node for report in reports if report.diverged],
             "notes": notes([method]),
         }
         folder.save_report("adapt", {key: value for key, value in content.items() if key != "run"})
@@ -73,14 +80,20 @@ def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **optio
             click.echo(note)
         if beside:
             click.echo(f"\nmetasnip, from the same meta-model:\n{table(*node_table('metasnip', beside))}")
+    if failure := next(filter(None, map(divergence, results)), ""):
+        click.echo(f"refimpl: {failure}", err=True)
+        click.get_current_context().exit(CHECK_FAILED)
 
 
 def _told(node: NodeReport) -> str:
-    return f"adapted at {node.node}  accuracy {node.accuracy_after:.1%}"
+    return f"adapted at {node.node}  {adapted_text(node.accuracy_after)}"
 
 
 def _channel_variant(experiment: Experiment) -> list[Experiment]:
-    """For metasnip-weights, what prunes whole channels of the same meta-model; nothing for others."""
-    if experiment.config.method != "metasnip-weights":
+    """For metasnip-weights, what prunes whole channels of the same meta-model; nothing for others.
+
+    Nothing, too, where no layer is named whose channels could be pruned.
+    """
+    if experiment.config.method != "metasnip-weights" or not experiment.config.gates:
         return []
     return [replace(experiment, config=replace(experiment.config, method="metasnip"))]

@@ -106,12 +106,16 @@ def run(args: Sequence[str] | None = None) -> int:
         return _complain(said(error) + where)
     except click.ClickException as error:
         return _complain(error.format_message())
-    except click.Abort:  # Ctrl-C where a command has nothing of its own to say
+    except click.Abort as error:  # Ctrl-C where a command has nothing of its own to say
+        if isinstance(error.__cause__, EOFError):
+            raise error.__cause__ from None  # a defect: no command asks for input that could end
         again = shlex.join(["refimpl", *(sys.argv[1:] if args is None else args)])
         _say(f"stopped; no file is left half written; the same command begins again: {again}")
         return INTERRUPTED
     except RefimplError as error:
         return _complain(str(error))
+    except OSError as error:  # of the machine, where a command does not know better
+        return _complain(f"{error.filename or 'the system'}: {(error.strerror or str(error)).lower()}")
     except MemoryError:
         return _complain("not enough memory; use a smaller model, batch or data set")
     return result if isinstance(result, int) else 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +15,8 @@ from refimpl.cli.compiling import WARM_UP, notice
 from refimpl.cli.interrupt import stop_requests
 from refimpl.cli.options import PATH, Names, Seeds, file_option, run_options
 from refimpl.cli.output import command_line, print_json
-from refimpl.cli.progress import Progress, Talk, round_text
-from refimpl.errors import one_of
+from refimpl.cli.progress import Progress, Talk, adapted_text, round_text
+from refimpl.errors import TakenError, one_of
 from refimpl.experiments.config import METHODS as KNOWN
 from refimpl.experiments.config import Config, preset_names, resolve
 from refimpl.files.storage import json_text, write_whole
@@ -84,7 +87,8 @@ def command(
 
     Every method is meta-trained with every seed, several at a time, and adapted at the target nodes. The
     first table is about training, the second about adaptation: accuracy after the last round, channels off,
-    FLOPs and seconds. --vary makes a row for every value of a key, for the methods that take it. The options
+    FLOPs and seconds. A seed whose training diverged, or whose adaptation did at any node, is counted and in
+    no mean. --vary makes a row for every value of a key, for the methods that take it. The options
     at the end hold for all methods, over what preset and file say of each.
 
     The folder holds plan.json, runs/, results.json, table.md, table.csv and, with matplotlib, accuracy by
@@ -98,8 +102,8 @@ def command(
             raise click.UsageError("--resume needs --out FOLDER, and takes what to compare from there", ctx)
         ctx.exit(run(Comparison.open(out, data_dir, threads), as_json, talk))
     plan = make_plan(file, from_preset, methods, seeds, vary, every, options)
-    out = out or free_folder(f"compare-{from_preset or Path(plan.rows[0][1].dataset).stem}")
-    ctx.exit(run(Comparison.create(out, plan, force, data_dir, threads), as_json, talk))
+    name = f"compare-{from_preset or Path(plan.rows[0][1].dataset).stem}"
+    ctx.exit(run(begin(out, name, plan, force, data_dir, threads), as_json, talk))
 
 
 def make_plan(
@@ -126,12 +130,24 @@ def make_plan(
     return Plan(rows, tuple(seeds or SEEDS), every or 0)
 
 
-def free_folder(name: str) -> Path:
-    """The first of runs/NAME, runs/NAME-2, ... that does not exist."""
-    path, number = Path("runs") / name, 2
-    while path.exists():
-        path, number = Path("runs") / f"{name}-{number}", number + 1
-    return path
+def begin(
+    out: Path | None,
+    name: str,
+    plan: Plan,
+    force: bool,
+    data_dir: Path | None = None,
+    threads: int | None = None,
+) -> Comparison:
+    """A new comparison in `out`, else in the first of runs/NAME, runs/NAME-2, ... that nobody has."""
+    from refimpl.experiments.compare.run import Comparison
+
+    if out:
+        return Comparison.create(out, plan, force, data_dir, threads)
+    paths = (Path("runs") / (f"{name}-{number}" if number > 1 else name) for number in itertools.count(1))
+    while True:
+        path = next(path for path in paths if not os.path.lexists(path))
+        with suppress(TakenError):
+            return Comparison.create(path, plan, False, data_dir, threads)
 
 
 def run(comparison: Comparison, as_json: bool, talk: Talk) -> int:
@@ -181,7 +197,7 @@ def _outcomes(comparison: Comparison, talk: Talk) -> list[Outcome]:
             progress.step(round_text(name, record, config.rounds, config.method == "metagater"))
 
         def on_adapted(cell: Cell, accuracy: float) -> None:
-            progress.step(f"{cell.label}, seed {cell.config.seed}  adapted  accuracy {accuracy:.1%}")
+            progress.step(f"{cell.label}, seed {cell.config.seed}  adapted  {adapted_text(accuracy)}")
 
         return comparison.run(on_round, on_adapted, stop)
 

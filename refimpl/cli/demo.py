@@ -38,9 +38,6 @@ def command(
     test accuracy there after adaptation (mean over nodes; mean and spread over seeds), the share of channels
     off, FLOPs and seconds, and the stationarity gap by round. It is `refimpl compare --preset demo`.
     """
-    from refimpl.experiments.compare.run import Comparison
-
     which = tuple(range(seed, seed + seeds))
     plan = compare.make_plan(from_preset=compare.DEMO, seeds=which, options={"rounds": rounds})
-    comparison = Comparison.create(out or compare.free_folder("demo"), plan, force, threads=threads)
-    ctx.exit(compare.run(comparison, as_json, talk))
+    ctx.exit(compare.run(compare.begin(out, "demo", plan, force, threads=threads), as_json, talk))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,14 +14,14 @@ from refimpl.cli.compiling import notice
 from refimpl.cli.options import FILE, PATH, data_dir_option, json_option
 from refimpl.cli.output import facts, print_json, say_data
 from refimpl.cli.progress import Progress, Talk
-from refimpl.errors import InputError
+from refimpl.errors import DivergenceError, InputError
 from refimpl.experiments.record import RunFolder
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from refimpl.data.node import Node
     from refimpl.experiments.experiment import Experiment
-    from refimpl.federated.adapt import Personal
     from refimpl.nn.network import Network
 
 TOLERANCE = 1e-5  # float32: the same sums in another order
@@ -44,10 +45,11 @@ def command(
 
     Input `x` (N, ...), output `logits` (N, classes), float32, any batch size. Gates decide without noise.
     Where onnxruntime is installed the file is held against this package on test samples; exits with 1 if
-    logits differ by more than 1e-5 of the largest. Needs the extra `onnx`.
+    logits differ by more than 1e-5 of the largest. A model that has diverged is refused. Needs the extra
+    `onnx`.
     """
     from refimpl.crosscheck.bridges.onnx import disagreement, export
-    from refimpl.experiments.experiment import reopen
+    from refimpl.experiments.experiment import personalise, reopen
     from refimpl.federated.adapt import quiet
     from refimpl.files.storage import check_new, write_whole
     from refimpl.nn.predict import predict
@@ -56,32 +58,53 @@ def command(
     with RunFolder.open(run, lock=False) as folder:
         experiment, w = reopen(folder, data_dir)
     say_data(experiment.note)
-    network = experiment.network
+    network, tested = experiment.network, _tested(experiment, node)
     with Progress(1, Talk.USUAL) as progress, notice(progress):
         if node is not None:
-            personal = _personal(experiment, w, node)
+            personal = personalise(experiment, w, tested)
             network, w = personal.network, personal.adapted.w
-        w = w.astype("float32")
+        w, x = _single(w), _single(tested.test.x).reshape(-1, *network.input_shape)
+        _check_sound(experiment, network, w, (x, tested.test.y), node or "the meta-model")
         model = export(network, w, experiment.gating)
         write_whole(out, model.SerializeToString())
         error = None
         if find_spec("onnxruntime") is not None:
-            x = (experiment.target_nodes or experiment.train_nodes)[0].test[0][:SAMPLES]
-            x = x.reshape(len(x), *network.input_shape).astype("float32")
+            x = x[:SAMPLES]
             error = disagreement(model, x, predict(network, w, x, quiet(experiment.gating)).logits)
     _report(out, network, error, as_json)
     if error is not None and not error <= TOLERANCE:
         click.get_current_context().exit(CHECK_FAILED)
 
 
-def _personal(experiment: Experiment, w: np.ndarray, name: str) -> Personal:
-    """The model adapted at the target node of that name, as the run's method does it."""
-    from refimpl.experiments.experiment import personalise
-
+def _tested(experiment: Experiment, name: str | None) -> Node:
+    """The node on whose test samples the model is tried: the target node of that name, any without a name."""
+    if name is None:
+        return (experiment.target_nodes or experiment.train_nodes)[0]
     nodes = {node.name: node for node in experiment.target_nodes}
     if name not in nodes:
         raise InputError(f"export: no target node {name!r}; the run has {', '.join(nodes) or 'none'}")
-    return personalise(experiment, w, nodes[name])
+    return nodes[name]
+
+
+def _single(values: np.ndarray) -> np.ndarray:
+    """The values in float32; those that are too large become infinite."""
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
+
+
+def _check_sound(
+    experiment: Experiment, network: Network, w: np.ndarray, test: tuple[np.ndarray, np.ndarray], what: str
+) -> None:
+    """Raise `DivergenceError` where parameters, or logits on the samples `test` (x, y), are not finite."""
+    from refimpl.federated.adapt import evaluate
+
+    if math.isnan(evaluate(network, w, *test, experiment.gating).accuracy):
+        raise DivergenceError(
+            f"export: the model of {what} has diverged (not finite in float32), so nothing was written; "
+            "train the run anew at smaller rates"
+        )
 
 
 def _report(out: Path, network: Network, error: float | None, as_json: bool) -> None:

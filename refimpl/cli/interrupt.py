@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -26,7 +26,8 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        os.write(STDERR, NOTICE)  # unlike a buffered stream, safe while the program is writing itself
+        with suppress(OSError):  # full, or without a reader
+            os.write(STDERR, NOTICE)  # unlike a buffered stream, safe while the program is writing itself
 
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set

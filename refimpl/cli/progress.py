@@ -119,6 +119,11 @@ def round_text(method: str, record: RoundRecord, rounds: int, gated: bool) -> st
     return "  ".join(parts)
 
 
+def adapted_text(accuracy: float) -> str:
+    """What `Progress.step` says of an adaptation: its accuracy, NaN where it diverged."""
+    return "diverged" if math.isnan(accuracy) else f"accuracy {accuracy:.1%}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as m:ss or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)

@@ -15,7 +15,7 @@ from refimpl.cli.output import facts, print_json, table
 from refimpl.cli.progress import Progress, Talk
 
 if TYPE_CHECKING:
-    from refimpl.theory import Row
+    from refimpl.theory import Row, Summary
 
 CHECKPOINT = "checkpoint"
 HEADER = ("statement", "family", "left", "right", "slack", "verdict")
@@ -52,8 +52,9 @@ def command() -> None:
 
     A statement is left <= right; it is checked on several families of problems whose constants are known.
     For each statement the family is shown that comes nearest to violating it, and violations always.
-    Exits with 1 if a statement is violated. What each one says, and how it differs from the printed form:
-    the help text of the module `refimpl.theory`. Without a section, all are checked.
+    A row is unchecked where a side is NaN or infinite; such rows are counted and shown. Exits with 1 if a
+    statement is violated, or if no row could be checked. What each one says, and how it differs from the
+    printed form: the help text of the module `refimpl.theory`. Without a section, all are checked.
     """
 
 
@@ -202,7 +203,7 @@ def gap(
 
 
 def check(sections: Sequence[str], verbose: bool, seed: int, as_json: bool, talk: Talk) -> bool:
-    """Run the sections and print their rows; returns whether all hold."""
+    """Run the sections and print their rows; returns whether all that could be checked hold."""
     from refimpl import theory
 
     found: dict[str, list[Row]] = {}
@@ -218,30 +219,44 @@ def check(sections: Sequence[str], verbose: bool, seed: int, as_json: bool, talk
     passed = theory.all_hold(rows)
     if as_json:
         shown = {name: [row._asdict() for row in of] for name, of in found.items()}
-        print_json({"passed": passed, "seed": seed, "sections": shown})
+        unchecked = theory.count(rows, theory.UNCHECKED)
+        print_json({"passed": passed, "unchecked": unchecked, "seed": seed, "sections": shown})
     else:
         for name, of in found.items():
             click.echo(_text(name, of, verbose) + "\n")
-        violated = [row for row in rows if row.verdict == "violated"]
-        verdict = "all hold" if passed else f"{len(violated)} VIOLATED"
-        click.echo(f"{len(rows)} rows, {verdict}")
+        click.echo(_verdict(rows))
     return passed
+
+
+def _verdict(rows: Sequence[Row]) -> str:
+    """The last line: how many rows there are, and how many do not hold."""
+    from refimpl import theory
+
+    counts = {verdict: theory.count(rows, verdict) for verdict in (theory.VIOLATED, theory.UNCHECKED)}
+    found = ", ".join(f"{number} {verdict.upper()}" for verdict, number in counts.items() if number)
+    return f"{len(rows)} rows, {found or 'all hold'}" if rows else "no rows: nothing was checked"
 
 
 def _text(section: str, rows: Sequence[Row], verbose: bool) -> str:
     """One table of a section, followed by the terms of the rows that have any."""
-    from refimpl.theory import summarise
+    from refimpl import theory
 
     if verbose:
         shown, cells = list(rows), [_cells(row, row.verdict) for row in rows]
     else:
-        summaries = summarise(rows)
+        summaries = theory.summarise(rows)
         shown = [summary.tightest for summary in summaries]
-        cells = [_cells(s.tightest, f"{s.held} of {s.checked} hold") for s in summaries]
-        others = [row for row in rows if row.verdict == "violated" and row not in shown]
+        cells = [_cells(s.tightest, _tally(s)) for s in summaries]
+        others = [row for row in rows if row.verdict != theory.HOLDS and not any(row is one for one in shown)]
         cells += [_cells(row, row.verdict) for row in others]
     terms = [_terms(row) for row in shown if row.terms]
     return "\n".join([section, table(HEADER, cells), *terms])
+
+
+def _tally(summary: Summary) -> str:
+    """How many of a statement's rows hold, and how many were not checked."""
+    more = f", {summary.unchecked} unchecked" if summary.unchecked else ""
+    return f"{summary.held} of {summary.checked} hold{more}"
 
 
 def _terms(row: Row) -> str:

@@ -85,7 +85,8 @@ def command(
 
     Every method gets the same number of settings of its rates, random or on a grid, on logarithmic scales.
     A setting is meta-trained without the validation nodes, the last of the training nodes, and scored by
-    accuracy after adaptation at them; target nodes are not touched. rho and snip_keep trade accuracy for
+    accuracy after adaptation at them; one that diverges, in training or at any of them, is no candidate.
+    Target nodes are not touched. rho and snip_keep trade accuracy for
     work and are not searched unless named in --range; beta follows lam (lam beta = 1/2).
 
     The best settings are written to --out, as `train --config` and `compare --config` take them; every trial
@@ -221,7 +222,7 @@ def _cells(tuning: Tuning, method: str) -> tuple[str, ...]:
     from refimpl.experiments.tune.trial import best
 
     trials = tuning.of(method)
-    scores = [trial.score for trial in trials if trial.score is not None]
+    scores = [trial.score or 0.0 for trial in trials if not trial.diverged]
     found = best(trials)
     return (
         method,

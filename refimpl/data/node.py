@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from refimpl.data.strata import stratified_order
 from refimpl.errors import DataError, InputError
+from refimpl.shares import nearest
 
 Floats = NDArray[np.floating[Any]]
 Labels = NDArray[np.int64]
@@ -75,6 +76,8 @@ class Node:
         samples, labels = _as_floats(who, x), _as_labels(who, y)
         if samples.ndim == 0 or len(samples) != len(labels):
             raise DataError(f"{who}: x has shape {samples.shape} but y has {len(labels)} labels")
+        _check_labels(who, labels)  # before they are shuffled, so that the positions are the user's
+        _check_finite(who, samples)
         n = len(labels)
         n_support, n_query = _count(who, "support", support, n), _count(who, "query", query, n)
         n_test = n - n_support - n_query if test is None else _count(who, "test", test, n)
@@ -155,7 +158,11 @@ def _check_arrays(who: str, x: object, y: object) -> None:
         raise DataError(f"{who}: x holds {len(x)} samples but y {len(y)} labels")
     if x.size == 0:
         raise DataError(f"{who}: empty node: x has shape {x.shape}; a node needs at least one sample")
-    if y.min() < 0:
+    _check_labels(who, y)
+
+
+def _check_labels(who: str, y: Labels) -> None:
+    if y.size and y.min() < 0:
         first = int(np.argmax(y < 0))
         raise DataError(f"{who}: labels must be at least 0, got {int(y[first])} at position {first}")
 
@@ -183,6 +190,7 @@ def _check_sizes(who: str, n: int, n_support: int, n_query: int) -> None:
 
 def _as_floats(who: str, x: ArrayLike) -> Floats:
     array = _as_array(who, "x", x)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype in (np.float32, np.float64):
         return array
     if array.dtype.kind in "biu" or array.dtype == np.float16:
@@ -205,11 +213,11 @@ def _as_array(who: str, what: str, value: ArrayLike) -> NDArray[Any]:
 
 
 def _count(who: str, what: str, size: int | float, n: int) -> int:
-    """`size` as a number of samples: whole numbers as they are, fractions below 1 as a share of n."""
+    """`size` as a number of samples: a whole number, or a fraction below 1 for the nearest share of n."""
     if isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size >= 0:
         return int(size)
     if isinstance(size, (float, np.floating)) and 0.0 <= size < 1.0:
-        return round(float(size) * n)
+        return nearest(size, n)
     raise InputError(
         f"{who}: expected {what} as a whole number of samples or a fraction below 1, got {size!r}"
     )

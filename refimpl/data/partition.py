@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from refimpl.data.node import Node
 from refimpl.data.strata import stratified_order
 from refimpl.errors import InputError, one_of
 from refimpl.rng import SeedTree
+from refimpl.shares import at_most, exact, nearest
 
 KINDS = ("classes", "dirichlet", "iid")
 
@@ -44,6 +46,7 @@ class Partition:
     (With two nodes in all, a pair is one number per node.)
     test: share of a node's samples held out for testing, on top of `sizes`.
     support: samples for adaptation out of the training samples, as a whole number or a share.
+    Shares become the nearest whole number, but at least one; halves go to the even one (`refimpl.shares`).
 
     Raises `InputError` for values out of range.
 
@@ -215,20 +218,22 @@ def node_sizes(dataset: DataSet, partition: Partition, rng: np.random.Generator)
 def _default_sizes(dataset: DataSet, partition: Partition) -> tuple[int, int]:
     """The table's range, made smaller for more than 20 nodes; for other data, four fifths of what fits."""
     if dataset.name in DEFAULT_SIZES:
-        shrink = min(1.0, _DEFAULT_NODES / partition.total)
-        smallest, largest = DEFAULT_SIZES[dataset.name]
-        return max(int(smallest * shrink), 1), max(int(largest * shrink), 1)
-    room = len(dataset) / partition.total
+        shrink = min(Fraction(1), Fraction(_DEFAULT_NODES, partition.total))
+        smallest, largest = (max(at_most(shrink, size), 1) for size in DEFAULT_SIZES[dataset.name])
+        return smallest, largest
+    room = Fraction(len(dataset), partition.total)
     if partition.kind == "classes":
-        room = min(room, partition.classes_per_node * float(np.median(dataset.counts())))
-    largest = max(int(0.8 * room * (1.0 - partition.test)), 1)
+        room = min(room, partition.classes_per_node * Fraction(float(np.median(dataset.counts()))))
+    largest = max(at_most(Fraction(4, 5) * (1 - exact(partition.test)), room), 1)
     return max(largest // 2, 1), largest
 
 
 def _test_sizes(train: Counts, share: float) -> Counts:
+    """Test samples of nodes of so many training samples, to the nearest whole number but at least one."""
     if share == 0.0:
         return np.zeros_like(train)
-    return np.maximum(np.rint(train * share / (1.0 - share)), 1).astype(np.int64)
+    odds = exact(share) / (1 - exact(share))
+    return np.array([max(nearest(odds, size), 1) for size in train.tolist()], dtype=np.int64)
 
 
 def _deal(stock: Counts, sizes: Counts, partition: Partition, rng: np.random.Generator) -> Counts:
@@ -240,7 +245,7 @@ def _deal(stock: Counts, sizes: Counts, partition: Partition, rng: np.random.Gen
 
 
 def _support_size(support: int | float, train: int) -> int:
-    size = max(round(support * train), 1) if isinstance(support, float) else int(support)
+    size = max(nearest(support, train), 1) if isinstance(support, float) else int(support)
     if size > train:
         raise InputError(
             f"partition: {size} support samples asked for, but a node has only {train} training samples; "

@@ -8,6 +8,7 @@ The resolved table is complete, its paths are absolute, and it is stored with th
 
 from __future__ import annotations
 
+import math
 import tomllib
 import warnings
 from collections.abc import Mapping
@@ -79,7 +80,9 @@ class Config:
         0.05, "inner learning rate (perfedavg, perfedavg-hf, maml, fomaml, prox steps of pfedme)"
     )
     inner_steps: int = _option(1, "inner gradient steps (maml, fomaml, prox steps of pfedme)")
-    delta: float = _option(1e-4, "step of the difference of gradients in perfedavg-hf")
+    delta: float = _option(
+        0.0, "step of the difference of gradients in perfedavg-hf (0: 1e-5 in float32, 1e-7 in float64)"
+    )
     mix: float = _option(1.0, "share of the way the server goes to the nodes' mean (reptile, pfedme)")
     schedule: str = _option("ghadimi-lan", "server step sizes", SCHEDULES)
     beta: float = _option(0.5, "server step b")
@@ -154,9 +157,9 @@ def _plain(value: object) -> object:
 _AT_LEAST = {
     "seed": 0, "nodes": 1, "targets": 0, "classes_per_node": 1, "node_min": 0, "node_max": 0, "support": 1,
     "rounds": 1, "per_round": 0, "batch_size": 0, "local_steps": 1, "adapt_steps": 0, "lam": 0.0, "rho": 0.0,
-    "alpha": 0.0, "inner_steps": 1, "eta_phi": 0.0, "eta_theta": 0.0, "checkpoint_every": 1,
+    "alpha": 0.0, "inner_steps": 1, "delta": 0.0, "eta_phi": 0.0, "eta_theta": 0.0, "checkpoint_every": 1,
 }  # fmt: skip
-_POSITIVE = ("eta", "beta", "delta", "mix", "tau", "radius")
+_POSITIVE = ("eta", "beta", "mix", "tau", "radius")
 
 
 def _check_ranges(config: Config) -> None:
@@ -194,8 +197,16 @@ def _check_ranges(config: Config) -> None:
         raise ConfigError(
             "config: lam must be positive for metagater: the server's gradient is lam (md - mean)"
         )
+    if config.method == "metasnip" and not config.gates:
+        raise ConfigError(
+            "config: metasnip prunes channels of the layers named by gates, and none is named; "
+            "name some, or use metasnip-weights"
+        )
     if config.lam == 0 and config.method == "pfedme":
         raise ConfigError("config: lam must be positive for pfedme: nodes move by eta lam (w - t)")
+    for name, value in config.table().items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"config: {name} must be a finite number, got {value}")
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

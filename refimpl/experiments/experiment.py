@@ -20,11 +20,11 @@ from refimpl.data.dataset import DataSet
 from refimpl.data.identity import Identity, Recorded, identify
 from refimpl.data.node import Node
 from refimpl.data.partition import Partition, Share, fill, plan
-from refimpl.errors import ConfigError, DataError, InputError
+from refimpl.errors import ConfigError, DataError, DivergenceError, InputError
 from refimpl.experiments.config import Config, from_table
-from refimpl.experiments.methods import build_method, is_gated
+from refimpl.experiments.methods import build_method, is_gated, prunes
 from refimpl.experiments.record import RunFolder
-from refimpl.federated.adapt import AdaptSettings, NodeReport, Personal, adapt, report
+from refimpl.federated.adapt import AdaptSettings, NodeReport, Personal, adapt, evaluate, report, unknown
 from refimpl.federated.pruning.metasnip import adapt_channels, adapt_weights
 from refimpl.federated.rounds import Method, Participation, RoundRecord, State, run_rounds
 from refimpl.federated.warmup import warm_up
@@ -41,7 +41,7 @@ OnRound = Callable[[RoundRecord], None]
 class Experiment:
     """A prepared run: configuration, network, nodes, method, the seed tree and the data they came from.
 
-    note: what a result should mention.
+    data: None where the nodes are arrays of the user's own; note: what a result should mention.
     """
 
     config: Config
@@ -50,12 +50,26 @@ class Experiment:
     target_nodes: tuple[Node, ...]
     method: Method
     seeds: SeedTree
-    data: Identity
+    data: Identity | None = None
     note: str = ""
+
+    def __post_init__(self) -> None:
+        for node in (*self.train_nodes, *self.target_nodes):
+            who = f"node {node.name!r} with {self.network.name}"
+            self.network.check_batch(who, node.x, node.x.dtype)
+            self.network.check_labels(who, node.y, len(node.y))
+        for node in self.target_nodes:
+            if not (node.n_support and node.n_test):
+                raise InputError(
+                    f"node {node.name!r}: a target node needs samples to adapt on and to test on, "
+                    f"got {node.n_support} and {node.n_test}"
+                )
 
     @property
     def gating(self) -> Gating:
-        """Gate settings of training and adaptation."""
+        """Gate settings of training and adaptation; pruning closes channels by gates that decide as usual."""
+        if not is_gated(self.config):
+            return Gating()
         return Gating(self.config.gate_mode, self.config.tau, self.config.gate_grad)
 
     def tasks(self) -> list[NetworkTask]:
@@ -122,6 +136,8 @@ def prepare(
     nodes = fill(dataset, shares, config.dtype)
     train_nodes, target_nodes = tuple(nodes[: config.nodes]), tuple(nodes[config.nodes :])
     network = build_network(config, dataset.shape, dataset.classes, is_gated(config))
+    if prunes(config):  # the layers that adaptation will prune must be there before training begins
+        build_network(config, dataset.shape, dataset.classes, gated=True)
     method, seeds = build_method(config, network), SeedTree(config.seed)
     return Experiment(config, network, train_nodes, target_nodes, method, seeds, data, dataset.note)
 
@@ -162,7 +178,7 @@ def try_out(configs: Iterable[tuple[str, Config]], data_dir: str | Path | None =
             datasets[config.dataset] = load(config.dataset, data_dir)
         dataset = datasets[config.dataset]
         try:
-            gated = is_gated(config) or config.method == "metasnip"
+            gated = is_gated(config) or prunes(config)
             build_method(config, build_network(config, dataset.shape, dataset.classes, gated))
             found.append(Sound(identify(dataset, deal(config, dataset)), dataset.note))
         except InputError as error:
@@ -194,7 +210,7 @@ def train(
     The result does not depend on `threads`, nor on how often the run was interrupted and resumed.
     """
     config = experiment.config
-    if folder is not None:
+    if folder is not None and experiment.data is not None:
         folder.hold_data(experiment.data)
     state, done, first_loss = experiment.start(), 0, math.nan
     if resume and folder is not None:
@@ -248,16 +264,29 @@ def adapt_settings(experiment: Experiment) -> AdaptSettings:
     return AdaptSettings(eta_phi, config.eta_theta, config.adapt_steps, experiment.gating, lam)
 
 
+@np.errstate(all="ignore")  # a rate too large is an answer, not a fault
 def personalise(experiment: Experiment, w: np.ndarray, node: Node) -> Personal:
-    """Adapt the meta-model w at a node as the configured method does; only its support samples are used."""
+    """Adapt the meta-model w at a node as the configured method does; only its support samples are used.
+
+    Where the rates are too large, parameters of the result are not finite.
+    """
+    if not prunes(experiment.config):
+        adapted = adapt(experiment.network, w, *node.support, adapt_settings(experiment))
+        return Personal(experiment.network, w, adapted)
+    try:
+        return _pruned(experiment, w, node)
+    except DivergenceError:
+        return unknown(experiment.network, w.dtype)
+
+
+def _pruned(experiment: Experiment, w: np.ndarray, node: Node) -> Personal:
+    """The meta-model w pruned at a node, channels or weights, and adapted."""
     config, plain, (x, y) = experiment.config, experiment.network, node.support
     settings = adapt_settings(experiment)
     if config.method == "metasnip":
         gated = build_network(config, plain.input_shape, plain.classes, gated=True)
         return adapt_channels(plain, gated, w, x, y, settings, config.snip_keep)
-    if config.method == "metasnip-weights":
-        return adapt_weights(plain, w, x, y, settings, config.snip_keep)
-    return Personal(plain, w, adapt(plain, w, x, y, settings))
+    return adapt_weights(plain, w, x, y, settings, config.snip_keep)
 
 
 def adapt_targets(
@@ -265,13 +294,15 @@ def adapt_targets(
 ) -> list[NodeReport]:
     """Adapt and test the meta-model w at every target node; `on_node` is told of each.
 
-    Kernels are compiled beforehand, so that no stage's seconds are the compiler's.
+    A node at which adaptation diverged has a report that says so (`NodeReport.diverged`). Kernels are
+    compiled beforehand, so that no stage's seconds are the compiler's.
     """
     warm_up(experiment.config.dtype)
     settings, reports = adapt_settings(experiment), []
     for node in experiment.target_nodes:
+        before = evaluate(experiment.network, w, *node.test, settings.gating)
         personal = personalise(experiment, w, node)
-        reports.append(report(node.name, personal, node.n_support, node.test, settings))
+        reports.append(report(node.name, before, personal, node.n_support, node.test, settings))
         on_node(reports[-1])
     return reports
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from types import ModuleType
 from typing import Any
 
 from refimpl.errors import RefimplError, RunError
@@ -25,6 +27,7 @@ Work = Callable[[Any, Tell, Stop], Any]  # (job, tell, stop) -> result; all of t
 
 POLL_SECONDS = 0.2  # between two looks at whether to stop
 TOLD, DONE, FAILED = "told", "done", "failed"
+KILL = 9  # the signal that a system short of memory sends
 PATIENCE_SECONDS = 5.0  # for a worker to end when it is terminated
 
 
@@ -38,11 +41,12 @@ def run_jobs(
     """Yield (index, result) of work(job, tell, stop) for every job, as they are done.
 
     The result is a `RefimplError` where the job raised one. What a job tells arrives at `on_told`. With one
-    worker, or one job, everything happens in this process. When `stop` says yes, jobs in progress are asked
-    to stop and no others are begun: `KeyboardInterrupt` is raised at the end. `work` must return early where
-    its own `stop` says yes; what it returns then is not used.
+    worker, or one job, everything happens in this process, and so it does in a worker of somebody's pool,
+    which may have no workers of its own. When `stop` says yes, jobs in progress are asked to stop and no
+    others are begun: `KeyboardInterrupt` is raised at the end. `work` must return early where its own `stop`
+    says yes; what it returns then is not used.
     """
-    if min(workers, len(jobs)) <= 1:
+    if min(workers, len(jobs)) <= 1 or multiprocessing.current_process().daemon:
         yield from _run_here(work, jobs, on_told, stop)
         return
     with _workers(work, min(workers, len(jobs))) as pool:
@@ -101,7 +105,7 @@ def _workers(work: Work, count: int) -> Iterator[list[_Worker]]:
         for _ in range(count):
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(work, there), daemon=True)
-            with _deaf_to_interrupts():
+            with _deaf_to_interrupts(), _without_script():
                 process.start()
             there.close()
             pool.append(_Worker(process, here))
@@ -112,6 +116,20 @@ def _workers(work: Work, count: int) -> Iterator[list[_Worker]]:
         for worker in pool:
             worker.process.terminate()
             worker.process.join(PATIENCE_SECONDS)
+
+
+@contextmanager
+def _without_script() -> Iterator[None]:
+    """Processes started within do not run the program's script, of which they need nothing.
+
+    It may be no file (standard input), or would start everything once more, having no main guard.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 @contextmanager
@@ -168,8 +186,17 @@ def _receive(worker: _Worker, stop: Stop) -> tuple[str, Any]:
     except (EOFError, OSError):
         if stop():  # the whole group was told to end
             raise KeyboardInterrupt from None
-        raise RunError("a worker process died (out of memory?); use fewer --threads") from None
+        raise RunError(f"a worker process died ({_fate(worker.process)}); use fewer --threads") from None
     return kind, content
+
+
+def _fate(process: BaseProcess) -> str:
+    """How a process ended whose pipe has."""
+    process.join(PATIENCE_SECONDS)
+    code = process.exitcode or 0
+    if code < 0:
+        return "killed; out of memory?" if code == -KILL else f"signal {-code}"
+    return f"exit code {code}"
 
 
 def _serve(work: Work, pipe: Connection) -> None:

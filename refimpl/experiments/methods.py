@@ -13,7 +13,7 @@ from refimpl.federated.methods.fomaml import FOMAML
 from refimpl.federated.methods.maml import MAML
 from refimpl.federated.methods.metagater import MetaGater
 from refimpl.federated.methods.perfedavg import PerFedAvgFO
-from refimpl.federated.methods.perfedavg_hf import PerFedAvgHF
+from refimpl.federated.methods.perfedavg_hf import DELTA, PerFedAvgHF
 from refimpl.federated.methods.pfedme import PFedMe
 from refimpl.federated.methods.reptile import Reptile
 from refimpl.federated.rounds import Method
@@ -64,10 +64,15 @@ def training_key(config: Config) -> str:
     return json.dumps(neutral.table(), sort_keys=True)
 
 
+_PRUNED = (
+    "before is the accuracy of the meta-model, pruned that of what pruning leaves, before gradient steps"
+)
+
 NOTES = {
     "pfedme": "accuracy is that of the nodes' personalised models, accuracy before that of the global model",
-    "metasnip-weights": "its masks are unstructured: they save neither executed FLOPs nor time on dense "
-    "hardware; metasnip prunes whole channels, which are skipped",
+    "metasnip": _PRUNED,
+    "metasnip-weights": f"{_PRUNED}; its masks are unstructured: they save neither executed FLOPs nor time "
+    "on dense hardware; metasnip prunes whole channels, which are skipped",
 }
 
 
@@ -79,6 +84,11 @@ def notes(methods: Collection[str]) -> list[str]:
 def is_gated(config: Config) -> bool:
     """Whether the method meta-trains gates."""
     return config.method == "metagater"
+
+
+def prunes(config: Config) -> bool:
+    """Whether the method prunes the meta-model at the target node."""
+    return config.method in PRUNES
 
 
 def build_penalty(config: Config, network: Network) -> prox.Penalty:
@@ -114,7 +124,7 @@ BUILDERS: dict[str, Callable[[Config, Network], Method]] = {
     "metagater-ungated": _metagater,
     "fedavg": lambda c, _: FedAvg(c.eta, c.local_steps),
     "perfedavg": lambda c, _: PerFedAvgFO(c.alpha, c.eta, c.local_steps),
-    "perfedavg-hf": lambda c, _: PerFedAvgHF(c.alpha, c.eta, c.local_steps, c.delta),
+    "perfedavg-hf": lambda c, _: PerFedAvgHF(c.alpha, c.eta, c.local_steps, c.delta or DELTA[c.dtype]),
     "maml": lambda c, _: MAML(c.alpha, c.eta, c.local_steps, c.inner_steps),
     "fomaml": lambda c, _: FOMAML(c.alpha, c.eta, c.local_steps, c.inner_steps),
     "reptile": lambda c, _: Reptile(c.eta, c.local_steps, c.mix),

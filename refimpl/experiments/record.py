@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refimpl.data.identity import Identity, Recorded, identity_from
-from refimpl.errors import DataError, InputError, RunError
+from refimpl.errors import DataError, InputError, RunError, TakenError
 from refimpl.experiments.config import read_toml
 from refimpl.files.environment import environment
-from refimpl.files.folders import building, move_into_place
+from refimpl.files.folders import building, leftovers, move_into_place
 from refimpl.files.lock import release_lock, take_lock
 from refimpl.files.storage import (
     Arrays,
@@ -88,7 +88,8 @@ class RunFolder:
                 write_whole(folder / DATA, json_text(data.table()).encode())
             run = cls(path, take_lock(folder / LOCK, path))
             try:
-                move_into_place(folder, path, [path / LOCK] if force and (path / CONFIG).is_file() else [])
+                replaced = [path / LOCK] if force and (path / CONFIG).is_file() else []
+                move_into_place(folder, path, CONFIG, replaced)
             except BaseException:
                 run.close()
                 raise
@@ -298,13 +299,14 @@ def check_free(
     if not path.is_dir():
         raise RunError(f"{path}: expected a folder, found a file; choose another --out")
     torn = {f".{name}.tmp" for name in own}  # of a process that was killed while it wrote
-    present = sorted(item.name for item in path.iterdir() if item.name not in torn)
+    half_filled = leftovers(path)
+    present = sorted(item.name for item in path.iterdir() if item.name not in torn | half_filled)
     if not present:
         return
-    if mark not in present:
-        raise RunError(f"{path}: exists and is not {what}; choose another --out")
-    if not force:
-        raise RunError(f"{path}: exists; continue it with --resume or replace it with --force")
+    if mark not in present and not half_filled:
+        raise TakenError(f"{path}: exists and is not {what}; choose another --out")
+    if mark in present and not force:
+        raise TakenError(f"{path}: exists; continue it with --resume or replace it with --force")
     foreign = [name for name in present if name not in own]
     if foreign:
         raise RunError(f"{path}: --force would delete {', '.join(foreign)}; move that elsewhere first")

@@ -8,13 +8,15 @@ Source: mathematics.md §6 ([MG] section 3.3, eq. 3).
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from refimpl.errors import InputError
+from refimpl.errors import expect_numbers
 from refimpl.federated.local import LocalSettings, solve_local
 from refimpl.kernels.loss import softmax_cross_entropy
 from refimpl.nn.context import Gating
@@ -23,6 +25,9 @@ from refimpl.nn.predict import predict
 from refimpl.nn.stages import sharing
 from refimpl.nn.task import NetworkTask
 from refimpl.nn.work import dense_work
+
+NAN = math.nan
+LARGEST = 1e100  # no result is larger: sums of such numbers overflow
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,8 @@ class AdaptSettings:
     lam: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.eta_phi, self.eta_theta, self.steps, self.lam) < 0:
-            raise InputError(
-                "AdaptSettings: rates, steps and lam must not be negative, got eta_phi="
-                f"{self.eta_phi}, eta_theta={self.eta_theta}, steps={self.steps}, lam={self.lam}"
-            )
+        expect_numbers("AdaptSettings", eta_phi=self.eta_phi, eta_theta=self.eta_theta, lam=self.lam)
+        expect_numbers("AdaptSettings", whole=True, steps=self.steps)
 
 
 def quiet(gating: Gating) -> Gating:
@@ -69,31 +71,44 @@ class Adapted(NamedTuple):
 class Personal(NamedTuple):
     """A node's model: the network it runs in, its parameters before the gradient steps, and adapted.
 
-    weights_off: share of the weights that were pruned one by one.
+    pruned: whether `start` is the meta-model after pruning, instead of the meta-model itself; weights_off:
+    share of the weights that were pruned one by one.
     """
 
     network: Network
     start: np.ndarray
     adapted: Adapted
+    pruned: bool = False
     weights_off: float = 0.0
 
 
+def unknown(network: Network, dtype: np.dtype) -> Personal:
+    """The personal model where pruning could not choose what to keep: every parameter is NaN."""
+    nothing = np.full(network.layout.size, NAN, dtype)
+    return Personal(network, nothing, Adapted(nothing, NAN, NAN, NAN, NAN), pruned=True)
+
+
 class Evaluation(NamedTuple):
-    """A model on samples. closed (n,): share of gated channels off, per sample (zeros without gates)."""
+    """A model on samples. closed (n,): share of gated channels off, per sample (zeros without gates).
+
+    All of it is NaN where the model has diverged: see `evaluate`.
+    """
 
     accuracy: float
     loss: float
     closed: np.ndarray
-    flops: int
+    flops: float
 
 
 class NodeReport(NamedTuple):
     """A target node in numbers.
 
-    sparsity_mean/_spread: share of gated channels off over the test samples of the adapted model (mean,
-    standard deviation); flops_dense/_executed: one test sample forward, without gates and with them
-    skipping; adapt_flops_*: both stages over the support set, ungated stage II against both gated stages;
-    weights_off: share of weights pruned one by one, which skips nothing.
+    *_before: the meta-model as it came to the node; *_after: the adapted model, NaN where it has diverged;
+    accuracy_pruned: between the two, what pruning left before any gradient step (NaN where nothing is
+    pruned). sparsity_mean/_spread: share of gated channels off over the test samples of the adapted model
+    (mean, and standard deviation with ddof 0); flops_dense/_executed: one test sample forward, without gates
+    and with them skipping; adapt_flops_*: both stages over the support set, ungated stage II against both
+    gated stages; weights_off: share of weights pruned one by one, which skips nothing.
     """
 
     node: str
@@ -110,6 +125,21 @@ class NodeReport(NamedTuple):
     seconds_gate: float
     seconds_backbone: float
     weights_off: float = 0.0
+    accuracy_pruned: float = NAN
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the adapted model is no model: see `evaluate`."""
+        return not (math.isfinite(self.accuracy_after) and math.isfinite(self.loss_after))
+
+
+def divergence(reports: Sequence[NodeReport]) -> str:
+    """Where adaptation diverged and what to do about it, in one line; empty where it did nowhere."""
+    lost = [report.node for report in reports if report.diverged]
+    if not lost:
+        return ""
+    where = f"{len(lost)} of {len(reports)} nodes, first at {lost[0]}"
+    return f"adaptation diverged at {where} (not finite); try a smaller eta_theta, eta_phi or adapt_steps"
 
 
 def adapt(network: Network, w: np.ndarray, x: np.ndarray, y: np.ndarray, settings: AdaptSettings) -> Adapted:
@@ -142,10 +172,16 @@ def _stage(task: NetworkTask, w: np.ndarray, eta: float, settings: AdaptSettings
 def evaluate(
     network: Network, w: np.ndarray, x: np.ndarray, y: np.ndarray, gating: Gating | None = None
 ) -> Evaluation:
-    """Accuracy, loss, sparsity and executed work of w on samples x, y; noise-free masks."""
+    """Accuracy, loss, sparsity and executed work of w on samples x, y; noise-free masks.
+
+    All are NaN where the model has diverged: where a parameter or a logit is not finite, or the loss exceeds
+    `LARGEST`. Such a model predicts nothing, though the largest of its logits has an index.
+    """
     logits, opened, flops = predict(network, w, x, quiet(gating or Gating()))
-    labels = np.ascontiguousarray(y, dtype=np.int64)
+    labels = network.check_labels("evaluate", y, len(logits))
     loss = softmax_cross_entropy(logits, labels, np.empty_like(logits))
+    if not (np.isfinite(w).all() and np.isfinite(logits).all() and loss <= LARGEST):
+        return Evaluation(NAN, NAN, np.full(len(labels), NAN), NAN)
     accuracy = float((logits.argmax(axis=1) == labels).mean())
     gated = sum(block.gate.out_channels for block in network.gates)
     return Evaluation(accuracy, loss, 1 - opened.sum(axis=1) / gated if gated else np.zeros(len(y)), flops)
@@ -161,20 +197,25 @@ def report_node(
 ) -> NodeReport:
     """Adapt at one node on `support`, then test on `test`."""
     personal = Personal(network, w, adapt(network, w, *support, settings))
-    return report(name, personal, len(support[1]), test, settings)
+    before = evaluate(network, w, *test, settings.gating)
+    return report(name, before, personal, len(support[1]), test, settings)
 
 
 def report(
     name: str,
+    before: Evaluation,
     personal: Personal,
     support_size: int,
     test: tuple[np.ndarray, np.ndarray],  # x, y
     settings: AdaptSettings,
 ) -> NodeReport:
-    """Test a node's model, before and after adaptation; `support_size`: samples it was adapted on."""
-    network, adapted, gating = personal.network, personal.adapted, quiet(settings.gating)
-    before = evaluate(network, personal.start, *test, gating)
+    """Test a node's model, and between pruning and gradient steps if it was pruned.
+
+    before: the meta-model on the same samples; support_size: samples the node's model was adapted on.
+    """
+    network, adapted, gating = personal.network, personal.adapted, settings.gating
     after = evaluate(network, adapted.w, *test, gating)
+    pruned = evaluate(network, personal.start, *test, gating).accuracy if personal.pruned else NAN
     count = len(test[1])
     dense_adaptation = dense_work(network, support_size, ("theta",)).total * settings.steps
     return NodeReport(
@@ -192,4 +233,5 @@ def report(
         seconds_gate=adapted.seconds_gate,
         seconds_backbone=adapted.seconds_backbone,
         weights_off=personal.weights_off,
+        accuracy_pruned=pruned,
     )

@@ -14,8 +14,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from refimpl.errors import InputError
+from refimpl.errors import expect_numbers
 from refimpl.kernels import vector
+from refimpl.optim.prox.contract import check_alike
 
 
 class Objective(Protocol):
@@ -79,11 +80,9 @@ class LocalSettings:
     steps: int
 
     def __post_init__(self) -> None:
-        if self.lam < 0 or not self.eta > 0 or self.steps < 1:
-            raise InputError(
-                "LocalSettings: expected lam >= 0, eta > 0 and steps >= 1, "
-                f"got lam={self.lam}, eta={self.eta}, steps={self.steps}"
-            )
+        expect_numbers("LocalSettings", lam=self.lam)
+        expect_numbers("LocalSettings", positive=True, eta=self.eta)
+        expect_numbers("LocalSettings", positive=True, whole=True, steps=self.steps)
 
 
 class LocalSolution(NamedTuple):
@@ -130,6 +129,7 @@ def solve_local(
 
     centre (d,) float32/float64 is not changed. With lam = 0 this is local SGD.
     """
+    check_alike("solve_local", centre=centre)
     if hasattr(task, "descend"):  # a `Descending` task; asking the protocol itself takes ten times as long
         end = task.descend(centre, settings.eta, settings.lam, settings.steps, rng)
         if end is not None:
@@ -150,6 +150,7 @@ def solve_local(
 
 def local_residual(objective: Objective, w: np.ndarray, centre: np.ndarray, lam: float) -> float:
     """||grad L_i(w) + lam (w - centre)|| at w itself: certifies an inexact solution (§7, §8.3)."""
+    check_alike("local_residual", w=w, centre=centre)
     gradient = np.empty_like(w)
     objective(w, gradient)
     return float(vector.local_residual(w, gradient, centre, w.dtype.type(lam)))

@@ -21,9 +21,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from refimpl.errors import DivergenceError, InputError
+from refimpl.errors import DivergenceError, InputError, expect_numbers, shown
 from refimpl.federated.local import LocalSolution, Task
 from refimpl.kernels import vector
+from refimpl.optim.prox.contract import check_alike
 from refimpl.rng import SeedTree
 
 State = dict[str, np.ndarray]
@@ -51,6 +52,19 @@ class Method(Protocol):
 
     def model(self, state: State) -> np.ndarray:
         """The meta-model."""
+
+
+def vectors_of(who: str, state: State, *names: str) -> list[np.ndarray]:
+    """The vectors of a method's state; raises `InputError` unless it has them, of one length and dtype."""
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise InputError(
+            f"{who}: expected a state with {', '.join(names)}, got {', '.join(state) or 'nothing'}; "
+            "make it with the method's start"
+        )
+    vectors = {name: state[name] for name in names}
+    check_alike(who, **vectors)
+    return list(vectors.values())
 
 
 class RoundRecord(NamedTuple):
@@ -81,9 +95,12 @@ class Participation:
     per_round: int = 0
     weighted: bool = False
 
+    def __post_init__(self) -> None:
+        expect_numbers("Participation", whole=True, per_round=self.per_round)
+
     def sample(self, count: int, round_: int, seeds: SeedTree) -> list[int]:
         """The nodes of a round, ascending."""
-        if self.per_round > count or self.per_round < 0:
+        if self.per_round > count:
             raise InputError(f"Participation: cannot draw {self.per_round} of {count} nodes; use 0 for all")
         if self.per_round in (0, count):
             return list(range(count))
@@ -93,6 +110,10 @@ class Participation:
     def weights(self, tasks: Sequence[Task], nodes: Sequence[int]) -> np.ndarray:
         """Weights of the nodes' answers, summing to one."""
         sizes = np.array([tasks[i].size if self.weighted else 1 for i in nodes], dtype=np.float64)
+        if not (sizes.min() >= 0 and 0 < sizes.sum() < math.inf):
+            raise InputError(
+                f"Participation: tasks cannot be weighted by their sizes, {shown(sizes.tolist())}"
+            )
         return sizes / sizes.sum()
 
 
@@ -113,17 +134,25 @@ def run_rounds(
     Raises `DivergenceError` as soon as a loss or a parameter is not finite or the loss explodes; the
     last yielded state is then the last good one.
     """
+    expect_numbers("run_rounds", whole=True, threads=threads)
+    if not tasks:
+        raise InputError("run_rounds: expected at least one task, got none")
     for round_ in rounds:
+        expect_numbers("run_rounds", positive=True, whole=True, round=round_)
         started = time.perf_counter()
         nodes = participation.sample(len(tasks), round_, seeds)
         point = method.broadcast(state, round_)
         streams = [seeds.generator("local", round_, node) for node in nodes]
         answers = _solve(method, [tasks[node] for node in nodes], point, streams, threads)
         check_answers(answers, nodes, round_, first_loss)
+        for answer in answers:
+            check_alike(f"run_rounds: {method.name}", point=point, answer=answer.w)
         mean = np.empty_like(point)
         rows = np.stack([answer.w for answer in answers])
         vector.mean_of_rows(rows, participation.weights(tasks, nodes), mean)
-        state, gap = method.server(state, round_, point, mean)
+        with np.errstate(all="ignore"):  # what leaves the finite numbers is told of in the next line
+            state, gap = method.server(state, round_, point, mean)
+        check_state(state, round_)
         record = _record(round_, nodes, answers, point, gap, time.perf_counter() - started)
         first_loss = record.loss if math.isnan(first_loss) else first_loss
         yield state, record
@@ -164,6 +193,14 @@ def check_answers(
                 f"training diverged in round {round_} at node {node}: loss {answer.loss:.3g}, "
                 f"{first_loss:.3g} in the first round; {hint}"
             )
+
+
+def check_state(state: State, round_: int) -> None:
+    """Raise `DivergenceError` naming the round where the server's step left the finite numbers."""
+    if not all(np.isfinite(array).all() for array in state.values()):
+        raise DivergenceError(
+            f"training diverged in round {round_} at the server (not finite); try a smaller mix, eta or beta"
+        )
 
 
 def _record(

@@ -7,11 +7,13 @@ nothing that is read can run code.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import math
 import os
 import re
+import stat
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -75,32 +77,69 @@ def _visible(letter: str) -> str:
 
 def check_new(path: Path, force: bool) -> None:
     """Raise `InputError` where something is there and `--force` was not given."""
-    if path.exists() and not force:
+    if os.path.exists(path) and not force:
         raise InputError(f"{path}: is there already; --force replaces it")
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Replace `path` by `content`: readers see the old file or the new one, even after a power cut.
 
-    Processes that write the same file take turns, so that none tears what another is writing. Raises
-    `RunError` where the system refuses (disk full, no permission); the old file is then intact.
+    Processes that write the same file take turns, so that none tears what another is writing. A link stays:
+    what it names is replaced, and keeps its mode. A device or a pipe is written to. Raises `RunError` where
+    the system refuses (disk full, no permission); the old file is then intact.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with alone(temporary):
-            try:
-                with open(temporary, "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    temporary.unlink(missing_ok=True)
-                raise
-            sync_folder(path.parent)
+        if os.path.exists(path) and not os.path.isfile(path):
+            _write_through(path, content)
+        else:
+            _replace(Path(os.path.realpath(path)), content)
     except OSError as error:
         raise RunError(f"{path}: cannot write: {reason(error)}; what was there before is intact") from None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file beside `path` and rename it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with alone(temporary):
+        old = path.stat() if path.exists() else None
+        try:
+            if old:
+                resemble(temporary, old, 0o600)  # private before it holds anything, and still to be written
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        if old:
+            resemble(path, old)
+        sync_folder(path.parent)
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    """Write to what is no file: a device, or a pipe, which must have a reader."""
+    try:
+        handle = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for a reader
+    except OSError as error:
+        if error.errno == errno.ENXIO and path.is_fifo():
+            raise OSError(errno.ENXIO, "nobody reads this pipe; start its reader first") from None
+        raise
+    if hasattr(os, "O_NONBLOCK"):
+        os.set_blocking(handle, True)
+    with open(handle, "wb") as target:
+        target.write(content)
+
+
+def resemble(path: Path, old: os.stat_result, more: int = 0) -> None:
+    """Give `path` the owner and the mode of what it replaces, where the system lets us, and `more` bits."""
+    if os.name == "posix":
+        with contextlib.suppress(OSError):
+            os.chown(path, old.st_uid, old.st_gid)
+    with contextlib.suppress(OSError):
+        os.chmod(path, stat.S_IMODE(old.st_mode) | more)
 
 
 def read_bytes(path: Path) -> bytes:

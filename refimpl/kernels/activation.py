@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from refimpl.kernels import elementary
+from refimpl.kernels.edge import FLOATS, entry, given, mask, written
 from refimpl.kernels.jit import kernel
 from refimpl.kernels.plain import is_on
 from refimpl.kernels.sums import wide_product, wide_total
@@ -25,12 +26,14 @@ def rectify(x, sign, y):
         y[p] = zero if sign[p] <= zero else x[p]
 
 
+@entry(x=given("NCP"), mask=mask("NC"), y=written("NCP"))
 @kernel
 def relu_forward(x, mask, y):
     """y = max(x, 0); NaN passes through."""
     relu_backward(x, x, mask, y)
 
 
+@entry(dy=given("NCP"), y=given("NCP"), mask=mask("NC"), dx=written("NCP"))
 @kernel
 def relu_backward(dy, y, mask, dx):
     """dx = dy where the output y (or the input, which has its sign) is positive or NaN, else 0."""
@@ -45,6 +48,7 @@ def relu_backward(dy, y, mask, dx):
                 dx[n, c, :] = 0
 
 
+@entry(x=given("NCP"), mask=mask("NC"), y=written("NCP"))
 @kernel
 def softplus_forward(x, mask, y):
     """y = log(1 + e**x)."""
@@ -55,6 +59,7 @@ def softplus_forward(x, mask, y):
                 y[n, c, p] = elementary.softplus(np.float64(x[n, c, p])) if on else 0.0
 
 
+@entry(dy=given("NCP"), x=given("NCP"), mask=mask("NC"), dx=written("NCP"))
 @kernel
 def softplus_backward(dy, x, mask, dx):
     """dx = dy * sigmoid(x)."""
@@ -65,6 +70,7 @@ def softplus_backward(dy, x, mask, dx):
                 dx[n, c, p] = dy[n, c, p] * elementary.sigmoid(np.float64(x[n, c, p])) if on else 0.0
 
 
+@entry(x=given("NCP"), mask=mask("NC"), y=written("NCP"))
 @kernel
 def tanh_forward(x, mask, y):
     """y = tanh(x)."""
@@ -75,6 +81,7 @@ def tanh_forward(x, mask, y):
                 y[n, c, p] = elementary.tanh(np.float64(x[n, c, p])) if on else 0.0
 
 
+@entry(dy=given("NCP"), y=given("NCP"), mask=mask("NC"), dx=written("NCP"))
 @kernel
 def tanh_backward(dy, y, mask, dx):
     """dx = dy * (1 - y**2), from the output y."""
@@ -87,6 +94,7 @@ def tanh_backward(dy, y, mask, dx):
                 )
 
 
+@entry(u=given("NC"), value=written("NC"), slope=written("NC"))
 @kernel
 def sigmoid_scaled(u, tau, value, slope):
     """value = sigmoid(u/tau) and slope = its derivative w.r.t. u, on (N, C) arrays."""
@@ -98,6 +106,7 @@ def sigmoid_scaled(u, tau, value, slope):
             slope[n, c] = s * elementary.sigmoid(-scaled) / tau  # 1 - s would cancel for large u
 
 
+@entry(x=given("NCP"), factor=given("NC"), y=written("NCP"))
 @kernel
 def scale_channels(x, factor, y):
     """y[n, c, :] = factor[n, c] * x[n, c, :]; a zero factor gives zeros without reading x."""
@@ -111,6 +120,7 @@ def scale_channels(x, factor, y):
                     y[n, c, p] = f * x[n, c, p]
 
 
+@entry(a=given("NCP"), b=given("NCP"), out=written("NC", *FLOATS))
 @kernel
 def _has_nan(x):
     """Whether an entry is NaN."""
@@ -142,6 +152,7 @@ def channel_products(a, b, out):
             out[n, c] = wide_product(a, start, b, start, pixels)
 
 
+@entry(x=given("NCP"), mask=mask("NC"), out=written("NC"))
 @kernel
 def channel_means(x, mask, out):
     """out[n, c] = mean over pixels, in float64 in the order of `sums`; zero where closed."""
@@ -153,6 +164,7 @@ def channel_means(x, mask, out):
             out[n, c] = wide_total(x, (n * channels + c) * pixels, pixels) / pixels if on else 0.0
 
 
+@entry(ds=given("NC"), mask=mask("NC"), dx=written("NCP"))
 @kernel
 def add_to_channels(ds, mask, dx):
     """dx[n, c, :] += ds[n, c] on open channels: the gradient of a sum over pixels."""

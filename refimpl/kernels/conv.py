@@ -19,18 +19,17 @@ from refimpl.kernels import plain, tiled_conv, tiled_weight_grad
 from refimpl.kernels.edge import (
     ALL_ON,
     USE_TILE,
-    check_floats,
+    Pair,
     check_shape,
     check_target,
+    output_size,
     result_array,
     scratch,
-    tidy,
+    tidy_floats,
     tidy_mask,
 )
 
 __all__ = ["ALL_ON", "Pair", "forward", "input_grad", "or_all_on", "output_size", "weight_grad"]
-
-Pair = tuple[int, int]
 
 # A layer asks the same again and again; at batch size 1 the answers would take several percent of its time.
 convolve_scratch = lru_cache(maxsize=1024)(tiled_conv.convolve_scratch)
@@ -42,21 +41,15 @@ def or_all_on(mask: np.ndarray | None) -> np.ndarray:
     return ALL_ON if mask is None else mask
 
 
-def output_size(size: Pair, kernel: Pair, stride: Pair, pad: Pair) -> Pair:
-    """Height and width after a window of `kernel` moved by `stride` over `size` padded by `pad`."""
-    return (
-        (size[0] + 2 * pad[0] - kernel[0]) // stride[0] + 1,
-        (size[1] + 2 * pad[1] - kernel[1]) // stride[1] + 1,
-    )
-
-
 @lru_cache(maxsize=1024)
 def _result_size(who: str, size: Pair, weight: tuple[int, ...], stride: Pair, pad: Pair) -> Pair:
     """`output_size` for a weight of such a shape, or InputError where there is none."""
     if len(weight) != 4:
         raise InputError(f"{who}: expected a weight of shape (K, C, kh, kw), got {weight}")
-    if min(stride) < 1 or min(pad) < 0:
-        raise InputError(f"{who}: expected strides >= 1 and paddings >= 0, got {stride} and {pad}")
+    if len(size) != 2:
+        raise InputError(f"{who}: expected images of shape (N, C, H, W), got {size} in the place of (H, W)")
+    if not (len(stride) == len(pad) == 2 and min(stride) >= 1 and min(pad) >= 0):
+        raise InputError(f"{who}: expected two strides >= 1 and two paddings >= 0, got {stride} and {pad}")
     rows, cols = output_size(size, weight[2:], stride, pad)
     if min(rows, cols) < 1:
         raise InputError(
@@ -81,7 +74,7 @@ def forward(
     `reads` (N,C): channels of x that are not zero; `writes` (N,K): channels wanted, the others are zero.
     """
     who = "conv.forward"
-    check_floats(who, x=x, weight=weight, bias=bias)
+    x, weight, bias = tidy_floats(who, x=x, weight=weight, bias=bias)
     size = _result_size(who, x.shape[2:], weight.shape, stride, pad)
     samples, (filters, channels) = x.shape[0], weight.shape[:2]
     check_shape(who, "x", x, (samples, channels, *x.shape[2:]))
@@ -92,11 +85,10 @@ def forward(
         tidy_mask(who, "reads", reads, samples, channels),
         tidy_mask(who, "writes", writes, samples, filters),
     )
-    arrays = tidy(x), tidy(weight), tidy(bias)
     if not USE_TILE:
-        plain.conv_forward(*arrays, stride, pad, *masks, y)
+        plain.conv_forward(x, weight, bias, stride, pad, *masks, y)
         return y
-    tiled_conv.convolve(*arrays, stride, pad, False, *masks, True, *scratch(x.dtype, *needs), y)
+    tiled_conv.convolve(x, weight, bias, stride, pad, False, *masks, True, *scratch(x.dtype, *needs), y)
     return y
 
 
@@ -115,21 +107,22 @@ def input_grad(
     `dy_mask` (N,K): channels of dy that are not zero; `dx_mask` (N,C): channels of dx that are wanted.
     """
     who = "conv.input_grad"
-    check_floats(who, dy=dy, weight=weight)
-    samples, (filters, channels) = dy.shape[0], weight.shape[:2]
-    check_shape(who, "dy", dy, (samples, filters, *_result_size(who, size, weight.shape, stride, pad)))
+    dy, weight = tidy_floats(who, dy=dy, weight=weight)
+    result = _result_size(who, size, weight.shape, stride, pad)
+    filters, channels = weight.shape[:2]
+    check_shape(who, "dy", dy, (*dy.shape[:1], filters, *result))
+    samples = dy.shape[0]
     needs = convolve_scratch(filters, channels, weight.shape[2:], stride, size, dy.itemsize)
     dx = result_array(who, (samples, channels, *size), dy.dtype, out)
     masks = (
         tidy_mask(who, "dy_mask", dy_mask, samples, filters),
         tidy_mask(who, "dx_mask", dx_mask, samples, channels),
     )
-    arrays = tidy(dy), tidy(weight)
     if not USE_TILE:
-        plain.conv_input_grad(*arrays, stride, pad, *masks, dx)
+        plain.conv_input_grad(dy, weight, stride, pad, *masks, dx)
         return dx
     memory = scratch(dy.dtype, *needs)
-    tiled_conv.convolve(*arrays, memory[0], stride, pad, True, *masks, True, *memory, dx)
+    tiled_conv.convolve(dy, weight, memory[0], stride, pad, True, *masks, True, *memory, dx)
     return dx
 
 
@@ -145,23 +138,21 @@ def weight_grad(
 ) -> None:
     """Write dweight (K,C,kh,kw) and dbias (K,), summed over the batch in sample order."""
     who = "conv.weight_grad"
-    check_floats(who, x=x, dy=dy)
-    size = _result_size(who, x.shape[2:], dweight.shape, stride, pad)
-    samples, (filters, channels) = x.shape[0], dweight.shape[:2]
+    x, dy = tidy_floats(who, x=x, dy=dy)
+    shape = np.shape(dweight)
+    size = _result_size(who, x.shape[2:], shape, stride, pad)
+    samples, (filters, channels) = x.shape[0], shape[:2]
     check_shape(who, "x", x, (samples, channels, *x.shape[2:]))
     check_shape(who, "dy", dy, (samples, filters, *size))
-    needs = weight_grad_scratch(
-        channels, filters, dweight.shape[2:], stride, pad, x.shape[2:], size, x.itemsize
-    )
-    check_target(who, "dweight", dweight, x.dtype, dweight.shape)
+    needs = weight_grad_scratch(channels, filters, shape[2:], stride, pad, x.shape[2:], size, x.itemsize)
+    check_target(who, "dweight", dweight, x.dtype, shape)
     check_target(who, "dbias", dbias, x.dtype, (filters,))
     masks = (
         tidy_mask(who, "x_mask", x_mask, samples, channels),
         tidy_mask(who, "dy_mask", dy_mask, samples, filters),
     )
-    arrays = tidy(x), tidy(dy)
     if not USE_TILE:
-        plain.conv_weight_grad(*arrays, stride, pad, *masks, dweight, dbias)
+        plain.conv_weight_grad(x, dy, stride, pad, *masks, dweight, dbias)
         return
     memory = scratch(x.dtype, *needs)
-    tiled_weight_grad.weight_grad(*arrays, stride, pad, *masks, False, *memory, dweight, dbias)
+    tiled_weight_grad.weight_grad(x, dy, stride, pad, *masks, False, *memory, dweight, dbias)

@@ -11,6 +11,7 @@ Source: mathematics.md §5. Derived.
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,13 @@ from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 from refimpl.kernels import vector
-from refimpl.kernels.jit import kernel
+from refimpl.kernels.jit import brief, kernel
 
 TOGETHER = 16
 SAFE_LOW, SAFE_HIGH = 1e-280, 1e280  # sums of squares in here have neither under- nor overflowed
+TINY = 2.0**-1022  # the smallest number with all its digits; what is smaller is subnormal
+LARGEST = sys.float_info.max
+SMALLER = 2.0**-100  # an exact factor under which no norm overflows
 
 
 @kernel
@@ -161,6 +165,33 @@ def group_norms(x, indptr, starts, stops, out):
 
 
 @kernel
+def shrink_extreme_group(v, step, weights, radius, g, indptr, starts, stops, out):
+    """What `shrink_groups` does, for a group g whose norm is infinite or dwarfs the radius.
+
+    The norm and the threshold are made smaller together. Where the radius is so small that radius/norm loses
+    digits, each entry is divided by the norm first. Returns weight ||out_g||.
+    """
+    brief()
+    first, last, weight = indptr[g], indptr[g + 1], weights[g]
+    largest, squares = 0.0, 0.0
+    for r in range(first, last):
+        for i in range(starts[r], stops[r]):
+            largest = max(largest, abs(np.float64(v[i])))
+    for r in range(first, last):
+        for i in range(starts[r], stops[r]):
+            squares += (np.float64(v[i]) / largest) ** 2
+    norm = SMALLER * largest * math.sqrt(squares)
+    kept = max(norm - SMALLER * step * weight, 0.0)
+    clipped = kept > SMALLER * radius
+    factor = (SMALLER * radius if clipped else kept) / norm
+    for r in range(first, last):
+        for i in range(starts[r], stops[r]):
+            x = np.float64(v[i])
+            out[i] = (SMALLER * x / norm * radius if clipped and factor < TINY else factor * x) + 0.0
+    return weight * radius if clipped else weight * kept / SMALLER
+
+
+@kernel
 def shrink_groups(v, step, weights, radius, indptr, starts, stops, norms, out):
     """Scale group g of v to norm min(max(||v_g|| - step weights[g], 0), radius), into `out`.
 
@@ -168,10 +199,14 @@ def shrink_groups(v, step, weights, radius, indptr, starts, stops, norms, out):
     Returns sum_g weights[g] ||out_g||.
     """
     value, groups = 0.0, indptr.size - 1
+    longest = min(radius / TINY, LARGEST)  # up to here norms are finite and radius/norm has all its digits
     for first in range(0, groups, TOGETHER):  # a few groups at a time: scaled while they are in the cache
         last = min(first + TOGETHER, groups)
         group_norms(v, indptr[first : last + 1], starts, stops, norms[first:last])
         for g in range(first, last):
+            if norms[g] > longest:
+                value += shrink_extreme_group(v, step, weights, radius, g, indptr, starts, stops, out)
+                continue
             target = min(max(norms[g] - step * weights[g], 0.0), radius)
             value += weights[g] * target
             factor = target / norms[g] if target > 0.0 else 0.0

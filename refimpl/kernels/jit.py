@@ -2,24 +2,29 @@
 
 Numba's on-disk cache does not notice an edit in a function imported from another file
 (architecture.md §5). The cache folder is therefore named by a fingerprint of this whole room, so that
-any change of any kernel starts from a fresh folder.
+any change of any kernel starts from a fresh folder. Whatever is wrong with that folder costs time and one
+line, never a result: code that cannot be read is compiled again, code that cannot be kept is not.
 """
 
 from __future__ import annotations
 
-import getpass
 import hashlib
+import logging
 import os
+import pickle
 import sys
 import tempfile
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache, lru_cache
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 import numba
 import numba.extending
 from numba import types
+from numba.core import caching, serialize, sigutils
 from numba.core import config as numba_config
 
 from refimpl._version import __version__
@@ -29,35 +34,139 @@ intrinsic: Any = numba.extending.intrinsic  # called without the first of its de
 shared: Any = numba.extending.register_jitable  # small functions for Python and for compiled code
 
 
+# --- where it is kept
+
+
 def _user_cache() -> Path:
-    """The user's cache folder, by the platform's convention."""
+    """The user's cache folder, by the platform's convention; `RuntimeError` for a user without a home."""
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def _temporary() -> Path:
+    """A temporary folder that is this user's alone; `OSError` where another user has made it."""
+    user = os.getuid() if hasattr(os, "getuid") else 0  # not by name: containers run users without one
+    folder = Path(tempfile.gettempdir()) / f"refimpl-{user}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if hasattr(os, "getuid") and folder.lstat().st_uid != user:
+        raise PermissionError(f"{folder} belongs to another user")
+    return folder
+
+
+def _places() -> Iterator[Path]:
+    """Folders in which compiled code may be kept, the best first; each is asked for when it is needed."""
+    if settings.CACHE_DIR:
+        yield Path(settings.CACHE_DIR)
+    with suppress(RuntimeError):
+        yield _user_cache() / "refimpl"
+    with suppress(OSError):
+        yield _temporary()
+    yield Path(__file__).parent / "__pycache__"
+
+
+def _writable(folder: Path) -> bool:
+    """Whether the folder is there, made if need be, and files can be made in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 @lru_cache(maxsize=1)
 def cache_folder() -> Path:
     """Where compiled kernels are kept: a folder of their own below `NUMBA_CACHE_DIR` or the user's cache.
 
-    A cache folder that cannot be written (a read-only home) falls back to the temporary folder.
+    A folder that cannot be written (a read-only home) gives way to the temporary folder. Where nothing can
+    be written, it is the first choice, in which nothing will be kept.
     """
     sources = sorted(Path(__file__).parent.glob("*.py"))
     fingerprint = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
-    name = f"{__version__}-{fingerprint}"
-    chosen = [Path(settings.CACHE_DIR)] if settings.CACHE_DIR else []
-    fallbacks = [_user_cache() / "refimpl", Path(tempfile.gettempdir()) / f"refimpl-{getpass.getuser()}"]
-    for base in chosen + fallbacks:
-        folder = base / name
+    folders = (place / f"{__version__}-{fingerprint}" for place in _places())
+    first = next(folders)
+    if _writable(first):
+        return first
+    return next(filter(_writable, folders), first)
+
+
+# --- how it is kept
+
+
+class _Locator(caching.UserProvidedCacheLocator):
+    """Numba's name for the files of a function, in our folder, whether or not that can be written."""
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> _Locator:
+        """Every function has its place."""
+        return cls(py_func, py_file)
+
+    def get_cache_path(self) -> str:
+        """The folder for functions of the same file."""
+        return str(cache_folder() / self.get_suitable_cache_subpath(self._py_file))
+
+
+class _SealedCode(caching.CompileResultCacheImpl):
+    """Compiled code as bytes with their checksum: code that has changed on the disk is never run."""
+
+    _locator_classes = (_Locator,)
+
+    def reduce(self, cres: Any) -> tuple[bytes, bytes]:
+        """What is written."""
+        content = serialize.dumps(super().reduce(cres))
+        return hashlib.sha256(content).digest(), content
+
+    def rebuild(self, target_context: Any, payload: tuple[bytes, bytes]) -> Any:
+        """The code from what was written; `ValueError` for anything else."""
+        checksum, content = payload
+        if hashlib.sha256(content).digest() != checksum:
+            raise ValueError("the bytes have changed since they were written")
+        return super().rebuild(target_context, pickle.loads(content))
+
+
+class _Cache(caching.FunctionCache):
+    """Numba's cache of a function, which tells of files it cannot read or write instead of raising."""
+
+    _impl_class = _SealedCode
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The code kept for these types; None where there is none, or none that can be used."""
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            continue
-        if os.access(folder, os.W_OK):
-            return folder
-    return Path(tempfile.mkdtemp(prefix="refimpl-"))
+            found = super().load_overload(sig, target_context)
+            if found is not None and found.signature.args != tuple(sigutils.normalize_signature(sig)[0]):
+                raise ValueError("code for other types stands in its place")
+            return found
+        except Exception as error:  # damaged pickles raise anything
+            _tell("cannot be used", error, "it is compiled again, once")
+        with suppress(OSError):
+            self.flush()  # a damaged index would stop the new code from being kept
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep the code where that is possible."""
+        try:
+            super().save_overload(sig, data)
+        except Exception as error:  # a damaged index that could not be flushed is read here, too
+            remedy = "set NUMBA_CACHE_DIR to a folder with room"
+            _tell("cannot be kept", error, f"the next start compiles it again; {remedy}")
+
+
+def _tell(trouble: str, error: Exception, outcome: str) -> None:
+    """Say in one line what is wrong with the files and what comes of it."""
+    why = (error.strerror or "unknown").lower() if isinstance(error, OSError) else "its files are damaged"
+    _log(f"compiled code {trouble} in {cache_folder()} ({why}); {outcome}")
+
+
+@cache  # the same line is not said again
+def _log(line: str) -> None:
+    """A warning, on stderr unless a program says otherwise; what workers meet their parent has told."""
+    if parent_process() is None:
+        logging.getLogger("refimpl").warning("refimpl: %s", line)
+
+
+# --- how it is compiled
 
 
 def inlined(function: Callable[..., Any]) -> Any:
@@ -74,12 +183,9 @@ def kernel(function: Callable[..., Any]) -> Any:
     `fastmath` stays off: it would re-associate sums and delete NaN checks. Division by zero follows
     NumPy (no Python exception inside loops, which would keep them from being vectorised).
     """
-    outside = settings.CACHE_DIR
-    settings.CACHE_DIR = str(cache_folder())  # ours alone: other users of Numba keep theirs
-    try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    finally:
-        settings.CACHE_DIR = outside
+    compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    compiled._cache = _Cache(function)
+    return compiled
 
 
 @intrinsic

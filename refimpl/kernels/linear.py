@@ -13,28 +13,20 @@ from functools import lru_cache
 
 import numpy as np
 
-from refimpl.errors import InputError
 from refimpl.kernels import plain, tiled_linear
 from refimpl.kernels.edge import (
     USE_TILE,
-    check_floats,
+    check_axes,
     check_shape,
     check_target,
     result_array,
     scratch,
-    tidy,
+    tidy_floats,
+    tidy_group_mask,
     tidy_mask,
 )
 
 linear_scratch = lru_cache(maxsize=1024)(tiled_linear.scratch)  # as in `conv`
-
-
-def _tidy_group_mask(who: str, name: str, mask: np.ndarray | None, samples: int, features: int) -> np.ndarray:
-    """`tidy_mask` for a mask whose columns stand for equal groups of features."""
-    groups = features if mask is None else mask.shape[-1]
-    if groups < 1 or features % groups:
-        raise InputError(f"{who}: the {groups} columns of {name} do not divide {features} features")
-    return tidy_mask(who, name, mask, samples, groups)
 
 
 def forward(
@@ -50,21 +42,22 @@ def forward(
     `reads` (N,G): groups of features that are not zero; `writes` (N,O): outputs wanted, the others are zero.
     """
     who = "linear.forward"
-    check_floats(who, x=x, weight=weight, bias=bias)
+    x, weight, bias = tidy_floats(who, x=x, weight=weight, bias=bias)
+    check_axes(who, "x", x, "NI")
+    check_axes(who, "weight", weight, "OI")
     samples, (outputs, features) = x.shape[0], weight.shape
     check_shape(who, "x", x, (samples, features))
     check_shape(who, "bias", bias, (outputs,))
     needs = linear_scratch(samples, features, outputs, x.itemsize)
     y = result_array(who, (samples, outputs), x.dtype, out)
     masks = (
-        _tidy_group_mask(who, "reads", reads, samples, features),
+        tidy_group_mask(who, "reads", reads, samples, features),
         tidy_mask(who, "writes", writes, samples, outputs),
     )
-    arrays = tidy(x), tidy(weight), tidy(bias)
     if not USE_TILE:
-        plain.linear_forward(*arrays, *masks, y)
+        plain.linear_forward(x, weight, bias, *masks, y)
         return y
-    tiled_linear.forward(*arrays, *masks, *scratch(x.dtype, *needs), y)
+    tiled_linear.forward(x, weight, bias, *masks, *scratch(x.dtype, *needs), y)
     return y
 
 
@@ -77,20 +70,21 @@ def input_grad(
 ) -> np.ndarray:
     """dy (N,O) weight (O,I) -> dx (N,I); `dy_mask` (N,O), `dx_mask` (N,G): features wanted."""
     who = "linear.input_grad"
-    check_floats(who, dy=dy, weight=weight)
+    dy, weight = tidy_floats(who, dy=dy, weight=weight)
+    check_axes(who, "dy", dy, "NO")
+    check_axes(who, "weight", weight, "OI")
     samples, (outputs, features) = dy.shape[0], weight.shape
     check_shape(who, "dy", dy, (samples, outputs))
     needs = linear_scratch(samples, features, outputs, dy.itemsize)
     dx = result_array(who, (samples, features), dy.dtype, out)
     masks = (
         tidy_mask(who, "dy_mask", dy_mask, samples, outputs),
-        _tidy_group_mask(who, "dx_mask", dx_mask, samples, features),
+        tidy_group_mask(who, "dx_mask", dx_mask, samples, features),
     )
-    arrays = tidy(dy), tidy(weight)
     if not USE_TILE:
-        plain.linear_input_grad(*arrays, *masks, dx)
+        plain.linear_input_grad(dy, weight, *masks, dx)
         return dx
-    tiled_linear.input_grad(*arrays, *masks, *scratch(dy.dtype, *needs), dx)
+    tiled_linear.input_grad(dy, weight, *masks, *scratch(dy.dtype, *needs), dx)
     return dx
 
 
@@ -104,19 +98,19 @@ def weight_grad(
 ) -> None:
     """Write dweight (O,I) = dy^T x and dbias (O,), summed over the batch in sample order."""
     who = "linear.weight_grad"
-    check_floats(who, x=x, dy=dy)
-    samples, (outputs, features) = x.shape[0], dweight.shape
-    check_shape(who, "x", x, (samples, features))
+    x, dy = tidy_floats(who, x=x, dy=dy)
+    check_axes(who, "x", x, "NI")
+    check_axes(who, "dy", dy, "NO")
+    (samples, features), outputs = x.shape, dy.shape[1]
     check_shape(who, "dy", dy, (samples, outputs))
     needs = linear_scratch(samples, features, outputs, x.itemsize)
     check_target(who, "dweight", dweight, x.dtype, (outputs, features))
     check_target(who, "dbias", dbias, x.dtype, (outputs,))
     masks = (
-        _tidy_group_mask(who, "x_mask", x_mask, samples, features),
+        tidy_group_mask(who, "x_mask", x_mask, samples, features),
         tidy_mask(who, "dy_mask", dy_mask, samples, outputs),
     )
-    arrays = tidy(x), tidy(dy)
     if not USE_TILE:
-        plain.linear_weight_grad(*arrays, *masks, dweight, dbias)
+        plain.linear_weight_grad(x, dy, *masks, dweight, dbias)
         return
-    tiled_linear.weight_grad(*arrays, *masks, False, *scratch(x.dtype, *needs), dweight, dbias)
+    tiled_linear.weight_grad(x, dy, *masks, False, *scratch(x.dtype, *needs), dweight, dbias)

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from refimpl.errors import InputError
 from refimpl.kernels import elementary
+from refimpl.kernels.edge import INDICES, entry, given, written
 from refimpl.kernels.jit import kernel
 
 
+def _check_labels(who: str, sizes: dict[str, int], arguments: dict[str, Any]) -> None:
+    """Raise InputError unless there are samples, and labels are classes."""
+    labels, classes = arguments["labels"], sizes["K"]
+    if not labels.size:
+        raise InputError(f"{who}: expected at least one sample")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise InputError(f"{who}: labels must lie in 0..{classes - 1}, got {labels.min()}..{labels.max()}")
+
+
+@entry(_check_labels, logits=given("NK"), labels=given("N", INDICES), dlogits=written("NK"))
 @kernel
 def softmax_cross_entropy(logits, labels, dlogits):
     """Mean over the batch of -log softmax(logits)[label], with the log-sum-exp shift, in float64.
@@ -17,6 +31,7 @@ def softmax_cross_entropy(logits, labels, dlogits):
     return add_cross_entropy(0.0, logits, labels, labels.size, dlogits) / labels.size
 
 
+@entry(_check_labels, logits=given("NK"), labels=given("N", INDICES), dlogits=written("NK"))
 @kernel
 def add_cross_entropy(total, logits, labels, count, dlogits):
     """total + the sum instead of the mean, for a part of a batch of `count`, by which dlogits is divided."""

@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 
+from refimpl.kernels.edge import DOUBLE, FLOATS, entry, given, written
 from refimpl.kernels.jit import kernel
 from refimpl.kernels.sums import wide_product, wide_spread, wide_total
 
@@ -24,6 +25,14 @@ def _normalise(x, mean, scale, gamma, beta, normalised, y):
         y[p] = gamma * normalised[p] + beta
 
 
+@entry(
+    x=given("NCP"),
+    gamma=given("C"),
+    beta=given("C"),
+    normalised=written("NCP"),
+    inverse_std=written("C", *FLOATS),
+    y=written("NCP"),
+)
 @kernel
 def batch_norm_forward(x, gamma, beta, eps, normalised, inverse_std, y):
     """y = gamma * normalised + beta; keeps `normalised` (N,C,P) and `inverse_std` (C,)."""
@@ -48,6 +57,15 @@ def _denormalise(dy, normalised, mean, slope, scale, dx):
         dx[p] = scale * (dy[p] - mean - normalised[p] * slope)
 
 
+@entry(
+    dy=given("NCP"),
+    normalised=given("NCP"),
+    inverse_std=given("C", DOUBLE),
+    gamma=given("C"),
+    dgamma=written("C"),
+    dbeta=written("C"),
+    dx=written("NCP"),
+)
 @kernel
 def batch_norm_backward(dy, normalised, inverse_std, gamma, dgamma, dbeta, dx):
     """dx = gamma/std * (dy - mean(dy) - normalised * mean(dy * normalised)); dgamma, dbeta written."""

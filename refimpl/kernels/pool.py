@@ -9,12 +9,35 @@ Source: mathematics.md §2.1.
 
 from __future__ import annotations
 
+from typing import Any
+
+from refimpl.errors import InputError
 from refimpl.kernels import halving
+from refimpl.kernels.edge import INTS, entry, given, mask, output_size, written
 from refimpl.kernels.jit import kernel, settings
 from refimpl.kernels.plain import is_on
 from refimpl.kernels.target import VECTOR_BYTES
 
 COMPILED = not settings.DISABLE_JIT
+
+
+def _check_windows(who: str, sizes: dict[str, int], arguments: dict[str, Any]) -> None:
+    """Raise InputError unless P x Q windows are what fits into H x W pixels."""
+    size, stride = arguments["size"], arguments["stride"]
+    pixels, result = (sizes["H"], sizes["W"]), (sizes["P"], sizes["Q"])
+    if min(*size, *stride) < 1 or output_size(pixels, size, stride, (0, 0)) != result:
+        raise InputError(
+            f"{who}: windows of {size} with stride {stride} in images of {pixels} pixels do not give the "
+            f"expected {result}"
+        )
+
+
+def _check_places(who: str, sizes: dict[str, int], arguments: dict[str, Any]) -> None:
+    """`_check_windows`, and that the maxima lie inside the windows."""
+    _check_windows(who, sizes, arguments)
+    where, (rows, cols) = arguments["where"], arguments["size"]
+    if where.size and not 0 <= where.min() <= where.max() < rows * cols:
+        raise InputError(f"{who}: expected places in 0..{rows * cols - 1}, got {where.min()}..{where.max()}")
 
 
 @kernel
@@ -30,6 +53,7 @@ def _plane(image, result, number, q):
     return places, number * image.shape[2] * image.shape[3] + 2 * q
 
 
+@entry(_check_windows, x=given("NCHW"), mask=mask("NC"), y=written("NCPQ"), where=written("NCPQ", INTS))
 @kernel
 def max_forward(x, size, stride, mask, y, where):
     """y = largest value of each window; `where` (int32) its flat position in the window."""
@@ -70,6 +94,7 @@ def _halve_max(x, y, where, mask):
                 halving.largest(rows, cols - q, image, result, places)
 
 
+@entry(_check_places, dy=given("NCPQ"), where=given("NCPQ", INTS), mask=mask("NC"), dx=written("NCHW"))
 @kernel
 def max_backward(dy, where, size, stride, mask, dx):
     """dx = dy sent to the position that was largest; windows may overlap."""
@@ -104,6 +129,7 @@ def _halve_max_backward(dx, dy, where, mask):
                 halving.send_back(rows, cols - q, image, result, places)
 
 
+@entry(_check_windows, x=given("NCHW"), mask=mask("NC"), y=written("NCPQ"))
 @kernel
 def average_forward(x, size, stride, mask, y):
     """y = mean of each window."""
@@ -138,6 +164,7 @@ def _halve_mean(x, y, mask):
                 halving.mean(rows, cols - q, image, result)
 
 
+@entry(_check_windows, dy=given("NCPQ"), mask=mask("NC"), dx=written("NCHW"))
 @kernel
 def average_backward(dy, size, stride, mask, dx):
     """dx = dy shared equally by its window; windows may overlap."""

@@ -108,6 +108,7 @@ class Residual:
     body: tuple[Layer, ...]
     shortcut: tuple[Layer, ...] = ()
     keeps_zero: ClassVar[bool] = False
+    channelwise: ClassVar[bool] = False
 
     def parameters(self) -> tuple[Parameter, ...]:
         """Those of both branches."""

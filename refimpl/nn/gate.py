@@ -15,7 +15,8 @@ import numpy as np
 from refimpl.errors import InputError
 from refimpl.kernels import activation, linear
 from refimpl.kernels.conv import ALL_ON, or_all_on
-from refimpl.nn.chain import Link, Residual, chain_backward, chain_forward, chain_parameters, chain_shape
+from refimpl.kernels.edge import check_like, tidy, tidy_float
+from refimpl.nn.chain import Link, chain_backward, chain_forward, chain_parameters, chain_shape
 from refimpl.nn.context import Context
 from refimpl.nn.layers import (
     Arrays,
@@ -83,16 +84,15 @@ class ChannelGate:
 
     def decide(self, params: Arrays, x: np.ndarray, reads: Mask, context: Context) -> GateCache:
         """The mask for input x (N,C,H,W) or (N,C), with what its backward pass needs."""
-        summary = np.empty(x.shape[:2], dtype=x.dtype)
+        summary = x = tidy_float(self.name, "x", x)
         if x.ndim == 4:
+            summary = np.empty(x.shape[:2], dtype=x.dtype)
             activation.channel_means(as_maps(x), or_all_on(reads), summary)
-        else:
-            summary = x
         pre = linear.forward(
             summary, params[f"{self.name}.fc1.weight"], params[f"{self.name}.fc1.bias"], reads
         )
         hidden = np.empty_like(pre)
-        activation.relu_forward(as_maps(pre), ALL_ON, as_maps(hidden))
+        activation.relu_forward.kernel(as_maps(pre), ALL_ON, as_maps(hidden))
         logits = linear.forward(hidden, params[f"{self.name}.fc2.weight"], params[f"{self.name}.fc2.bias"])
         margin = logits[:, 1::2] - logits[:, 0::2]
         if context.gating.mode == "gumbel":
@@ -101,9 +101,10 @@ class ChannelGate:
         return GateCache(mask, slope, relaxed, summary, hidden, reads)
 
     def _noise(self, margin: np.ndarray, context: Context) -> np.ndarray:
-        noise = context.noise.get(self.name)
-        if noise is None or noise.shape != margin.shape:
-            got = "none" if noise is None else f"shape {noise.shape}"
+        given = context.noise.get(self.name)
+        noise = tidy(given)
+        if noise.dtype.kind not in "iuf" or noise.shape != margin.shape:
+            got = "none" if given is None else f"shape {noise.shape} and {noise.dtype}"
             raise InputError(
                 f"{self.name}: mode 'gumbel' needs noise of shape {margin.shape}, got {got}; "
                 "draw it with draw_gate_noise(network, batch, rng, dtype)"
@@ -114,7 +115,7 @@ class ChannelGate:
         """Value and derivative of M as the table of §2.3 has them, and the relaxation behind them."""
         gating = context.gating
         relaxed, slope = np.empty_like(margin), np.empty_like(margin)
-        activation.sigmoid_scaled(margin, gating.tau, relaxed, slope)
+        activation.sigmoid_scaled.kernel(margin, gating.tau, relaxed, slope)
         if gating.mode == "ste":
             relaxed, slope = margin, np.ones_like(margin)
         anchor = context.anchors.get(self.name)
@@ -128,13 +129,15 @@ class ChannelGate:
         self, dmask: np.ndarray, cache: GateCache, params: Arrays, grads: Arrays, back: Back
     ) -> np.ndarray | None:
         """Write the gate's gradients from dL/dM (N,K); return dL/ds (N,C) if `back.need_dx`."""
+        dmask = tidy(dmask)
+        check_like(self.name, "dmask", dmask, cache.slope)
         dmargin = dmask * cache.slope
         dlogits = np.empty((dmargin.shape[0], 2 * self.out_channels), dtype=dmargin.dtype)
         dlogits[:, 0::2] = -dmargin
         dlogits[:, 1::2] = dmargin
         dhidden = linear.input_grad(dlogits, params[f"{self.name}.fc2.weight"])
         dpre = np.empty_like(dhidden)
-        activation.relu_backward(as_maps(dhidden), as_maps(cache.hidden), ALL_ON, as_maps(dpre))
+        activation.relu_backward.kernel(as_maps(dhidden), as_maps(cache.hidden), ALL_ON, as_maps(dpre))
         if back.need_dw:
             second = grads[f"{self.name}.fc2.weight"], grads[f"{self.name}.fc2.bias"]
             linear.weight_grad(cache.hidden, dlogits, *second)
@@ -165,6 +168,7 @@ class Gated:
     gate: ChannelGate
     body: tuple[Layer, ...]
     keeps_zero: ClassVar[bool] = False
+    channelwise: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if any(isinstance(layer, BatchNorm2d) for layer in self.body):
@@ -172,13 +176,14 @@ class Gated:
                 f"{self.gate.name}: batch normalisation cannot be inside a gated body (its statistics "
                 "need the samples that are skipped); put it before the gated layer"
             )
-        if not isinstance(self.body[0] if self.body else None, (Conv2d, Linear)) or any(
-            isinstance(layer, (Conv2d, Linear, Residual, Gated)) for layer in self.body[1:]
+        if not isinstance(self.body[0] if self.body else None, (Conv2d, Linear)) or not all(
+            layer.channelwise for layer in self.body[1:]
         ):
             kinds = ", ".join(type(layer).__name__ for layer in self.body) or "nothing"
             raise InputError(
                 f"{self.gate.name}: a gated body is one convolution or linear layer followed by layers that "
-                f"treat channels one by one (activation, pooling), got {kinds}; gate each layer by itself"
+                f"treat channels one by one (activation, pooling), got {kinds}; gate each layer by itself, "
+                "and flatten behind the gated block"
             )
 
     def parameters(self) -> tuple[Parameter, ...]:
@@ -210,6 +215,8 @@ class Gated:
         self, dy: np.ndarray, cache: GatedCache, params: Arrays, grads: Arrays, back: Back
     ) -> np.ndarray | None:
         """Through the body with the mask applied, and through the gate where gates learn (§2.3b)."""
+        dy = tidy(dy)
+        check_like(self.gate.name, "dy", dy, cache.z)
         mask = cache.gate.mask
         if mask.dtype == np.bool_:
             inner = Back(back.context, mask, None, back.need_dx)

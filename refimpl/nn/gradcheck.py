@@ -10,6 +10,7 @@ Source: mathematics.md §2.3, §2.3b. Derived.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -37,6 +38,19 @@ class SlotError(NamedTuple):
     error: float
 
 
+def _check_doubles(**vectors: np.ndarray) -> None:
+    """Raise `InputError` unless all are vectors of float64, of one length and not empty."""
+    sizes = {np.size(x) for x in vectors.values()}
+    for name, x in vectors.items():
+        if not isinstance(x, np.ndarray) or x.dtype != np.float64:
+            got = getattr(x, "dtype", type(x).__name__)
+            raise InputError(f"gradcheck: finite differences need float64, got {got} as {name}; convert it")
+        if x.ndim != 1 or not x.size or len(sizes) > 1:
+            raise InputError(
+                f"gradcheck: expected {' and '.join(vectors)} as vectors of one length, got shape {x.shape}"
+            )
+
+
 def directional_difference(value: Value, w: np.ndarray, direction: np.ndarray) -> float:
     """Derivative of `value` at w along `direction`, fourth-order central differences.
 
@@ -45,6 +59,7 @@ def directional_difference(value: Value, w: np.ndarray, direction: np.ndarray) -
     suffer from curvature and from kinks (ReLU, pooling) inside the step, small ones from rounding; the best
     agreement lies between. The neighbour rules out two wrong estimates that agree by chance.
     """
+    _check_doubles(w=w, direction=direction)
     estimates = [_central(value, w, direction, step) for step in STEPS]
     gaps = np.abs(np.diff(estimates))
     beside = np.minimum(np.append(gaps[1:], np.inf), np.append(np.inf, gaps[:-1]))
@@ -72,8 +87,7 @@ def slot_errors(
     itself (differences of a value f resolve derivatives to some 1e-12 |f|), so that a parameter without
     influence does not divide rounding by rounding.
     """
-    if w.dtype != np.float64:
-        raise InputError(f"gradcheck: finite differences need float64, got {w.dtype}; use dtype float64")
+    _check_doubles(w=w)
     gradient = np.full_like(w, np.nan)  # the objective must write every entry
     size = abs(objective(w, gradient))
     floor = 1e-3 * float(np.linalg.norm(gradient)) / np.sqrt(w.size) + 1e-6 * size + 1e-12
@@ -142,6 +156,12 @@ def check_network(
     return slot_errors(objective, surrogate.value, w, slots, rng, directions)
 
 
+def _check_mask(name: str, mask: Mask, wanted: tuple[int, ...]) -> None:
+    """Raise `InputError` unless it is None or a boolean mask of the wanted shape."""
+    if mask is not None and (np.shape(mask) != wanted or np.asarray(mask).dtype != np.bool_):
+        raise InputError(f"LayerProbe: expected {name} as a boolean mask of shape {wanted}")
+
+
 @dataclass(frozen=True)
 class LayerProbe:
     """A layer as a scalar objective: <cotangent, layer(x; params)> over the vector (params, x).
@@ -158,6 +178,13 @@ class LayerProbe:
     writes: Mask = None
     context: Context = BOTH
 
+    def __post_init__(self) -> None:
+        wanted = (self.batch, *self.layer.output_shape(self.shape))
+        if np.shape(self.cotangent) != wanted or np.asarray(self.cotangent).dtype.kind != "f":
+            raise InputError(f"LayerProbe: expected a cotangent of floats of shape {wanted}")
+        _check_mask("reads", self.reads, (self.batch, self.shape[0]))
+        _check_mask("writes", self.writes, wanted[:2])
+
     @property
     def layout(self) -> Layout:
         """Layout of the layer's parameters."""
@@ -165,6 +192,9 @@ class LayerProbe:
 
     def _unpack(self, u: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         size = self.layout.size
+        _check_doubles(u=u)
+        if u.size != size + self.batch * math.prod(self.shape):
+            raise InputError(f"LayerProbe: expected parameters and input in u, got {u.size} entries")
         x = u[size:].reshape(self.batch, *self.shape)
         if self.reads is not None:
             maps = x.reshape(*self.reads.shape, -1) * self.reads[..., None]
@@ -180,6 +210,7 @@ class LayerProbe:
     def __call__(self, u: np.ndarray, grad_out: np.ndarray) -> float:
         """The scalar and its gradient w.r.t. parameters and input."""
         params, x = self._unpack(u)
+        _check_doubles(u=u, grad_out=grad_out)
         y, _, cache = self.layer.forward(params, x, Flow(self.context, self.reads, self.writes))
         size = self.layout.size
         grads = self.layout.views(grad_out[:size])
@@ -208,6 +239,7 @@ def probe(
 ) -> LayerProbe:
     """A probe of `layer` on inputs of `shape` with a random cotangent."""
     cotangent = rng.standard_normal((batch, *layer.output_shape(shape)))
+    _check_mask("writes", writes, cotangent.shape[:2])
     if writes is not None:
         cotangent = (cotangent.reshape(*writes.shape, -1) * writes[..., None]).reshape(cotangent.shape)
     return LayerProbe(layer, shape, batch, cotangent, reads, writes, context or BOTH)

@@ -60,7 +60,10 @@ def hessian_vector(
     `InputError` for others, and for vectors that are not alike. Where ReLU or max-pooling switch, H is
     that of the branch taken.
     """
-    _check(network, w, v, context)
+    network.layout.check_pair("hessian_vector", w, v, "v")
+    _check_gates(network, context)
+    x = network.check_batch("hessian_vector", x, w.dtype)
+    y = network.check_labels("hessian_vector", y, len(x))
     product, layout = np.zeros_like(w), network.layout
     trained = frozenset(slot.name for slot in layout.slots if slot.parameter.part in context.train)
     if not trained:
@@ -70,17 +73,13 @@ def hessian_vector(
     logits_dot, moving = _forward(network.layers, trace.links, None, along)
     assert logits_dot is not None  # some layer is trained
     dlogits = np.empty_like(logits)
-    softmax_cross_entropy(logits, y, dlogits)
+    softmax_cross_entropy.kernel(logits, y, dlogits)
     dual = Dual(dlogits, loss_rate(dlogits, logits_dot, y))
     _backward(network.layers, dual, trace.links, moving, along, need_dx=False)
     return product
 
 
-def _check(network: Network, w: np.ndarray, v: np.ndarray, context: Context) -> None:
-    for name, array in (("w", w), ("v", v)):
-        network.layout.check(f"hessian_vector: {name}", array)
-    if w.dtype != v.dtype:
-        raise InputError(f"hessian_vector: w is {w.dtype} but v {v.dtype}; convert with v.astype")
+def _check_gates(network: Network, context: Context) -> None:
     if network.gates and (context.gating.mode != "soft" or context.anchors):
         raise InputError(
             f"hessian_vector: gates decide by mode {context.gating.mode!r}, whose gradient is a surrogate "

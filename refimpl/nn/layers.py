@@ -19,6 +19,7 @@ import numpy as np
 
 from refimpl.errors import InputError
 from refimpl.kernels import conv, linear, norm
+from refimpl.kernels.edge import check_shape, tidy_float
 from refimpl.nn.layout import Parameter, kaiming_std
 
 Arrays = Mapping[str, np.ndarray]
@@ -51,6 +52,10 @@ class Layer(Protocol):
     @property
     def keeps_zero(self) -> bool:
         """Whether a channel of zeros comes out as zeros."""
+
+    @property
+    def channelwise(self) -> bool:
+        """Whether there is one output channel for each input channel, computed from that one alone."""
 
     def parameters(self) -> tuple[Parameter, ...]:
         """The arrays the layer declares."""
@@ -106,6 +111,7 @@ class Conv2d:
     padding: int | Pair = 0
     bias: bool = True
     keeps_zero: ClassVar[bool] = False
+    channelwise: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for attribute in ("kernel_size", "stride", "padding"):
@@ -141,7 +147,7 @@ class Conv2d:
 
     def output_shape(self, shape: Shape) -> Shape:
         """(C,H,W) -> (K,P,Q)."""
-        expect(self.name, "input channels", (self.in_channels, 3), (shape[0], len(shape)))
+        expect(self.name, "input channels", (self.in_channels, 3), (*shape[:1], len(shape)))
         rows, cols = conv.output_size((shape[1], shape[2]), self.window, self.step, self.pad)
         if rows < 1 or cols < 1:
             raise InputError(f"{self.name}: input {shape[1:]} is smaller than the kernel {self.window}")
@@ -152,6 +158,7 @@ class Conv2d:
 
     def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, WeightedCache]:
         """Y = conv(X) + bias on the channels of `flow.writes`."""
+        x = tidy_float(self.name, "x", x)
         weight = params[f"{self.name}.weight"]
         bias = self._bias(params, x)
         y = conv.forward(x, weight, bias, self.step, self.pad, flow.reads, flow.writes)
@@ -162,6 +169,7 @@ class Conv2d:
     ) -> np.ndarray | None:
         """Weight gradient over open input and output channels; dx on the channels of `back.dx_mask`."""
         x, reads = cache
+        dy = tidy_float(self.name, "dy", dy)
         if back.need_dw:
             dweight, dbias = grads[f"{self.name}.weight"], self._bias(grads, dy)
             conv.weight_grad(x, dy, self.step, self.pad, dweight, dbias, reads, back.dy_mask)
@@ -185,6 +193,7 @@ class Linear:
     out_features: int
     gain: float = math.sqrt(2.0)
     keeps_zero: ClassVar[bool] = False
+    channelwise: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         expect_sizes(self.name, self.in_features, self.out_features)
@@ -205,6 +214,7 @@ class Linear:
 
     def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, WeightedCache]:
         """Y = X W^T + bias on the outputs of `flow.writes`."""
+        x = tidy_float(self.name, "x", x)
         weight, bias = params[f"{self.name}.weight"], params[f"{self.name}.bias"]
         y = linear.forward(x, weight, bias, flow.reads, flow.writes)
         return y, flow.writes, WeightedCache(x, flow.reads)
@@ -242,6 +252,7 @@ class BatchNorm2d:
     channels: int
     eps: float = 1e-5
     keeps_zero: ClassVar[bool] = False
+    channelwise: ClassVar[bool] = False
 
     def parameters(self) -> tuple[Parameter, ...]:
         """Scale (one) and shift (zero)."""
@@ -252,12 +263,14 @@ class BatchNorm2d:
 
     def output_shape(self, shape: Shape) -> Shape:
         """The input's shape."""
-        expect(self.name, "channels and dimensions", (self.channels, 3), (shape[0], len(shape)))
+        expect(self.name, "channels and dimensions", (self.channels, 3), (*shape[:1], len(shape)))
         return shape
 
     def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, BatchNormCache]:
         """Y = weight * (X - mean)/std + bias per channel."""
-        maps = x.reshape(x.shape[0], self.channels, -1)
+        x = tidy_float(self.name, "x", x)
+        self.output_shape(x.shape[1:])  # raises unless it fits
+        maps = x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])
         normalised, y = np.empty_like(maps), np.empty_like(maps)
         inverse_std = np.empty(self.channels, dtype=np.float64)
         weight, bias = params[f"{self.name}.weight"], params[f"{self.name}.bias"]
@@ -268,6 +281,8 @@ class BatchNorm2d:
         self, dy: np.ndarray, cache: BatchNormCache, params: Arrays, grads: Arrays, back: Back
     ) -> np.ndarray | None:
         """Gradients of scale and shift, and dx through the batch statistics."""
+        dy = tidy_float(self.name, "dy", dy)
+        check_shape(self.name, "dy", dy, cache.shape)
         maps = dy.reshape(cache.normalised.shape)
         dx = np.empty_like(maps)
         weight = params[f"{self.name}.weight"]

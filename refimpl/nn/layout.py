@@ -113,8 +113,7 @@ class Layout:
             isinstance(w, np.ndarray)
             and w.shape == (self.size,)
             and is_float(w.dtype)
-            and w.flags.c_contiguous
-            and w.flags.writeable  # a read-only array is another type to Numba: everything would recompile
+            and w.flags.carray  # a read-only array is another type to Numba: everything would recompile
         )
         if not good:
             got = f"{getattr(w, 'dtype', type(w).__name__)} of shape {getattr(w, 'shape', '?')}"
@@ -125,6 +124,13 @@ class Layout:
                 f"{who}: expected a contiguous, writable float32/float64 vector of {self.size} entries, "
                 f"got {got}; pass a C-contiguous 1-D array, e.g. np.array(w, dtype='float32').ravel()"
             )
+
+    def check_pair(self, who: str, w: np.ndarray, other: np.ndarray, name: str) -> None:
+        """`check` for w and for another vector of the same dtype, such as its gradient."""
+        self.check(who, w)
+        self.check(f"{who}: {name}", other)
+        if w.dtype != other.dtype:
+            raise InputError(f"{who}: w is {w.dtype} but {name} {other.dtype}; they must be alike")
 
     def views(self, w: np.ndarray) -> dict[str, np.ndarray]:
         """Named views into w (no copies): writing to a view writes to w."""
@@ -164,6 +170,8 @@ class Layout:
                 raise InputError(
                     f"Layout.from_arrays: {slot.name} must have shape {slot.shape}, got {array.shape}"
                 )
+            if array.dtype.kind not in "iuf":
+                raise InputError(f"Layout.from_arrays: {slot.name} must hold real numbers, got {array.dtype}")
             w[slot.start : slot.stop] = array.ravel()
         return w
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refimpl.errors import InputError
+from refimpl.kernels.edge import INDICES, tidy
 from refimpl.nn.chain import (
     Link,
     Residual,
@@ -25,7 +26,7 @@ from refimpl.nn.chain import (
 )
 from refimpl.nn.context import Context
 from refimpl.nn.gate import GateCache, Gated, GatedCache
-from refimpl.nn.layers import Back, Flow, Layer, Shape
+from refimpl.nn.layers import Back, BatchNorm2d, Flow, Layer, Shape
 from refimpl.nn.layout import Layout, is_float
 from refimpl.nn.pooling import Flatten
 
@@ -37,15 +38,15 @@ class Trace(NamedTuple):
     links: list[Link]
 
 
-def gated_blocks(layers: Sequence[Layer]) -> Iterator[Gated]:
-    """All gated blocks, in order of execution, those inside residual blocks included."""
+def every_layer(layers: Sequence[Layer]) -> Iterator[Layer]:
+    """All layers, in order of execution, those inside residual and gated blocks included."""
     for layer in layers:
+        yield layer
         if isinstance(layer, Gated):
-            yield layer
-            yield from gated_blocks(layer.body)
+            yield from every_layer(layer.body)
         elif isinstance(layer, Residual):
-            yield from gated_blocks(layer.body)
-            yield from gated_blocks(layer.shortcut)
+            yield from every_layer(layer.body)
+            yield from every_layer(layer.shortcut)
 
 
 def _collect(layers: Sequence[Layer], links: Sequence[Link], out: dict[str, GateCache]) -> None:
@@ -92,7 +93,12 @@ class Network:
     @cached_property
     def gates(self) -> tuple[Gated, ...]:
         """The gated blocks in order of execution."""
-        return tuple(gated_blocks(self.layers))
+        return tuple(layer for layer in every_layer(self.layers) if isinstance(layer, Gated))
+
+    @cached_property
+    def mixes_samples(self) -> bool:
+        """Whether a sample's logits depend on the others of its batch, which must then stay together."""
+        return any(isinstance(layer, BatchNorm2d) for layer in every_layer(self.layers))
 
     @cached_property
     def gate_groups(self) -> tuple[np.ndarray, np.ndarray]:
@@ -114,25 +120,38 @@ class Network:
         indices = np.concatenate(groups) if groups else np.empty(0, dtype=np.int64)
         return indptr.astype(np.int64), indices.astype(np.int64)
 
-    def check_batch(self, who: str, x: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-        """x as a contiguous, writable array (N, *input_shape); raises if shape or dtype are others.
+    def check_batch(self, who: str, x: np.ndarray, dtype: np.dtype[Any] | None = None) -> np.ndarray:
+        """x as compiled code takes it (`tidy`), (N, *input_shape); raises if shape or dtype are others.
 
         Where the network flattens first, images of as many pixels are taken as well.
         """
-        x = np.asarray(x)
-        if isinstance(self.layers[0], Flatten) and math.prod(x.shape[1:]) == math.prod(self.input_shape):
-            x = x.reshape(x.shape[0], *self.input_shape) if x.ndim > 1 else x
+        x = tidy(x)
+        flattens = isinstance(next(iter(self.layers), None), Flatten) and x.ndim > 1
+        if flattens and math.prod(x.shape[1:]) == math.prod(self.input_shape):
+            x = x.reshape(x.shape[0], *self.input_shape)
         if x.ndim < 1 or x.shape[1:] != self.input_shape or x.shape[0] < 1:
             raise InputError(
                 f"{who}: expected at least one sample of shape {self.input_shape}, got an array {x.shape}; "
                 "the first axis counts samples"
             )
-        if x.dtype != dtype or not is_float(x.dtype):
+        wanted = x.dtype if dtype is None else dtype
+        if x.dtype != wanted or not is_float(x.dtype):
             raise InputError(
-                f"{who}: samples are {x.dtype} but parameters {dtype}; convert with x.astype('float32') "
+                f"{who}: samples are {x.dtype} but parameters {wanted}; convert with x.astype('float32') "
                 "or 'float64'"
             )
-        return np.require(x, requirements=("C", "W"))
+        return x
+
+    def check_labels(self, who: str, y: np.ndarray, samples: int) -> np.ndarray:
+        """y as compiled code takes it, int64 (samples,); raises unless every label is one of the classes."""
+        y = tidy(y)
+        if y.dtype.kind not in "iu":
+            raise InputError(f"{who}: labels must be whole numbers, got {y.dtype}; use y.astype(int)")
+        if y.shape != (samples,):
+            raise InputError(f"{who}: expected {samples} labels, got shape {y.shape}")
+        if y.min() < 0 or y.max() >= self.classes:
+            raise InputError(f"{who}: labels must lie in 0..{self.classes - 1}, got {y.min()}..{y.max()}")
+        return y.astype(INDICES, copy=False)
 
     def forward(
         self, w: np.ndarray, x: np.ndarray, context: Context | None = None
@@ -146,6 +165,7 @@ class Network:
 
     def backward(self, w: np.ndarray, dlogits: np.ndarray, trace: Trace, grad: np.ndarray) -> None:
         """Write the whole gradient into `grad`; parts that are not trained get zeros."""
+        self.layout.check_pair(f"{self.name}.backward", w, grad, "grad")
         params, grads = self.layout.views(w), self.layout.views(grad)
         for part in ("theta", "phi"):
             if part not in trace.context.train:

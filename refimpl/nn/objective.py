@@ -11,7 +11,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from refimpl.errors import InputError
 from refimpl.kernels.loss import softmax_cross_entropy
 from refimpl.nn.context import Context
 from refimpl.nn.hessian import hessian_vector
@@ -30,30 +29,19 @@ class NetworkObjective:
     ) -> None:
         self.network = network
         self.context = context or Context(train=("theta", "phi"))
-        x, y = np.asarray(x), np.asarray(y)
-        if y.dtype.kind not in "iu":
-            raise InputError(
-                f"NetworkObjective: labels must be whole numbers, got {y.dtype}; use y.astype(int)"
-            )
-        self.x = network.check_batch("NetworkObjective", x, x.dtype)
-        self.y = np.require(y, np.int64, ("C", "W"))
+        self.x = network.check_batch("NetworkObjective", x)
+        self.y = network.check_labels("NetworkObjective", y, len(self.x))
         self.masks: Mapping[str, np.ndarray] = {}
         self._second = False  # whether the last evaluation was a Hessian-vector product
-        if self.y.shape != (x.shape[0],):
-            raise InputError(f"NetworkObjective: expected {x.shape[0]} labels, got shape {self.y.shape}")
-        if self.y.min() < 0 or self.y.max() >= network.classes:
-            raise InputError(
-                f"NetworkObjective: labels must lie in 0..{network.classes - 1}, "
-                f"got {self.y.min()}..{self.y.max()}"
-            )
 
     def __call__(self, w: np.ndarray, grad_out: np.ndarray) -> float:
         """Loss at w; writes the whole gradient."""
+        self.network.layout.check(f"{self.network.name}: grad_out", grad_out)
         self._second = False
         logits, trace = self.network.forward(w, self.x, self.context)
         self.masks = self.network.masks(trace)
         dlogits = np.empty_like(logits)
-        loss = softmax_cross_entropy(logits, self.y, dlogits)
+        loss = softmax_cross_entropy.kernel(logits, self.y, dlogits)
         self.network.backward(w, dlogits, trace, grad_out)
         return float(loss)
 
@@ -84,4 +72,4 @@ class NetworkObjective:
     def value(self, w: np.ndarray) -> float:
         """Loss at w alone."""
         logits, _ = self.network.forward(w, self.x, self.context)
-        return float(softmax_cross_entropy(logits, self.y, np.empty_like(logits)))
+        return float(softmax_cross_entropy.kernel(logits, self.y, np.empty_like(logits)))

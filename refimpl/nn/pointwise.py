@@ -7,21 +7,22 @@ Source: mathematics.md §2.1. Derived.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from refimpl.errors import InputError
 from refimpl.kernels import activation
-from refimpl.kernels.conv import or_all_on
+from refimpl.kernels.edge import Entry, check_like, tidy, tidy_float, tidy_group_mask
 from refimpl.nn.layers import Arrays, Back, Flow, Layer, Mask, Shape
 from refimpl.nn.layout import Parameter
 
 
 def as_maps(x: np.ndarray) -> np.ndarray:
     """View (N,C,H,W) as (N,C,H*W) and (N,F) as (N,F,1)."""
-    return x.reshape(x.shape[0], x.shape[1], -1)
+    return x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
 
 
 class PointwiseCache(NamedTuple):
@@ -31,19 +32,42 @@ class PointwiseCache(NamedTuple):
     mask: Mask
 
 
-def _apply(kernel: Callable[..., Any], arrays: tuple[np.ndarray, ...], mask: Mask) -> np.ndarray:
-    """Run `kernel(*arrays, mask, out)`; without a mask the arrays are seen as one long channel."""
-    out = np.empty_like(arrays[0])
-    if mask is None:
-        views = [a.reshape(1, 1, -1) for a in (*arrays, out)]
-    else:
-        views = [a.reshape(*mask.shape, -1) for a in (*arrays, out)]
-    kernel(*views[:-1], or_all_on(mask), views[-1])
+def _apply(kernel: Entry, mask: Mask, *arrays: np.ndarray) -> np.ndarray:
+    """Run `kernel(*arrays, mask, out)`; without a mask the arrays are seen as one long channel.
+
+    The arrays, (N,C,...), are tidy and alike; the columns of a mask may stand for groups of features.
+    """
+    first = arrays[0]
+    view: Shape = (1, 1, first.size)
+    on = tidy_group_mask(kernel.who, "mask", mask, *first.shape[:2])
+    if mask is not None:
+        view = (*on.shape, first.size // max(1, on.size))
+    out = np.empty(first.shape, dtype=first.dtype)
+    kernel.kernel(*[array.reshape(view) for array in arrays], on, out.reshape(view))
     return out
+
+
+def tidy_samples(who: str, x: np.ndarray) -> np.ndarray:
+    """The samples as compiled code takes them; raises `InputError` unless they are floats (N,C,...)."""
+    x = tidy_float(who, "x", x)
+    if x.ndim < 2:
+        raise InputError(f"{who}: expected samples of shape (N, C, ...), got {x.shape}")
+    return x
+
+
+def _derive(kernel: Entry, dy: np.ndarray, cache: PointwiseCache, back: Back) -> np.ndarray | None:
+    """Dx by the kernel, where it is wanted."""
+    if not back.need_dx:
+        return None
+    dy = tidy(dy)
+    check_like(kernel.who, "dy", dy, cache.kept)
+    return _apply(kernel, back.dy_mask, dy, cache.kept)
 
 
 class _Pointwise:
     """Shared shape logic: no parameters, shape kept."""
+
+    channelwise: ClassVar[bool] = True
 
     def parameters(self) -> tuple[Parameter, ...]:
         """None."""
@@ -63,14 +87,14 @@ class ReLU(_Pointwise):
     def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, PointwiseCache]:
         """Y = max(X, 0) on open channels."""
         mask = flow.reads if flow.writes is None else flow.writes
-        y = _apply(activation.relu_forward, (x,), mask)
+        y = _apply(activation.relu_forward, mask, tidy_samples("ReLU", x))
         return y, mask, PointwiseCache(y, mask)
 
     def backward(
         self, dy: np.ndarray, cache: PointwiseCache, params: Arrays, grads: Arrays, back: Back
     ) -> np.ndarray | None:
         """Dx = dy where y > 0."""
-        return _apply(activation.relu_backward, (dy, cache.kept), back.dy_mask) if back.need_dx else None
+        return _derive(activation.relu_backward, dy, cache, back)
 
 
 @dataclass(frozen=True)
@@ -81,14 +105,15 @@ class Softplus(_Pointwise):
 
     def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, PointwiseCache]:
         """Y = log(1 + e**X) on the channels of `flow.writes`."""
-        y = _apply(activation.softplus_forward, (x,), flow.writes)
+        x = tidy_samples("Softplus", x)
+        y = _apply(activation.softplus_forward, flow.writes, x)
         return y, flow.writes, PointwiseCache(x, flow.writes)
 
     def backward(
         self, dy: np.ndarray, cache: PointwiseCache, params: Arrays, grads: Arrays, back: Back
     ) -> np.ndarray | None:
         """Dx = dy * sigmoid(x)."""
-        return _apply(activation.softplus_backward, (dy, cache.kept), back.dy_mask) if back.need_dx else None
+        return _derive(activation.softplus_backward, dy, cache, back)
 
 
 @dataclass(frozen=True)
@@ -100,14 +125,14 @@ class Tanh(_Pointwise):
     def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, PointwiseCache]:
         """Y = tanh(X) on open channels."""
         mask = flow.reads if flow.writes is None else flow.writes
-        y = _apply(activation.tanh_forward, (x,), mask)
+        y = _apply(activation.tanh_forward, mask, tidy_samples("Tanh", x))
         return y, mask, PointwiseCache(y, mask)
 
     def backward(
         self, dy: np.ndarray, cache: PointwiseCache, params: Arrays, grads: Arrays, back: Back
     ) -> np.ndarray | None:
         """Dx = dy * (1 - y**2)."""
-        return _apply(activation.tanh_backward, (dy, cache.kept), back.dy_mask) if back.need_dx else None
+        return _derive(activation.tanh_backward, dy, cache, back)
 
 
 ACTIVATIONS: dict[str, Layer] = {"relu": ReLU(), "softplus": Softplus(), "tanh": Tanh()}

@@ -13,10 +13,10 @@ import numpy as np
 
 from refimpl.errors import InputError
 from refimpl.kernels import activation, pool
-from refimpl.kernels.conv import or_all_on, output_size
+from refimpl.kernels.edge import check_axes, check_shape, output_size, tidy_float, tidy_mask
 from refimpl.nn.layers import Arrays, Back, Flow, Mask, Pair, Shape, pair
 from refimpl.nn.layout import Parameter
-from refimpl.nn.pointwise import as_maps
+from refimpl.nn.pointwise import as_maps, tidy_samples
 
 
 class PoolCache(NamedTuple):
@@ -35,6 +35,7 @@ class _Window:
 
     kernel_size: int | Pair
     stride: int | Pair | None
+    channelwise: ClassVar[bool] = True
 
     @property
     def window(self) -> Pair:
@@ -67,8 +68,20 @@ class _Window:
             )
         return (shape[0], rows, cols)
 
-    def _empty_output(self, x: np.ndarray) -> np.ndarray:
-        return np.empty((x.shape[0], *self.output_shape(x.shape[1:])), dtype=x.dtype)
+    def _enter(self, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The input and the mask as compiled code takes them, and where the output goes."""
+        who = type(self).__name__
+        x = tidy_float(who, "x", x)
+        check_axes(who, "x", x, "NCHW")
+        y = np.empty((x.shape[0], *self.output_shape(x.shape[1:])), dtype=x.dtype)
+        return x, tidy_mask(who, "mask", _open_channels(flow), *x.shape[:2]), y
+
+    def _return(self, dy: np.ndarray, shape: Shape, back: Back) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The output's gradient and its mask as compiled code takes them, and where the input's goes."""
+        who = type(self).__name__
+        dy = tidy_float(who, "dy", dy)
+        check_shape(who, "dy", dy, (shape[0], *self.output_shape(shape[1:])))
+        return dy, tidy_mask(who, "dy_mask", back.dy_mask, *shape[:2]), np.empty(shape, dtype=dy.dtype)
 
 
 @dataclass(frozen=True)
@@ -81,11 +94,10 @@ class MaxPool2d(_Window):
 
     def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, PoolCache]:
         """Y = window maximum on open channels."""
-        mask = _open_channels(flow)
-        y = self._empty_output(x)
+        x, mask, y = self._enter(x, flow)
         where = np.empty(y.shape, dtype=np.int32)
-        pool.max_forward(x, self.window, self.step, or_all_on(mask), y, where)
-        return y, mask, PoolCache(x.shape, where)
+        pool.max_forward.kernel(x, self.window, self.step, mask, y, where)
+        return y, _open_channels(flow), PoolCache(x.shape, where)
 
     def backward(
         self, dy: np.ndarray, cache: PoolCache, params: Arrays, grads: Arrays, back: Back
@@ -93,8 +105,8 @@ class MaxPool2d(_Window):
         """Dx = dy at the winner of each window."""
         if not back.need_dx:
             return None
-        dx = np.empty(cache.shape, dtype=dy.dtype)
-        pool.max_backward(dy, cache.where, self.window, self.step, or_all_on(back.dy_mask), dx)
+        dy, mask, dx = self._return(dy, cache.shape, back)
+        pool.max_backward.kernel(dy, cache.where, self.window, self.step, mask, dx)
         return dx
 
 
@@ -108,10 +120,9 @@ class AvgPool2d(_Window):
 
     def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, PoolCache]:
         """Y = window mean on open channels."""
-        mask = _open_channels(flow)
-        y = self._empty_output(x)
-        pool.average_forward(x, self.window, self.step, or_all_on(mask), y)
-        return y, mask, PoolCache(x.shape, np.empty(0, dtype=np.int32))
+        x, mask, y = self._enter(x, flow)
+        pool.average_forward.kernel(x, self.window, self.step, mask, y)
+        return y, _open_channels(flow), PoolCache(x.shape, np.empty(0, dtype=np.int32))
 
     def backward(
         self, dy: np.ndarray, cache: PoolCache, params: Arrays, grads: Arrays, back: Back
@@ -119,8 +130,8 @@ class AvgPool2d(_Window):
         """Dx = dy/area over each window."""
         if not back.need_dx:
             return None
-        dx = np.empty(cache.shape, dtype=dy.dtype)
-        pool.average_backward(dy, self.window, self.step, or_all_on(back.dy_mask), dx)
+        dy, mask, dx = self._return(dy, cache.shape, back)
+        pool.average_backward.kernel(dy, self.window, self.step, mask, dx)
         return dx
 
 
@@ -129,6 +140,7 @@ class GlobalAvgPool2d:
     """Mean over all pixels of a channel: (N,C,H,W) -> (N,C)."""
 
     keeps_zero: ClassVar[bool] = True
+    channelwise: ClassVar[bool] = True
 
     def parameters(self) -> tuple[Parameter, ...]:
         """None."""
@@ -142,10 +154,12 @@ class GlobalAvgPool2d:
 
     def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, Shape]:
         """Y = channel means on open channels."""
-        mask = _open_channels(flow)
+        x = tidy_float("GlobalAvgPool2d", "x", x)
+        check_axes("GlobalAvgPool2d", "x", x, "NCHW")
         y = np.empty(x.shape[:2], dtype=x.dtype)
-        activation.channel_means(as_maps(x), or_all_on(mask), y)
-        return y, mask, x.shape
+        mask = tidy_mask("GlobalAvgPool2d", "mask", _open_channels(flow), *y.shape)
+        activation.channel_means.kernel(as_maps(x), mask, y)
+        return y, _open_channels(flow), x.shape
 
     def backward(
         self, dy: np.ndarray, cache: Shape, params: Arrays, grads: Arrays, back: Back
@@ -153,9 +167,12 @@ class GlobalAvgPool2d:
         """Dx = dy/(H*W) at every pixel."""
         if not back.need_dx:
             return None
+        dy = tidy_float("GlobalAvgPool2d", "dy", dy)
+        check_shape("GlobalAvgPool2d", "dy", dy, cache[:2])
         dx = np.zeros(cache, dtype=dy.dtype)
         share = dy / dy.dtype.type(cache[2] * cache[3])
-        activation.add_to_channels(share, or_all_on(back.dy_mask), as_maps(dx))
+        mask = tidy_mask("GlobalAvgPool2d", "dy_mask", back.dy_mask, *share.shape)
+        activation.add_to_channels.kernel(share, mask, as_maps(dx))
         return dx
 
 
@@ -164,6 +181,7 @@ class Flatten:
     """(N,C,H,W) -> (N,C*H*W); the channel mask lives on as a mask over groups of H*W features."""
 
     keeps_zero: ClassVar[bool] = True
+    channelwise: ClassVar[bool] = False  # its outputs are not as many as the channels
 
     def parameters(self) -> tuple[Parameter, ...]:
         """None."""
@@ -175,10 +193,15 @@ class Flatten:
 
     def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, Shape]:
         """A reshaped view."""
-        return x.reshape(x.shape[0], -1), _open_channels(flow), x.shape
+        x = tidy_samples("Flatten", x)
+        return x.reshape(len(x), math.prod(x.shape[1:])), _open_channels(flow), x.shape
 
     def backward(
         self, dy: np.ndarray, cache: Shape, params: Arrays, grads: Arrays, back: Back
     ) -> np.ndarray | None:
         """A reshaped view."""
-        return dy.reshape(cache) if back.need_dx else None
+        if not back.need_dx:
+            return None
+        dy = tidy_float("Flatten", "dy", dy)
+        check_shape("Flatten", "dy", dy, (cache[0], math.prod(cache[1:])))
+        return dy.reshape(cache)

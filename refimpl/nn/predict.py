@@ -2,7 +2,7 @@
 
 Where the network has a compiled program (`lowering.py`) it runs on so few samples at a time that their
 activations stay in the cache; otherwise the layers run. Both give the same bits: a sample's logits do not
-depend on the others (batch normalisation, which has no program, apart).
+depend on the others. Where they do (batch normalisation, which has no program), all samples are one batch.
 
 Source: mathematics.md §2 (forward), §9 (executed work). Derived.
 """
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refimpl.errors import InputError
 from refimpl.kernels.operation import Decisions
 from refimpl.kernels.program import predict as run
 from refimpl.nn.context import Context, Gating
@@ -32,22 +33,19 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """A network ready to predict under a gating; all that does not depend on w and x is done once.
-
-    Gate mode `gumbel` needs noise: not here.
-    """
+    """A network ready to predict under a gating; all that does not depend on w and x is done once."""
 
     def __init__(self, network: Network, gating: Gating | None = None) -> None:
         self.network = network
-        self.gating = gating or Gating()
+        self.gating = _without_noise(f"{network.name}: predict", network, gating)
         self.program = lower(network, self.gating, ())
         self.tables = context_tables(network, Context(self.gating))[:3].sum(axis=0)
 
     def __call__(self, w: np.ndarray, x: np.ndarray) -> Prediction:
         """Prediction for x (n, *input_shape) in the dtype of w."""
         who = f"{self.network.name}: predict"
-        x = self.network.check_batch(who, x, w.dtype)
         self.network.layout.check(who, w)
+        x = self.network.check_batch(who, x, w.dtype)
         opened = np.zeros((len(x), len(self.network.gates)), dtype=np.int64)
         if self.program is None:
             logits = self._by_layers(w, x, opened)
@@ -67,7 +65,7 @@ class Predictor:
 
     def _by_layers(self, w: np.ndarray, x: np.ndarray, opened: np.ndarray) -> np.ndarray:
         logits = []
-        for part in _parts(len(x)):
+        for part in _parts(self.network, len(x)):
             result, trace = self.network.forward(w, x[part], Context(self.gating))
             masks = self.network.masks(trace)
             for number, block in enumerate(self.network.gates):
@@ -76,9 +74,21 @@ class Predictor:
         return np.concatenate(logits)
 
 
-def _parts(count: int) -> list[slice]:
-    """Few enough samples at a time."""
-    return [slice(start, start + LAYERS_BATCH) for start in range(0, count, LAYERS_BATCH)]
+def _without_noise(who: str, network: Network, gating: Gating | None) -> Gating:
+    """The gating, `hard` for None; raises `InputError` where gates want noise, which nobody gives here."""
+    gating = gating or Gating()
+    if network.gates and gating.mode == "gumbel":
+        raise InputError(
+            f"{who}: mode 'gumbel' decides with noise, and predictions have none; use mode 'hard', or "
+            "network.forward with noise in its context"
+        )
+    return gating
+
+
+def _parts(network: Network, count: int) -> list[slice]:
+    """Few enough samples at a time; all of them where they depend on each other."""
+    size = count if network.mixes_samples else LAYERS_BATCH
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def open_channels(
@@ -88,8 +98,12 @@ def open_channels(
 
     Open is d > 0, or NaN, in every mode (for `soft` the mask is then above one half, or NaN).
     """
-    context = Context(gating or Gating())
-    found = [network.masks(network.forward(w, x[part], context)[1]) for part in _parts(len(x))]
+    who = f"{network.name}: open_channels"
+    context = Context(_without_noise(who, network, gating))
+    network.layout.check(who, w)
+    x = network.check_batch(who, x, w.dtype)
+    parts = _parts(network, len(x))
+    found = [network.masks(network.forward(w, x[part], context)[1]) for part in parts]
     names = [block.gate.name for block in network.gates]
     return {name: np.concatenate([~(masks[name] <= 0.5) for masks in found]) for name in names}
 

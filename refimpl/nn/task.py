@@ -18,7 +18,7 @@ import numpy as np
 
 from refimpl.errors import InputError
 from refimpl.kernels import vector
-from refimpl.kernels.edge import aligned_copy, lease
+from refimpl.kernels.edge import aligned_copy, lease, tidy
 from refimpl.kernels.operation import NOTHING_KEPT, Activations, Decisions, Kept
 from refimpl.kernels.program import descend
 from refimpl.nn.context import Context, Gating
@@ -38,7 +38,7 @@ def draw_batches(rng: np.random.Generator, samples: int, size: int, count: int) 
         return np.tile(np.arange(samples), (count, 1))
     picks = rng.integers(0, samples - np.arange(size), size=(count, size))
     batches = np.empty((count, size), dtype=np.int64)
-    vector.partial_shuffles(picks, np.arange(samples), batches)
+    vector.partial_shuffles.kernel(picks, np.arange(samples), batches)
     return batches
 
 
@@ -129,6 +129,8 @@ class NetworkTask:
         """
         if self.program is None:
             return None
+        centre = tidy(centre)
+        self.network.layout.check(f"task on {self.network.name}", centre)
         batches, noise = self._draw(rng, steps)
         w, gradient = aligned_copy(centre), lease("gradient", centre.dtype, centre.size)
         gradient[:] = 0
@@ -157,7 +159,6 @@ class NetworkTask:
         own: Activations | None = None,
     ) -> tuple[float, float, np.ndarray]:
         """The compiled descent from w, in place; loss, residual, sums of open-channel counts."""
-        self.network.layout.check(f"task on {self.network.name}", w)
         if w.dtype != self.x.dtype:
             raise InputError(
                 f"task on {self.network.name}: samples are {self.x.dtype} but parameters {w.dtype}; "
@@ -208,6 +209,7 @@ class CompiledObjective:
 
     def __call__(self, w: np.ndarray, grad_out: np.ndarray) -> float:
         """Loss at w; writes the whole gradient. A descent of one step of size zero: w stays as it is."""
+        self.task.network.layout.check_pair(f"task on {self.task.network.name}", w, grad_out, "grad_out")
         self._layers = None
         grad_out[:] = 0
         own = aligned_copy(w)

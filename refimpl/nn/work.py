@@ -89,17 +89,23 @@ def executed_work(
     counts = np.ones((batch, 1 + len(network.gates)), dtype=np.int64)
     smooth = False
     for column, block in enumerate(network.gates, start=1):
-        mask, wanted = masks.get(block.gate.name), (batch, block.gate.out_channels)
-        if mask is None or mask.shape != wanted:
-            got = "none" if mask is None else f"shape {mask.shape}"
+        given, wanted = masks.get(block.gate.name), (batch, block.gate.out_channels)
+        mask = np.asarray(given)
+        if mask.shape != wanted:
+            got = "none" if given is None else f"shape {mask.shape}"
             raise InputError(
                 f"executed_work: gate {block.gate.name} needs a mask of shape {wanted}, got {got}; "
                 "pass network.masks(trace) of the same batch"
             )
         if mask.dtype == np.bool_:
             mask.sum(axis=1, out=counts[:, column])
-        else:
+        elif mask.dtype.kind == "f":
             smooth = True  # then the tables speak of all channels and have no use for counts
+        else:
+            raise InputError(
+                f"executed_work: the mask of gate {block.gate.name} must be boolean, or floats of smooth "
+                f"gates, got {mask.dtype}; pass mask != 0"
+            )
     tables = work_tables(network, _setting(context, smooth)._replace(second=second))
     moments = counts.T @ counts  # sums over samples of products of two counts
     return Work(*(tables.reshape(4, -1) @ moments.ravel()).tolist())

@@ -21,9 +21,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from refimpl.errors import DivergenceError, InputError
+from refimpl.errors import DivergenceError, InputError, expect_numbers, shown
 from refimpl.kernels import vector
 from refimpl.optim.prox import Penalty
+from refimpl.optim.prox.contract import check_alike
 
 Vector = np.ndarray
 Objective = Callable[[Vector, Vector], float]  # objective(w, grad_out) -> value; writes the whole gradient
@@ -39,8 +40,7 @@ class State(NamedTuple):
     @classmethod
     def start(cls, x0: Vector) -> State:
         """x_0 = xag_0 = x0 (copied), k = 0."""
-        if not isinstance(x0, np.ndarray) or x0.ndim != 1 or x0.dtype not in (np.float32, np.float64):
-            raise InputError("`State.start`: expected x0 as a 1-D float32 or float64 array")
+        check_alike("State.start", x0=x0)
         return cls(0, x0.copy(), x0.copy())
 
     def to_arrays(self) -> dict[str, np.ndarray]:
@@ -53,10 +53,11 @@ class State(NamedTuple):
         missing = [name for name in cls._fields if name not in arrays]
         if missing:
             raise InputError(f"`State.from_arrays`: missing {', '.join(missing)}; has {', '.join(arrays)}")
-        x, ag = np.array(arrays["x"]), np.array(arrays["ag"])
-        if x.ndim != 1 or x.shape != ag.shape or x.dtype != ag.dtype:
-            raise InputError(f"`State.from_arrays`: x is {x.dtype} {x.shape} but ag is {ag.dtype} {ag.shape}")
-        return cls(int(arrays["k"]), x, ag)
+        k, x, ag = (np.array(arrays[name]) for name in cls._fields)
+        check_alike("State.from_arrays", x=x, ag=ag)
+        if k.shape or k.dtype.kind not in "iu" or k < 0:
+            raise InputError(f"`State.from_arrays`: expected k as a whole number >= 0, got {shown(k)}")
+        return cls(int(k), x, ag)
 
 
 class Steps(NamedTuple):
@@ -74,11 +75,6 @@ class Schedule(Protocol):
         """a_k, b_k, l_k for iteration k = 1, 2, ..."""
 
 
-def _check_beta(who: str, beta: float) -> None:
-    if not (np.isfinite(beta) and beta > 0):
-        raise InputError(f"`{who}`: expected a finite step beta > 0, got {beta!r}; theory asks for 1/(2 L_F)")
-
-
 @dataclass(frozen=True)
 class GhadimiLan:
     """a_k = 2/(k+1), b_k = beta, l_k = k beta/2, so a_k l_k <= b_k; theory: beta <= 1/(2 L_F).
@@ -89,7 +85,7 @@ class GhadimiLan:
     beta: float
 
     def __post_init__(self) -> None:
-        _check_beta("GhadimiLan", self.beta)
+        expect_numbers("`GhadimiLan`", positive=True, beta=self.beta)
 
     def steps(self, k: int) -> Steps:
         """Steps of iteration k >= 1."""
@@ -109,8 +105,9 @@ class Bounded:
     fraction: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_beta("Bounded", self.beta)
-        if not 0 <= self.fraction <= 1:
+        expect_numbers("`Bounded`", positive=True, beta=self.beta)
+        expect_numbers("`Bounded`", fraction=self.fraction)
+        if self.fraction > 1:
             raise InputError(f"`Bounded`: expected 0 <= fraction <= 1, got {self.fraction!r}")
 
     def steps(self, k: int) -> Steps:
@@ -129,7 +126,7 @@ class Nesterov:
     beta: float
 
     def __post_init__(self) -> None:
-        _check_beta("Nesterov", self.beta)
+        expect_numbers("`Nesterov`", positive=True, beta=self.beta)
 
     def steps(self, k: int) -> Steps:
         """Steps of iteration k >= 1."""
@@ -146,7 +143,7 @@ class ProximalGradient:
     beta: float
 
     def __post_init__(self) -> None:
-        _check_beta("ProximalGradient", self.beta)
+        expect_numbers("`ProximalGradient`", positive=True, beta=self.beta)
 
     def steps(self, k: int) -> Steps:
         """The same steps for every k."""
@@ -155,6 +152,7 @@ class ProximalGradient:
 
 def middle_point(state: State, schedule: Schedule, out: Vector) -> Vector:
     """Write md_{k+1} = (1 - a) ag + a x into `out` and return it; the gradient is wanted there."""
+    check_alike("middle_point", x=state.x, ag=state.ag, out=out)
     a = schedule.steps(state.k + 1).a
     number = state.x.dtype.type
     np.multiply(state.ag, number(1.0 - a), out=out)
@@ -170,6 +168,7 @@ def step(
     The norm is ||md - xag||/b, the gradient mapping at md formed from the gradient given: exact if that
     is grad F(md), a surrogate otherwise (mathematics.md §7). Arguments are left as they are.
     """
+    check_alike("step", x=state.x, ag=state.ag, md=md, gradient=gradient)
     _, b, l = schedule.steps(state.k + 1)
     number = md.dtype.type
     x = state.x - number(l) * gradient
@@ -189,6 +188,8 @@ class Certificate(NamedTuple):
 
 def certify(objective: Objective, penalty: Penalty, x: Vector, beta: float) -> Certificate:
     """Evaluate `objective` and `penalty` at x and form both measures of stationarity; beta is the step b."""
+    check_alike("certify", x=x)
+    expect_numbers("`certify`", positive=True, beta=beta)
     gradient = np.empty_like(x)
     value = objective(x, gradient)
     forward = x - x.dtype.type(beta) * gradient
@@ -222,8 +223,8 @@ def minimize_composite(
     `callback(state, mapping_norm_at_md)` is called after each iteration. Raises `DivergenceError` when a
     value or gradient is not finite.
     """
-    if iterations < 0:
-        raise InputError(f"`minimize_composite`: expected iterations >= 0, got {iterations}")
+    expect_numbers("`minimize_composite`", whole=True, iterations=iterations)
+    expect_numbers("`minimize_composite`", tolerance=tolerance)
     state = State.start(x0)
     md, gradient = np.empty_like(state.x), np.empty_like(state.x)
     certificate = None

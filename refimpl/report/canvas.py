@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import fill
@@ -58,6 +62,24 @@ def require_matplotlib() -> None:
         raise InputError(MISSING)
 
 
+def _matplotlib() -> Any:
+    """The package, which cannot be imported where MPLBACKEND names what is not installed.
+
+    That happens in what Jupyter starts, for it inherits the name of Jupyter's own.
+    """
+    if "matplotlib" in sys.modules:
+        return sys.modules["matplotlib"]
+    backend = os.environ.pop("MPLBACKEND", "")
+    try:
+        found = import_module("matplotlib")
+    finally:
+        os.environ.update({"MPLBACKEND": backend} if backend else {})
+    if backend:
+        with suppress(ValueError):  # it is not needed here, only for figures of the caller's own
+            found.rcParams["backend"] = backend
+    return found
+
+
 def new_figure(columns: int, width: float = 5.2, height: float = 4.0) -> tuple[Figure, list[Axes]]:
     """An empty figure with panels side by side, drawn without any display."""
     from matplotlib.figure import Figure as Canvas
@@ -68,18 +90,18 @@ def new_figure(columns: int, width: float = 5.2, height: float = 4.0) -> tuple[F
 
 
 def png(draw: Callable[[], Figure]) -> bytes:
-    """The figure drawn in our style, as PNG."""
+    """The figure drawn in our style, as PNG, whatever the user's settings, which stay what they were."""
     require_matplotlib()
-    from matplotlib import rc_context
-
-    content = io.BytesIO()
-    with rc_context(STYLE):
-        draw().savefig(content, format="png")
+    matplotlib, content = _matplotlib(), io.BytesIO()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        draw().savefig(content, format="png", backend="agg")
     return content.getvalue()
 
 
 def save(path: Path, draw: Callable[[], Figure]) -> Path:
-    """Draw in our style and write the figure as PNG, whole or not at all."""
+    """Draw as `png` does and write the figure, whole or not at all."""
     content = png(draw)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ class AccuracyByRound(Protocol):
 
     @property
     def mean(self) -> Sequence[float]:
-        """Mean over seeds, a share."""
+        """Mean over seeds, a share; NaN where adaptation diverged."""
 
     @property
     def std(self) -> Sequence[float]:
@@ -67,7 +67,7 @@ class Point(Protocol):
 def figures(outcomes: Sequence[Outcome]) -> dict[str, Callable[[], Figure]]:
     """What there is to draw of a comparison: `accuracy` by round, the `frontier` where rows skip work."""
     found: dict[str, Callable[[], Figure]] = {}
-    if by_round := curves(outcomes):
+    if by_round := [curve for curve in curves(outcomes) if np.isfinite(curve.mean).any()]:
         found["accuracy"] = lambda: accuracy_figure(by_round)
     rows = [row for row in summarise(outcomes) if row.diverged < row.seeds]
     if any(row.flops_executed < row.flops_dense for row in rows):

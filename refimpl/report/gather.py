@@ -28,7 +28,7 @@ from refimpl.experiments.config import Config
 from refimpl.experiments.experiment import Experiment, adapt_targets, meta_model, prepare_again
 from refimpl.experiments.record import ENVIRONMENT, RunFolder
 from refimpl.experiments.replay import over_the_run, replay
-from refimpl.federated.adapt import NodeReport
+from refimpl.federated.adapt import NodeReport, divergence
 from refimpl.federated.methods.metagater import MetaGater
 from refimpl.federated.rounds import RoundRecord
 from refimpl.files.storage import read_json
@@ -48,8 +48,9 @@ OnStep = Callable[[str], None]
 class View:
     """A run in numbers; what could not be had is empty, and `missing` says so.
 
-    accuracy: (round, mean adapted accuracy over the target nodes); gaps: points whose true gap is known;
-    reports, openings, forward: of the meta-model at the target nodes.
+    accuracy: (round, mean adapted accuracy over the target nodes, NaN where adaptation diverged at one);
+    gaps: points whose true gap is known; reports: of the meta-model at the target nodes; openings, forward:
+    the same where adaptation did not diverge.
     """
 
     label: str
@@ -68,7 +69,8 @@ class View:
     @property
     def outcome(self) -> Outcome:
         """The same as an outcome of a comparison, for its tables."""
-        return Outcome(self.label, self.config, self.records, self.reports, self.accuracy, self.data)
+        failure = divergence(self.reports)
+        return Outcome(self.label, self.config, self.records, self.reports, self.accuracy, self.data, failure)
 
 
 def has_gap(view: View) -> bool:
@@ -144,6 +146,8 @@ class Gathering:
             missing.append(f"the true gap needs --full, which solves local problems for about {seconds} s")
         accuracy, gaps = self._accuracy(), self._gaps()
         reports, measures = self._adapt()
+        if failure := divergence(reports):
+            missing.append(f"the adapted models of some nodes: {failure}")
         return View(
             self.subject.label,
             self.folder.path,
@@ -239,7 +243,8 @@ class Gathering:
         reports, measures = [], []
         for index, node in enumerate(self.experiment.target_nodes):
             reports += adapt_timed(replace(self.experiment, target_nodes=(node,)), w)
-            measures.append(measure_node(self.experiment, w, index))
+            if not reports[-1].diverged:
+                measures.append(measure_node(self.experiment, w, index))
             self.on_step(f"{self.subject.label}: adapting at {node.name}")
         return tuple(reports), measures
 

@@ -28,8 +28,12 @@ summary { cursor: pointer; margin: 0.5rem 0; }
 """
 ACCURACY = (
     "Accuracy: test parts of the target nodes after adaptation, last round, mean over nodes. Before: the "
-    "meta-model as it is. Off: gated channels off, mean ± standard deviation over nodes. FLOPs: one sample, "
-    "forward. Adapt: one node, all stages, measured for this report; train: as the run recorded it."
+    "meta-model as it is. Off: gated channels off, mean ± standard deviation over nodes (ddof 0). FLOPs: one "
+    "sample, forward. Adapt: one node, all stages, measured for this report; train: as the run recorded it."
+)
+NODES = (
+    "Off: mean ± standard deviation over the test samples of the node (ddof 0). The last two rows: mean and "
+    "standard deviation over the nodes (ddof 0)."
 )
 FIRST_SEED = (
     "Figures named after a comparison are over all of its seeds; all others show its rows at the first seed."
@@ -112,7 +116,8 @@ def _run(view: View) -> str:
     ]
     parts += [_note(f"Missing: {line}") for line in view.missing]
     if view.reports:
-        parts.append(_folded("target nodes", _table(*node_table(view.config.method, view.reports))))
+        nodes = _table(*node_table(view.config.method, view.reports)) + _note(NODES)
+        parts.append(_folded("target nodes", nodes))
     parts.append(_folded("configuration", _facts(view.config.table())))
     parts.append(_folded("environment of the training", _facts(view.environment)))
     return "\n".join(parts)

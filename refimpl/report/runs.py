@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from refimpl.federated.adapt import NodeReport
 from refimpl.report.canvas import (
     FEW_DECADES,
     GREY,
@@ -35,8 +36,7 @@ MARKS = 12  # of a curve of many rounds
 
 def training_figure(views: Sequence[View]) -> Figure:
     """Loss by round, and accuracy at the target nodes after adaptation by round."""
-    with_accuracy = [view for view in views if view.accuracy or view.reports]
-    figure, panels = new_figure(2 if with_accuracy else 1, 6.0, 4.2)
+    figure, panels = new_figure(2 if any(map(_accuracy, views)) else 1, 6.0, 4.2)
     last = max(len(view.records) for view in views)
     for number, label, view in trainings(views):
         rounds = [record.round for record in view.records]
@@ -65,13 +65,19 @@ def _handles(views: Sequence[View], **more: Any) -> list[Any]:
     ]
 
 
+def _accuracy(view: View) -> Sequence[tuple[int, float]]:
+    """The curve where it was measured, else the last round alone; empty where adaptation always diverged."""
+    points = view.accuracy
+    if not points and view.reports:
+        points = ((len(view.records), float(np.mean([r.accuracy_after for r in view.reports]))),)
+    return points if np.isfinite([share for _, share in points]).any() else ()
+
+
 def _draw_accuracy(axes: Axes, views: Sequence[View]) -> None:
-    """The curve where it was measured, else the last round alone."""
+    """Accuracy by round; a line has a gap where adaptation diverged at some node."""
     by_round = False
     for number, view in enumerate(views):
-        points = view.accuracy
-        if not points and view.reports:
-            points = ((len(view.records), float(np.mean([r.accuracy_after for r in view.reports]))),)
+        points = _accuracy(view)
         if points:
             x, y = np.array(points).T
             axes.plot(x, 100 * y, ms=5, lw=1.4, label=view.label, **looks(number))
@@ -92,9 +98,10 @@ def sparsity_figure(views: Sequence[View]) -> Figure:
         spread = 100 * np.array([report.sparsity_spread for report in view.reports])
         shift = 0.6 * ((place + 0.5) / len(shown) - 0.5)
         x = np.arange(len(mean)) + shift
-        label = f"{view.label}: {mean.mean():.1f} \N{PLUS-MINUS SIGN} {mean.std():.1f} over nodes"
+        over_nodes = np.nanmean(mean), np.nanstd(mean)  # diverged nodes are left out
+        label = "{}: {:.1f} \N{PLUS-MINUS SIGN} {:.1f} over nodes".format(view.label, *over_nodes)
         bars.append(axes.errorbar(x, mean, spread, ms=6, capsize=2, lw=1.2, label=label, **look))
-        axes.axhline(mean.mean(), color=look["color"], lw=1.0, ls=looks(number)["ls"], alpha=0.7)
+        axes.axhline(over_nodes[0], color=look["color"], lw=1.0, ls=looks(number)["ls"], alpha=0.7)
     names = max((view.reports for _, view in shown), key=len)
     axes.set_xticks(range(len(names)), [report.node.split("-")[-1] for report in names])
     axes.set(
@@ -154,12 +161,17 @@ def _rounds(views: Sequence[View]) -> list[Cloud]:
 def _adaptations(views: Sequence[View]) -> list[Cloud]:
     return [
         Cloud(
-            np.array([report.adapt_flops_executed for report in view.reports]),
-            np.array([report.seconds_gate + report.seconds_backbone for report in view.reports]),
+            np.array([report.adapt_flops_executed for report in reports]),
+            np.array([report.seconds_gate + report.seconds_backbone for report in reports]),
             _points(number, ms=5, alpha=0.8),
         )
-        for number, view in enumerate(views)
+        for number, reports in enumerate(map(_adapted, views))
     ]
+
+
+def _adapted(view: View) -> list[NodeReport]:
+    """The reports of the nodes at which adaptation did not diverge."""
+    return [report for report in view.reports if not report.diverged]
 
 
 def _forward_passes(views: Sequence[View]) -> list[Cloud]:
@@ -176,7 +188,7 @@ def _draw_work(axes: Axes, clouds: Sequence[Cloud]) -> None:
     """One panel, in units that suit its numbers."""
     if not any(cloud.flops.size for cloud in clouds):
         axes.set_axis_off()
-        say(axes, "nothing measured:\nno training is finished")
+        say(axes, "nothing measured:\nno model was adapted")
         return
     work, work_name = _unit(FLOP_UNITS, np.concatenate([cloud.flops for cloud in clouds]))
     time, time_name = _unit(TIME_UNITS, np.concatenate([cloud.seconds for cloud in clouds]))

@@ -42,10 +42,10 @@ class Compared:
         return self.comparison.path
 
     def subjects(self) -> list[Subject]:
-        """The rows of the first seed that are finished, each in the folder of its training."""
+        """The rows of the first seed that are trained, each in the folder of its training."""
         plan = self.comparison.plan
         first = [outcome for outcome in self.outcomes if outcome.config.seed == plan.seeds[0]]
-        done = {outcome.label for outcome in first if not outcome.failure}
+        done = {outcome.label for outcome in first if outcome.records}
         return [
             Subject(cell.label, job.folder, cell.config, cell.label)
             for job in self.comparison.jobs()
@@ -82,7 +82,7 @@ def find(paths: Sequence[Path], data_dir: Path | None) -> tuple[list[Subject], l
 def _read(path: Path, data_dir: Path | None) -> Compared:
     comparison = Comparison.open(path, data_dir)
     outcomes = comparison.read()
-    if all(outcome.failure for outcome in outcomes):
+    if not any(outcome.records for outcome in outcomes):
         raise RunError(f"{path}: nothing of it is finished; go on with refimpl compare --resume --out {path}")
     return Compared(comparison, outcomes)
 

@@ -33,7 +33,7 @@ PAGE = "report.html"
 TRAINING = (
     "Loss is the mean over the nodes of the round, on their mini-batches. A single point of accuracy is that "
     "of the last round, where no other was measured. Rows that prune one trained model share its loss, which "
-    "is drawn as that of the first."
+    "is drawn as that of the first. Accuracy has a gap where adaptation diverged at a node."
 )
 GAP = (
     "Squared norm of the gradient mapping. The server's gap comes from mini-batches and a few local steps, "
@@ -49,15 +49,19 @@ GATES = (
     "open. Stage I of adaptation changes the gate only, with each node's support samples."
 )
 SPARSITY = (
-    "A point is a target node after adaptation, its bar the standard deviation over test samples; a line is "
-    "the mean over nodes, and the legend has the standard deviation over nodes."
+    "A point is a target node after adaptation, its bar the standard deviation over its test samples (ddof "
+    "0); a line is the mean over nodes, and the legend has the standard deviation over nodes (ddof 0). Nodes "
+    "at which adaptation diverged are left out."
 )
 WORK = (
     "Rounds as the run recorded them; adaptation and forward passes measured for this report. Dotted: equal "
     "speed. Hollow: the same adapted backbone without gates; gating saves time where full points lie below "
     "hollow ones."
 )
-COMPARED = "Mean over target nodes, then mean and standard deviation over seeds."
+COMPARED = (
+    "Mean over target nodes, then mean and standard deviation over seeds (ddof 1). Seeds whose training or "
+    "adaptation diverged are left out."
+)
 
 
 class Plan(NamedTuple):

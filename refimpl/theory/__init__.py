@@ -44,14 +44,28 @@ Families: quadratics, least squares with group lasso, logistic regression on the
 cosines (not convex, with and without a bounded group lasso), an indefinite quadratic in a box, the two
 attained instances, and for the envelope gradient a small gated network in soft mode, whose L is estimated.
 
-`run_all()` (`refimpl theory all`) returns every row: statement, family, left, right, slack, verdict;
-`check_problem` those of a problem of one's own; `curves` has the numbers behind the figures. Of training
-runs, whose networks have no proven constants, `measured` estimates the gap (`refimpl theory gap RUN`).
+`run_all()` (`refimpl theory all`) returns every row: statement, family, left, right, slack, verdict (it is
+unchecked, not held, where a side is NaN or infinite); `check_problem` those of a problem of one's own;
+`curves` has the numbers behind the figures. Of training runs, whose networks have no proven constants,
+`measured` estimates the gap (`refimpl theory gap RUN`).
 
 Source: mathematics.md §7 and §8; Lin et al. 2020, Lemmas 1-3 and Theorem 1.
 """
 
-from refimpl.theory.rows import Row, Summary, all_hold, summarise
+from refimpl.theory.rows import HOLDS, UNCHECKED, VIOLATED, Row, Summary, all_hold, count, summarise
 from refimpl.theory.suite import SECTIONS, check_problem, run_all, run_section
 
-__all__ = ["SECTIONS", "Row", "Summary", "all_hold", "check_problem", "run_all", "run_section", "summarise"]
+__all__ = [
+    "HOLDS",
+    "SECTIONS",
+    "UNCHECKED",
+    "VIOLATED",
+    "Row",
+    "Summary",
+    "all_hold",
+    "check_problem",
+    "count",
+    "run_all",
+    "run_section",
+    "summarise",
+]

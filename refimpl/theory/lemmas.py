@@ -15,7 +15,7 @@ from refimpl.federated.local import LocalSettings, local_residual, solve_local
 from refimpl.kernels import vector
 from refimpl.theory.gap import envelope, exact_gap, solve_exactly
 from refimpl.theory.problems import Problem, Quadratic, envelope_minimiser
-from refimpl.theory.rows import Row, Sides, at_most, equal, worst
+from refimpl.theory.rows import Row, Sides, at_most, equal, largest, worst
 from refimpl.theory.run import LossTask
 
 Vector = np.ndarray
@@ -116,7 +116,7 @@ def closed_form_rows(problem: Problem, lam: float, rng: np.random.Generator) -> 
         ]
         gap = exact_gap(hidden, v, lam, 1.0 / lam)
         rows += [
-            at_most(f"8.1 w* by {kind} against its formula, relative", problem.name, max(off), 1e-12),
+            at_most(f"8.1 w* by {kind} against its formula, relative", problem.name, largest(off), 1e-12),
             equal(f"8.1 F by {kind} against its formula", problem.name, point.value, value, 1e-12),
             equal(f"7 gap by {kind} against its formula", problem.name, gap.mapping, norm(gradient), 1e-12),
         ]
@@ -136,17 +136,18 @@ def sampled_curvature(
 
     Along random directions and along the axes, over distances from 1e-3 to 1.
     """
-    low, high, steep, error = np.inf, -np.inf, 0.0, 0.0
+    curvatures, steepness, errors = [], [], []
     for i in range(pairs):
         v = rng.standard_normal(problem.size)
         direction = np.eye(problem.size)[i % problem.size] if i % 2 else rng.standard_normal(problem.size)
         d = direction / norm(direction) * 10.0 ** rng.uniform(-3, 0)
         here, there = envelope(problem, v, lam), envelope(problem, v + d, lam)
         change = there.gradient - here.gradient
-        low, high = min(low, change @ d / (d @ d)), max(high, change @ d / (d @ d))
-        steep = max(steep, norm(change) / norm(d))
-        error = max(error, (here.gradient_error + there.gradient_error) / norm(d))
-    return float(low), float(high), float(steep), float(error)
+        curvatures.append(change @ d / (d @ d))
+        steepness.append(norm(change) / norm(d))
+        errors.append((here.gradient_error + there.gradient_error) / norm(d))
+    low, high = -largest(-c for c in curvatures), largest(curvatures)
+    return low, high, largest(steepness), largest(errors)
 
 
 def smoothness_rows(problem: Problem, lam: float, rng: np.random.Generator) -> list[Row]:
@@ -187,7 +188,7 @@ def inexactness_rows(problem: Problem, lam: float, rng: np.random.Generator, poi
     rows = [worst("8.3 Lemma 3: error of g <= lam/(lam-L) mean residual", problem.name, found)]
     if problem.attains < 0:
         sized = [s for s in found if s.right > MEASURABLE * s.error]
-        tightest = max((abs(s.left - s.right) / s.right for s in sized), default=np.nan)
+        tightest = largest(abs(s.left - s.right) / s.right for s in sized)
         rows.append(at_most("8.3 Lemma 3 is attained, relative difference", problem.name, tightest, 1e-9))
     return rows
 

@@ -5,31 +5,39 @@ Source: mathematics.md §8 (both sides are printed term by term). Derived.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
 Terms = tuple[tuple[str, float], ...]  # names and numbers
-HOLDS, VIOLATED = "holds", "violated"
+HOLDS, VIOLATED, UNCHECKED = "holds", "violated", "unchecked"
+GRAVEST_FIRST = (VIOLATED, UNCHECKED, HOLDS)
 
 
 class Row(NamedTuple):
-    """left <= right, up to the numerical error of evaluating both, for one family of problems."""
+    """left <= right, up to the numerical error of evaluating both, for one family of problems.
+
+    A row is unchecked if a side, or the error, is NaN or infinite: nothing was compared then.
+    """
 
     statement: str
     family: str
     left: float
     right: float
     slack: float  # right - left
-    verdict: str  # "holds" or "violated"
+    verdict: str  # "holds", "violated" or "unchecked"
     terms: Terms = ()  # what the sides are made of, where that is worth seeing
 
 
 def at_most(
     statement: str, family: str, left: float, right: float, error: float = 0.0, terms: Terms = ()
 ) -> Row:
-    """The row for left <= right; `error` bounds what evaluating the two sides may be off. NaN violates."""
+    """The row for left <= right; `error` bounds what evaluating the two sides may be off."""
     left, right = float(left), float(right)
-    verdict = HOLDS if left <= right + error else VIOLATED
+    if not all(map(math.isfinite, (left, right, error))):
+        verdict = UNCHECKED
+    else:
+        verdict = HOLDS if left <= right + error else VIOLATED
     return Row(statement, family, left, right, right - left, verdict, tuple(terms))
 
 
@@ -49,24 +57,29 @@ class Sides(NamedTuple):
 
 
 def worst(statement: str, family: str, evaluations: Iterable[Sides]) -> Row:
-    """The row of the evaluation nearest to, or farthest beyond, violation, beyond its own error."""
-    found = list(evaluations)
+    """The row of the evaluation nearest to, or farthest beyond, violation, beyond its own error.
 
-    def margin(sides: Sides) -> float:
-        scale = max(abs(sides.left), abs(sides.right), 1e-300)
-        value = (sides.right + sides.error - sides.left) / scale
-        return value if value == value else -float("inf")
+    Without a violation, one unchecked evaluation leaves the row unchecked, and so does having none.
+    """
+    pairs = [(at_most(statement, family, *sides), sides.error) for sides in evaluations]
+    nothing = at_most(statement, family, math.nan, math.nan), 0.0
+    return min(pairs, key=lambda pair: _gravity(*pair), default=nothing)[0]
 
-    return at_most(statement, family, *min(found, key=margin))
+
+def largest(values: Iterable[float]) -> float:
+    """The largest of the values; NaN if one is NaN, which `max` may pass over, or if there is none."""
+    found = [float(value) for value in values]
+    return math.nan if any(map(math.isnan, found)) else max(found, default=math.nan)
 
 
 class Summary(NamedTuple):
     """All rows of one statement."""
 
     statement: str
-    checked: int
+    checked: int  # rows that compare two numbers
     held: int
-    tightest: Row  # the one nearest to violation, relative to the size of its sides
+    tightest: Row  # a violated one, else an unchecked one, else the one nearest to violation, relatively
+    unchecked: int
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
@@ -75,18 +88,31 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
     for row in rows:
         by_statement.setdefault(row.statement, []).append(row)
     return [
-        Summary(name, len(found), sum(row.verdict == HOLDS for row in found), min(found, key=_nearness))
+        Summary(
+            name,
+            len(found) - count(found, UNCHECKED),
+            count(found, HOLDS),
+            min(found, key=_gravity),
+            count(found, UNCHECKED),
+        )
         for name, found in by_statement.items()
     ]
 
 
-def _nearness(row: Row) -> tuple[bool, float]:
-    """Violated rows first, then by relative slack."""
-    relative = row.slack / max(abs(row.left), abs(row.right), 1e-300)
-    return row.verdict == HOLDS, relative if relative == relative else -float("inf")
+def count(rows: Iterable[Row], verdict: str) -> int:
+    """How many of the rows have this verdict."""
+    return sum(row.verdict == verdict for row in rows)
+
+
+def _gravity(row: Row, error: float = 0.0) -> tuple[int, float]:
+    """Violated rows first, then unchecked ones, then the others by relative slack."""
+    order = GRAVEST_FIRST.index(row.verdict)
+    if row.verdict == UNCHECKED:
+        return order, 0.0
+    return order, (row.slack + error) / max(abs(row.left), abs(row.right), 1e-300)
 
 
 def all_hold(rows: Iterable[Row]) -> bool:
-    """Whether every verdict is "holds"; False for no rows at all, as then nothing was checked."""
-    verdicts = [row.verdict for row in rows]
-    return bool(verdicts) and all(verdict == HOLDS for verdict in verdicts)
+    """Whether no row is violated and at least one holds; unchecked rows are shown, they do not count."""
+    verdicts = {row.verdict for row in rows}
+    return HOLDS in verdicts and VIOLATED not in verdicts

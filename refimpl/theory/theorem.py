@@ -30,7 +30,7 @@ from refimpl.optim.accel import GhadimiLan, Nesterov, minimize_composite
 from refimpl.theory.gap import ROUNDING, EnvelopePoint, envelope, envelope_objective, exact_gap
 from refimpl.theory.lemmas import curvature_bounds, inexactness_factor
 from refimpl.theory.problems import Problem
-from refimpl.theory.rows import Row, Sides, at_most, worst
+from refimpl.theory.rows import Row, Sides, at_most, largest, worst
 from refimpl.theory.run import Run, record
 
 Vector = np.ndarray
@@ -193,7 +193,7 @@ def prox_optimality(trial: Trial, s: Seen) -> Sides:
     long_ = penalty.subdifferential_distance((s.x_before - l * s.gradient - s.x) / l, s.x)
     short = penalty.subdifferential_distance((s.md - b * s.gradient - s.ag) / b, s.ag)
     sizes = norm(s.x_before) / l + norm(s.md) / b + 2 * norm(s.gradient)
-    return Sides(max(long_, short), 0.0, 4 * rounding(sizes))
+    return Sides(largest((long_, short)), 0.0, 4 * rounding(sizes))
 
 
 def one_step(trial: Trial, s: Seen) -> Sides:
@@ -270,17 +270,17 @@ TERMS = {
 def bound_terms(trial: Trial) -> Terms:
     """Both sides of Theorem 1 from what was measured: M, delta_k and the gaps."""
     b, young, star = trial.run.beta, 1.0 - trial.above * trial.run.beta, trial.x_star
-    gap_sum = inexact = largest = 0.0
+    gap_sum = inexact = farthest = 0.0
     for s in trial.seen:
         a, _, gamma = theory_step(s.k, b)
         gap_sum += 0.25 * b * young * s.gap**2 / gamma
         inexact += (a * s.delta * norm(star - s.x_before) + b * s.delta**2 / young) / gamma
-        largest = max(largest, (1 - a) * square(s.ag_before) + a * square(s.x_before))
+        farthest = max(farthest, (1 - a) * square(s.ag_before) + a * square(s.x_before))
     last = trial.seen[-1]
     gamma = theory_step(last.k, b).gamma
     value = (last.at_ag.value + last.h_ag - trial.at_star.value - trial.h_star) / gamma
     start = square(trial.run.w0 - star) / b
-    return Terms(value, gap_sum, start, trial.below / gamma * (square(star) + largest), inexact)
+    return Terms(value, gap_sum, start, trial.below / gamma * (square(star) + farthest), inexact)
 
 
 def bound_rows(trial: Trial) -> list[Row]:
@@ -296,7 +296,7 @@ def bound_rows(trial: Trial) -> list[Row]:
     ]
     if abs(2 * trial.above * trial.run.beta - 1) < 1e-12:
         sums = rounds * (rounds + 1) * (rounds + 2)
-        best = min(s.gap for s in trial.seen) ** 2
+        best = float(np.min([s.gap for s in trial.seen])) ** 2
         bound = 96 * trial.above / sums * right
         rows.append(
             at_most("8.4 min_k ||G~_k||^2 <= O(1/N^3) + O(Lf/N) + inexact", trial.name, best, bound, 0.0)

@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from commands import assert_refused
 
 from refimpl.cli import app, compare
+from refimpl.experiments.compare import run as begun
 from refimpl.experiments.compare.run import Comparison
 from refimpl.experiments.record import RunFolder
 from refimpl.report import canvas
@@ -183,7 +185,25 @@ def test_the_demo_never_overwrites(refimpl, tmp_path):
     code, _, err = refimpl("demo", "--out", "runs/demo", "-q")
     assert code == app.WRONG_USE
     assert "not a comparison" in err
-    assert compare.free_folder("demo").name == "demo-2"
+    plan = compare.make_plan(from_preset="demo")
+    assert compare.begin(None, "demo", plan, force=False).path == Path("runs/demo-2")
+
+
+def test_comparisons_begun_at_once_get_a_folder_each(tmp_path, monkeypatch):
+    """The second is begun while the first tries its plan out, when no folder says so yet."""
+    monkeypatch.chdir(tmp_path)
+    plan, check = compare.make_plan(from_preset="demo", seeds=(0,)), begun.check_plan
+    left, others = iter(range(2)), []
+
+    def slow(*arguments):
+        if next(left, None) is not None:
+            others.append(compare.begin(None, "c", plan, force=False))
+        check(*arguments)
+
+    monkeypatch.setattr(begun, "check_plan", slow)
+    paths = [compare.begin(None, "c", plan, force=False).path, *(other.path for other in others)]
+    assert sorted(path.name for path in paths) == ["c", "c-2", "c-3"]
+    assert sorted(os.listdir("runs")) == ["c", "c-2", "c-3"]
 
 
 WRONG = [

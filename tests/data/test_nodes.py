@@ -156,6 +156,25 @@ def test_split_refuses_unfit_arrays(x, y, pattern):
         Node.split(x, y, support=1 if len(y) else 0, rng=np.random.default_rng(0))
 
 
+def test_split_counts_samples_as_they_were_given():
+    x, y = np.ones((20, 2)), np.zeros(20, int)
+    x[13, 1], y[17] = np.inf, -3
+    with pytest.raises(DataError, match=r"labels must be at least 0, got -3 at position 17"):
+        Node.split(x, y, support=2, rng=np.random.default_rng(0))
+    with pytest.raises(DataError, match=r"the first at position \(13, 1\)"):
+        Node.split(x, np.abs(y), support=2, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f8", ">f2", ">i4", "f2", "u1"])
+def test_split_takes_numbers_of_any_kind_and_byte_order(kind):
+    x, y = np.arange(12).reshape(6, 2), np.arange(6) % 2
+    plain = Node.split(x.astype(float), y, support=2, rng=np.random.default_rng(0))
+    node = Node.split(x.astype(kind), y.astype(">i2"), support=2, rng=np.random.default_rng(0))
+    np.testing.assert_array_equal(node.x, plain.x)
+    np.testing.assert_array_equal(node.y, plain.y)
+    assert node.x.dtype.isnative
+
+
 def test_stratified_order_starts_with_one_sample_of_every_class():
     y = np.array([0] * 90 + [1] * 2 + [2] * 8)
     order = stratified_order(y, np.random.default_rng(3))

@@ -190,9 +190,14 @@ def test_a_mistake_in_a_file_names_the_file(tmp_path, line, words):
         ({"per_round": 11}, "per_round 11 exceeds nodes 10"),
         ({"lam": 0.0}, "lam must be positive"),
         ({"lam": 0.0, "method": "pfedme"}, "lam must be positive for pfedme"),
-        ({"delta": 0.0}, "delta must be positive"),
+        ({"delta": -1e-9}, "delta must be at least 0"),
         ({"mix": -1.0}, "mix must be positive"),
         ({"inner_steps": 0}, "inner_steps must be at least 1"),
+        ({"eta_theta": float("inf")}, "eta_theta must be a finite number, got inf"),
+        (
+            {"method": "metasnip", "gates": []},
+            "metasnip prunes channels of the layers",
+        ),
     ],
 )
 def test_impossible_values_are_refused(options, words):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -59,9 +60,48 @@ def test_when_stopped_jobs_are_asked_and_no_more_begun(workers):
     assert len(told) == workers
 
 
-def test_a_worker_that_dies_is_one_line():
-    with pytest.raises(RunError, match="worker process died"):
-        list(run_jobs(dying, range(2), 2))
+def killed(job, tell, stop):
+    os.kill(os.getpid(), 9)
+
+
+@pytest.mark.parametrize(
+    ("work", "why"), [(dying, r"\(exit code 7\)"), (killed, r"\(killed; out of memory\?\)")]
+)
+def test_a_worker_that_dies_is_one_line(work, why):
+    with pytest.raises(RunError, match=f"worker process died {why}"):
+        list(run_jobs(work, range(2), 2))
+
+
+def in_a_worker(jobs):
+    return dict(run_jobs(square, jobs, 2)), os.getpid()
+
+
+def test_in_a_worker_of_a_pool_the_jobs_are_done_there():
+    """Such a process may have no children."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        results, process = pool.apply(in_a_worker, ([2, 5],))
+    assert results == {0: (4, process), 1: (25, process)}
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, "tests")
+from refimpl.experiments.jobs import run_jobs
+from test_parallel import square
+print("begun", sorted(result[0] for _, result in run_jobs(square, [2, 5], 2)))
+"""
+
+
+@pytest.mark.parametrize("place", ["stdin", "file"])
+def test_a_script_without_main_guard_runs_once_wherever_it_stands(tmp_path, place):
+    """Workers do not run it, and need not find it."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-" if place == "stdin" else str(tmp_path / "script.py")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
+    done = subprocess.run(
+        command, input=SCRIPT * (place == "stdin"), capture_output=True, text=True, env=environment
+    )
+    assert (done.stdout, done.stderr) == ("begun [4, 25]\n", "")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

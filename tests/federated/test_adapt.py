@@ -120,6 +120,38 @@ def test_ungated_networks_have_no_stage_one():
     assert adapted.flops_backbone > 0
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0, 1, -1]), r"0\.\.9, got -1\.\.1"),
+        (np.array([0, 1, 10]), r"0\.\.9, got 0\.\.10"),
+        (np.array([0, 1, 2**63], np.uint64), r"0\.\.9"),
+        (np.array([1]), "3 labels"),
+        (np.array([[0, 1, 2]]), "3 labels"),
+        (np.array(1), "3 labels"),
+        (np.array([0.0, 1.0, 2.0]), "whole numbers, got float64"),
+        (np.array([0, 1, 2], object), "whole numbers, got object"),
+    ],
+)
+def test_labels_are_classes_one_for_each_sample(labels, message):
+    w, x, _ = problem(samples=3)
+    support = x, np.array([0, 1, 2])
+    with pytest.raises(InputError, match=message):
+        evaluate(NETWORK, w, x, labels)
+    with pytest.raises(InputError, match=message):
+        adapt(NETWORK, w, x, labels, SETTINGS)
+    with pytest.raises(InputError, match=message):
+        report_node("a", NETWORK, w, support, (x, labels), SETTINGS)
+
+
+def test_labels_of_any_whole_type_give_the_same_evaluation():
+    w, x, y = problem()
+    expected = evaluate(NETWORK, w, x, y)
+    for kind in ("u1", "i2", ">i4", "u8"):
+        found = evaluate(NETWORK, w, x, y.astype(kind))
+        assert (found.accuracy, found.loss) == (expected.accuracy, expected.loss)
+
+
 @pytest.mark.parametrize("wrong", [{"eta_phi": -1.0}, {"eta_theta": -0.1}, {"steps": -1}])
 def test_negative_settings_are_refused(wrong):
     with pytest.raises(InputError, match="AdaptSettings"):

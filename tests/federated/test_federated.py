@@ -16,6 +16,8 @@ from refimpl.federated.local import LocalSettings, local_residual, solve_local
 from refimpl.federated.methods.fedavg import FedAvg
 from refimpl.federated.methods.metagater import MetaGater
 from refimpl.federated.methods.perfedavg import PerFedAvgFO
+from refimpl.federated.methods.pfedme import PFedMe
+from refimpl.federated.methods.reptile import Reptile
 from refimpl.federated.rounds import Participation, run_rounds
 from refimpl.nn import zoo
 from refimpl.nn.context import Gating
@@ -122,6 +124,52 @@ def test_participation_is_keyed_by_round_not_by_call_order():
     assert all(len(set(nodes)) == 3 and nodes == sorted(nodes) for nodes in later_first)
     with pytest.raises(InputError, match="cannot draw 11 of 10"):
         Participation(per_round=11).sample(10, 1, seeds)
+
+
+def bad_round(method=FedAvg(0.1, 1), tasks=None, state=None, rounds=range(1, 2), **options):  # noqa: B008
+    """One round, in which something is to be refused."""
+    tasks = quadratics() if tasks is None else tasks
+    state = method.start(np.ones(3)) if state is None else state
+    list(
+        run_rounds(
+            method, tasks, state, rounds, options.pop("participation", EVERYONE), SeedTree(0), **options
+        )
+    )
+
+
+class Longer(FedAvg):
+    """Answers with one entry more than it was sent."""
+
+    def local(self, task, point, rng):
+        answer = super().local(task, point, rng)
+        return answer._replace(w=np.append(answer.w, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tasks": []}, "at least one task"),
+        ({"rounds": range(2)}, "round > 0"),
+        ({"threads": 1.5}, "threads >= 0, a whole number"),
+        ({"state": {"x": np.ones(3), "ag": np.ones(3)}}, "expected a state with w, got x, ag"),
+        ({"state": {"w": np.ones((3, 1))}}, "w to be a 1-D"),
+        ({"method": Longer(0.1, 1)}, "point and answer of one length"),
+        (
+            {"tasks": [Quadratic(np.zeros(3), size=0)], "participation": Participation(weighted=True)},
+            "cannot be weighted",
+        ),
+    ],
+)
+def test_rounds_refuse_what_they_cannot_run(given, message):
+    with pytest.raises(InputError, match=message):
+        bad_round(**given)
+
+
+@pytest.mark.parametrize("mean", [np.ones(2), np.ones(1), np.ones(3, np.float32), np.ones((3, 1))])
+@pytest.mark.parametrize("method", [FedAvg(0.1, 1), Reptile(0.1, 1, 0.5), PFedMe(1.0, 0.1, 1, 0.1, 1, 0.5)])
+def test_servers_refuse_means_of_other_models(method, mean):
+    with pytest.raises(InputError, match="mean"):
+        method.server(method.start(np.ones(3)), 1, np.ones(3), mean)
 
 
 def network_tasks(dtype="float32", mode="hard", gate_grad="dense"):

@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from refimpl.data.node import Node
+from refimpl.errors import InputError
 from refimpl.experiments.config import METHODS, resolve
 from refimpl.experiments.experiment import adapt_targets, personalise, prepare, train
 from refimpl.experiments.methods import BUILDERS, NOTES, PRUNES
@@ -30,6 +32,37 @@ def test_every_name_has_a_method_of_that_name():
     assert set(NOTES) | set(PRUNES) <= set(METHODS)
     for method in METHODS:
         assert experiment(method).method.name == method
+
+
+def nodes_with(last_label=1, x_shape=(1, 8, 8), support=4, test=2):
+    """Two nodes of eight samples, the second with this label in its test part."""
+    x = np.random.default_rng(0).standard_normal((8, *x_shape)).astype(np.float32)
+    y = np.arange(8) % 2
+    other = np.append(y[:-1], last_label)
+    return (Node("good", x, y, 4, 2),), (
+        Node("other", x[: 6 + test], other[: 6 + test], support, 6 - support),
+    )
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"last_label": 10}, r"labels must lie in 0\.\.9, got 0\.\.10"),
+        ({"last_label": 10**9}, r"labels must lie in 0\.\.9"),
+        ({"support": 0}, "samples to adapt on and to test on, got 0 and 2"),
+        ({"test": 0}, "samples to adapt on and to test on, got 4 and 0"),
+    ],
+)
+def test_target_nodes_must_fit_the_network_before_anything_is_trained(node, message):
+    e, (train_nodes, target_nodes) = experiment("fedavg"), nodes_with(**node)
+    with pytest.raises(InputError, match=f"node 'other'.*{message}"):
+        replace(e, train_nodes=train_nodes, target_nodes=target_nodes)
+
+
+def test_nodes_of_other_images_do_not_fit_the_network():
+    e, (train_nodes, _) = experiment("fedavg"), nodes_with(x_shape=(1, 9, 9))
+    with pytest.raises(InputError, match=r"node 'good'.*expected at least one sample of shape"):
+        replace(e, train_nodes=train_nodes)
 
 
 def poison(nodes):
@@ -147,6 +180,34 @@ def test_pruned_channels_then_stage_two(case):
     np.testing.assert_array_equal(np.concatenate(gates), kept)
     np.testing.assert_array_equal(personal.adapted.w, adapt(GATED, personal.start, x, y, SETTINGS).w)
     assert personal.weights_off == 0
+
+
+@pytest.mark.parametrize("method", ["metasnip", "metasnip-weights"])
+def test_before_is_the_meta_model_and_the_pruned_one_has_a_number_of_its_own(method):
+    e = experiment(method, rounds=5, snip_keep=0.1)
+    w = train(e, threads=1).w
+    reports = adapt_targets(e, w)
+    for node, report in zip(e.target_nodes, reports, strict=True):
+        personal, whole = personalise(e, w, node), evaluate(e.network, w, *node.test)
+        pruned = evaluate(personal.network, personal.start, *node.test)
+        assert (report.accuracy_before, report.loss_before) == (whole.accuracy, whole.loss)
+        assert report.accuracy_pruned == pruned.accuracy
+        assert pruned.loss != whole.loss
+
+
+def test_methods_that_prune_nothing_have_no_pruned_model():
+    e = experiment("metagater")
+    assert all(np.isnan(report.accuracy_pruned) for report in adapt_targets(e, e.method.model(e.start())))
+
+
+@pytest.mark.parametrize("mode", ["soft", "gumbel", "ste"])
+def test_pruned_channels_are_closed_whatever_gate_mode_is_configured(mode):
+    """metasnip trains no gates, so the mode plays no part in it: channels are open or closed."""
+    usual, other = experiment("metasnip"), experiment("metasnip", gate_mode=mode)
+    w, node = usual.method.model(usual.start()), usual.target_nodes[0]
+    found = [personalise(e, w, node).adapted.w.tobytes() for e in (usual, other)]
+    assert found[0] == found[1]
+    assert adapt_targets(other, w)[0].sparsity_mean == pytest.approx(0.5)
 
 
 def test_reports_tell_weights_from_channels():

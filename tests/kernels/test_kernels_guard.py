@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 import subprocess
 import sys
@@ -11,29 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from guards import guarded
 from test_kernels_plain import make_conv, make_linear
 
 from refimpl.kernels import tiled_conv, tiled_linear, tiled_weight_grad
-
-PAGE = mmap.PAGESIZE
-
-
-def guarded(array, at_end):
-    """A copy of `array` in memory of its own that begins or ends exactly at a forbidden page."""
-    if array.size == 0:
-        return array
-    size = -(-array.nbytes // PAGE) * PAGE
-    memory = mmap.mmap(-1, size + 2 * PAGE)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    protect = ctypes.CDLL(None, use_errno=True).mprotect
-    protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    for page in (address, address + PAGE + size):
-        if protect(page, PAGE, 0) != 0:
-            raise OSError(ctypes.get_errno(), "mprotect")
-    start = PAGE + (size - array.nbytes if at_end else 0)
-    copy = np.frombuffer(memory, dtype=array.dtype, count=array.size, offset=start).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 
 def scratch(dtype, needs):
@@ -118,7 +97,7 @@ def test_kernels_stay_inside_their_arrays():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses mprotect")
 def test_the_guard_bites():
-    code = "import test_kernels_guard as t, numpy as np, ctypes; a = t.guarded(np.ones(4), True); "
+    code = "import guards, numpy as np, ctypes; a = guards.guarded(np.ones(4), True); "
     code += "ctypes.c_double.from_address(a.ctypes.data + 32).value"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)

@@ -169,6 +169,7 @@ def test_a_zero_group_closes_its_channel_for_every_input(network, seed):
         ((Conv2d("c", 1, 3), Residual(())), "gate each layer by itself"),
         ((Conv2d("c", 1, 3), Gated(ChannelGate("h", 3, 3), (Conv2d("d", 3, 3),))), "gate each layer"),
         ((ReLU(), Conv2d("c", 1, 3)), "gate each layer by itself"),
+        ((Conv2d("c", 1, 3), ReLU(), Flatten()), "flatten behind the gated block"),
         ((), "got nothing"),
     ],
 )

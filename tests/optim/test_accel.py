@@ -245,6 +245,9 @@ def test_divergence_is_named():
         )
 
 
+AT = accel.State.start(np.ones(2))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -255,7 +258,20 @@ def test_divergence_is_named():
         (lambda: accel.State.start([1.0]), "1-D"),
         (lambda: accel.State.start(np.ones((2, 2))), "1-D"),
         (lambda: accel.State.from_arrays({"k": np.array(1), "x": np.ones(2)}), "missing ag"),
-        (lambda: accel.State.from_arrays({"k": np.array(1), "x": np.ones(2), "ag": np.ones(3)}), "ag is"),
+        (
+            lambda: accel.State.from_arrays({"k": np.array(1), "x": np.ones(2), "ag": np.ones(3)}),
+            "x and ag of one length",
+        ),
+        (
+            lambda: accel.State.from_arrays({"k": np.array(-1), "x": np.ones(2), "ag": np.ones(2)}),
+            "k as a whole number",
+        ),
+        (lambda: accel.middle_point(AT, accel.Nesterov(1.0), np.ones(3)), "x and out of one length"),
+        (
+            lambda: accel.step(AT, np.ones(2), np.ones(1), prox.Zero(), accel.Nesterov(1.0)),
+            "x and gradient of one length",
+        ),
+        (lambda: accel.certify(lambda w, g: 0.0, prox.Zero(), np.ones((1, 2)), 1.0), "x to be a 1-D"),
         (
             lambda: accel.minimize_composite(
                 lambda w, g: 0.0, prox.Zero(), np.ones(2), accel.Nesterov(1.0), -1

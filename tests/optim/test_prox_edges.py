@@ -180,6 +180,8 @@ def test_no_weight_is_no_penalty():
         (lambda: prox.linf_ball(0.0), "radius > 0"),
         (lambda: prox.Box(1.0, 0.0), "lower <= upper"),
         (lambda: prox.Box(math.nan, 0.0), "lower <= upper"),
+        (lambda: prox.Box(np.zeros(3), np.ones(4)), r"one length, got float64 \(3,\) and float64 \(4,\)"),
+        (lambda: prox.Box("0", 1.0), "numbers or vectors"),
         (lambda: prox.Box(np.zeros(3), np.ones(3)).value(np.zeros(4)), r"\(3,\).*\(4,\)"),
         (lambda: prox.Groups([0, 2], [0, 0], 3), "overlap or repeat"),
         (lambda: prox.Groups([0, 1, 2], [1, 1], 3), "overlap or repeat"),
@@ -193,19 +195,40 @@ def test_no_weight_is_no_penalty():
         (lambda: prox.Groups.from_sizes([2, -1]), "rise from 0"),
         (lambda: prox.GroupLasso(prox.Groups.from_sizes([2, 3]), weights=np.ones(3)), "2 finite weights"),
         (lambda: prox.GroupLasso(prox.Groups.from_sizes([2]), weights=np.array([-1.0])), "weights >= 0"),
+        (
+            lambda: prox.GroupLasso(prox.Groups.from_sizes([1, 1]), weights=np.ones((2, 1))),
+            "2 finite weights",
+        ),
+        (lambda: prox.GroupLasso(prox.Groups.from_sizes([1, 1]), weights=["1", "1"]), "2 finite weights"),
+        (lambda: prox.Groups.from_sizes([3]).norms(np.ones(2)), "3 entries, got 2"),
         (lambda: prox.GroupLasso(prox.Groups.from_sizes([2])).value(np.ones(3)), "2 entries, got 3"),
         (lambda: prox.BoundedGroupLasso(prox.Groups.from_sizes([2]), radius=0.0), "radius > 0"),
         (lambda: prox.Separable(((slice(0, 2), prox.L1()), (slice(1, 3), prox.L1()))), "disjoint"),
         (lambda: prox.Separable(((slice(0, None), prox.L1()),)), "disjoint"),
         (lambda: prox.Separable(((slice(0, 4, 2), prox.L1()),)), "disjoint"),
         (lambda: prox.Separable(((slice(0, 4), abs),)), "no penalty"),
+        (lambda: prox.Separable(((slice(-3, 2), prox.L1()),)), "0 <= start"),
+        (lambda: prox.Separable(((slice(0.5, 2), prox.L1()),)), "0 <= start"),
+        (lambda: prox.Separable(((2, prox.L1()),)), "0 <= start"),
         (lambda: prox.Separable(((slice(0, 4), prox.L1()),)).value(np.ones(3)), "reach to 4"),
         (lambda: prox.L1().subdifferential_distance(np.ones(3), np.ones(4)), "one length"),
     ],
 )
 def test_wrong_penalties_are_refused(make, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         make()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_results_may_replace_the_vector_but_not_overlap_it(name):
+    memory = np.ones(SIZE + 1)
+    with pytest.raises(InputError, match="out overlaps v"):
+        CASES[name].penalty.prox(memory[1:], 0.1, memory[:-1])
+    replaced, beside = memory[1:], np.empty(SIZE)
+    CASES[name].penalty.prox(np.ones(SIZE), 0.1, beside)
+    CASES[name].penalty.prox(replaced, 0.1, replaced[:])  # another view of the same memory
+    np.testing.assert_array_equal(replaced, beside)
 
 
 def test_outside_the_domain_there_is_no_subgradient():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -194,6 +197,45 @@ def test_an_axis_of_percentages_shows_twenty_of_them_and_none_there_cannot_be(sh
     axes.set_ylim(*shown)
     canvas.percent_axis(axes)
     np.testing.assert_allclose(axes.get_ylim(), limits)
+
+
+SETTINGS = "text.usetex: True\nfont.size: 40\nsavefig.bbox: tight\nsavefig.dpi: 300\nfont.family: no such\n"
+DRAWN = """
+import hashlib, json, os
+from refimpl.report import canvas
+
+def draw():
+    figure, (axes,) = canvas.new_figure(1)
+    axes.plot([1, 2, 3])
+    axes.set_xlabel("rounds")
+    return figure
+
+digest = hashlib.sha256(canvas.png(draw)).hexdigest()
+import matplotlib
+print(digest, os.environ.get("MPLBACKEND"), matplotlib.rcParams["font.size"])
+"""
+
+
+def drawn(folder: Path, **variables: str) -> list[str]:
+    """Digest of a figure in a process with such settings, and what is left of them there."""
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("MPL")}
+    environment = {**plain, "MPLCONFIGDIR": str(folder), **variables}
+    command = [sys.executable, "-c", DRAWN]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_figures_do_not_depend_on_settings_of_the_user_and_leave_them_alone(tmp_path):
+    for name in ("usual", "own"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "own" / "matplotlibrc").write_text(SETTINGS)
+    digest, *left = drawn(tmp_path / "usual")
+    assert left == ["None", "10.0"]
+    assert drawn(tmp_path / "own") == [digest, "None", "40.0"]
+    jupyter = "module://matplotlib_inline.not_installed"  # what Jupyter's children inherit
+    for backend in (jupyter, "svg", "no-such"):
+        assert drawn(tmp_path / "usual", MPLBACKEND=backend) == [digest, backend, "10.0"]
 
 
 def test_a_figure_that_cannot_be_written(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from refimpl import theory
 from refimpl.errors import InputError
 from refimpl.optim.accel import GhadimiLan, State, middle_point, step
-from refimpl.optim.prox import L1, GroupLasso, Groups, Zero
+from refimpl.optim.prox import L1, Box, GroupLasso, Groups, Zero
 from refimpl.theory import gap, lemmas, problems, rates, rows, run, suite, theorem
 
 # --- rows -------------------------------------------------------------------------------------------
@@ -20,8 +20,17 @@ def test_a_row_holds_up_to_the_error_of_its_sides():
     assert rows.at_most("s", "f", 1.0, 1.0) == rows.Row("s", "f", 1.0, 1.0, 0.0, "holds")
     assert rows.at_most("s", "f", 1.0 + 1e-9, 1.0).verdict == "violated"
     assert rows.at_most("s", "f", 1.0 + 1e-9, 1.0, 1e-8).verdict == "holds"
-    for left, right in ((np.nan, 1.0), (1.0, np.nan), (np.inf, 1.0)):
-        assert rows.at_most("s", "f", left, right).verdict == "violated"
+
+
+def test_a_row_with_a_side_that_is_no_number_is_unchecked():
+    infinite, nan = np.inf, np.nan
+    for left, right in ((nan, 1.0), (1.0, nan), (infinite, 1.0), (-infinite, 1.0), (1.0, infinite)):
+        assert rows.at_most("s", "f", left, right).verdict == "unchecked"
+    assert rows.at_most("s", "f", 2.0, 1.0, infinite).verdict == "unchecked"
+    assert rows.equal("s", "f", nan, 1.0, 0.1).verdict == "unchecked"
+    assert rows.worst("s", "f", []).verdict == "unchecked"
+    assert np.isnan(rows.largest([1.0, nan, 2.0]))
+    assert np.isnan(rows.largest([]))
 
 
 def test_worst_picks_the_violation_wherever_it_is():
@@ -29,8 +38,19 @@ def test_worst_picks_the_violation_wherever_it_is():
     broken = rows.Sides(np.nan, 1.0, 0.0)
     assert rows.worst("s", "f", [good, bad, good]).left == 1e-9
     assert rows.worst("s", "f", [good, bad]).verdict == "violated"
-    assert rows.worst("s", "f", [good, broken, bad]).verdict == "violated"
     assert rows.worst("s", "f", [good]).verdict == "holds"
+    vacuous = rows.Sides(-np.inf, 1.0, 0.0)
+    for odd in (broken, vacuous, rows.Sides(1.0, np.inf, 0.0), rows.Sides(1.0, 1.0, np.inf)):
+        for evaluations in ([good, odd, bad], [odd, bad], [bad, odd]):
+            assert rows.worst("s", "f", evaluations).verdict == "violated"
+        assert rows.worst("s", "f", [good, odd, good]).verdict == "unchecked"
+
+
+def test_summaries_count_and_show_what_is_unchecked():
+    good, bad = rows.at_most("s", "f", 0.0, 1.0), rows.at_most("s", "f", 2.0, 1.0)
+    odd = rows.at_most("s", "f", np.nan, 1.0)
+    assert rows.summarise([good, odd, good]) == [rows.Summary("s", 2, 2, odd, 1)]
+    assert rows.summarise([good, odd, bad]) == [rows.Summary("s", 2, 1, bad, 1)]
 
 
 def test_all_hold_needs_something_to_hold():
@@ -38,6 +58,17 @@ def test_all_hold_needs_something_to_hold():
     assert rows.all_hold([row])
     assert not rows.all_hold([])
     assert not rows.all_hold([row, rows.at_most("s", "f", 2.0, 1.0)])
+    unchecked = rows.at_most("s", "f", -np.inf, 1.0)
+    assert rows.all_hold([row, unchecked])
+    assert not rows.all_hold([unchecked])
+
+
+def test_the_three_point_inequality_is_checked_in_a_box_of_one_variable():
+    """Points between two at the bound lie in the box although they round out of it: no side is infinite."""
+    losses = problems.quadratics(np.array([0.5]), np.random.default_rng(0), nodes=2, spread=2.0).losses
+    boxed = problems.Problem("boxed", losses, 1, Box(-0.8, 0.8))
+    found = suite.check_problem(boxed)
+    assert [row for row in found if row.verdict != "holds"] == []
 
 
 # --- certified local solutions and gaps -------------------------------------------------------------

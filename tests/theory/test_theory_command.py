@@ -16,6 +16,7 @@ from refimpl.theory.rows import at_most
 
 GOOD = at_most("first", "family a", 0.5, 1.0, terms=(("half", 0.5),))
 CLOSE = at_most("first", "family b", 0.99, 1.0)
+ODD = at_most("first", "family e", -np.inf, 1.0)
 BAD = at_most("second", "family c", 2.0, 1.0)
 
 
@@ -63,6 +64,27 @@ def test_a_violation_is_shown_and_exits_with_one(rows):
     assert "family c" in result.stdout
     assert "family d" in result.stdout
     assert "3 rows, 2 VIOLATED" in result.stdout
+
+
+def test_unchecked_rows_are_counted_and_shown(rows):
+    rows[0]["rates"] = [GOOD, CLOSE, ODD, ODD._replace(family="family f")]
+    result = CliRunner().invoke(command, ["rates", "-q"])
+    assert result.exit_code == 0
+    assert "2 of 2 hold, 2 unchecked" in result.stdout
+    assert "family e" in result.stdout
+    assert "family f" in result.stdout
+    assert "4 rows, 2 UNCHECKED" in result.stdout
+    found = json.loads(CliRunner().invoke(command, ["rates", "--json", "-q"]).stdout)
+    assert (found["passed"], found["unchecked"]) == (True, 2)
+    rows[0]["rates"].append(BAD)
+    result = CliRunner().invoke(command, ["rates", "-q"])
+    assert result.exit_code == 1
+    assert "5 rows, 1 VIOLATED, 2 UNCHECKED" in result.stdout
+
+
+def test_rows_that_are_all_unchecked_are_no_pass(rows):
+    rows[0]["rates"] = [ODD]
+    assert CliRunner().invoke(command, ["rates", "-q"]).exit_code == 1
 
 
 def test_json_holds_every_row(rows):

@@ -61,10 +61,15 @@ def export(network: Network, w: np.ndarray, gating: Gating | None = None) -> Mod
     """The network with parameters w (d,) as a checked float32 model: `x` (N, *input_shape) -> `logits`.
 
     Gate modes `hard`, `ste` and `gumbel` decide by d > 0, without noise, as evaluation does; `soft`
-    multiplies by sigmoid(d/tau). Raises `InputError` for a layer that has no counterpart here.
+    multiplies by sigmoid(d/tau). Raises `InputError` for a layer that has no counterpart here, and for
+    parameters that are not finite in float32.
     """
     chosen = gating or Gating()
-    graph = Graph({name: value.astype(np.float32) for name, value in network.layout.views(w).items()})
+    with np.errstate(over="ignore"):  # what is too large for float32 is refused in the next lines
+        graph = Graph({name: value.astype(np.float32) for name, value in network.layout.views(w).items()})
+    for name, value in graph.constants.items():
+        if not np.isfinite(value).all():
+            raise InputError(f"export: expected finite float32 parameters, found NaN or infinity in {name}")
     graph.constant("zero", np.zeros((), np.float32))
     last = _chain(graph, network.layers, INPUT, network.input_shape, chosen)
     graph.add("Identity", last, name=OUTPUT)

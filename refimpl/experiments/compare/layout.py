@@ -31,6 +31,7 @@ TRAINING = (
 ADAPTATION = (
     "method", "accuracy %", "before %", "off %", "kFLOP dense", "executed", "adapt ms", "adapt MFLOP"
 )  # fmt: skip
+PRUNED, PRUNED_PLACE = "pruned %", ADAPTATION.index("off %")  # a further column, where a row prunes
 Writer = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
 
 
@@ -89,7 +90,7 @@ def tables(outcomes: Sequence[Outcome]) -> list[tuple[Cells, list[Cells]]]:
 
 def row_tables(rows: Sequence[Row]) -> list[tuple[Cells, list[Cells]]]:
     """Header and rows of the table about training, and of that about adaptation."""
-    return [(TRAINING, [_training(row) for row in rows]), (ADAPTATION, [_adaptation(row) for row in rows])]
+    return [(TRAINING, [_training(row) for row in rows]), _adaptation_table(rows)]
 
 
 def _blocks(plan: Plan, outcomes: Sequence[Outcome], write: Writer) -> list[str]:
@@ -108,10 +109,10 @@ def plan_notes(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
         f"{_common(plan, 'nodes')} training nodes ({_common(plan, 'per_round', 'all')} a round), "
         f"{_common(plan, 'targets')} target nodes, seeds {seeds}",
         "accuracy: target nodes' test parts, last round, after adaptation; mean over nodes, then mean +- "
-        "standard deviation over seeds",
-        "off: gated channels off, mean +- standard deviation over nodes; FLOPs dense and executed: one "
-        "sample, forward; adapt: one node, all stages; train: rounds alone (other trainings "
-        "beside them where there were threads); floats sent: up and down",
+        "standard deviation over seeds (ddof 1); before: the meta-model as it comes to the nodes",
+        "off: gated channels off, mean +- standard deviation over nodes (ddof 0; both are means over seeds); "
+        "FLOPs dense and executed: one sample, forward; adapt: one node, all stages; train: rounds alone "
+        "(other trainings beside them where there were threads); floats sent: up and down",
     ]
     lines += sorted({f"data: {outcome.note}" for outcome in outcomes if outcome.note})
     lines += notes({config.method for _, config in plan.rows})
@@ -136,6 +137,17 @@ def _training(row: Row) -> Cells:
         _number(row.floats_sent / 1e6, ".4g"),
         _number(row.floats_sent_nonzero / 1e6, ".4g"),
     )
+
+
+def _adaptation_table(rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
+    """Header and rows of the table about adaptation; the column of pruned models only where there are any."""
+    header, lines = ADAPTATION, [_adaptation(row) for row in rows]
+    pruned = [row.accuracy_pruned_last_mean for row in rows]
+    if all(map(math.isnan, pruned)):
+        return header, lines
+    at = slice(PRUNED_PLACE), slice(PRUNED_PLACE, None)
+    wider = [(*line[at[0]], _percent(share), *line[at[1]]) for line, share in zip(lines, pruned, strict=True)]
+    return (*header[at[0]], PRUNED, *header[at[1]]), wider
 
 
 def _adaptation(row: Row) -> Cells:

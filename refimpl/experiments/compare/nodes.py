@@ -1,66 +1,95 @@
 """The table of a run's target nodes: accuracy, sparsity, FLOPs beside seconds, and their mean and spread.
 
+A node at which adaptation diverged has no numbers of an adapted model, and is in neither mean nor spread.
+
 Source: mathematics.md §6, §9.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from refimpl.experiments.methods import PRUNES
 from refimpl.federated.adapt import NodeReport
 
 Cells = tuple[str, ...]
-HEADER = ("node", "accuracy %", "before %", "off %", "kFLOP dense", "executed", "gate ms", "backbone ms")
+
+
+class Column(NamedTuple):
+    """A field of `NodeReport` in the table; spread: whether its spread over nodes means something."""
+
+    label: str
+    field: str
+    scale: float
+    digits: int
+    spread: bool = False
+
+    def text(self, value: float) -> str:
+        """A value of the field; a dash where there is none."""
+        return "-" if math.isnan(value) else f"{self.scale * value:.{self.digits}f}"
+
+
+ACCURACY = Column("accuracy %", "accuracy_after", 100, 2, spread=True)
+BEFORE = Column("before %", "accuracy_before", 100, 2, spread=True)
+PRUNED = Column("pruned %", "accuracy_pruned", 100, 2, spread=True)  # for methods that prune
+CHANNELS = Column("off % +- over samples", "sparsity_mean", 100, 1, spread=True)
+WEIGHTS = Column("weights off %", "weights_off", 100, 1, spread=True)  # in their place
+COSTS = (
+    Column("kFLOP dense", "flops_dense", 1e-3, 1),
+    Column("executed", "flops_executed", 1e-3, 1),
+    Column("gate ms", "seconds_gate", 1e3, 2),
+    Column("backbone ms", "seconds_backbone", 1e3, 2),
+)
 LABELS = {  # columns that mean something else for a method
     "pfedme": {"accuracy %": "personal %", "before %": "global %"},
     "metasnip": {"gate ms": "prune ms"},
-    "metasnip-weights": {"off %": "weights off %", "gate ms": "prune ms"},
+    "metasnip-weights": {"gate ms": "prune ms"},
 }
+DIVERGED = "diverged"  # in the place of an accuracy
 
 
 def node_table(method: str, reports: Sequence[NodeReport]) -> tuple[list[str], list[Cells]]:
     """Header and rows: one for each node, then mean and spread over nodes."""
-    labels = LABELS.get(method, {})
-    return [labels.get(name, name) for name in HEADER], [*map(_cells, reports), *_summary(reports)]
+    labels, columns = LABELS.get(method, {}), _columns(method)
+    header = ["node", *(labels.get(column.label, column.label) for column in columns)]
+    return header, [*(_cells(report, columns) for report in reports), *_summary(reports, columns)]
 
 
-def _cells(report: NodeReport) -> Cells:
-    return (
-        report.node,
-        f"{100 * report.accuracy_after:.2f}",
-        f"{100 * report.accuracy_before:.2f}",
-        f"{100 * report.weights_off:.1f}"
-        if report.weights_off > 0
-        else f"{100 * report.sparsity_mean:.1f} +- {100 * report.sparsity_spread:.1f}",
-        f"{report.flops_dense / 1e3:.1f}",
-        f"{report.flops_executed / 1e3:.1f}",
-        f"{1e3 * report.seconds_gate:.2f}",
-        f"{1e3 * report.seconds_backbone:.2f}",
-    )
+def _columns(method: str) -> list[Column]:
+    pruned = [PRUNED] if method in PRUNES else []
+    return [ACCURACY, BEFORE, *pruned, WEIGHTS if method == "metasnip-weights" else CHANNELS, *COSTS]
 
 
-def _summary(reports: Sequence[NodeReport]) -> list[Cells]:
-    """Mean over nodes and, where it means something, the spread (standard deviation) over nodes."""
+def _cells(report: NodeReport, columns: Sequence[Column]) -> Cells:
+    return (report.node, *(_cell(report, column) for column in columns))
 
-    def column(name: str, scale: float) -> list[float]:
-        return [scale * getattr(report, name) for report in reports]
 
-    accuracy, before = column("accuracy_after", 100), column("accuracy_before", 100)
-    pruned = any(report.weights_off > 0 for report in reports)
-    off = column("weights_off" if pruned else "sparsity_mean", 100)
-    costs = [
-        column("flops_dense", 1e-3),
-        column("flops_executed", 1e-3),
-        column("seconds_gate", 1e3),
-        column("seconds_backbone", 1e3),
+def _cell(report: NodeReport, column: Column) -> str:
+    if column is ACCURACY and report.diverged:
+        return DIVERGED
+    text = column.text(getattr(report, column.field))
+    if column is CHANNELS and not report.diverged:
+        return f"{text} +- {column.text(report.sparsity_spread)}"
+    return text
+
+
+def _summary(reports: Sequence[NodeReport], columns: Sequence[Column]) -> list[Cells]:
+    """Mean and, where it means something, standard deviation over the nodes that did not diverge."""
+    good = [report for report in reports if not report.diverged]
+    mean = "mean" if len(good) == len(reports) else f"mean of {len(good)} of {len(reports)} nodes"
+    if not good:
+        return [(mean, *("-" for _ in columns))]
+    values = [[getattr(report, column.field) for report in good] for column in columns]
+    return [
+        (mean, *(c.text(statistics.fmean(own)) for c, own in zip(columns, values, strict=True))),
+        (
+            "spread over nodes (ddof 0)",
+            *(
+                c.text(statistics.pstdev(own)) if c.spread else ""
+                for c, own in zip(columns, values, strict=True)
+            ),
+        ),
     ]
-    digits = (1, 1, 2, 2)
-    means = [f"{statistics.fmean(cost):.{places}f}" for cost, places in zip(costs, digits, strict=True)]
-    mean = [
-        f"{statistics.fmean(values):.{places}f}" for values, places in ((accuracy, 2), (before, 2), (off, 1))
-    ]
-    spread = [
-        f"{statistics.pstdev(values):.{places}f}" for values, places in ((accuracy, 2), (before, 2), (off, 1))
-    ]
-    return [("mean", *mean, *means), ("spread over nodes", *spread, "", "", "", "")]

@@ -70,7 +70,7 @@ class Comparison:
         with building(path) as folder:
             write_whole(folder / PLAN, json_text(plan.table()).encode())
             write_whole(folder / DATA, json_text(data).encode())
-            move_into_place(folder, path, _locks(path) if force else [])
+            move_into_place(folder, path, PLAN, _locks(path) if force else [])
         return cls(path, plan, data_dir, threads)
 
     @classmethod

@@ -18,13 +18,16 @@ NAN = math.nan
 class Row:
     """One method or setting over all seeds, each number a mean over seeds unless it says otherwise.
 
-    Shares in 0..1. accuracy_*: mean over target nodes, adapted or not, after the last round;
-    accuracy_adapted_last_std: over seeds. sparsity_*: gated channels off on test samples, mean over nodes
-    and standard deviation over them; weights_off_mean: weights pruned one by one, which skips nothing.
+    Shares in 0..1. accuracy_*: mean over target nodes after the last round: adapted, the meta-model before
+    that, and what pruning left of it (NaN for methods that do not prune); accuracy_adapted_last_std: over
+    seeds (ddof 1). sparsity_*: gated channels off on test samples, mean over nodes and standard deviation
+    over them (ddof 0, then the mean over seeds); weights_off_mean: weights pruned one by one, which skips
+    nothing.
     flops_*: one test sample, forward; adapt_*: one node, all its support samples, all stages. train_*,
     gradients, floats_sent*: a whole training (nonzero: without exact zeros); train_seconds: its rounds
     alone. gap_*: surrogate stationarity gap in the first and last round, geometric mean over seeds (NaN for
-    methods without one). diverged: seeds whose training did; the numbers are over the others.
+    methods without one). diverged: seeds whose training did, or whose adaptation at any target node; the
+    numbers are over the others.
     """
 
     label: str
@@ -36,6 +39,7 @@ class Row:
     accuracy_adapted_last_mean: float = NAN
     accuracy_adapted_last_std: float = NAN
     accuracy_unadapted_last_mean: float = NAN
+    accuracy_pruned_last_mean: float = NAN
     sparsity_mean: float = NAN
     sparsity_std_over_nodes: float = NAN
     weights_off_mean: float = NAN
@@ -93,6 +97,7 @@ def _filled(blank: Row, outcomes: Sequence[Outcome]) -> Row:
         accuracy_adapted_last_mean=statistics.fmean(accuracies),
         accuracy_adapted_last_std=_spread(accuracies, statistics.stdev),
         accuracy_unadapted_last_mean=nodes("accuracy_before"),
+        accuracy_pruned_last_mean=nodes("accuracy_pruned"),
         sparsity_mean=nodes("sparsity_mean"),
         sparsity_std_over_nodes=statistics.fmean(spreads),
         weights_off_mean=nodes("weights_off"),
@@ -133,7 +138,10 @@ def _geometric(values: Iterable[float]) -> float:
 
 @dataclass(frozen=True)
 class Curve:
-    """Adapted accuracy of a row by round: mean and standard deviation over seeds (NaN for one seed)."""
+    """Adapted accuracy of a row by round: mean and standard deviation (ddof 1; NaN for one seed) over seeds.
+
+    Both are NaN after rounds whose meta-model diverged in adaptation at some node of some seed.
+    """
 
     label: str
     rounds: tuple[int, ...]

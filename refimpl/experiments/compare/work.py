@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.data.identity import Identity
+from refimpl.data.node import Node
 from refimpl.errors import DataError, RunError, brief
 from refimpl.experiments.compare.plan import Cell, Training
 from refimpl.experiments.config import Config, completed
@@ -30,12 +31,11 @@ from refimpl.experiments.experiment import (
 )
 from refimpl.experiments.jobs import Stop, Tell
 from refimpl.experiments.record import METRICS, RunFolder
-from refimpl.federated.adapt import Adapted, NodeReport
+from refimpl.federated.adapt import LARGEST, Adapted, NodeReport, divergence
 from refimpl.federated.rounds import RoundRecord
 from refimpl.files.storage import read_json
 
 CURVE = "accuracy-by-round"  # report of a run: accuracy of each of its rows at some rounds
-LARGEST = 1e100  # no result is; sums of larger numbers overflow
 REPEATS = 5  # adaptations of a node, of whose seconds the median is reported
 
 
@@ -43,8 +43,9 @@ REPEATS = 5  # adaptations of a node, of whose seconds the median is reported
 class Outcome:
     """One row at one seed: its rounds and its adapted target nodes, or why there are none.
 
-    accuracy_by_round: mean adapted accuracy over the target nodes after some rounds; note: what the data
-    set says a result should mention; failure: where and how training diverged, else empty.
+    accuracy_by_round: mean adapted accuracy over the target nodes after some rounds, NaN where adaptation
+    diverged at one; note: what the data set says a result should mention; failure: where and how training,
+    which then left nothing, or the last round's adaptation diverged, else empty.
     """
 
     label: str
@@ -158,10 +159,11 @@ def curve_path(folder: RunFolder) -> Path:
 def read_curve(path: Path) -> dict[str, dict[str, float]]:
     """Mean adapted accuracy by row and round (a word, as JSON has it), as far as it was measured.
 
-    Empty where there is no such file, `DataError` where it holds anything else.
+    NaN where adaptation diverged. Empty where there is no such file, `DataError` for anything else.
     """
     curve = read_json(path) if path.is_file() else {}
     try:
+        curve = {row: with_nan(rounds) for row, rounds in curve.items()}
         _check_numbers(accuracy for rounds in curve.values() for accuracy in rounds.values())
         _ = [int(round_) for rounds in curve.values() for round_ in rounds]
     except (AttributeError, TypeError, ValueError):
@@ -210,12 +212,16 @@ def adapt_cells(job: Job, on_adapted: Callable[[Cell, float], None], stop: Stop)
 
 
 def adapt_timed(experiment: Experiment, w: np.ndarray) -> list[NodeReport]:
-    """As `adapt_targets`, but seconds are the medians over `REPEATS` further adaptations of each node."""
-    reports = adapt_targets(experiment, w)
-    repeats = [
-        [personalise(experiment, w, node).adapted for _ in range(REPEATS)] for node in experiment.target_nodes
-    ]
-    return [_with_medians(*pair) for pair in zip(reports, repeats, strict=True)]
+    """As `adapt_targets`, but seconds are the medians over `REPEATS` further adaptations of each node.
+
+    Nodes at which adaptation diverged are not adapted again: their seconds mean nothing.
+    """
+    pairs = zip(adapt_targets(experiment, w), experiment.target_nodes, strict=True)
+    return [report if report.diverged else _timed(experiment, w, node, report) for report, node in pairs]
+
+
+def _timed(experiment: Experiment, w: np.ndarray, node: Node, report: NodeReport) -> NodeReport:
+    return _with_medians(report, [personalise(experiment, w, node).adapted for _ in range(REPEATS)])
 
 
 def _with_medians(report: NodeReport, repeats: list[Adapted]) -> NodeReport:
@@ -238,7 +244,7 @@ def outcome_of(job: Job, cell: Cell, failure: str) -> Outcome:
         raise DataError(f"{path}: expected reports of nodes; remove it to have it made again") from None
     curve = sorted((int(r), a) for r, a in read_curve(curve_path(folder)).get(cell.label, {}).items())
     records = read_records(folder, cell.config.rounds)
-    return Outcome(cell.label, cell.config, records, reports, tuple(curve), note)
+    return Outcome(cell.label, cell.config, records, reports, tuple(curve), note, divergence(reports))
 
 
 def read_records(folder: RunFolder, least: int = 0) -> tuple[RoundRecord, ...]:

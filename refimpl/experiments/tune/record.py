@@ -94,7 +94,12 @@ class Tuning:
         Raises `RunError` where another process is at it.
         """
         with locked(self.path, self.path):
-            self.trials = Tuning.open(self.path).trials  # another process may have added some
+            found = Tuning.open(self.path)
+            if found.searches != self.searches:
+                raise RunError(
+                    f"{self.path}: another process has begun another search there; choose another --out"
+                )
+            self.trials = found.trials  # another process may have added some
             _forget_cut_line(self.path)
             self._run(data_dir, threads, on_told, stop)
 

@@ -22,7 +22,7 @@ from refimpl.experiments.experiment import Experiment, adapt_targets, prepare, t
 from refimpl.experiments.jobs import Stop, Tell
 from refimpl.experiments.methods import training_key
 from refimpl.experiments.tune.search import Search, Setting
-from refimpl.federated.adapt import NodeReport
+from refimpl.federated.adapt import NodeReport, divergence
 
 Reports = Sequence[NodeReport]
 
@@ -31,8 +31,8 @@ Reports = Sequence[NodeReport]
 class Trial:
     """One setting: mean adapted accuracy and loss over validation nodes, then over seeds.
 
-    score and loss are None where training diverged; `failure` then says how. seconds: of the meta-training
-    and all trials that share it.
+    score and loss are None where training diverged, or adaptation at any validation node; `failure` then says
+    how. seconds: of the meta-training and all trials that share it.
     """
 
     method: str
@@ -43,6 +43,11 @@ class Trial:
     scores: list[float]
     seconds: float
     failure: str = ""
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the setting is no candidate; earlier versions recorded a score without a loss then."""
+        return any(value is None or not math.isfinite(value) for value in (self.score, self.loss))
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,9 @@ def _diverged(search: Search, number: int, seconds: float, why: str) -> Trial:
 
 
 def _scored(search: Search, number: int, seconds: float, of_seeds: Sequence[Reports]) -> Trial:
+    for seed, reports in zip(search.seeds, of_seeds, strict=True):
+        if failure := divergence(reports):
+            return _diverged(search, number, seconds, f"seed {seed}: {failure}")
     scores = [statistics.fmean(report.accuracy_after for report in reports) for reports in of_seeds]
     loss = statistics.fmean(statistics.fmean(report.loss_after for report in reports) for reports in of_seeds)
     setting, score = search.settings()[number], statistics.fmean(scores)
@@ -125,13 +133,9 @@ def best(trials: Sequence[Trial]) -> Trial:
     """The most accurate trial; of equals the one of smaller loss, then the first."""
     if not trials:
         raise RefimplError("tune: no trial was made; go on with --resume")
-    good = [trial for trial in trials if trial.score is not None]
+    good = [trial for trial in trials if not trial.diverged]
     if not good:
         raise RefimplError(
             f"tune: all {len(trials)} trials of {trials[0].method} diverged; give smaller ranges with --range"
         )
-    return min(good, key=lambda t: (-_number(t.score), _number(t.loss), t.trial))
-
-
-def _number(value: float | None) -> float:
-    return math.inf if value is None or math.isnan(value) else value
+    return min(good, key=lambda t: (-(t.score or 0.0), t.loss, t.trial))

@@ -10,27 +10,32 @@ import math
 
 import numpy as np
 
-from refimpl.federated.rounds import State
+from refimpl.federated.rounds import State, vectors_of
+from refimpl.optim.prox.contract import check_alike
 
 
 class Averaging:
     """The whole state is the model w; the new model is the (uniform or weighted) mean of the answers."""
 
+    name: str
+
     def start(self, w0: np.ndarray) -> State:
         """The model."""
+        check_alike(self.name, w0=w0)
         return {"w": w0.copy()}
 
     def broadcast(self, state: State, round_: int) -> np.ndarray:
         """The model."""
-        return state["w"]
+        return vectors_of(self.name, state, "w")[0]
 
     def server(self, state: State, round_: int, point: np.ndarray, mean: np.ndarray) -> tuple[State, float]:
         """The mean; there is no gradient mapping."""
+        check_alike(self.name, point=point, mean=mean)
         return {"w": mean}, math.nan
 
     def model(self, state: State) -> np.ndarray:
         """The model."""
-        return state["w"]
+        return vectors_of(self.name, state, "w")[0]
 
 
 def towards(w: np.ndarray, mean: np.ndarray, mix: float) -> np.ndarray:

@@ -21,6 +21,9 @@ class FedAvg(Averaging):
     steps: int
     name: str = "fedavg"
 
+    def __post_init__(self) -> None:
+        LocalSettings(0.0, self.eta, self.steps)
+
     def local(self, task: Task, point: np.ndarray, rng: np.random.Generator) -> LocalSolution:
         """w_i <- w_i - eta g_i(w_i), `steps` times."""
         return solve_local(task, point, LocalSettings(0.0, self.eta, self.steps), rng)

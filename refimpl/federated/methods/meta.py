@@ -14,9 +14,10 @@ from itertools import islice
 
 import numpy as np
 
-from refimpl.errors import InputError
+from refimpl.errors import expect_numbers
 from refimpl.federated.local import LocalSolution, Objective, Tally, Task
 from refimpl.kernels import vector
+from refimpl.optim.prox.contract import check_alike
 
 # (w, the step's objectives, tally) -> loss after the inner steps, meta-gradient d
 MetaGradient = Callable[[np.ndarray, Sequence[Objective], Tally], tuple[float, np.ndarray]]
@@ -36,6 +37,7 @@ def outer_steps(
     The loss reported is that of the methods' objective in the first step: after the inner steps, on the
     outer batch; the residual is the norm of the last d.
     """
+    check_alike("outer_steps", point=point)
     w, d = point.copy(), point
     scalar = point.dtype.type
     tally, first_loss = Tally(), math.nan
@@ -65,15 +67,8 @@ def gradient_at(objective: Objective, w: np.ndarray, tally: Tally) -> tuple[floa
     return loss, gradient
 
 
-def expect_positive(who: str, **values: float) -> None:
-    """Raise `InputError` unless every value is positive and finite."""
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise InputError(f"{who}: {name} must be positive and finite, got {value}")
-
-
 def expect_rates(who: str, alpha: float, beta: float, steps: int, inner_steps: int = 1) -> None:
     """Raise `InputError` unless alpha >= 0, beta > 0 and there are steps; alpha = 0 looks nowhere ahead."""
-    expect_positive(who, beta=beta, steps=steps, inner_steps=inner_steps)
-    if not 0 <= alpha < math.inf:
-        raise InputError(f"{who}: alpha must be at least 0 and finite, got {alpha}")
+    expect_numbers(who, positive=True, beta=beta)
+    expect_numbers(who, positive=True, whole=True, steps=steps, inner_steps=inner_steps)
+    expect_numbers(who, alpha=alpha)

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from refimpl.federated.local import LocalSettings, LocalSolution, Task, solve_local
-from refimpl.federated.rounds import State
+from refimpl.federated.rounds import State, vectors_of
 from refimpl.optim import accel
 from refimpl.optim.prox import Penalty
+from refimpl.optim.prox.contract import check_alike
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class MetaGater:
 
     def start(self, w0: np.ndarray) -> State:
         """x_0 = xag_0 = w0."""
-        return {"x": w0.copy(), "ag": w0.copy()}
+        start = accel.State.start(w0)
+        return {"x": start.x, "ag": start.ag}
 
     def broadcast(self, state: State, round_: int) -> np.ndarray:
         """md_k = (1 - a_k) xag_{k-1} + a_k x_{k-1}."""
@@ -42,15 +44,16 @@ class MetaGater:
 
     def server(self, state: State, round_: int, point: np.ndarray, mean: np.ndarray) -> tuple[State, float]:
         """g_k = lam (md_k - mean of answers); accelerated proximal step; gap ||G_b(md_k)||."""
+        check_alike(self.name, point=point, mean=mean)
         gradient = point.dtype.type(self.local_settings.lam) * (point - mean)
         new, gap = accel.step(_accel(state, round_), point, gradient, self.penalty, self.schedule)
         return {"x": new.x, "ag": new.ag}, gap
 
     def model(self, state: State) -> np.ndarray:
         """xag_K."""
-        return state["ag"]
+        return _accel(state, 1).ag
 
 
 def _accel(state: State, round_: int) -> accel.State:
     """The solver's state before round `round_`."""
-    return accel.State(round_ - 1, state["x"], state["ag"])
+    return accel.State(round_ - 1, *vectors_of("metagater", state, "x", "ag"))

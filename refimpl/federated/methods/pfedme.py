@@ -16,11 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refimpl.errors import expect_numbers
 from refimpl.federated.local import LocalSolution, Objective, Tally, Task
 from refimpl.federated.methods.averaging import Averaging, towards
-from refimpl.federated.methods.meta import expect_positive
 from refimpl.federated.rounds import State
 from refimpl.kernels import vector
+from refimpl.optim.prox.contract import check_alike
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,13 @@ class PFedMe(Averaging):
     name: str = "pfedme"
 
     def __post_init__(self) -> None:
-        expect_positive(self.name, lam=self.lam, eta_prox=self.eta_prox, prox_steps=self.prox_steps)
-        expect_positive(self.name, eta=self.eta, steps=self.steps, beta=self.beta)
+        expect_numbers(self.name, positive=True, lam=self.lam, eta_prox=self.eta_prox)
+        expect_numbers(self.name, positive=True, eta=self.eta, beta=self.beta)
+        expect_numbers(self.name, positive=True, whole=True, prox_steps=self.prox_steps, steps=self.steps)
 
     def local(self, task: Task, point: np.ndarray, rng: np.random.Generator) -> LocalSolution:
         """w_i <- w_i - eta lam (w_i - t), t from `prox_steps` steps; the loss is that of `point`."""
+        check_alike("pfedme", point=point)
         w, tally, first_loss, residual = point.copy(), Tally(), math.nan, math.nan
         for step, objective in enumerate(task.draw(rng, self.steps)):
             t, loss, residual = self._personal(objective, w, tally)
@@ -66,4 +69,5 @@ class PFedMe(Averaging):
 
     def server(self, state: State, round_: int, point: np.ndarray, mean: np.ndarray) -> tuple[State, float]:
         """w <- (1 - beta) w + beta mean(w_i)."""
+        check_alike(self.name, point=point, mean=mean)
         return {"w": towards(point, mean, self.beta)}, math.nan

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refimpl.errors import expect_numbers
 from refimpl.federated.local import LocalSettings, LocalSolution, Task, solve_local
 from refimpl.federated.methods.averaging import Averaging, towards
-from refimpl.federated.methods.meta import expect_positive
 from refimpl.federated.rounds import State
+from refimpl.optim.prox.contract import check_alike
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Reptile(Averaging):
     name: str = "reptile"
 
     def __post_init__(self) -> None:
-        expect_positive(self.name, eps=self.eps)
+        LocalSettings(0.0, self.eta, self.steps)
+        expect_numbers(self.name, positive=True, eps=self.eps)
 
     def local(self, task: Task, point: np.ndarray, rng: np.random.Generator) -> LocalSolution:
         """phi_i: `steps` steps of SGD from w."""
@@ -35,4 +37,5 @@ class Reptile(Averaging):
 
     def server(self, state: State, round_: int, point: np.ndarray, mean: np.ndarray) -> tuple[State, float]:
         """w <- w + eps (mean phi_i - w)."""
+        check_alike(self.name, point=point, mean=mean)
         return {"w": towards(point, mean, self.eps)}, math.nan

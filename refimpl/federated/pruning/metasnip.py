@@ -47,7 +47,8 @@ def adapt_channels(
     seconds = time.perf_counter() - started
     tally.add(objective)
     adapted = adapt(gated, start, x, y, settings)
-    return Personal(gated, start, adapted._replace(seconds_gate=seconds, flops_gate=tally.flops))
+    adapted = adapted._replace(seconds_gate=seconds, flops_gate=tally.flops)
+    return Personal(gated, start, adapted, pruned=True)
 
 
 def adapt_weights(
@@ -69,4 +70,4 @@ def adapt_weights(
         stage.add(objective)
     seconds = between - started, time.perf_counter() - between
     off = 1.0 - float(kept[is_weight(network)].mean())
-    return Personal(network, start, Adapted(adapted, *seconds, choice.flops, stage.flops), off)
+    return Personal(network, start, Adapted(adapted, *seconds, choice.flops, stage.flops), True, off)

@@ -10,35 +10,58 @@ Source: mathematics.md §10 ([MG] section 5); Lee et al. 2018, eq. 6. The channe
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from refimpl.errors import InputError
+from refimpl.errors import DivergenceError, InputError, expect_numbers
 from refimpl.federated.local import Objective
 from refimpl.nn.layers import Conv2d, Linear
 from refimpl.nn.network import Network
+from refimpl.optim.prox.contract import check_alike
+from refimpl.shares import at_least
 
 
 def _check_share(keep: float) -> None:
-    if not 0 < keep <= 1:
+    expect_numbers("snip, share to keep", positive=True, keep=keep)
+    if keep > 1:
         raise InputError(f"snip: the share to keep must lie in (0, 1], got {keep}")
 
 
 def keep_top(scores: np.ndarray, keep: float) -> np.ndarray:
-    """Boolean mask of the ceil(keep * n) largest of n scores; ties go to the lower index."""
+    """Boolean mask of the best share `keep` of the scores, rounded up; ties go to the lower index."""
     _check_share(keep)
-    count = math.ceil(keep * scores.size)
+    if not isinstance(scores, np.ndarray) or scores.ndim != 1 or scores.dtype.kind not in "biuf":
+        got = f"{scores.dtype} {scores.shape}" if isinstance(scores, np.ndarray) else type(scores).__name__
+        raise InputError(f"snip: expected scores as a 1-D array of real numbers, got {got}")
+    if np.isnan(scores).any():
+        raise InputError(
+            "snip: some scores are NaN, which has no place in their order; has the model diverged?"
+        )
+    count = at_least(keep, scores.size)
     mask = np.zeros(scores.size, dtype=np.bool_)
     mask[np.argsort(-scores, kind="stable")[:count]] = True
     return mask
 
 
-def weight_scores(objective: Objective, w: np.ndarray) -> np.ndarray:
-    """|w_j dL/dw_j| for every entry of w (d,)."""
+def _ranked(scores: np.ndarray, keep: float) -> np.ndarray:
+    """`keep_top` of sensitivities; `DivergenceError` where one is not finite: there is no order then."""
+    if not np.isfinite(scores).all():
+        raise DivergenceError(
+            "snip: a sensitivity is not finite, so nothing can be chosen; train at lower rates"
+        )
+    return keep_top(scores, keep)
+
+
+def _gradient(objective: Objective, w: np.ndarray) -> np.ndarray:
+    """The objective's gradient at w."""
+    check_alike("snip", w=w)
     gradient = np.empty_like(w)
     objective(w, gradient)
-    return np.abs(w * gradient)
+    return gradient
+
+
+def weight_scores(objective: Objective, w: np.ndarray) -> np.ndarray:
+    """|w_j dL/dw_j| for every entry of w (d,)."""
+    return np.abs(w * _gradient(objective, w))
 
 
 def channel_scores(gated: Network, objective: Objective, w: np.ndarray) -> list[np.ndarray]:
@@ -46,9 +69,12 @@ def channel_scores(gated: Network, objective: Objective, w: np.ndarray) -> list[
 
     w and objective belong to the ungated network; its backbone parameters have the same names.
     """
-    gradient = np.empty_like(w)
-    objective(w, gradient)
-    products = w * gradient
+    products = w * _gradient(objective, w)
+    if w.size != gated.layout.theta.stop:
+        raise InputError(
+            f"snip: w has {w.size} entries, the backbone of {gated.name} {gated.layout.theta.stop}; "
+            "give the same network with gates"
+        )
     scores = []
     for block in gated.gates:
         layer = block.body[0]
@@ -72,7 +98,7 @@ def prune_channels(gated: Network, objective: Objective, w: np.ndarray, keep: fl
     network is skipped and measured exactly as a gated one.
     """
     scores = channel_scores(gated, objective, w)
-    kept = keep_top(np.concatenate(scores), keep)
+    kept = _ranked(np.concatenate(scores), keep)
     pruned = np.zeros(gated.layout.size, dtype=w.dtype)
     pruned[gated.layout.theta] = w
     views = gated.layout.views(pruned)
@@ -95,5 +121,5 @@ def prune_weights(network: Network, objective: Objective, w: np.ndarray, keep: f
     """Boolean mask over w: the globally best weights, and all biases (they are not connections)."""
     scores, weights = weight_scores(objective, w), is_weight(network)
     mask = ~weights
-    mask[weights] = keep_top(scores[weights], keep)
+    mask[weights] = _ranked(scores[weights], keep)
     return mask

@@ -1,15 +1,18 @@
 """Balls, the simplex and the l-infinity norm: penalties that couple all entries.
 
-The l1 ball and the simplex are projected on exactly by sorting (Held, Wolfe & Crowder 1974; Duchi et
-al. 2008); the l-infinity norm follows from the l1 ball by Moreau. Sorting and the running sum are taken
-in float64, relative to the largest entry, so that a vector far outside a small ball loses no digits.
+The projections on the l1 ball and on the simplex subtract one level from all entries (Held, Wolfe & Crowder
+1974); the l-infinity norm follows from the l1 ball by Moreau. The level comes from exact sums and is kept in
+two parts, so that a vector far outside a small ball loses no digits.
 
 Source: mathematics.md §5; Parikh & Boyd 2014, §6.5. Verified by test.
 """
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,36 +25,75 @@ from refimpl.optim.prox.contract import (
     check_vector,
     check_weight,
     slack,
+    times,
     wide,
 )
 from refimpl.optim.prox.elementwise import over
 
+NOTHING = np.zeros(0)
+HUGE = 1e290  # sums of numbers below cannot overflow
 
-def simplex_threshold(x: Vector, total: float) -> float:
-    """The t with sum(max(x - t, 0)) = total, for float64 x whose largest entry is 0 and total >= 0."""
-    descending = -np.sort(-x)
-    sums = np.cumsum(descending)
-    counts = np.arange(1, x.size + 1)
-    last = np.flatnonzero(descending * counts >= sums - total)[-1]
-    return float((sums[last] - total) / counts[last])
+
+class Level(NamedTuple):
+    """A number t = (high + low) unit: two parts, so that what lies just above a large t keeps its digits."""
+
+    high: float
+    low: float
+    unit: float  # a power of two
+
+    def __float__(self) -> float:
+        return (self.high + self.low) * self.unit
+
+    def heights(self, x: Vector) -> Vector:
+        """x - t for float64 x."""
+        return ((x / self.unit - self.high) - self.low) * self.unit
+
+
+def even_level(x: Vector, total: float) -> Level:
+    """The t with sum(x - t) = total, for float64 x; -total if x is empty.
+
+    The sum is exact (`math.fsum`), and so is what the rounded t leaves over. The unit is 1 unless sums could
+    overflow.
+    """
+    largest, count = max(float(np.max(np.abs(x), initial=0.0)), total), max(x.size, 1)
+    unit = 1.0 if largest < HUGE else 2.0 ** (4 * count).bit_length()
+    terms = [*(x / unit).tolist(), -total / unit]
+    high = math.fsum(terms) / count
+    low = math.fsum([*terms, *([-high] * count)]) / count
+    return Level(high, low, unit)
+
+
+def find_level(below: Vector, total: float, tied: Vector = NOTHING) -> Level:
+    """The t with sum(tied - t) + sum(max(below - t, 0)) = total >= 0, for float64 vectors.
+
+    Newton's method on this piecewise linear function of t: started with every entry it comes from below, so
+    each step only drops entries that lie under the new level, until none does. Without tied entries, those
+    that lie `total` or more under the largest are dropped at once.
+    Source: Michelot 1986, "A finite algorithm for finding the projection of a point onto the canonical
+    simplex of R^n".
+    """
+    if below.size and not tied.size:
+        below = below[below >= float(np.max(below)) - total]
+    while True:
+        level = even_level(np.concatenate([tied, below]), total)
+        kept = below[level.heights(below) >= 0]
+        if kept.size == below.size:
+            return level
+        below = kept
 
 
 def cone_distance(tied: Vector, below: Vector, signed: bool) -> float:
     """min over t of ||(tied - t, max(below - t, 0))||; only t >= 0 counts unless `signed`.
 
     Distance to a normal cone of the simplex (signed) or of the l1 ball: entries of the support share
-    one multiplier t, the others may not exceed it. The minimiser averages `tied` with every entry of
-    `below` that lies above it.
+    one multiplier t, the others may not exceed it. The minimiser averages `tied`, which is not empty, with
+    every entry of `below` that lies above it.
     """
-    descending = -np.sort(-below)
-    count, t = tied.size, float(np.mean(tied)) if tied.size else 0.0
-    for x in descending:
-        if x <= t:
-            break
-        count += 1
-        t += (x - t) / count
-    t = t if signed else max(t, 0.0)
-    return float(kernels.safe_norm(np.concatenate([tied - t, np.maximum(below - t, 0.0)])))
+    level = find_level(below, 0.0, tied)
+    if not signed and float(level) < 0:
+        level = Level(0.0, 0.0, 1.0)
+    above = np.maximum(level.heights(below), 0.0)
+    return float(kernels.safe_norm(np.concatenate([level.heights(tied), above])))
 
 
 @dataclass(frozen=True)
@@ -71,11 +113,8 @@ class L2Ball:
     def prox(self, v: Vector, step: float, out: Vector) -> float:
         """Scale v to norm min(||v||, radius)."""
         check_prox("L2Ball.prox", v, step, out)
-        norm = kernels.safe_norm(v)
-        if norm > self.radius:
-            np.multiply(wide(v) / norm, self.radius, out=out, casting="same_kind")
-        elif out is not v:
-            out[:] = v
+        whole = np.array([0, 1]), np.array([0]), np.array([v.size])  # one group, which has no weight
+        kernels.shrink_groups(v, 0.0, np.zeros(1), float(self.radius), *whole, np.empty(1), out)
         return 0.0
 
     def subdifferential_distance(self, s: Vector, u: Vector) -> float:
@@ -108,7 +147,7 @@ class L1Ball:
     def prox(self, v: Vector, step: float, out: Vector) -> float:
         """Soft threshold at the level that brings the l1 norm down to the radius."""
         check_prox("L1Ball.prox", v, step, out)
-        project_l1_ball(v, self.radius, out)
+        out[:] = lowered(v, find_level(np.abs(wide(v)), self.radius))
         return 0.0
 
     def subdifferential_distance(self, s: Vector, u: Vector) -> float:
@@ -123,16 +162,11 @@ class L1Ball:
         return cone_distance((wide(s) * np.sign(u))[support], np.abs(wide(s))[~support], signed=False)
 
 
-def project_l1_ball(v: Vector, radius: float, out: Vector) -> None:
-    """Write the nearest point to v with ||.||_1 <= radius (>= 0) into `out`, which may be v."""
-    if kernels.absolute_sum(v) <= radius:
-        if out is not v:
-            out[:] = v
-        return
-    sizes = np.abs(wide(v))
-    below_top = sizes - sizes.max()
-    shrunk = np.maximum(below_top - simplex_threshold(below_top, radius), 0.0)
-    np.copyto(out, np.copysign(shrunk, wide(v)) + 0.0, casting="same_kind")
+def lowered(v: Vector, level: Level) -> Vector:
+    """sign(v) max(|v| - t, 0) in float64 for the level t; v itself for t <= 0."""
+    if float(level) <= 0:
+        return wide(v)
+    return np.copysign(np.maximum(level.heights(np.abs(wide(v))), 0.0), wide(v)) + 0.0
 
 
 @dataclass(frozen=True)
@@ -158,9 +192,8 @@ class Simplex:
         check_prox("Simplex.prox", v, step, out)
         if not v.size:
             raise InputError(f"`Simplex.prox`: an empty vector cannot sum to {self.total}")
-        below_top = wide(v) - float(v.max())
-        threshold = simplex_threshold(below_top, self.total)
-        np.copyto(out, np.maximum(below_top - threshold, 0.0), casting="same_kind")
+        level = find_level(wide(v), self.total)
+        out[:] = np.maximum(level.heights(wide(v)), 0.0)
         return 0.0
 
     def subdifferential_distance(self, s: Vector, u: Vector) -> float:
@@ -183,52 +216,44 @@ class LinfNorm:
     def value(self, u: Vector) -> float:
         """rho max|u|."""
         check_vector("LinfNorm.value", "u", u)
-        return float(self.rho * np.max(np.abs(u), initial=0.0))
+        return times(self.rho, np.max(np.abs(u), initial=0.0))
 
     def prox(self, v: Vector, step: float, out: Vector) -> float:
-        """v minus its projection on the l1 ball of radius step rho: clip at the projection's threshold."""
+        """v minus its projection on the l1 ball of radius step rho: clip at the projection's level."""
         check_prox("LinfNorm.prox", v, step, out)
-        radius = step * self.rho
-        if kernels.absolute_sum(v) <= radius:
-            out[:] = 0
-            return 0.0
-        sizes = np.abs(wide(v))
-        top = float(sizes.max())
-        level = v.dtype.type(top + simplex_threshold(sizes - top, radius))
+        radius = min(times(step, self.rho), sys.float_info.max)
+        level = v.dtype.type(max(float(find_level(np.abs(wide(v)), radius)), 0.0))
         np.clip(v, -level, level, out=out)
-        return float(self.rho * np.max(np.abs(out)))
+        out += v.dtype.type(0)  # no negative zeros
+        return self.value(out)
 
     def subdifferential_distance(self, s: Vector, u: Vector) -> float:
         """dR(u) spreads the weight rho over the entries of largest size, with their signs."""
         check_pair("LinfNorm.subdifferential_distance", s, u)
-        nearest = wide(s)
-        top = np.max(np.abs(u), initial=0.0)
-        if top == 0:
-            project_l1_ball(nearest, self.rho, nearest)
-        else:
-            largest = np.abs(u) == top
-            signs = np.sign(u[largest])
-            shares = nearest[largest] * signs
-            shares -= shares.max()
-            nearest[:] = 0
-            nearest[largest] = signs * np.maximum(shares - simplex_threshold(shares, self.rho), 0.0)
-        return float(kernels.safe_norm(wide(s) - nearest))
+        largest = np.abs(u) == np.max(np.abs(u), initial=0.0)
+        at_zero = not np.any(u)
+        shares = (np.abs(wide(s)) if at_zero else wide(s) * np.sign(u))[largest]
+        level = float(find_level(shares, self.rho))
+        rest = np.minimum(shares, max(level, 0.0) if at_zero else level)  # what the weight does not cover
+        return float(kernels.safe_norm(np.concatenate([rest, wide(s)[~largest]])))
 
     def dual_norm(self, s: Vector) -> float:
         """||s||_1 / rho."""
         check_vector("LinfNorm.dual_norm", "s", s)
-        return over(float(kernels.absolute_sum(s)), self.rho)
+        return over(kernels.absolute_sum(s), self.rho)
 
     def conjugate_prox(self, v: Vector, step: float, out: Vector) -> None:
-        """Projection on the l1 ball of radius rho, found by bisection on its threshold."""
+        """Projection on the l1 ball of radius rho; how many entries it keeps is found by bisection.
+
+        Source: Duchi et al. 2008, "Efficient projections onto the l1-ball for learning in high dimensions".
+        """
         check_prox("LinfNorm.conjugate_prox", v, step, out)
-        sizes = np.abs(wide(v))
-        low, high = 0.0, float(np.max(sizes, initial=0.0))
-        if np.sum(sizes) <= self.rho:
-            high = 0.0
-        while low < (middle := 0.5 * (low + high)) < high:
-            if np.sum(np.maximum(sizes - middle, 0.0)) > self.rho:
-                low = middle
+        ordered = -np.sort(-np.abs(wide(v)))
+        kept, too_many = 1, v.size + 1
+        while too_many - kept > 1:
+            middle = (kept + too_many) // 2
+            if even_level(ordered[:middle], self.rho).heights(ordered[middle - 1]) > 0:
+                kept = middle
             else:
-                high = middle
-        out[:] = np.sign(v) * np.maximum(sizes - high, 0.0)
+                too_many = middle
+        out[:] = lowered(v, even_level(ordered[:kept], self.rho))

@@ -3,22 +3,31 @@
 Weight convention, stated once: a penalty object *is* R, its weight `rho` included, so `L1(0.1)` means
 R(u) = 0.1 ||u||_1. `prox(v, step, out)` is prox_{step R}; an indicator has no weight and ignores the step.
 
+Range, for float64 (float32): entries, steps, weights and bounds may be zero or of size 1e-300 to 1e300 (1e-38
+to 1e38 for entries), in any mixture. Results are right to 1e-12 (1e-5) of themselves; where a number is
+subtracted from another, to that part of the larger of the two, as rounding either costs as much. A result
+too large for the dtype is infinite. Subnormal numbers (below 2.2e-308 and 1.2e-38) are neither flushed nor
+refused, but they have fewer digits: what is promised is a few units of the smallest of them.
+
 Source: mathematics.md §5; Parikh & Boyd 2014, chapters 1-2. Verified by test.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+import math
+from collections.abc import Iterable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from refimpl.errors import InputError
+from refimpl.errors import InputError, expect_numbers
 from refimpl.kernels import groups as kernels
 
 Vector = np.ndarray  # 1-D, C-contiguous, float32 or float64
 
-# A curved constraint (||u|| = r) holds only up to rounding: it counts as active from r(1 - ACTIVE eps),
-# as violated from r(1 + ACTIVE eps), eps being the resolution of the vector's dtype times sqrt(its size).
+# A constraint holds only up to rounding: a bound r of one entry counts as active from r(1 - ACTIVE eps), as
+# violated from r(1 + ACTIVE eps), eps being the resolution of the vector's dtype; a bound on a norm or a sum
+# (||u|| <= r) likewise with eps times the root of the vector's size.
 ACTIVE = 32.0
 
 
@@ -56,13 +65,28 @@ class Norm(Penalty, Protocol):
         """
 
 
-def check_vector(who: str, name: str, x: Vector) -> None:
-    """Raise `InputError` unless x is a writable contiguous 1-D float32/float64 array of finite numbers."""
+def check_form(who: str, name: str, x: Vector) -> None:
+    """Raise `InputError` unless x is a writable contiguous 1-D float32/float64 array."""
     if not isinstance(x, np.ndarray) or x.ndim != 1 or x.dtype not in (np.float32, np.float64):
         got = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
         raise InputError(f"`{who}`: expected {name} to be a 1-D float32 or float64 array, got {got}")
     if not (x.flags.c_contiguous and x.flags.writeable):
         raise InputError(f"`{who}`: expected {name} contiguous and writable; pass {name}.copy()")
+
+
+def check_alike(who: str, **vectors: Vector) -> None:
+    """Raise `InputError` unless all are such arrays (`check_form`), of one length and one dtype."""
+    first, like = next(iter(vectors.items()))
+    for name, x in vectors.items():
+        check_form(who, name, x)
+        if x.size != like.size or x.dtype != like.dtype:
+            got = f"{like.dtype} {like.shape} and {x.dtype} {x.shape}"
+            raise InputError(f"`{who}`: expected {first} and {name} of one length and dtype, got {got}")
+
+
+def check_vector(who: str, name: str, x: Vector) -> None:
+    """Raise `InputError` unless x is such an array (`check_form`) of finite numbers."""
+    check_form(who, name, x)
     if not kernels.all_finite(x):
         raise InputError(f"`{who}`: {name} holds NaN or infinite entries; has the iteration diverged?")
 
@@ -70,8 +94,7 @@ def check_vector(who: str, name: str, x: Vector) -> None:
 def check_prox(who: str, v: Vector, step: float, out: Vector) -> None:
     """Raise `InputError` unless (v, step, out) are fit for a prox."""
     check_vector(who, "v", v)
-    if not (np.isfinite(step) and step >= 0):
-        raise InputError(f"`{who}`: expected a finite step >= 0, got {step!r}")
+    expect_numbers(f"`{who}`", step=step)
     if out is v:
         return
     if not isinstance(out, np.ndarray) or out.shape != v.shape or out.dtype != v.dtype:
@@ -79,6 +102,8 @@ def check_prox(who: str, v: Vector, step: float, out: Vector) -> None:
         raise InputError(f"`{who}`: expected out like v, {v.dtype} {v.shape}, got {got}")
     if not (out.flags.c_contiguous and out.flags.writeable):
         raise InputError(f"`{who}`: expected out contiguous and writable; pass np.empty_like(v)")
+    if np.may_share_memory(v, out) and v.ctypes.data != out.ctypes.data:
+        raise InputError(f"`{who}`: out overlaps v; pass v itself or memory of its own")
 
 
 def check_pair(who: str, s: Vector, u: Vector) -> None:
@@ -91,15 +116,31 @@ def check_pair(who: str, s: Vector, u: Vector) -> None:
 
 def check_weight(who: str, name: str, value: float, positive: bool = False) -> None:
     """Raise `InputError` unless `value` is finite and >= 0, or > 0 if `positive`."""
-    if not np.isfinite(value) or value < 0 or (positive and value == 0):
-        raise InputError(
-            f"`{who}`: expected {name} {'> 0' if positive else '>= 0'} and finite, got {value!r}"
-        )
+    named: dict[str, Any] = {name: value}
+    expect_numbers(f"`{who}`", positive, **named)
+
+
+def rounding(u: Vector) -> float:
+    """Relative tolerance within which a bound of one entry of u counts as active."""
+    return ACTIVE * float(np.finfo(u.dtype).eps)
 
 
 def slack(u: Vector) -> float:
-    """Relative tolerance within which a curved constraint counts as active at u."""
-    return ACTIVE * float(np.finfo(u.dtype).eps) * max(1.0, float(u.size)) ** 0.5
+    """Relative tolerance within which a bound on a norm or a sum counts as active at u."""
+    return rounding(u) * max(1.0, float(u.size)) ** 0.5
+
+
+def times(x: float, y: float) -> float:
+    """x y without NumPy's warning where it is infinite; 0 if x or y is, so that no weight is no penalty."""
+    return float(x) * float(y) if x and y else 0.0
+
+
+def add_up(values: Iterable[float]) -> float:
+    """Sum of values >= 0, rounded once; infinite where `math.fsum` raises."""
+    try:
+        return math.fsum(values)
+    except OverflowError:
+        return math.inf
 
 
 def wide(x: Vector) -> Vector:

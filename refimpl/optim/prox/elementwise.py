@@ -9,9 +9,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refimpl.errors import InputError
+from refimpl.errors import InputError, shown
 from refimpl.kernels import groups as kernels
-from refimpl.optim.prox.contract import Vector, check_pair, check_prox, check_vector, check_weight, wide
+from refimpl.optim.prox.contract import (
+    Vector,
+    check_pair,
+    check_prox,
+    check_vector,
+    check_weight,
+    rounding,
+    times,
+    wide,
+)
 
 
 @dataclass(frozen=True)
@@ -48,18 +57,18 @@ class SquaredL2:
     def value(self, u: Vector) -> float:
         """rho/2 ||u||^2."""
         check_vector("SquaredL2.value", "u", u)
-        return float(0.5 * self.rho * square(kernels.safe_norm(u)))
+        return half_square(self.rho, u)
 
     def prox(self, v: Vector, step: float, out: Vector) -> float:
         """u = v / (1 + step rho)."""
         check_prox("SquaredL2.prox", v, step, out)
-        kernels.soft_threshold(v, 0.0, float(1.0 + step * self.rho), out)
-        return float(0.5 * self.rho * square(kernels.safe_norm(out)))
+        shrink_and_damp(v, 0.0, step, self.rho, out)
+        return half_square(self.rho, out)
 
     def subdifferential_distance(self, s: Vector, u: Vector) -> float:
         """||s - rho u||."""
         check_pair("SquaredL2.subdifferential_distance", s, u)
-        return float(kernels.safe_norm(wide(s) - self.rho * wide(u)))
+        return float(kernels.safe_norm(wide(s) - scaled(self.rho, u)))
 
 
 @dataclass(frozen=True)
@@ -74,8 +83,7 @@ class ElasticNet:
         check_weight("ElasticNet", "ridge", self.ridge)
 
     def _value(self, u: Vector) -> float:
-        ridge = 0.5 * self.ridge * square(kernels.safe_norm(u)) if self.ridge else 0.0
-        return float(self.rho * kernels.absolute_sum(u) + ridge)
+        return times(self.rho, kernels.absolute_sum(u)) + half_square(self.ridge, u)
 
     def value(self, u: Vector) -> float:
         """rho ||u||_1 + ridge/2 ||u||^2."""
@@ -85,13 +93,13 @@ class ElasticNet:
     def prox(self, v: Vector, step: float, out: Vector) -> float:
         """Soft threshold by step rho, then division by 1 + step ridge."""
         check_prox("ElasticNet.prox", v, step, out)
-        kernels.soft_threshold(v, float(step * self.rho), float(1.0 + step * self.ridge), out)
+        shrink_and_damp(v, times(step, self.rho), step, self.ridge, out)
         return self._value(out)
 
     def subdifferential_distance(self, s: Vector, u: Vector) -> float:
         """Per entry |s - ridge u - rho sign(u)|, or max(|s| - rho, 0) where u = 0."""
         check_pair("ElasticNet.subdifferential_distance", s, u)
-        return float(kernels.safe_norm(l1_residual(wide(s) - self.ridge * wide(u), u, self.rho)))
+        return float(kernels.safe_norm(l1_residual(wide(s) - scaled(self.ridge, u), u, self.rho)))
 
 
 @dataclass(frozen=True)
@@ -106,13 +114,13 @@ class L1:
     def value(self, u: Vector) -> float:
         """rho ||u||_1."""
         check_vector("L1.value", "u", u)
-        return float(self.rho * kernels.absolute_sum(u))
+        return times(self.rho, kernels.absolute_sum(u))
 
     def prox(self, v: Vector, step: float, out: Vector) -> float:
         """Soft threshold: u = sign(v) max(|v| - step rho, 0)."""
         check_prox("L1.prox", v, step, out)
-        kernels.soft_threshold(v, float(step * self.rho), 1.0, out)
-        return float(self.rho * kernels.absolute_sum(out))
+        kernels.soft_threshold(v, times(step, self.rho), 1.0, out)
+        return times(self.rho, kernels.absolute_sum(out))
 
     def subdifferential_distance(self, s: Vector, u: Vector) -> float:
         """Per entry |s - rho sign(u)|, or max(|s| - rho, 0) where u = 0."""
@@ -127,7 +135,7 @@ class L1:
     def conjugate_prox(self, v: Vector, step: float, out: Vector) -> None:
         """Clip to [-rho, rho]."""
         check_prox("L1.conjugate_prox", v, step, out)
-        np.clip(v, -self.rho, self.rho, out=out)
+        out[:] = np.clip(wide(v), -self.rho, self.rho)  # the bounds may be too large for the vector's dtype
 
 
 @dataclass(frozen=True)
@@ -142,13 +150,13 @@ class NonNegativeL1:
     def value(self, u: Vector) -> float:
         """rho sum(u), or infinity if some entry is negative."""
         check_vector("NonNegativeL1.value", "u", u)
-        return float(self.rho * kernels.absolute_sum(u)) if np.all(u >= 0) else np.inf
+        return times(self.rho, kernels.absolute_sum(u)) if np.all(u >= 0) else np.inf
 
     def prox(self, v: Vector, step: float, out: Vector) -> float:
         """u = max(v - step rho, 0)."""
         check_prox("NonNegativeL1.prox", v, step, out)
-        kernels.positive_threshold(v, float(step * self.rho), out)
-        return float(self.rho * kernels.absolute_sum(out))
+        kernels.positive_threshold(v, times(step, self.rho), out)
+        return times(self.rho, kernels.absolute_sum(out))
 
     def subdifferential_distance(self, s: Vector, u: Vector) -> float:
         """Per entry |s - rho|, or max(s - rho, 0) where u = 0; infinite if u < 0 somewhere."""
@@ -163,28 +171,40 @@ class NonNegativeL1:
 class Box:
     """Indicator of lower <= u <= upper; the bounds are numbers or vectors and may be infinite.
 
-    Bounds are rounded to the dtype of the vector they meet.
+    Bounds are rounded to the dtype of the vector they meet. As for the balls, they hold up to rounding: one
+    is active, not violated, where an entry is at most `contract.rounding` of its own size away from it.
     """
 
     lower: float | Vector = -np.inf
     upper: float | Vector = np.inf
 
     def __post_init__(self) -> None:
-        if not np.all(np.asarray(self.lower) <= np.asarray(self.upper)):  # also false for NaN
-            raise InputError(f"`Box`: expected lower <= upper everywhere, got {self.lower} and {self.upper}")
+        bounds = np.asarray(self.lower), np.asarray(self.upper)
+        shapes = {bound.shape for bound in bounds if bound.ndim}
+        if len(shapes) > 1 or any(bound.ndim > 1 or bound.dtype.kind not in "biuf" for bound in bounds):
+            got = " and ".join(f"{bound.dtype} {bound.shape}" for bound in bounds)
+            raise InputError(f"`Box`: expected bounds that are numbers or vectors of one length, got {got}")
+        if not np.all(bounds[0] <= bounds[1]):  # also false for NaN
+            got = f"{shown(self.lower)} and {shown(self.upper)}"
+            raise InputError(f"`Box`: expected lower <= upper everywhere, got {got}")
 
     def _bounds(self, who: str, u: Vector) -> tuple[np.ndarray, np.ndarray]:
-        lower, upper = np.asarray(self.lower, dtype=u.dtype), np.asarray(self.upper, dtype=u.dtype)
+        with np.errstate(over="ignore"):
+            lower, upper = np.asarray(self.lower, dtype=u.dtype), np.asarray(self.upper, dtype=u.dtype)
         for bound in (lower, upper):
             if bound.shape not in ((), u.shape):
                 raise InputError(f"`{who}`: the bounds are for {bound.shape}, the vector has shape {u.shape}")
+        if np.any(lower == np.inf) or np.any(upper == -np.inf):
+            raise InputError(
+                f"`{who}`: no {u.dtype} number lies in the box; expected lower < inf and upper > -inf"
+            )
         return lower, upper
 
     def value(self, u: Vector) -> float:
-        """0 inside, infinity outside."""
+        """0 inside (up to rounding, `contract.rounding`), infinity outside."""
         check_vector("Box.value", "u", u)
         lower, upper = self._bounds("Box.value", u)
-        return 0.0 if np.all((lower <= u) & (u <= upper)) else np.inf
+        return 0.0 if np.all((side(u, lower) >= 0) & (side(u, upper) <= 0)) else np.inf
 
     def prox(self, v: Vector, step: float, out: Vector) -> float:
         """Clip to the box."""
@@ -196,11 +216,11 @@ class Box:
     def subdifferential_distance(self, s: Vector, u: Vector) -> float:
         """Distance to the normal cone: s >= 0 is free at an upper bound, s <= 0 at a lower one."""
         check_pair("Box.subdifferential_distance", s, u)
-        lower, upper = self._bounds("Box.subdifferential_distance", u)
-        if np.any((u < lower) | (u > upper)):
+        lower, upper = (side(u, bound) for bound in self._bounds("Box.subdifferential_distance", u))
+        if np.any((lower < 0) | (upper > 0)):
             return np.inf
-        residual = np.where(u == upper, np.minimum(wide(s), 0.0), wide(s))
-        return float(kernels.safe_norm(np.where(u == lower, np.maximum(residual, 0.0), residual)))
+        residual = np.where(upper == 0, np.minimum(wide(s), 0.0), wide(s))
+        return float(kernels.safe_norm(np.where(lower == 0, np.maximum(residual, 0.0), residual)))
 
 
 def linf_ball(radius: float) -> Box:
@@ -209,9 +229,33 @@ def linf_ball(radius: float) -> Box:
     return Box(-radius, radius)
 
 
-def square(x: float) -> float:
-    """x x, infinite where `x ** 2` would raise."""
-    return x * x
+def side(u: Vector, bound: Vector) -> Vector:
+    """Per entry -1 below the bound, 0 at it up to rounding, 1 above it."""
+    away = wide(u) - bound
+    return np.where(np.abs(away) <= rounding(u) * np.abs(wide(u)), 0.0, np.sign(away))
+
+
+def half_square(rho: float, u: Vector) -> float:
+    """rho/2 ||u||^2, also where the square by itself leaves the range."""
+    norm = kernels.safe_norm(u)
+    return times(times(rho, norm), 0.5 * norm)
+
+
+def scaled(factor: float, u: Vector) -> Vector:
+    """factor u in float64, infinite where that is too large."""
+    with np.errstate(over="ignore"):
+        return factor * wide(u)
+
+
+def shrink_and_damp(v: Vector, threshold: float, step: float, ridge: float, out: Vector) -> None:
+    """out = soft threshold of v over 1 + step ridge; over step, then ridge, if their product overflows."""
+    divisor = 1.0 + times(step, ridge)
+    if divisor < np.inf:
+        kernels.soft_threshold(v, threshold, divisor, out)
+        return
+    divided = np.empty(v.size)
+    kernels.soft_threshold(v, threshold, float(step), divided)
+    kernels.soft_threshold(divided, 0.0, float(ridge), out)
 
 
 def l1_residual(s: Vector, u: Vector, rho: float) -> Vector:
@@ -224,4 +268,4 @@ def over(numerator: float, weight: float) -> float:
     """numerator / weight, with 0/0 = 0 and x/0 = infinity: the dual norm of a vanishing norm."""
     if weight == 0:
         return 0.0 if numerator == 0 else np.inf
-    return numerator / weight
+    return float(numerator) / float(weight)

@@ -12,15 +12,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from refimpl.errors import InputError
+from refimpl.errors import InputError, expect_numbers, shown
 from refimpl.kernels import groups as kernels
 from refimpl.optim.prox.contract import (
     Vector,
+    check_form,
     check_pair,
     check_prox,
     check_vector,
     check_weight,
     slack,
+    times,
     wide,
 )
 from refimpl.optim.prox.elementwise import l1_residual, over
@@ -53,6 +55,7 @@ class Groups:
     owner: np.ndarray = field(init=False, repr=False)  # group of each coordinate, -1 for none
 
     def __post_init__(self) -> None:
+        expect_numbers("`Groups`", whole=True, size=self.size)
         indptr, indices = _whole("indptr", self.indptr), _whole("indices", self.indices)
         if indptr.size == 0 or indptr[0] != 0 or indptr[-1] != indices.size or np.any(np.diff(indptr) < 0):
             raise InputError(
@@ -101,6 +104,8 @@ class Groups:
 
     def norms(self, x: Vector) -> np.ndarray:
         """Euclidean norm of x on each group, float64 (G,)."""
+        check_form("Groups.norms", "x", x)
+        self.check_size("Groups.norms", x)
         out = np.empty(len(self))
         kernels.group_norms(x, *self.runs, out)
         return out
@@ -138,10 +143,17 @@ def _runs(indptr: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def group_weights(who: str, groups: Groups, rho: float, weights: np.ndarray | None) -> np.ndarray:
     """rho w_g, float64 (G,); w_g = sqrt(|group|) unless given."""
     check_weight(who, "rho", rho)
-    chosen = np.sqrt(groups.sizes) if weights is None else np.asarray(weights, dtype=np.float64)
-    if chosen.shape != (len(groups),) or not np.all(np.isfinite(chosen)) or np.any(chosen < 0):
-        raise InputError(f"`{who}`: expected {len(groups)} finite weights >= 0, one a group, got {weights!r}")
-    return rho * chosen
+    chosen = np.sqrt(groups.sizes) if weights is None else np.asarray(weights)
+    real = chosen.dtype.kind in "biuf" and chosen.shape == (len(groups),)
+    if not real or not np.all(np.isfinite(chosen)) or np.any(chosen < 0):
+        raise InputError(
+            f"`{who}`: expected {len(groups)} finite weights >= 0, one a group, got {shown(weights)}"
+        )
+    with np.errstate(over="ignore"):
+        scaled = rho * chosen.astype(np.float64)
+    if not np.all(np.isfinite(scaled)):
+        raise InputError(f"`{who}`: rho times a group's weight is too large a number; got rho = {rho!r}")
+    return scaled
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +171,7 @@ class GroupLasso:
     def value(self, u: Vector) -> float:
         """rho sum_g w_g ||u_g||."""
         self.groups.check("GroupLasso.value", u)
-        return float(np.sum(self.scaled * self.groups.norms(u)))
+        return weigh(self.scaled, self.groups.norms(u))
 
     def prox(self, v: Vector, step: float, out: Vector) -> float:
         """Block soft threshold: u_g = max(0, 1 - step rho w_g / ||v_g||) v_g."""
@@ -211,7 +223,7 @@ class BoundedGroupLasso:
         self.groups.check("BoundedGroupLasso.value", u)
         norms = self.groups.norms(u)
         outside = np.any(norms > self.radius * (1.0 + slack(u)))
-        return np.inf if outside else float(np.sum(self.scaled * norms))
+        return np.inf if outside else weigh(self.scaled, norms)
 
     def prox(self, v: Vector, step: float, out: Vector) -> float:
         """Scale each group to norm min(max(||v_g|| - step rho w_g, 0), radius)."""
@@ -242,25 +254,52 @@ def shrink(groups: Groups, weights: np.ndarray, v: Vector, step: float, radius: 
     return float(kernels.shrink_groups(v, float(step), weights, float(radius), *groups.runs, norms, out))
 
 
+def weigh(weights: np.ndarray, norms: np.ndarray) -> float:
+    """sum_g weights[g] norms[g], infinite where that is too large; a weight of 0 counts for nothing."""
+    with np.errstate(over="ignore"):
+        return float(np.sum(weights * np.where(weights > 0, norms, 0.0)))
+
+
 def _project_on_balls(groups: Groups, v: Vector, radii: np.ndarray, out: Vector) -> None:
-    """out_g = v_g min(1, radii[g]/||v_g||), one group at a time, and 0 outside the groups."""
+    """Each group onto its ball, one group at a time, and 0 outside the groups."""
     result = np.zeros_like(v)
     for g, radius in enumerate(radii):
         where = groups.members(g)
-        norm = np.linalg.norm(v[where])
-        result[where] = v[where] * (radius / norm if norm > radius else 1.0)
+        result[where] = _project_on_ball(v[where], float(radius))
     out[:] = result
+
+
+def _project_on_ball(v: Vector, radius: float) -> Vector:
+    """v min(1, radius/||v||), float64; where the ratio loses digits, v/||v|| times the radius instead."""
+    norm = kernels.safe_norm(v)
+    if norm <= radius:
+        return v
+    if norm == np.inf:
+        v = kernels.SMALLER * v
+        norm = kernels.safe_norm(v)
+    ratio = radius / norm
+    return ratio * v if ratio >= kernels.TINY else v / norm * radius
+
+
+def pulls(groups: Groups, weights: np.ndarray, u: Vector, norms: np.ndarray) -> Vector:
+    """weights[g] u_g/||u_g|| of every group, 0 where the group is zero and outside the groups; float64.
+
+    The exponent of the norm is taken out of u first (which changes no digit), so that weights/norms stays
+    in range.
+    """
+    mantissas, exponents = np.frexp(np.where(norms > 0, norms, 1.0))
+    pull = np.where(norms > 0, weights / mantissas, 0.0)
+    return groups.spread(pull) * np.ldexp(wide(u), -groups.spread(exponents).astype(np.int64))
 
 
 def group_residual(groups: Groups, s: Vector, u: Vector, weights: np.ndarray) -> Vector:
     """s minus its nearest element of the group lasso's subdifferential at u, float64."""
     norms = groups.norms(u)
     sizes = groups.norms(s)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        pull = np.where(norms > 0, weights / norms, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         kept = np.where(norms > 0, 1.0, np.where(sizes > weights, 1.0 - weights / sizes, 0.0))
     kept_all = np.where(groups.owner < 0, 1.0, groups.spread(kept))
-    return kept_all * s - groups.spread(pull) * wide(u)
+    return kept_all * s - pulls(groups, weights, u, norms)
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,26 +321,24 @@ class SparseGroupLasso:
     def value(self, u: Vector) -> float:
         """rho_l1 ||u||_1 + rho sum_g w_g ||u_g||."""
         self.groups.check("SparseGroupLasso.value", u)
-        blocks = float(np.sum(self.scaled * self.groups.norms(u)))
-        return float(self.rho_l1 * kernels.absolute_sum(u)) + blocks
+        blocks = weigh(self.scaled, self.groups.norms(u))
+        return times(self.rho_l1, kernels.absolute_sum(u)) + blocks
 
     def prox(self, v: Vector, step: float, out: Vector) -> float:
         """Soft threshold by step rho_l1, then block soft threshold by step rho w_g: exact in this order."""
         check_prox("SparseGroupLasso.prox", v, step, out)
         self.groups.check_size("SparseGroupLasso.prox", v)
         soft = np.empty(v.size)  # wide, so that the result is rounded once
-        kernels.soft_threshold(v, float(step * self.rho_l1), 1.0, soft)
+        kernels.soft_threshold(v, times(step, self.rho_l1), 1.0, soft)
         blocks = shrink(self.groups, self.scaled, soft, step, np.inf, out)
-        return float(self.rho_l1 * kernels.absolute_sum(out) + blocks)
+        return times(self.rho_l1, kernels.absolute_sum(out)) + blocks
 
     def subdifferential_distance(self, s: Vector, u: Vector) -> float:
         """Entries by the l1 part first; a zero group is free up to norm rho w_g of what that leaves."""
         check_pair("SparseGroupLasso.subdifferential_distance", s, u)
         self.groups.check_size("SparseGroupLasso.subdifferential_distance", u)
         norms = self.groups.norms(u)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            pull = np.where(norms > 0, self.scaled / norms, 0.0)
-        rest = l1_residual(wide(s) - self.groups.spread(pull) * wide(u), u, self.rho_l1)
+        rest = l1_residual(wide(s) - pulls(self.groups, self.scaled, u, norms), u, self.rho_l1)
         at_zero = np.where(norms > 0, 0.0, self.scaled)
         return float(kernels.safe_norm(group_residual(self.groups, rest, np.zeros_like(rest), at_zero)))
 
@@ -326,18 +363,24 @@ class SparseGroupLasso:
 
 
 def _epsilon_norm(sizes: np.ndarray, l1: float, l2: float) -> float:
-    """The t >= 0 with ||max(sizes - t l1, 0)|| = t l2, by sorting: one quadratic a piece."""
-    if not np.any(sizes):
-        return 0.0
-    if l1 == 0:
-        return over(float(kernels.safe_norm(sizes)), l2)
-    ordered = -np.sort(-sizes)
-    for count in range(1, sizes.size + 1):
-        total, squares = float(np.sum(ordered[:count])), float(np.sum(ordered[:count] ** 2))
-        # sum over the first `count` of (size - t l1)^2 = t^2 l2^2, the smaller positive root of it
-        a, half_b = count * l1**2 - l2**2, total * l1
-        root = np.sqrt(max(half_b**2 - a * squares, 0.0))
-        t = squares / (half_b + root)
-        if count == sizes.size or t * l1 >= ordered[count]:
-            return float(t)
-    raise AssertionError("unreachable: the last piece always applies")
+    """The t >= 0 with ||max(sizes - t l1, 0)|| = t l2, by sorting: one quadratic a piece.
+
+    Sizes and weights are taken relative to the largest of them. The discriminant is written with the sum of
+    squared distances from the mean, as no digits cancel in it then.
+    """
+    top, weight = float(np.max(sizes, initial=0.0)), max(l1, l2)
+    if top == 0 or weight == 0:
+        return over(top, weight)
+    l1, l2 = l1 / weight, l2 / weight
+    ordered = -np.sort(-sizes / top)
+    counts = np.arange(1, sizes.size + 1)
+    totals, squares = np.cumsum(ordered), np.cumsum(ordered**2)
+    steps = ordered[1:] - totals[:-1] / counts[:-1]  # of each entry from the mean of those before
+    spreads = np.append(0.0, np.cumsum(steps**2 * counts[:-1] / counts[1:]))
+    # sum over the first `count` of (size - t l1)^2 = t^2 l2^2, the smaller positive root of it
+    discriminants = l2**2 * squares - l1**2 * counts * spreads
+    roots = squares / (l1 * totals + np.sqrt(np.maximum(discriminants, 0.0)))
+    last = np.argmax(
+        roots * l1 >= np.append(ordered[1:], 0.0)
+    )  # the first piece that ends before the next entry
+    return over(float(roots[last]) * top, weight)

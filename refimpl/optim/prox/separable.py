@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 
-from refimpl.errors import InputError
+from refimpl.errors import InputError, shown
 from refimpl.kernels import groups as kernels
-from refimpl.optim.prox.contract import Penalty, Vector, check_pair, check_prox, check_vector
+from refimpl.optim.prox.contract import Penalty, Vector, add_up, check_pair, check_prox, check_vector
+
+
+def _ends(where: slice) -> tuple[int, int]:
+    """Start and stop of a range; raises `InputError` unless they are whole numbers."""
+    if isinstance(where, slice):
+        start, stop = 0 if where.start is None else where.start, where.stop
+        if isinstance(start, Integral) and isinstance(stop, Integral):
+            return int(start), int(stop)
+    raise _no_range(where)
+
+
+def _no_range(where: object) -> InputError:
+    return InputError(
+        f"`Separable`: expected disjoint slices(start, stop) with 0 <= start <= stop, got {shown(where)}"
+    )
 
 
 @dataclass(frozen=True)
@@ -23,17 +38,16 @@ class Separable:
     parts: tuple[tuple[slice, Penalty], ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", tuple(sorted(self.parts, key=lambda part: part[0].start or 0)))
+        object.__setattr__(self, "parts", tuple(sorted(self.parts, key=lambda part: _ends(part[0])[0])))
         before = 0
         for where, penalty in self.parts:
-            start, stop = where.start or 0, where.stop
-            if stop is None or where.step not in (None, 1) or not before <= start <= stop:
-                raise InputError(
-                    f"`Separable`: expected disjoint slices(start, stop) with 0 <= start <= stop, got {where}"
-                )
+            start, stop = _ends(where)
+            if where.step not in (None, 1) or not before <= start <= stop:
+                raise _no_range(where)
             if not isinstance(penalty, Penalty):
                 raise InputError(
-                    f"`Separable`: {penalty!r} is no penalty; it needs value, prox, subdifferential_distance"
+                    f"`Separable`: {shown(penalty)} is no penalty; "
+                    "it needs value, prox, subdifferential_distance"
                 )
             before = stop
 
@@ -55,7 +69,7 @@ class Separable:
         """Sum of the parts' values."""
         check_vector("Separable.value", "u", u)
         self._check("Separable.value", u)
-        return math.fsum(penalty.value(u[where]) for where, penalty in self.parts)
+        return add_up(penalty.value(u[where]) for where, penalty in self.parts)
 
     def prox(self, v: Vector, step: float, out: Vector) -> float:
         """Each part's prox on its range; a copy elsewhere."""
@@ -64,7 +78,7 @@ class Separable:
         if out is not v:
             for gap in self._gaps(v.size):
                 out[gap] = v[gap]
-        return math.fsum(penalty.prox(v[where], step, out[where]) for where, penalty in self.parts)
+        return add_up(penalty.prox(v[where], step, out[where]) for where, penalty in self.parts)
 
     def subdifferential_distance(self, s: Vector, u: Vector) -> float:
         """Root of the sum of squared distances of the parts; ||s|| where there is no penalty."""

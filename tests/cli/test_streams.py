@@ -1,0 +1,74 @@
+"""Standard output as shells leave it: full, closed, without a reader, of a narrow encoding."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a shell and /dev/full")
+
+TRAIN = ("train", "--method", "fedavg", "--rounds", "1", "--nodes", "2", "--targets", "1", "--out", "r")
+PRINTING = (("--help",), ("--version",), ("info",), ("train", "--dry-run"), ("data", "list"), ())
+
+
+def shell(words: tuple[str, ...], redirection: str, folder: Path, **variables: str) -> tuple[int, str]:
+    """Exit code of the command and what it says on stderr."""
+    command = shlex.join([sys.executable, "-m", "refimpl.cli", *words])
+    path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, **variables}
+    line = f"{command} {redirection}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("words", PRINTING, ids=" ".join)
+def test_a_full_stdout_is_one_line(tmp_path, words):
+    code, err = shell(words, ">/dev/full", tmp_path)
+    assert code == 2
+    assert err == "refimpl: standard output: cannot write: no space left on device; all else is done\n"
+
+
+def test_the_work_is_done_all_the_same(tmp_path):
+    code, err = shell((*TRAIN, "-q"), ">/dev/full", tmp_path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert (tmp_path / "r" / "meta_model.npz").is_file()
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+def test_closed_streams_and_a_full_stderr_stop_nothing(tmp_path, redirection):
+    """Nor does what is printed go into a file that would have got the closed stream's number."""
+    assert shell(TRAIN, redirection, tmp_path) == (
+        0,
+        shell(TRAIN, "--force", tmp_path)[1] * (redirection == ">&-"),
+    )
+    assert (tmp_path / "r" / "meta_model.npz").is_file()
+
+
+@pytest.mark.parametrize("words", [("--help",), ("info",)])
+def test_a_reader_that_has_had_enough_is_no_error(tmp_path, words):
+    assert shell(words, "| true", tmp_path) == (0, "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "koi8-r"])
+def test_characters_that_an_encoding_lacks_are_replaced(tmp_path, encoding):
+    name = "пример-\N{GREEK SMALL LETTER LAMDA}-\N{MINUS SIGN}"
+    code, err = shell((*TRAIN[:-1], name, "-q"), ">o", tmp_path, PYTHONIOENCODING=encoding)
+    assert (code, err) == (0, "")
+    assert (tmp_path / "o").read_bytes().startswith(b"run ")
+    assert (tmp_path / name / "meta_model.npz").is_file()
+
+
+def test_a_name_that_is_no_text_is_printed_all_the_same(tmp_path):
+    assert shell((*TRAIN[:-1], "run-\udcff", "-q"), ">o", tmp_path) == (0, "")
+    assert b"run-?" in (tmp_path / "o").read_bytes()
+
+
+def test_errors_survive_a_full_stderr(tmp_path):
+    assert shell(("train", "--out", "/proc/nowhere/r"), "2>/dev/full", tmp_path)[0] == 2

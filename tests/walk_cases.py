@@ -1,0 +1,250 @@
+"""What the walk calls: one case for every public function that takes arrays, and those it leaves out.
+
+Cases of networks are in `walk_networks`, those of penalties and solvers in `walk_solvers`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from walk import Case, place
+from walk_networks import (
+    BOTH,
+    NET,
+    NETWORKS,
+    PLAIN,
+    SEEDS,
+    SETTINGS,
+    SINGLE,
+    W,
+    X,
+    Y,
+    eighths,
+    rng,
+    start_of,
+    unwritten,
+)
+from walk_solvers import ACCEL, BOWL, PENALTY, PROX, SCHEDULE
+
+from refimpl.data.dataset import DataSet
+from refimpl.data.node import Node
+from refimpl.experiments.config import resolve
+from refimpl.experiments.experiment import Experiment, adapt_targets, personalise
+from refimpl.experiments.record import RunFolder
+from refimpl.federated import adapt as adaptation
+from refimpl.federated import local
+from refimpl.federated.methods import averaging, meta
+from refimpl.federated.methods.fedavg import FedAvg
+from refimpl.federated.methods.fomaml import FOMAML
+from refimpl.federated.methods.maml import MAML
+from refimpl.federated.methods.metagater import MetaGater
+from refimpl.federated.methods.perfedavg import PerFedAvgFO
+from refimpl.federated.methods.perfedavg_hf import PerFedAvgHF
+from refimpl.federated.methods.pfedme import PFedMe
+from refimpl.federated.methods.reptile import Reptile
+from refimpl.federated.pruning import metasnip, snip
+from refimpl.federated.rounds import Participation, run_rounds, vectors_of
+from refimpl.nn import chain, gradcheck, hessian, lowering, pointwise, tangent
+from refimpl.nn.layers import Conv2d
+from refimpl.nn.objective import NetworkObjective
+from refimpl.nn.task import CompiledObjective, NetworkTask
+from refimpl.optim import accel, prox
+
+# federated: the local problem, every method, rounds and adaptation
+
+
+METHODS = (
+    FedAvg(0.125, 2),
+    FOMAML(0.125, 0.25, 2),
+    MAML(0.125, 0.25, 1),
+    PerFedAvgFO(0.125, 0.25, 2),
+    PerFedAvgHF(0.125, 0.25, 2, 0.125),
+    PFedMe(1.0, 0.125, 2, 0.25, 2, 0.5),
+    Reptile(0.125, 2, 0.5),
+    MetaGater(local.LocalSettings(1.0, 0.125, 2), SCHEDULE, PENALTY),
+)
+TASK = NetworkTask(PLAIN, X, Y, batch_size=3)
+LOCAL = local.LocalSettings(0.5, 0.125, 2)
+VECTOR = start_of(PLAIN)
+TWO_ROUNDS = range(1, 3), Participation(), SEEDS
+
+
+def method_cases(method):
+    names = tuple(method.start(VECTOR))
+    arrays = {name: eighths(9, seed=i) for i, name in enumerate(names)}
+    free = names if len(names) == 1 else ()
+
+    def at(name, more=""):
+        return place(getattr(method, name), method.name + more)
+
+    return {
+        at("start"): Case(lambda w0: method.start(w0), any_length=("w0",), w0=eighths(9)),
+        at("broadcast"): Case(lambda **state: method.broadcast(state, 2), any_length=free, **arrays),
+        at("model"): Case(lambda **state: method.model(state), any_length=free, blind=names[:-1], **arrays),
+        at("local"): Case(lambda point: method.local(TASK, point, rng()).w, point=VECTOR),
+        at("local", ", any task"): Case(
+            lambda point: method.local(BOWL, point, rng()).w, any_length=("point",), point=eighths(9)
+        ),
+        at("server"): Case(
+            lambda point, mean, **state: method.server(arrays | state, 2, point, mean),
+            blind=("ag",),
+            point=eighths(9, seed=3),
+            mean=eighths(9, seed=4),
+            **({} if free else arrays),  # where the model is the whole state, the mean replaces it
+        ),
+        place(run_rounds, method.name): Case(
+            lambda w: [state for state, _ in run_rounds(method, [TASK, TASK], method.start(w), *TWO_ROUNDS)],
+            w=VECTOR,
+        ),
+    }
+
+
+def report_of(w, x, y, x_test, y_test):
+    found = adaptation.report_node("walk", NET, w, (x, y), (x_test, y_test), SETTINGS)
+    return found._replace(seconds_gate=0.0, seconds_backbone=0.0)
+
+
+FEDERATED = {key: case for method in METHODS for key, case in method_cases(method).items()} | {
+    place(local.solve_local): Case(
+        lambda centre: local.solve_local(TASK, centre, LOCAL, rng()).w, centre=VECTOR
+    ),
+    place(local.solve_local, "any task"): Case(
+        lambda centre: local.solve_local(BOWL, centre, LOCAL, rng()).w,
+        any_length=("centre",),
+        centre=eighths(9),
+    ),
+    place(local.local_residual): Case(
+        lambda w, centre: local.local_residual(BOWL, w, centre, 0.5), w=eighths(9), centre=eighths(9, seed=1)
+    ),
+    place(adaptation.report_node): Case(
+        report_of, labels=("y", "y_test"), w=W, x=X, y=Y, x_test=X + 1, y_test=(Y + 1) % 3
+    ),
+}
+
+
+# data, pruning, gradcheck, experiment
+
+
+def data_set(images, y):
+    return DataSet("walk", images, y, ("a", "b", "c"))
+
+
+def experiment(x, y):
+    """A prepared run of one target node, made of these samples."""
+    node = Node("walk", np.ascontiguousarray(x), np.ascontiguousarray(y), 2, 0)
+    config = resolve(method="metagater", model="digits", rounds=1, gates=["conv2"])
+    return Experiment(config, NET, (node,), (node,), METHODS[-1], SEEDS)
+
+
+def targets_of(w, x, y):
+    [found] = adapt_targets(experiment(x, y), w)
+    return found._replace(seconds_gate=0.0, seconds_backbone=0.0)
+
+
+PRUNED = {"w": VECTOR, "x": X, "y": Y}
+OBJECTIVE = NetworkObjective(PLAIN, X, Y)
+DOUBLE = {"w": VECTOR.astype(np.float64), "x": X.astype(np.float64), "y": Y}
+LAYER_PROBE = {"reads": np.ones((3, 2), bool), "wanted": np.ones((3, 4), bool)}
+PROBED = Conv2d("conv", 2, 4, 3, padding=1)
+
+
+def probe(cotangent, reads, wanted):
+    return gradcheck.LayerProbe(PROBED, (2, 4, 5), 3, cotangent, reads, wanted)
+
+
+COTANGENT = eighths(3, 4, 4, 5).astype(np.float64)
+UNKNOWN = eighths(PROBED.out_channels * 19 + 120).astype(np.float64)
+
+
+REST = {
+    place(DataSet): Case(
+        data_set, any_shape=("images",), images=np.arange(120, dtype=np.uint8).reshape(5, 1, 4, 6), y=Y
+    ),
+    place(DataSet, "of floats"): Case(data_set, any_shape=("images",), images=eighths(5, 1, 4, 6), y=Y),
+    place(Node): Case(lambda x, y: Node("walk", x, y, 2, 1), labels=(), any_shape=("x",), x=X, y=Y),
+    place(Node.split): Case(
+        lambda x, y: Node.split(x, y, support=2, query=1, rng=rng()), labels=(), any_shape=("x",), x=X, y=Y
+    ),
+    place(metasnip.adapt_channels): Case(
+        lambda w, x, y: metasnip.adapt_channels(PLAIN, NET, w, x, y, SETTINGS, 0.5).adapted.w, **PRUNED
+    ),
+    place(metasnip.adapt_weights): Case(
+        lambda w, x, y: metasnip.adapt_weights(PLAIN, w, x, y, SETTINGS, 0.5).adapted.w, **PRUNED
+    ),
+    place(snip.keep_top): Case(
+        lambda scores: snip.keep_top(scores, 0.5), any_length=("scores",), scores=eighths(9)
+    ),
+    place(snip.weight_scores): Case(lambda w: snip.weight_scores(OBJECTIVE, w), w=VECTOR),
+    place(snip.channel_scores): Case(lambda w: snip.channel_scores(NET, OBJECTIVE, w), w=VECTOR),
+    place(snip.prune_channels): Case(lambda w: snip.prune_channels(NET, OBJECTIVE, w, 0.5), w=VECTOR),
+    place(snip.prune_weights): Case(lambda w: snip.prune_weights(PLAIN, OBJECTIVE, w, 0.5), w=VECTOR),
+    place(gradcheck.directional_difference): Case(
+        lambda w, direction: gradcheck.directional_difference(lambda u: float(u @ u), w, direction),
+        w=eighths(9).astype(np.float64),
+        direction=eighths(9, seed=1).astype(np.float64),
+    ),
+    place(gradcheck.slot_errors): Case(
+        lambda w: gradcheck.slot_errors(
+            BOWL, lambda u: BOWL(u, np.empty_like(u)), w, [("all", slice(0, 4))], rng(), 1
+        ),
+        any_length=("w",),
+        w=eighths(9).astype(np.float64),
+    ),
+    place(gradcheck.surrogate_context): Case(
+        lambda w, x: gradcheck.surrogate_context(NET, w, x, BOTH).anchors, any_length=("x",), w=W, x=X
+    ),
+    place(gradcheck.check_network): Case(
+        lambda w, x, y: gradcheck.check_network(PLAIN, w, x, y, BOTH, rng(), 1), **DOUBLE
+    ),
+    place(gradcheck.LayerProbe): Case(
+        lambda cotangent, reads, wanted: probe(cotangent, reads, wanted).value(UNKNOWN),
+        cotangent=COTANGENT,
+        **LAYER_PROBE,
+    ),
+    place(gradcheck.LayerProbe.value): Case(lambda u: probe(COTANGENT, **LAYER_PROBE).value(u), u=UNKNOWN),
+    place(gradcheck.LayerProbe.__call__): Case(
+        lambda u, grad_out: probe(COTANGENT, **LAYER_PROBE)(u, grad_out),
+        written=("grad_out",),
+        u=UNKNOWN,
+        grad_out=unwritten(UNKNOWN.size).astype(np.float64),
+    ),
+    place(gradcheck.probe): Case(
+        lambda reads, wanted: gradcheck.probe(PROBED, (2, 4, 5), 3, rng(), reads, wanted).value(UNKNOWN),
+        **LAYER_PROBE,
+    ),
+    place(adapt_targets): Case(targets_of, w=W, x=X, y=Y),
+    place(personalise): Case(
+        lambda w: personalise(experiment(X, Y), w, experiment(X, Y).target_nodes[0]).adapted.w, w=W
+    ),
+}
+
+CASES = NETWORKS | SINGLE | PROX | ACCEL | FEDERATED | REST
+
+# Functions that only their own room calls: what they are given has been checked.
+INNER = {
+    place(function)
+    for function in (
+        accel.Result,
+        chain.chain_forward,  # called by networks and blocks
+        chain.chain_backward,
+        hessian.loss_rate,
+        tangent.sum_of,
+        pointwise.as_maps,
+        CompiledObjective,  # made by a task
+        lowering.Program,
+        lowering.Program.stack_noise,
+        prox.Groups.spread,
+        prox.Groups.check_size,
+        vectors_of,  # the check itself
+        adaptation.report,  # called by `report_node` and `adapt_targets`
+        averaging.towards,
+        local.Tally.solution,
+        meta.outer_steps,
+        meta.look_ahead,
+        meta.gradient_at,
+        DataSet.x,  # indexed as NumPy does it
+        RunFolder.load_checkpoint,  # to and from files, which have tests of their own
+        RunFolder.load_model,
+        RunFolder.save_checkpoint,
+        RunFolder.save_model,
+    )
+}
