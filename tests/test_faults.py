@@ -129,7 +129,7 @@ def test_replacing_a_comparison_survives_a_kill(tmp_path, monkeypatch, at):
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
     rounds = Comparison.open(path).plan.rows[0][1].rounds
-    assert (rounds, kill.names(path)) == ((1, before) if at == "rename" else (2, ["plan.json"]))
+    assert (rounds, kill.names(path)) == ((1, before) if at == "rename" else (2, ["data.json", "plan.json"]))
     Comparison.create(path, tiny_plan(3), force=True)
     assert os.listdir(tmp_path) == ["c"]
     assert Comparison.open(path).plan.rows[0][1].rounds == 3

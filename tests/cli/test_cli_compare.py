@@ -198,7 +198,7 @@ def test_comparisons_begun_at_once_get_a_folder_each(tmp_path, monkeypatch):
     def slow(*arguments):
         if next(left, None) is not None:
             others.append(compare.begin(None, "c", plan, force=False))
-        check(*arguments)
+        return check(*arguments)
 
     monkeypatch.setattr(begun, "check_plan", slow)
     paths = [compare.begin(None, "c", plan, force=False).path, *(other.path for other in others)]
