@@ -120,7 +120,6 @@ def scale_channels(x, factor, y):
                     y[n, c, p] = f * x[n, c, p]
 
 
-@entry(a=given("NCP"), b=given("NCP"), out=written("NC", *FLOATS))
 @kernel
 def _has_nan(x):
     """Whether an entry is NaN."""
@@ -130,6 +129,7 @@ def _has_nan(x):
     return found
 
 
+@entry(decision=given("NC"), y=written("NCP"))
 @kernel
 def spread_nan(decision, y):
     """y[n, c, :] = NaN where decision[n, c] is NaN: an undecided channel does not look like an open one."""
@@ -141,6 +141,7 @@ def spread_nan(decision, y):
                 y[n, c, :] = np.nan
 
 
+@entry(a=given("NCP"), b=given("NCP"), out=written("NC", *FLOATS))
 @kernel
 def channel_products(a, b, out):
     """out[n, c] = sum over pixels of a * b, in float64 in the order of `sums`."""
