@@ -215,10 +215,7 @@ class Meter:
         self._progress = progress
         self._patient = not progress.terminal
         self._file, self._shown, self._shown_at = "", 0, -float("inf")
-        self._begun_at, self._had = (
-            0.0,
-            0,
-        )  # when this download began, and bytes there before
+        self._begun_at, self._had = 0.0, 0  # when this download began, and bytes before it
 
     def __call__(self, file: str, done: int, total: int | None) -> None:
         """Note that `done` of `total` bytes of `file` have arrived."""
@@ -276,9 +273,7 @@ def partition_command(
     from refimpl.data.partition import plan, statistics
     from refimpl.experiments.experiment import build_partition
 
-    config = resolve(
-        file, from_preset, per_round=0, **options
-    )  # a round's number of nodes does not matter here
+    config = resolve(file, from_preset, per_round=0, **options)  # rounds do not matter here
     dataset = load(config.dataset, data_dir)
     found = statistics(dataset, plan(dataset, build_partition(config), config.seed))
     if as_json:
