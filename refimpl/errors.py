@@ -1,7 +1,7 @@
-"""What a user can do wrong, as exceptions whose text is one line saying what to do.
+"""The errors that users can cause, as exceptions whose text is one line that says what to do.
 
-Every message names who complains, what was expected, what came, and the remedy
-(architecture.md §3). The command line prints the line and exits with 2.
+Every message names who complains, what was expected, what came, and the remedy. The command line prints
+the line and exits with 2.
 """
 
 from __future__ import annotations

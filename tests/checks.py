@@ -11,7 +11,7 @@ from refimpl.nn.gradcheck import SlotError
 # (dtype, kind) -> largest error relative to the largest magnitude expected.
 TOLERANCES = {
     # Fourth-order central differences: rounding 1e-16 over a step of about 1e-4 leaves 1e-9 to 1e-12;
-    # 1e-6 is what architecture.md §4 requires of a correct gradient.
+    # 1e-6 is what is required of a correct gradient.
     ("float64", "gradient"): 1e-6,
     # The same formula summed in another order over at most a few thousand terms.
     ("float64", "reference"): 1e-12,

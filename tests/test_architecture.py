@@ -1,4 +1,4 @@
-"""The order of rooms, and what may be imported where (architecture.md §2 and §3), read from the sources."""
+"""The order of rooms, and what may be imported where (refimpl/README.md), read from the sources."""
 
 from __future__ import annotations
 

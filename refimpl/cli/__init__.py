@@ -1,4 +1,4 @@
-"""The command line: parses, calls the library, prints. No arithmetic lives here."""
+"""The command line. It parses options, calls the library and prints; it computes nothing itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NoReturn
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and leave the process with its exit code; Ctrl-C may come during its imports."""
+    """Run the command line and end the process with its exit code; Ctrl-C may come during imports."""
     try:
         from refimpl.cli import streams
 
@@ -18,11 +18,11 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
         code = run(args)
         if why := streams.refusal(output):
-            sys.stderr.write(f"refimpl: standard output: cannot write: {why}; all else is done\n")
+            sys.stderr.write(f"refimpl: standard output: cannot write: {why}; everything else is done\n")
             code = code or WRONG_USE
     except KeyboardInterrupt:
         sys.stderr.write("refimpl: stopped\n")
-        code = 130  # `app.INTERRUPTED`, which may not be there yet
+        code = 130  # the value of `app.INTERRUPTED`; `app` may not be imported yet
     sys.exit(code)
 
 

@@ -33,26 +33,28 @@ if TYPE_CHECKING:
 def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **options: Any) -> None:
     """Adapt a run's meta-model at its target nodes, in two stages.
 
-    Stage I adapts the gate on a node's support samples, stage II the backbone channels the gate selects.
-    Methods without gates have no stage I; metasnip and metasnip-weights prune instead. For pfedme the
-    personalised and the global model are tested apart. The options below replace what the run was configured
-    with. The numbers are also written to RUN/report/adapt.json. FLOPs are per test sample, forward. Beside
-    the share of channels off stands its standard deviation over a node's test samples; the last row has
-    standard deviations over nodes (ddof 0 in both).
+    Stage I adapts the gates on a node's support samples. Stage II adapts the backbone channels that the gates
+    select. Methods without gates have no stage I; metasnip and metasnip-weights prune instead. For pfedme the
+    personalised and the global model are tested separately. The options below replace the settings of the
+    run. The numbers are also written to RUN/report/adapt.json.
 
-    A node whose adapted model is not finite is said to have diverged and is in no mean; exits with 1 then.
+    FLOPs are those of a forward pass of one test sample. The share of channels off is followed by its
+    standard deviation over a node's test samples; in the last row it is that over nodes (ddof 0 in both).
+
+    If a node's adapted model is not finite, the node has diverged. It is named and left out of every mean,
+    and the command exits with 1.
     """
     from refimpl.experiments.compare.nodes import node_table
     from refimpl.experiments.experiment import adapt_targets, reopen
     from refimpl.experiments.methods import notes
     from refimpl.federated.adapt import divergence
 
-    with RunFolder.open(run) as folder:  # alone: two would write one report
+    with RunFolder.open(run) as folder:  # locked: two processes would write the same report
         experiment, w = reopen(folder, data_dir)
         if not as_json:
             say_data(experiment.note)
         if not experiment.target_nodes:
-            raise InputError(f"{run}: was configured without target nodes; train with --targets 1 or more")
+            raise InputError(f"{run}: the run has no target nodes; train one with --targets 1 or more")
         given = {name: value for name, value in options.items() if value is not None}
         experiment = replace(experiment, config=replace(experiment.config, **given))
         method = experiment.config.method
@@ -90,9 +92,9 @@ def _told(node: NodeReport) -> str:
 
 
 def _channel_variant(experiment: Experiment) -> list[Experiment]:
-    """For metasnip-weights, what prunes whole channels of the same meta-model; nothing for others.
+    """For metasnip-weights, the experiment that prunes whole channels of the same meta-model.
 
-    Nothing, too, where no layer is named whose channels could be pruned.
+    The list is empty for other methods, and where no layer is named whose channels could be pruned.
     """
     if experiment.config.method != "metasnip-weights" or not experiment.config.gates:
         return []

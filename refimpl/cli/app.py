@@ -1,6 +1,6 @@
-"""The `refimpl` command: finds subcommands without importing them, and turns errors into one line.
+"""The `refimpl` command. It lists subcommands without importing them, and turns errors into one line.
 
-Exit codes: 0 good, 1 a check failed, 2 wrong use or bad input, 130 interrupted.
+The exit code is 0 for success, 1 if a check failed, 2 for wrong use or bad input, and 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -21,32 +21,33 @@ from refimpl.errors import OlderVersionWarning, RefimplError
 
 CHECK_FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
-# Name: one line of help, in the order of listing. Each lives in a module of its name, as `command`.
-# The help stands here so that `refimpl --help` need not import the modules, and Numba with them.
+# The name of each command with one line of help, in the order in which they are listed. The command itself is
+# `command` in the module of that name. The help stands here so that `refimpl --help` imports neither these
+# modules nor Numba.
 COMMANDS = {
     "demo": "Meta-train, adapt and compare five methods on handwritten digits, offline.",
     "train": "Meta-train one method on one data set into a run folder.",
     "adapt": "Adapt a run's meta-model at its target nodes, in two stages.",
-    "export": "Export a run's model for inference as ONNX, gates included: masks multiply.",
+    "export": "Export a run's model with its gates for inference, as ONNX.",
     "compare": "Compare methods, or settings of one, over seeds, in the paper's tables.",
-    "report": "Tables and figures of runs, as one page and PNG files.",
-    "tune": "Search the best settings of methods on validation nodes.",
+    "report": "Write tables and figures of runs, as one page and PNG files.",
+    "tune": "Search for the best settings of methods on validation nodes.",
     "data": "List, verify and fetch data sets; show how one is cut into nodes.",
     "theory": "Check the paper's lemmas, theorem and rates numerically.",
     "bench": "Time layers and whole programs, dense and gated, against the FLOPs they execute.",
-    "golden": "Write and check cross-check files for other implementations.",
+    "golden": "Write golden files, and check other implementations with them.",
     "gradcheck": "Check gradients against central differences, in float64.",
     "warmup": "Compile the kernels for this machine and keep them on disk.",
     "info": "Show versions, CPU features, threads, kernels and folders.",
 }
 
-# The three jobs the package is for, each with the commands that do it; what they stand on, and the way in.
+# The jobs of the package, each with the commands that do it.
 JOBS = (
     ("Verify the theory", ("theory", "gradcheck --all")),
     ("Benchmark on this CPU", ("compare", "tune", "bench", "train", "adapt", "report")),
     ("Cross-check another implementation", ("golden make", "golden check", "export", "gradcheck")),
     ("Look after data, this machine and compiled code", ("data", "info --check", "warmup")),
-    ("New here? A minute of everything, offline", ("demo",)),
+    ("See everything in a few minutes, offline", ("demo",)),
 )
 
 
@@ -87,7 +88,7 @@ def cli(ctx: click.Context) -> None:
 
 
 def welcome() -> str:
-    """What `refimpl` alone prints: the jobs the package is for and the commands that do them."""
+    """What `refimpl` prints without a command: the jobs of the package and the commands that do them."""
     lines = [f"refimpl {__version__}: CPU reference implementation of MetaGater (arXiv 2011.12511)", ""]
     for job, uses in JOBS:
         known = [f"refimpl {use}" for use in uses if use.split()[0] in COMMANDS]
@@ -106,15 +107,15 @@ def run(args: Sequence[str] | None = None) -> int:
         return _complain(said(error) + where)
     except click.ClickException as error:
         return _complain(error.format_message())
-    except click.Abort as error:  # Ctrl-C where a command has nothing of its own to say
+    except click.Abort as error:  # Ctrl-C, where the command does not handle it itself
         if isinstance(error.__cause__, EOFError):
-            raise error.__cause__ from None  # a defect: no command asks for input that could end
+            raise error.__cause__ from None  # a defect, because no command reads input that could end
         again = shlex.join(["refimpl", *(sys.argv[1:] if args is None else args)])
-        _say(f"stopped; no file is left half written; the same command begins again: {again}")
+        _say(f"stopped; no file is left half written; to start over: {again}")
         return INTERRUPTED
     except RefimplError as error:
         return _complain(str(error))
-    except OSError as error:  # of the machine, where a command does not know better
+    except OSError as error:  # an error of the system that no command has explained
         return _complain(f"{error.filename or 'the system'}: {(error.strerror or str(error)).lower()}")
     except MemoryError:
         return _complain("not enough memory; use a smaller model, batch or data set")
@@ -123,7 +124,7 @@ def run(args: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _notes() -> Iterator[None]:
-    """Warnings about what an older version wrote are one line each, said once."""
+    """Print each warning about files of an older version once, as one line."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", OlderVersionWarning)
         usual = warnings.showwarning
@@ -144,5 +145,5 @@ def _complain(message: str) -> int:
 
 
 def _say(message: str) -> None:
-    """One line on stderr, whatever line breaks the message had."""
+    """Print the message on stderr as one line, without its line breaks."""
     click.echo(f"refimpl: {' '.join(message.split())}", err=True)

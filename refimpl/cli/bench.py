@@ -1,4 +1,4 @@
-"""`refimpl bench`: executed FLOPs against seconds, for single layers and whole programs."""
+"""`refimpl bench`: times single layers and whole programs, and compares the times with executed FLOPs."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ WORKER = "refimpl.bench"
 @click.command(
     epilog="\b\nExamples:\n  refimpl bench --smallest\n  refimpl bench --only kernels --out bench.json"
 )
-@click.option("--smallest", is_flag=True, help="Smoke test: tiny sizes, times that mean nothing.")
-@click.option("--only", type=click.Choice(("kernels", "end-to-end")), help="One half only.")
+@click.option("--smallest", is_flag=True, help="Smoke test with tiny sizes; its times mean nothing.")
+@click.option("--only", type=click.Choice(("kernels", "end-to-end")), help="Time only this half.")
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Threads of whole programs; single layers are timed on one only.",
+    help="Threads for whole programs; single layers are timed on one thread.",
 )
 @click.option(
     "--clock",
     type=click.Choice(("wall", "cpu")),
     default="wall",
     show_default=True,
-    help="cpu leaves out what other programs take from a busy machine.",
+    help="cpu leaves out the time that other programs take.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--out", type=FILE, help="Also write the JSON here.")
@@ -55,21 +55,21 @@ def command(
 ) -> None:
     """Time layers and whole programs, dense and gated, against the FLOPs they execute.
 
-    Every candidate is first checked against a float64 reference; one that is wrong is not timed, and the
-    command exits with 1. Candidates take turns; times are medians. Columns named after other programs say
-    how many times our time they take.
+    Every candidate is first compared with a float64 reference. One that is wrong is not timed, and the
+    command exits with 1. Candidates take turns, and times are medians. A column with another program's name
+    shows its time divided by ours.
 
-    The comparison with PyTorch, JAX and onnxruntime is run from a checkout: python -m bench.
+    The comparison with PyTorch, JAX and onnxruntime needs a checkout: run python -m bench there.
     """
     from refimpl.bench import process, session
 
-    if out is not None and not out.parent.is_dir():  # before the minutes of measuring, not after them
-        raise InputError(f"{out}: expected a file in a folder that is there; make {out.parent} first")
+    if out is not None and not out.parent.is_dir():  # checked before minutes are spent on measuring
+        raise InputError(f"{out}: expected a file in an existing folder; make {out.parent} first")
     if threads > 1 and only == "kernels":
         raise click.UsageError("single layers are timed on one thread", click.get_current_context())
     if threads > 1 and clock == "cpu":
         raise click.UsageError(
-            "processor time adds up over threads; use --clock wall", click.get_current_context()
+            "processor time is summed over threads; use --clock wall", click.get_current_context()
         )
     arguments = [
         *(["--smallest"] if smallest else []),
@@ -90,7 +90,7 @@ def command(
 
 
 def _shown(events: Iterator[Event], progress: Progress) -> Iterator[Event]:
-    """The events, with progress shown as they pass."""
+    """Pass the events on, and show progress meanwhile."""
     for kind, value in events:
         if kind == "total":
             progress.total = value
@@ -100,7 +100,7 @@ def _shown(events: Iterator[Event], progress: Progress) -> Iterator[Event]:
 
 
 def _print(results: Results) -> None:
-    """The tables, and what was refused."""
+    """Print the tables, and which candidates were refused."""
     from refimpl.bench import session, tables
 
     for make in (tables.peak_table, tables.layer_table, tables.program_table):

@@ -1,4 +1,4 @@
-"""`refimpl compare`: several methods, or settings of one, over several seeds, in the paper's tables."""
+"""`refimpl compare`: compares several methods, or settings of one, over several seeds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 METHODS = ("fedavg", "perfedavg", "metagater-ungated", "metasnip", "metagater")
 SEEDS = (0, 1, 2)
 DEMO = "demo"  # the preset digits with the methods and seeds above
-SELDOM = 10  # rounds between two checkpoints: a comparison has many runs, and each loses little
+SELDOM = 10  # rounds between two checkpoints; a comparison has many short runs, so each loses little
 
 EPILOG = """\b
 Examples:
@@ -55,14 +55,16 @@ One method under varied keys (lists joined by +):
     "--preset",
     "from_preset",
     type=click.Choice((DEMO, *preset_names())),
-    help="Shipped configuration to start from; demo: that of `refimpl demo`.  [that of the data set]",
+    help="Preset to start from; `demo` is what `refimpl demo` compares.  [the data set's own]",
 )
 @click.option("--methods", type=Names(), help=f"Methods to compare.  [{','.join(METHODS)}]")
 @click.option("--seeds", type=Seeds(), help="Seeds of every method: 0-4, or 0,2,5.  [0-2]")
-@click.option("--vary", multiple=True, metavar="KEY=V,V,...", help="A row for every value; may be repeated.")
+@click.option(
+    "--vary", multiple=True, metavar="KEY=V,V,...", help="Make a row for each value; may be repeated."
+)
 @click.option("--every", type=click.IntRange(min=1), help="Measure accuracy every so many rounds.  [never]")
 @click.option("--out", type=PATH, help="Folder.  [runs/compare-..., or the next free]")
-@click.option("--resume", is_flag=True, help="Go on with the comparison in --out.")
+@click.option("--resume", is_flag=True, help="Continue the comparison in --out.")
 @click.option("--force", is_flag=True, help="Replace the comparison in --out.")
 @run_options(without=("method", "seed"))
 @click.pass_context
@@ -86,13 +88,14 @@ def command(
     """Compare methods, or settings of one, over seeds, in the paper's tables.
 
     Every method is meta-trained with every seed, several at a time, and adapted at the target nodes. The
-    first table is about training, the second about adaptation: accuracy after the last round, channels off,
-    FLOPs and seconds. A seed whose training diverged, or whose adaptation did at any node, is counted and in
-    no mean. --vary makes a row for every value of a key, for the methods that take it. The options
-    at the end hold for all methods, over what preset and file say of each.
+    first table is about training and the second about adaptation. They show accuracy after the last round,
+    channels off, FLOPs and seconds. A seed has diverged if its training did, or its adaptation at any node;
+    such seeds are counted and left out of every mean. --vary makes a row for every value of a key, for the
+    methods that take that key. The options at the end hold for all methods; they override preset and file.
 
-    The folder holds plan.json, runs/, results.json, table.md, table.csv and, with matplotlib, accuracy by
-    round (with --every) and accuracy against FLOPs. What is finished is kept: --resume does the rest.
+    The folder holds plan.json, runs/, results.json, table.md and table.csv. With matplotlib it also holds
+    figures of accuracy by round (with --every) and of accuracy against FLOPs. Finished work is kept, and
+    --resume does the rest.
     """
     from refimpl.experiments.compare.run import Comparison
 
@@ -115,7 +118,7 @@ def make_plan(
     every: int | None = None,
     options: dict[str, Any] | None = None,
 ) -> Plan:
-    """The plan that the options make; None is what is not given."""
+    """The plan that the options describe; an option that was not given is None."""
     from refimpl.experiments.compare.plan import Plan, parse_vary, varied
 
     options = {"checkpoint_every": SELDOM, **{k: v for k, v in (options or {}).items() if v is not None}}
@@ -138,7 +141,7 @@ def begin(
     data_dir: Path | None = None,
     threads: int | None = None,
 ) -> Comparison:
-    """A new comparison in `out`, else in the first of runs/NAME, runs/NAME-2, ... that nobody has."""
+    """Begin a comparison in `out`, or else in the first free folder of runs/NAME, runs/NAME-2, ..."""
     from refimpl.experiments.compare.run import Comparison
 
     if out:
@@ -172,7 +175,7 @@ def run(comparison: Comparison, as_json: bool, talk: Talk) -> int:
 
 
 def _write(comparison: Comparison, outcomes: list[Outcome]) -> tuple[dict[str, Any], list[Path]]:
-    """The results as JSON, as tables and as figures; the first, and the paths of the last."""
+    """Write results as JSON, tables and figures; returns the results, and the paths of the figures."""
     from refimpl.experiments.compare.layout import csv_text, markdown_text, results
     from refimpl.experiments.compare.run import CSV, RESULTS, TABLE
     from refimpl.experiments.compare.summary import summarise
@@ -186,7 +189,7 @@ def _write(comparison: Comparison, outcomes: list[Outcome]) -> tuple[dict[str, A
 
 
 def _outcomes(comparison: Comparison, talk: Talk) -> list[Outcome]:
-    """All outcomes, with progress."""
+    """Compute all outcomes, and show progress."""
     plan = comparison.plan
     trainings = len(plan.trainings())
     with Progress(comparison.steps(), talk) as progress, notice(progress, WARM_UP), stop_requests() as stop:
@@ -207,7 +210,7 @@ def _seeds(plan: Plan) -> str:
 
 
 def _draw(path: Path, outcomes: list[Outcome]) -> list[Path]:
-    """The figures there is something to draw for, where matplotlib is."""
+    """Draw the figures that have data, if matplotlib is installed."""
     from refimpl.experiments.compare.run import FIGURES
     from refimpl.report.canvas import has_matplotlib, save
     from refimpl.report.comparison import figures

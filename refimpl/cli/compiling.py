@@ -8,16 +8,16 @@ from contextlib import contextmanager
 
 from refimpl.cli.progress import Progress, duration
 
-EVERY = 20  # functions between two plain lines
-WARM_UP = 180  # functions, about, that a warm-up in one floating-point type compiles from nothing
-SECOND = 60  # and one in the other type, after it
+EVERY = 20  # functions compiled between two plain lines of progress
+WARM_UP = 180  # about how many functions a warm-up in one floating-point type compiles with an empty cache
+SECOND = 60  # about how many a warm-up in the other type adds
 
 
 @contextmanager
 def notice(progress: Progress, total: int | None = None) -> Iterator[list[str]]:
-    """Within the context, show that kernels are being compiled if they are; yields the names so far.
+    """Show within the block that kernels are being compiled, if they are; yields the names so far.
 
-    total: how many there will be if none has been kept on the disk; then what is left is shown, too.
+    total: how many there will be if the cache on disk is empty; then the time left is shown as well.
     """
     from refimpl.kernels import compiling, jit
 
@@ -40,8 +40,8 @@ def notice(progress: Progress, total: int | None = None) -> Iterator[list[str]]:
 
 
 def _so_far(done: int, total: int | None, seconds: float) -> str:
-    """How many functions are done `seconds` after the first began; of how many and how long yet, if known."""
+    """How many functions are compiled after so many seconds, and of how many with the time left, if known."""
     if total is None or done > total:
         return f"{done} functions so far"
-    rate = done / max(seconds, 1e-3)  # clocks may be coarse
+    rate = done / max(seconds, 1e-3)  # some clocks are coarse and may have shown no time yet
     return f"{done} of about {total} functions  {rate:.3g}/s  {duration((total - done) / rate)} left"

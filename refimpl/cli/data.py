@@ -1,4 +1,4 @@
-"""`refimpl data`: which data sets there are, whether the bytes are right, and how they are cut into nodes."""
+"""`refimpl data`: lists, verifies and fetches data sets, and shows how they are cut into nodes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def command() -> None:
 @data_dir_option
 @json_option
 def list_command(data_dir: Path | None, as_json: bool) -> None:
-    """Show the data sets there are, where they are looked for, what is there."""
+    """Show all data sets, where they are looked for, and which of their files are there."""
     entries = [_entry(name, data_dir) for name in DATASETS]
     if as_json:
         print_json({"data_dir": None if data_dir is None else str(data_dir), "datasets": entries})
@@ -76,7 +76,7 @@ def list_command(data_dir: Path | None, as_json: bool) -> None:
 
 
 def _entry(name: str, data_dir: Path | None) -> dict[str, Any]:
-    """What is known about a data set, and what is there of it; nothing is read."""
+    """What is known about a data set, and which of its files are there; none is read."""
     from refimpl.data import places
     from refimpl.data.sources import ABOUT
 
@@ -115,18 +115,18 @@ def _listed(entry: dict[str, Any]) -> tuple[str, ...]:
 def verify_command(name: str, data_dir: Path | None, as_json: bool, talk: Talk) -> None:
     """Compare the files of a data set with their published checksums.
 
-    Files count by what they hold, however they are packed; nothing is changed. Exits with 1 if a file is
-    wrong, or one is missing without which the rest cannot be used. `all` passes over data sets that are
-    not there.
+    Files are compared by their content, however they are packed. Nothing is changed. The command exits with 1
+    if a file is wrong, or if one is missing without which the rest cannot be used. `all` skips data sets that
+    are not there.
     """
     from refimpl.data.places import given_root
 
     if name == "all":
-        data_dir = given_root("mnist", data_dir)  # none set: say so before anything is printed
+        data_dir = given_root("mnist", data_dir)  # if no folder is set, say so before anything is printed
     checked: dict[str, list[Check]] = {}
     for one in DATASETS if name == "all" else (name,):
         checked[one] = _checks(one, data_dir, talk, passing=name == "all")
-        if not as_json:  # at once: unpacking takes seconds
+        if not as_json:  # printed at once, because unpacking takes seconds
             click.echo("\n".join(map(_checked, checked[one])))
     passed = not any(check.state in FAILED for found in checked.values() for check in found)
     if as_json:
@@ -137,7 +137,7 @@ def verify_command(name: str, data_dir: Path | None, as_json: bool, talk: Talk) 
 
 
 def _checks(name: str, data_dir: Path | None, talk: Talk, passing: bool) -> list[Check]:
-    """The checks of one data set; when passing over, a data set that is not there at all is no failure."""
+    """The checks of one data set; with `passing`, a data set that is not there at all is no failure."""
     from refimpl.data.places import given_root, locate
     from refimpl.data.verify import verify
 
@@ -175,8 +175,8 @@ def _checked(check: Check) -> str:
 def fetch_command(name: str, source: str | None, data_dir: Path | None, as_json: bool, talk: Talk) -> None:
     """Download a data set from its official addresses, and check it.
 
-    What is there already is left alone. A download that was interrupted goes on where it stopped when the
-    command is run again. A file gets its name only when its checksum is the published one.
+    Files that are there already are not changed. If a download was interrupted, the same command continues
+    it. A file gets its name only after its checksum was compared with the published one.
     """
     from refimpl.data.fetch import fetch
 
@@ -197,7 +197,7 @@ def fetch_command(name: str, source: str | None, data_dir: Path | None, as_json:
 
 
 def _already(name: str, data_dir: Path | None) -> list[str]:
-    """The files of a data set that is there, whole and right, in whatever form; else none."""
+    """The files of a data set that is complete and right, in whatever form; otherwise none."""
     from refimpl.data.places import given_root, locate
     from refimpl.data.verify import verify
 
@@ -209,16 +209,16 @@ def _already(name: str, data_dir: Path | None) -> list[str]:
 
 
 class Meter:
-    """Shows the bytes of a download as they come: often on a terminal, seldom elsewhere."""
+    """Shows how many bytes of a download have arrived: often on a terminal, seldom elsewhere."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._patient = not progress.terminal
         self._file, self._shown, self._shown_at = "", 0, -float("inf")
-        self._begun_at, self._had = 0.0, 0  # when this download of the file began, what was there before
+        self._begun_at, self._had = 0.0, 0  # when this download began, and bytes before it
 
     def __call__(self, file: str, done: int, total: int | None) -> None:
-        """`done` of `total` bytes of `file` are here."""
+        """Note that `done` of `total` bytes of `file` have arrived."""
         now = time.monotonic()
         if file != self._file:
             self._file, self._shown, self._shown_at = file, done, -float("inf")
@@ -230,7 +230,7 @@ class Meter:
         self._progress.say(f"fetch  {file}  {done / 1e6:.3g}{share}{self._pace(now, done, total)}")
 
     def _pace(self, now: float, done: int, total: int | None) -> str:
-        """Rate and remaining time, once there is a rate."""
+        """The rate and the remaining time, as soon as the rate is known."""
         if done <= self._had or now <= self._begun_at:
             return ""
         rate = (done - self._had) / (now - self._begun_at)
@@ -273,7 +273,7 @@ def partition_command(
     from refimpl.data.partition import plan, statistics
     from refimpl.experiments.experiment import build_partition
 
-    config = resolve(file, from_preset, per_round=0, **options)  # how many take part does not matter here
+    config = resolve(file, from_preset, per_round=0, **options)  # rounds do not matter here
     dataset = load(config.dataset, data_dir)
     found = statistics(dataset, plan(dataset, build_partition(config), config.seed))
     if as_json:
@@ -320,7 +320,7 @@ def _node_line(node: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _classes(counts: dict[str, int]) -> str:
-    """The classes of a node with their numbers of samples: the first few, where there are many."""
+    """The classes of a node with their numbers of samples; only the first few if there are many."""
     pairs = [f"{label} ({count})" for label, count in counts.items()]
     more = len(pairs) - SHOWN_CLASSES
     return "  ".join(pairs) if more <= 1 else "  ".join([*pairs[:SHOWN_CLASSES], f"and {more} more"])
@@ -340,7 +340,7 @@ def _totals(dataset: DataSet, found: Statistics) -> list[tuple[str, str]]:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose last column is words, and so begins at the left."""
+    """A table whose last column holds words and is therefore aligned to the left."""
     width = max(len(cells[-1]) for cells in (header, *rows))
     padded = [(*cells[:-1], cells[-1].ljust(width)) for cells in (header, *rows)]
     return table(padded[0], padded[1:])

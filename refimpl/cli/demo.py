@@ -1,4 +1,4 @@
-"""`refimpl demo`: the paper's comparison in small, offline, on the embedded handwritten digits."""
+"""`refimpl demo`: a small form of the paper's comparison, offline, on the embedded handwritten digits."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ def command(
 ) -> None:
     """Meta-train, adapt and compare five methods on handwritten digits, offline.
 
-    Nodes hold two classes each; the meta-models are adapted at nodes never seen in training. The tables show
-    test accuracy there after adaptation (mean over nodes; mean and spread over seeds), the share of channels
-    off, FLOPs and seconds, and the stationarity gap by round. It is `refimpl compare --preset demo`.
+    Each node holds two classes. The meta-models are adapted at nodes that took no part in training. The
+    tables show the test accuracy there after adaptation (the mean over nodes, with mean and spread over
+    seeds), the share of channels off, FLOPs and seconds, and the stationarity gap by round. The command does
+    the same as `refimpl compare --preset demo`.
     """
     which = tuple(range(seed, seed + seeds))
     plan = compare.make_plan(from_preset=compare.DEMO, seeds=which, options={"rounds": rounds})

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from refimpl.experiments.experiment import Experiment
     from refimpl.nn.network import Network
 
-TOLERANCE = 1e-5  # float32: the same sums in another order
+TOLERANCE = 1e-5  # in float32, for the same sums in another order
 SAMPLES = 64
 
 
@@ -41,12 +41,12 @@ SAMPLES = 64
 def command(
     run: Path, out: Path, node: str | None, force: bool, data_dir: Path | None, as_json: bool
 ) -> None:
-    """Export a run's model for inference as ONNX, gates included: masks multiply.
+    """Export a run's model with its gates for inference, as ONNX.
 
-    Input `x` (N, ...), output `logits` (N, classes), float32, any batch size. Gates decide without noise.
-    Where onnxruntime is installed the file is held against this package on test samples; exits with 1 if
-    logits differ by more than 1e-5 of the largest. A model that has diverged is refused. Needs the extra
-    `onnx`.
+    The graph maps `x` (N, ...) to `logits` (N, classes), in float32 and for any batch size. Gates decide
+    without noise; channels that are off are computed and multiplied by zero. If onnxruntime is installed, the
+    file is compared with this package on test samples, and the command exits with 1 if logits differ by more
+    than 1e-5 of the largest. A model that has diverged is refused. The command needs the extra `onnx`.
     """
     from refimpl.crosscheck.bridges.onnx import disagreement, export
     from refimpl.experiments.experiment import personalise, reopen
@@ -77,7 +77,7 @@ def command(
 
 
 def _tested(experiment: Experiment, name: str | None) -> Node:
-    """The node on whose test samples the model is tried: the target node of that name, any without a name."""
+    """The node whose test samples are used: the target node of that name, or the first if none is named."""
     if name is None:
         return (experiment.target_nodes or experiment.train_nodes)[0]
     nodes = {node.name: node for node in experiment.target_nodes}
@@ -108,7 +108,7 @@ def _check_sound(
 
 
 def _report(out: Path, network: Network, error: float | None, as_json: bool) -> None:
-    """What was written, and how far onnxruntime's logits are off."""
+    """Print what was written, and how much onnxruntime's logits differ."""
     if as_json:
         print_json({"file": str(out), "bytes": out.stat().st_size, "difference": error, "allowed": TOLERANCE})
         return

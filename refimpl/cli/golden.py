@@ -1,4 +1,4 @@
-"""`refimpl golden`: cross-check files for other implementations."""
+"""`refimpl golden`: writes golden files, and checks other implementations with them."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ Examples:
 
 @click.group(cls=SuggestingGroup, epilog=EPILOG)
 def command() -> None:
-    """Write and check cross-check files for other implementations.
+    """Write golden files, and check other implementations with them.
 
-    `make` writes inputs and expected outputs, every array named; `check` holds another program's outputs
-    against them, names the first departure in the order of execution and, where one of the usual mistakes
-    reproduces what it gave, that mistake. The format: the help text of the module
-    `refimpl.crosscheck.golden.file`; what each level computes: those of `refimpl.crosscheck.golden.levels`.
+    `make` writes inputs and expected outputs as named arrays. `check` compares another program's outputs with
+    them and names the first that departs, in the order of execution. If one of the usual mistakes reproduces
+    that program's outputs, it names the mistake, too. `python -m pydoc refimpl.crosscheck.golden.file`
+    explains the format, and `refimpl.crosscheck.golden.levels` has a module for what each level computes.
     """
 
 
@@ -61,10 +61,10 @@ def command() -> None:
     required=True,
     help="The .npz file to write.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Root of all inputs.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all inputs.")
 @click.option("--dtype", type=click.Choice(("float64", "float32")), default="float64", show_default=True)
 @click.option("--model", "models", type=click.Choice(MODELS), multiple=True, help="For networks.  [all]")
-@click.option("--full", is_flag=True, help="Networks at the zoo's own channel counts.")
+@click.option("--full", is_flag=True, help="Networks at full width.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @talk_options
 def make_command(
@@ -77,7 +77,7 @@ def make_command(
     force: bool,
     talk: Talk,
 ) -> None:
-    """Write a file of cases: inputs, and the outputs expected of them.
+    """Write a golden file: computations with their inputs and expected outputs.
 
     The same options give the same bytes.
     """
@@ -96,7 +96,7 @@ def make_command(
 
 
 def _computed(cases: Sequence[Case], talk: Talk) -> list[tuple[Case, Arrays]]:
-    """What this package computes for the cases."""
+    """Compute the cases with this package."""
     from refimpl.crosscheck.golden.ours import run
 
     found = []
@@ -113,9 +113,9 @@ def _computed(cases: Sequence[Case], talk: Talk) -> list[tuple[Case, Arrays]]:
 @command.command("check", epilog="\b\nExample:\n  refimpl golden check ops.npz theirs.npz --report ops.html")
 @click.argument("golden", metavar="F", type=PATH)
 @click.argument("theirs", metavar="[THEIRS]", type=PATH, required=False)
-@click.option("--partial", is_flag=True, help="Arrays may be missing.")
-@click.option("-v", "--verbose", is_flag=True, help="Every array, not only those that depart.")
-@click.option("--report", type=FILE, help="Write .md or .html.")
+@click.option("--partial", is_flag=True, help="Allow arrays to be missing.")
+@click.option("-v", "--verbose", is_flag=True, help="Show every array, not only those that depart.")
+@click.option("--report", type=FILE, help="Write a report as .md or .html.")
 @click.option("--force", is_flag=True, help="Replace the report if it is there.")
 @json_option
 @quiet_option
@@ -129,11 +129,11 @@ def check_command(
     as_json: bool,
     talk: Talk,
 ) -> None:
-    """Hold outputs in THEIRS against those expected in the golden file F.
+    """Compare the outputs in THEIRS with those that the golden file F expects.
 
-    THEIRS is an .npz file with arrays named `<case>/<output>`, as in F; without it, this installation
-    computes them. Extra arrays are named and left out. Exits with 1 if an array departs, or is missing
-    without --partial.
+    THEIRS is an .npz file with arrays named `<case>/<output>`, as in F. Without THEIRS, this installation
+    computes the outputs and so checks itself. Arrays that F does not expect are named and ignored. The
+    command exits with 1 if an array departs, or if one is missing and --partial is not given.
     """
     from refimpl.crosscheck import conformance
     from refimpl.files.storage import check_new
@@ -168,7 +168,7 @@ def _outcome(golden_path: Path, theirs_path: Path | None, partial: bool, talk: T
 
 
 def _hints(golden: Golden, theirs: Theirs, comparison: Comparison, talk: Talk) -> list[Hint]:
-    """What may lie behind the departures; the case that is being examined is shown."""
+    """Look for causes of the departures, and show which case is being examined."""
     from refimpl.crosscheck.hints import EXAMINED, find_hints
 
     if not comparison.departures:
@@ -183,7 +183,7 @@ def _hints(golden: Golden, theirs: Theirs, comparison: Comparison, talk: Talk) -
 
 
 def _ours(golden: Golden, talk: Talk) -> Theirs:
-    """This installation's outputs."""
+    """The outputs that this installation computes."""
     from refimpl.crosscheck.compare import as_theirs
 
     return as_theirs({case.name: outputs for case, outputs in _computed(golden.cases, talk)})

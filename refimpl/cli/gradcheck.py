@@ -1,4 +1,4 @@
-"""`refimpl gradcheck`: worst relative directional error per parameter, as a table."""
+"""`refimpl gradcheck`: a table of the worst relative error of the gradient, by parameter."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ GATE_GRADS = ("dense", "active")
 @click.command(
     epilog="\b\nExamples:\n  refimpl gradcheck --model digits --mode gumbel\n  refimpl gradcheck --all"
 )
-@click.option("--all", "everything", is_flag=True, help="Every layer, the loss, every model and setting.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Check all layers, the loss, all models and settings."
+)
 @click.option("--model", type=click.Choice(MODELS), help="One model at full width.  [digits]")
-@click.option("--mode", type=click.Choice(MODES), help="One gate mode only.")
-@click.option("--gate-grad", type=click.Choice(GATE_GRADS), help="One gate gradient only.")
-@click.option("--batch", type=click.IntRange(min=2), default=2, show_default=True, help="Samples.")
+@click.option("--mode", type=click.Choice(MODES), help="Check only this gate mode.")
+@click.option("--gate-grad", type=click.Choice(GATE_GRADS), help="Check only this gate gradient.")
+@click.option("--batch", type=click.IntRange(min=2), default=2, show_default=True, help="Batch size.")
 @click.option(
     "--directions", type=click.IntRange(min=1), default=1, show_default=True, help="Directions per parameter."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Root of all numbers.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all numbers.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @talk_options
 def command(
@@ -49,12 +51,12 @@ def command(
 ) -> None:
     """Check gradients against central differences, in float64.
 
-    Prints the worst relative error of the derivative along random directions, per parameter; exits with 1
-    if one is above 1e-6. For hard, gumbel and ste gates the documented surrogate derivative is checked.
-    Where a kink of ReLU or max-pooling lies within the finest step, a difference means nothing: a case above
-    the limit is repeated at two other points and must pass at both.
+    The command prints, for each parameter, the worst relative error of the derivative along random
+    directions. It exits with 1 if one is above 1e-6. For hard, gumbel and ste gates it checks the documented
+    surrogate derivative. A difference means nothing where a kink of ReLU or max-pooling lies within the
+    finest step, so a case above the limit is repeated at two other points and must pass at both.
 
-    Under --all the models cnn3 and cnn7 have fewer channels, as the output says.
+    With --all the models cnn3 and cnn7 have fewer channels, as the output says.
     """
     from refimpl.nn import gradcases
 
@@ -83,13 +85,13 @@ def command(
 
 
 def _chosen(setting: Any, mode: str | None, gate_grad: str | None) -> bool:
-    """Whether a setting is among those asked for."""
+    """Whether the options ask for this setting."""
     of_mode = mode is None or (setting.mode or "ungated") == mode
     return of_mode and (gate_grad is None or setting.gate_grad == gate_grad)
 
 
 def _check(cases: Sequence[Case], talk: Talk) -> tuple[list[Checked], list[str]]:
-    """All results, and the names of the cases that were repeated with success."""
+    """Check everything; returns the results and the names of the cases that passed when repeated."""
     checked: list[Checked] = []
     repeated: list[str] = []
     with Progress(len(cases), talk) as progress, notice(progress):
@@ -107,7 +109,7 @@ def _check(cases: Sequence[Case], talk: Talk) -> tuple[list[Checked], list[str]]
 
 
 def _worst(result: Checked) -> float:
-    """The largest error; infinite if one is not a number."""
+    """The largest error, or infinity if an error is NaN."""
     return max(math.inf if math.isnan(slot.error) else slot.error for slot in result.errors)
 
 
@@ -129,7 +131,7 @@ def _as_json(checked: Sequence[Checked], repeated: list[str], worst: float, pass
 
 
 def _print(checked: Sequence[Checked], narrow: dict[str, tuple[int, ...]]) -> None:
-    """One table of all layers, then one for each network: parameters down, settings across."""
+    """Print a table of all layers, then one for each network with a row for each parameter."""
     layers = [result for result in checked if result.setting == "layer"]
     if layers:
         rows = [(result.case, slot.name, f"{slot.error:.1e}") for result in layers for slot in result.errors]

@@ -1,4 +1,4 @@
-"""What was probably meant: the nearest command, option or choice."""
+"""Suggestions for misspelt words: the nearest command, option or choice."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from refimpl.errors import meant
 
 
 class SuggestingGroup(click.Group):
-    """A group that suggests the nearest of its commands for a name it does not have."""
+    """A group of commands that answers an unknown name with the nearest one."""
 
-    OTHERWISE: ClassVar[Mapping[str, str]] = {"help": "--help"}  # what stands for commands people expect
+    OTHERWISE: ClassVar[Mapping[str, str]] = {"help": "--help"}  # what to use for names that people expect
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command named by args[0]; for an unknown name, suggest the nearest, or list all."""
+        """Find the command named by args[0]; for an unknown name, suggest the nearest or list all."""
         name, known = args[0], self.list_commands(ctx)
         if name not in known and not name.startswith("-"):
             near = f"did you mean {self.OTHERWISE[name]}?" if name in self.OTHERWISE else meant(name, known)
@@ -29,11 +29,11 @@ class SuggestingGroup(click.Group):
 
 
 def said(error: click.UsageError) -> str:
-    """The error's message, with the nearest options or the nearest choice where there are any."""
+    """The error's message, followed by the nearest options or the nearest choice if there are any."""
     if isinstance(error, click.NoSuchOption) and error.possibilities:  # nearest first
         return f"{error.message} Did you mean {' or '.join(error.possibilities[:2])}?"
     if isinstance(error, click.BadParameter) and error.param and isinstance(error.param.type, click.Choice):
-        typed = re.match("'(.*?)'", error.message)  # the message begins with it
+        typed = re.match("'(.*?)'", error.message)  # the message begins with these words
         near = meant(typed[1], error.param.type.choices) if typed else ""
         return error.format_message().replace(error.message, near + error.message)
     return error.format_message()

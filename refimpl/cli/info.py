@@ -1,4 +1,4 @@
-"""`refimpl info`: what results and times on this machine depend on."""
+"""`refimpl info`: shows what results and times on this machine depend on."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 def command(ctx: click.Context, check: bool, threads: int | None, as_json: bool, talk: Talk) -> None:
     """Show versions, CPU features, threads, kernels and folders.
 
-    --check holds the compiled kernels against the readable ones, bit by bit, or against their formulas in
-    NumPy, and a compiled program against its layers. It warns of what makes numbers differ or times unsteady:
-    denormal numbers switched off, more threads than cores, a container's quota, a cache that cannot be kept,
-    a busy machine. It exits with 1 if a result is wrong.
+    --check compares the compiled kernels with readable versions of them, bit by bit, or with their formulas
+    in NumPy, and compares a compiled program with its layers. It warns of what makes numbers differ or times
+    unsteady: denormal numbers that are switched off, more threads than cores, a container's quota, a cache
+    that cannot be kept, a busy machine. It exits with 1 if a result is wrong.
     """
     found = gather(threads)
     findings = examined(threads, talk) if check else []
@@ -45,7 +45,7 @@ def command(ctx: click.Context, check: bool, threads: int | None, as_json: bool,
 
 
 def examined(threads: int | None, talk: Talk) -> list[Finding]:
-    """The doctor's findings, with progress: kernels may have to be compiled for them."""
+    """Make the checks, and show progress: kernels may have to be compiled for them."""
     from refimpl.machine.doctor import CHECKS, examine
 
     findings = []
@@ -57,7 +57,7 @@ def examined(threads: int | None, talk: Talk) -> list[Finding]:
 
 
 def gather(threads: int | None = None) -> dict[str, Any]:
-    """The environment as a run folder records it, and where things are kept on this machine."""
+    """The environment as a run folder records it, and the folders that are used on this machine."""
     from refimpl.experiments.experiment import default_threads
     from refimpl.kernels.edge import chosen_kernels
     from refimpl.kernels.jit import cache_folder

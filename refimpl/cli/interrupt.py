@@ -1,4 +1,4 @@
-"""Ctrl-C asks a run to stop at the next round boundary; a second one stops it at once."""
+"""The first Ctrl-C asks a run to stop after the current round; the second stops it at once."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ STDERR = 2
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Within the block, the first Ctrl-C (or termination) makes what is yielded say yes.
+    """Within the block, the yielded function returns True after the first Ctrl-C (or termination).
 
-    The second one raises KeyboardInterrupt. Outside the main thread signals are left alone.
+    The second one raises KeyboardInterrupt. Outside the main thread, signals are not handled.
     """
     asked = threading.Event()
 
@@ -26,8 +26,8 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        with suppress(OSError):  # full, or without a reader
-            os.write(STDERR, NOTICE)  # unlike a buffered stream, safe while the program is writing itself
+        with suppress(OSError):  # stderr is full or has no reader
+            os.write(STDERR, NOTICE)  # safe while the program itself is writing, unlike a buffered stream
 
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set

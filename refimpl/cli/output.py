@@ -1,4 +1,4 @@
-"""What commands print: aligned tables for people, JSON for machines."""
+"""How commands print: aligned tables for people, and JSON for machines."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ __all__ = ["command_line", "facts", "print_json", "say_data", "table"]
 
 
 def print_json(content: Any) -> None:
-    """`content` as JSON on stdout; NaN and infinities become null."""
+    """Print `content` as JSON on stdout; NaN and infinities become null."""
     click.echo(json_text(content), nl=False)
 
 
 def say_data(note: str) -> None:
-    """What a result should mention of its data, if anything, on stderr."""
+    """Print on stderr what there is to say about the data, if anything."""
     if note:
         click.echo(f"data: {note}", err=True)
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
-    """Names and values, one pair a line."""
+    """Names and values, one pair on each line."""
     width = max(len(name) for name, _ in pairs)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in pairs)
 
 
 def command_line(*words: object, data_dir: Path | None, threads: int | None = None) -> str:
-    """What to type next: `refimpl`, the words, and what the command before it said of data and threads."""
+    """A command to type next: `refimpl`, the words, and the same data folder and threads as before."""
     given = [("--data-dir", data_dir), ("--threads", threads)]
     options = [word for option, value in given if value is not None for word in (option, value)]
     return shlex.join(["refimpl", *map(str, words), *map(str, options)])

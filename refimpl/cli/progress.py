@@ -1,7 +1,7 @@
-"""Progress on stderr: one rewriting line on a terminal, plain lines at intervals elsewhere.
+"""Progress on stderr. On a terminal it is one line that is rewritten, elsewhere plain lines at intervals.
 
-Results go to stdout, so that they can be piped. `Talk` says how much is shown: nothing, what is useful, or
-a plain line for every step, also on a terminal.
+Results go to stdout, so that they can be piped. `Talk` says how much is shown: nothing, the usual progress,
+or a plain line for every step, even on a terminal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PLAIN_SHARE, PLAIN_SECONDS = 0.1, 30.0  # a plain line at least this often
 
 
 class Talk(enum.Enum):
-    """How much is shown: under -q, usually, under -v."""
+    """How much is shown: with -q, without an option, and with -v."""
 
     QUIET = "quiet"
     USUAL = "usual"
@@ -30,9 +30,9 @@ class Talk(enum.Enum):
 
 
 class Progress:
-    """Counts `total` steps and shows each step's text with rate and remaining time.
+    """Counts `total` steps, and shows the text of each with the rate and the remaining time.
 
-    Use it as a context manager: on leaving, a terminal's line is ended. `clock` gives seconds.
+    Use it as a context manager, so that the line on a terminal is ended. `clock` returns seconds.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Progress:
         self._clock = clock
         self._terminal = self._stream.isatty() and talk != Talk.VERBOSE
         self._talk = talk
-        self._first: float | None = None  # when the first step was done: it alone includes compilation
+        self._first: float | None = None  # when the first step was done; only that step includes compilation
         self._shown_at = -float("inf")
         self._shown_done = 0
         self._open_line = False
@@ -63,16 +63,16 @@ class Progress:
             self._open_line = False
 
     def say(self, text: str) -> None:
-        """Show `text` at once, outside the count."""
+        """Show `text` at once, without counting a step."""
         self._show(text)
 
     @property
     def terminal(self) -> bool:
-        """Whether a person looks at it as it goes."""
+        """Whether progress is shown on a terminal, where a person watches it."""
         return self._terminal
 
     def step(self, text: str) -> None:
-        """One more step is done; `text` describes it."""
+        """Count one more step; `text` describes it."""
         self.done += 1
         now = self._clock()
         self._first = now if self._first is None else self._first
@@ -110,7 +110,7 @@ class Progress:
 
 
 def round_text(method: str, record: RoundRecord, rounds: int, gated: bool) -> str:
-    """A round of a run for `Progress.step`: method, round, loss, and gap and sparsity where there are any."""
+    """The text of a round for `Progress.step`: method, round, loss, and gap and sparsity if there are any."""
     parts = [method, f"round {record.round}/{rounds}", f"loss {record.loss:.4f}"]
     if not math.isnan(record.gap):
         parts.append(f"gap {record.gap:.2e}")
@@ -120,7 +120,7 @@ def round_text(method: str, record: RoundRecord, rounds: int, gated: bool) -> st
 
 
 def adapted_text(accuracy: float) -> str:
-    """What `Progress.step` says of an adaptation: its accuracy, NaN where it diverged."""
+    """The text of an adaptation for `Progress.step`; `accuracy` is NaN if it diverged."""
     return "diverged" if math.isnan(accuracy) else f"accuracy {accuracy:.1%}"
 
 

@@ -1,4 +1,4 @@
-"""`refimpl report`: tables and figures of runs and comparisons, as one page and PNG files."""
+"""`refimpl report`: writes tables and figures of runs and comparisons, as one page and PNG files."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ def command(
     as_json: bool,
     talk: Talk,
 ) -> None:
-    """Tables and figures of runs, as one page and PNG files.
+    """Write tables and figures of runs, as one page and PNG files.
 
-    A RUN is a run folder, or that of a comparison, of which the rows of the first seed are shown and the
-    tables over all seeds. Several overlay in the same figures: loss and accuracy by round, stationarity gap
-    (server's and true) with the theorem's slope, which classes open which channels before and after
-    adaptation, sparsity over nodes, executed FLOPs against seconds. The page also has the tables, each run's
-    configuration and its environment; it is one file that needs no network.
+    A RUN is the folder of a run or of a comparison. Of a comparison, the figures show the runs of the first
+    seed, and the tables show all seeds. All runs share the same figures: loss and accuracy by round; the
+    stationarity gap (the server's and the true one) with the theorem's slope; which classes open which
+    channels before and after adaptation; sparsity over nodes; executed FLOPs against seconds. The page also
+    has the tables, and each run's configuration and environment. It is one file that needs no network.
 
-    Target nodes are adapted as `refimpl adapt` does. What repeating the training gives is kept in the run's
-    report folder and not computed again. Figures need matplotlib (the extra `plot`); without it the page has
-    tables only.
+    Target nodes are adapted as by `refimpl adapt`. Results for which the training must be repeated are kept
+    in the run's report folder and not computed again. Figures need matplotlib (the extra `plot`); without it
+    the page has tables only.
     """
     paths = _report(runs, out, full, threads, data_dir, talk)
     if as_json:
@@ -73,7 +73,7 @@ def _report(
     data_dir: Path | None,
     talk: Talk,
 ) -> list[Path]:
-    """Measure what is needed, draw, write; the paths, the page first."""
+    """Measure, draw and write; returns the paths of the files, with the page first."""
     from refimpl.report.canvas import MISSING, has_matplotlib
     from refimpl.report.subject import find
     from refimpl.report.write import plans, write
@@ -94,7 +94,7 @@ def _report(
 def _view(
     subject: Subject, data_dir: Path | None, full: bool | None, threads: int | None, which: str, talk: Talk
 ) -> View:
-    """One run, with progress."""
+    """Gather one run, and show progress."""
     from refimpl.federated.warmup import warm_up
     from refimpl.report.gather import Gathering
 

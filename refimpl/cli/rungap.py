@@ -1,4 +1,4 @@
-"""What `refimpl theory gap RUN` prints: the true gap of a training run beside the server's."""
+"""`refimpl theory gap RUN` prints the true gap of a training run beside the gap that the server saw."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def show(
 ) -> None:
     """Compute, print, and write RUN/report/gap.json and the figure.
 
-    rounds: None for a few over the whole run, empty for its last checkpoint.
+    rounds: None stands for a few rounds over the whole run, an empty sequence for the last checkpoint.
     """
     from refimpl.experiments.compare.work import read_records
     from refimpl.report.canvas import has_matplotlib, require_matplotlib
     from refimpl.report.gap import GapSeries, draw_gaps
 
     if figure is not None:
-        require_matplotlib()  # before the work, not after it
+        require_matplotlib()  # checked before the work is done
     with RunFolder.open(run, lock=False) as folder:
         rows, note = _measure(folder, rounds, effort, threads, data_dir, talk)
         content = {"what": note, "points": [row._asdict() for row in rows]}
@@ -66,7 +66,7 @@ def _measure(
     data_dir: Path | None,
     talk: Talk,
 ) -> tuple[list[GapRow], list[str]]:
-    """The rows, and lines that say what was computed."""
+    """Compute the rows, and lines that say what was computed."""
     from refimpl.experiments.experiment import prepare_again
     from refimpl.experiments.replay import over_the_run
     from refimpl.theory.measured import Effort
@@ -86,7 +86,7 @@ def _measure(
 
 
 def _points(folder: RunFolder, inspection: Inspection, wanted: Sequence[int], talk: Talk) -> list[Point]:
-    """The centres of the rounds wanted, or the last meta-model if none is."""
+    """The centres of the given rounds, or the last meta-model if no round is given."""
     if not wanted:
         return [inspection.last_checkpoint(folder)]
     name, last = inspection.experiment.config.method, max(wanted)
@@ -104,5 +104,5 @@ def _cells(row: GapRow) -> tuple[str, ...]:
 
 
 def _number(value: float) -> str:
-    """Three digits; a dash where there is no number."""
+    """The number with three digits, or a dash if it is NaN or missing."""
     return f"{value:.3g}" if math.isfinite(value) else "-"

@@ -1,6 +1,7 @@
-"""Standard output and error as shells leave them: full, closed, without a reader, of a narrow encoding.
+"""Standard output and error that do not stop the work when they cannot be written.
 
-What they refuse to take does not stop the work. It is said at the end, in a line.
+They may be full or closed, have no reader, or have an encoding that lacks characters. What could not be
+written is said at the end, in one line.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ NAMES = {OUTPUT: "stdout", ERROR: "stderr"}
 
 
 class Patient(io.FileIO):
-    """A standard stream that takes everything, and remembers the first error of the system."""
+    """A standard stream that accepts everything, and remembers the first error of the system."""
 
     refusal: OSError | None = None
 
     def write(self, content: Any) -> int:
-        """Write what the system takes; the rest is lost."""
+        """Write as much as the system accepts; the rest is lost."""
         try:
             return super().write(content)
         except OSError as error:
@@ -30,21 +31,22 @@ class Patient(io.FileIO):
 
 
 def occupy() -> None:
-    """Open the standard streams that the shell has closed, to nowhere.
+    """Connect the standard streams that the shell has closed to the null device.
 
-    Otherwise the next file that is opened would take their numbers, and what is printed would go into it.
+    Otherwise the next file that is opened would get one of their numbers, and output would be written into
+    it.
     """
     for number in (INPUT, *NAMES):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free number
 
 
 def make_patient(number: int) -> Patient | None:
-    """Let `sys.stdout` or `sys.stderr` take everything, unless a program has put something else there.
+    """Make `sys.stdout` or `sys.stderr` accept everything, unless a program has replaced it.
 
-    Characters that its encoding lacks are replaced. Returns what it is written to; None for a terminal.
+    Characters that its encoding lacks are replaced. Returns the stream behind it, or None for a terminal.
     """
     name = NAMES[number]
     old = getattr(sys, name)
@@ -66,7 +68,7 @@ def make_patient(number: int) -> Patient | None:
 
 
 def refusal(target: Patient | None) -> str:
-    """Why not all of the output arrived; empty where it did, or where its reader had enough of it."""
+    """Why some output was lost; empty if nothing was, or if its reader stopped reading."""
     if target is None or target.refusal is None or target.refusal.errno == errno.EPIPE:
         return ""
     return (target.refusal.strerror or "unknown").lower()

@@ -1,4 +1,4 @@
-"""`refimpl theory`: the paper's lemmas, theorem and rates, both sides of every statement; gaps of runs."""
+"""`refimpl theory`: checks the paper's lemmas, theorem and rates, and computes the gaps of runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint"
 HEADER = ("statement", "family", "left", "right", "slack", "verdict")
-SECTIONS = {  # name: its one line in the list of commands
+SECTIONS = {  # the name of each section with its line in the list of commands
     "gap": "Both forms of the gap on known problems; or the true gap of a RUN.",
     "lemmas": "Envelope gradient, Lemma 1, Lemma 3.",
     "theorem": "Theorem 1 term by term, each inequality of its proof.",
@@ -37,10 +37,10 @@ Examples:
 
 
 class Sections(SuggestingGroup):
-    """A group whose first word may be left out: `all` is meant."""
+    """A group whose first word may be left out; then `all` is meant."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """The arguments with `all` in front, unless they name a section or ask for help."""
+        """Put `all` in front of the arguments, unless they name a section or ask for help."""
         if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
             args = ["all", *args]
         return super().parse_args(ctx, args)
@@ -50,18 +50,19 @@ class Sections(SuggestingGroup):
 def command() -> None:
     """Check the paper's lemmas, theorem and rates numerically.
 
-    A statement is left <= right; it is checked on several families of problems whose constants are known.
-    For each statement the family is shown that comes nearest to violating it, and violations always.
-    A row is unchecked where a side is NaN or infinite; such rows are counted and shown. Exits with 1 if a
-    statement is violated, or if no row could be checked. What each one says, and how it differs from the
-    printed form: the help text of the module `refimpl.theory`. Without a section, all are checked.
+    Each statement has the form left <= right. It is checked on several families of problems whose constants
+    are known. The output shows, for each statement, the family that comes nearest to violating it, and every
+    violation. A row is unchecked if a side is NaN or infinite; such rows are counted and shown. The command
+    exits with 1 if a statement is violated, or if no row could be checked. Without a section, all sections
+    are checked. `python -m pydoc refimpl.theory` explains what each statement says, and how it differs from
+    the paper's.
     """
 
 
 def _checks(function: Any) -> Any:
     """The options of every section."""
     options: tuple[Callable[[Any], Any], ...] = (
-        click.option("-v", "--verbose", is_flag=True, help="Every row, not only the tightest of each."),
+        click.option("-v", "--verbose", is_flag=True, help="Show every row, not only the tightest."),
         click.option(
             "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Root of all numbers."
         ),
@@ -78,10 +79,10 @@ def _checks(function: Any) -> Any:
 @click.option(
     "--figures",
     type=FOLDER,
-    help="Also draw the figures into this folder (needs matplotlib).",
+    help="Also draw figures into this folder (needs matplotlib).",
 )
 def everything(verbose: bool, seed: int, as_json: bool, talk: Talk, figures: Path | None) -> None:
-    """Every section; with figures if asked for."""
+    """Check every section, and draw figures if --figures is given."""
     if figures is not None:
         from refimpl.report.canvas import require_matplotlib
 
@@ -94,7 +95,7 @@ def everything(verbose: bool, seed: int, as_json: bool, talk: Talk, figures: Pat
 
 
 def _draw(folder: Path, seed: int, talk: Talk) -> None:
-    """The figures of the theory, with progress."""
+    """Draw the figures of the theory, and show progress."""
     from refimpl.report.theory import THEORY_FIGURES, theory_figure
 
     with Progress(len(THEORY_FIGURES), talk) as progress:
@@ -103,7 +104,7 @@ def _draw(folder: Path, seed: int, talk: Talk) -> None:
 
 
 def _section(name: str) -> click.Command:
-    """The command of one section that has nothing of its own."""
+    """The command of a section without options of its own."""
 
     @_checks
     def run(verbose: bool, seed: int, as_json: bool, talk: Talk) -> None:
@@ -127,12 +128,12 @@ Examples:
 
 
 class Rounds(click.ParamType):
-    """Round numbers with commas between them, `1,10,50`; or `checkpoint`."""
+    """An option that takes round numbers with commas between them, like `1,10,50`, or `checkpoint`."""
 
     name = f"k,k,...|{CHECKPOINT}"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        """The numbers, ascending, each once; none of them for the checkpoint."""
+        """The numbers in ascending order, each once; empty for `checkpoint`."""
         if value == CHECKPOINT:
             return []
         try:
@@ -146,18 +147,18 @@ class Rounds(click.ParamType):
 
 @command.command("gap", short_help=SECTIONS["gap"], epilog=GAP_EPILOG)
 @click.argument("run", required=False, type=PATH)
-@click.option("--rounds", type=Rounds(), help="Where in the run to look.  [four rounds, first to last]")
-@click.option("--tolerance", type=float, help="Residual wanted, relative to that at the centre.  [1e-3]")
+@click.option("--rounds", type=Rounds(), help="Rounds to look at.  [four, from first to last]")
+@click.option("--tolerance", type=float, help="Residual to reach, relative to the centre's.  [1e-3]")
 @click.option("--starts", type=click.IntRange(min=1), help="Starting points of each local problem.  [2]")
 @click.option(
     "--figure",
     type=FILE,
-    help="Where to draw it (needs matplotlib).  [RUN/report/gap.png, if there is matplotlib]",
+    help="File of the figure (needs matplotlib).  [RUN/report/gap.png, if matplotlib is installed]",
 )
 @threads_option
 @data_dir_option
-@click.option("-v", "--verbose", is_flag=True, help="Without a run: every row.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Without a run: root of all numbers.")
+@click.option("-v", "--verbose", is_flag=True, help="Without a RUN: show every row.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Without a RUN: seed of all numbers.")
 @json_option
 @quiet_option
 def gap(
@@ -175,14 +176,15 @@ def gap(
 ) -> None:
     """Check stationarity on known problems; or, given a RUN folder, compute its true gap.
 
-    The true gap takes grad F over all training nodes, each local problem solved in float64 on all of the
-    node's data; it is shown beside the gap the server saw, from mini-batches and a few local steps. Both
-    belong to the centre of their round. Centres are found by running the training again, which repeats it
-    bit for bit, and every round is held to what the run wrote down. With --rounds checkpoint nothing is
-    repeated, and the true gap is that of the last meta-model. The table also goes to RUN/report/gap.json.
+    For the true gap, grad F is computed over all training nodes; each local problem is solved in float64 on
+    all of the node's data. The table shows it beside the gap that the server saw, which comes from
+    mini-batches and a few local steps. Both belong to the centre of their round. To find the centres, the
+    training is run again; it repeats itself bit for bit, and every round is compared with the run's record.
+    With --rounds checkpoint nothing is repeated, and the true gap is that of the last meta-model. The table
+    is also written to RUN/report/gap.json.
 
-    For networks every number is an estimate: no Lipschitz constant is proven. What the columns mean is
-    printed below the table.
+    For networks every number is an estimate, because no Lipschitz constant is proven. The lines below the
+    table explain the columns.
     """
     if run is None:
         if any(given is not None for given in (rounds, tolerance, starts, figure)):
@@ -203,7 +205,7 @@ def gap(
 
 
 def check(sections: Sequence[str], verbose: bool, seed: int, as_json: bool, talk: Talk) -> bool:
-    """Run the sections and print their rows; returns whether all that could be checked hold."""
+    """Run the sections and print their rows; returns whether every row that could be checked holds."""
     from refimpl import theory
 
     found: dict[str, list[Row]] = {}
@@ -229,7 +231,7 @@ def check(sections: Sequence[str], verbose: bool, seed: int, as_json: bool, talk
 
 
 def _verdict(rows: Sequence[Row]) -> str:
-    """The last line: how many rows there are, and how many do not hold."""
+    """The last line, which says how many rows there are and how many do not hold."""
     from refimpl import theory
 
     counts = {verdict: theory.count(rows, verdict) for verdict in (theory.VIOLATED, theory.UNCHECKED)}
@@ -260,7 +262,7 @@ def _tally(summary: Summary) -> str:
 
 
 def _terms(row: Row) -> str:
-    """What the sides of a row are made of, one number a line."""
+    """The terms that the sides of a row consist of, one on each line."""
     pairs = [(f"  {name}", f"{value:.6g}") for name, value in row.terms]
     return f"\n{row.statement}; {row.family}\n" + facts(pairs)
 

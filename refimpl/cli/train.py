@@ -1,4 +1,4 @@
-"""`refimpl train`: one method, one model, one data set, into a run folder."""
+"""`refimpl train`: meta-trains one method with one model on one data set, and writes a run folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Examples:
 @file_option
 @preset_option
 @click.option("--out", type=PATH, help="Run folder.  [runs/DATASET-METHOD-SEED]")
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint of the run in --out.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out from its checkpoint.")
 @click.option("--force", is_flag=True, help="Replace the run in --out.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration as TOML and stop.")
 @run_options()
@@ -60,10 +60,11 @@ def command(
 ) -> None:
     """Meta-train one method on one data set into a run folder.
 
-    Values come from the data set's preset or from --preset, then from --config, then from the options below,
-    whose names are the keys of the TOML file with hyphens for underscores. --dry-run shows what they resolve
-    to; the same table is stored in the run folder. Ctrl-C stops after the round in progress; --resume goes on
-    from there and ends in the same bytes as an uninterrupted run.
+    Settings come from the data set's preset or from --preset. Those in the file of --config override them,
+    and the options below override both. The options are named like the keys of the file, with hyphens for
+    underscores. --dry-run shows the settings that result; the same table is stored in the run folder. Ctrl-C
+    stops after the round in progress. --resume continues from there, and ends in the same bytes as an
+    uninterrupted run.
     """
     if resume and (force or dry_run or out is None):
         raise click.UsageError("--resume needs --out RUN, and neither --force nor --dry-run", ctx)
@@ -77,7 +78,7 @@ def command(
         click.echo(toml_text(config.table()), nl=False)
         return
     out = out or Path("runs") / f"{Path(config.dataset).stem}-{config.method}-{config.seed}"
-    check_free(out, force)  # before the data are read, and again when the folder is made
+    check_free(out, force)  # checked before the data are read, and again when the folder is made
     experiment = work.prepare(config)
     with RunFolder.create(out, config.table(), force, threads, experiment.data) as folder:
         ctx.exit(work.run(experiment, folder, resume=False))
@@ -86,7 +87,7 @@ def command(
 def _resumed_config(
     folder: RunFolder, file: Path | None, from_preset: str | None, options: Mapping[str, Any]
 ) -> Config:
-    """The run's own configuration; what is given again must agree with it."""
+    """The run's own configuration; options that are given again must agree with it."""
     stored = from_table(folder.config, str(folder.path))
     given = {key: value for key, value in options.items() if value is not None}
     if "dataset" in given:
@@ -104,7 +105,7 @@ def _resumed_config(
 
 @dataclass(frozen=True)
 class Work:
-    """How to run: what the command line says besides the configuration."""
+    """How to run: what the command line sets besides the configuration."""
 
     threads: int | None
     data_dir: Path | None
@@ -112,13 +113,13 @@ class Work:
     talk: Talk
 
     def prepare(self, config: Config) -> Experiment:
-        """Data, nodes, network and method."""
+        """Load the data, and make nodes, network and method."""
         from refimpl.experiments.experiment import prepare
 
         return prepare(config, self.data_dir)
 
     def prepare_again(self, folder: RunFolder, config: Config) -> Experiment:
-        """The same for a run that is resumed."""
+        """Do the same for a run that is resumed."""
         from refimpl.experiments.experiment import prepare_again
 
         return prepare_again(folder, self.data_dir, config)
@@ -153,7 +154,7 @@ class Work:
         return 0
 
     def _interrupted(self, folder: RunFolder) -> int:
-        """Say how to go on."""
+        """Say how to continue; returns the exit code."""
         again = command_line(
             "train", "--resume", "--out", folder.path, data_dir=self.data_dir, threads=self.threads
         )

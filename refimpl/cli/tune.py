@@ -1,4 +1,4 @@
-"""`refimpl tune`: settings of methods by search on validation nodes, the same budget for each."""
+"""`refimpl tune`: searches for settings on validation nodes, with the same budget for each method."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from refimpl.experiments.tune.search import Search
     from refimpl.federated.rounds import RoundRecord
 
-SEEDS = (100,)  # comparisons report others
-SHARE = 5  # of the training nodes, every fifth is for validation unless told otherwise
+SEEDS = (100,)  # other seeds than those that comparisons report
+SHARE = 5  # one of so many training nodes is for validation unless --validation says otherwise
 Ranges = dict[str, tuple[float, float]]
 HEADER = ("method", "trials", "diverged", "best %", "median %", "best setting")
 
@@ -41,22 +41,22 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.option("--method", "methods", type=Names(), help="Method, or several with the same budget each.")
+@click.option("--method", "methods", type=Names(), help="One method or several; each gets the same budget.")
 @file_option
 @preset_option
-@click.option("--budget", type=click.IntRange(min=1), help="Settings tried of each method.  [16]")
+@click.option("--budget", type=click.IntRange(min=1), help="Settings to try for each method.  [16]")
 @click.option("--grid/--random", default=None, help="How settings are chosen.  [random]")
 @click.option(
     "--adaptations",
     type=click.IntRange(min=1),
-    help="Random settings of the adaptation for each of the meta-training.  [1]",
+    help="Random settings of the adaptation for each meta-training.  [1]",
 )
-@click.option("--keys", type=Names(), help="Keys that are searched.  [the method's rates]")
-@click.option("--range", "ranges", multiple=True, metavar="KEY=LOW:HIGH", help="Where a key is searched.")
+@click.option("--keys", type=Names(), help="Keys to search.  [the method's rates]")
+@click.option("--range", "ranges", multiple=True, metavar="KEY=LOW:HIGH", help="Range to search for a key.")
 @click.option("--seeds", type=Seeds(), help="Seeds of every trial.  [100]")
-@click.option("--validation", type=click.IntRange(min=1), help="Nodes held out of training.  [a fifth]")
-@click.option("--out", type=FILE, help="TOML file of the best settings.")
-@click.option("--resume", is_flag=True, help="Go on with the search of --out.")
+@click.option("--validation", type=click.IntRange(min=1), help="Nodes kept out of training.  [a fifth]")
+@click.option("--out", type=FILE, help="TOML file for the best settings.")
+@click.option("--resume", is_flag=True, help="Continue the search of --out.")
 @click.option("--force", is_flag=True, help="Replace --out and its trials.")
 @run_options(without=("method", "seed"))
 @click.pass_context
@@ -81,16 +81,17 @@ def command(
     talk: Talk,
     **options: Any,
 ) -> None:
-    """Search the best settings of methods on validation nodes.
+    """Search for the best settings of methods on validation nodes.
 
-    Every method gets the same number of settings of its rates, random or on a grid, on logarithmic scales.
-    A setting is meta-trained without the validation nodes, the last of the training nodes, and scored by
-    accuracy after adaptation at them; one that diverges, in training or at any of them, is no candidate.
-    Target nodes are not touched. rho and snip_keep trade accuracy for
-    work and are not searched unless named in --range; beta follows lam (lam beta = 1/2).
+    For every method the same number of settings of its rates is tried. They are random or form a grid, on
+    logarithmic scales. The last training nodes are the validation nodes: each setting is meta-trained without
+    them, and its score is the accuracy after adaptation at them. A setting that diverges, in training or at
+    any of these nodes, is not chosen. Target nodes are never used. rho and snip_keep trade accuracy for work,
+    so they are searched only if --range names them; beta follows lam (lam beta = 1/2).
 
-    The best settings are written to --out, as `train --config` and `compare --config` take them; every trial
-    is a line of the file beside it that ends in .jsonl. What is finished is kept: --resume does the rest.
+    The best settings are written to --out, in the form that `train --config` and `compare --config` read.
+    Every trial is one line of a file beside it that ends in .jsonl. Finished trials are kept, and --resume
+    does the rest.
     """
     from refimpl.experiments.tune.record import Tuning
     from refimpl.experiments.tune.search import Search
@@ -146,7 +147,7 @@ def _range(text: str) -> tuple[str, tuple[float, float]]:
 
 
 def _ranges(methods: list[str], keys: list[str] | None, given: Ranges) -> dict[str, Ranges]:
-    """What is searched of each method: its usual keys or those named, in the usual ranges or those given."""
+    """The ranges to search for each method: of its usual keys or those named, usual or given."""
     from refimpl.experiments.methods import takes
     from refimpl.experiments.tune.search import ranges_of
 
@@ -195,7 +196,7 @@ def run(
 
 
 def _make(tuning: Tuning, data_dir: Path | None, threads: int | None, talk: Talk) -> None:
-    """The trials, with progress."""
+    """Make the trials that are left, and show progress."""
     left, jobs = tuning.left(), tuning.jobs()
     searches = [job.trials[0][0] for job in jobs]
     rounds = sum(search.config.rounds * len(search.seeds) for search in searches)

@@ -1,4 +1,4 @@
-"""`refimpl warmup`: compile the kernels now instead of in the first run."""
+"""`refimpl warmup`: compiles the kernels now instead of during the first run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ DTYPES = ("float32", "float64")
 def command(dtype: str, talk: Talk) -> None:
     """Compile the kernels for this machine and keep them on disk.
 
-    Every command does this when it needs to; the code is kept until the package or Numba changes.
+    Every command compiles the kernels it needs by itself. The machine code is kept until the package or Numba
+    changes.
     """
     from refimpl.federated.warmup import warm_up, warm_up_options
     from refimpl.kernels.jit import cache_folder

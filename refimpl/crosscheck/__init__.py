@@ -1,1 +1,1 @@
-"""Checks of another implementation against this one: golden files, suspects, reports, bridges."""
+"""Comparison of another implementation with this one: golden files, suspected mistakes, reports, bridges."""

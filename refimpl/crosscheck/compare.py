@@ -1,4 +1,4 @@
-"""Another program's outputs beside the expected ones, array by array, in the order of execution."""
+"""Compare another program's outputs with the expected ones, array by array, in the order of execution."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FINE, DEPARTS, MISSING, SHAPE, DTYPE, BROKEN = "ok", "departs", "missing", "shap
 
 @dataclass(frozen=True)
 class Row:
-    """One output. status: ok, departs, missing, shape, dtype or not finite.
+    """The comparison of one output. status: ok, departs, missing, shape, dtype or not finite.
 
     max_abs: largest difference; relative: norm of the difference relative to that of the expected array
     (or to `floor` an entry, where that is larger); limit: what is admitted of it; ulp: largest distance in
@@ -44,35 +44,35 @@ class Row:
 
     @property
     def name(self) -> str:
-        """As the array is called in a file."""
+        """The name of the array in a file."""
         return f"{self.case}/{self.output}"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All outputs in the order of execution, and names that belong to none."""
+    """All outputs in the order of execution, and names of arrays that belong to none."""
 
     rows: tuple[Row, ...]
     extra: tuple[str, ...] = ()
 
     @property
     def departures(self) -> list[Row]:
-        """Outputs that are there and are not what they should be, in the order of execution."""
+        """Outputs that are present but not as expected, in the order of execution."""
         return [row for row in self.rows if row.status not in (FINE, MISSING)]
 
     @property
     def missing(self) -> list[Row]:
-        """Outputs that are not there."""
+        """Outputs that are missing."""
         return [row for row in self.rows if row.status == MISSING]
 
     @property
     def first_by_case(self) -> list[Row]:
-        """Where each case that departs does so first."""
+        """The first departing output of each case that has one."""
         return list({row.case: row for row in reversed(self.departures)}.values())[::-1]
 
 
 class Theirs(NamedTuple):
-    """Another program's outputs: headers of all arrays; contents of those that fit."""
+    """Another program's outputs: the headers of all arrays, and the contents of those that fit."""
 
     headers: Mapping[str, Header]
     arrays: Arrays
@@ -81,8 +81,8 @@ class Theirs(NamedTuple):
 def read_theirs(path: Path, golden: Golden) -> Theirs:
     """The outputs in `path`, an .npz file with arrays `<case>/<output>`.
 
-    Only arrays that have the size of an expected output are read. A golden file is verified as one.
-    Raises `DataError` where the file is damaged, or is a golden file of other cases.
+    Only arrays that have the size of an expected output are read. If the file is a golden file, it is
+    verified. Raises `DataError` where the file is damaged, or is a golden file of other cases.
     """
     headers = npz_headers(path)
     if is_golden(headers):
@@ -99,12 +99,12 @@ def read_theirs(path: Path, golden: Golden) -> Theirs:
 
 
 def _could_fit(header: Header, expected: Expected) -> bool:
-    """Whether as many numbers are there as expected, of a type numbers have."""
+    """Whether the array has as many entries as expected, of a numeric type."""
     return math.prod(header.shape) == expected.value.size and header.dtype.kind in "biuf"
 
 
 def _check_same_inputs(path: Path, theirs: Golden, golden: Golden) -> None:
-    """Raise `DataError` where a golden file computes something else."""
+    """Raise `DataError` if a golden file has other computations."""
     known = {case.name: case for case in theirs.cases}
     for case in golden.cases:
         other = known.get(case.name)
@@ -124,7 +124,7 @@ def _same_inputs(one: Case, other: Case) -> bool:
 
 
 def compare(golden: Golden, theirs: Theirs) -> Comparison:
-    """Every expected output beside theirs."""
+    """Compare every expected output with theirs."""
     rows = [
         _row(case, name, golden.expected[case.name][name], theirs)
         for case in golden.cases
@@ -135,7 +135,7 @@ def compare(golden: Golden, theirs: Theirs) -> Comparison:
 
 
 def as_theirs(computed: Mapping[str, Arrays]) -> Theirs:
-    """Outputs in memory, by case and output, as if they had been read."""
+    """Outputs in memory, by case and output, in the form in which `read_theirs` returns them."""
     arrays = {
         f"{case}/{name}": np.asarray(value)
         for case, outputs in computed.items()
@@ -172,9 +172,9 @@ def _is_narrower(dtype: np.dtype[Any], expected: np.dtype[Any]) -> bool:
 
 
 def _distances(case: Case, array: np.ndarray, expected: Expected) -> dict[str, Any]:
-    """How far it is, and where most."""
+    """How far an array is from the expected one, and where it is farthest."""
     value = expected.value
-    with np.errstate(over="ignore"):  # what float64 cannot hold is infinite
+    with np.errstate(over="ignore"):  # numbers that float64 cannot hold become infinite
         difference = np.abs(array.astype(np.float64) - value.astype(np.float64))
     furthest = int(np.argmax(difference)) if difference.size else 0
     return {
@@ -186,12 +186,12 @@ def _distances(case: Case, array: np.ndarray, expected: Expected) -> dict[str, A
 
 
 def is_close(array: np.ndarray, expected: Expected) -> bool:
-    """Whether a finite array of the right shape is what is expected."""
+    """Whether an array, which is finite and of the right shape, is as expected."""
     return relative_error(array, expected) <= expected.relative
 
 
 def relative_error(array: np.ndarray, expected: Expected) -> float:
-    """||array - value|| / ||value||, in float64; ||value|| counts as at least `floor` an entry."""
+    """||array - value|| / ||value||, in float64; ||value|| is at least `floor` for each entry."""
     wide = np.asarray(expected.value, dtype=np.float64)
     size = max(_norm(wide), expected.floor * math.sqrt(max(wide.size, 1)))
     with np.errstate(over="ignore"):
@@ -207,18 +207,18 @@ def _norm(x: np.ndarray) -> float:
 
 
 def ulp_distance(one: np.ndarray, other: np.ndarray) -> int:
-    """Largest number of steps between neighbouring float32 numbers from an entry to the other's."""
+    """The largest distance between entries of two arrays, counted in neighbouring float32 numbers."""
 
     def rank(x: np.ndarray) -> np.ndarray:
         bits = np.ascontiguousarray(x, dtype=np.float32).view(np.int32).astype(np.int64)
         return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
 
-    with np.errstate(over="ignore"):  # what is too large for float32 is infinite there
+    with np.errstate(over="ignore"):  # numbers that are too large for float32 become infinite
         return int(np.max(np.abs(rank(one) - rank(other)), initial=0))
 
 
 def label(case: Case, shape: tuple[int, ...], index: int) -> str:
-    """An entry by its indices; of a vector of parameters, also which one it belongs to."""
+    """The indices of an entry and, for a vector of parameters, the parameter that it belongs to."""
     parameters = case.settings.get("parameters", [])
     sizes = [math.prod(dimensions) for _, dimensions in parameters]
     if shape == (sum(sizes),):

@@ -1,4 +1,4 @@
-"""The outcome of a comparison as data, and as text for a terminal; as a report: `report.py`."""
+"""The outcome of a comparison as data and as text for a terminal; `report.py` writes it as a report."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SHOWN = 40  # rows of a table on a terminal
 
 
 class Outcome(NamedTuple):
-    """What was compared and what came out.
+    """What was compared, and with what result.
 
-    partial: arrays may be missing; about: what there is to say of the files and of the check, by name.
+    partial: arrays may be missing; about: facts about the files and the check, by name.
     """
 
     golden: Golden
@@ -31,17 +31,17 @@ class Outcome(NamedTuple):
 
     @property
     def conforms(self) -> bool:
-        """Nothing departs, something was compared, and nothing is missing unless that is admitted."""
+        """Whether nothing departs, something was compared, and nothing is missing unless that is allowed."""
         compared = any(row.status == FINE for row in self.comparison.rows)
         return compared and not self.comparison.departures and (self.partial or not self.comparison.missing)
 
     def is_bad(self, row: Row) -> bool:
-        """Whether an array is what keeps the outcome from conforming."""
+        """Whether an array prevents the outcome from conforming."""
         return row.status != FINE and not (self.partial and row.status == MISSING)
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
-    """Everything: every row, in the order of execution."""
+    """Everything as data, with every row in the order of execution."""
     comparison = outcome.comparison
     first = comparison.departures[:1]
     return {
@@ -70,7 +70,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def as_text(outcome: Outcome, verbose: bool) -> str:
-    """For a terminal: a line for each level, the arrays that matter (or all), and the verdict."""
+    """Text for a terminal: a line for each level, the departing arrays (or all), and the verdict."""
     comparison = outcome.comparison
     rows = comparison.rows if verbose else _shown(comparison)
     parts = [table(SUMMARY, summary(comparison))]
@@ -84,7 +84,7 @@ def as_text(outcome: Outcome, verbose: bool) -> str:
 
 
 def _shown(comparison: Comparison) -> list[Row]:
-    """The arrays of the first departing cases, from the array before the departure on."""
+    """The arrays of the first departing cases, beginning with the one before the departure."""
     rows: list[Row] = []
     for first in comparison.first_by_case:
         own = [row for row in comparison.rows if row.case == first.case]
@@ -145,7 +145,7 @@ def statements(outcome: Outcome) -> list[str]:
 
 
 def _narrower(comparison: Comparison) -> Iterator[str]:
-    """Departing arrays that have too few digits to agree."""
+    """Departing arrays whose dtype has too few digits to agree."""
     pairs = [row.narrower for row in comparison.departures if row.narrower]
     for given, expected in dict.fromkeys(pairs):
         other = f", or check against a file of `refimpl golden make --dtype {given}`"
@@ -156,7 +156,7 @@ def _narrower(comparison: Comparison) -> Iterator[str]:
 
 
 def _hint_lines(outcome: Outcome) -> Iterator[str]:
-    """Hints that say the same of several cases as one; how many cases were left out."""
+    """The hints, where those that say the same of several cases are one, and how many were left out."""
     groups: dict[tuple[str, str], list[Hint]] = {}
     for hint in outcome.hints:
         groups.setdefault((hint.rule, hint.text), []).append(hint)

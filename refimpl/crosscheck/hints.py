@@ -1,7 +1,7 @@
-"""What lies behind a departure: suspects that reproduce it, and patterns of the first departing array.
+"""Hints on a departure: usual mistakes that reproduce it, and patterns of the first departing array.
 
-A suspect's rule is a finding: it was computed, and gives what was given. A pattern is an observation, how an
-array relates to the expected one, and says nothing of the cause.
+A usual mistake (a *suspect*) is computed and named only if it reproduces the given outputs, so it is a
+finding. A pattern only observes how an array relates to the expected one; it says nothing about the cause.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from refimpl.crosscheck.suspects import suspects
 from refimpl.crosscheck.suspects.contract import Suspect
 from refimpl.errors import InputError
 
-EXAMINED = 120  # departing cases, at most: all that `golden make` writes; a suspect takes as long as a case
+EXAMINED = 120  # most departing cases that are examined; a suspect takes as long as a case
 
 
 class Hint(NamedTuple):
@@ -49,7 +49,7 @@ class Hint(NamedTuple):
 
 
 def _nobody(case: str) -> None:
-    """Nobody is told."""
+    """Tell nobody."""
 
 
 def find_hints(
@@ -59,9 +59,9 @@ def find_hints(
     most: int = EXAMINED,
     tell: Callable[[str], None] = _nobody,
 ) -> list[Hint]:
-    """Hints on the first departure of each case, for at most so many cases, in the order of execution.
+    """Hints on the first departure of each case, for the first cases in the order of execution.
 
-    `tell` is told each case's name before it is examined.
+    `tell` is called with each case's name before the case is examined.
     """
     cases = {case.name: case for case in golden.cases}
     hints: list[Hint] = []
@@ -73,9 +73,9 @@ def find_hints(
 
 
 def case_hints(case: Case, golden: Golden, theirs: Theirs, rows: list[Row]) -> list[Hint]:
-    """Hints on one case, whose arrays are given, from the rules that fit best.
+    """Hints on one case, whose arrays are given, from the suspects that fit best.
 
-    Patterns stand beside them only where no rule explains everything.
+    Patterns are added only if no suspect explains everything.
     """
     expected = golden.expected[case.name]
     departing = [row for row in rows if row.status not in (FINE, MISSING)]
@@ -94,7 +94,7 @@ def case_hints(case: Case, golden: Golden, theirs: Theirs, rows: list[Row]) -> l
 
 
 def _suspects(case: Case) -> list[Suspect]:
-    """None where a case, which may come from anyone's file, lacks what a rule would alter."""
+    """The case's suspects; none if the case, which may be anyone's, lacks what a rule would alter."""
     try:
         return list(suspects(case))
     except UNREADABLE:
@@ -102,25 +102,25 @@ def _suspects(case: Case) -> list[Suspect]:
 
 
 class _Fit(NamedTuple):
-    """How many departing arrays a suspect explains, and how many that agree it would change."""
+    """How many departing arrays a suspect explains, and how many agreeing arrays it would change."""
 
     explains: int
     denied: int
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Greater is better."""
+        """The order of fits; a greater one is better."""
         return self.explains, -self.denied
 
 
 def _fit(suspect: Suspect, expected: Mapping[str, Expected], theirs: Theirs, rows: list[Row]) -> _Fit | None:
-    """None if the first departing array is not as the suspect has it."""
+    """How well a suspect fits; None if it does not reproduce the first departing array."""
     try:
         outputs = suspect.outputs()
-    except (InputError, *UNREADABLE):  # an altered case may be none at all
+    except (InputError, *UNREADABLE):  # an altered case may be impossible to compute
         return None
     if any(outputs[row.output].shape != expected[row.output].value.shape for row in rows):
-        return None  # of someone else's file, in which outputs have other shapes
+        return None  # outputs in someone else's file may have other shapes
     departing = [row for row in rows if row.status not in (FINE, MISSING)]
     follows = [_follows(outputs[row.output], expected[row.output], theirs, row.name) for row in departing]
     changed = [row for row in rows if not is_close(outputs[row.output], expected[row.output])]
@@ -129,7 +129,7 @@ def _fit(suspect: Suspect, expected: Mapping[str, Expected], theirs: Theirs, row
 
 
 def _follows(wrong: np.ndarray, expected: Expected, theirs: Theirs, name: str) -> bool:
-    """Whether their array is what a suspect gives, although that is not what is expected."""
+    """Whether their array is what a suspect gives, and this is not what is expected."""
     array = theirs.arrays.get(name)
     if array is None or array.shape != wrong.shape or is_close(wrong, expected):
         return False
@@ -137,7 +137,7 @@ def _follows(wrong: np.ndarray, expected: Expected, theirs: Theirs, name: str) -
 
 
 def patterns(array: np.ndarray, expected: Expected, row: Row) -> Iterator[str]:
-    """How an array relates to the expected one, where it does so within the tolerance."""
+    """Simple relations between an array and the expected one that hold within the tolerance."""
     yield from _axes(array, expected, row.status == SHAPE)
     if row.status == SHAPE:
         return
@@ -146,12 +146,12 @@ def patterns(array: np.ndarray, expected: Expected, row: Row) -> Iterator[str]:
         if np.array_equal(array, ~value):
             yield "is the expected mask inverted"
         return
-    with np.errstate(over="ignore", invalid="ignore"):  # what float64 cannot hold follows no pattern
+    with np.errstate(over="ignore", invalid="ignore"):  # numbers that float64 cannot hold follow no pattern
         wide = array.astype(np.float64)
         factor = _factor(wide, expected)
     if factor:
         yield f"is {factor:.6g} times the expected array"
-    # Not of a gradient in activations: pools move its entries about, and most are zero.
+    # Gradients of activations are left out: pools move their entries, and most are zero.
     if row.output.startswith("backward.") or row.output == "grad.x":
         return
     if value.size > 1 and is_close(np.sort(wide, axis=None).reshape(value.shape), _sorted(expected)):
@@ -159,9 +159,9 @@ def patterns(array: np.ndarray, expected: Expected, row: Row) -> Iterator[str]:
 
 
 def _factor(wide: np.ndarray, expected: Expected) -> float:
-    """By what the expected array is multiplied, 0 if it is not.
+    """The factor by which the array is a multiple of the expected one, or 0 if it is no multiple.
 
-    One number is a multiple of any other: of a lone one only whole factors, and one over these, count.
+    A single number is a multiple of any other, so for one only whole factors and their inverses count.
     """
     value = expected.value.astype(np.float64)
     size = float(np.vdot(value, value))
@@ -173,7 +173,7 @@ def _factor(wide: np.ndarray, expected: Expected) -> float:
 
 
 def _axes(array: np.ndarray, expected: Expected, wrong_shape: bool) -> Iterator[str]:
-    """Whether the expected array is there with its axes exchanged, or in another shape."""
+    """Whether the array is the expected one with its axes exchanged, or in another shape."""
     shape = expected.value.shape
     if array.ndim >= 2 and array.T.shape == shape and is_close(array.T, expected):
         yield "is the expected array transposed"

@@ -1,4 +1,4 @@
-"""Layers that make a usual mistake, for computing what it leads to. Source: mathematics.md §2.1. Derived."""
+"""Layers that make a usual mistake, to compute what it leads to. Source: mathematics.md §2.1. Derived."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refimpl.nn.pooling import MaxPool2d, PoolCache
 
 @dataclass(frozen=True)
 class LastMaxPool2d(MaxPool2d):
-    """The last of equal maxima gets the gradient: what is right on maps turned by 180 degrees."""
+    """Max-pooling in which the last of equal maxima gets the gradient; it turns maps by 180 degrees."""
 
     def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, PoolCache]:
         """Y = window maximum on open channels."""
@@ -34,7 +34,7 @@ class LastMaxPool2d(MaxPool2d):
         return dx
 
     def _filled(self, windows: tuple[int, ...]) -> tuple[int, ...]:
-        """Rows and columns that lie under so many windows."""
+        """The rows and columns that so many windows cover."""
         return tuple(
             (count - 1) * step + length
             for count, step, length in zip(windows, self.step, self.window, strict=True)

@@ -1,4 +1,4 @@
-"""The outcome of a comparison as a report in Markdown or HTML: what was compared, and every array."""
+"""Write the outcome of a comparison as Markdown or HTML: what was compared, and every array."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LEGEND = {
 
 
 def about(expected: Path, given: Path | None, golden: Golden, today: date) -> dict[str, str]:
-    """What was compared with what, when and by whom; `given` is None where this installation computed it."""
+    """What was compared with what, when and by whom; `given` is None if this installation computed it."""
     dtypes = sorted({case.dtype for case in golden.cases})
     return {
         "expected": f"{_file(expected)}, computed by {shown(golden.made_by)}",
@@ -45,7 +45,7 @@ def _file(path: Path) -> str:
 
 
 def as_markdown(outcome: Outcome) -> str:
-    """A conformance report."""
+    """The conformance report as Markdown."""
     sections = [
         "# Conformance report",
         "\n".join(f"* {line}" for line in statements(outcome)),
@@ -66,7 +66,7 @@ STYLE = (
 
 
 def as_html(outcome: Outcome) -> str:
-    """The same as one HTML page; what departs is marked."""
+    """The conformance report as one HTML page, in which departures are marked."""
     rows = outcome.comparison.rows
     levels = summary(outcome.comparison)
     marks = [outcome.is_bad(row) for row in rows]

@@ -1,13 +1,13 @@
-"""How close two correct implementations come: one table, one reason for each entry.
+"""How close two correct implementations come: one table, with a reason for each entry.
 
 The measure is the relative norm error ||theirs - expected|| / ||expected||; masks must be equal. In float64
-every level has the limit that is asked of two implementations of the same formulae, far above rounding.
+every level has a limit for two implementations of the same formulae that is far above rounding errors.
 In float32 a sum of n terms is off by up to n 2**-24 relative to the sum of their magnitudes, an array of
 such sums in the norm by about sqrt(n) 2**-24. An entry of the table is never wider than its reason.
 
-Where next to nothing is expected, rounding is relative to what was added up to it. So ||expected|| counts as
-at least that of an array whose root mean square is the *floor*: `FLOOR` times that of the case's largest
-array of the same kind, values or gradients.
+If the expected numbers are nearly zero, rounding errors are relative to the larger terms of their sums. So
+||expected|| counts as at least that of an array whose root mean square is the *floor*: `FLOOR` times that of
+the case's largest array of the same kind, values or gradients.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.names import is_gradient
 
 RELATIVE = {
-    # Sums of at most some thousand terms, through at most seven layers: 1e-12 at worst.
+    # Sums have at most some thousand terms and go through at most seven layers, which gives 1e-12 at worst.
     ("float64", "ops"): 1e-10,
     ("float64", "networks"): 1e-10,
     ("float64", "prox"): 1e-10,
@@ -30,10 +30,10 @@ RELATIVE = {
     ("float64", "baselines"): 1e-10,
     # Ten rounds feed their rounding back twenty times through gates and losses.
     ("float64", "algorithm"): 1e-8,
-    # At most 90 terms, a kernel's gradient over 3 samples of 6x5 pixels: 90 * 2**-24 = 5.4e-6 (36 terms
+    # A kernel's gradient over 3 samples of 6x5 pixels has at most 90 terms: 90 * 2**-24 = 5.4e-6 (36 terms
     # forward, 3x3 windows of 4 channels; 24 in a statistic of batch normalisation).
     ("float32", "ops"): 5e-6,
-    # A sum of 14 entries for a norm or a threshold, a square, a root, a quotient: 17 * 2**-24 = 1.0e-6.
+    # A norm or threshold takes a sum of 14 entries, a square, a root and a quotient: 17 * 2**-24 = 1.0e-6.
     ("float32", "prox"): 1e-6,
     # At the zoo's own widths a kernel's gradient has 3 * 32 * 32 = 3072 terms: sqrt(3072) 2**-24 = 3.3e-6,
     # for each of 7 layers forward and 7 backward: 4.6e-5.
@@ -54,7 +54,7 @@ FLOOR = 1e-3
 
 
 class Tolerance(NamedTuple):
-    """Of an output: the largest relative norm error admitted, 0 where it must be equal, and its floor."""
+    """The largest relative norm error of an output (0 if it must be equal), and its floor."""
 
     relative: float
     floor: float
@@ -67,7 +67,7 @@ def tolerances(case: Case, outputs: Arrays) -> dict[str, Tolerance]:
         if value.dtype != np.bool_:
             kind = is_gradient(name)
             largest[kind] = max(largest[kind], root_mean_square(value))
-    # Two digits will do. Where nothing is but zeros: that of inputs, which are about 1.
+    # Two digits suffice. Where all entries are zero, the floor is that of inputs, which are about 1.
     floors = {kind: float(f"{FLOOR * (size or 1.0):.1e}") for kind, size in largest.items()}
     return {
         name: Tolerance(
@@ -79,5 +79,5 @@ def tolerances(case: Case, outputs: Arrays) -> dict[str, Tolerance]:
 
 
 def root_mean_square(x: np.ndarray) -> float:
-    """Of all entries, in float64; of none 0."""
+    """The root mean square of all entries, in float64; 0 for an empty array."""
     return float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) if x.size else 0.0

@@ -1,8 +1,8 @@
 """A node of the federation: one data set in three disjoint parts, checked once and viewed without copies.
 
 Samples lie in one array in the order [support | query | test]; `train` is support and query together.
-Adaptation is handed `support`, training `train`, and only the final measurement `test`, so that
-personalising on test data would have to be written down to happen (architecture.md §6).
+Adaptation is given `support`, training is given `train`, and only the final measurement is given `test`,
+so nothing adapts to test data by accident.
 """
 
 from __future__ import annotations

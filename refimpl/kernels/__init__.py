@@ -3,8 +3,8 @@
 This is the only room that imports Numba. `conv`, `linear`, `pool`, `norm`, `activation`, `loss` and
 `vector` hold the functions the rest of the package calls, which check what they are given (`edge`); `groups`
 trusts its callers, the proximal operators; `plain` holds the readable twins of conv and linear that serve as
-oracle. All of them release the GIL and are single-threaded: parallelism is over
-nodes, one level up (kernels.md, "Threads").
+oracle. All of them release the GIL and use one thread: the rounds of `refimpl.federated` compute several
+nodes at a time instead.
 
 Threads keep working memory between calls, up to a bound; `edge.release_workspaces()` gives it back.
 """

@@ -9,7 +9,7 @@ added pairwise in the end. Their number is part of the definition, not the vecto
 Measured on the MNIST layer (784 -> 100, 20 samples) against a single chain on `tile` with the input
 transposed: about half the time, because 20 samples fill only 62 % of two vectors of 16.
 
-Source: mathematics.md §2.2 (the linear layer), kernels.md ("Reproducibility"). Derived.
+Source: mathematics.md §2.2 (the linear layer). The order of the sum is derived.
 """
 
 from __future__ import annotations

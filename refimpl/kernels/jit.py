@@ -1,8 +1,8 @@
 """`kernel`: how every function of this room is compiled, and where its machine code is kept.
 
-Numba's on-disk cache does not notice an edit in a function imported from another file
-(architecture.md §5). The cache folder is therefore named by a fingerprint of this whole room, so that
-any change of any kernel starts from a fresh folder. Whatever is wrong with that folder costs time and one
+Numba's on-disk cache does not notice an edit in a function imported from another file. The cache folder
+is therefore named by a fingerprint of this whole room, so that any change of any kernel starts from a
+fresh folder. Whatever is wrong with that folder costs time and one
 line, never a result: code that cannot be read is compiled again, code that cannot be kept is not.
 """
 

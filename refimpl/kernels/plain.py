@@ -11,7 +11,7 @@ Masks are boolean (N, C), or (0, 0) for "all on". Shapes: x (N, C, H, W), weight
 y (N, K, P, Q); linear x (N, I), weight (O, I), y (N, O). A mask of G columns over I > G features stands
 for G groups of I/G consecutive features: the channels of a flattened image.
 
-Source: mathematics.md §2.1 (what is skipped), kernels.md (the order of the chains). Derived.
+Source: mathematics.md §2.1 (what is skipped). The order of the sums is derived.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ for M rows i and V vectors of lanes p. S is read one scalar at a time and broadc
 and terms are listed in tables of offsets, so that any subset of either is left out at no cost. Each
 result is one chain of fused multiply-adds in the order of k, whatever M, V and the lane count.
 
-Source: kernels.md, "The tile". Derived.
+The division into blocks is derived; `bench/README.md` shows how fast the layers built on it are.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ the tap, the panel holds one shifted copy of each open source plane per tap colu
 only an offset. (Reading unaligned vectors from a single padded plane instead was measured to cost 12 % of
 the whole pass, the copies 4-5 %.)
 
-Source: kernels.md, "The tile"; mathematics.md §2.1, §2.3b. Derived.
+Source: mathematics.md §2.1, §2.3b. The use of the tile (`tile.py`) is derived.
 """
 
 from __future__ import annotations

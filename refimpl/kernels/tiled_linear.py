@@ -8,7 +8,7 @@ One tile serves several samples, so with masks an input or output is left out wh
 whole batch; where only some samples close it, they contribute zeros. Scratch arrays (`floats`, `ints`)
 come from the caller: `scratch` says how large.
 
-Source: kernels.md, "The tile"; mathematics.md §2.1, §2.3b. Derived.
+Source: mathematics.md §2.1, §2.3b. The use of the tile (`tile.py`) is derived.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ pixel of dy sees. There are two layouts of the windows:
   it wastes no lanes where there are few channels (the three of an image); and it needs no transposition at
   the end, which counts where the whole batch has few pixels.
 
-Source: kernels.md, "The tile"; mathematics.md §2.1, §2.3b. Derived.
+Source: mathematics.md §2.1, §2.3b. The use of the tile (`tile.py`) is derived.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One contiguous parameter vector w = (theta, phi) and the table that says what lies where.
 
 The same table drives initialisation, gradients, proximal groups, checkpoints, exchange with other
-frameworks and error labels (architecture.md §1). Source: mathematics.md §1.
+frameworks and error labels. Source: mathematics.md §1.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A network: a chain of layers with its layout.
 
-A network owns no arrays; the same network is evaluated at many points (architecture.md §1).
+A network owns no arrays, so that one network can be evaluated at many points.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a network makes of data: an objective on a fixed batch.
 
-`NetworkObjective` is the contract every solver sees, `objective(w, grad_out) -> float`
-(architecture.md §1). Source: mathematics.md §2.4 and §3 (L_i is the mean cross-entropy over D_i, or
-over the mini-batch drawn from it). Derived.
+`NetworkObjective` has the only form that solvers know: `objective(w, grad_out) -> float`.
+Source: mathematics.md §2.4 and §3 (L_i is the mean cross-entropy over D_i, or over the mini-batch drawn
+from it). Derived.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Reports of runs: figures, tables, and one page that holds them; the only room that knows matplotlib."""
+"""Reports of runs: figures, tables, and the page that holds them. Only this room imports matplotlib."""

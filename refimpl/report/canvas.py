@@ -1,7 +1,7 @@
-"""How figures look, and how they are written; matplotlib is needed for nothing else (the extra `plot`).
+"""How figures look, and how they are written. Only figures need matplotlib (the extra `plot`).
 
-Colours are those of Okabe and Ito, told apart in every common form of colour blindness; markers and line
-styles say the same once more.
+The colours are those of Okabe and Ito, which can be told apart with every common form of colour blindness.
+Markers and line styles repeat what the colours say.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ COLOURS, MARKERS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW), ("o", "s", "^", "D", "
 LINES = ("-", "--", ":", "-.")
 GREY = "#595959"
 MISSING = "figures need matplotlib, which is not installed; pip install 'refimpl[plot]'"
-FEW_DECADES = 1e3  # axes that span less have plain numbers
+FEW_DECADES = 1e3  # axes that span less than this have plain numbers
 TICKS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0), tuple(np.arange(1.0, 10.0, 0.2)))
 FEWEST_TICKS = 3
-LEAST_PERCENT, MARGIN = 20.0, 2.0  # points shown at least; points beyond 0 and 100, for whole markers
-STEPS = (1, 2, 5, 10)  # between whole numbers on a linear axis
-CHARACTERS, LINE_INCHES = 13.0, 0.2  # of a legend: in an inch, and from line to line
-HANDLE = 6  # characters that a line's sample takes
+LEAST_PERCENT = 20.0  # an axis of percentages spans at least so many points
+MARGIN = 2.0  # points beyond 0 and 100, so that markers are whole
+STEPS = (1, 2, 5, 10)  # steps between whole numbers on a linear axis
+CHARACTERS, LINE_INCHES = 13.0, 0.2  # a legend's characters in an inch, and inches from line to line
+HANDLE = 6  # characters that the sample of a line takes in a legend
 STYLE = {
     "font.size": 10,
     "axes.grid": True,
@@ -63,9 +64,9 @@ def require_matplotlib() -> None:
 
 
 def _matplotlib() -> Any:
-    """The package, which cannot be imported where MPLBACKEND names what is not installed.
+    """Import matplotlib even if MPLBACKEND names a backend that is not installed.
 
-    That happens in what Jupyter starts, for it inherits the name of Jupyter's own.
+    Processes that Jupyter starts inherit the name of Jupyter's own backend.
     """
     if "matplotlib" in sys.modules:
         return sys.modules["matplotlib"]
@@ -75,13 +76,13 @@ def _matplotlib() -> Any:
     finally:
         os.environ.update({"MPLBACKEND": backend} if backend else {})
     if backend:
-        with suppress(ValueError):  # it is not needed here, only for figures of the caller's own
+        with suppress(ValueError):  # the backend is needed only for figures that the caller draws
             found.rcParams["backend"] = backend
     return found
 
 
 def new_figure(columns: int, width: float = 5.2, height: float = 4.0) -> tuple[Figure, list[Axes]]:
-    """An empty figure with panels side by side, drawn without any display."""
+    """An empty figure with panels side by side, which needs no display."""
     from matplotlib.figure import Figure as Canvas
 
     figure = Canvas(figsize=(columns * width, height), layout="constrained")
@@ -90,7 +91,7 @@ def new_figure(columns: int, width: float = 5.2, height: float = 4.0) -> tuple[F
 
 
 def png(draw: Callable[[], Figure]) -> bytes:
-    """The figure drawn in our style, as PNG, whatever the user's settings, which stay what they were."""
+    """The figure as PNG, drawn in our style; the user's matplotlib settings are ignored and kept."""
     require_matplotlib()
     matplotlib, content = _matplotlib(), io.BytesIO()
     with matplotlib.rc_context():
@@ -101,7 +102,7 @@ def png(draw: Callable[[], Figure]) -> bytes:
 
 
 def save(path: Path, draw: Callable[[], Figure]) -> Path:
-    """Draw as `png` does and write the figure, whole or not at all."""
+    """Draw the figure as `png` does and write it, completely or not at all."""
     content = png(draw)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,12 +123,12 @@ def looks(number: int) -> dict[str, Any]:
 
 
 def minus(text: str) -> str:
-    """Numbers with a proper minus sign."""
+    """The number with a typographic minus sign."""
     return text.replace("-", "\N{MINUS SIGN}")
 
 
 def plain_ticks(axis: Axis) -> None:
-    """Round numbers on a logarithmic axis whose limits are known by now: three or more, and not too many."""
+    """Label a logarithmic axis, whose limits must be set, with three or more round numbers, but not many."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     low, high = axis.get_view_interval()
@@ -137,7 +138,7 @@ def plain_ticks(axis: Axis) -> None:
 
 
 def round_numbers(low: float, high: float) -> list[float]:
-    """Of 0 < low < high: powers of ten, between few of them 1, 2 and 5, between fewer still more."""
+    """Round numbers from low to high (0 < low): powers of ten, with steps between them if they are few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in TICKS:
         every = [step * 10.0**power for power in powers for step in steps]
@@ -148,7 +149,7 @@ def round_numbers(low: float, high: float) -> list[float]:
 
 
 def rounds_axis(axes: Axes, last: int) -> None:
-    """Whole rounds from 0 to the last, on a linear axis."""
+    """Make the x axis linear, with whole rounds from 0 to the last."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlim(0, 1.03 * max(last, 1))
@@ -156,7 +157,7 @@ def rounds_axis(axes: Axes, last: int) -> None:
 
 
 def percent_axis(axes: Axes) -> None:
-    """A y axis of percentages never shows less than `LEAST_PERCENT`, so that small changes look small."""
+    """Make the y axis span at least `LEAST_PERCENT` points, so that small changes look small."""
     from matplotlib.ticker import MaxNLocator
 
     low, high = axes.get_ylim()
@@ -167,10 +168,9 @@ def percent_axis(axes: Axes) -> None:
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], most: int = 5, title: str | None = None) -> None:
-    """One legend for all panels, under them; the figure grows by its height, so that panels keep theirs.
+    """Put one legend for all panels under them; the figure grows by its height, and panels keep theirs.
 
-    It has as many columns as its longest label admits, `most` at most; labels longer than a line go on in the
-    next.
+    It has as many columns as its longest label admits, and at most `most`. Longer labels are wrapped.
     """
     width = int(figure.get_figwidth() * CHARACTERS) - HANDLE
     labels = [fill(str(handle.get_label()), width) for handle in handles]
@@ -183,6 +183,6 @@ def legend_below(figure: Figure, handles: Sequence[Any], most: int = 5, title: s
 
 
 def say(axes: Axes, text: str, colour: str = GREY) -> None:
-    """A word in the middle of a panel that would not speak for itself."""
+    """Write a word into the middle of a panel that needs an explanation."""
     look = {"ha": "center", "va": "center", "color": colour, "fontsize": 11}
     axes.text(0.5, 0.5, text, transform=axes.transAxes, **look)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class AccuracyByRound(Protocol):
-    """What is drawn of a row whose accuracy was measured by round (`comparison.summary.Curve`)."""
+    """What a figure needs of a row whose accuracy was measured by round (`compare.summary.Curve`)."""
 
     @property
     def label(self) -> str:
@@ -25,7 +25,7 @@ class AccuracyByRound(Protocol):
 
     @property
     def rounds(self) -> Sequence[int]:
-        """Where it was measured."""
+        """The rounds at which it was measured."""
 
     @property
     def mean(self) -> Sequence[float]:
@@ -37,7 +37,7 @@ class AccuracyByRound(Protocol):
 
 
 class Point(Protocol):
-    """What is drawn of a row between accuracy and work (`comparison.summary.Row`)."""
+    """What a figure needs of a row to show accuracy against work (`compare.summary.Row`)."""
 
     @property
     def label(self) -> str:
@@ -45,15 +45,15 @@ class Point(Protocol):
 
     @property
     def method(self) -> str:
-        """The method, whose rows are joined."""
+        """The method; rows of one method are joined by a line."""
 
     @property
     def flops_dense(self) -> float:
-        """Of one sample, without gates."""
+        """FLOPs of one sample without gates."""
 
     @property
     def flops_executed(self) -> float:
-        """Of one sample, as it was computed."""
+        """FLOPs of one sample as it was computed."""
 
     @property
     def accuracy_adapted_last_mean(self) -> float:
@@ -65,7 +65,7 @@ class Point(Protocol):
 
 
 def figures(outcomes: Sequence[Outcome]) -> dict[str, Callable[[], Figure]]:
-    """What there is to draw of a comparison: `accuracy` by round, the `frontier` where rows skip work."""
+    """The figures of a comparison that have data: `accuracy` by round, `frontier` if rows skip work."""
     found: dict[str, Callable[[], Figure]] = {}
     if by_round := [curve for curve in curves(outcomes) if np.isfinite(curve.mean).any()]:
         found["accuracy"] = lambda: accuracy_figure(by_round)
@@ -76,7 +76,7 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, Callable[[], Figure]]:
 
 
 def draw_accuracy(path: Path, curves: Sequence[AccuracyByRound]) -> Path:
-    """Adapted accuracy by round, a line for each row with its spread over seeds; returns the path.
+    """Draw adapted accuracy by round, a line for each row with its spread over seeds; returns the path.
 
     Source: [MG] Figure 4.
     """
@@ -99,7 +99,7 @@ def accuracy_figure(curves: Sequence[AccuracyByRound]) -> Figure:
 
 
 def draw_frontier(path: Path, points: Sequence[Point]) -> Path:
-    """Adapted accuracy against executed FLOPs; rows that differ in what trades them are joined."""
+    """Draw adapted accuracy against executed FLOPs, and join the rows of a series by a line."""
     return save(path, lambda: frontier_figure(points))
 
 
@@ -107,20 +107,20 @@ TRADED = ("rho=", "snip_keep=")  # settings that trade accuracy for work
 
 
 def _series(point: Point) -> tuple[str, str]:
-    """The row's label without such settings, and these."""
+    """The row's label without the settings that trade accuracy for work, and these settings."""
     words = point.label.split()
     traded = [word for word in words if word.startswith(TRADED)]
     return " ".join(word for word in words if word not in traded), " ".join(traded)
 
 
 def is_frontier(points: Sequence[Point]) -> bool:
-    """Whether some series has three points or more, so that a line says something."""
+    """Whether some series has three or more points, so that a line is informative."""
     series = [_series(point)[0] for point in points]
     return any(series.count(name) >= 3 for name in series)
 
 
 def _values(settings: Sequence[str]) -> str:
-    """The settings of points in a row; a key that all of them have is named once."""
+    """The settings of the points of a series; a key that all of them have is named once."""
     keys = {setting.partition("=")[0] for setting in settings}
     if len(keys) == 1 and all(setting.count("=") == 1 for setting in settings):
         return f"{keys.pop()}={', '.join(setting.partition('=')[2] for setting in settings)}"

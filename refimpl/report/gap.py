@@ -1,4 +1,4 @@
-"""The stationarity gap by round: the server's, the true one where it is known, and the rate of the theory.
+"""The stationarity gap by round: the server's gap, the true gap if known, and the rate of the theory.
 
 Source: mathematics.md §7 and §8.4; [MG] Theorem 1.
 """
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-POINTS = {"centre": "none", "model": "full"}  # of a true gap: how its marker is filled
+POINTS = {"centre": "none", "model": "full"}  # how the marker of a true gap is filled
 
 
 class TrueGap(Protocol):
-    """What is drawn of a point whose true gap is known (`stationarity.GapRow`)."""
+    """What a figure needs of a point whose true gap is known (`stationarity.GapRow`)."""
 
     @property
     def round(self) -> int:
@@ -29,7 +29,7 @@ class TrueGap(Protocol):
 
     @property
     def point(self) -> str:
-        """Which point of it: its "centre", or the "model" after it."""
+        """Which point of the round: its "centre", or the "model" after it."""
 
     @property
     def true_gap(self) -> float:
@@ -37,7 +37,7 @@ class TrueGap(Protocol):
 
     @property
     def spread(self) -> float:
-        """Its change with other starting points of the local problems; NaN if not measured."""
+        """How much it changes with other starting points of the local problems; NaN if not measured."""
 
 
 class GapSeries(NamedTuple):
@@ -53,12 +53,15 @@ class GapSeries(NamedTuple):
 
 
 def draw_gaps(path: Path, series: Sequence[GapSeries]) -> Path:
-    """Squared gaps by round, log-log, with a line of the theorem's slope; returns the path."""
+    """Draw squared gaps by round on logarithmic axes, with the theorem's slope; returns the path."""
     return save(path, lambda: gap_figure(series))
 
 
 def gap_figure(series: Sequence[GapSeries]) -> Figure:
-    """The figure of `draw_gaps`: thin the server's gap, thick its smallest so far, points the true one."""
+    """The figure of `draw_gaps`: a thin line is the server's gap, a thick line its minimum so far.
+
+    Points are true gaps.
+    """
     figure, (axes,) = new_figure(1, 7.2, 4.2)
     for one in series:
         _draw_server(axes, one)
@@ -87,7 +90,7 @@ def _draw_server(axes: Axes, one: GapSeries) -> None:
 
 
 def _draw_true(axes: Axes, one: GapSeries) -> None:
-    """Bars reach from gap - spread to gap + spread, squared, but never below a quarter of the point."""
+    """Draw true gaps; bars reach from (gap - spread)^2, but at least gap^2/4, to (gap + spread)^2."""
     look = looks(one.number)
     for kind, fill in POINTS.items():
         chosen = [(row.round, row.true_gap, row.spread) for row in one.rows if row.point == kind]
@@ -98,7 +101,7 @@ def _draw_true(axes: Axes, one: GapSeries) -> None:
 
 
 def _draw_slope(axes: Axes, series: Sequence[GapSeries]) -> None:
-    """A line that falls as 1/k, through the largest first gap."""
+    """Draw a line that falls as 1/k, through the largest first gap."""
     firsts = [squared[np.isfinite(squared)][:1] for _, squared in (_squared(one.server) for one in series)]
     first, last = np.concatenate(firsts), max(len(one.server) for one in series)
     if first.size and last > 1:

@@ -1,4 +1,4 @@
-"""The gate heat map: which classes open which channels, before and after adaptation."""
+"""Heat maps of the gates: which classes open which channels, before and after adaptation."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SHARES, CHANGES = "cividis", "PuOr"  # both are read alike with every form of colour blindness
-MANY = 20  # classes of which not every one is numbered
+SHARES, CHANGES = "cividis", "PuOr"  # both colour maps read alike with every form of colour blindness
+MANY = 20  # with more classes than this, not every one is numbered
 
 
 def gates_figure(view: View) -> Figure:
-    """For each gated layer three maps, class by channel: before, after, and the change."""
+    """Three maps of class by channel for each gated layer: before adaptation, after it, and the change."""
     from matplotlib.figure import Figure as Canvas
 
     rows = len(view.openings)
@@ -33,7 +33,7 @@ def gates_figure(view: View) -> Figure:
 
 
 def _height(one: Openings) -> float:
-    """Inches for a layer with so many classes."""
+    """The height in inches of a layer with so many classes."""
     return 1.6 + 0.22 * min(max(len(one.classes), 6), 30)
 
 
@@ -59,7 +59,7 @@ def _draw_layer(figure: Figure, panels: np.ndarray, one: Openings) -> None:
 def _map(
     axes: Axes, one: Openings, values: np.ndarray, title: str, colours: str, limits: tuple[float, float]
 ) -> object:
-    """One map, classes down, channels across."""
+    """Draw one map, with a row for each class and a column for each channel."""
     from matplotlib.ticker import MaxNLocator
 
     image = axes.imshow(

@@ -1,8 +1,8 @@
-"""A run as a report shows it: what its folder holds, and what is measured anew from its meta-model.
+"""What a report shows of a run: what its folder holds, and what is measured anew from its meta-model.
 
-The target nodes are adapted as `refimpl adapt` does. Where it is asked for, training is repeated for the
-accuracy by round, and the true gap is solved for; both are then kept in the run's report folder, like those
-of `compare --every` and `theory gap RUN`, and not computed a second time.
+The target nodes are adapted as by `refimpl adapt`. If asked for, the training is repeated for the accuracy by
+round, and the true gap is computed. Both are then kept in the run's report folder, like those of
+`compare --every` and `theory gap RUN`, and not computed a second time.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from refimpl.report.measure import ForwardPass, NodeMeasures, Openings, measure_
 from refimpl.report.subject import Subject
 from refimpl.theory.stationarity import GapRow, Inspection, note
 
-GAP = "gap"  # report of a run: `theory gap RUN` writes it as well
-ACCURACY_POINTS, GAP_POINTS = 9, 4  # rounds at which accuracy and true gap are measured
-CHEAP_SECONDS = 60.0  # what may be spent unasked, on repeating a training and on its true gap each
-GRADIENTS = 100  # of a local problem solved for the true gap, roughly
+GAP = "gap"  # name of the report with true gaps; `theory gap RUN` writes it, too
+ACCURACY_POINTS, GAP_POINTS = 9, 4  # number of rounds at which accuracy and true gap are measured
+CHEAP_SECONDS = 60.0  # seconds that may be spent unasked on repeating a training, and as many on its true gap
+GRADIENTS = 100  # rough number of gradients to solve a local problem for the true gap
 OnStep = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class View:
-    """A run in numbers; what could not be had is empty, and `missing` says so.
+    """The numbers of a run; what could not be computed is empty, and `missing` says why.
 
     accuracy: (round, mean adapted accuracy over the target nodes, NaN where adaptation diverged at one);
     gaps: points whose true gap is known; reports: of the meta-model at the target nodes; openings, forward:
@@ -68,7 +68,7 @@ class View:
 
     @property
     def outcome(self) -> Outcome:
-        """The same as an outcome of a comparison, for its tables."""
+        """The view as an outcome of a comparison, for its tables."""
         failure = divergence(self.reports)
         return Outcome(self.label, self.config, self.records, self.reports, self.accuracy, self.data, failure)
 
@@ -79,7 +79,7 @@ def has_gap(view: View) -> bool:
 
 
 class Training(NamedTuple):
-    """A meta-training, shown once though several rows may prune its model; `number`: of the first of them."""
+    """A meta-training, shown once even if several rows prune its model; `number` is the first row's."""
 
     number: int
     label: str
@@ -98,10 +98,10 @@ def trainings(views: Sequence[View]) -> list[Training]:
 
 @dataclass(frozen=True)
 class Gathering:
-    """One run's view in the making.
+    """Gathers the view of one run.
 
-    records: the run's rounds; full: whether to do what takes long (None: not above `CHEAP_SECONDS`); threads:
-    for repeating the training.
+    records: the run's rounds; full: whether to do what takes long (None: if below `CHEAP_SECONDS`); threads:
+    those used to repeat the training.
     """
 
     subject: Subject
@@ -134,7 +134,7 @@ class Gathering:
         return repeated + solved + nodes
 
     def view(self) -> View:
-        """Do it all."""
+        """Measure everything; returns the view."""
         missing = []
         if not self.folder.has_model:
             missing.append(f"its training is not finished: refimpl train --resume --out {self.folder.path}")
@@ -163,7 +163,7 @@ class Gathering:
             tuple(missing),
         )
 
-    # what takes long
+    # how long things take
 
     def _may_take(self, seconds: float) -> bool:
         return seconds < CHEAP_SECONDS if self.full is None else self.full
@@ -191,7 +191,7 @@ class Gathering:
         return self._wants_accuracy() and self._may_take(self._training_seconds())
 
     def _accuracy(self) -> tuple[tuple[int, float], ...]:
-        """What is stored, or what repeating the training gives; it is then stored."""
+        """The stored accuracy by round; if there is none, repeat the training and store it."""
         found = self._stored_accuracy()
         if self._repeats_for_accuracy():
             wanted = over_the_run(self.folder, ACCURACY_POINTS)
@@ -211,7 +211,7 @@ class Gathering:
         return stored_gaps(self.folder.report / f"{GAP}.json")
 
     def _wants_gaps(self) -> bool:
-        """Whether the last round's is not known; those of a run that has gone on since do not count."""
+        """Whether the true gap of the last round is not stored, as after a run was continued."""
         known = {0, *(row.round for row in self._stored_gaps())}
         return isinstance(self.experiment.method, MetaGater) and len(self.records) not in known
 
@@ -219,7 +219,7 @@ class Gathering:
         return self._wants_gaps() and self._may_take(self._solving_seconds())
 
     def _gaps(self) -> tuple[GapRow, ...]:
-        """What is stored, or what solving the local problems gives; it is then stored."""
+        """The stored true gaps; if there are none, solve the local problems and store them."""
         if not self._solves_gaps():
             return self._stored_gaps()
         inspection = Inspection(self.experiment, threads=self.threads)
@@ -250,12 +250,12 @@ class Gathering:
 
 
 def stored_accuracy(path: Path, key: str) -> dict[int, float]:
-    """Adapted accuracy by round under `key`; empty where there is none, `DataError` for anything else."""
+    """Adapted accuracy by round stored under `key`; empty if none is; `DataError` if it is damaged."""
     return {int(round_): float(value) for round_, value in read_curve(path).get(key, {}).items()}
 
 
 def stored_gaps(path: Path) -> tuple[GapRow, ...]:
-    """The points whose true gap is known; empty where there are none, `DataError` for anything else."""
+    """The stored points whose true gap is known; empty if there are none; `DataError` if damaged."""
     rows = read_json(path) if path.is_file() else {"points": []}
     try:
         return tuple(_gap_row(row) for row in rows["points"])
@@ -264,7 +264,7 @@ def stored_gaps(path: Path) -> tuple[GapRow, ...]:
 
 
 def _gap_row(stored: Mapping[str, Any]) -> GapRow:
-    """A point as it was before JSON, which has no NaN; what figures need of it is checked."""
+    """A point read from JSON, which has no NaN; checks what figures need of it."""
     shown = numbers({key: stored[key] for key in ("round", "true_gap", "spread")})
     if stored["point"] not in POINTS:
         raise ValueError(f"expected one of {', '.join(POINTS)}")
@@ -272,7 +272,7 @@ def _gap_row(stored: Mapping[str, Any]) -> GapRow:
 
 
 def stored_environment(path: Path) -> dict[str, Any]:
-    """What a run's numbers depended on, for a table of facts; `DataError` for anything else."""
+    """The environment of a run, for a table of facts; `DataError` if it is damaged."""
     table = read_json(path)
     if not isinstance(table, dict) or not _shallow(table, 3):
         raise _damage(path, "an environment")
@@ -280,7 +280,7 @@ def stored_environment(path: Path) -> dict[str, Any]:
 
 
 def _shallow(value: Any, levels: int) -> bool:
-    """Whether tables and lists lie at most `levels` deep in each other."""
+    """Whether tables and lists are nested at most `levels` deep."""
     if not isinstance(value, (dict, list)):
         return True
     inner = value.values() if isinstance(value, dict) else value

@@ -1,7 +1,7 @@
-"""What figures need of a meta-model at its target nodes, beyond the table of `adapt`.
+"""Measurements of a meta-model at its target nodes that figures need beyond the table of `adapt`.
 
-Which inputs open which channels, before and after adaptation; and what a forward pass takes, with channels
-skipped and without gates.
+They say which inputs open which channels, before and after adaptation, and how long a forward pass takes when
+channels are skipped and without gates.
 
 Source: mathematics.md §2.2 (which channels are open), §6 (adaptation), §9 (work).
 """
@@ -22,11 +22,11 @@ from refimpl.nn.context import Gating
 from refimpl.nn.network import Network
 from refimpl.nn.predict import Predictor, open_channels
 
-REPEATS = 5  # forward passes, of whose seconds the median counts
+REPEATS = 5  # forward passes to time; the median of their seconds counts
 
 
 class Openings(NamedTuple):
-    """A gated layer: share of the test samples of each class that open each channel.
+    """For a gated layer, the share of the test samples of each class that open each channel.
 
     layer: the gate's name; classes (C,); before, after (C, K): with the meta-model and after adaptation,
     over all target nodes that have the class.
@@ -39,7 +39,7 @@ class Openings(NamedTuple):
 
 
 class ForwardPass(NamedTuple):
-    """A node's test samples through its adapted model and through the same without gates; per sample."""
+    """FLOPs and seconds per test sample of a node, with its adapted model and with the same without gates."""
 
     node: str
     flops: float
@@ -71,7 +71,7 @@ def measure_node(experiment: Experiment, w: np.ndarray, index: int) -> NodeMeasu
 
 
 def openings(measures: Sequence[NodeMeasures]) -> list[Openings]:
-    """Shares over the samples of all nodes, layer by layer; empty without gates."""
+    """The openings over the samples of all nodes, layer by layer; empty without gates."""
     if not measures:
         return []
     y = np.concatenate([measure.y for measure in measures])
@@ -94,7 +94,7 @@ def _forward_pass(experiment: Experiment, personal: Personal, name: str, x: np.n
 
 
 def _timed(network: Network, w: np.ndarray, x: np.ndarray, gating: Gating) -> tuple[float, float]:
-    """FLOPs and seconds per sample of predictions for x, the first of which is not timed."""
+    """FLOPs and seconds per sample of predictions for x; the first prediction is not timed."""
     predictor, seconds = Predictor(network, gating), []
     flops = predictor(w, x).flops
     for _ in range(REPEATS):

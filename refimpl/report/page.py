@@ -41,7 +41,7 @@ FIRST_SEED = (
 
 
 class Drawn(NamedTuple):
-    """A figure: its file, what it shows in a line, how to read it, and the PNG itself."""
+    """A figure: its file name, a line that says what it shows, how to read it, and the PNG itself."""
 
     name: str
     title: str
@@ -56,7 +56,7 @@ def html_page(
     here: Mapping[str, Any],
     notice: str,
 ) -> str:
-    """The page; `here` is the environment of this report, `notice` what the reader must be told first."""
+    """The page. `here` is the environment of this report; `notice` is what the reader must know first."""
     subject = ", ".join(dict.fromkeys([*(str(one.path) for one in compared), *_loose(views, compared)]))
     body = [
         f"<h1>Report: {escape(subject)}</h1>",
@@ -79,7 +79,7 @@ def html_page(
 
 
 def _loose(views: Sequence[View], compared: Sequence[Compared]) -> list[str]:
-    """The folders of runs that were given themselves, and not with a comparison."""
+    """The folders of runs that were given directly and not as part of a comparison."""
     return [str(v.folder) for v in views if not any(one.path in v.folder.parents for one in compared)]
 
 
@@ -93,7 +93,7 @@ def _comparison(one: Compared) -> str:
 
 
 def _summary(views: Sequence[View], compared: Sequence[Compared]) -> str:
-    """The tables of a comparison, for the runs that were given themselves."""
+    """The tables of a comparison, for the runs that were given directly."""
     loose = _loose(views, compared)
     outcomes = [view.outcome for view in views if str(view.folder) in loose and view.reports]
     if not outcomes:
@@ -139,12 +139,12 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _text(plain: str) -> str:
-    """What commands print, as the page shows it."""
+    """Text as commands print it, as HTML."""
     return escape(plain.replace("+-", "±"))
 
 
 def _facts(table: Mapping[str, Any]) -> str:
-    """Names and values; tables within the table as `name.key`."""
+    """A table of names and values; entries of nested tables are called `name.key`."""
     lines = "\n".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in _flat(table))
     return f'<table class="facts"><tbody>{lines}</tbody></table>'
 

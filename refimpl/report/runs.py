@@ -1,4 +1,4 @@
-"""Figures of runs, all of them in the same axes: training, sparsity over nodes, work against time."""
+"""Figures in which all runs share the axes: training, sparsity over nodes, and work against time."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SPEEDS = tuple(
-    step * 10.0**power for power in range(-3, 4) for step in (1, 2, 5)
-)  # GFLOP/s of the lines behind work against time
-ROOM_ACROSS, ROOM_UP = 0.25, 0.06  # shares of a panel that the name of a speed takes
+# The speeds in GFLOP/s for which lines are drawn behind work against time.
+SPEEDS = tuple(step * 10.0**power for power in range(-3, 4) for step in (1, 2, 5))
+ROOM_ACROSS, ROOM_UP = 0.25, 0.06  # share of a panel's width and height that the name of a speed takes
 FLOP_UNITS = ((1.0, "FLOP"), (1e3, "kFLOP"), (1e6, "MFLOP"), (1e9, "GFLOP"), (1e12, "TFLOP"))
 TIME_UNITS = ((1e-6, "\N{MICRO SIGN}s"), (1e-3, "ms"), (1.0, "s"))
-MARKS = 12  # of a curve of many rounds
+MARKS = 12  # markers on a curve of many rounds
 
 
 def training_figure(views: Sequence[View]) -> Figure:
@@ -56,7 +55,7 @@ def training_figure(views: Sequence[View]) -> Figure:
 
 
 def _handles(views: Sequence[View], **more: Any) -> list[Any]:
-    """What a legend shows of the runs, in their order."""
+    """The legend's entries for the runs, in their order."""
     from matplotlib.lines import Line2D
 
     return [
@@ -66,7 +65,7 @@ def _handles(views: Sequence[View], **more: Any) -> list[Any]:
 
 
 def _accuracy(view: View) -> Sequence[tuple[int, float]]:
-    """The curve where it was measured, else the last round alone; empty where adaptation always diverged."""
+    """Accuracy by round if measured, otherwise of the last round; empty if adaptation always diverged."""
     points = view.accuracy
     if not points and view.reports:
         points = ((len(view.records), float(np.mean([r.accuracy_after for r in view.reports]))),)
@@ -74,7 +73,7 @@ def _accuracy(view: View) -> Sequence[tuple[int, float]]:
 
 
 def _draw_accuracy(axes: Axes, views: Sequence[View]) -> None:
-    """Accuracy by round; a line has a gap where adaptation diverged at some node."""
+    """Draw accuracy by round; a line is interrupted where adaptation diverged at some node."""
     by_round = False
     for number, view in enumerate(views):
         points = _accuracy(view)
@@ -88,7 +87,7 @@ def _draw_accuracy(axes: Axes, views: Sequence[View]) -> None:
 
 
 def sparsity_figure(views: Sequence[View]) -> Figure:
-    """Channels off at every target node: mean and spread over its test samples, and the mean over nodes."""
+    """The share of channels off at every target node, with its spread over test samples, and the mean."""
     shown = [(number, view) for number, view in enumerate(views) if closes_channels(view)]
     figure, (axes,) = new_figure(1, 7.2, 4.2)
     bars = []
@@ -98,7 +97,7 @@ def sparsity_figure(views: Sequence[View]) -> Figure:
         spread = 100 * np.array([report.sparsity_spread for report in view.reports])
         shift = 0.6 * ((place + 0.5) / len(shown) - 0.5)
         x = np.arange(len(mean)) + shift
-        over_nodes = np.nanmean(mean), np.nanstd(mean)  # diverged nodes are left out
+        over_nodes = np.nanmean(mean), np.nanstd(mean)  # nodes whose adaptation diverged are left out
         label = "{}: {:.1f} \N{PLUS-MINUS SIGN} {:.1f} over nodes".format(view.label, *over_nodes)
         bars.append(axes.errorbar(x, mean, spread, ms=6, capsize=2, lw=1.2, label=label, **look))
         axes.axhline(over_nodes[0], color=look["color"], lw=1.0, ls=looks(number)["ls"], alpha=0.7)
@@ -120,7 +119,7 @@ def closes_channels(view: View) -> bool:
 
 
 class Cloud(NamedTuple):
-    """What is drawn of a run in a panel: FLOPs (n,), seconds (n,), and how points look."""
+    """What a panel shows of a run: FLOPs (n,), seconds (n,), and how points look."""
 
     flops: np.ndarray
     seconds: np.ndarray
@@ -128,7 +127,7 @@ class Cloud(NamedTuple):
 
 
 def work_figure(views: Sequence[View]) -> Figure:
-    """Executed FLOPs against measured seconds: a round, a node's adaptation, a forward pass."""
+    """Executed FLOPs against measured seconds, of a round, a node's adaptation and a forward pass."""
     figure, panels = new_figure(3, 4.6, 4.4)
     contents = _rounds(views), _adaptations(views), _forward_passes(views)
     titles = (
@@ -185,7 +184,7 @@ def _forward_passes(views: Sequence[View]) -> list[Cloud]:
 
 
 def _draw_work(axes: Axes, clouds: Sequence[Cloud]) -> None:
-    """One panel, in units that suit its numbers."""
+    """Draw one panel, in units that suit its numbers."""
     if not any(cloud.flops.size for cloud in clouds):
         axes.set_axis_off()
         say(axes, "nothing measured:\nno model was adapted")
@@ -206,7 +205,7 @@ def _unit(units: Sequence[tuple[float, str]], values: np.ndarray) -> tuple[float
 
 
 def _log_axes(axes: Axes) -> None:
-    """Logarithmic axes that span at least a factor of four, so that equal work is not blown up."""
+    """Make axes logarithmic; they span at least a factor of four, so that small differences look small."""
     axes.set(xscale="log", yscale="log")
     for get, put in ((axes.get_xlim, axes.set_xlim), (axes.get_ylim, axes.set_ylim)):
         low, high = get()
@@ -217,9 +216,9 @@ def _log_axes(axes: Axes) -> None:
 
 
 def _draw_speeds(axes: Axes, unit: float) -> None:
-    """Grey lines of equal speed in GFLOP/s; `unit`: y at x = 1 for 1 GFLOP/s.
+    """Draw grey lines of equal speed in GFLOP/s; `unit` is y at x = 1 for 1 GFLOP/s.
 
-    A name stands where its line leaves the panel, if there is room to the left of it.
+    A line's name is written where the line leaves the panel, if there is room to the left of it.
     """
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     for speed in SPEEDS:

@@ -1,4 +1,4 @@
-"""What a report is about: runs, each with a label of its own, found in run folders and comparisons."""
+"""Find the runs of a report in run folders and comparisons, and give each a label of its own."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from refimpl.experiments.compare.work import Outcome
 from refimpl.experiments.config import Config, from_table
 from refimpl.experiments.record import CONFIG, RunFolder
 
-FEW_KEYS = 4  # that tell runs of a method apart in a figure; the folders do where they are more
+FEW_KEYS = 4  # most keys that label runs of one method; if more keys differ, folders are the labels
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A run: its label in figures, its folder, the configuration its meta-model is adapted with.
+    """A run: its label in figures, its folder, and the configuration with which its model is adapted.
 
     key: the name under which the folder keeps its accuracy by round.
     """
@@ -31,7 +31,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Compared:
-    """A comparison, read: its folder, its outcomes over all seeds, and the plan they are of."""
+    """A comparison that was read: its folder, its outcomes over all seeds, and their plan."""
 
     comparison: Comparison
     outcomes: list[Outcome]
@@ -42,7 +42,7 @@ class Compared:
         return self.comparison.path
 
     def subjects(self) -> list[Subject]:
-        """The rows of the first seed that are trained, each in the folder of its training."""
+        """The trained rows of the first seed, each with the folder of its training."""
         plan = self.comparison.plan
         first = [outcome for outcome in self.outcomes if outcome.config.seed == plan.seeds[0]]
         done = {outcome.label for outcome in first if outcome.records}
@@ -57,7 +57,7 @@ class Compared:
 def find(paths: Sequence[Path], data_dir: Path | None) -> tuple[list[Subject], list[Compared]]:
     """The runs to report on, labels all different, and the comparisons among `paths`.
 
-    Raises `RunError` for a path that is neither, or a comparison of which nothing is finished.
+    Raises `RunError` for a path that is neither, and for a comparison that has no finished run.
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise InputError("report: expected every RUN once, got one twice")
@@ -83,12 +83,14 @@ def _read(path: Path, data_dir: Path | None) -> Compared:
     comparison = Comparison.open(path, data_dir)
     outcomes = comparison.read()
     if not any(outcome.records for outcome in outcomes):
-        raise RunError(f"{path}: nothing of it is finished; go on with refimpl compare --resume --out {path}")
+        raise RunError(
+            f"{path}: nothing of it is finished; continue it with refimpl compare --resume --out {path}"
+        )
     return Compared(comparison, outcomes)
 
 
 def _labels(configs: Sequence[Config]) -> list[str]:
-    """Each configuration's method, and the keys in which those of that method differ if they are few."""
+    """The method of each configuration, with the keys in which configurations of it differ, if few."""
     return [
         " ".join([config.method, *_differing(config, [c for c in configs if c.method == config.method])])
         for config in configs
@@ -106,7 +108,7 @@ def _short(value: Any) -> str:
 
 
 def _distinct(subjects: Sequence[Subject]) -> list[Subject]:
-    """The same with the folder behind a label that occurs twice."""
+    """The labels, with the folder after a label that occurs twice."""
     labels = [subject.label for subject in subjects]
     return [
         replace(one, label=f"{one.label} ({one.folder})") if labels.count(one.label) > 1 else one

@@ -1,4 +1,4 @@
-"""Figures of the theory: each statement on problems whose constants are known.
+"""Figures of the theory: what its statements say, on problems whose constants are known.
 
 Source: mathematics.md §8; the numbers are those of `theory.curves` and `theory.sweeps`.
 """
@@ -22,7 +22,7 @@ CURVATURE_TICKS = (1, 2, 3, 5, 10, 30), (0.2, 0.5, 1, 2, 5, 10, 20)
 
 
 def _draw_gaps(seed: int) -> Figure:
-    """min ||G_j||^2 by round, with the bound of Theorem 1 and the fitted power law."""
+    """Draw min ||G_j||^2 by round, with the bound of Theorem 1 and the fitted power law."""
     from refimpl.theory.curves import gap_curves
 
     curves = gap_curves(seed)
@@ -40,7 +40,7 @@ def _draw_gaps(seed: int) -> Figure:
 
 
 def _draw_floors(seed: int) -> Figure:
-    """Floors against local steps, one colour for each lam/L, with the predicted contraction."""
+    """Draw floors against local steps, one colour for each lam/L, with the predicted contraction."""
     from refimpl.theory.curves import floor_curves
 
     figure, (axes,) = new_figure(1, 6.4, 4.4)
@@ -60,7 +60,7 @@ def _draw_floors(seed: int) -> Figure:
 
 
 def _draw_curvature(seed: int) -> Figure:
-    """Sampled curvature of F over lam/L, with both constants of Lemma 1."""
+    """Draw the sampled curvature of F over lam/L, with both constants of Lemma 1."""
     from refimpl.theory.curves import curvature_curves
 
     figure, panels = new_figure(2)
@@ -88,7 +88,7 @@ def _draw_curvature(seed: int) -> Figure:
 
 
 def _draw_spread(seed: int) -> Figure:
-    """The floor of one local step against how much the nodes differ."""
+    """Draw the floor of one local step against how much the nodes differ."""
     from refimpl.theory.sweeps import spread_sweep
 
     samples = [sample for sample in spread_sweep(seed) if sample.spread > 0]
@@ -109,7 +109,7 @@ def _draw_spread(seed: int) -> Figure:
 
 
 def _draw_arrivals(seed: int) -> Figure:
-    """Rounds to a small gap over lam/L, against what Theorem 1 allows."""
+    """Draw the rounds to a small gap over lam/L, with those that Theorem 1 allows."""
     from refimpl.theory.curves import arrival_curve
     from refimpl.theory.sweeps import TARGET
 

@@ -1,7 +1,7 @@
-"""From runs to a folder with `report.html` and its figures as PNG files.
+"""Write a folder with `report.html` and its figures as PNG files.
 
-The page is written last and, like every file, whole or not at all: a report that is stopped leaves the
-one before it intact.
+The page is written last and, like every file, completely or not at all. So a report that is stopped leaves
+the previous one intact.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ COMPARED = (
 
 
 class Plan(NamedTuple):
-    """A figure to be drawn."""
+    """A figure that is to be drawn."""
 
     name: str
     title: str
@@ -74,7 +74,7 @@ class Plan(NamedTuple):
 
 
 def plans(views: Sequence[View], compared: Sequence[Compared], theory: bool) -> list[Plan]:
-    """The figures there is something to draw for; none without matplotlib."""
+    """The figures that have data; none without matplotlib."""
     if not has_matplotlib():
         return []
     found, begun = [], any(view.records for view in views)
@@ -116,7 +116,7 @@ def _of_comparison(one: Compared) -> list[Plan]:
 
 
 def numbered(found: Sequence[Plan]) -> list[Plan]:
-    """The same, a number at the end of file names that are taken: folders may have the same name."""
+    """Add a number to file names that occur twice, as folders may have the same name."""
     taken: dict[str, Plan] = {}
     for plan in found:
         name, number = plan.name, 1
@@ -134,7 +134,7 @@ def write(
     chosen: Sequence[Plan],
     on_figure: Callable[[str], None] = lambda name: None,
 ) -> list[Path]:
-    """Draw, write figures and page into `out`; the paths, the page first."""
+    """Draw figures and write them with the page into `out`; returns the paths, with the page first."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

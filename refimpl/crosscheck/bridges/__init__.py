@@ -13,7 +13,7 @@ from refimpl.errors import RefimplError
 
 
 def leave_with(name: str, main: Callable[[], int]) -> NoReturn:
-    """Run a script of this room and leave the process; what its user got wrong is one line."""
+    """Run a script of this room and end the process; a user's mistake prints one line."""
     try:
         sys.exit(main())
     except RefimplError as problem:

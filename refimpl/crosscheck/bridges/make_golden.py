@@ -2,8 +2,8 @@
 
     python -m refimpl.crosscheck.bridges.make_golden tests/crosscheck/golden --force
 
-writes one file for each level and dtype of `SELECTION`. The package's own arithmetic has no part in the
-outputs, so the files can judge it where PyTorch is not installed.
+writes one file for each level and dtype of `SELECTION`. The outputs owe nothing to this package's own
+arithmetic, so the files can be used to test it where PyTorch is not installed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SELECTION: dict[tuple[str, str], tuple[str, ...]] = {
 
 
 def selected(level: str, dtype: str) -> Iterator[Case]:
-    """The cases that are kept."""
+    """The cases that the file keeps."""
     for case in build_cases(level, SEED, dtype):
         if any(fnmatch(case.name, f"{level}/{pattern}") for pattern in SELECTION[level, dtype]):
             yield case
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the files; returns the exit code."""
     program = "python -m refimpl.crosscheck.bridges.make_golden"
     parser = argparse.ArgumentParser(prog=program, description=__doc__)
-    parser.add_argument("folder", type=expanded, help="where to write them; it is made if need be")
+    parser.add_argument("folder", type=expanded, help="folder for the files; it is made if it is missing")
     parser.add_argument("--force", action="store_true", help="replace files that are there")
     options = parser.parse_args(arguments)
     paths = {key: options.folder / f"{'-'.join(key)}.npz" for key in SELECTION}

@@ -1,7 +1,8 @@
-"""Export of a network, gates included, as an ONNX graph for inference: masks multiply.
+"""Export of a network with its gates as an ONNX graph for inference.
 
-Any runtime can then be held against this package, for accuracy and for latency. The graph computes what
-`nn/predict.py` computes, except that nothing is skipped; the batch size is free.
+Any runtime can then be compared with this package, for accuracy and for latency. The graph computes what
+`nn/predict.py` computes, except that nothing is skipped: channels that are off are multiplied by zero. The
+batch size is free.
 
 Source: mathematics.md §2.1-§2.3; the ONNX operators' specification (opset 17).
 """
@@ -40,7 +41,7 @@ POINTWISE: dict[type[Any], str] = {ReLU: "Relu", Softplus: "Softplus", Tanh: "Ta
 
 @dataclass
 class Graph:
-    """The nodes and constants gathered so far; values are named after what makes them."""
+    """The nodes and constants so far; a value is named after the node that makes it."""
 
     constants: dict[str, np.ndarray]
     nodes: list[NodeProto] = field(default_factory=list)
@@ -65,7 +66,7 @@ def export(network: Network, w: np.ndarray, gating: Gating | None = None) -> Mod
     parameters that are not finite in float32.
     """
     chosen = gating or Gating()
-    with np.errstate(over="ignore"):  # what is too large for float32 is refused in the next lines
+    with np.errstate(over="ignore"):  # numbers too large for float32 are refused below
         graph = Graph({name: value.astype(np.float32) for name, value in network.layout.views(w).items()})
     for name, value in graph.constants.items():
         if not np.isfinite(value).all():

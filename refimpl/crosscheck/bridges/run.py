@@ -1,4 +1,4 @@
-"""What PyTorch computes for a golden file, as `refimpl golden check` reads it.
+"""Compute a golden file with PyTorch, in the form that `refimpl golden check` reads.
 
 python -m refimpl.crosscheck.bridges.run F.npz --out THEIRS.npz
 refimpl golden check F.npz THEIRS.npz
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("golden", type=expanded, metavar="F", help="a golden file")
+    parser.add_argument("golden", type=expanded, metavar="F", help="the golden file to compute")
     parser.add_argument("--out", type=expanded, required=True, help="the .npz file to write")
     parser.add_argument("--force", action="store_true", help="replace the file if it is there")
     options = parser.parse_args(arguments)

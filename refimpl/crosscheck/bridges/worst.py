@@ -1,4 +1,4 @@
-"""How far this package and PyTorch are apart: the worst error of every network, gate mode and dtype.
+"""Measure how much this package and PyTorch differ: the worst error of every network, mode and dtype.
 
     python -m refimpl.crosscheck.bridges.worst measure tests/crosscheck/golden/worst.json  # needs PyTorch
     python -m refimpl.crosscheck.bridges.worst readme tests/crosscheck/golden/worst.json \
@@ -32,12 +32,12 @@ from refimpl.nn.context import MODES
 DTYPES = ("float64", "float32")
 COLUMNS = ("ungated", *MODES)
 SEED = 0
-COMMAND = "python -m refimpl.crosscheck.bridges.worst readme"  # what the marks in the README say
+COMMAND = "python -m refimpl.crosscheck.bridges.worst readme"  # the command in the README's marks
 Worst = dict[str, Any]
 
 
 def measure() -> Worst:
-    """Every network at the zoo's own widths in every mode, and every other level, in both dtypes."""
+    """Measure every network at full width in every mode, and every other level, in both dtypes."""
     from refimpl.crosscheck.bridges.torch.run import single_threaded
 
     content: Worst = {"made_by": [single_threaded(), f"refimpl {__version__}"], "networks": {}, "levels": {}}
@@ -54,7 +54,7 @@ def measure() -> Worst:
 
 
 def _column(case: Case) -> str:
-    """The mode of a network's case, `ungated` without gates."""
+    """The mode of a network's case, or `ungated` if it has no gates."""
     return case.name.split("-")[1]
 
 
@@ -66,7 +66,7 @@ def _worst(cases: Iterable[Case]) -> dict[str, Any]:
 
 
 def rows_of(case: Case) -> tuple[Row, ...]:
-    """PyTorch's outputs beside this package's. Raises `RefimplError` where they cannot be compared."""
+    """Compare PyTorch's outputs with this package's; raises `RefimplError` if that is impossible."""
     from refimpl.crosscheck.bridges.torch.run import run
 
     rows = compare(golden_of([(case, ours(case))], "refimpl"), as_theirs({case.name: run(case)})).rows
@@ -77,7 +77,7 @@ def rows_of(case: Case) -> tuple[Row, ...]:
 
 
 def readme(content: Worst) -> str:
-    """The two tables."""
+    """The two tables of the README."""
     who = " against ".join(content["made_by"])
     parts = (
         f"Worst relative error of any activation, mask or gradient, {who}: the norm of an array's difference "
@@ -108,10 +108,12 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("measure", help="compare, and write JSON").add_argument("results", type=expanded)
+    commands.add_parser("measure", help="compare both, and write the errors as JSON").add_argument(
+        "results", type=expanded
+    )
     tables = commands.add_parser("readme", help="print the tables, or put them into a file")
     tables.add_argument("results", type=expanded)
-    tables.add_argument("--into", type=expanded, help="file whose marks they are put between")
+    tables.add_argument("--into", type=expanded, help="file with marks, between which the tables are put")
     options = parser.parse_args(arguments)
     if options.command == "measure":
         options.results.write_text(json.dumps(measure(), indent=1) + "\n", encoding="utf-8")

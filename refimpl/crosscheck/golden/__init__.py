@@ -1,5 +1,6 @@
 """Golden files: computations with their expected outputs, to check other implementations against.
 
-`case.py` says what a case is, `levels/` what each level computes and how everything is called, `ours/`
-computes cases with this package, `file.py` is the file, `compare.py` holds another's outputs against it.
+`case.py` defines a case, and `levels/` says what each level computes and how its arrays are named. `ours/`
+computes cases with this package. `file.py` writes and reads the file. `compare.py`, one folder up, compares
+another program's outputs with it.
 """

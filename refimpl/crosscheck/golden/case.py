@@ -1,8 +1,8 @@
-"""One computation to cross-check: everything needed to do it, and the names of what must come out.
+"""A case: one computation to compare, with all its inputs and the names of its outputs.
 
-A case needs nothing of this package to be computed: its inputs are plain arrays (parameters under their
-PyTorch names, data, masks or gate noise, the batches of every step) and its settings plain JSON (shapes,
-modes, rates). The modules of `levels/` say, kind by kind, which names there are and what they mean.
+Nothing of this package is needed to compute a case. Its inputs are plain arrays (parameters under their
+PyTorch names, data, masks or gate noise, the batches of every step), and its settings are plain JSON (shapes,
+modes, rates). The modules of `levels/` say for each kind of case which names there are and what they mean.
 
 Names of inputs
 
@@ -33,7 +33,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A computation of a level.
+    """One computation, which belongs to a level.
 
     name: unique in a file, `<level>/<title>`; kind: what is computed (`conv2d`, `network`, `prox`, ...);
     dtype: `float32` or `float64`, that of all floating-point inputs and outputs; inputs: arrays by name;
@@ -53,13 +53,13 @@ class Case:
 
     @property
     def level(self) -> str:
-        """The part of the name before the slash."""
+        """The level: the part of the name before the slash."""
         return self.name.split("/")[0]
 
     def named(self, prefix: str) -> Arrays:
-        """The inputs whose names start with `prefix`, without it."""
+        """The inputs whose names start with `prefix`, under the rest of their names."""
         return {key[len(prefix) :]: value for key, value in self.inputs.items() if key.startswith(prefix)}
 
     def params(self) -> Arrays:
-        """Parameters by PyTorch name."""
+        """The parameters by PyTorch name."""
         return self.named(PARAM)

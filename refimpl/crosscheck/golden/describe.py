@@ -1,4 +1,4 @@
-"""Networks as plain JSON, so that anyone can build them: a list of layers, tables with `type` and `name`.
+"""Networks as plain JSON, so that anyone can build them: a list of tables, one for each layer.
 
     {"type": "conv2d", "name": "conv1", "in": 3, "out": 8, "kernel": [3, 3], "stride": [1, 1],
      "padding": [1, 1], "bias": true}
@@ -10,8 +10,9 @@
      "body": [layers]}                                       y = M(x) * body(x), mathematics.md §2.2, §2.3b
     {"type": "residual", "name": ..., "body": [layers], "shortcut": [layers]}             empty: the identity
 
-Layers with parameters have the names their parameters have; the others are called after the last of these
-before them, and their type (`conv1.relu`), with a number where that is not unique (`conv1.relu2`).
+A layer with parameters has the name that begins its parameters' names. Any other layer is named after the
+last such layer before it and its own type (`conv1.relu`), with a number if that is not unique
+(`conv1.relu2`).
 
 Source: mathematics.md §2. Derived.
 """
@@ -44,7 +45,7 @@ _TYPES = {kind: name for name, kind in {**PLAIN, **POOLS}.items()}
 
 
 class _Names:
-    """Gives the layers without parameters their names."""
+    """Gives names to layers without parameters."""
 
     def __init__(self) -> None:
         self.last = ""
@@ -99,10 +100,10 @@ def _weighted(layer: Conv2d | Linear | BatchNorm2d) -> dict[str, Any]:
 
 
 def build(description: Iterable[Mapping[str, Any]]) -> tuple[Layer, ...]:
-    """The layers of a description; `DataError` where it cannot be read."""
+    """Build the layers of a description; raises `DataError` if it cannot be read."""
     try:
         return tuple(_layer(entry) for entry in description)
-    except DataError:  # of a description inside: to quote it again at every level would double it
+    except DataError:  # an inner description failed; quoting it again at every level would double the message
         raise
     except RecursionError:
         raise DataError("golden: the description of a network is nested too deeply") from None
@@ -117,7 +118,7 @@ def _layer(entry: Mapping[str, Any]) -> Layer:
         return plain
     if kind in POOLS:
         window, step = tuple(entry["kernel"]), tuple(entry["stride"])
-        if entry.get("tie") == "last":  # a mistake, whose consequences are to be computed
+        if entry.get("tie") == "last":  # a deliberate mistake, to compute what it leads to
             return LastMaxPool2d(window, step)
         pool: Layer = POOLS[kind](window, step)
         return pool

@@ -1,8 +1,8 @@
-"""Random inputs of cases: plain normal numbers, at places where rules of thumb differ.
+"""Random inputs of cases: normal numbers, and exact zeros and ties, where implementations differ.
 
-Source: mathematics.md §2.2, §2.3. Derived: where implementations part are exact zeros and ties, so a
-case has some: the first weighted layer's channel 0 is zero before its ReLU for every sample, so is the
-first hidden unit of every gate, and every gate's last channel has zero logits (d = 0: off).
+Source: mathematics.md §2.2, §2.3. Derived. Implementations differ at exact zeros and ties, so every case
+has some: channel 0 of the first weighted layer is zero before its ReLU for every sample, the first hidden
+unit of every gate is zero too, and the last channel of every gate has zero logits (d = 0, which is off).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BIAS_NOISE = 0.1  # added to all biases
 
 
 class Draw:
-    """Numbers of one case, from its own stream, in its dtype."""
+    """Draws the numbers of one case from a stream of its own, in the case's dtype."""
 
     def __init__(self, seed: int, name: str, dtype: str) -> None:
         self.seeds = SeedTree(seed)
@@ -40,7 +40,7 @@ class Draw:
         return (scale * self.rng.standard_normal(shape)).astype(self.dtype)
 
     def coarse(self, *shape: int) -> np.ndarray:
-        """Multiples of 1/2 around 0: full of zeros and ties."""
+        """Multiples of 1/2 around 0, with many zeros and ties."""
         return (np.round(2 * self.rng.standard_normal(shape)) / 2).astype(self.dtype)
 
     def labels(self, *shape: int, classes: int) -> np.ndarray:
@@ -48,7 +48,7 @@ class Draw:
         return self.rng.integers(classes, size=shape)
 
     def mask(self, *shape: int) -> np.ndarray:
-        """About half of it true."""
+        """A mask of which about half is true."""
         return self.rng.random(shape) < 0.5
 
     def noise(self, network_gates: Mapping[str, int], *shape: int) -> Arrays:
@@ -59,7 +59,7 @@ class Draw:
         }
 
     def params(self, layout: Layout, zeros: bool = True) -> Arrays:
-        """`param.<name>` arrays at which gates are mixed; with `zeros`, also the exact zeros of above."""
+        """`param.<name>` arrays with which some channels are off; with `zeros`, also exact zeros and ties."""
         w = layout.initialise(SeedTree(int(self.rng.integers(2**31))), "float64")
         views = layout.views(w)
         for slot in layout.slots:
@@ -73,7 +73,7 @@ class Draw:
 
 
 def _put_zeros(layout: Layout, views: Arrays) -> None:
-    """Zero what makes a rectified unit exactly 0, and what makes a gate tie."""
+    """Set parameters to zero so that a unit is exactly 0 before ReLU, and a gate has a tie."""
     first = layout.slots[0].name.rpartition(".")[0]
     dead = [name for name in views if name.endswith((".gate.fc1.weight", ".gate.fc1.bias"))]
     for name in (f"{first}.weight", f"{first}.bias", *dead):
@@ -85,12 +85,12 @@ def _put_zeros(layout: Layout, views: Arrays) -> None:
 
 
 def gates_of(network: Network) -> dict[str, int]:
-    """Channels of every gate, by its name."""
+    """The number of channels of every gate, by the gate's name."""
     return {block.gate.name: block.gate.out_channels for block in network.gates}
 
 
 def network_settings(network: Network, gating: Gating) -> dict[str, Any]:
-    """What a case says of a network: layers, input shape, order of the parameters, gating."""
+    """The settings that describe a network: layers, input shape, order of the parameters, gating."""
     return {
         "layers": describe(network.layers),
         "input_shape": list(network.input_shape),

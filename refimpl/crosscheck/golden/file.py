@@ -1,4 +1,4 @@
-"""The golden file: an .npz archive of plain arrays, and in it a manifest that names every one of them.
+"""The golden file: an .npz archive of plain arrays, with a manifest that names each of them.
 
 Arrays: `<case>/in/<input>`, `<case>/<output>`, and `manifest`, a uint8 array with the bytes of a JSON table:
 
@@ -13,9 +13,9 @@ Arrays: `<case>/in/<input>`, `<case>/<output>`, and `manifest`, a uint8 array wi
                  the largest relative norm error admitted, 0 for masks, which must be equal; `floor` the root
                  mean square that the expected array counts as having at least (`tolerance.py`)
 
-What another program computed is an .npz file with arrays `<case>/<output>`; nothing else is needed in it
-(a golden file of its own will do: what is not an output is left out).
-Contents depend on the values only: equal outputs are equal bytes.
+Another program's outputs are an .npz file with arrays `<case>/<output>`; it needs nothing else. (A golden
+file that the program wrote will do as well: arrays that are not outputs are ignored.) The contents depend on
+the values only, so equal outputs give equal bytes.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ from refimpl.files.storage import npz_bytes, npz_headers, read_npz, write_whole
 FORMAT, VERSION = "refimpl-golden", 1
 MANIFEST = "manifest"
 DTYPES = ("float32", "float64", "int64", "bool")
-ARRAYS_LIMIT, MANIFEST_LIMIT = 2**30, 2**24  # bytes admitted: ten times the largest files `make` writes
+# Bytes that are read at most: ten times the largest file that `make` writes.
+ARRAYS_LIMIT, MANIFEST_LIMIT = 2**30, 2**24
 
 
 class Expected(NamedTuple):
-    """An output as it should be, the largest relative norm error admitted, and what its norm is at least.
+    """The expected array of an output, and the largest relative norm error that is allowed.
 
     floor: root mean square of the entries that the norm counts as having at least.
     """
@@ -66,20 +67,20 @@ class Golden:
 
 
 def expected_of(case: Case, outputs: Arrays) -> dict[str, Expected]:
-    """Outputs of a case as what is expected, each with its tolerance, in the order of execution."""
+    """The expected outputs of a case, each with its tolerance, in the order of execution."""
     limits = tolerances(case, outputs)
     return {name: Expected(outputs[name], *limits[name]) for name in case.outputs}
 
 
 def golden_of(computed: Iterable[tuple[Case, Arrays]], made_by: str) -> Golden:
-    """Cases and their outputs as a golden file's contents, in memory."""
+    """The contents of a golden file, in memory, from cases and their outputs."""
     pairs = tuple(computed)
     expected = {case.name: expected_of(case, outputs) for case, outputs in pairs}
     return Golden(made_by, tuple(case for case, _ in pairs), expected)
 
 
 def golden_bytes(computed: Iterable[tuple[Case, Arrays]], made_by: str, seed: int | None = None) -> bytes:
-    """A golden file of cases and their outputs; `InputError` where outputs are not those of the case."""
+    """A golden file as bytes; raises `InputError` if outputs are not those that the case names."""
     arrays: Arrays = {}
     tables = []
     for case, outputs in computed:
@@ -96,7 +97,7 @@ def golden_bytes(computed: Iterable[tuple[Case, Arrays]], made_by: str, seed: in
 def write_golden(
     path: Path, computed: Iterable[tuple[Case, Arrays]], made_by: str, seed: int | None = None
 ) -> None:
-    """Write a golden file; it appears whole or not at all."""
+    """Write a golden file, completely or not at all."""
     write_whole(path, golden_bytes(computed, made_by, seed))
 
 
@@ -129,9 +130,9 @@ def _table(case: Case, outputs: Arrays) -> dict[str, Any]:
 
 
 def read_golden(path: Path) -> Golden:
-    """A golden file, verified: every array is there as the manifest says, finite, and no other.
+    """Read a golden file and verify that it holds exactly the arrays of its manifest, all of them finite.
 
-    `DataError` in one line naming the file otherwise. Nothing in it is executed.
+    Raises `DataError` with one line that names the file otherwise. Nothing in the file is executed.
     """
     headers = npz_headers(path)
     manifest = _manifest(path, headers)
@@ -149,19 +150,19 @@ def read_golden(path: Path) -> Golden:
             raise DataError(f"{path}: {name} holds NaN or infinite numbers; it cannot serve as a reference")
     try:
         cases = tuple(_case(table, arrays) for table in manifest["cases"])
-    except InputError as error:  # of a level or dtype there is not
+    except InputError as error:  # an unknown level or dtype
         raise DataError(f"{path}: {error}") from None
     expected = {table["name"]: _expected(table, arrays) for table in manifest["cases"]}
     return Golden(made_by, cases, expected, seed)
 
 
 def is_golden(headers: Mapping[str, Header]) -> bool:
-    """Whether a file with these arrays is a golden file, or claims to be one."""
+    """Whether a file with these arrays claims to be a golden file."""
     return MANIFEST in headers
 
 
 def _manifest(path: Path, headers: Mapping[str, Header]) -> dict[str, Any]:
-    """The manifest's table, of a format and version we know."""
+    """The table of the manifest, which must be of a known format and version."""
     if not is_golden(headers):
         raise DataError(f"{path}: no array `{MANIFEST}`, so it is no golden file; see `refimpl golden make`")
     raw = read_npz(path, (MANIFEST,), MANIFEST_LIMIT)[MANIFEST]
@@ -179,7 +180,7 @@ def _manifest(path: Path, headers: Mapping[str, Header]) -> dict[str, Any]:
 
 
 def _promised(tables: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Header]]:
-    """Every array that the tables of cases name, with its header; raises where they make no sense."""
+    """Every array that the tables of cases name, with its header; raises if the tables make no sense."""
     seen: set[str] = set()
     cases: set[str] = set()
     for table in tables:

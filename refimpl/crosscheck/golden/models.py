@@ -1,4 +1,4 @@
-"""The networks that cases are about: the zoo's, narrow by default, and two small ones of their own."""
+"""The networks of the cases: those of the zoo, narrow by default, and two small ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from refimpl.nn.network import Network
 from refimpl.nn.pointwise import ReLU
 from refimpl.nn.zoo import MODELS, USUAL_GATES, residual
 
-# Sizes at which a file stays small; every architecture keeps its layers.
+# With these sizes a file stays small; every architecture keeps all its layers.
 NARROW: dict[str, dict[str, Any]] = {
     "mlp": {"sizes": (12, 7, 4)},
     "digits": {"widths": (3, 5), "classes": 4},
@@ -32,7 +32,7 @@ def model(name: str, gated: bool = True, full: bool = False) -> Network:
 
 
 def tiny(gated: bool = True) -> Network:
-    """6-5-3, the gate of the hidden layer with 4 hidden units: for levels that record whole iterations."""
+    """A 6-5-3 network, gated with 4 hidden units, for levels that record whole iterations."""
     hidden: tuple[Layer, ...] = (Linear("fc1", 6, 5), ReLU())
     block = (Gated(ChannelGate("fc1.gate", 6, 5, hidden=4), hidden),) if gated else hidden
     return Network("tiny", (*block, Linear("fc2", 5, 3, gain=1.0)), (6,))

@@ -1,4 +1,4 @@
-"""What a chain of layers gives, in the order of execution.
+"""The names of what a chain of layers outputs, in the order of execution.
 
 Forward, for every layer with name L of the description (`describe.py`):
 
@@ -66,7 +66,7 @@ def forward_names(layers: Description) -> Iterator[str]:
 
 
 def backward_names(layers: Description, activations: bool = True) -> Iterator[str]:
-    """Names of the outputs of a backward pass, with or without the gradients in activations."""
+    """Names of the outputs of a backward pass, with or without gradients of activations."""
     for entry in reversed(layers):
         if activations:
             yield f"backward.{entry['name']}"
@@ -84,12 +84,12 @@ def backward_names(layers: Description, activations: bool = True) -> Iterator[st
 
 
 def shown(name: str) -> str:
-    """A name from anyone's file as it may stand on a terminal, in Markdown and in HTML."""
+    """A name from anyone's file, made safe for a terminal, Markdown and HTML."""
     return re.sub(r"[^\w./ +-]", lambda match: f"\\x{ord(match[0]):02x}", name)
 
 
 def is_gradient(output: str) -> bool:
-    """Whether an output of any level is a gradient; the others are values: activations, iterates, losses."""
+    """Whether an output is a gradient; all others are values, such as activations, iterates and losses."""
     words = output.split(".")
     return words[0] in ("backward", "grad") or words[-1] in ("gradient", "g")
 

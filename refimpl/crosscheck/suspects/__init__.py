@@ -1,4 +1,4 @@
-"""The usual suspects of a departure, each computed (`contract.py`)."""
+"""The usual mistakes (suspects) that may cause a departure; each is computed (`contract.py`)."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ _FINDERS = (
 
 
 def suspects(case: Case) -> Iterator[Suspect]:
-    """All wrong rules that would change something in the case."""
+    """All suspects that would change something in the case."""
     for find in _FINDERS:
         yield from find(case)

@@ -1,7 +1,8 @@
-"""What a suspect is: a wrong rule, and what it gives, mostly by a right computation of an altered case.
+"""A suspect: a wrong rule, and a way to compute what it gives.
 
-Of transposed weights, of twice the lambda, of a unit that is not at its kink but beside it: so this
-package computes what a wrong implementation gives, and a suspect that is named is a finding, not a guess.
+Mostly the result of a wrong rule is the right result of an altered case: one with transposed weights, with
+twice the lambda, or with a unit that is not at its kink but beside it. So this package can compute what a
+wrong implementation gives, and a suspect that is named is a finding, not a guess.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import numpy as np
 from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.ours import run
 
-TINY = 1e-30  # just above 0: beside a kink or a tie, without a trace in any sum
+TINY = 1e-30  # a number just above 0, which moves a unit off its kink or tie but changes no sum
 
-Seen = Callable[[str, np.ndarray], np.ndarray]  # an output's name and array, and what is given in its place
+# From an output's name and array to what a wrong rule gives in its place.
+Seen = Callable[[str, np.ndarray], np.ndarray]
 
 
 class Suspect(NamedTuple):
-    """A wrong rule. hint: what was done, and what should be; outputs: computes what it gives, by name."""
+    """A wrong rule. hint: what was done and what is right; outputs: computes what it gives, by name."""
 
     rule: str
     hint: str
@@ -29,12 +31,12 @@ class Suspect(NamedTuple):
 
 
 def unchanged(output: str, array: np.ndarray) -> np.ndarray:
-    """What is computed is what is given."""
+    """Return the array as it was computed."""
     return array
 
 
 def scaled(factor: Callable[[str], float]) -> Seen:
-    """Outputs times a factor, by their name."""
+    """Multiply outputs by a factor that depends on their name."""
 
     def seen(output: str, array: np.ndarray) -> np.ndarray:
         by = factor(output)
@@ -44,10 +46,10 @@ def scaled(factor: Callable[[str], float]) -> Seen:
 
 
 def suspect(rule: str, hint: str, case: Case, seen: Seen = unchanged) -> Suspect:
-    """The rule that a right computation of `case`, an altered one, follows."""
+    """The suspect whose results are the right results of `case`, which is an altered case."""
     return Suspect(rule, hint, lambda: {name: seen(name, array) for name, array in run(case).items()})
 
 
 def altered(case: Case, inputs: Mapping[str, np.ndarray] | None = None, **settings: Any) -> Case:
-    """The case with some inputs and settings exchanged."""
+    """The case with some inputs and settings replaced."""
     return replace(case, inputs=case.inputs | dict(inputs or {}), settings={**case.settings, **settings})

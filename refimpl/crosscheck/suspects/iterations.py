@@ -10,12 +10,13 @@ from refimpl.crosscheck.golden.names import is_gradient
 from refimpl.crosscheck.suspects.contract import Seen, Suspect, altered, scaled, suspect
 
 _NETWORKS = ("network", "cross_entropy")
-_RATES = ("eta", "alpha", "beta", "delta", "eta_prox", "eta_phi", "eta_theta")  # of steps along a gradient
+# Settings that are rates of steps along a gradient.
+_RATES = ("eta", "alpha", "beta", "delta", "eta_prox", "eta_phi", "eta_theta")
 _WEIGHTS = ("rho", "rho_l1", "rho_l2")
 
 
 def summed_loss(case: Case) -> Iterator[Suspect]:
-    """The sum over the batch instead of the mean: N times the gradient, hence N times the rates."""
+    """The loss is the sum over the batch instead of the mean, which is like N times the rates."""
     count = _batch(case)
     if count < 2:
         return
@@ -28,17 +29,17 @@ def summed_loss(case: Case) -> Iterator[Suspect]:
 
 
 def _batch(case: Case) -> int:
-    """Samples over which a loss is the mean; 0 where there is no loss."""
+    """The number of samples over which a loss is the mean; 0 if there is no loss."""
     if "batches" in case.inputs:
         return int(case.inputs["batches"].shape[-1])
     return int(case.inputs["labels"].shape[-1]) if "labels" in case.inputs else 0
 
 
 def _faster(case: Case, count: int) -> dict[str, Any]:
-    """Settings with which `count` g + lam (w - v) is followed: the rates times it, lam divided by it."""
+    """Settings that step along `count` g + lam (w - v): rates times `count`, lam divided by it."""
     if case.kind in _NETWORKS:
         return {}
-    own = "beta" if case.settings.get("method") == "pfedme" else ""  # its beta mixes models
+    own = "beta" if case.settings.get("method") == "pfedme" else ""  # whose beta mixes models
     rates = [key for key in _RATES if key in case.settings and key != own]
     changed = {key: case.settings[key] * count for key in rates}
     changed |= {"lam": case.settings["lam"] / count} if "lam" in case.settings else {}
@@ -46,7 +47,7 @@ def _faster(case: Case, count: int) -> dict[str, Any]:
 
 
 def _server(case: Case, factor: float) -> dict[str, Any]:
-    """Settings with which the server of Algorithm 1 steps along `factor` g, through the same prox."""
+    """Settings that make the server of Algorithm 1 step along `factor` g, with the same prox."""
     if case.kind != "algorithm":
         return {}
     schedule, penalty = case.settings["schedule"], case.settings["penalty"]
@@ -58,17 +59,17 @@ def _server(case: Case, factor: float) -> dict[str, Any]:
 
 
 def lambda_factor(case: Case) -> Iterator[Suspect]:
-    """Twice or half of lambda in the gradient of (lambda/2) ||w - v||^2, or everywhere."""
+    """Lambda is doubled or halved in the gradient of (lambda/2) ||w - v||^2, or everywhere."""
     lam = case.settings.get("lam", 0.0)
     if not lam:
         return
     for factor, done in ((2.0, "twice lambda"), (0.5, "half of lambda")):
         hint = f"{done} in the proximal term's gradient; that of (lambda/2) ||w - v||^2 is lambda (w - v)"
         changed = altered(case, lam=lam * factor)
-        if case.settings.get("method") == "pfedme":  # lam is also in the step of w
+        if case.settings.get("method") == "pfedme":  # lam is also a factor in the step of w
             changed = altered(changed, eta=case.settings["eta"] / factor)
         if case.kind == "algorithm":
-            local = altered(changed, **_server(case, 1 / factor))  # whose server knows lambda
+            local = altered(changed, **_server(case, 1 / factor))  # the server uses the right lambda
             yield suspect("lambda vs lambda/2", hint, local, _of_g(1 / factor))
             hint = f"{done}, in the local problem and in g = lambda (md - mean)"
         yield suspect("lambda vs lambda/2", hint, changed)
@@ -81,12 +82,12 @@ def lambda_factor(case: Case) -> Iterator[Suspect]:
 
 
 def _of_g(factor: float) -> Seen:
-    """A round's g times the factor, all else as it is."""
+    """Multiply a round's g by the factor, and leave other outputs as they are."""
     return scaled(lambda output: factor if output.endswith(".g") else 1.0)
 
 
 def prox_weight(case: Case) -> Iterator[Suspect]:
-    """The step taken for the weight of the penalty, or left out."""
+    """The prox confuses its step with the penalty's weight, or leaves the step out."""
     penalty = case.settings.get("penalty", {})
     weights = [key for key in _WEIGHTS if key in penalty]
     if not weights:

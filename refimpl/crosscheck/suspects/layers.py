@@ -19,7 +19,7 @@ from refimpl.nn.chain import chain_shape
 
 
 def transposed_weight(case: Case) -> Iterator[Suspect]:
-    """Weights whose two channel axes are equally long: an exchange goes unnoticed by shapes."""
+    """Weights are transposed, which shapes do not reveal if both channel axes are equally long."""
     square = {name: weight.ndim for name, weight in _weights(case) if weight.shape[0] == weight.shape[1]}
     for name, axes in square.items():
         layout = "(out, in)" if axes == 2 else "(out, in, height, width)"
@@ -35,7 +35,7 @@ def _transposed(case: Case, names: Sequence[str]) -> tuple[Case, Seen]:
 
 
 def flipped_kernel(case: Case) -> Iterator[Suspect]:
-    """Kernels turned by 180 degrees."""
+    """Kernels are turned by 180 degrees."""
     for name, weight in _weights(case):
         if math.prod(weight.shape[2:]) > 1:
             shown = name.removeprefix(PARAM)
@@ -54,18 +54,18 @@ def _weights(case: Case) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def relu_at_zero(case: Case) -> Iterator[Suspect]:
-    """Rectified units at exactly 0 moved to just above, where the derivative is 1."""
+    """Units that are exactly 0 before ReLU are moved to just above 0, where the derivative is 1."""
     for moved, where in _above_kinks(case):
         raised, done = altered(case, moved), f"the derivative of ReLU{where} at 0 was taken as"
         hint = f"{done} 1; it is 0 (pass on where y > 0, not y >= 0)"
         yield suspect("ReLU'(0)", hint, raised)
-        if case.kind != "algorithm":  # whose outputs are behind several steps
+        if case.kind != "algorithm":  # the outputs of these come after several steps
             hint = f"{done} 1/2; it is 0 (pass on where y > 0, nothing where y = 0)"
             yield Suspect("ReLU'(0)", hint, partial(_mean_of, case, raised))
 
 
 def _above_kinks(case: Case) -> Iterator[tuple[Arrays, str]]:
-    """Inputs with which no unit is exactly 0; where layers and gates have such units, also of one of them."""
+    """Inputs with which no unit is exactly 0, in layers and gates, and also in only one of the two."""
     if case.kind == "relu":
         yield {"x": _raised(case.inputs["x"])}, ""
     biases = [name for name in case.inputs if name.endswith(".bias") and ".gate.fc2." not in name]
@@ -80,7 +80,7 @@ def _above_kinks(case: Case) -> Iterator[tuple[Arrays, str]]:
 
 
 def _mean_of(one: Case, other: Case) -> Arrays:
-    """Halfway between two computations: exact where no path goes through two kinks, as in one gradient."""
+    """The mean of two computations, which is exact if no path goes through two kinks, as in one gradient."""
     outputs, others = run(one), run(other)
     return {
         name: array if array.dtype == np.bool_ else (array + others[name]) / array.dtype.type(2)
@@ -96,7 +96,7 @@ HINT_TIE = "a channel with d = 0 was left on; a tie is off (on iff d > 0)"
 
 
 def tie_of_gate(case: Case) -> Iterator[Suspect]:
-    """Gates whose d is exactly 0 moved to just above, by a bias or, in every step anew, by noise."""
+    """Gates whose d is exactly 0 are moved to just above 0, by a bias or by noise in every step."""
     moved = {}
     for name, bias in _second_layers(case).items():
         if name.endswith(".bias"):
@@ -111,18 +111,18 @@ def tie_of_gate(case: Case) -> Iterator[Suspect]:
             f"{NOISE}{_gate_of(name)}": np.full((*_samples(case), len(bias) // 2), TINY, dtype=case.dtype)
             for name, bias in moved.items()
         }
-        noisy = {**case.settings["gating"], "mode": "gumbel"}  # as `hard`, but for d + noise in place of d
+        noisy = {**case.settings["gating"], "mode": "gumbel"}  # like `hard`, with d + noise in place of d
         yield suspect("tie rule", HINT_TIE, altered(case, noise, gating=noisy))
 
 
 def _samples(case: Case) -> tuple[int, ...]:
-    """Steps and samples for which a gate decides: the shape of its noise, but for the channels."""
+    """The steps and samples for which a gate decides: the shape of its noise without the channels."""
     indices = case.inputs.get("batches", case.inputs.get("labels"))
     return case.inputs["x"].shape[:1] if indices is None else indices.shape
 
 
 def tie_of_pool(case: Case) -> Iterator[Suspect]:
-    """Windows with equal maxima, in all layers that pool; for a pool alone, the last of them raised."""
+    """The last of equal maxima wins, in all layers that pool; a pool alone gets its last maximum raised."""
     hint = "of equal maxima in a window the last got the gradient; the first gets it"
     if case.kind == "max_pool2d":
         x = case.inputs["x"]
@@ -135,7 +135,7 @@ def tie_of_pool(case: Case) -> Iterator[Suspect]:
 
 
 def _last_wins(layers: Description) -> Description:
-    """The layers with the other rule in their pools."""
+    """The layers, with the other rule in their pools."""
     changed = copy.deepcopy(layers)
     for entry in changed:
         if entry["type"] == "max_pool2d":
@@ -149,7 +149,7 @@ RULE_MASK = "mask before/after ReLU"
 
 
 def mask_and_relu(case: Case) -> Iterator[Suspect]:
-    """The mask on the other side of ReLU: the other gate gradient."""
+    """The mask is applied on the other side of ReLU, which gives the other gate gradient."""
     gating = case.settings.get("gating", {"mode": "none"})
     if gating["mode"] == "soft" and case.kind in ("gated", "network"):
         hint = "the mask was applied before ReLU; the outputs of a block's layers are those without it"
@@ -165,7 +165,7 @@ def mask_and_relu(case: Case) -> Iterator[Suspect]:
 
 
 def _masked_inside(case: Case) -> Arrays:
-    """Soft masks from the first layer of every body on: positive factors, which ReLU lets through."""
+    """Soft masks are applied after the first layer of each body; ReLU passes their positive factors on."""
     outputs = run(case)
     for block in _gated_blocks(case.settings["layers"]):
         mask = outputs[f"forward.{block['gate']['name']}.mask"]
@@ -190,7 +190,7 @@ def _over_pixels(mask: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 
 def logit_order(case: Case) -> Iterator[Suspect]:
-    """The gates' logits exchanged in pairs, or read as two halves; they stand where they stood."""
+    """The gates' logits are exchanged in pairs, or read as two halves, but stored in the same places."""
 
     def exchanged(rows: np.ndarray) -> np.ndarray:
         return rows.reshape(-1, 2, *rows.shape[1:])[:, ::-1].reshape(rows.shape)
@@ -209,7 +209,7 @@ def logit_order(case: Case) -> Iterator[Suspect]:
 
 
 def _with_logits(case: Case, names: Sequence[str], rearrange: Rearrange) -> tuple[Case, Seen]:
-    """The gates' second layers rearranged, and the way back, which also the logits of networks go."""
+    """The gates' second layers are rearranged, and their outputs and logits are arranged back."""
     changed, seen = rearranged(case, dict.fromkeys(names, rearrange))
     logits = {f"forward.{_gate_of(name)}.logits" for name in names}
 
@@ -222,12 +222,12 @@ def _with_logits(case: Case, names: Sequence[str], rearrange: Rearrange) -> tupl
 
 
 def _second_layers(case: Case) -> Arrays:
-    """Weights and biases that give the gates' logits."""
+    """The weights and biases that compute the gates' logits."""
     return {name: array for name, array in case.inputs.items() if ".gate.fc2." in name}
 
 
 def _gate_of(parameter: str) -> str:
-    """`conv3.gate` of `param.conv3.gate.fc2.bias`."""
+    """The gate's name in a parameter's: `conv3.gate` in `param.conv3.gate.fc2.bias`."""
     return parameter.removeprefix(PARAM).rpartition(".fc2.")[0]
 
 
@@ -235,7 +235,7 @@ HINT_VARIANCE = "the variance of {0} was divided by n - 1; batch normalisation d
 
 
 def unbiased_variance(case: Case) -> Iterator[Suspect]:
-    """Batch normalisation by the unbiased variance, which another eps and scale express exactly."""
+    """Batch normalisation uses the unbiased variance; another eps and scale express this exactly."""
     if case.kind == "batch_norm2d":
         count = case.inputs["x"].size // case.inputs["x"].shape[1]
         yield _unbiased(case, "weight", count, "the batch", eps=_eps(case.settings["eps"], count))
@@ -250,7 +250,7 @@ def unbiased_variance(case: Case) -> Iterator[Suspect]:
 
 
 def _unbiased(case: Case, weight: str, count: int, whose: str, **settings: Any) -> Suspect:
-    """With the scale narrowed, of which the gradient in the scale itself is as much narrower."""
+    """The outputs with the scale reduced; the gradient of the scale is reduced by the same factor."""
     by, gradient = math.sqrt((count - 1) / count), f"grad.{weight.removeprefix(PARAM)}"
     scale = case.inputs[weight]
     changed = altered(case, {weight: (scale * by).astype(scale.dtype)}, **settings)
@@ -259,5 +259,5 @@ def _unbiased(case: Case, weight: str, count: int, whose: str, **settings: Any) 
 
 
 def _eps(eps: float, count: int) -> float:
-    """var n/(n-1) + eps = n/(n-1) (var + this)."""
+    """The eps for which n/(n-1) (var + eps) is var n/(n-1) + the given eps."""
     return eps * (count - 1) / count

@@ -1,7 +1,7 @@
-"""Parameters whose entries are read in another order: what is computed, and how it is written down.
+"""Parameters whose entries are read in another order than they are stored in.
 
-Who reads a weight in another order than it is stored in writes its gradient, and every vector of iterates,
-in the order in which it is stored. Source: mathematics.md §2.2, §5 (groups of entries of phi). Derived.
+A program that does so still writes gradients and vectors of iterates in the order of storage. Source:
+mathematics.md §2.2, §5 (groups of entries of phi). Derived.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 from refimpl.crosscheck.golden.case import PARAM, Arrays, Case
 from refimpl.crosscheck.suspects.contract import Seen, altered
 
-Rearrange = Callable[[np.ndarray], np.ndarray]  # of a parameter, to one of the same shape
+Rearrange = Callable[[np.ndarray], np.ndarray]  # from a parameter to a rearranged one of the same shape
 
 
 def rearranged(case: Case, moves: Mapping[str, Rearrange]) -> tuple[Case, Seen]:
-    """The case with some inputs rearranged, and the way back for its outputs."""
+    """The case with some inputs rearranged, and a function that arranges its outputs back."""
     orders = {name: _order(case.inputs[name], rearrange) for name, rearrange in moves.items()}
     back = {f"grad.{name.removeprefix(PARAM)}": np.argsort(order) for name, order in orders.items()}
     whole = np.argsort(_vector_order(case, orders))
@@ -33,7 +33,7 @@ def rearranged(case: Case, moves: Mapping[str, Rearrange]) -> tuple[Case, Seen]:
 
 
 def _order(array: np.ndarray, rearrange: Rearrange) -> np.ndarray:
-    """For every entry of the rearranged array, which it was before."""
+    """For every entry of the rearranged array, its index before."""
     return rearrange(np.arange(array.size).reshape(array.shape)).ravel()
 
 
@@ -42,7 +42,7 @@ def _taken(array: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def _vector_order(case: Case, orders: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The same for a vector of all parameters; empty where a case has none."""
+    """The same for a vector of all parameters; empty if a case has no such vector."""
     parts, start = [np.empty(0, dtype=np.int64)], 0
     for name, shape in case.settings.get("parameters", []):
         size = math.prod(shape)
@@ -52,7 +52,7 @@ def _vector_order(case: Case, orders: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _groups(case: Case, whole: np.ndarray) -> Arrays:
-    """The groups of a penalty, which hold the entries they held, wherever these are now."""
+    """The groups of a penalty, which hold the same entries at their new places."""
     if "indices" not in case.inputs:
         return {}
     offset = case.settings["backbone_size"]

@@ -1,7 +1,7 @@
-"""What a node sends back in one round of the methods MetaGater is compared with, on flat tensors.
+"""What a node returns in one round of the methods that MetaGater is compared with, on flat tensors.
 
-Each takes the server's point and the objectives of the node's batches, in the order drawn; each batch is
-used once.
+Each function takes the server's point and the objectives of the node's batches in the order in which they
+were drawn. Each batch is used once.
 
 Source: mathematics.md §10 and the papers named there.
 """

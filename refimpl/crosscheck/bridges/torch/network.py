@@ -27,7 +27,9 @@ from refimpl.nn.network import Network
 Entry = Mapping[str, Any]
 Shape = tuple[int, ...]
 Noise = Mapping[str, Tensor]
-Watch = Callable[[str, Tensor], None]  # told the name and value of what is computed, in order of execution
+Watch = Callable[
+    [str, Tensor], None
+]  # called with the name and value of each result, in the order of execution
 
 
 class GatedNetwork(nn.Module):
@@ -53,7 +55,7 @@ class GatedNetwork(nn.Module):
         wanted = {name: ("phi" if name.startswith(gates) else "theta") in train for name in shapes}
         for name, shape in shapes.items():
             _put(self, name, nn.Parameter(torch.zeros(shape), wanted[name]))
-        # Which entries of w want a gradient.
+        # Which entries of w need a gradient.
         self.trained = torch.cat([torch.full((math.prod(shapes[name]),), wanted[name]) for name in shapes])
 
     def forward(self, x: Tensor, noise: Noise | None = None, watch: Watch | None = None) -> Tensor:
@@ -70,7 +72,7 @@ class GatedNetwork(nn.Module):
         return x
 
     def _layer(self, entry: Entry, x: Tensor, noise: Noise, watch: Watch) -> Tensor:
-        """One layer's output."""
+        """The output of one layer."""
         if entry["type"] == "gated":
             y = self._gated(entry, x, noise, watch)
         elif entry["type"] == "residual":
@@ -147,7 +149,7 @@ class GatedNetwork(nn.Module):
 
 
 def _unseen(name: str, value: Tensor) -> None:
-    """Nobody watches."""
+    """Watch nothing."""
 
 
 def gate_names(layers: Sequence[Entry]) -> Iterator[str]:

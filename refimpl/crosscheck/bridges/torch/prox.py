@@ -1,9 +1,9 @@
 """Proximal operators on tensors: prox_{step R}(v) = argmin_u R(u) + ||u - v||^2/(2 step).
 
-Each is written from the optimality condition or from another identity than the one the package uses where
-there is one: the l1 ball by bisection on its threshold, the l-infinity norm by Moreau's decomposition, the
+Each is written from its optimality condition or, where possible, from another identity than the package uses:
+the l1 ball by bisection on its threshold, the l-infinity norm by Moreau's decomposition, the
 simplex through the dual variable of its sum. All work in float64 and round once.
-A penalty is R with its weight, given as its prox and its value where that is finite.
+A penalty is R with its weight, as a prox and a value, which is needed only where R is finite.
 
 Source: mathematics.md §5; Parikh & Boyd 2014.
 """
@@ -23,18 +23,18 @@ Groups = Sequence[Tensor]  # indices of each group, int64
 
 
 class Penalty(NamedTuple):
-    """R by what is needed of it, on float64 tensors: prox(v, step), and value(u) where it is finite."""
+    """R as two functions on float64 tensors: prox(v, step), and value(u) where it is finite."""
 
     prox: Callable[[Tensor, float], Tensor]
     value: Callable[[Tensor], Tensor]
 
     def rounded_prox(self, v: Tensor, step: float) -> Tensor:
-        """The prox of v in any precision, worked out in float64."""
+        """The prox of v in any precision, computed in float64."""
         return self.prox(v.double(), step).to(v.dtype)
 
 
 def threshold(step: float, weight: float, rules: Rules) -> float:
-    """What a soft threshold takes off: step times weight."""
+    """What a soft threshold subtracts: step times weight."""
     return step * weight if rules.prox == "step-weight" else weight
 
 

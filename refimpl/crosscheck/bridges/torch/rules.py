@@ -1,7 +1,7 @@
-"""Where implementations of gated networks most often differ, as switches.
+"""Switches for the points in which implementations of gated networks most often differ.
 
-The defaults are what mathematics.md asks for. Every other value is a mistake somebody has made; tests set
-one at a time to see that the check of golden files catches it and names it.
+The defaults follow mathematics.md. Every other value is a usual mistake. Tests set one at a time, to see that
+the check of golden files finds the mistake and names it.
 """
 
 from __future__ import annotations

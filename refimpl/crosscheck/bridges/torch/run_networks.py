@@ -1,4 +1,4 @@
-"""Whole networks and iterations of golden files (`golden/levels/`), done by PyTorch."""
+"""Whole networks and iterations of golden files (`golden/levels/`), computed by PyTorch."""
 
 from __future__ import annotations
 

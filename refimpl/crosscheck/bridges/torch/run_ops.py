@@ -1,4 +1,4 @@
-"""Single operations of golden files (`golden/levels/ops.py`, `golden/levels/prox.py`), done by PyTorch."""
+"""Single operations of golden files (`golden/levels/ops.py`, `prox.py`), computed by PyTorch."""
 
 from __future__ import annotations
 

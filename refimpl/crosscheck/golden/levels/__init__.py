@@ -22,7 +22,7 @@ _MODULES = {
 def build_cases(
     level: str, seed: int = 0, dtype: str = "float64", models: Sequence[str] = NAMES, full: bool = False
 ) -> Iterator[Case]:
-    """The cases of a level or, for `all`, of all; `models` and `full` are for level `networks`."""
+    """The cases of a level, or of all levels for `all`; `models` and `full` apply to `networks`."""
     one_of("golden", "level", level, (*LEVELS, "all"))
     for name in LEVELS if level == "all" else (level,):
         if name == "networks":

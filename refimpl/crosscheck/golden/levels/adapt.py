@@ -25,7 +25,7 @@ OUTPUTS = ("before.logits", "stage1.w", "stage2.w", "after.logits")
 
 
 def cases(seed: int, dtype: str) -> Iterator[Case]:
-    """One and several steps, hard, ste and soft masks, with and without gates."""
+    """Cases with one and several steps, with hard, ste and soft masks, and without gates."""
     yield _case(seed, dtype, "hard", tiny(), Gating())
     yield _case(seed, dtype, "active", tiny(), Gating(gate_grad="active"))
     yield _case(seed, dtype, "ste-steps", tiny(), Gating("ste"), steps=3)

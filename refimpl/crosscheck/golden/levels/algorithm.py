@@ -34,7 +34,7 @@ from refimpl.nn.context import Gating
 from refimpl.nn.network import Network
 
 ROUNDS, NODES, STEPS, BATCH = 10, 3, 2, 4
-SIZES = (6, 9, 7)  # samples of the nodes
+SIZES = (6, 9, 7)  # numbers of samples of the nodes
 LAM, ETA, BETA = 2.0, 0.2, 0.2
 GROUP_LASSO = {"type": "group_lasso", "rho": 0.05}
 
@@ -49,7 +49,7 @@ _CASES: tuple[tuple[str, str, str, dict[str, Any] | None], ...] = (
 
 
 def cases(seed: int, dtype: str, rounds: int = ROUNDS) -> Iterator[Case]:
-    """Schedules, penalties and modes, `rounds` rounds each."""
+    """Cases for schedules, penalties and modes, each with `rounds` rounds."""
     for title, mode, schedule, penalty in _CASES:
         network = tiny(gated=penalty is not None)
         settings = network_settings(network, Gating(mode)) | {

@@ -45,7 +45,7 @@ METHODS: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 def cases(seed: int, dtype: str) -> Iterator[Case]:
-    """Every method on a network without gates; the meta-gradient ones also through soft gates."""
+    """Cases of every method without gates, and of the meta-gradient methods also with soft gates."""
     for method in METHODS:
         yield _case(seed, dtype, method, gated=False)
     for method in ("fedavg", "perfedavg", "maml"):

@@ -24,7 +24,7 @@ LAM, ETA = 1.5, 0.1
 
 
 def cases(seed: int, dtype: str) -> Iterator[Case]:
-    """Without gates, in every mode, and with a convolutional network."""
+    """Cases without gates, in every mode, and with a convolutional network."""
     yield _case(seed, dtype, "ungated", tiny(gated=False), Gating())
     for mode in MODES:
         yield _case(seed, dtype, mode, tiny(), Gating(mode))

@@ -22,7 +22,7 @@ BATCH = 3
 
 
 def cases(seed: int, dtype: str, models: Collection[str] = NAMES, full: bool = False) -> Iterator[Case]:
-    """Every model without gates, and in every mode and gate gradient."""
+    """Cases of every model without gates, and with every mode and gate gradient."""
     for name in models:
         yield network_case(seed, dtype, name, None, full)
         for mode in MODES:
@@ -35,7 +35,7 @@ def network_case(seed: int, dtype: str, name: str, gating: Gating | None, full: 
     network = model(name, gating is not None, full)
     title = f"{name}-{f'{gating.mode}-{gating.gate_grad}' if gating else 'ungated'}"
     draw = Draw(seed, title, dtype)
-    # A constant channel into batch normalisation would be divided by the square root of eps.
+    # Batch normalisation would divide a constant channel by the square root of eps.
     inputs = draw.params(network.layout, zeros=name != "residual")
     inputs["x"] = draw.normal(BATCH, *network.input_shape)
     inputs["labels"] = draw.labels(BATCH, classes=network.classes)

@@ -93,7 +93,7 @@ def _others(seed: int, dtype: str) -> Iterator[Case]:
 
 
 def _gated(seed: int, dtype: str, gating: Gating, note: str) -> Case:
-    """A gated convolution with ReLU and max-pooling: input (N, 3, 6, 4), output (N, 5, 3, 2)."""
+    """The case of a gated convolution with ReLU and max-pooling: (N, 3, 6, 4) -> (N, 5, 3, 2)."""
     title = f"gated-{gating.mode}-{gating.gate_grad}{note}"
     draw = Draw(seed, title, dtype)
     block = Gated(

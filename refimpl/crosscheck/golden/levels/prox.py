@@ -54,7 +54,7 @@ PENALTIES: tuple[dict[str, Any], ...] = (
 
 
 def cases(seed: int, dtype: str) -> Iterator[Case]:
-    """One for each penalty."""
+    """One case for each penalty."""
     for penalty in PENALTIES:
         draw = Draw(seed, penalty["type"], dtype)
         inputs = {"v": draw.normal(SIZE)}

@@ -24,7 +24,7 @@ _KINDS: dict[str, Callable[[Case], Arrays]] = {
 }
 
 
-# What a case that makes no sense may raise on its way; sizes that are too large, and nesting, included.
+# What a case that makes no sense may raise while it is computed, also because of its size or nesting.
 UNREADABLE = (
     LookupError,
     TypeError,
@@ -39,7 +39,7 @@ UNREADABLE = (
 def run(case: Case) -> Arrays:
     """The outputs of the case, in the order of `case.outputs`; scalars as arrays of shape ().
 
-    `DataError` where the case, which may come from anyone's file, does not make sense.
+    Raises `DataError` if the case, which may come from anyone's file, makes no sense.
     """
     one_of("golden", "kind of case", case.kind, tuple(_KINDS))
     try:
@@ -53,5 +53,5 @@ def run(case: Case) -> Arrays:
 
 
 def _of_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Masks stay masks; losses, which are summed in float64, get the dtype of the case."""
+    """Convert losses, which are summed in float64, to the dtype of the case; masks stay masks."""
     return array if array.dtype == np.bool_ else array.astype(dtype, copy=False)

@@ -1,4 +1,4 @@
-"""Gated blocks and networks, every activation and gradient noted. Source: mathematics.md §2. Derived."""
+"""Compute gated blocks and networks, and record their arrays. Source: mathematics.md §2. Derived."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ BOTH = ("theta", "phi")
 
 
 def gated(case: Case) -> Arrays:
-    """A chain without a loss: backward from the given dy."""
+    """Run a chain without a loss; the backward pass begins with the given dy."""
     return _through(case, lambda y, notes: case.inputs["dy"])
 
 
 def network(case: Case) -> Arrays:
-    """A chain with cross-entropy on its logits."""
+    """Run a chain with cross-entropy on its logits."""
 
     def loss_gradient(logits: np.ndarray, notes: Arrays) -> np.ndarray:
         dlogits = np.empty_like(logits)
@@ -35,7 +35,7 @@ def network(case: Case) -> Arrays:
 
 
 def _through(case: Case, loss_gradient: Callable[[np.ndarray, Arrays], np.ndarray]) -> Arrays:
-    """Forward, then backward from the gradient that `loss_gradient` gives for the last output."""
+    """Run forward, then backward from the gradient that `loss_gradient` gives for the last output."""
     notes: Arrays = {}
     layers = watched(build(case.settings["layers"]), case.settings["layers"], notes)
     params, context = case.params(), context_of(case, case.named(NOISE))
@@ -48,6 +48,6 @@ def _through(case: Case, loss_gradient: Callable[[np.ndarray, Arrays], np.ndarra
 
 
 def context_of(case: Case, noise: Arrays, train: tuple[str, ...] = BOTH) -> Context:
-    """The case's gating with the given noise."""
+    """The gating of the case, with the given noise."""
     settings: dict[str, Any] = case.settings["gating"]
     return Context(Gating(**settings), train, noise)

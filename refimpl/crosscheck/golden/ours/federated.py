@@ -1,4 +1,4 @@
-"""Local problems, rounds, adaptation and baselines on given batches: the methods themselves do the work.
+"""Local problems, rounds, adaptation and baselines on given batches, computed by the methods themselves.
 
 Source: mathematics.md §3, §4, §6, §10. Derived.
 """
@@ -45,7 +45,7 @@ class GivenBatches:
     size: int = 1
 
     def draw(self, rng: np.random.Generator, count: int) -> Iterable[Objective]:
-        """The first `count` of them."""
+        """The first `count` batches."""
         return self.objectives[:count]
 
 
@@ -57,14 +57,14 @@ def _start(case: Case) -> tuple[Network, np.ndarray]:
 def _objectives(
     case: Case, network: Network, x: np.ndarray, labels: np.ndarray, noise: Arrays
 ) -> Iterator[NetworkObjective]:
-    """One for each batch: x (S, B, ...), labels (S, B), noise (S, B, K) by gate."""
+    """An objective for each batch: x (S, B, ...), labels (S, B), noise (S, B, K) by gate."""
     for s in range(len(x)):
         context = context_of(case, {gate: array[s] for gate, array in noise.items()})
         yield NetworkObjective(network, x[s], labels[s], context)
 
 
 def local(case: Case) -> Arrays:
-    """Loss, gradient and iterate of every step; the iterate after s steps is that of a solve of s steps."""
+    """Loss, gradient and iterate of every step; iterate s is the result of a solve with s steps."""
     network, centre = _start(case)
     lam, eta = case.settings["lam"], case.settings["eta"]
     batches = list(_objectives(case, network, case.inputs["x"], case.inputs["labels"], case.named(NOISE)))
@@ -88,7 +88,7 @@ _SCHEDULES: dict[str, Callable[[float], accel.Schedule]] = {
 
 
 def algorithm(case: Case) -> Arrays:
-    """md, g, x, xag of every round; g is what the server forms from the nodes' mean."""
+    """md, g, x and xag of every round; the server computes g from the nodes' mean."""
     network, w = _start(case)
     settings, phi = case.settings, network.layout.phi
     solver = LocalSettings(settings["lam"], settings["eta"], settings["steps"])
@@ -114,7 +114,7 @@ def _nodes(case: Case) -> range:
 
 
 def _node_task(case: Case, network: Network, k: int, node: int) -> GivenBatches:
-    """Node `node`'s batches of round k (from 0)."""
+    """The batches of node `node` in round k (counted from 0)."""
     chosen = case.inputs["batches"][k, node]
     x, labels = case.inputs[f"node{node}.x"][chosen], case.inputs[f"node{node}.labels"][chosen]
     noise = {gate: array[k, node] for gate, array in case.named(NOISE).items()}
@@ -127,14 +127,14 @@ def _mean_answer(method: Method, point: np.ndarray, tasks: Sequence[GivenBatches
 
 
 def _mean(rows: np.ndarray) -> np.ndarray:
-    """Uniform mean, as the server takes it."""
+    """The uniform mean, as the server computes it."""
     mean = np.empty_like(rows[0])
     vector.mean_of_rows(rows, np.full(len(rows), 1 / len(rows)), mean)
     return mean
 
 
 def adaptation(case: Case) -> Arrays:
-    """Both stages; stage I alone is an adaptation whose second rate is zero."""
+    """Both stages; stage I alone is an adaptation with a second rate of zero."""
     network, w = _start(case)
     gating = Gating(**case.settings["gating"])
     rates = {key: case.settings[key] for key in ("eta_phi", "eta_theta", "steps", "lam")}
@@ -167,7 +167,7 @@ _NUMBERS = ("eta", "eps", "alpha", "beta", "delta", "inner_steps", "lam", "eta_p
 
 
 def baseline(case: Case) -> Arrays:
-    """One round: the nodes' answers and the server's new model."""
+    """One round: the answers of the nodes and the new model of the server."""
     network, w = _start(case)
     numbers = {key: case.settings[key] for key in _NUMBERS if key in case.settings}
     method = _METHODS[case.settings["method"]](**numbers)

@@ -1,4 +1,4 @@
-"""What a case must hold before compiled code sees it: files come from anyone, and kernels check nothing."""
+"""Check the inputs of a case before compiled code gets them, because files may come from anyone."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from refimpl.nn.chain import chain_parameters, chain_shape
 from refimpl.nn.layers import Layer
 
 COUNTS = ("nodes", "rounds", "steps", "inner_steps", "prox_steps")
-MOST = 1000  # of each; files of `golden make` have ten at most
+MOST = 1000  # most repetitions of each; files of `golden make` have at most ten
 
 
 def check_case(case: Case) -> None:
     """Raise `DataError` unless the inputs have the dtypes and shapes that the case's settings imply.
 
-    Nothing may be repeated so often that the check would not end.
-    `run` puts the case's name before what is said.
+    Numbers of repetitions are limited, so that the check comes to an end. `run` adds the case's name to
+    messages.
 
-    Networks that train (`local`, `algorithm`, `adapt`, `baseline`) check their parameters, batches and
-    labels themselves, and penalties their groups: of these only the dtype is looked at here.
+    Networks that train (`local`, `algorithm`, `adapt`, `baseline`) check their parameters, batches and labels
+    themselves, and penalties check their groups. Of these only the dtype is checked here.
     """
     for name in COUNTS:
         count = case.settings.get(name, 0)
@@ -44,7 +44,7 @@ def check_case(case: Case) -> None:
 
 
 def _check_chain(case: Case, layers: Sequence[Layer], own: str, input_shape: tuple[int, ...]) -> None:
-    """Parameters, x, and what stands beside the output; `own` is what the parameters' names begin with."""
+    """Check parameters, x, and arrays shaped like the output; parameters' names begin with `own`."""
     for parameter in chain_parameters(layers):
         name = parameter.name.removeprefix(own) if own else f"param.{parameter.name}"
         _expect(case, name, parameter.shape, case.dtype)
@@ -61,7 +61,7 @@ def _check_chain(case: Case, layers: Sequence[Layer], own: str, input_shape: tup
 
 
 def _check_labels(case: Case, logits: tuple[int, ...]) -> None:
-    """One for each row of the logits (N, classes), and among the classes."""
+    """Check that each row of the logits (N, classes) has a label, which is one of the classes."""
     _expect(case, "labels", logits[:1], "int64")
     labels = case.inputs["labels"]
     if not labels.size or labels.min() < 0 or labels.max() >= logits[1]:
@@ -69,7 +69,7 @@ def _check_labels(case: Case, logits: tuple[int, ...]) -> None:
 
 
 def _expect(case: Case, name: str, shape: tuple[int | None, ...], dtype: str) -> tuple[int, ...]:
-    """The shape of an input, which must be of the dtype and of this shape; None stands for any length."""
+    """Check an input's dtype and shape, in which None stands for any length; returns its shape."""
     array = case.inputs[name]
     fits = array.ndim == len(shape) and all(
         wanted in (None, got) for wanted, got in zip(shape, array.shape, strict=True)

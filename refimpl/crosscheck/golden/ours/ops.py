@@ -1,4 +1,4 @@
-"""Single operations: a layer alone, forward and backward. Source: mathematics.md §2.1-§2.4. Derived."""
+"""Compute single operations: one layer, forward and backward. Source: mathematics.md §2.1-§2.4. Derived."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from refimpl.crosscheck.golden.describe import PLAIN, POOLS
 from refimpl.kernels.loss import softmax_cross_entropy
 from refimpl.nn.layers import Back, BatchNorm2d, Conv2d, Flow, Layer, Linear
 
-NAME = "op"  # of the layer, before `.weight` and `.bias`
+NAME = "op"  # the layer's name, before `.weight` and `.bias`
 LAYERS = (*PLAIN, *POOLS, "conv2d", "linear", "batch_norm2d")
 
 
 def layer_of(case: Case) -> Layer:
-    """The layer of a case of one of the kinds `LAYERS`."""
+    """The layer of a case whose kind is one of `LAYERS`."""
     settings: Any = case.settings
     if case.kind in PLAIN:
         plain: Layer = PLAIN[case.kind]()
@@ -35,7 +35,7 @@ def layer_of(case: Case) -> Layer:
 
 
 def layer(case: Case) -> Arrays:
-    """y and all gradients of a layer alone; a `mask` of the inputs closes channels of y."""
+    """y and all gradients of a single layer; the input `mask`, if there is one, closes channels of y."""
     own = layer_of(case)
     params = {f"{NAME}.{key}": case.inputs[key] for key in ("weight", "bias") if key in case.inputs}
     grads = {name: np.full_like(array, np.nan) for name, array in params.items()}
@@ -47,7 +47,7 @@ def layer(case: Case) -> Arrays:
 
 
 def cross_entropy(case: Case) -> Arrays:
-    """Mean loss and its gradient in the logits."""
+    """The mean loss and its gradient with respect to the logits."""
     logits = case.inputs["logits"]
     dlogits = np.empty_like(logits)
     loss = softmax_cross_entropy(logits, case.inputs["labels"], dlogits)

@@ -36,7 +36,7 @@ def penalty_of(case: Case, size: int) -> operators.Penalty:
     """The case's penalty on vectors of `size` entries."""
     table = case.settings["penalty"]
     one_of("golden", "penalty", table["type"], (*_SIMPLE, *_GROUPED))
-    power = table.get("step_power", 1)  # another one is a mistake, whose consequences are to be computed
+    power = table.get("step_power", 1)  # another power is a deliberate mistake, to compute what it leads to
     own = _named(case, table, size)
     return own if power == 1 else _OtherStep(own, power)
 

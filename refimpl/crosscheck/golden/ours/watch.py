@@ -1,6 +1,6 @@
-"""Twins of layers that note what passes through them, forward and backward.
+"""Copies of layers that record what passes through them, forward and backward.
 
-The chain runs them as it runs the layers themselves: what is noted is what training computes.
+The chain runs them like the layers themselves, so they record what training computes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from refimpl.nn.layers import Back, Flow, Layer, Mask
 
 
 def watched(layers: Sequence[Layer], description: Description, notes: Arrays) -> tuple[Layer, ...]:
-    """Twins of the layers, noting under the names of the description (`names.py`)."""
+    """Copies of the layers that record under the names of the description (`names.py`)."""
     return tuple(_twin(layer, entry, notes) for layer, entry in zip(layers, description, strict=True))
 
 
@@ -38,12 +38,12 @@ def _twin(layer: Any, entry: dict[str, Any], notes: Arrays) -> Layer:
 
 
 def _rebuilt(spec: Any, kind: type, changed: dict[str, Any]) -> Any:
-    """The frozen specification as an instance of `kind`, a class derived from its own."""
+    """The frozen specification as an instance of `kind`, a subclass of its own class."""
     return kind(**{field.name: getattr(spec, field.name) for field in fields(spec)} | changed)
 
 
 def _layer_class(kind: Any, name: str, notes: Arrays) -> type:
-    """A class of layers like `kind` that note their output and its gradient."""
+    """A subclass of `kind` whose layers record their output and its gradient."""
 
     class Watched(kind):
         def forward(self, params: Parameters, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, Any]:
@@ -62,7 +62,7 @@ def _layer_class(kind: Any, name: str, notes: Arrays) -> type:
 
 
 def _gate_class(notes: Arrays) -> type:
-    """A class of gates that note every step of a decision, and the gradient in the mask."""
+    """A subclass whose gates record every step of a decision, and the gradient of the mask."""
 
     class WatchedGate(ChannelGate):
         def decide(self, params: Parameters, x: np.ndarray, reads: Mask, context: Context) -> GateCache:
@@ -71,7 +71,7 @@ def _gate_class(notes: Arrays) -> type:
             steps = {
                 "summary": cache.summary,
                 "hidden": cache.hidden,
-                "logits": linear.forward(cache.hidden, *second),  # a decision keeps their difference only
+                "logits": linear.forward(cache.hidden, *second),  # a decision keeps only their difference
                 "mask": cache.mask,
             }
             notes.update({f"forward.{self.name}.{step}": array for step, array in steps.items()})
@@ -87,7 +87,7 @@ def _gate_class(notes: Arrays) -> type:
 
 
 def _seen(dy: np.ndarray, mask: Mask) -> np.ndarray:
-    """dy with zeros where a layer does not look."""
+    """dy with zeros at the entries that a layer does not read."""
     if mask is None:
         return dy
     groups = dy.reshape(*mask.shape, -1)
