@@ -100,7 +100,7 @@ def test_a_file_that_cannot_be_written_is_one_line(measured, monkeypatch, refimp
     asked = replay(monkeypatch, measured)
     code, out, err = refimpl("bench", "--smallest", "--out", "nowhere/bench.json", "-q")
     assert (code, out, err.count("\n"), asked) == (app.WRONG_USE, "", 1, [])  # before it measures
-    assert "nowhere/bench.json: expected a file in a folder" in err
+    assert "nowhere/bench.json: expected a file in an existing folder" in err
 
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -71,5 +71,5 @@ def test_what_it_prints_begins_again(refimpl, tmp_path, name):
     assert refimpl("train", *FEW, "--rounds", 60, "--local-steps", 1, "--out", "run", "-q")[0] == 0
     args = BEGINS_AGAIN[name]
     said = interrupted(args, after=".")
-    assert f"the same command begins again: refimpl {' '.join(args)}" in said
+    assert f"to start over: refimpl {' '.join(args)}" in said
     assert not [path for path in (tmp_path / "run").rglob("*") if path.name.endswith(".tmp")]

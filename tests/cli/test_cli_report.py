@@ -325,5 +325,5 @@ def test_stopped_it_leaves_the_old_report_and_says_how_to_begin_again(refimpl, t
     monkeypatch.setattr(gather, "measure_node", interrupted)
     code, out, err = refimpl("report", "my run", "--quick", "-q")
     assert (code, out) == (app.INTERRUPTED, "")
-    assert "the same command begins again: refimpl report 'my run' --quick -q" in err
+    assert "to start over: refimpl report 'my run' --quick -q" in err
     assert page.read_bytes() == before

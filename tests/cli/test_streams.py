@@ -32,7 +32,7 @@ def shell(words: tuple[str, ...], redirection: str, folder: Path, **variables: s
 def test_a_full_stdout_is_one_line(tmp_path, words):
     code, err = shell(words, ">/dev/full", tmp_path)
     assert code == 2
-    assert err == "refimpl: standard output: cannot write: no space left on device; all else is done\n"
+    assert err == "refimpl: standard output: cannot write: no space left on device; everything else is done\n"
 
 
 def test_the_work_is_done_all_the_same(tmp_path):

@@ -27,9 +27,8 @@ from refimpl.nn.network import Network
 Entry = Mapping[str, Any]
 Shape = tuple[int, ...]
 Noise = Mapping[str, Tensor]
-Watch = Callable[
-    [str, Tensor], None
-]  # called with the name and value of each result, in the order of execution
+# A function that is called with the name and value of each result, in the order of execution.
+Watch = Callable[[str, Tensor], None]
 
 
 class GatedNetwork(nn.Module):
