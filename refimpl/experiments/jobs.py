@@ -1,7 +1,10 @@
 """Independent jobs over processes: deterministic, one display, stopped by one request.
 
-A job is told nothing while it works except to stop. So each worker has one pipe: whatever arrives on it
-during work means stop, and so does its end, when the parent is gone.
+The only message a job can get while it works is to stop. So each worker has one pipe: whatever arrives on it
+during work means stop, and so does the end of the pipe, which comes when the parent process has died.
+
+`concurrent.futures.ProcessPoolExecutor` is not used: its workers go on with their jobs when the parent is
+killed, it does not say how a worker died, and it has no channel for messages or for the request to stop.
 """
 
 from __future__ import annotations

@@ -37,6 +37,8 @@ _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 def toml_text(table: Mapping[str, Any]) -> str:
     """A flat table of str, int, float, bool and lists of them as TOML that `tomllib` reads back equal.
 
+    The package `tomli-w` is not used: it puts every item of a list on a line of its own, and writes tuples,
+    NumPy scalars and text that is not valid Unicode without complaint, so most of this would remain.
     Raises `ConfigError` for any other value (None, tuples, nested tables, NumPy scalars).
     """
     return "".join(f"{_toml_key(key)} = {_toml_value(key, value)}\n" for key, value in table.items())
