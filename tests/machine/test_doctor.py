@@ -66,7 +66,7 @@ def test_wrong_strided_convolutions_fail(monkeypatch, name):
     assert "stride 2" in detail
 
 
-LAYERS = list(formulas.held("float32"))
+LAYERS = list(formulas.comparisons("float32"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
