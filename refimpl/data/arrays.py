@@ -133,6 +133,6 @@ def _classes(path: Path, labels: NDArray[np.int64]) -> int:
         first = next(i for i, label in enumerate(present) if label != i)
         raise DataError(
             f"{path}: expected labels 0, 1, 2, ... without a gap, found {present[first]} where {first} "
-            "was due; store numpy.unique(y, return_inverse=True)[1]"
+            "was expected; store numpy.unique(y, return_inverse=True)[1]"
         )
     return len(present)

@@ -69,7 +69,7 @@ def _fetch_one(name: str, download: Download, target: Path, progress: Progress |
             return target
         except (OSError, http.client.HTTPException, DataError) as error:
             problems.append(f"{address}: {_reason(error)}")
-    raise DataError(f"fetch: {target.name} could not be had: {'; '.join(problems)}")
+    raise DataError(f"fetch: {target.name} could not be downloaded: {'; '.join(problems)}")
 
 
 def _make_folder(folder: Path) -> None:

@@ -135,14 +135,14 @@ def _header(file: IO[bytes], entry: zipfile.ZipInfo) -> Header:
     lead = file.read(8)
     width = 2 if lead[6:7] == b"\1" else 4
     if lead[:6] != _MAGIC or lead[6:7] not in (b"\1", b"\2", b"\3"):
-        raise DamageError("a member that is no array")
+        raise DamageError("a member that is not an array")
     length = int.from_bytes(file.read(width), "little")
     if not 2 <= length <= _HEADER_LIMIT:
         raise DamageError(f"an array with a header of {length} bytes")
     header = _parse(file.read(length).decode("latin-1"))
     found = entry.file_size - 8 - width - length
     if header.size != found:
-        raise DamageError(f"an array that claims {_short(header.size)} bytes, {found} are there")
+        raise DamageError(f"an array that claims {_short(header.size)} bytes but has {found}")
     return header
 
 
@@ -151,7 +151,7 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any]:
         header = _header(file, entry)
         content = bytearray(file.read(header.size + 1))  # one more byte: zipfile compares the checksum
     if len(content) != header.size:
-        raise DamageError(f"an array that claims {header.size} bytes, {len(content)} are there")
+        raise DamageError(f"an array that claims {header.size} bytes but has {len(content)}")
     return np.ndarray(header.shape, header.dtype, content, order="F" if header.fortran else "C")
 
 

@@ -80,7 +80,7 @@ def _visible(letter: str) -> str:
 def check_new(path: Path, force: bool) -> None:
     """Raise `InputError` if `path` exists and `--force` was not given."""
     if os.path.exists(path) and not force:
-        raise InputError(f"{path}: is there already; --force replaces it")
+        raise InputError(f"{path}: exists already; --force replaces it")
 
 
 def write_whole(path: Path, content: bytes) -> None:
