@@ -1,4 +1,4 @@
-"""Benchmark of what skipping channels is worth in seconds: every candidate is checked, then timed.
+"""Measure how many seconds skipping channels saves: every candidate is checked, then timed.
 
 This room holds what an installed package can run by itself: cases, the float64 oracle, interleaved
 timing, machine peaks, this package's kernels and programs, and NumPy as a baseline. The comparison with

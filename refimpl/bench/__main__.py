@@ -9,7 +9,7 @@ from refimpl.bench.process import Event, emit, pin
 
 
 def main() -> None:
-    """Pin, then import and measure."""
+    """Confine the process to its cores, and only then import the libraries and measure."""
     parser = argparse.ArgumentParser(prog="python -m refimpl.bench")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--smallest", action="store_true")

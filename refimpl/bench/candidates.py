@@ -1,4 +1,4 @@
-"""Programs that claim to compute a case, and the two every installation has: this package and NumPy."""
+"""Programs that compute a case; every installation has two of them, this package and NumPy."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ NUMPY = "numpy + BLAS"
 class Candidate(NamedTuple):
     """A program to check and to time.
 
-    run: what is timed; arrays: what a run returned, as arrays in PyTorch's layout; skips: whether closed
-    channels are left out; own: the right result, if it computes something else (a net without gates).
+    run: the function that is timed; arrays: converts its result to arrays in PyTorch's layout; skips: whether
+    closed channels are left out; own: the right result, if the program computes something else than the case
+    (a network without gates).
     """
 
     name: str
@@ -91,7 +92,7 @@ def _our_linear(case: Case, data: LayerData) -> Candidate:
 
 
 def numpy_blas(case: Case, data: LayerData) -> Candidate:
-    """Matrix products by NumPy's BLAS (of unfolded windows for a convolution), the mask multiplied on."""
+    """Matrix products by NumPy's BLAS (for a convolution of unfolded windows), multiplied by the mask."""
     return (_numpy_linear if case.geometry.linear else _numpy_conv)(case, data)
 
 

@@ -39,7 +39,7 @@ class Geometry(NamedTuple):
 
     @property
     def label(self) -> str:
-        """As in tables: `64->128@8x8`, `784->100`."""
+        """The name in tables: `64->128@8x8`, `784->100`."""
         where = "" if self.linear else f"@{self.size}x{self.size}"
         return f"{self.channels}->{self.filters}{where}"
 
@@ -61,7 +61,7 @@ LINEARS = (linear(784, 100), linear(2048, 10))
 
 @dataclass(frozen=True)
 class Case:
-    """One pass of one layer; `off`: share of output channels closed in every sample, others per sample."""
+    """One pass of one layer; `off`: share of output channels closed, different ones in each sample."""
 
     geometry: Geometry
     pass_: str
@@ -71,7 +71,7 @@ class Case:
 
     @property
     def open_filters(self) -> int:
-        """Output channels that take part, the same number in every sample."""
+        """The number of open output channels, the same in every sample."""
         return self.geometry.filters - nearest(self.off, self.geometry.filters)
 
     @property
@@ -86,7 +86,7 @@ class Case:
 
     @property
     def terms(self) -> int:
-        """Length of the longest sum behind one result."""
+        """Number of terms of the longest sum that makes up one result."""
         g = self.geometry
         return {
             "forward": g.channels * g.kernel**2,
@@ -96,7 +96,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        """As in progress lines and tables."""
+        """The name in progress lines and tables."""
         return f"{self.pass_} {self.geometry.label} batch {self.batch} off {self.off:.0%} {self.dtype}"
 
 
@@ -132,7 +132,7 @@ def grid(
     shares: Iterable[float],
     dtype: str = "float32",
 ) -> list[Case]:
-    """All passes of all geometries; no input gradient for the first layer, which needs none."""
+    """All passes of all geometries, except the input gradient of the first layer, which needs none."""
     return [
         Case(geometry, pass_, batch, off, dtype)
         for geometry in geometries

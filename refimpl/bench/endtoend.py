@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from refimpl.bench.candidates import OURS, Candidate
-from refimpl.bench.layers import Row, measure, timed_columns
+from refimpl.bench.layers import Row, timed_rows
 from refimpl.bench.oracle import Arrays, Reference, length
 from refimpl.bench.programs import SEED, Adaptation, Inference, Program, Round
 from refimpl.bench.timing import Effort
@@ -27,7 +27,7 @@ from refimpl.rng import SeedTree
 
 # Float32 against float64 over a whole program, in the norm of what changed: rounding of a layer
 # (oracle.rounding, about 1e-5) and the rare sample whose ReLU or pooling decides otherwise. That changes few
-# entries, but those by much: the largest error would tell which decisions were close, not who is right.
+# entries, but by much: the largest error would show which decisions were close, not which program is wrong.
 # A step that is 1 % too long is wrong by 0.01, a wrong sign by 1 or more.
 TOLERANCE = 2e-3
 
@@ -97,7 +97,7 @@ def program_reference(program: Program) -> Reference:
 
 
 def executed_flops(program: Program) -> float:
-    """FLOPs this package executes; gates are constant, so one evaluation of each kind tells."""
+    """FLOPs that this package executes; gates are constant, so one run is enough to know them."""
     if isinstance(program, Round):
         (_, record) = _round(program, 1, "float32", readable=False).run()
         return float(record.flops)
@@ -111,7 +111,7 @@ def executed_flops(program: Program) -> float:
 
 
 def dense_flops(program: Program) -> float:
-    """FLOPs of the same program on the network without gates; one stage of adaptation is then left."""
+    """FLOPs of the same program on the network without gates, whose adaptation has one stage only."""
     network = program.model.network
     if isinstance(program, Round):
         work, times = dense_work(network, program.batch, ("theta",)), program.nodes * program.steps
@@ -123,26 +123,17 @@ def dense_flops(program: Program) -> float:
 
 
 def time_program(program: Program, makers: Iterable[ProgramMaker], threads: int, effort: Effort) -> list[Row]:
-    """One row for each candidate that has this program; a refused one has `refused` instead of times."""
+    """One row for each candidate that can run this program; a refused one has `refused` instead of times."""
     made = [candidate for make in makers if (candidate := make(program, threads)) is not None]
-    timings, errors, refused = measure(made, program_reference(program), effort)
-    executed, dense = executed_flops(program), dense_flops(program)
     facts: Row = {
         "program": program.label,
         "kind": type(program).__name__.lower(),
         "model": program.model.label,
         "off": program.model.off if program.model.gates else None,
         "threads": threads,
-        "dense_flops": dense,
+        "dense_flops": dense_flops(program),
     }
-    skips = {candidate.name: candidate.skips for candidate in made}
-    rows = [
-        facts
-        | {"candidate": name, "error": errors[name]}
-        | timed_columns(timing, executed if skips[name] else dense)
-        for name, timing in timings.items()
-    ]
-    return rows + [facts | {"candidate": name, "refused": why} for name, why in refused.items()]
+    return timed_rows(facts, made, program_reference(program), executed_flops(program), effort)
 
 
 INSTALLED: tuple[ProgramMaker, ...] = (ours,)

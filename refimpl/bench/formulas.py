@@ -1,6 +1,6 @@
-"""What layers without a readable twin should give: their formulas in NumPy and float64, beside what they do.
+"""Layers that have no second, readable kernel, compared with their formulas in NumPy and float64.
 
-Written without the kernels they judge. Closed channels are zero, and nothing comes back through them.
+The formulas do not use the kernels they judge. Closed channels are zero and pass no gradient back.
 Source: mathematics.md §2.1 (pools, activations), §2.4 (loss), §5 (proximal operators); Ioffe & Szegedy 2015
 (batch normalisation). Derived: the backward passes.
 """
@@ -24,8 +24,8 @@ SHAPE = (4, 5, 9, 19)  # of sizes that no vector divides
 GROUP_SIZES = (3, 17, 1, 40)
 
 
-class Held(NamedTuple):
-    """A layer's results beside those of its formula, and the terms of the longest sum behind one of them."""
+class Comparison(NamedTuple):
+    """A layer's results, those of its formula, and the number of terms of the longest sum in any of them."""
 
     name: str
     got: Arrays
@@ -33,8 +33,8 @@ class Held(NamedTuple):
     terms: int
 
 
-def held(dtype: str) -> Iterator[Held]:
-    """Every layer there is a formula for, on normal data of `dtype` with a third of the channels closed."""
+def comparisons(dtype: str) -> Iterator[Comparison]:
+    """Every layer that has a formula, on normal data of `dtype` with a third of the channels closed."""
     rng = np.random.default_rng(0)
     x, mask = rng.standard_normal(SHAPE).astype(dtype), rng.random(SHAPE[:2]) > 1 / 3
     formulas: tuple[tuple[str, Layer, Callable[[np.ndarray, np.ndarray], Passes]], ...] = (
@@ -53,7 +53,7 @@ def held(dtype: str) -> Iterator[Held]:
         dx = layer.backward(dy, cache, {}, {}, Back(dy_mask=mask))
         assert dx is not None
         wanted = [_masked(array, mask) for array in formula(x.astype(float), dy.astype(float))]
-        yield Held(name, {"y": y, "dx": dx}, dict(zip(("y", "dx"), wanted, strict=True)), x[0, 0].size)
+        yield Comparison(name, {"y": y, "dx": dx}, dict(zip(("y", "dx"), wanted, strict=True)), x[0, 0].size)
     yield batch_norm(x, rng)
     yield cross_entropy(dtype, rng)
     yield from proximal(dtype, rng)
@@ -71,7 +71,7 @@ def _windows(x: np.ndarray, size: int, stride: int) -> np.ndarray:
 
 
 def _send_back(x: np.ndarray, dy: np.ndarray, shares: np.ndarray, size: int, stride: int) -> np.ndarray:
-    """dx like x: every dy in shares (N,C,P,Q,size*size) to the pixels of its window."""
+    """dx, shaped like x: every dy is spread over the pixels of its window by `shares` (N,C,P,Q,size*size)."""
     dx, (rows, cols) = np.zeros_like(x), dy.shape[2:]
     for at in range(size * size):
         i, j = divmod(at, size)
@@ -80,27 +80,27 @@ def _send_back(x: np.ndarray, dy: np.ndarray, shares: np.ndarray, size: int, str
 
 
 def max_pool(x: np.ndarray, dy: np.ndarray, size: int, stride: int) -> Passes:
-    """Largest of each window; dy to the first of the largest."""
+    """The largest value of each window; dy goes to the first pixel that has it."""
     windows = _windows(x, size, stride)
     first = np.arange(size * size) == windows.argmax(axis=-1)[..., None]
     return windows.max(axis=-1), _send_back(x, dy, first, size, stride)
 
 
 def average_pool(x: np.ndarray, dy: np.ndarray, size: int, stride: int) -> Passes:
-    """Mean of each window; dy in equal shares."""
+    """The mean of each window; dy is spread in equal shares."""
     windows = _windows(x, size, stride)
     shares = np.full(windows.shape, 1 / size**2)
     return windows.mean(axis=-1), _send_back(x, dy, shares, size, stride)
 
 
 def global_pool(x: np.ndarray, dy: np.ndarray) -> Passes:
-    """Mean of each channel; dy in equal shares."""
+    """The mean of each channel; dy is spread in equal shares."""
     shares = np.ones_like(x) / (x.shape[2] * x.shape[3])
     return (x * shares).sum(axis=(2, 3)), dy[:, :, None, None] * shares
 
 
-def batch_norm(x: np.ndarray, rng: np.random.Generator) -> Held:
-    """Statistics of the batch; gradients of scale, shift and input."""
+def batch_norm(x: np.ndarray, rng: np.random.Generator) -> Comparison:
+    """Normalisation by the statistics of the batch, and the gradients of scale, shift and input."""
     layer, dtype = BatchNorm2d("norm", x.shape[1]), x.dtype
     weight, bias = rng.standard_normal((2, x.shape[1])).astype(dtype)
     dy = rng.standard_normal(x.shape).astype(dtype)
@@ -122,10 +122,10 @@ def batch_norm(x: np.ndarray, rng: np.random.Generator) -> Held:
         "db": dwide.sum(axes),
     }
     got = {"y": y, "dx": dx, "dw": grads["norm.weight"], "db": grads["norm.bias"]}
-    return Held("batch normalisation", got, wanted, x.size // x.shape[1])
+    return Comparison("batch normalisation", got, wanted, x.size // x.shape[1])
 
 
-def cross_entropy(dtype: str, rng: np.random.Generator) -> Held:
+def cross_entropy(dtype: str, rng: np.random.Generator) -> Comparison:
     """Mean of -log softmax at the labels, and its gradient."""
     logits, labels = 5 * rng.standard_normal((7, 10)).astype(dtype), rng.integers(0, 10, 7)
     dlogits = np.empty_like(logits)
@@ -134,11 +134,11 @@ def cross_entropy(dtype: str, rng: np.random.Generator) -> Held:
     log_softmax = wide - np.logaddexp.reduce(wide, axis=1, keepdims=True)
     hit = np.arange(10) == labels[:, None]
     wanted = {"loss": -log_softmax[hit].mean(), "dlogits": (np.exp(log_softmax) - hit) / len(labels)}
-    return Held("cross-entropy", {"loss": np.array(loss), "dlogits": dlogits}, wanted, logits.shape[1])
+    return Comparison("cross-entropy", {"loss": np.array(loss), "dlogits": dlogits}, wanted, logits.shape[1])
 
 
-def proximal(dtype: str, rng: np.random.Generator) -> Iterator[Held]:
-    """Soft thresholds, entry by entry and group by group: some vanish, some do not."""
+def proximal(dtype: str, rng: np.random.Generator) -> Iterator[Comparison]:
+    """Soft thresholds by entry and by group; some entries and groups become zero, others do not."""
     v, step, rho = rng.standard_normal(sum(GROUP_SIZES)).astype(dtype), 0.5, 1.0
     wide, ends = v.astype(float), np.cumsum(GROUP_SIZES)[:-1]
     parts = np.split(wide, ends)
@@ -154,4 +154,4 @@ def proximal(dtype: str, rng: np.random.Generator) -> Iterator[Held]:
     for penalty, (name, right) in zip(penalties, wanted.items(), strict=True):
         out = np.empty_like(v)
         penalty.prox(v, step, out)
-        yield Held(name, {"u": out}, {"u": right}, max(GROUP_SIZES))
+        yield Comparison(name, {"u": out}, {"u": right}, max(GROUP_SIZES))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from refimpl.bench.candidates import Candidate, Maker
@@ -16,7 +16,7 @@ Row = dict[str, Any]  # one candidate on one case, as in the JSON file
 def measure(
     candidates: Iterable[Candidate], wanted: Reference, effort: Effort
 ) -> tuple[dict[str, Timing], dict[str, float], dict[str, str]]:
-    """Timings and errors of the candidates whose result is right, and why others were refused."""
+    """Timings and errors of the candidates whose result is right, and why the others were refused."""
     errors: dict[str, float] = {}
     refused: dict[str, str] = {}
     runs: dict[str, Callable[[], Any]] = {}
@@ -31,21 +31,31 @@ def measure(
 
 
 def time_case(case: Case, makers: Iterable[Maker], effort: Effort) -> list[Row]:
-    """One row for each candidate that has this case; a refused one has `refused` instead of times."""
+    """One row for each candidate that can run this case; a refused one has `refused` instead of times."""
     data = layer_data(case)
     made = [candidate for make in makers if (candidate := make(case, data)) is not None]
-    timings, errors, refused = measure(made, reference(case, data), effort)
-    skips = {candidate.name: candidate.skips for candidate in made}
+    return timed_rows(_facts(case), made, reference(case, data), case.flops, effort)
+
+
+def timed_rows(
+    facts: Row, candidates: Sequence[Candidate], wanted: Reference, executed: float, effort: Effort
+) -> list[Row]:
+    """`facts` with what was measured of each candidate, or with the reason why it was refused.
+
+    executed: FLOPs of a candidate that skips closed channels; others execute `facts["dense_flops"]`.
+    """
+    timings, errors, refused = measure(candidates, wanted, effort)
+    skips = {candidate.name: candidate.skips for candidate in candidates}
     rows = [
-        _facts(case, name)
-        | timed_columns(timing, case.flops if skips[name] else case.dense_flops)
-        | {"error": errors[name]}
+        facts
+        | {"candidate": name, "error": errors[name]}
+        | _timed_columns(timing, executed if skips[name] else facts["dense_flops"])
         for name, timing in timings.items()
     ]
-    return rows + [_facts(case, name) | {"refused": why} for name, why in refused.items()]
+    return rows + [facts | {"candidate": name, "refused": why} for name, why in refused.items()]
 
 
-def timed_columns(timing: Timing, flops: float) -> Row:
+def _timed_columns(timing: Timing, flops: float) -> Row:
     """A timing as columns, with the rate at which `flops` were executed."""
     return timing._asdict() | {
         "noise": timing.noise,
@@ -54,9 +64,8 @@ def timed_columns(timing: Timing, flops: float) -> Row:
     }
 
 
-def _facts(case: Case, name: str) -> Row:
+def _facts(case: Case) -> Row:
     return {
-        "candidate": name,
         "layer": case.geometry.label,
         "channels": case.geometry.channels,
         "pass": case.pass_,

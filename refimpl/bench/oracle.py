@@ -1,7 +1,7 @@
-"""The right answer in float64: convolution as a matrix product of unfolded windows, masks multiplied on.
+"""The right answer in float64: convolution as a matrix product of unfolded windows, multiplied by the masks.
 
-Written with NumPy alone, so that it shares no code with the kernels it judges.
-Source: mathematics.md §2.1, §2.3b. Derived (im2col); a test holds it to the readable kernels.
+It is written with NumPy alone, so that it shares no code with the kernels it judges.
+Source: mathematics.md §2.1, §2.3b. Derived (im2col); a test compares it with the readable kernels.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What this machine can do: the best dense matrix product available, and the tile out of registers.
+"""The peak speed of this machine: the best dense matrix product, and the micro-kernel in registers.
 
-Each is checked before it is timed. The figures are per core: threads are pinned by `process`.
+Each is checked before it is timed. The figures are for one core, to which `process` confines the process.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ TERMS, DISTINCT, BLOCKS = 1024, 32, 64
 def tile_peak(dtype: str, effort: Effort) -> Peak:
     """The micro-kernel on operands in the first-level cache: its accumulators never leave registers.
 
-    `BLOCKS` tiles of `TERMS` terms each; the terms go round `DISTINCT` vectors, so that nothing but the
-    arithmetic and its loads is measured.
+    There are `BLOCKS` tiles of `TERMS` terms each; the terms repeat `DISTINCT` vectors, so that only the
+    arithmetic and its loads are measured.
     """
     width, rows = TILE_VECTORS * VECTOR_BYTES // np.dtype(dtype).itemsize, TILE_ROWS * BLOCKS
     rng = np.random.default_rng(0)

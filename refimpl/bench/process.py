@@ -1,7 +1,7 @@
-"""Measurements run in a process of their own, whose libraries are told at start how many threads to use.
+"""Run measurements in a child process that is started with the number of threads its libraries may use.
 
-Thread counts of BLAS and OpenMP libraries are read when they are loaded; some (XLA) only look at the cores
-the process may run on. So the child is given both, and speaks with its parent in JSON lines.
+BLAS and OpenMP libraries read their thread count when they are loaded; some (XLA) only look at the cores
+that the process may run on. So the child gets both, and sends its results to the parent as JSON lines.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Event = tuple[str, Any]  # kind, value
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
-HERE = str(Path(__file__).parents[2])  # where this package lies: the child must find the same one
+HERE = str(Path(__file__).parents[2])  # the folder of this package: the child must import the same one
 
 
 def cores() -> list[int]:
-    """The cores this process may use, as far as the system tells."""
+    """The cores this process may use, as far as the system says."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
@@ -41,15 +41,15 @@ def pin(threads: int) -> None:
 
 
 def emit(events: Iterable[Event]) -> None:
-    """The child's side: events as JSON lines on stdout."""
+    """In the child: print events as JSON lines on stdout."""
     for event in events:
         print(json.dumps(event), flush=True)
 
 
 def listen(module: str, arguments: Sequence[str], threads: int) -> Iterator[Event]:
-    """The parent's side: run `python -m module --threads N arguments` and yield its events as they come.
+    """In the parent: run `python -m module --threads N arguments` and yield its events as they come.
 
-    Raises `RefimplError` with the last line of its complaint if the child fails.
+    Raises `RefimplError` with the last line of the child's error output if the child fails.
     """
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
     environment["PYTHONPATH"] = os.pathsep.join([HERE, *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -1,4 +1,4 @@
-"""Whole programs to be timed: a round of MetaGater, an adaptation, an inference, as plain numbers.
+"""Whole programs to be timed, described by plain numbers: a round of MetaGater, an adaptation, an inference.
 
 A program's data, starting point and mini-batches are arrays, so that any framework can compute the same
 thing; `endtoend` runs them with this package.
@@ -37,13 +37,13 @@ class Model:
 
     @cached_property
     def network(self) -> Network:
-        """The layers."""
+        """The network itself."""
         makers: dict[str, Callable[..., Network]] = {"mlp": zoo.mlp, "cnn3": zoo.cnn3, "digits": zoo.digits}
         return makers[self.kind](gates=self.gates)
 
     @property
     def label(self) -> str:
-        """As in tables: `cnn3`, `cnn3, conv3 75% off`."""
+        """The name in tables: `cnn3`, `cnn3, conv3 75% off`."""
         return f"{self.kind}, {'+'.join(self.gates)} {self.off:.0%} off" if self.gates else self.kind
 
     def parameters(self, dtype: str = "float32") -> np.ndarray:
@@ -85,7 +85,7 @@ class Round:
 
     @property
     def label(self) -> str:
-        """As in tables."""
+        """The name in tables."""
         fixed = ", phi fixed" if self.model.gates and "phi" not in self.train else ""
         return f"round {self.model.label}{fixed}, {self.nodes} nodes x {self.steps} steps x {self.batch}"
 
@@ -101,7 +101,7 @@ class Round:
 
     @property
     def penalty(self) -> prox.Penalty:
-        """h."""
+        """The penalty h: a group lasso on the gates, or nothing without gates."""
         network, phi = self.model.network, self.model.network.layout.phi
         if not network.gates:
             return prox.Zero()
@@ -119,7 +119,7 @@ class Adaptation:
 
     @property
     def label(self) -> str:
-        """As in tables."""
+        """The name in tables."""
         return f"adaptation {self.model.label}, {self.support} samples"
 
 
@@ -132,7 +132,7 @@ class Inference:
 
     @property
     def label(self) -> str:
-        """As in tables."""
+        """The name in tables."""
         return f"inference {self.model.label}, batch {self.batch}"
 
 

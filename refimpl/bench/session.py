@@ -25,7 +25,7 @@ SECTIONS = ("peaks", "kernels", "end_to_end", "interpreter", "memory")
 
 
 class Plan(NamedTuple):
-    """What a session measures, by whom, and how long."""
+    """What a session measures, with which candidates, and for how long."""
 
     cases: list[Case]
     programs: list[Program]
@@ -58,7 +58,7 @@ def play(plan: Plan) -> Iterator[Event]:
 
 
 def gather(events: Iterable[Event]) -> Results:
-    """The results as they go into the JSON file."""
+    """The results in the form of the JSON file."""
     results: Results = {"schema": SCHEMA, "machine": {}} | {section: [] for section in SECTIONS}
     for kind, value in events:
         if kind == "machine":
@@ -69,5 +69,5 @@ def gather(events: Iterable[Event]) -> Results:
 
 
 def refused(results: Results) -> list[str]:
-    """Why candidates were not timed; empty when all were right."""
+    """The reasons why candidates were not timed; empty if all results were right."""
     return [row["refused"] for section in SECTIONS for row in results.get(section, ()) if "refused" in row]

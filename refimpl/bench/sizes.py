@@ -1,4 +1,4 @@
-"""How much is measured: the smoke test, what `refimpl bench` does, and the whole grid."""
+"""How much is measured: by the smoke test, by `refimpl bench`, and in the whole grid."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def gated(off: float) -> Model:
 
 
 def smallest_programs() -> list[Program]:
-    """One of each kind, as small as they get."""
+    """One program of each kind, as small as possible."""
     model = Model("digits", ("conv2",), 0.5)
     return [
         Round(model, nodes=2, steps=2, batch=3, samples=5),

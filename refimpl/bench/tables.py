@@ -34,7 +34,7 @@ def duration(seconds: float) -> str:
 
 
 def layer_table(results: Results) -> Table:
-    """A line per case: our time and rate, what it is of our dense time, and others relative to ours."""
+    """A line per case: our time and rate, our time as a share of the dense one, and others' times."""
     cases = pivot(results["kernels"], CASE)
     others = other_names(cases.values())
     header = ["layer", "pass", "batch", "off", "MFLOP", OURS, "GFLOP/s", "of dense", *others]
@@ -75,7 +75,7 @@ def program_table(results: Results) -> Table:
 
 
 def peak_table(results: Results) -> Table:
-    """What the machine can do."""
+    """The peak speeds of the machine."""
     header = ["peak of one core", "type", "size", "GFLOP/s"]
     return header, [
         [peak["name"], peak["dtype"], str(peak["size"]), f"{peak['gflops']:.3g}"] for peak in results["peaks"]

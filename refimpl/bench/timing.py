@@ -74,12 +74,12 @@ def _sample(run: Run, calls: int, clock: Callable[[], float]) -> float:
 
 
 def interleave(runs: Mapping[str, Run], effort: Effort) -> dict[str, Timing]:
-    """Time every run; each round starts with another one, so that none is always behind the same."""
+    """Time every run; each round starts with another one, so that none always follows the same one."""
     clock, names = CLOCKS[effort.clock], list(runs)
     samples: dict[str, list[float]] = {name: [] for name in names}
     with _without_garbage_collection():
         calls = {}
-        for name in names:  # the first call warms up, the second says how many make a sample
+        for name in names:  # the first call warms up, the second shows how many calls make a sample
             runs[name]()
             once = max(_sample(runs[name], 1, time.perf_counter), 1e-7)
             calls[name] = max(1, math.ceil(effort.sample / once))
@@ -99,6 +99,6 @@ def _timing(samples: list[float], calls: int) -> Timing:
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """exp of the mean logarithm; NaN for nothing."""
+    """The exponential of the mean logarithm; NaN if there are no values."""
     logs = [math.log(value) for value in values]
     return math.exp(math.fsum(logs) / len(logs)) if logs else math.nan

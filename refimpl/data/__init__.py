@@ -1,7 +1,7 @@
-"""Readers, the embedded digits, and the partition of a data set into nodes.
+"""Read data sets, among them the embedded digits, and deal their samples to nodes.
 
-`load(name)` gives a `DataSet`, also of your own FILE.npz, `make_nodes(dataset, two_class(), seed)` its
-(training, target) nodes; `Node.split` makes a node of anyone's own arrays.
+`load(name)` gives a `DataSet`, also from your own FILE.npz; `make_nodes(dataset, two_class(), seed)` makes
+its (training, target) nodes; `Node.split` makes a node from your own arrays.
 """
 
 from refimpl.data.catalog import load

@@ -1,4 +1,4 @@
-"""Named files of a tar or zip archive, whatever packs the archive and whatever the archive is called."""
+"""Read named files of a tar or zip archive; the content decides how it is packed, not the name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _TAR_LIMIT = 1024 * 2**20  # bytes of a whole unpacked archive; CIFAR's are belo
 
 
 def read_members(archive: str | Path, wanted: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of the files called `wanted` (last part of the path, as `plain_name` has it), unpacked.
+    """Yield (name, unpacked content) of the files whose name, made plain by `plain_name`, is in `wanted`.
 
-    The archive is read in one pass. Of two files of one name the first counts; files the archive lacks do not
-    come. Raises `DataError` for a damaged archive.
+    The archive is read in one pass. Of two files with the same name the first counts; files that the archive
+    lacks are left out. Raises `DataError` for a damaged archive.
     """
     path, seen = Path(archive), set[str]()
     for inside, data in _members(path, wanted):

@@ -1,4 +1,4 @@
-"""Anyone's own labelled arrays, from an .npz file."""
+"""A user's own labelled arrays, read from an .npz file."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def is_file_name(name: str) -> bool:
 def read_arrays(path: str | Path) -> DataSet:
     """The data set in an .npz file with arrays x and y, or x_train, y_train, x_test and y_test.
 
-    x (n, features), (n, H, W) or (n, C, H, W): bytes (uint8) are pixels and divided by 255, other numbers are
-    taken as they are, whole ones as float32. y (n,): whole numbers from 0, every class at least once.
-    Nothing is normalised: that would need statistics, and those of which samples is the user's to say.
+    x (n, features), (n, H, W) or (n, C, H, W): bytes (uint8) are pixels and divided by 255; other numbers are
+    taken as they are, whole numbers as float32. y (n,): whole numbers from 0, every class at least once.
+    Nothing is normalised: the user must decide from which samples the statistics would be taken.
     Raises `DataError`, in one line naming the file, for anything else; nothing in the file is executed.
     """
     path = Path(path)
@@ -54,7 +54,7 @@ def read_arrays(path: str | Path) -> DataSet:
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays with the names we know; their sizes are checked before any of them is unpacked."""
+    """The arrays with known names; their sizes are checked before any of them is unpacked."""
     try:
         names = _names(path, member_names(path))
         found = dict(read_members(path, LIMIT, names))
@@ -72,7 +72,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _names(path: Path, found: list[str]) -> tuple[str, ...]:
-    """The names of the arrays to read: x and y, or those of two parts."""
+    """The names of the arrays to read: x and y, or those of a training and a test part."""
     for names in (_WHOLE, _PARTS):
         if set(names) <= set(found):
             return names
@@ -133,6 +133,6 @@ def _classes(path: Path, labels: NDArray[np.int64]) -> int:
         first = next(i for i, label in enumerate(present) if label != i)
         raise DataError(
             f"{path}: expected labels 0, 1, 2, ... without a gap, found {present[first]} where {first} "
-            "was due; store numpy.unique(y, return_inverse=True)[1]"
+            "was expected; store numpy.unique(y, return_inverse=True)[1]"
         )
     return len(present)

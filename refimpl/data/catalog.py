@@ -1,4 +1,4 @@
-"""Data sets by name: where their files may lie, how they are read, and the constants they are normalised by.
+"""Data sets by name: where their files may be, how they are read, and the constants that normalise them.
 
 `digits` is part of the package. The others are looked for under one folder, given by `--data-dir` or the
 environment variable `REFIMPL_DATA`, which holds a folder per data set:
@@ -10,8 +10,8 @@ environment variable `REFIMPL_DATA`, which holds a folder per data set:
     cifar-100/   train, test (and meta), likewise; cifar-100-python or -binary as folder or .tar.gz
     omniglot/    images_background and images_evaluation, as .zip or as folders
 
-Files may be packed with gzip, xz, bzip2 or zip and archives may be tar or zip, which their content decides;
-`places` says under which other names and in which folders of folders they are found.
+Files may be packed with gzip, xz, bzip2 or zip, and archives may be tar or zip; their content decides which.
+`places` says under which other names and in which nested folders they are found.
 
 A name that ends in .npz is the path of a user's own arrays; see `arrays`.
 """
@@ -43,7 +43,7 @@ DIGIT_NAMES = tuple(str(digit) for digit in range(10))
 MNIST_MEAN, MNIST_STD = (0.1307,), (0.3081,)
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
-# Digits: no constants are published. These round numbers are fixed here and were fitted to nothing.
+# Digits: no constants are published. These are round numbers that were not fitted to the data.
 DIGITS_MEAN, DIGITS_STD = (0.3,), (0.4,)
 
 
@@ -145,10 +145,10 @@ def _cifar(
 
 
 def _contents(name: str, found: places.Found) -> Iterator[tuple[str, str, bytes]]:
-    """(name, place, content) of the files of a data set, in order or as they lie in their archive.
+    """Yield (name, place, content) of the files of a data set, in order or in that of their archive.
 
-    Loose files are read two at a time: xz takes seconds and lets other threads run. `DataError` if an archive
-    turns out to lack files without which the others do not serve.
+    Loose files are read two at a time: xz takes seconds and lets other threads run. Raises `DataError`
+    if an archive lacks files without which the others cannot be used.
     """
     form, seen = found.form, set[str]()
     if found.archived:

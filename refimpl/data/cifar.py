@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, "python version": batches of 32x32 colour images in pickles."""
+"""Read the "python version" of CIFAR-10 and CIFAR-100: batches of 32x32 colour images in pickles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, "binary version": records of label bytes and 3072 pixel bytes."""
+"""Read the "binary version" of CIFAR-10 and CIFAR-100: records of label bytes and 3072 pixel bytes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _COARSE = 20
 def parse_records(data: bytes, who: str, classes: int) -> Batch:
     """The batch in the bytes of a `.bin` file.
 
-    With `classes` 10 a record is label and pixels; with 100 it is coarse label, fine label and pixels, and
-    the fine one counts. Raises `DataError` starting with `who` unless the bytes are whole records, at
+    With `classes` 10 a record is a label and pixels; with 100 it is a coarse label, a fine label and pixels,
+    and the fine label is used. Raises `DataError` starting with `who` unless the bytes are whole records, at
     least one, with labels in range.
 
     Source: the format description published with CIFAR (Krizhevsky 2009); the six files this layout gives for

@@ -1,4 +1,4 @@
-"""A labelled set of small images, kept as the bytes it came as and normalised only where it is used."""
+"""A labelled set of small images, stored as the bytes that were read and normalised only when used."""
 
 from __future__ import annotations
 
@@ -13,16 +13,28 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from refimpl.errors import DataError, InputError
 
 
+def check_finite(who: str, what: str, samples: NDArray[Any]) -> None:
+    """Raise `DataError` naming `who` and the first position where `samples` are NaN or infinite."""
+    finite = np.isfinite(samples)
+    if finite.all():
+        return
+    position = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), samples.shape))
+    raise DataError(
+        f"{who}: {finite.size - int(finite.sum())} of {finite.size} {what} are NaN or infinite, "
+        f"the first at position {position}; remove or repair these samples"
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class DataSet:
     """Images (n, C, H, W) with labels y (n,) int64 from 0 to len(class_names) - 1.
 
-    Images are uint8, or of anyone's own data float32 or float64. A pixel v of channel c stands for the
+    Images are uint8; a user's own data may also be float32 or float64. A pixel v of channel c stands for the
     number (v / scale - mean[c]) / std[c]. The published training part comes first: samples 0 to
     n_train - 1. `note` says in words what a result should mention. float32 copies of bytes would take
-    four times the room (CIFAR-10: 737 MB), so only nodes hold those, through `x`. `folder` is where the files
-    were looked for, None for what is in the package. Raises `DataError` for arrays that do not fit together
-    and for NaN or infinite pixels.
+    four times the memory (CIFAR-10: 737 MB), so only nodes have such copies, made by `x`. `folder` is where
+    the files were looked for, None for data in the package. Raises `DataError` for arrays that do not belong
+    together and for NaN or infinite pixels.
 
     Source: mathematics.md §11.
     """
@@ -58,16 +70,8 @@ class DataSet:
             raise DataError(
                 f"{who}: mean and std need one number for each of {self.images.shape[1]} channels"
             )
-        self._check_finite(who)
-
-    def _check_finite(self, who: str) -> None:
-        finite = np.isfinite(self.images) if self.images.dtype != np.uint8 else np.True_
-        if not finite.all():
-            position = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), self.images.shape))
-            raise DataError(
-                f"{who}: {finite.size - int(finite.sum())} of {finite.size} pixels are NaN or infinite, "
-                f"the first at position {position}; remove or repair these samples"
-            )
+        if self.images.dtype != np.uint8:
+            check_finite(who, "pixels", self.images)
 
     @property
     def classes(self) -> int:
@@ -89,7 +93,7 @@ class DataSet:
     def x(self, index: ArrayLike | slice = slice(None), dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """Normalised images (m, C, H, W), C-contiguous, of the samples `index`, as float32 or float64.
 
-        Every value is computed in float64 and rounded once; for bytes, each of the 256 there are.
+        Every value is computed in float64 and rounded once (for bytes, once for each of the 256 values).
         """
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise InputError(f"DataSet.x: expected float32 or float64, got {np.dtype(dtype)}")
@@ -104,7 +108,7 @@ class DataSet:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all samples, of the numbers they stand for, and of their labels; the same everywhere."""
+        """SHA-256 of all samples, of their normalisation and of their labels; the same on every machine."""
         scales = [float(number) for number in (self.scale, *self.mean, *self.std)]
         kind = (self.images.dtype.name, self.shape, self.classes, scales)
         found = hashlib.sha256(repr(kind).encode())

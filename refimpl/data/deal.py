@@ -1,7 +1,8 @@
-"""How many samples of which class each node gets: tables of counts (nodes, classes) that fit the stock.
+"""Decide how many samples of each class a node gets, as tables of counts (nodes, classes).
 
-A partition is decided in two steps: these tables first, then which samples fill them. So sizes
-are exact, and nodes cannot overlap: every class is one pile, dealt out without putting back.
+A partition is made in two steps: these tables first, then the choice of samples that fill them. So sizes
+are exact, and nodes cannot overlap: the samples of a class are dealt out without putting any back. `stock`
+is the number of samples of each class in the data.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _JITTERS = (0.5, 0.5, 0.35, 0.35, 0.2, 0.2, 0.1, 0.1, 0.05, 0.0)
 def spread_sizes(smallest: int, largest: int, nodes: int, rng: np.random.Generator) -> Counts:
     """Sizes (nodes,) evenly spaced from `smallest` to `largest`, both attained, in random order.
 
-    Even spacing instead of independent draws: the range of the papers is hit exactly and the total is
-    the same for every seed, so whether it fits does not depend on luck.
+    Even spacing, unlike independent draws, gives exactly the range of the papers and the same total for every
+    seed, so that whether the data suffice does not depend on the seed.
     """
     sizes = np.rint(np.linspace(smallest, largest, nodes)).astype(np.int64)
     return rng.permutation(sizes)
@@ -34,12 +35,12 @@ def deal_classes(
 ) -> Counts:
     """Each node gets its size (nodes,) in equal shares from `classes_per_node` classes of `stock` (classes,).
 
-    Nodes are served from the largest to the smallest. Each takes the classes used least among its own kind
-    (training or target nodes) so far, so that both kinds see every class if they can; among those, the ones
-    with most samples left, after a random perturbation that makes the choice vary with the seed. If a deal
-    does not fit, weaker perturbations are tried, then none, then all again by samples left alone. No
-    class set is given both to one of the last `targets` nodes and to one of the others, as long as
-    exchanging one class avoids it. Raises `InputError` saying how many samples of which class are missing.
+    Nodes choose from the largest to the smallest. Each takes the classes used least so far by nodes of its
+    kind (training or target nodes), so that both kinds see every class if possible; among those, the classes
+    with most samples left, after a random perturbation that makes the choice depend on the seed. If the data
+    do not suffice, weaker perturbations are tried, then none, then the same again by samples left only. No
+    set of classes is given both to one of the last `targets` nodes and to one of the others, if exchanging
+    one class can avoid it. Raises `InputError` saying how many samples of which class are missing.
 
     Source: mathematics.md §11; the procedure is ours.
     """
@@ -91,12 +92,12 @@ def _choose(order: NDArray[np.intp], k: int, avoid: set[frozenset[int]]) -> list
 
 
 def deal_dirichlet(stock: Counts, sizes: Counts, alpha: float, rng: np.random.Generator) -> Counts:
-    """Each node draws class proportions from Dirichlet(alpha, ..., alpha) and gets its size in them.
+    """Each node draws class proportions from Dirichlet(alpha, ..., alpha) and gets its samples in them.
 
-    What a class no longer has is taken from the classes that have, in the node's proportions first and then
-    in those of the stock; so sizes are exact, at the price of proportions when the data runs low.
-    Small alpha: few classes a node; large alpha: all nodes alike. Raises `InputError` if the
-    sizes do not fit in all.
+    Samples that a class no longer has are taken from other classes, first in the node's proportions, then in
+    those of the stock; so sizes are exact, but proportions are not when the data run low. With a small alpha
+    a node has few classes, with a large alpha all nodes are alike. Raises `InputError` if the
+    sizes exceed the data in total.
 
     Source: Hsu, Qi & Brown 2019 (arXiv 1909.06335), with exact sizes; mathematics.md §11.
     """
@@ -118,7 +119,7 @@ def _fill(size: int, wish: NDArray[np.float64], left: Counts) -> Counts:
     while (need := size - int(counts.sum())) > 0:
         room = left - counts
         weight = np.where(room > 0, wish, 0.0)
-        if weight.sum() <= 1e-12:  # nothing wished for is left (or it underflowed): take from the stock
+        if weight.sum() <= 1e-12:  # no wanted class has samples left, or the weights underflowed
             weight = room.astype(np.float64)
         counts += np.minimum(_proportional(need, weight), room)
     return counts
@@ -145,7 +146,7 @@ def deal_iid(stock: Counts, sizes: Counts, rng: np.random.Generator) -> Counts:
 
 
 def fill_counts(y: NDArray[np.int64], counts: Counts, rng: np.random.Generator) -> list[NDArray[np.intp]]:
-    """Sample numbers for each node of `counts` (nodes, classes): every class shuffled and dealt out once."""
+    """Sample numbers for each node of `counts` (nodes, classes); each class is shuffled and dealt once."""
     piles: list[list[NDArray[np.intp]]] = [[] for _ in counts]
     for label in np.flatnonzero(counts.sum(axis=0)):
         pile = rng.permutation(np.flatnonzero(y == label))

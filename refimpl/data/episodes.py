@@ -27,7 +27,7 @@ def episode(
     """Node of one `ways`-way task: per class `shots` support, `queries` query and `tests` test samples.
 
     Classes are drawn at random out of `classes` (default: all) and renumbered 0 to ways - 1 in the order
-    drawn. For meta-training give `queries`; at a target, where what is left must be for
+    drawn. For meta-training give `queries`; at a target node, where the other samples must be for
     measurement only, give `tests` instead. Raises `InputError` if there are not enough classes
     with enough samples.
 

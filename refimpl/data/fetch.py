@@ -1,4 +1,4 @@
-"""Download of published data sets: resumable, checked, and never half a file under its final name."""
+"""Download published data sets: interrupted downloads continue; only checked files get their final name."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def fetch(
     downloads: Mapping[str, tuple[Download, ...]] = DOWNLOADS,
     source: str | None = None,
 ) -> list[Path]:
-    """Downloads what data set `name` lacks under `data_dir` (default: REFIMPL_DATA); returns its files.
+    """Download what data set `name` lacks under `data_dir` (default: REFIMPL_DATA); return its files.
 
     `source` is the address of a folder with the published files, instead of the official ones; the
     checksums stay the published ones.
 
-    Files that are there with the published bytes, or packed anew with the published content, are left alone;
-    one that is there with others is an error, never overwritten. An interrupted download is continued.
+    Existing files with the published bytes, or with the published content packed differently, are left alone;
+    an existing file with other content is an error and never overwritten. An interrupted download continues.
     Raises `InputError` for an unknown name and `DataError` naming address and file when no address delivers
     the right bytes.
     """
@@ -69,7 +69,7 @@ def _fetch_one(name: str, download: Download, target: Path, progress: Progress |
             return target
         except (OSError, http.client.HTTPException, DataError) as error:
             problems.append(f"{address}: {_reason(error)}")
-    raise DataError(f"fetch: {target.name} could not be had: {'; '.join(problems)}")
+    raise DataError(f"fetch: {target.name} could not be downloaded: {'; '.join(problems)}")
 
 
 def _make_folder(folder: Path) -> None:
@@ -80,7 +80,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _retrieve(address: str, part: Path, progress: Progress | None) -> None:
-    """Appends to `part` what it lacks; starts over if the server cannot continue where it ends."""
+    """Append the missing bytes to `part`; start over if the server cannot continue where it ends."""
     have = part.stat().st_size if part.exists() else 0
     try:
         response = _open(address, have)

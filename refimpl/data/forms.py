@@ -1,4 +1,4 @@
-"""The forms in which data sets are published: which files they consist of, and where those may lie."""
+"""The forms in which data sets are published: which files they consist of, and where these may be."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PACKINGS = (".gz", ".xz", ".bz2", ".zip", ".tar", ".tgz", ".txz", ".tbz", ".tbz
 
 
 def plain_name(name: str) -> str:
-    """A file's name without the endings of packers, in small letters, with `-idx` for MNIST's `.idx`.
+    """A file's name without the endings of packers, in lower case, with `-idx` for MNIST's `.idx`.
 
     Sites, browsers and unpackers change these parts of a name and leave the rest.
     """
@@ -24,10 +24,10 @@ def plain_name(name: str) -> str:
 class Form:
     """One published form of a data set.
 
-    folders, archive: where its files may lie under the data folder, in order of preference.
+    folders, archive: where its files may be under the data folder, in order of preference.
     train, test: files of the two parts. extra: files that help but are not needed (names of classes).
-    alone: files each of which can serve without all others.
-    unpacked: whether what is published as one file may be there as a folder of its name.
+    alone: files each of which can be used without all others.
+    unpacked: whether a folder may stand for a published file of the same name.
     others: plain names that other sites and unpackers give a folder or an archive of the files.
     """
 
@@ -42,23 +42,23 @@ class Form:
 
     @property
     def archives(self) -> tuple[str, ...]:
-        """The plain names an archive with all files may have; none where each file is an archive itself."""
+        """The plain names that an archive with all files may have; none if each file is an archive itself."""
         published = () if self.archive is None else (plain_name(self.archive),)
         return () if self.unpacked else (*published, *self.others)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The plain names of folders that hold the files, or hold such a folder."""
+        """The plain names of folders that contain the files, or contain such a folder."""
         own = (PurePosixPath(folder.lower()).parts[0] for folder in self.folders)
         return (*own, *self.archives, *self.others)
 
     @property
     def files(self) -> tuple[str, ...]:
-        """What is needed for the whole data set."""
+        """The files that are needed for the whole data set."""
         return self.train + self.test
 
     def serves(self, files: tuple[str, ...]) -> bool:
-        """Whether `files`, in order, make a data set: all that are needed, or one that serves alone."""
+        """Whether `files`, in order, make a data set: all needed files, or one that can be used alone."""
         return files == self.files or (len(files) == 1 and files[0] in self.alone)
 
 

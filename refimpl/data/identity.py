@@ -1,4 +1,4 @@
-"""Which data a run has, so that it is never continued, adapted or reported on with others.
+"""Identify the data of a run, so that it is never continued, adapted or reported on with other data.
 
 Source: mathematics.md §11 (nodes); the digests are ours.
 """
@@ -24,12 +24,12 @@ Place = tuple[str, str | Path | None]  # name and folder of a data set
 
 @dataclass(frozen=True)
 class Identity:
-    """What is needed to know a data set again, and to say how another one differs.
+    """What is needed to recognise a data set, and to say how another one differs.
 
-    dataset: its name; folder: where it was read, absolute, or None for what is in the package; samples,
-    classes and shape: its size; digest: SHA-256 of its samples and labels; dealt: SHA-256 of which of them
-    are at which node, in which order, or empty where they have not been dealt. Digests depend neither on the
-    machine nor on the floating-point type of the training.
+    dataset: its name; folder: the absolute folder it was read from, or None for data in the package; samples,
+    classes and shape: its size; digest: SHA-256 of its samples and labels; dealt: SHA-256 of the order in
+    which the nodes have the samples, or empty if they have not been dealt to nodes. Digests depend neither on
+    the machine nor on the floating-point type of the training.
     """
 
     dataset: str
@@ -41,12 +41,12 @@ class Identity:
     dealt: str = ""
 
     def table(self) -> dict[str, Any]:
-        """The same as JSON holds it."""
+        """The same as a table for JSON."""
         return asdict(self)
 
 
 def identify(dataset: DataSet, shares: Sequence[Share] = ()) -> Identity:
-    """The identity of a data set, dealt to nodes as `shares` say."""
+    """The identity of a data set that is dealt to nodes according to `shares`."""
     return Identity(
         dataset.name,
         dataset.folder,
@@ -67,7 +67,7 @@ def _digest_of_shares(shares: Sequence[Share]) -> str:
 
 
 def identity_from(source: str, table: object) -> Identity:
-    """The identity written by `Identity.table`; `DataError` naming `source` for anything else."""
+    """The identity written by `Identity.table`; raises `DataError` naming `source` for anything else."""
     try:
         found = Identity(**table)  # type: ignore[arg-type]
     except TypeError:
@@ -96,7 +96,7 @@ def _damage(source: str) -> DataError:
 
 @dataclass(frozen=True)
 class Recorded:
-    """The data that a run, or one of a comparison or a search, was begun with; `who` names it in messages."""
+    """The data that a run, or one of a comparison or search, was begun with; `who` names it in messages."""
 
     who: str
     data: Identity
@@ -105,7 +105,7 @@ class Recorded:
         """Where to look for the data now: names and folders as `load` takes them, in this order.
 
         A user's own file may have moved to the data folder; other data sets are looked for where they were
-        unless there is a data folder. Raises `DataError` where a user's own file is in neither place.
+        unless a data folder is set. Raises `DataError` if a user's own file is in neither place.
         """
         folder = data_dir or os.environ.get(places.ENVIRONMENT)
         if not is_file_name(dataset):
@@ -120,7 +120,7 @@ class Recorded:
         return there
 
     def check(self, now: Identity) -> None:
-        """Raise `RunError` unless `now` are the same data, dealt in the same way if they are dealt yet."""
+        """Raise `RunError` unless `now` are the same data, dealt in the same way if they are dealt."""
         then = self.data
         if now.digest != then.digest:
             place = f"{now.dataset} in {now.folder}" if now.folder else now.dataset
@@ -138,7 +138,7 @@ class Recorded:
 
 
 def _difference(now: Identity, then: Identity) -> str:
-    """How the data differ, beginning with what is there now."""
+    """How the data differ; what was found now comes first."""
     if now.samples != then.samples:
         return f"{now.samples} samples, expected {then.samples}"
     if now.shape != then.shape:

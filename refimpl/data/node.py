@@ -1,4 +1,4 @@
-"""A node of the federation: one data set in three disjoint parts, checked once and viewed without copies.
+"""A node of the federation: samples in three disjoint parts, checked once and viewed without copies.
 
 Samples lie in one array in the order [support | query | test]; `train` is support and query together.
 Adaptation is given `support`, training is given `train`, and only the final measurement is given `test`,
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from refimpl.data.dataset import check_finite
 from refimpl.data.strata import stratified_order
 from refimpl.errors import DataError, InputError
 from refimpl.shares import nearest
@@ -48,7 +49,7 @@ class Node:
     def __post_init__(self) -> None:
         who = f"node {self.name!r}"
         _check_arrays(who, self.x, self.y)
-        _check_finite(who, self.x)
+        check_finite(who, "values in x", self.x)
         _check_sizes(who, len(self.y), self.n_support, self.n_query)
 
     @classmethod
@@ -65,19 +66,19 @@ class Node:
     ) -> Node:
         """Node from a user's own x (n, ...) and y (n,), shuffled by `rng` and cut into the three parts.
 
-        A size is a whole number of samples or a fraction of n below 1; `test` defaults to all that is
-        left, and samples beyond the three sizes are left out. The order is class-stratified: any
+        A size is a whole number of samples or a fraction of n below 1; `test` defaults to all other
+        samples, and samples beyond the three sizes are left out. The order is class-stratified: any
         leading stretch holds the classes in their overall proportions, as nearly as whole samples
         allow, and at least one of each class once it is long enough; so support sees every class.
         Whole-number or half-precision x becomes float32. Raises `DataError` (bad samples) or
-        `InputError` (sizes that do not fit).
+        `InputError` (sizes that exceed the samples).
         """
         who = f"node {name!r}"
         samples, labels = _as_floats(who, x), _as_labels(who, y)
         if samples.ndim == 0 or len(samples) != len(labels):
             raise DataError(f"{who}: x has shape {samples.shape} but y has {len(labels)} labels")
         _check_labels(who, labels)  # before they are shuffled, so that the positions are the user's
-        _check_finite(who, samples)
+        check_finite(who, "values in x", samples)
         n = len(labels)
         n_support, n_query = _count(who, "support", support, n), _count(who, "query", query, n)
         n_test = n - n_support - n_query if test is None else _count(who, "test", test, n)
@@ -165,17 +166,6 @@ def _check_labels(who: str, y: Labels) -> None:
     if y.size and y.min() < 0:
         first = int(np.argmax(y < 0))
         raise DataError(f"{who}: labels must be at least 0, got {int(y[first])} at position {first}")
-
-
-def _check_finite(who: str, x: Floats) -> None:
-    finite = np.isfinite(x)
-    if finite.all():
-        return
-    position = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), x.shape))
-    raise DataError(
-        f"{who}: {finite.size - int(finite.sum())} of {x.size} values in x are NaN or infinite, "
-        f"the first at position {position}; remove or repair these samples"
-    )
 
 
 def _check_sizes(who: str, n: int, n_support: int, n_query: int) -> None:

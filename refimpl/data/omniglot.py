@@ -1,4 +1,4 @@
-"""Omniglot: handwritten characters of many alphabets, from its zip files or unpacked folders."""
+"""Read Omniglot, handwritten characters of many alphabets, from its zip files or unpacked folders."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from refimpl.files.sniff import is_leftover
 SIDE, SMALL = 105, 28
 FULL_INK = 225  # value of a 28x28 pixel that is all ink; see `shrink`
 _FILE_LIMIT = 64 * 2**10  # bytes of one PNG; Omniglot's have about 200
-_DEPTH = 8  # folders in folders that are looked into
+_DEPTH = 8  # levels of nested folders that are searched
 
 
 class Characters(NamedTuple):
-    """Images (n, 28, 28) uint8 from 0 (paper) to 225 (ink), labels (n,) int64 and the label's names."""
+    """Images (n, 28, 28) uint8 from 0 (paper) to 225 (ink), labels (n,) int64 and the names of the labels."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -59,7 +59,7 @@ def read_omniglot(path: str | Path) -> Characters:
 
 
 def read_drawings(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(path inside, content) of every PNG file of a zip file or folder, in the order of the paths."""
+    """Yield (path inside, content) of every PNG file of a zip file or folder, in the order of the paths."""
     return _from_folder(path) if path.is_dir() else _from_zip(path)
 
 
@@ -75,10 +75,10 @@ def shrink(ink: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 
 def _cover() -> NDArray[np.float32]:
-    """Quarter pixels of large pixel j that lie in small pixel i, along one axis: (28, 105)."""
-    edges = np.arange(SMALL)[:, None] * 15
+    """How many quarters of large pixel j lie in small pixel i, along one axis: (28, 105)."""
+    starts = np.arange(SMALL)[:, None] * 15
     quarters = np.arange(SIDE)[None, :] * 4
-    overlap = np.minimum(edges + 15, quarters + 4) - np.maximum(edges, quarters)
+    overlap = np.minimum(starts + 15, quarters + 4) - np.maximum(starts, quarters)
     return np.clip(overlap, 0, 4).astype(np.float32)
 
 
@@ -92,7 +92,7 @@ def _from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """All files under a folder, through links too; a link back to a folder `above` is passed over."""
+    """All files under a folder, through links too; a link back to a folder in `above` is skipped."""
     real = os.path.realpath(folder)
     if real in above or len(above) == _DEPTH:
         return
@@ -108,7 +108,7 @@ def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
 
 
 def _drawings(names: Iterable[str]) -> list[str]:
-    """The PNG files among `names` in order, without what macOS leaves."""
+    """The PNG files among `names` in order, without the extra files that macOS adds."""
     return sorted(n for n in names if n.lower().endswith(".png") and not is_leftover(n))
 
 

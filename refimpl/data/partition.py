@@ -1,6 +1,6 @@
-"""From one data set to the nodes of a federation: disjoint in samples, fixed by a seed.
+"""Deal the samples of a data set to the nodes of a federation, in a way that a seed determines.
 
-Meta-training nodes and target nodes are different nodes; no sample belongs to two of either.
+Meta-training nodes and target nodes are different nodes, and no sample belongs to two nodes.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from refimpl.shares import at_most, exact, nearest
 
 KINDS = ("classes", "dirichlet", "iid")
 
-# Training samples of the smallest and the largest of 20 nodes. MNIST and CIFAR-10: the ranges of the papers;
-# digits and CIFAR-100 (small enough for its test part alone): ours.
+# Training samples of the smallest and the largest of 20 nodes. MNIST and CIFAR-10 have the ranges of the
+# papers; those of digits and CIFAR-100 (small enough for its test part alone) are ours.
 DEFAULT_SIZES = {
     "mnist": (1165, 3834),
     "cifar10": (221, 2792),
@@ -36,7 +36,7 @@ _DEFAULT_NODES = 20
 
 @dataclass(frozen=True)
 class Partition:
-    """How to cut a data set into nodes; `two_class`, `some_classes`, `dirichlet`, `iid` give the usual ones.
+    """How to deal a data set to nodes; `two_class`, `some_classes`, `dirichlet`, `iid` make the usual ones.
 
     kind: `classes` (each node has `classes_per_node` classes in equal shares), `dirichlet` (class
     proportions drawn with `alpha`) or `iid`.
@@ -46,7 +46,7 @@ class Partition:
     (With two nodes in all, a pair is one number per node.)
     test: share of a node's samples held out for testing, on top of `sizes`.
     support: samples for adaptation out of the training samples, as a whole number or a share.
-    Shares become the nearest whole number, but at least one; halves go to the even one (`refimpl.shares`).
+    Shares become the nearest whole number, but at least one; halves are rounded to even (`refimpl.shares`).
 
     Raises `InputError` for values out of range.
 
@@ -89,7 +89,7 @@ class Partition:
 
     @property
     def total(self) -> int:
-        """Number of nodes of both sorts."""
+        """Number of training and target nodes together."""
         return self.nodes + self.targets
 
 
@@ -110,12 +110,12 @@ def some_classes(
 def dirichlet(
     alpha: float, nodes: int = 16, targets: int = 4, sizes: tuple[int, ...] | None = None
 ) -> Partition:
-    """Class proportions of every node drawn from a symmetric Dirichlet distribution."""
+    """The class proportions of every node are drawn from a symmetric Dirichlet distribution."""
     return Partition("dirichlet", nodes, targets, alpha=alpha, sizes=sizes)
 
 
 def iid(nodes: int = 16, targets: int = 4, sizes: tuple[int, ...] | None = None) -> Partition:
-    """Every node a uniform sample of the data."""
+    """Every node gets a uniform sample of the data."""
     return Partition("iid", nodes, targets, sizes=sizes)
 
 
@@ -129,9 +129,9 @@ class Share(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What a partition amounts to: sizes and classes by node, and samples in more than one node (0).
+    """The sizes and classes of the nodes of a partition, and the number of samples in more than one node (0).
 
-    `class_counts` holds the node's number of samples of each of its `classes`.
+    `class_counts` has, for each node, the number of samples of each of its `classes`.
     """
 
     names: tuple[str, ...]
@@ -154,7 +154,7 @@ def make_nodes(
     """(training nodes, target nodes) of `dataset`, normalised, as float32 or float64.
 
     The same data, partition and seed give the same nodes, bit for bit. `partition` defaults to two classes
-    at each of 16 + 4 nodes. Raises `InputError` if the sizes do not fit the data.
+    at each of 16 + 4 nodes. Raises `InputError` if the data are too few for the sizes.
 
     Source: mathematics.md §11.
     """
@@ -164,7 +164,7 @@ def make_nodes(
 
 
 def fill(dataset: DataSet, shares: Sequence[Share], dtype: DTypeLike = np.float32) -> list[Node]:
-    """The nodes with the samples that `shares` say, normalised, as float32 or float64."""
+    """The nodes with the samples named by `shares`, normalised, as float32 or float64."""
     return [
         Node(s.name, dataset.x(s.samples, dtype), dataset.y[s.samples], s.n_support, s.n_query)
         for s in shares
@@ -172,7 +172,7 @@ def fill(dataset: DataSet, shares: Sequence[Share], dtype: DTypeLike = np.float3
 
 
 def plan(dataset: DataSet, partition: Partition, seeds: SeedTree | int = 0) -> list[Share]:
-    """Which samples go to which node, training nodes first, without touching the images."""
+    """Decide which samples go to which node, training nodes first, without reading the images."""
     tree = seeds if isinstance(seeds, SeedTree) else SeedTree(seeds)
     rng = tree.generator("partition")
     train = node_sizes(dataset, partition, rng)
@@ -216,7 +216,7 @@ def node_sizes(dataset: DataSet, partition: Partition, rng: np.random.Generator)
 
 
 def _default_sizes(dataset: DataSet, partition: Partition) -> tuple[int, int]:
-    """The table's range, made smaller for more than 20 nodes; for other data, four fifths of what fits."""
+    """The range in `DEFAULT_SIZES`, less for more than 20 nodes; other data: up to four fifths of them."""
     if dataset.name in DEFAULT_SIZES:
         shrink = min(Fraction(1), Fraction(_DEFAULT_NODES, partition.total))
         smallest, largest = (max(at_most(shrink, size), 1) for size in DEFAULT_SIZES[dataset.name])
@@ -229,7 +229,7 @@ def _default_sizes(dataset: DataSet, partition: Partition) -> tuple[int, int]:
 
 
 def _test_sizes(train: Counts, share: float) -> Counts:
-    """Test samples of nodes of so many training samples, to the nearest whole number but at least one."""
+    """Test samples for the training samples of each node: the nearest whole number, but at least one."""
     if share == 0.0:
         return np.zeros_like(train)
     odds = exact(share) / (1 - exact(share))

@@ -1,4 +1,4 @@
-"""Where the files of a data set lie under the data folder."""
+"""Find the files of a data set under the data folder."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from refimpl.files.sniff import is_leftover
 
 ENVIRONMENT = "REFIMPL_DATA"
 _ANY = ("raw", "archive", "python")  # what folders and archives in a data set's own folder may be called
-_DEPTH = 3  # folders in folders that are looked into
+_DEPTH = 3  # levels of nested folders that are searched
 
 
 class Found(NamedTuple):
-    """A data set on this disk: its form, and the folder with its loose files or the archive they are in."""
+    """A data set on this disk: its form, and the folder or the archive that contains its files."""
 
     form: Form
     place: Path
@@ -27,17 +27,17 @@ class Found(NamedTuple):
 
     @property
     def present(self) -> tuple[str, ...]:
-        """The needed files that are there; an archive is taken to be complete."""
+        """The needed files that exist; an archive is assumed to be complete."""
         return tuple(file for file in self.form.files if self.archived or file in self.files)
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The needed files that are not there."""
+        """The needed files that are missing."""
         return tuple(file for file in self.form.files if file not in self.present)
 
     @property
     def serves(self) -> bool:
-        """Whether what is there makes a data set, if only a part of the published one."""
+        """Whether the files that exist make a data set, even if only a part of the published one."""
         return self.form.serves(self.present)
 
 
@@ -61,9 +61,9 @@ def existing_root(name: str, data_dir: str | Path | None) -> Path:
 
 
 def locate(name: str, root: Path) -> Found | None:
-    """Data set `name` under `root`: the first complete form, else the first that serves, else any trace.
+    """Find data set `name` under `root`: the first complete form, else a usable one, else any files.
 
-    Loose files go before archives. Nothing is read.
+    Unpacked files are preferred to archives. No file is read.
     """
     try:
         found = [*_loose(name, root), *_archived(name, root)]
@@ -73,7 +73,7 @@ def locate(name: str, root: Path) -> Found | None:
 
 
 def required(name: str, root: Path) -> Found:
-    """Data set `name` under `root`, in a form that serves; otherwise `DataError` says what was looked for."""
+    """Data set `name` under `root`, in a usable form; otherwise a `DataError` says what was looked for."""
     found = locate(name, root)
     if found is None:
         raise nothing_found(name, root)
@@ -120,10 +120,10 @@ def _archived(name: str, root: Path) -> Iterator[Found]:
 
 
 def _places(form: Form, root: Path) -> Iterator[Path]:
-    """The folders in which the files may lie, the nearest first.
+    """The folders in which the files may be, the nearest first.
 
-    Unpackers put a folder into one of the same name, and sites call the folder by names of their own. A data
-    folder that is itself called like the data set is one of them.
+    Unpackers put a folder into another of the same name, and sites give the folder other names. The data
+    folder itself is one of them if it has the name of the data set.
     """
     names, places = form.names, [root]
     if plain_name(os.path.basename(os.path.realpath(root))) in names:
@@ -141,16 +141,17 @@ def _subfolders(place: Path, names: tuple[str, ...]) -> list[Path]:
 
 
 def _files(form: Form, place: Path) -> dict[str, Path]:
-    """The form's files in the folder `place`, under whatever name and however packed."""
+    """The files of the form in the folder `place`, under any of their names and packed in any way."""
     entries = _entries(place)
     found = {file: _best(form, file, entries) for file in (*form.files, *form.extra)}
     return {file: path for file, path in found.items() if path is not None}
 
 
 def _best(form: Form, file: str, entries: list[Path], nested: bool = False) -> Path | None:
-    """The entry that is `file`, or one in a folder called like it, as unpackers make them.
+    """The entry that is `file`, or an entry in a folder of that name, as unpackers make them.
 
-    A folder of pictures goes before its archive; else files go before folders, plain ones before packed ones.
+    A folder of pictures is preferred to its archive; otherwise files are preferred to folders, and unpacked
+    files to packed ones.
     """
     named = [path for path in entries if plain_name(path.name) == file]
     folders = [path for path in named if path.is_dir() and not nested]
@@ -161,5 +162,5 @@ def _best(form: Form, file: str, entries: list[Path], nested: bool = False) -> P
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in a folder, in order of the names, without what macOS leaves."""
+    """The entries of a folder in the order of their names, without the extra files that macOS adds."""
     return sorted(p for p in folder.iterdir() if not is_leftover(p.name)) if folder.is_dir() else []

@@ -83,7 +83,7 @@ def _inflate(data: bytes, who: str, size: int) -> NDArray[np.uint8]:
 
 
 def _unfilter(kinds: NDArray[np.uint8], lines: NDArray[np.uint8], who: str) -> NDArray[np.uint8]:
-    """Undo the per-row prediction; one byte per pixel or less, so the left neighbour is one byte away."""
+    """Undo the prediction of each row. Pixels have at most one byte: the left neighbour is one byte away."""
     if not kinds.any():
         return lines
     rows = lines.copy()
@@ -112,7 +112,7 @@ def _predicted(kind: int, row: list[int], above: list[int]) -> list[int]:
 
 
 def _paeth(left: int, up: int, corner: int) -> int:
-    """Whichever neighbour is nearest to left + up - corner; ties in the order left, up, corner."""
+    """The neighbour nearest to left + up - corner; of equally near ones the first of left, up, corner."""
     to_left, to_up, to_corner = abs(up - corner), abs(left - corner), abs(left + up - 2 * corner)
     if to_left <= to_up and to_left <= to_corner:
         return left

@@ -1,7 +1,7 @@
-"""Published addresses, checksums and particulars of the data sets.
+"""Published addresses, checksums, sizes, licences and references of the data sets.
 
-MD5 is what the publishers and the common loaders give. It guards against damaged and mistaken files, not
-against forged ones; that is the readers' job, which execute nothing and bound everything.
+The publishers and the common loaders give MD5 sums. They protect against damaged and wrong files, not against
+forged ones. Forged files are the task of the readers, which execute nothing and limit all sizes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _OMNIGLOT = ("https://raw.githubusercontent.com/brendenlake/omniglot/master/pyth
 
 
 class About(NamedTuple):
-    """A data set: samples of its two published parts, shape of an image, classes, rights, reference."""
+    """A data set: samples of its two published parts, shape of an image, classes, licence, reference."""
 
     train: int
     test: int
@@ -30,7 +30,7 @@ class About(NamedTuple):
 _NO_LICENCE = "none stated; the authors ask for the citation"
 _KRIZHEVSKY = "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
 
-# Omniglot's images are read at 28 x 28; published are 105 x 105.
+# Omniglot's images are published at 105 x 105 and reduced to 28 x 28 when they are read.
 ABOUT: dict[str, About] = {
     "digits": About(
         1797, 0, (1, 8, 8), 10, "CC BY 4.0", "E. Alpaydin, C. Kaynak, UCI Machine Learning Repository, 1998"
@@ -96,8 +96,8 @@ DOWNLOADS: dict[str, tuple[Download, ...]] = {
 }
 
 # MD5 of what a file holds once unpacked, however it is packed. For Omniglot see `verify.picture_digest`;
-# its two values were computed from the authors' PNG files. Those of CIFAR's binary files equal what their
-# layout makes of the python version's images, but for `train.bin`, which only others have published.
+# its two values were computed from the authors' PNG files. Those of CIFAR's binary files were checked by
+# writing the images of the python version in their layout, except `train.bin`, whose sum others published.
 CONTENTS: dict[str, dict[str, str]] = {
     "mnist": {
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",

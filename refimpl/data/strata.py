@@ -1,4 +1,4 @@
-"""Class-stratified order: shuffle samples so that every leading stretch mirrors the whole."""
+"""Shuffle samples so that the first samples, however many, have about the class proportions of all."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def stratified_order(y: NDArray[np.int64], rng: np.random.Generator) -> NDArray[
 
     First comes one sample of every class, in random class order; then the rest, sorted by
     (j + offset_k) / c_k for sample j of the c_k samples of class k, the offsets spread over (0, 1).
-    So a leading stretch holds every class once it is as long as there are classes, and cutting the
-    order into parts gives each part the classes in their overall proportions, as nearly as whole
-    samples allow.
+    So the first samples contain every class if there are at least as many of them as classes, and if
+    the order is cut into parts, each part has the classes in their overall proportions, as nearly as
+    whole samples allow.
     """
     order = rng.permutation(len(y))
     _, group, counts = np.unique(y[order], return_inverse=True, return_counts=True)

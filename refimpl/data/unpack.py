@@ -1,7 +1,7 @@
-"""Bytes of a data file, plain or packed with gzip, xz, bzip2 or zip by their content, within a stated limit.
+"""Read a data file, plain or packed with gzip, xz, bzip2 or zip, up to a limit of bytes.
 
-A file decides nothing about memory: its size is checked before reading and its expansion while
-decompressing, so that a small hostile file cannot fill the machine.
+The content of the file decides how it is packed. Its size is checked before reading and its expansion while
+decompressing, so that a small hostile file cannot fill the memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from refimpl.files.sniff import BZIP2, GZIP, XZ, ZIP
 
 _XZ_MEMORY = 256 * 2**20  # an xz header may ask for a 4 GiB dictionary; no data set needs more than this
 _PIECE = 1 << 14  # bytes read at once; small, because a decoder copies what follows the end of its stream
-_LAYERS = 3  # packings around each other: a server packs what is packed, a site zips it once more
+_LAYERS = 3  # how often a file may be packed: a server packs a packed file, a site zips it once more
 
 
 class _Decoder(Protocol):
@@ -36,7 +36,7 @@ class _Decoder(Protocol):
 
 
 class _Gzip:
-    """The decoder of `zlib` with the manners of the other two: it keeps the input it had no room for."""
+    """The decoder of `zlib` with the interface of the other two: it keeps input that it has not used yet."""
 
     def __init__(self) -> None:
         self._decoder = zlib.decompressobj(wbits=31)
@@ -74,7 +74,7 @@ _LONGEST = max(len(packing.magic) for packing in _PACKINGS)
 
 
 def _packing(head: bytes) -> _Packing | None:
-    """The packing that `head` begins, if any."""
+    """The packing of a stream that begins with `head`, or None."""
     return next((packing for packing in _PACKINGS if head.startswith(packing.magic)), None)
 
 
@@ -105,7 +105,7 @@ class Unpacked:
         return b"".join(parts)
 
     def _part(self, size: int) -> bytes:
-        """At least one byte, but at the end."""
+        """At least one byte, except at the end."""
         if self._packing is None:
             return self._raw(min(size, _PIECE))
         part = b""
@@ -116,7 +116,7 @@ class Unpacked:
         return part
 
     def _decoded(self, decoder: _Decoder, kind: str, size: int) -> bytes:
-        """What the decoder makes of the next piece, which may be nothing yet."""
+        """The output of the decoder for the next piece, which may be empty."""
         raw = self._raw(_PIECE) if decoder.needs_input else b""
         if decoder.needs_input and not raw:
             raise DataError(f"{self._who}: truncated {kind} data; fetch the file again")
@@ -126,7 +126,7 @@ class Unpacked:
             raise DataError(f"{self._who}: damaged {kind} data: {error}; fetch the file again") from error
 
     def _next_stream(self, unused: bytes, packing: _Packing) -> _Decoder | None:
-        """A decoder for the stream that follows the one that ended, if one does."""
+        """A decoder for the stream that follows the finished one, or None at the end of the file."""
         rest = (unused + self._ahead).lstrip(b"\0")
         while len(rest) < _LONGEST and (more := self._file.read(_PIECE)):
             rest = (rest + more).lstrip(b"\0")
@@ -168,7 +168,7 @@ def _not_a_file(path: Path) -> str:
 def decompress(raw: bytes, who: str, limit: int) -> bytes:
     """`raw` unpacked if it is gzip, xz, bzip2 or a zip archive of one file, else `raw` itself.
 
-    Packings around each other are taken off, up to three. Raises `DataError` starting with `who` if one is
+    Up to three packings around each other are removed. Raises `DataError` starting with `who` if one is
     damaged, truncated, followed by other bytes, or unpacks to more than `limit` bytes.
     """
     for _ in range(_LAYERS):

@@ -1,4 +1,4 @@
-"""Are the files on this disk the published ones? By what they hold, however they are packed."""
+"""Check whether the files on this disk have the published content, however they are packed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from refimpl.files.paths import expanded
 class Check(NamedTuple):
     """One file: `detail` says why in words.
 
-    state: `ok`, `wrong`, `missing` (what is there cannot be used without it) or `absent` (it can).
+    state: `ok`, `wrong`, `missing` (the other files cannot be used without it) or `absent` (they can).
     """
 
     file: str
@@ -35,10 +35,11 @@ def verify(
     data_dir: str | Path | None = None,
     on_check: Callable[[Check, int], None] = lambda check, files: None,
 ) -> list[Check]:
-    """Compares every file of data set `name` with its published checksum; nothing is changed.
+    """Compare every file of data set `name` with its published checksum; nothing is changed.
 
     A user's own FILE.npz is read. Raises `InputError` for an unknown name and `DataError` if no
-    data folder is set. `on_check` is told of each file outside the package, and how many there may be.
+    data folder is set. `on_check` is called for each file outside the package, with the largest possible
+    number of files.
     """
     if is_file_name(name):
         return [_own(expanded(name))]
@@ -82,7 +83,7 @@ def picture_digest(path: Path) -> str:
 
 
 def is_published(name: str, path: Path) -> bool:
-    """Whether a packed file of data set `name` holds what the published one holds."""
+    """Whether a packed file of data set `name` has the content of the published one."""
     md5 = CONTENTS.get(name, {}).get(plain_name(path.name))
     try:
         return md5 == (picture_digest(path) if name == "omniglot" else _hash(read_unpacked(path, LIMIT)))
@@ -106,7 +107,7 @@ def _loose(name: str, found: places.Found) -> Iterator[Check]:
 
 
 def _archived(name: str, found: places.Found) -> Iterator[Check]:
-    """One line if the archive is the published one, else a line for each of its files."""
+    """One check if the archive is the published one, else a check for each of its files."""
     form, archive = found.form, found.place
     published = ARCHIVES.get(form.archive or "")
     if file_md5(archive) == published:

@@ -1,38 +1,26 @@
-"""Files of a zip archive, each no larger than a stated limit."""
+"""Read files of a zip archive, each up to a limit of bytes."""
 
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from refimpl.errors import DataError
+from refimpl.files.npz import COMPRESSIONS, ZIP_DAMAGE
 from refimpl.files.sniff import is_leftover
 
 COUNT_LIMIT = 200_000  # files in one archive; Omniglot's larger one has 20 251
-_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # usual ones; an LZMA header can claim 4 GiB
-_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    OSError,
-    EOFError,
-    NotImplementedError,  # an unknown compression method
-    RuntimeError,  # an encrypted member
-    ValueError,
-    OverflowError,
-    KeyError,
-)
 
 
 def read_zip(
     file: Path | BinaryIO, who: str, limit: int, choose: Callable[[list[str]], Iterable[str]]
 ) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of those files of a zip archive that `choose` picks from their names, in its order.
+    """Yield (name, content) of the files of a zip archive that `choose` picks from their names, in its order.
 
-    Folders are divided by `/` in the names, also where Windows wrote backslashes; what macOS leaves is not
-    among them. Raises `DataError` starting with `who` for a damaged archive and a file above `limit` bytes.
+    The names have `/` between folders, also if Windows wrote backslashes. Extra files that macOS adds are
+    left out. Raises `DataError` starting with `who` for a damaged archive and a file above `limit` bytes.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -45,14 +33,14 @@ def read_zip(
                 yield name, _content(archive, named[name], f"{who}: {name!a}", limit)
     except DataError:
         raise
-    except _ERRORS as error:
+    except (*ZIP_DAMAGE, OSError) as error:
         raise DataError(
             f"{who}: not a readable zip archive ({type(error).__name__}); fetch it again"
         ) from error
 
 
 def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, who: str, limit: int) -> bytes:
-    if entry.compress_type not in _COMPRESSIONS:
+    if entry.compress_type not in COMPRESSIONS:
         raise NotImplementedError(entry.compress_type)
     if entry.file_size > limit:
         raise DataError(f"{who} has more than the {limit} bytes expected at most")

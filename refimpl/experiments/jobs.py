@@ -1,7 +1,10 @@
 """Independent jobs over processes: deterministic, one display, stopped by one request.
 
-A job is told nothing while it works except to stop. So each worker has one pipe: whatever arrives on it
-during work means stop, and so does its end, when the parent is gone.
+The only message a job can get while it works is to stop. So each worker has one pipe: whatever arrives on it
+during work means stop, and so does the end of the pipe, which comes when the parent process has died.
+
+`concurrent.futures.ProcessPoolExecutor` is not used: its workers go on with their jobs when the parent is
+killed, it does not say how a worker died, and it has no channel for messages or for the request to stop.
 """
 
 from __future__ import annotations
@@ -25,10 +28,10 @@ Tell = Callable[[Any], None]
 Stop = Callable[[], bool]
 Work = Callable[[Any, Tell, Stop], Any]  # (job, tell, stop) -> result; all of them can be pickled
 
-POLL_SECONDS = 0.2  # between two looks at whether to stop
+POLL_SECONDS = 0.2  # between two calls of `stop`
 TOLD, DONE, FAILED = "told", "done", "failed"
 KILL = 9  # the signal that a system short of memory sends
-PATIENCE_SECONDS = 5.0  # for a worker to end when it is terminated
+PATIENCE_SECONDS = 5.0  # that a terminated worker gets to end
 
 
 def run_jobs(
@@ -38,13 +41,13 @@ def run_jobs(
     on_told: Callable[[int, Any], None] = lambda index, message: None,
     stop: Stop = lambda: False,
 ) -> Iterator[tuple[int, Any]]:
-    """Yield (index, result) of work(job, tell, stop) for every job, as they are done.
+    """Yield (index, result) of work(job, tell, stop) for every job, in the order in which they end.
 
-    The result is a `RefimplError` where the job raised one. What a job tells arrives at `on_told`. With one
-    worker, or one job, everything happens in this process, and so it does in a worker of somebody's pool,
-    which may have no workers of its own. When `stop` says yes, jobs in progress are asked to stop and no
-    others are begun: `KeyboardInterrupt` is raised at the end. `work` must return early where its own `stop`
-    says yes; what it returns then is not used.
+    The result is a `RefimplError` if the job raised one. Whatever a job passes to `tell` is passed on to
+    `on_told`. With one worker, or one job, everything runs in this process; so it does in a worker of
+    another pool, which may not start processes. When `stop` returns true, jobs in progress are asked to stop,
+    no others are started, and `KeyboardInterrupt` is raised at the end. `work` must return early when its own
+    `stop` returns true; its result is then not used.
     """
     if min(workers, len(jobs)) <= 1 or multiprocessing.current_process().daemon:
         yield from _run_here(work, jobs, on_told, stop)
@@ -82,7 +85,7 @@ class _Worker:
     asked: bool = False
 
     def begin(self, index: int, job: Any) -> None:
-        """Hand it a job."""
+        """Send it a job."""
         self.index = index
         self._send(job)
 
@@ -93,19 +96,19 @@ class _Worker:
             self._send(None)
 
     def _send(self, content: Any) -> None:
-        with suppress(OSError):  # it has died: `_receive` will notice
+        with suppress(OSError):  # the worker has died: `_receive` will notice
             self.pipe.send(content)
 
 
 @contextmanager
 def _workers(work: Work, count: int) -> Iterator[list[_Worker]]:
-    """So many started processes, ended on leaving."""
+    """`count` running worker processes, which are ended when the block is left."""
     context, pool = multiprocessing.get_context("spawn"), list[_Worker]()
     try:
         for _ in range(count):
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(work, there), daemon=True)
-            with _deaf_to_interrupts(), _without_script():
+            with _interrupts_blocked(), _without_script():
                 process.start()
             there.close()
             pool.append(_Worker(process, here))
@@ -120,9 +123,9 @@ def _workers(work: Work, count: int) -> Iterator[list[_Worker]]:
 
 @contextmanager
 def _without_script() -> Iterator[None]:
-    """Processes started within do not run the program's script, of which they need nothing.
+    """Processes started within the block do not run the program's script, which they do not need.
 
-    It may be no file (standard input), or would start everything once more, having no main guard.
+    The script may not be a file (standard input), or may have no main guard and start everything again.
     """
     script = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -133,15 +136,15 @@ def _without_script() -> Iterator[None]:
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes started within do not hear Ctrl-C until `_serve` ignores it for good.
+def _interrupts_blocked() -> Iterator[None]:
+    """Ctrl-C is blocked in processes started within the block, until `_serve` ignores it for good.
 
-    It reaches the whole group, but what is to be done the parent says.
+    Ctrl-C reaches all processes of the terminal, but only the parent decides what to do about it.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # where it is started, it lifts the block
+    resource_tracker.ensure_running()  # starting it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -184,14 +187,14 @@ def _receive(worker: _Worker, stop: Stop) -> tuple[str, Any]:
     try:
         kind, content = worker.pipe.recv()
     except (EOFError, OSError):
-        if stop():  # the whole group was told to end
+        if stop():  # all processes were asked to end
             raise KeyboardInterrupt from None
         raise RunError(f"a worker process died ({_fate(worker.process)}); use fewer --threads") from None
     return kind, content
 
 
 def _fate(process: BaseProcess) -> str:
-    """How a process ended whose pipe has."""
+    """How the process ended, in words."""
     process.join(PATIENCE_SECONDS)
     code = process.exitcode or 0
     if code < 0:
@@ -200,7 +203,7 @@ def _fate(process: BaseProcess) -> str:
 
 
 def _serve(work: Work, pipe: Connection) -> None:
-    """What a worker process does: jobs from the pipe, one after the other, until the pipe ends."""
+    """The main function of a worker process: run the jobs from the pipe until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         while (job := pipe.recv()) is not None:

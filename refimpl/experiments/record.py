@@ -1,8 +1,8 @@
-"""A run's folder: resolved configuration, metrics by round, checkpoints, the meta-model, the environment.
+"""The folder of a run: resolved configuration, metrics by round, checkpoints, meta-model and environment.
 
-Killing the process at any instant loses at most the round in progress: files appear whole or not at all
-(temporary name, fsync, rename), metrics grow by one flushed line a round, and the array files are
-byte-reproducible, so that a resumed run can be compared with an uninterrupted one byte by byte.
+Killing the process at any time loses at most the round in progress: files are complete or not there
+(temporary name, fsync, rename), and metrics grow by one flushed line a round. Equal arrays give equal
+bytes, so that a resumed run can be compared with an uninterrupted one byte by byte.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ META = "__meta__"  # the entry of a checkpoint that is not an array of the state
 
 
 class Checkpoint(NamedTuple):
-    """A method's state after `round` rounds; `meta` is whatever the writer needs besides arrays."""
+    """A method's state after `round` rounds; `meta` is what the caller stores besides arrays."""
 
     round: int
     arrays: Arrays
@@ -51,10 +51,10 @@ class Checkpoint(NamedTuple):
 
 
 class RunFolder:
-    """One run on disk, held under an exclusive lock; use it as a context manager.
+    """One run on disk, locked for this process; use it as a context manager.
 
-    `create` starts a new run, `open` returns to one. A second process that wants to write the same run
-    gets a `RunError`. `path` is the folder; `config` the resolved configuration as a plain table.
+    `create` starts a new run, `open` opens an existing one. A second process that tries to write the same
+    run gets a `RunError`. `path` is the folder; `config` the resolved configuration as a plain table.
     """
 
     def __init__(self, path: Path, lock: int | None) -> None:
@@ -72,9 +72,9 @@ class RunFolder:
         threads: int | None = None,
         data: Identity | None = None,
     ) -> RunFolder:
-        """A new run at `path`, complete or not there at all; an existing run goes only with `force`.
+        """Make the folder of a new run at `path`; an existing run is replaced only with `force`.
 
-        data: what the run must be trained on; without it, `train` writes down what it is trained on.
+        data: the data the run must be trained on; without it, `train` records the data it uses.
         """
         path = Path(path)
         text = toml_text(config)
@@ -97,7 +97,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path, lock: bool = True) -> RunFolder:
-        """An existing run, to be continued; with `lock=False` to be read only."""
+        """Open an existing run to continue it, or with `lock=False` only to read it."""
         path = Path(path)
         if not (path / CONFIG).is_file():
             raise RunError(f"{path}: not a run folder (it has no {CONFIG}); start one with refimpl train")
@@ -130,16 +130,16 @@ class RunFolder:
 
     @property
     def data(self) -> Recorded | None:
-        """The data the run was begun with; None where that was not written down."""
+        """The data the run was begun with; None if they were not recorded."""
         path = self.path / DATA
         return Recorded(str(self.path), identity_from(str(path), read_json(path))) if path.is_file() else None
 
     def hold_data(self, data: Identity) -> None:
-        """Write down the data of a run that begins; `RunError` where it was begun with others."""
+        """Record the data of a new run; raises `RunError` if the run was begun with other data."""
         recorded = self.data
         if recorded is not None:
             recorded.check(data)
-        elif not self.has_checkpoint:  # an older version did not write them down: what it used is unknown
+        elif not self.has_checkpoint:  # without a record, what a run has been trained on is unknown
             write_whole(self.path / DATA, json_text(data.table()).encode())
 
     # metrics
@@ -147,7 +147,7 @@ class RunFolder:
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one round's record, which has a `round`, as one durable line of metrics.jsonl.
 
-        A resumed run repeats the rounds after its checkpoint: what they left is forgotten first.
+        A resumed run repeats the rounds after its checkpoint: their old lines are removed first.
         """
         if "round" not in record:
             raise InputError(
@@ -172,9 +172,9 @@ class RunFolder:
         return [record for record, _ in _metric_lines(path, read_bytes(path))]
 
     def truncate_metrics(self, round_: int) -> None:
-        """Forget the rounds after `round_`, and a last line cut short.
+        """Remove the rounds after `round_`, and a last line that is incomplete.
 
-        Raises `DataError` unless the rounds 1..round_ are then there, each once and in order.
+        Raises `DataError` unless the rounds 1..round_ remain, each once and in order.
         """
         path = self.path / METRICS
         content = read_bytes(path)
@@ -206,7 +206,7 @@ class RunFolder:
             raise RunError(f"{self.path}: has no checkpoint yet; start it again with --force")
         arrays = read_npz(path)
         round_, meta, names = _read_header(path, arrays.pop(META, None))
-        if names != sorted(arrays):  # the directory of a zip archive has no checksum
+        if names != sorted(arrays):  # no checksum protects the names in a zip archive
             wanted, found = ", ".join(map(str, names))[:200], ", ".join(sorted(arrays))[:200]
             raise DataError(f"{path}: expected the arrays {wanted}, found {found}")
         if like is not None:
@@ -238,7 +238,7 @@ class RunFolder:
     def save_report(self, name: str, content: Any) -> Path:
         """Write `content` as report/<name>.json; returns its path.
 
-        `RunError` if another run has taken the place of the one that was read, which takes no lock.
+        Raises `RunError` if the run was opened without a lock and another run has replaced it since.
         """
         path = self.report / f"{name}.json"
         try:
@@ -254,7 +254,7 @@ class RunFolder:
 
 
 def _metric_lines(path: Path, content: bytes) -> Iterator[tuple[dict[str, Any], int]]:
-    """Each round's record with the position just behind its line; a last line cut short is left out."""
+    """Each round's record and the position just behind its line; a last incomplete line is left out."""
     end = 0
     for number, line in enumerate(content.splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
@@ -290,15 +290,15 @@ def _ranges(rounds: Sequence[int]) -> str:
 def check_free(
     path: Path, force: bool, mark: str = CONFIG, own: Collection[str] = OWN_FILES, what: str = "a run folder"
 ) -> None:
-    """Raise `RunError` unless a run may be put at `path`; with `force` an existing run is in order.
+    """Raise `RunError` unless a run may be created at `path`; with `force` it may replace an existing run.
 
-    For other folders than runs: `mark` is the file that says what they are, `own` all that may be deleted.
+    For other kinds of folders: `mark` is the file that identifies them, `own` all names that may be deleted.
     """
     if not path.exists():
         return
     if not path.is_dir():
         raise RunError(f"{path}: expected a folder, found a file; choose another --out")
-    torn = {f".{name}.tmp" for name in own}  # of a process that was killed while it wrote
+    torn = {f".{name}.tmp" for name in own}  # left by a process that was killed while it wrote
     half_filled = leftovers(path)
     present = sorted(item.name for item in path.iterdir() if item.name not in torn | half_filled)
     if not present:

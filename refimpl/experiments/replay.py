@@ -1,6 +1,6 @@
-"""A recorded run, run again: training is deterministic, so what was not stored is found by repeating it.
+"""Run a recorded run again: training is deterministic, so what was not stored is found by repeating it.
 
-Every repeated round is held to what the run wrote down.
+The loss and the gap of every repeated round must equal those that the run recorded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def over_the_run(folder: RunFolder, points: int = 4) -> list[int]:
 def replay(
     experiment: Experiment, folder: RunFolder, last: int, threads: int | None = None
 ) -> Iterator[Replayed]:
-    """The rounds 1..last of the run, again; `RunError` where one does not repeat."""
+    """Repeat the rounds 1..last of the run; raises `RunError` if one does not give the recorded numbers."""
     config, written = experiment.config, {entry["round"]: entry for entry in folder.metrics()}
     state = experiment.start()
     rounds = run_rounds(
@@ -54,7 +54,7 @@ def replay(
 
 
 def _check_repeats(folder: RunFolder, record: RoundRecord, written: dict[str, Any]) -> None:
-    """Raise `RunError` unless the replayed round has the loss and gap that were written down."""
+    """Raise `RunError` unless the repeated round has the recorded loss and gap."""
     for name in ("loss", "gap"):
         again, then = plain(getattr(record, name)), written.get(name)
         if again != then:

@@ -27,16 +27,16 @@ from refimpl.nn.task import NetworkTask
 from refimpl.nn.work import dense_work
 
 NAN = math.nan
-LARGEST = 1e100  # no result is larger: sums of such numbers overflow
+LARGEST = 1e100  # larger results count as diverged, since sums of them overflow
 
 
 @dataclass(frozen=True)
 class AdaptSettings:
-    """eta_phi, eta_theta: rates of stages I (0 leaves it out) and II; steps: gradient steps in each stage.
+    """eta_phi, eta_theta: rates of stage I (0 skips it) and stage II; steps: gradient steps in each stage.
 
-    gating.mode `gumbel` adapts with `hard` masks: noise is for exploring during meta-training.
-    lam: weight of (lam/2) ||. - w||^2 added to the loss, w where a stage starts (pfedme's personalised
-    model); with one step it has no effect, as its gradient at w is zero.
+    With gating.mode `gumbel` adaptation uses `hard` masks: noise is for exploring during meta-training.
+    lam: weight of the term (lam/2) ||. - w||^2 added to the loss, where w is the point at which a stage
+    starts (for pfedme's personalised model); with one step it has no effect, since its gradient at w is zero.
     """
 
     eta_phi: float
@@ -58,7 +58,7 @@ def quiet(gating: Gating) -> Gating:
 class Adapted(NamedTuple):
     """Adapted parameters, and what each stage cost: seconds and executed FLOPs.
 
-    Where a method prunes, choosing what to keep is in the place of the gate's stage.
+    If a method prunes, the cost of choosing what to keep is given as that of the gate's stage.
     """
 
     w: np.ndarray
@@ -69,7 +69,7 @@ class Adapted(NamedTuple):
 
 
 class Personal(NamedTuple):
-    """A node's model: the network it runs in, its parameters before the gradient steps, and adapted.
+    """A node's model: its network, its parameters before the gradient steps, and the adapted ones.
 
     pruned: whether `start` is the meta-model after pruning, instead of the meta-model itself; weights_off:
     share of the weights that were pruned one by one.
@@ -83,15 +83,15 @@ class Personal(NamedTuple):
 
 
 def unknown(network: Network, dtype: np.dtype) -> Personal:
-    """The personal model where pruning could not choose what to keep: every parameter is NaN."""
+    """The personal model if pruning could not choose what to keep: every parameter is NaN."""
     nothing = np.full(network.layout.size, NAN, dtype)
     return Personal(network, nothing, Adapted(nothing, NAN, NAN, NAN, NAN), pruned=True)
 
 
 class Evaluation(NamedTuple):
-    """A model on samples. closed (n,): share of gated channels off, per sample (zeros without gates).
+    """Results of a model on samples. closed (n,): share of gated channels off, per sample (0 without gates).
 
-    All of it is NaN where the model has diverged: see `evaluate`.
+    All numbers are NaN if the model has diverged: see `evaluate`.
     """
 
     accuracy: float
@@ -103,12 +103,12 @@ class Evaluation(NamedTuple):
 class NodeReport(NamedTuple):
     """A target node in numbers.
 
-    *_before: the meta-model as it came to the node; *_after: the adapted model, NaN where it has diverged;
-    accuracy_pruned: between the two, what pruning left before any gradient step (NaN where nothing is
-    pruned). sparsity_mean/_spread: share of gated channels off over the test samples of the adapted model
-    (mean, and standard deviation with ddof 0); flops_dense/_executed: one test sample forward, without gates
-    and with them skipping; adapt_flops_*: both stages over the support set, ungated stage II against both
-    gated stages; weights_off: share of weights pruned one by one, which skips nothing.
+    *_before: the meta-model as the node received it; *_after: the adapted model, NaN if it has diverged;
+    accuracy_pruned: the pruned model before any gradient step (NaN if nothing is pruned).
+    sparsity_mean/_spread: share of gated channels off over the test samples of the adapted model (mean, and
+    standard deviation with ddof 0); flops_dense/_executed: one test sample forward, without gates and with
+    them skipping; adapt_flops_*: both stages over the support set, ungated stage II against both gated
+    stages; weights_off: share of weights pruned one by one, which skips nothing.
     """
 
     node: str
@@ -129,12 +129,12 @@ class NodeReport(NamedTuple):
 
     @property
     def diverged(self) -> bool:
-        """Whether the adapted model is no model: see `evaluate`."""
+        """Whether the adapted model has diverged: see `evaluate`."""
         return not (math.isfinite(self.accuracy_after) and math.isfinite(self.loss_after))
 
 
 def divergence(reports: Sequence[NodeReport]) -> str:
-    """Where adaptation diverged and what to do about it, in one line; empty where it did nowhere."""
+    """Where adaptation diverged and what to do about it, in one line; empty if it diverged nowhere."""
     lost = [report.node for report in reports if report.diverged]
     if not lost:
         return ""
@@ -174,8 +174,8 @@ def evaluate(
 ) -> Evaluation:
     """Accuracy, loss, sparsity and executed work of w on samples x, y; noise-free masks.
 
-    All are NaN where the model has diverged: where a parameter or a logit is not finite, or the loss exceeds
-    `LARGEST`. Such a model predicts nothing, though the largest of its logits has an index.
+    All are NaN if the model has diverged: if a parameter or a logit is not finite, or the loss exceeds
+    `LARGEST`. The predictions of such a model, although `argmax` gives some, mean nothing.
     """
     logits, opened, flops = predict(network, w, x, quiet(gating or Gating()))
     labels = network.check_labels("evaluate", y, len(logits))
@@ -209,7 +209,7 @@ def report(
     test: tuple[np.ndarray, np.ndarray],  # x, y
     settings: AdaptSettings,
 ) -> NodeReport:
-    """Test a node's model, and between pruning and gradient steps if it was pruned.
+    """Test a node's adapted model, and also the pruned model before the gradient steps if there is one.
 
     before: the meta-model on the same samples; support_size: samples the node's model was adapted on.
     """

@@ -1,7 +1,7 @@
 """The local problem of a node: min_w L_i(w) + (lam/2) ||w - centre||^2, solved by gradient steps.
 
-A `Task` is what a node contributes: something that draws objectives (a mini-batch, or all its data).
-Solvers see objectives only, so networks and analytic problems go the same way.
+A `Task` is the learning problem of a node: it draws objectives (a mini-batch, or all its data). Solvers see
+only objectives, so networks and analytic problems are solved by the same code.
 
 Source: mathematics.md §3 ([MG] eq. 5).
 """
@@ -35,7 +35,7 @@ class Measured(Protocol):
 
 @runtime_checkable
 class Curved(Protocol):
-    """An objective that also has its second derivative, as a product."""
+    """An objective that can also multiply its Hessian by a vector."""
 
     def hessian_vector(self, w: np.ndarray, v: np.ndarray) -> np.ndarray:
         """The Hessian at w times v (d,)."""
@@ -53,7 +53,7 @@ class Task(Protocol):
 
 
 class Descent(Protocol):
-    """What a task that descends by itself reports; fields as in `LocalSolution`."""
+    """The result of `Descending.descend`; fields as in `LocalSolution`."""
 
     w: np.ndarray
     loss: float
@@ -68,7 +68,7 @@ class Descending(Protocol):
     def descend(
         self, centre: np.ndarray, eta: float, lam: float, steps: int, rng: np.random.Generator
     ) -> Descent | None:
-        """The iteration of `solve_local`, bit for bit; None where it cannot."""
+        """The iteration of `solve_local`, bit for bit; None if the task cannot do it."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class LocalSolution(NamedTuple):
 
 
 class Tally:
-    """Adds up what evaluations of measured objectives cost."""
+    """Adds up the cost of evaluations of measured objectives."""
 
     def __init__(self) -> None:
         self.gradients = 0
@@ -110,9 +110,9 @@ class Tally:
         self.closed = 0.0
 
     def add(self, objective: Objective, gradients: int = 1) -> None:
-        """Count an evaluation just made, as so many gradients (2: a Hessian-vector product)."""
+        """Count the last evaluation as so many `gradients` (2 for a Hessian-vector product)."""
         self.gradients += gradients
-        if hasattr(objective, "measure"):  # `Measured`; asking the protocol itself takes ten times as long
+        if hasattr(objective, "measure"):  # it is `Measured`; isinstance takes ten times as long
             flops, closed_share = objective.measure()
             self.flops += flops
             self.closed += gradients * closed_share
@@ -130,7 +130,7 @@ def solve_local(
     centre (d,) float32/float64 is not changed. With lam = 0 this is local SGD.
     """
     check_alike("solve_local", centre=centre)
-    if hasattr(task, "descend"):  # a `Descending` task; asking the protocol itself takes ten times as long
+    if hasattr(task, "descend"):  # it is `Descending`; isinstance takes ten times as long
         end = task.descend(centre, settings.eta, settings.lam, settings.steps, rng)
         if end is not None:
             return LocalSolution(end.w, end.loss, end.residual, settings.steps, end.flops, end.closed_share)
@@ -149,7 +149,7 @@ def solve_local(
 
 
 def local_residual(objective: Objective, w: np.ndarray, centre: np.ndarray, lam: float) -> float:
-    """||grad L_i(w) + lam (w - centre)|| at w itself: certifies an inexact solution (§7, §8.3)."""
+    """||grad L_i(w) + lam (w - centre)|| at w; it bounds the error of an inexact solution (§7, §8.3)."""
     check_alike("local_residual", w=w, centre=centre)
     gradient = np.empty_like(w)
     objective(w, gradient)

@@ -1,9 +1,9 @@
-"""The server's loop: sample nodes, let them solve, combine, step; the same loop for every method.
+"""The server's loop, the same for every method: sample nodes, let them solve, combine their answers, step.
 
-A method is a few pure functions on arrays (`Method`); stopping, logging and checkpoints are wrapped
-around the generator `run_rounds`, not inside. Node results are combined in node order and every random
-number is keyed by (purpose, round, node), so neither the number of threads nor the order in which nodes
-run changes a bit.
+A method is a few pure functions on arrays (`Method`); callers of the generator
+`run_rounds` do the stopping, logging and checkpoints. Node results are combined in node order and every
+random number depends on (purpose, round, node), so neither the number of threads nor the order in which
+nodes run changes a bit.
 
 Source: mathematics.md §4 ([MG] Algorithm 1), §10.
 """
@@ -28,15 +28,15 @@ from refimpl.optim.prox.contract import check_alike
 from refimpl.rng import SeedTree
 
 State = dict[str, np.ndarray]
-DIVERGED_FACTOR = 1e3  # a round's mean loss above this multiple of the first round's stops the run
+DIVERGED_FACTOR = 1e3  # a node's loss above this multiple of the first round's mean loss stops the run
 
 
 class Method(Protocol):
-    """A federated method: what is broadcast, what a node does, what the server does with the mean."""
+    """A federated method: what the server broadcasts, what a node does, and how the server uses the mean."""
 
     @property
     def name(self) -> str:
-        """As on the command line and in tables."""
+        """The name on the command line and in tables."""
 
     def start(self, w0: np.ndarray) -> State:
         """Server state before round 1, as plain arrays (it goes into checkpoints)."""
@@ -48,14 +48,14 @@ class Method(Protocol):
         """A node's work."""
 
     def server(self, state: State, round_: int, point: np.ndarray, mean: np.ndarray) -> tuple[State, float]:
-        """New state from the mean of the nodes' answers; and the surrogate gap (NaN if undefined)."""
+        """The new state from the mean of the nodes' answers, and the surrogate gap (NaN if undefined)."""
 
     def model(self, state: State) -> np.ndarray:
         """The meta-model."""
 
 
 def vectors_of(who: str, state: State, *names: str) -> list[np.ndarray]:
-    """The vectors of a method's state; raises `InputError` unless it has them, of one length and dtype."""
+    """The named vectors of a state; raises `InputError` unless it has them, of one length and dtype."""
     missing = [name for name in names if name not in state]
     if missing:
         raise InputError(
@@ -129,7 +129,7 @@ def run_rounds(
 ) -> Iterator[tuple[State, RoundRecord]]:
     """Run the 1-based `rounds` from `state`; yields the state and record after each.
 
-    first_loss: mean loss of round 1, when resuming (the yardstick of divergence).
+    first_loss: mean loss of round 1, needed when resuming (losses are compared with it to detect divergence).
 
     Raises `DivergenceError` as soon as a loss or a parameter is not finite or the loss explodes; the
     last yielded state is then the last good one.
@@ -150,7 +150,7 @@ def run_rounds(
         mean = np.empty_like(point)
         rows = np.stack([answer.w for answer in answers])
         vector.mean_of_rows(rows, participation.weights(tasks, nodes), mean)
-        with np.errstate(all="ignore"):  # what leaves the finite numbers is told of in the next line
+        with np.errstate(all="ignore"):  # `check_state` reports overflow
             state, gap = method.server(state, round_, point, mean)
         check_state(state, round_)
         record = _record(round_, nodes, answers, point, gap, time.perf_counter() - started)
@@ -160,12 +160,12 @@ def run_rounds(
 
 @lru_cache(maxsize=1)
 def _workers(threads: int) -> ThreadPoolExecutor:
-    """Threads that outlive a run: each keeps the memory of its kernels, which the next run finds ready."""
+    """Threads that stay after a run: each keeps its kernels' memory, which the next run uses again."""
     return ThreadPoolExecutor(threads)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_workers.cache_clear)  # threads do not follow into a child
+    os.register_at_fork(after_in_child=_workers.cache_clear)  # a forked child has no threads
 
 
 def _solve(
@@ -175,7 +175,7 @@ def _solve(
     streams: Sequence[np.random.Generator],
     threads: int,
 ) -> list[LocalSolution]:
-    """The nodes' answers, in order; one thread is this one, which nobody need wake."""
+    """The nodes' answers, in order; with one thread they are computed in this one, which is faster."""
     columns = tasks, [point] * len(tasks), streams
     return list((map if threads <= 1 else _workers(threads).map)(method.local, *columns))
 
@@ -183,7 +183,7 @@ def _solve(
 def check_answers(
     answers: Sequence[LocalSolution], nodes: Sequence[int], round_: int, first_loss: float
 ) -> None:
-    """Raise `DivergenceError` naming round and node where an answer is not finite or the loss explodes."""
+    """Raise `DivergenceError` naming round and node if an answer is not finite or a loss explodes."""
     hint = "try a smaller eta or beta"
     for node, answer in zip(nodes, answers, strict=True):
         if not (math.isfinite(answer.loss) and np.isfinite(answer.w).all()):
@@ -196,7 +196,7 @@ def check_answers(
 
 
 def check_state(state: State, round_: int) -> None:
-    """Raise `DivergenceError` naming the round where the server's step left the finite numbers."""
+    """Raise `DivergenceError` naming the round if the server's state is not finite."""
     if not all(np.isfinite(array).all() for array in state.values()):
         raise DivergenceError(
             f"training diverged in round {round_} at the server (not finite); try a smaller mix, eta or beta"

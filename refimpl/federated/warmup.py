@@ -1,7 +1,7 @@
 """Compile what training, adaptation and evaluation need, by doing a little of each.
 
-Numba compiles a function for the types it is first called with and keeps the machine code on disk; so one
-step on a small network in each floating-point type is enough, whatever the networks used later.
+Numba compiles a function for each combination of types and keeps the machine code on disk; so one step on a
+small network in each floating-point type is enough for networks of all sizes.
 
 Source: mathematics.md §4, §6 (what is computed once). Derived.
 """
@@ -35,6 +35,6 @@ def warm_up(dtype: str = "float32") -> None:
 
 
 def warm_up_options(dtype: str = "float32") -> None:
-    """What only some options need: a run with the usual ones would wait for it in vain."""
+    """Compile what only some options need, so that runs with the usual options do not wait for it."""
     v = np.ones(3, dtype)
     prox.L1(0.01).prox(v, 1.0, v)  # group penalties share their kernels

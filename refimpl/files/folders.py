@@ -1,12 +1,12 @@
-"""Folders that stand complete at their place or not at all, whenever the process is killed.
+"""Create folders that are complete or absent at their final place, even if the process is killed.
 
-They are made beside their place under another name, then renamed; a folder they replace is moved aside in
-the same way before it is deleted. What a killed process leaves of either, the next one sweeps.
+A folder is filled under a temporary name beside its final place, then renamed; a folder that it replaces is
+renamed too before it is deleted. The next process removes what a killed process leaves of either.
 
-Some folders cannot be renamed: mount points, the current folder, and those in a folder where nothing may be
-made. They are filled in place, from a folder made inside them. That is not done at one stroke, so the file
-that says what the folder is, its mark, goes first and comes last: a process that is killed meanwhile leaves
-a folder that is neither the old nor the new, and that the same command fills again.
+Some folders cannot be renamed: mount points, the current folder, and those in a folder without permission
+to write. They are filled in place, from a temporary folder inside them. That takes several steps. So the
+file that says what the folder is, its mark, is deleted first and written last: a process that is killed in
+between leaves a folder that is neither the old one nor the new one, and the same command fills it again.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from refimpl.errors import RunError, TakenError
 from refimpl.files.lock import locked
 from refimpl.files.storage import reason, resemble, sync_folder
 
-BUILDING, ASIDE = ".new", ".old"  # endings of folders in the making, and of those that were replaced
-PATIENCE = 3600.0  # seconds after which a folder in the making is nobody's, whoever made it
+BUILDING, ASIDE = ".new", ".old"  # endings of unfinished and of replaced folders
+PATIENCE = 3600.0  # seconds after which an unfinished folder counts as abandoned, even on another host
 MOUNTS = Path("/proc/self/mountinfo")
 
 
 @contextmanager
 def building(path: Path) -> Iterator[Path]:
-    """An empty folder to be filled and then moved to `path`, or what it links to; it ends with the block.
+    """An empty temporary folder to be filled and moved to `path` (or to the folder that `path` links to).
 
-    Raises `RunError` about `path` for what the system refuses, in the block as well.
+    What is left of it is deleted after the block. Raises `RunError` about `path` for everything that the
+    system refuses, within the block as well.
     """
     place = _resolved(path)
     try:
@@ -47,7 +48,7 @@ def building(path: Path) -> Iterator[Path]:
         _sweep(place)
         try:
             folder.mkdir()
-        except FileExistsError:  # of another thread, or of a process with our number elsewhere
+        except FileExistsError:  # made by another thread, or by a process with our number on another host
             raise _taken(path) from None
         try:
             yield folder
@@ -58,16 +59,16 @@ def building(path: Path) -> Iterator[Path]:
 
 
 def move_into_place(folder: Path, path: Path, mark: str, locks: Sequence[Path] = ()) -> None:
-    """Move the finished `folder` to `path`, where nothing may be but a folder without whole files.
+    """Move the finished `folder` to `path`, where there may be only a folder without complete files.
 
-    mark: the file in it that says what it is. Where `locks` are named, what is at `path` is replaced: it is
-    deleted while they are held. Raises `RunError` where another process holds one, `TakenError` where one
-    has put something at `path` meanwhile.
+    mark: the file in it that says what it is. If `locks` are given, what is at `path` is replaced, and
+    deleted while they are locked. Raises `RunError` if another process has one of the locks, `TakenError`
+    if another process has put something at `path` in the meantime.
     """
     place = _resolved(path)
-    with ExitStack() as held:
+    with ExitStack() as stack:
         for lock in locks:
-            held.enter_context(locked(lock, lock.parent))
+            stack.enter_context(locked(lock, lock.parent))
         try:
             if folder.parent == place:
                 _fill(folder, place, mark, replace=bool(locks))
@@ -86,22 +87,22 @@ def _taken(path: Path) -> TakenError:
 
 
 def _settle(folder: Path, place: Path) -> None:
-    """Rename the folder to its place, where an empty one may be."""
+    """Rename the folder to its place, where there may be an empty folder."""
     if place.is_dir():
         resemble(folder, place.stat(), stat.S_IRWXU)
         for torn in place.glob(".*.tmp"):
             torn.unlink()
-        if os.name != "posix":  # elsewhere a folder takes the place of an empty one at one stroke
+        if os.name != "posix":  # POSIX replaces an empty folder in the same step
             place.rmdir()
     os.rename(folder, place)
     sync_folder(place.parent)
 
 
 def _exchange(folder: Path, place: Path) -> None:
-    """Rename the folder to the place of another, which is deleted."""
+    """Put the folder in the place of another one, which is deleted."""
     aside = _within(place.parent, place, ASIDE)
     resemble(folder, place.stat(), stat.S_IRWXU)
-    os.utime(place)  # it is aside from now on, however old
+    os.utime(place)  # its age is counted from now on, so that nobody else deletes it yet
     os.rename(place, aside)
     try:
         os.rename(folder, place)
@@ -113,7 +114,7 @@ def _exchange(folder: Path, place: Path) -> None:
 
 
 def _fill(folder: Path, place: Path, mark: str, replace: bool) -> None:
-    """Delete what is at the place, the mark first, and move there what is in the folder, the mark last."""
+    """Replace the contents of the place by those of the folder; the mark is deleted first and moved last."""
     others = [item for item in place.iterdir() if item != folder]
     if leftovers(place) != {folder.name} or ((place / mark).exists() and not replace):
         raise FileExistsError(errno.EEXIST, "in use", place)
@@ -129,7 +130,7 @@ def _fill(folder: Path, place: Path, mark: str, replace: bool) -> None:
 
 
 def leftovers(path: Path) -> set[str]:
-    """Names in a folder of what processes that fill it in place, or were killed at it, have made there."""
+    """Names of the temporary folders in `path` of processes that fill it in place or were killed doing so."""
     place = _resolved(path)
     return (
         {item.name for item in place.iterdir() if _owner(item, place, BUILDING)} if place.is_dir() else set()
@@ -137,12 +138,12 @@ def leftovers(path: Path) -> set[str]:
 
 
 def _resolved(path: Path) -> Path:
-    """Where `path` leads in the end: links stay, what they name is made or replaced."""
+    """The path with all links followed: links stay, and the folder that they name is made or replaced."""
     return Path(os.path.realpath(path))
 
 
 def _is_fixed(place: Path) -> bool:
-    """Whether the folder at `place` is there and cannot be renamed, or not without harm."""
+    """Whether there is a folder at `place` that cannot be renamed, or should not be."""
     if not place.is_dir():
         return False
     if os.path.ismount(place) or _is_bound(place) or Path.cwd().is_relative_to(place):
@@ -151,7 +152,7 @@ def _is_fixed(place: Path) -> bool:
 
 
 def _is_bound(place: Path) -> bool:
-    """Whether the system lists the folder as a mount point; one of the same disk is not seen otherwise."""
+    """Whether the system lists the folder as a mount point; `ismount` misses those of the same disk."""
     with suppress(OSError):
         name = os.fsencode(place).replace(b"\\", rb"\134").replace(b" ", rb"\040")
         return any(line.split()[4] == name for line in MOUNTS.read_bytes().splitlines())
@@ -159,7 +160,7 @@ def _is_bound(place: Path) -> bool:
 
 
 def _may_rename(place: Path) -> bool:
-    """Whether the folder around `place` lets us rename what is in it."""
+    """Whether we may rename `place` in the folder that contains it."""
     around = place.parent.stat()
     if around.st_mode & stat.S_ISVTX and os.geteuid() not in (0, around.st_uid, place.stat().st_uid):
         return False
@@ -167,7 +168,7 @@ def _may_rename(place: Path) -> bool:
 
 
 def _within(folder: Path, place: Path, ending: str) -> Path:
-    """This process's own name in `folder` for what concerns `place`."""
+    """The temporary name that this process uses in `folder` for work on `place`."""
     return folder / f".{place.name}.{_host()}-{os.getpid()}{ending}"
 
 
@@ -176,7 +177,7 @@ def _host() -> str:
 
 
 def _sweep(place: Path) -> None:
-    """Delete what processes that were killed while they made or replaced the folder at `place` have left."""
+    """Delete what killed processes left while they made or replaced the folder at `place`."""
     for folder, ending in itertools.product((place.parent, place), (BUILDING, ASIDE)):
         for item in folder.glob(f".{glob.escape(place.name)}.*-*{ending}"):
             if _abandoned(item, _owner(item, place, ending)):
@@ -184,14 +185,14 @@ def _sweep(place: Path) -> None:
 
 
 def _owner(item: Path, place: Path, ending: str) -> str:
-    """The host and the process that a name as `_within` gives it ends in; empty for any other name."""
+    """The host and process at the end of a name made by `_within`; empty for any other name."""
     owner = item.name.removeprefix(f".{place.name}.").removesuffix(ending)
     known = item.name == f".{place.name}.{owner}{ending}" and owner.rpartition("-")[2].isdecimal()
     return owner if known else ""
 
 
 def _abandoned(folder: Path, owner: str) -> bool:
-    """Whether the folder of `owner`, a host and a process, is nobody's: old, or of a dead process here."""
+    """Whether the folder of `owner`, a host and a process, is old, or of a dead process of this host."""
     host, _, process = owner.rpartition("-")
     if not process:
         return False
@@ -202,7 +203,7 @@ def _abandoned(folder: Path, owner: str) -> bool:
 
 
 def _alive(process: int) -> bool:
-    """Whether a process of this host may still be there; always, where asking would end it."""
+    """Whether a process of this host may still run; always true on Windows, where asking would end it."""
     if os.name != "posix":
         return True
     try:
@@ -210,5 +211,5 @@ def _alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        return True  # someone else's
+        return True  # it belongs to another user
     return True

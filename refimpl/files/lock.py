@@ -1,4 +1,9 @@
-"""Locks that die with their process: one writer at a time for a run, a comparison, a search, a file."""
+"""Locks that the system releases when their process ends: one writer at a time for a run, a search, a file.
+
+The package `filelock` is not used. It has fifteen thousand lines where two calls of `flock` suffice, and on
+file systems without locks it falls back to marker files, which a killed process leaves behind. `RunFolder`
+also needs a lock that holds while the folder around the locked file is renamed.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +19,16 @@ try:
     import fcntl
 
     CAN_LOCK = True
-except ImportError:  # Windows has no locks of this kind: runs are not guarded there
+except ImportError:  # Windows has no locks of this kind, so runs are not protected there
     CAN_LOCK = False
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # file systems that cannot lock
 
 
 def take_lock(file: Path, who: Path) -> int | None:
-    """Hold `file`, made if it is not there, until the handle is released (None: no locks on this system).
+    """Lock `file`, creating it if needed, until the handle is released; None where the system has no locks.
 
-    Raises `RunError` about `who` where another process, or another handle of this one, holds it.
+    Raises `RunError` about `who` if another process, or another handle of this one, has the lock.
     """
     if not CAN_LOCK:
         return None
@@ -33,7 +38,7 @@ def take_lock(file: Path, who: Path) -> int | None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(handle), os.stat(file)):
             return handle
-        release_lock(handle)  # the file was replaced between opening and locking: whoever did so holds it
+        release_lock(handle)  # another process has replaced the file since it was opened
     except OSError as error:
         release_lock(handle)
         if error.errno in _NO_LOCKS:
@@ -44,14 +49,14 @@ def take_lock(file: Path, who: Path) -> int | None:
 
 
 def release_lock(handle: int | None) -> None:
-    """Let go of what `take_lock` returned."""
+    """Release the lock that `take_lock` returned."""
     if handle is not None:
         os.close(handle)
 
 
 @contextmanager
 def locked(file: Path, who: Path) -> Iterator[None]:
-    """Hold the lock within the block."""
+    """Keep `file` locked within the block; raises as `take_lock` does."""
     handle = take_lock(file, who)
     try:
         yield
@@ -60,10 +65,10 @@ def locked(file: Path, who: Path) -> Iterator[None]:
 
 
 @contextmanager
-def alone(file: Path) -> Iterator[None]:
-    """Hold `file`, made if it is not there, within the block; waits for whoever holds it.
+def locked_when_free(file: Path) -> Iterator[None]:
+    """Wait until no other process has locked `file`, creating it if needed, and lock it within the block.
 
-    The block may rename or delete the file. Nothing is held where the system has no locks.
+    The block may rename or delete the file. Where the system has no locks, nothing is locked.
     """
     handle = _wait_for(file)
     try:
@@ -80,7 +85,7 @@ def _wait_for(file: Path) -> int | None:
             if os.path.samestat(os.fstat(handle), os.stat(file)):
                 return handle
         except FileNotFoundError:
-            pass  # its holder has renamed or deleted it, as the block above may: another is made
+            pass  # the block above, in another process, renamed or deleted the file: open it again
         except OSError as error:
             release_lock(handle)
             if error.errno in _NO_LOCKS:

@@ -1,7 +1,11 @@
-"""Array archives (.npz) as data: what a header claims is held against what is there, before memory is taken.
+"""Read array archives (.npz) safely: a header is compared with the size of its file before memory is taken.
 
 `numpy.load` allocates whatever shape a header claims, evaluates the header as Python, and can unpickle. Here
 a header is matched against its grammar, and only arrays of numbers and text are admitted.
+
+The header reader of `numpy.lib.format` alone would not do either: it reads a header of any length before it
+compares the length with its limit (a file of 0.6 MB took 1.2 GiB), lets `RecursionError` and `TokenError`
+out, accepts negative sizes, and prints warnings.
 """
 
 from __future__ import annotations
@@ -24,13 +28,13 @@ from refimpl.files.sniff import is_leftover, looks_like
 _MAGIC = b"\x93NUMPY"
 _HEADER_LIMIT = 4096  # bytes; those of plain arrays have about 100
 _COUNT_LIMIT = 100_000  # members of one archive
-_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # NumPy's; an LZMA header can claim 4 GiB
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the usual ones; an LZMA header can claim 4 GiB
 _DTYPE = re.compile(r"([<>|=])([biufcSU])(\d{1,9})")
 _ENTRY = re.compile(
     r"\s*['\"](?P<key>descr|fortran_order|shape)['\"]\s*:\s*"
     r"(?:['\"](?P<descr>[^'\"]*)['\"]|(?P<order>True|False)|\((?P<shape>[0-9L,\s]*)\))\s*(?:,|$)"
 )
-_DAMAGE = (
+ZIP_DAMAGE = (  # what `zipfile` raises for a damaged or unusual archive
     zipfile.BadZipFile,
     zlib.error,
     EOFError,
@@ -47,7 +51,7 @@ class DamageError(ValueError):
 
 
 class Header(NamedTuple):
-    """What an array says of itself, before it is read."""
+    """The header of an array: what is known about it before its contents are read."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -62,10 +66,10 @@ class Header(NamedTuple):
 def read_members(
     path: Path, limit: int, names: Collection[str] | None = None
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """(name, array) of every .npy member of the archive, or of those in `names`; others do not come.
+    """Yield (name, array) for every .npy member of the archive, or only for those in `names`.
 
-    They may hold at most `limit` bytes together. Raises `OSError` where the system cannot read the file and
-    `DamageError` for everything that is wrong with its bytes.
+    All members together may have at most `limit` bytes. Raises `OSError` if the system cannot read the file
+    and `DamageError` for everything that is wrong with its bytes.
 
     Source: the format description in NumPy's documentation (numpy.lib.format), versions 1 to 3.
     """
@@ -79,13 +83,13 @@ def read_members(
 
 
 def member_names(path: Path) -> list[str]:
-    """The names of all .npy members, none of them being opened; raises as `read_members`."""
+    """The names of all .npy members, without opening them; raises as `read_members`."""
     with _opened(path) as archive:
         return [name for name, _ in _members(archive)]
 
 
 def read_headers(path: Path) -> dict[str, Header]:
-    """What every .npy member says of itself, no array being read; raises as `read_members`."""
+    """The header of every .npy member, without reading the arrays; raises as `read_members`."""
     with _opened(path) as archive:
         found = {}
         for name, entry in _members(archive):
@@ -96,7 +100,7 @@ def read_headers(path: Path) -> dict[str, Header]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The archive, all that is wrong with it turned into `DamageError`."""
+    """The open archive; any fault found in it within the block is raised as `DamageError`."""
     hint = ""
     try:
         with open(path, "rb") as file:
@@ -108,7 +112,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
                 yield archive
     except DamageError:
         raise
-    except _DAMAGE as error:
+    except ZIP_DAMAGE as error:
         raise DamageError(ascii(brief(error))[1:-1][:80] + hint) from None
 
 
@@ -121,38 +125,38 @@ def _members(archive: zipfile.ZipFile) -> list[tuple[str, zipfile.ZipInfo]]:
     if len(dict(found)) < len(found):
         raise DamageError("two members of one name")
     for _, entry in found:
-        if entry.compress_type not in _COMPRESSIONS:
+        if entry.compress_type not in COMPRESSIONS:
             raise DamageError(f"compression of type {entry.compress_type}; NumPy stores or deflates")
     return found
 
 
 def _header(file: IO[bytes], entry: zipfile.ZipInfo) -> Header:
-    """The header of the member that is open, which is left where the contents begin."""
+    """Read the header of the open member; the file is then positioned at its contents."""
     lead = file.read(8)
     width = 2 if lead[6:7] == b"\1" else 4
     if lead[:6] != _MAGIC or lead[6:7] not in (b"\1", b"\2", b"\3"):
-        raise DamageError("a member that is no array")
+        raise DamageError("a member that is not an array")
     length = int.from_bytes(file.read(width), "little")
     if not 2 <= length <= _HEADER_LIMIT:
         raise DamageError(f"an array with a header of {length} bytes")
     header = _parse(file.read(length).decode("latin-1"))
     found = entry.file_size - 8 - width - length
     if header.size != found:
-        raise DamageError(f"an array that claims {_short(header.size)} bytes, {found} are there")
+        raise DamageError(f"an array that claims {_short(header.size)} bytes but has {found}")
     return header
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any]:
     with archive.open(entry) as file:
         header = _header(file, entry)
-        content = bytearray(file.read(header.size + 1))  # and the checksum is compared
+        content = bytearray(file.read(header.size + 1))  # one more byte: zipfile compares the checksum
     if len(content) != header.size:
-        raise DamageError(f"an array that claims {header.size} bytes, {len(content)} are there")
+        raise DamageError(f"an array that claims {header.size} bytes but has {len(content)}")
     return np.ndarray(header.shape, header.dtype, content, order="F" if header.fortran else "C")
 
 
 def _parse(written: str) -> Header:
-    """From the text of a header."""
+    """The header that a member's text describes."""
     text, found = written.strip(), dict[str, str]()
     if text[:1] != "{" or text[-1:] != "}":
         raise DamageError("an array with a damaged header")

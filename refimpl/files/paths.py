@@ -1,4 +1,4 @@
-"""Paths as people write them."""
+"""Paths as users write them, with `~` for their home folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from refimpl.errors import InputError
 def expanded(path: str | Path) -> Path:
     """The path with a leading `~` or `~NAME` replaced by the home folder it stands for, as shells do it.
 
-    Raises `InputError` where it stands for none.
+    Raises `InputError` if there is no such home folder.
     """
     found = os.path.expanduser(path)
     if str(found).startswith("~"):

@@ -1,4 +1,4 @@
-"""What files are, by their beginning: names say little once browsers and unpackers have had them."""
+"""Recognise files by their first bytes: browsers and unpackers change names, so names say little."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MARKS = (
 
 
 def looks_like(data: bytes) -> str:
-    """`; it looks like KIND` where `data` begins as a well-known kind of file does, else empty."""
+    """`; it looks like KIND` if `data` begins like a well-known kind of file, else empty."""
     lead = data[:64].lstrip().lower()
     found = (kind for start, kind in _KINDS if data.startswith(start) or lead.startswith(start))
     return next((f"; it looks like {kind}" for kind in found), "")

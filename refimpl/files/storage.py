@@ -1,7 +1,7 @@
-"""Files as they stand on disk: TOML, JSON and arrays, each appearing whole or not at all.
+"""Read and write TOML, JSON and array files; each file on disk is either complete or not there.
 
-Contents depend on the values only, so that equal results are equal bytes; what is read is checked, and
-nothing that is read can run code.
+Contents depend on the values only, so that equal results give equal bytes. Everything that is read is
+checked, and nothing that is read can run code.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.errors import ConfigError, DataError, InputError, RunError
-from refimpl.files.lock import alone
+from refimpl.files.lock import locked_when_free
 from refimpl.files.npz import DamageError, Header, read_headers, read_members
 
 Arrays = dict[str, np.ndarray]
@@ -37,6 +37,8 @@ _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 def toml_text(table: Mapping[str, Any]) -> str:
     """A flat table of str, int, float, bool and lists of them as TOML that `tomllib` reads back equal.
 
+    The package `tomli-w` is not used: it puts every item of a list on a line of its own, and writes tuples,
+    NumPy scalars and text that is not valid Unicode without complaint, so most of this would remain.
     Raises `ConfigError` for any other value (None, tuples, nested tables, NumPy scalars).
     """
     return "".join(f"{_toml_key(key)} = {_toml_value(key, value)}\n" for key, value in table.items())
@@ -72,21 +74,22 @@ def _visible(letter: str) -> str:
     return letter if letter >= " " and letter != "\x7f" else f"\\u{ord(letter):04x}"
 
 
-# --- files that are whole or absent -----------------------------------------------------------------
+# --- files that are complete or absent --------------------------------------------------------------
 
 
 def check_new(path: Path, force: bool) -> None:
-    """Raise `InputError` where something is there and `--force` was not given."""
+    """Raise `InputError` if `path` exists and `--force` was not given."""
     if os.path.exists(path) and not force:
-        raise InputError(f"{path}: is there already; --force replaces it")
+        raise InputError(f"{path}: exists already; --force replaces it")
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Replace `path` by `content`: readers see the old file or the new one, even after a power cut.
 
-    Processes that write the same file take turns, so that none tears what another is writing. A link stays:
-    what it names is replaced, and keeps its mode. A device or a pipe is written to. Raises `RunError` where
-    the system refuses (disk full, no permission); the old file is then intact.
+    Processes that write the same file take turns, so that none damages what another is writing. A link stays
+    a link: the file it names is replaced, and the new file gets the mode of the old one. A device or a pipe
+    is written to. Raises `RunError` if the system refuses (disk full, no permission); the old file is then
+    intact.
     """
     try:
         if os.path.exists(path) and not os.path.isfile(path):
@@ -100,11 +103,11 @@ def write_whole(path: Path, content: bytes) -> None:
 def _replace(path: Path, content: bytes) -> None:
     """Write a file beside `path` and rename it."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with alone(temporary):
+    with locked_when_free(temporary):
         old = path.stat() if path.exists() else None
         try:
             if old:
-                resemble(temporary, old, 0o600)  # private before it holds anything, and still to be written
+                resemble(temporary, old, 0o600)  # nobody else may read what is written next
             with open(temporary, "wb") as file:
                 file.write(content)
                 file.flush()
@@ -120,7 +123,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _write_through(path: Path, content: bytes) -> None:
-    """Write to what is no file: a device, or a pipe, which must have a reader."""
+    """Write to a device, or to a pipe, which must have a reader."""
     try:
         handle = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for a reader
     except OSError as error:
@@ -134,7 +137,7 @@ def _write_through(path: Path, content: bytes) -> None:
 
 
 def resemble(path: Path, old: os.stat_result, more: int = 0) -> None:
-    """Give `path` the owner and the mode of what it replaces, where the system lets us, and `more` bits."""
+    """Give `path` the owner of what it replaces, and its mode plus the bits `more`, if the system permits."""
     if os.name == "posix":
         with contextlib.suppress(OSError):
             os.chown(path, old.st_uid, old.st_gid)
@@ -143,7 +146,7 @@ def resemble(path: Path, old: os.stat_result, more: int = 0) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file; `DataError` naming it where it cannot be read."""
+    """The content of a file; raises `DataError` naming it if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -161,7 +164,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def reason(error: OSError) -> str:
-    """The system's words for an error, to stand behind a colon."""
+    """What the system says about an error, written so that it can follow a colon."""
     return (error.strerror or type(error).__name__).lower()
 
 
@@ -191,7 +194,7 @@ def _npy_bytes(name: str, value: np.ndarray) -> bytes:
 
 
 def read_npz(path: Path, names: Collection[str] | None = None, limit: int = NPZ_LIMIT) -> Arrays:
-    """The arrays of an .npz file, all or those of `names` that are in it.
+    """The arrays of an .npz file: all of them, or those of `names` that it has.
 
     `DataError` naming the file where it is missing, corrupt or pickled, or holds more than `limit` bytes;
     nothing is allocated that the file does not hold.
@@ -208,7 +211,7 @@ def npz_headers(path: Path) -> dict[str, Header]:
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """What goes wrong in reading an archive, as `DataError`."""
+    """Turn the errors of reading an archive within the block into `DataError`."""
     try:
         yield
     except FileNotFoundError:
@@ -240,7 +243,7 @@ def check_like(path: Path, found: Mapping[str, np.ndarray], like: Mapping[str, n
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON knows it: NumPy scalars and arrays, tuples become plain; NaN and infinities null."""
+    """`value` in JSON's types: NumPy values and tuples become numbers and lists, NaN and infinity None."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
@@ -255,7 +258,7 @@ def plain(value: Any) -> Any:
 
 
 def json_value(text: str | bytes) -> Any:
-    """What JSON text says; `ValueError` for anything `json_text` would not write, however deep or large."""
+    """The value of JSON text; raises `ValueError` for anything that `json_text` would not write."""
     try:
         return json.loads(text, parse_constant=_not_finite, parse_float=_finite)
     except RecursionError:
@@ -272,12 +275,12 @@ def _not_finite(text: str) -> float:
 
 
 def json_text(content: Any) -> str:
-    """`content`, made plain, as indented JSON that ends in a line break."""
+    """`content`, converted by `plain`, as indented JSON that ends in a line break."""
     return json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
-    """What `json_text` wrote; `DataError` naming the file for anything else."""
+    """The value of a file that `json_text` wrote; raises `DataError` naming the file for anything else."""
     try:
         return json_value(read_bytes(path))
     except ValueError:

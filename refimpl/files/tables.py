@@ -1,4 +1,4 @@
-"""Tables as aligned text, for people, and as Markdown; and where a command has put its own into a file."""
+"""Tables as aligned text and as Markdown, and the place in a file where a command writes its table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ END = "<!-- end -->"
 
 
 def inside(text: str, command: str) -> str:
-    """What stands between the marks of a command."""
+    """The text between the two marks of a command."""
     return text.split(_start(command))[1].split(END)[0].strip()
 
 

@@ -1,6 +1,7 @@
-"""Is this machine fit? Kernels held against twins and formulas, programs against layers; known traps.
+"""Check whether this machine computes correctly, and fast.
 
-A check that fails means wrong numbers; a warning means slow or unsteady ones.
+The kernels are compared with the readable kernels and with formulas, compiled programs with their layers;
+then known traps are looked for. A failed check means wrong numbers; a warning means slow or unsteady times.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import numpy as np
 from refimpl.bench import oracle
 from refimpl.bench.candidates import ours
 from refimpl.bench.cases import PASSES, Case, Geometry, LayerData, layer_data
-from refimpl.bench.formulas import held
+from refimpl.bench.formulas import comparisons
+from refimpl.bench.process import THREAD_VARIABLES
 from refimpl.errors import RefimplError
 from refimpl.experiments.experiment import default_threads
 from refimpl.kernels import conv, linear, plain
@@ -29,11 +31,10 @@ from refimpl.nn.task import NetworkTask
 from refimpl.rng import SeedTree
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
-CHECKS = 13  # findings of `examine`
+CHECKS = 13  # number of findings of `examine`
 DIFFERS = "differs in some bit from the readable kernel's"
-SHAPES = (Geometry(5, 19, 9), Geometry(37, 19, 1, 1, 0))  # of sizes that no vector divides
+SHAPES = (Geometry(5, 19, 9), Geometry(37, 19, 1, 1, 0))  # sizes that are no multiple of a vector's length
 SLOW_SECONDS = 0.1  # for a small file to reach the disk; a local one takes some milliseconds
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 QUOTAS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))  # of cgroups, versions 2 and 1
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -65,7 +66,7 @@ def examine(threads: int | None = None) -> Iterator[Finding]:
 
 
 def check_kernels(dtype: str) -> Finding:
-    """Every pass of small weighted layers: the oracle's numbers within rounding, the readable twins' bits."""
+    """Compare every pass of small weighted layers with the oracle and, bit by bit, with readable kernels."""
     cases = [
         Case(shape, pass_, 3, off, dtype)
         for shape, pass_, off in itertools.product(SHAPES, PASSES, (0.0, 0.5))
@@ -79,8 +80,8 @@ def check_kernels(dtype: str) -> Finding:
             worst = max(worst, oracle.check(case.label, arrays, oracle.reference(case, data)))
         except RefimplError as error:
             return Finding(f"kernels {dtype}", FAILED, str(error))
-        for name, twin in twins(case, data).items():
-            if arrays[name].tobytes() != twin.tobytes():
+        for name, right in readable_results(case, data).items():
+            if arrays[name].tobytes() != right.tobytes():
                 return Finding(f"kernels {dtype}", FAILED, f"{case.label}: {name} {DIFFERS}")
     for off in (0.0, 0.5):
         for name in differing_strided(Case(SHAPES[0], "forward", 3, off, dtype)):
@@ -94,7 +95,7 @@ def check_kernels(dtype: str) -> Finding:
 
 
 def differing_strided(case: Case) -> list[str]:
-    """The results of all passes of a convolution with stride 2 that are not the readable kernels' bits."""
+    """Names of the results of a convolution with stride 2 that differ from the readable kernels' in a bit."""
     step, pad, data = (2, 2), (case.geometry.pad, case.geometry.pad), layer_data(case)
     data = data._replace(dy=data.dy[:, :, ::2, ::2].copy())
     x, weight, bias, dy, mask = data
@@ -104,11 +105,11 @@ def differing_strided(case: Case) -> list[str]:
     conv.weight_grad(x, dy, step, pad, fast["dw"], fast["db"], None, mask)
     right: dict[str, np.ndarray] = {}
     for pass_ in PASSES:
-        right |= twins(replace(case, pass_=pass_), data, step)
+        right |= readable_results(replace(case, pass_=pass_), data, step)
     return [name for name, array in fast.items() if array.tobytes() != right[name].tobytes()]
 
 
-def twins(case: Case, data: LayerData, step: conv.Pair = (1, 1)) -> dict[str, np.ndarray]:
+def readable_results(case: Case, data: LayerData, step: conv.Pair = (1, 1)) -> dict[str, np.ndarray]:
     """The readable kernels' results of a case: {"y"}, {"dx"} or {"dw", "db"}; step: of a convolution."""
     x, weight, bias, dy = data[:4]
     mask = conv.or_all_on(data.mask)
@@ -136,7 +137,7 @@ def twins(case: Case, data: LayerData, step: conv.Pair = (1, 1)) -> dict[str, np
 def check_layers(dtype: str) -> Finding:
     """Every other layer, the loss and the proximal operators, against their formulas."""
     worst, names = 0.0, list[str]()
-    for name, got, wanted, terms in held(dtype):
+    for name, got, wanted, terms in comparisons(dtype):
         allowed = oracle.rounding(dtype, terms)
         error = oracle.error_of(got, oracle.Reference(wanted, allowed))
         if not error <= allowed:
@@ -171,7 +172,7 @@ def check_program(dtype: str) -> Finding:
 
 
 def check_denormals() -> Finding:
-    """Numbers below the smallest normal one must survive, in NumPy and in compiled code."""
+    """Numbers below the smallest normal one must not become zero, in NumPy or in compiled code."""
     for dtype in (np.float32, np.float64):
         tiny = np.array(np.finfo(dtype).tiny / 8).astype(dtype)
         if not (halved_by_numpy(tiny) > 0 and halved_by_kernels(tiny) > 0):
@@ -208,7 +209,7 @@ def check_choice() -> Finding:
 
 
 def check_cache() -> Finding:
-    """Whether compiled code is kept, where it should be, on a disk that is not slow."""
+    """Whether compiled code is kept in the right folder, on a disk that is not slow."""
     folder = cache_folder()
     files = [path for path in folder.rglob("*.nb[ic]") if path.is_file()]
     size = sum(path.stat().st_size for path in files) / 2**20
@@ -242,7 +243,7 @@ def seconds_to_write(folder: Path) -> float:
 
 
 def check_threads(threads: int) -> Finding:
-    """Whether threads, times those that libraries start in each, fit the cores."""
+    """Whether the threads, times those that libraries start in each, are at most as many as the cores."""
     cores = default_threads()
     for name in THREAD_VARIABLES:
         each = os.environ.get(name, "")
@@ -266,7 +267,7 @@ def check_quota() -> Finding:
 
 
 def quota() -> float | None:
-    """Cores' worth of time that the control group admits; None for no limit."""
+    """The number of cores that the control group allows, which may be a fraction; None for no limit."""
     for files in QUOTAS:
         try:
             words = " ".join((CGROUP / file).read_text() for file in files).split()
@@ -279,7 +280,7 @@ def quota() -> float | None:
 
 
 def check_load() -> Finding:
-    """Whether others are at work."""
+    """Whether other programs keep the cores busy."""
     cores = default_threads()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > cores:

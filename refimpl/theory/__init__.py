@@ -1,14 +1,14 @@
 """The paper's lemmas, theorem and rates, each checked numerically, with both sides shown.
 
-What is checked, in which form, and how we came by that form. *Verified*: a known statement, tested as it
-stands. *Derived*: our own constants or form, proven in mathematics.md or in the module named.
+The list says what is checked, in which form, and where that form comes from. *Verified*: a known statement,
+tested as it stands. *Derived*: our own constants or form, proven in mathematics.md or in the module named.
 *Reconstructed*: the idea is the paper's, the exact wording is our reading of it.
 
 gap (`refimpl theory gap`; `gap`, `lemmas.stationarity_rows`, `lemmas.closed_form_rows`)
     * Lemma 2, "the gradient mapping vanishes iff the point is first-order stationary": as two inequalities,
       ||G_b(v)|| <= dist(0, grad F(v) + dh(v)), and dist at the prox point <= (1 + b Lip) ||G_b(v)||;
       both are zero at a solution. Derived.
-    * Exact and surrogate gap are two quantities; the exact one carries an error bar from the strong
+    * Exact and surrogate gap are two quantities; the exact one has an error bar from the strong
       convexity of the local problems. Solvers against closed forms to 1e-12. Verified.
 
 lemmas (`refimpl theory lemmas`; `lemmas`)
@@ -36,7 +36,7 @@ rates (`refimpl theory rates`; `rates`)
       form for quadratics. Derived.
 
 sweep (`refimpl theory sweep`; `sweeps`)
-    * The same lemmas and inequalities for lam/L from 1.05 to 30 and for nodes more and more different;
+    * The same lemmas and inequalities for lam/L from 1.05 to 30 and for nodes that differ more and more;
       rounds to a given gap against the bound; the floor for several lam/L, and over the spread of the
       nodes, where it grows like the fourth power. Derived.
 
@@ -45,9 +45,9 @@ cosines (not convex, with and without a bounded group lasso), an indefinite quad
 attained instances, and for the envelope gradient a small gated network in soft mode, whose L is estimated.
 
 `run_all()` (`refimpl theory all`) returns every row: statement, family, left, right, slack, verdict (it is
-unchecked, not held, where a side is NaN or infinite); `check_problem` those of a problem of one's own;
-`curves` has the numbers behind the figures. Of training runs, whose networks have no proven constants,
-`measured` estimates the gap (`refimpl theory gap RUN`).
+"unchecked" if a side is NaN or infinite); `check_problem` returns those of your own problem; `curves` has
+the numbers behind the figures. For training runs, whose networks have no proven constants, `measured`
+estimates the gap (`refimpl theory gap RUN`).
 
 Source: mathematics.md §7 and §8; Lin et al. 2020, Lemmas 1-3 and Theorem 1.
 """

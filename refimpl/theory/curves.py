@@ -1,4 +1,4 @@
-"""Numbers behind the figures of the theory, from the same runs and families as the checks.
+"""The numbers in the figures of the theory, from the same runs and families as the checks.
 
 Source: mathematics.md §8.2 and §8.5. Derived.
 """
@@ -80,7 +80,7 @@ class CurvatureCurve(NamedTuple):
 
 
 def curvature_curves(seed: int = 0) -> list[CurvatureCurve]:
-    """Lemma 1 where it is attained, and on a family where it is not."""
+    """Curvature on families where Lemma 1 is an equality, and on one where it is not."""
     rng = SeedTree(seed).generator("theory.curves", 1)
     families = (problems.attained(1), problems.attained(-1), problems.cosines(rng))
     return [CurvatureCurve(family.name, sweeps.curvature_sweep(family, rng)) for family in families]

@@ -1,8 +1,8 @@
-"""How stationary a point is: the surrogate gap, the exact gap with its error bar, the distance form.
+"""Measure how stationary a point is: surrogate gap, exact gap with its error bar, and distance form.
 
-The exact quantities need exact local problems, and get them with a certificate: for lam > L the local
-objective is (lam - L)-strongly convex, so a residual r of its gradient bounds the distance to the solution
-by r/(lam - L), however the point was found. Error bars below include the rounding of that residual.
+The exact quantities need exact solutions of the local problems, which come with a certificate: for lam > L
+the local objective is (lam - L)-strongly convex, so a residual r of its gradient bounds the distance to the
+solution by r/(lam - L), however the point was found. Error bars below include the rounding of that residual.
 
 Source: mathematics.md §3 (envelope gradient) and §7. Verified by test against closed forms.
 """
@@ -22,12 +22,12 @@ from refimpl.theory.problems import ClosedForm, Curved, Loss, Problem
 
 Vector = np.ndarray
 EPS = float(np.finfo(np.float64).eps)
-ROUNDING = 8 * EPS  # relative error we grant a gradient's evaluation
+ROUNDING = 8 * EPS  # assumed relative error of evaluating a gradient
 POLISHING_STEPS = 300
 
 
 class LocalPoint(NamedTuple):
-    """A solution of one local problem and what is known about it."""
+    """An approximate solution of one local problem, with bounds on its error."""
 
     w: Vector
     value: float  # of the local objective at w, at least its minimum
@@ -87,7 +87,7 @@ def solve_exactly(
 
 
 def _search(loss: Loss, centre: Vector, lam: float, start: Vector) -> Vector:
-    """Minimise the local objective with SciPy, to where gradient steps can take over."""
+    """Minimise the local objective with SciPy, closely enough for gradient steps to finish."""
 
     def local(w: Vector) -> tuple[float, Vector]:
         gradient = np.empty_like(w)
@@ -110,7 +110,7 @@ def _search(loss: Loss, centre: Vector, lam: float, start: Vector) -> Vector:
 
 
 def _certify(loss: Loss, w: Vector, centre: Vector, lam: float) -> LocalPoint:
-    """Value and residual at w, and what they prove."""
+    """Value and residual at w, and the bound on the error that they prove."""
     gradient, offset = np.empty_like(w), w - centre
     value = loss(w, gradient) + 0.5 * lam * float(offset @ offset)
     sizes = vector.norm(gradient) + lam * (vector.norm(w) + vector.norm(centre))
@@ -139,7 +139,7 @@ def envelope(
 
 
 def envelope_objective(problem: Problem, lam: float) -> Callable[[Vector, Vector], float]:
-    """F as an objective by the usual contract, warm-starting each local problem from the last solution."""
+    """F as an objective function; each local problem starts from its last solution."""
     latest: list[Sequence[Vector]] = [[np.zeros(problem.size)] * len(problem.losses)]
 
     def objective(v: Vector, grad_out: Vector) -> float:
@@ -159,7 +159,7 @@ def gradient_mapping(v: Vector, gradient: Vector, penalty: Penalty, beta: float)
 
 
 def surrogate_gap(v: Vector, gradient: Vector, penalty: Penalty, beta: float) -> float:
-    """The norm of the gradient mapping at v formed from whatever gradient the server had."""
+    """The norm of the gradient mapping at v formed with the gradient that the server used."""
     return float(vector.norm(gradient_mapping(v, gradient, penalty, beta)))
 
 

@@ -1,7 +1,7 @@
 """The lemmas on the envelope F: its gradient, its curvature, stationarity, inexact local solutions.
 
-Each check looks at a statement from outside: gradients by differences of F, curvature by differences of
-gradients, inexactness by comparing with certified solutions. Each has an instance where it holds with
+Each check tests a statement independently: gradients by differences of F, curvature by differences of
+gradients, inexactness by comparison with certified solutions. Each has an instance where it holds with
 equality, so that a constant that is too small is noticed.
 
 Source: mathematics.md §7, §8.1-8.3; Lin et al. 2020, Lemmas 1-3. Derived where stated, else verified.
@@ -20,8 +20,8 @@ from refimpl.theory.run import LossTask
 
 Vector = np.ndarray
 LOCAL_STEPS = (1, 2, 4, 8)
-MAX_AXES = 12  # more dimensions than that are looked at along random directions
-MEASURABLE = 1e10  # sizes above this many times their error are held to equalities of nine digits
+MAX_AXES = 12  # above this dimension, random directions are used instead of the axes
+MEASURABLE = 1e10  # sizes above this many times their error must satisfy equalities to nine digits
 
 
 def curvature_bounds(smoothness: float, concavity: float, lam: float) -> tuple[float, float]:
@@ -59,7 +59,7 @@ def difference(problem: Problem, v: Vector, direction: Vector, lam: float, h: fl
 
 
 def directions(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows to look along: every axis in few dimensions, else a few random orthonormal directions."""
+    """Directions as rows: every axis in few dimensions, else a few random orthonormal directions."""
     if size <= MAX_AXES:
         return np.eye(size)
     return np.linalg.qr(rng.standard_normal((size, MAX_AXES // 2)))[0].T.copy()
@@ -80,7 +80,7 @@ def gradient_rows(problem: Problem, lam: float, rng: np.random.Generator, centre
 
 
 class Opaque:
-    """A quadratic that keeps its closed form to itself, so that solvers have to work."""
+    """A quadratic that hides its closed form, so that the solvers are used."""
 
     def __init__(self, loss: Quadratic) -> None:
         self.loss, self.smoothness, self.concavity = loss, loss.smoothness, loss.concavity
@@ -91,7 +91,7 @@ class Opaque:
 
 
 class OpaqueCurved(Opaque):
-    """The same, but with its Hessian."""
+    """The same, but it also offers its Hessian."""
 
     def hessian_product(self, w: Vector, d: Vector) -> Vector:
         """The Hessian times d."""

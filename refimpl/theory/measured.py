@@ -1,9 +1,9 @@
-"""The stationarity gap where no constant is proven: networks, whose local problems are solved and looked at.
+"""Estimate the stationarity gap of networks, for which no constants are proven.
 
-The quantities are those of `gap`, but what makes that module's error bars certificates is missing here: a
-ReLU network has kinks, so its loss has no constant L at all, and lam is rarely above its curvature. So a
-local problem is solved from its centre to the residual that can be reached, its curvature is estimated, and
-three numbers say how far the result may be trusted:
+The quantities are those of `gap`, but the error bars of that module cannot be proven here: a ReLU network has
+kinks, so its loss has no constant L at all, and lam is rarely above its curvature. So each local problem is
+solved from its centre to the smallest residual that can be reached, its curvature is estimated, and three
+numbers say how far the result may be trusted:
 
 * `residual`, the norm of the local objective's gradient where the solver stopped. At a solution on a kink
   the gradient jumps, so this stays above zero however well the problem is solved;
@@ -33,10 +33,10 @@ from refimpl.optim.prox import Penalty
 from refimpl.theory.gap import surrogate_gap
 
 Vector = np.ndarray
-DIFFERENCE = 1e-10  # step of differences of gradients: so short that few steps cross a kink
+DIFFERENCE = 1e-10  # step of differences of gradients, so short that few of them cross a kink
 LANCZOS_STEPS = 8
 PATIENCE = 12  # evaluations without real progress after which a solver is stopped
-PROGRESS = 0.9  # what counts as real: the residual down to this share
+PROGRESS = 0.9  # progress counts as real if the residual falls to this share
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Effort:
 
 
 class LocalAnswer(NamedTuple):
-    """One local problem, solved and looked at."""
+    """The solution of one local problem and what was measured at it."""
 
     w: Vector
     residual: float  # norm of the local objective's gradient at w
@@ -88,7 +88,7 @@ class MeasuredGap(NamedTuple):
 
 
 class _Enough(Exception):
-    """The solver may stop."""
+    """Raised within the objective to stop SciPy's solver."""
 
 
 class _Watched:
@@ -211,8 +211,8 @@ def measured_gap(
 ) -> MeasuredGap:
     """Gradient mapping and distance form at v (d,) float64, grad F(v) = lam (v - sum_i weights_i w_i*).
 
-    One loss a node, weights summing to one; the result does not depend on `threads`. `on_node` is told of
-    every node done.
+    One loss a node, weights summing to one; the result does not depend on `threads`. `on_node` is called
+    after every node.
     """
 
     def solve(node: int) -> LocalAnswer:

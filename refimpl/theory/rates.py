@@ -1,8 +1,8 @@
-"""How fast the gap falls with the rounds, and where it stops with inexact local solutions.
+"""Measure how fast the gap falls with the rounds, and where it stops with inexact local solutions.
 
-With exact local solutions min_{j<=k} ||G_j||^2 falls at least like 1/k, and like 1/k^3 for convex F: read
-off as the least-squares slope of its logarithm against log k. With s local steps of size 1/lam the local
-error falls by L/lam per step, and so does the bias of g, and with it the floor of ||G||.
+With exact local solutions min_{j<=k} ||G_j||^2 falls at least like 1/k, and like 1/k^3 for convex F; this
+is measured as the least-squares slope of its logarithm against log k. With s local steps of size 1/lam the
+local error falls by L/lam per step, and so does the bias of g, and with it the floor of ||G||.
 
 The interval given with a slope is that of ordinary least squares, at 95 %; successive minima are not
 independent, so it says how straight the line is, not how likely another run is to agree.
@@ -44,7 +44,7 @@ class Fit(NamedTuple):
 
 def fit(x: Vector, y: Vector) -> Fit:
     """Least squares of y against x, at least three points."""
-    from scipy.stats import linregress, t  # half a second to load, which reports of runs need not wait for
+    from scipy.stats import linregress, t  # loading it takes half a second, which few commands need
 
     line = linregress(x, y)
     half = float(t.ppf(0.975, len(x) - 2) * line.stderr)

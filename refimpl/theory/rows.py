@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 Terms = tuple[tuple[str, float], ...]  # names and numbers
 HOLDS, VIOLATED, UNCHECKED = "holds", "violated", "unchecked"
-GRAVEST_FIRST = (VIOLATED, UNCHECKED, HOLDS)
+WORST_FIRST = (VIOLATED, UNCHECKED, HOLDS)
 
 
 class Row(NamedTuple):
@@ -26,13 +26,13 @@ class Row(NamedTuple):
     right: float
     slack: float  # right - left
     verdict: str  # "holds", "violated" or "unchecked"
-    terms: Terms = ()  # what the sides are made of, where that is worth seeing
+    terms: Terms = ()  # the terms of the two sides, if they are worth showing
 
 
 def at_most(
     statement: str, family: str, left: float, right: float, error: float = 0.0, terms: Terms = ()
 ) -> Row:
-    """The row for left <= right; `error` bounds what evaluating the two sides may be off."""
+    """The row for left <= right; `error` bounds the error of evaluating the two sides."""
     left, right = float(left), float(right)
     if not all(map(math.isfinite, (left, right, error))):
         verdict = UNCHECKED
@@ -42,14 +42,14 @@ def at_most(
 
 
 def equal(statement: str, family: str, measured: float, expected: float, tolerance: float) -> Row:
-    """The row for measured = expected within `tolerance` relative: left is the relative difference."""
+    """The row for measured = expected up to the relative `tolerance`; left is the relative difference."""
     difference = abs(measured - expected) / max(abs(expected), 1e-300)
     terms = (("measured", float(measured)), ("expected", float(expected)))
     return at_most(statement, family, difference, tolerance, terms=terms)
 
 
 class Sides(NamedTuple):
-    """One evaluation of an inequality: left <= right, each known up to `error` in all."""
+    """One evaluation of the inequality left <= right; `error` bounds the error of both sides together."""
 
     left: float
     right: float
@@ -57,17 +57,17 @@ class Sides(NamedTuple):
 
 
 def worst(statement: str, family: str, evaluations: Iterable[Sides]) -> Row:
-    """The row of the evaluation nearest to, or farthest beyond, violation, beyond its own error.
+    """The row of the evaluation that violates the inequality most, or comes nearest to it, given its error.
 
-    Without a violation, one unchecked evaluation leaves the row unchecked, and so does having none.
+    If none violates it, a single unchecked evaluation makes the row unchecked; so does having no evaluation.
     """
     pairs = [(at_most(statement, family, *sides), sides.error) for sides in evaluations]
     nothing = at_most(statement, family, math.nan, math.nan), 0.0
-    return min(pairs, key=lambda pair: _gravity(*pair), default=nothing)[0]
+    return min(pairs, key=lambda pair: _severity(*pair), default=nothing)[0]
 
 
 def largest(values: Iterable[float]) -> float:
-    """The largest of the values; NaN if one is NaN, which `max` may pass over, or if there is none."""
+    """The largest of the values; NaN if one is NaN, which `max` may overlook, or if there is none."""
     found = [float(value) for value in values]
     return math.nan if any(map(math.isnan, found)) else max(found, default=math.nan)
 
@@ -83,7 +83,7 @@ class Summary(NamedTuple):
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
-    """One summary a statement, in order of first appearance."""
+    """One summary for each statement, in the order in which they first appear."""
     by_statement: dict[str, list[Row]] = {}
     for row in rows:
         by_statement.setdefault(row.statement, []).append(row)
@@ -92,7 +92,7 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
             name,
             len(found) - count(found, UNCHECKED),
             count(found, HOLDS),
-            min(found, key=_gravity),
+            min(found, key=_severity),
             count(found, UNCHECKED),
         )
         for name, found in by_statement.items()
@@ -104,15 +104,15 @@ def count(rows: Iterable[Row], verdict: str) -> int:
     return sum(row.verdict == verdict for row in rows)
 
 
-def _gravity(row: Row, error: float = 0.0) -> tuple[int, float]:
+def _severity(row: Row, error: float = 0.0) -> tuple[int, float]:
     """Violated rows first, then unchecked ones, then the others by relative slack."""
-    order = GRAVEST_FIRST.index(row.verdict)
+    order = WORST_FIRST.index(row.verdict)
     if row.verdict == UNCHECKED:
         return order, 0.0
     return order, (row.slack + error) / max(abs(row.left), abs(row.right), 1e-300)
 
 
 def all_hold(rows: Iterable[Row]) -> bool:
-    """Whether no row is violated and at least one holds; unchecked rows are shown, they do not count."""
+    """Whether no row is violated and at least one holds; unchecked rows do not matter."""
     verdicts = {row.verdict for row in rows}
     return HOLDS in verdicts and VIOLATED not in verdicts

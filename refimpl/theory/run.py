@@ -1,7 +1,7 @@
-"""A run of the federated method on analytic nodes, recorded in full for the checks to look at.
+"""Run the federated method on analytic nodes, and record everything that the checks need.
 
-It drives `federated.metagater.MetaGater` itself, full participation and full batches, so that what is
-checked is what trains networks.
+The method is `MetaGater` of `federated.methods.metagater` itself, with full participation and full batches,
+so that the checks apply to the code that trains networks.
 
 Source: mathematics.md §4 and §8.4 (what a run must record). Derived.
 """
@@ -48,7 +48,7 @@ class ExactMetaGater(MetaGater):
 
 
 class Round(NamedTuple):
-    """One iteration as it happened."""
+    """The record of one iteration."""
 
     k: int
     md: Vector  # centre of the local problems
@@ -61,7 +61,7 @@ class Round(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What was asked for, and every round of it; `rounds[k - 1]` is iteration k."""
+    """The settings of a run and all its rounds; `rounds[k - 1]` is iteration k."""
 
     problem: Problem
     lam: float
@@ -86,7 +86,7 @@ def record(
     """Run the method for `rounds` rounds from w0 with `steps` local gradient steps of size 1/lam.
 
     steps = 0 means exact local solutions. beta is the b of the theory, which the checks use to recompute
-    a_k, b_k, l_k on their own; `schedule` is what actually runs.
+    a_k, b_k, l_k independently; `schedule` is the one that is run.
     """
     check_convexity("record", problem.smoothness, lam)
     settings = LocalSettings(lam, 1.0 / lam, max(steps, 1))

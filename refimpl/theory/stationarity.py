@@ -1,16 +1,16 @@
-"""The true stationarity gap of a training run, beside the one its server saw.
+"""The true stationarity gap of a training run, beside the gap that its server computed.
 
-The server's gap comes from the g of its round: mini-batches, a few local steps, the nodes of that round. The
-true one has grad F(v) = lam (v - mean_i w_i*(v)) over all training nodes, each local problem solved in
+The server's gap uses the g of its round: mini-batches, a few local steps, the nodes of that round. The true
+gap uses grad F(v) = lam (v - mean_i w_i*(v)) over all training nodes, each local problem solved in
 float64 on all of the node's data. Points are the meta-model of the last checkpoint, or the centres md_k of
-any rounds, which are found by running the training again: it is deterministic, so nothing need be stored,
-and each replayed round is held to the metrics the run wrote down.
+any rounds, which are found by running the training again. Training is deterministic, so they need not be
+stored, and the metrics of each repeated round must equal those that the run recorded.
 
 What a network with 0/1 gates minimises locally is not smooth in phi: masks jump, and the derivative used in
-training (mathematics.md §2.3) is that of a relaxation. So the local problem is posed for the surrogate whose
-gradient the training's is: every mask M_0 + r(d) - r(d_0), with M_0 and d_0 those of the centre and r the
-relaxation of the gate mode. At the centre its gradient is the training's; away from it masks move smoothly
-instead of jumping. How much that matters is measured: `flipped` is the share of masks that would be decided
+training (mathematics.md §2.3) is that of a relaxation. So the local problem is that of a surrogate loss,
+whose masks are M_0 + r(d) - r(d_0), with M_0 and d_0 those of the centre and r the relaxation of the gate
+mode. At the centre its gradient is that of training; away from the centre its masks change smoothly instead
+of jumping. How much that matters is measured: `flipped` is the share of masks that would be decided
 differently at the solutions, `residual_decided` the residual with masks decided there. Gumbel noise is left
 out: masks are then the `hard` ones.
 
@@ -53,7 +53,7 @@ class Point(NamedTuple):
 
 
 class GapRow(NamedTuple):
-    """Both gaps at a point; fields as in `MeasuredGap`, and what holds for gated networks only.
+    """Both gaps at a point; fields as in `MeasuredGap`, and some that only gated networks have.
 
     estimate: always true for networks, for which no L is proven; lam_above_l, lam_above_c: whether lam
     exceeds the estimates; the condition of `error` is the second.
@@ -80,7 +80,7 @@ class GapRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Inspection:
-    """A run's experiment, and how hard to work on its local problems."""
+    """A run's experiment, and the effort to spend on its local problems."""
 
     experiment: Experiment
     effort: Effort = Effort()
@@ -95,7 +95,7 @@ class Inspection:
 
     @property
     def method(self) -> MetaGater:
-        """The method, which is of the right kind."""
+        """The experiment's method, typed as `MetaGater`."""
         assert isinstance(self.experiment.method, MetaGater)
         return self.experiment.method
 
@@ -112,7 +112,7 @@ class Inspection:
         wanted: Sequence[int],
         on_round: Callable[[RoundRecord], None] = lambda record: None,
     ) -> Iterator[Point]:
-        """The centres md_k of the rounds wanted, from running the rounds again; `on_round` is told of each.
+        """The centres md_k of the `wanted` rounds, found by repeating them; `on_round` is called after each.
 
         Raises `InputError` for rounds the run does not have, `RunError` where a round does not repeat.
         """
@@ -127,7 +127,7 @@ class Inspection:
                 yield Point(record.round, "centre", md, record.gap)
 
     def measure(self, point: Point, on_node: Callable[[], None] = lambda: None) -> GapRow:
-        """Both gaps at the point; `on_node` is told of every node done."""
+        """Both gaps at the point; `on_node` is called after every node."""
         config, method = self.experiment.config, self.method
         nodes = self.nodes()
         sizes = np.array([len(node.y) if config.weighted else 1 for node in nodes], dtype=np.float64)
@@ -173,7 +173,7 @@ NOTE_MODEL = (
 
 
 def note(experiment: Experiment, rows: Sequence[GapRow]) -> list[str]:
-    """What was computed, and how far it can be trusted, in a few lines."""
+    """A few lines about what was computed and how far it can be trusted."""
     highest, lowest, lam = max(r.smoothness for r in rows), max(r.concavity for r in rows), rows[0].lam
     above = "exceeds" if lam > highest else "does not exceed"
     found = f"{-lowest:.3g} to {highest:.3g} on the way to the solutions"
@@ -188,7 +188,7 @@ def note(experiment: Experiment, rows: Sequence[GapRow]) -> list[str]:
 
 
 class Decided(NamedTuple):
-    """What masks decided anew at a solution say."""
+    """The results of deciding the masks again at a solution."""
 
     residual: float
     flipped: float  # share of masks that differ from the centre's
@@ -204,7 +204,7 @@ class FullNode:
     y: np.ndarray
 
     def around(self, centre: Vector) -> NetworkObjective:
-        """The loss; for 0/1 gates its surrogate around the centre."""
+        """The loss, or for 0/1 gates its surrogate around the centre."""
         context = self.context
         if self.network.gates:
             context = surrogate_context(self.network, centre, self.x, context)

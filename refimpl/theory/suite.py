@@ -1,4 +1,4 @@
-"""Which statement is checked on which family: the sections behind `refimpl theory`.
+"""The sections of `refimpl theory`: which statement is checked on which family of problems.
 
 Every section draws its problems from its own stream of the seed, so one can be run without the others.
 
@@ -57,7 +57,7 @@ def nonconvex(rng: np.random.Generator) -> list[Problem]:
 
 
 def attained() -> list[Problem]:
-    """Where the lemmas are equalities. The concave one lives in a box, to have a minimum."""
+    """Problems for which the lemmas are equalities. The concave one has a box, so that it has a minimum."""
     return [problems.attained(1), problems.attained(-1, penalty=Box(-1.0, 2.0))]
 
 
@@ -83,7 +83,7 @@ def check_problem(problem: Problem, seed: int = 0, ratio: float = LAM_OVER_L) ->
     """Stationarity, lemmas and theorem on a problem of your own, with lam = ratio L.
 
     Its losses are objectives over float64 vectors that state their `smoothness` and `concavity`; its penalty
-    is any object with the three methods of `prox.Penalty`. Constants stated too small show as violated rows.
+    is any object with the three methods of `prox.Penalty`. If the constants are too small, rows are violated.
     """
     rng, lam = SeedTree(seed).generator("theory.problem"), ratio * problem.smoothness
     return [
@@ -129,7 +129,7 @@ def rate_parts(seed: int) -> Parts:
 
 
 class Section(NamedTuple):
-    """One section: its rows come in parts, one for a family or a setting."""
+    """One section: its rows come in parts, one for each family or setting."""
 
     parts: int
     check: Callable[[int], Parts]
@@ -145,7 +145,7 @@ SECTIONS = {
 
 
 def run_section(section: str, seed: int = 0, on_part: Callable[[list[Row]], None] | None = None) -> list[Row]:
-    """The rows of one section of `SECTIONS`; raises `InputError` for any other. on_part sees each part."""
+    """The rows of one of `SECTIONS`, else raises `InputError`; `on_part` is called with each part."""
     one_of("run_section", "section", section, tuple(SECTIONS))
     rows = []
     for part in SECTIONS[section].check(seed):

@@ -1,6 +1,6 @@
-"""What the statements say over a range of settings: lam/L, local steps, how much the nodes differ.
+"""Check the statements over a range of settings: lam/L, local steps, and how much the nodes differ.
 
-Three sweeps, each checked against what is predicted and kept as numbers for figures.
+There are three sweeps. Each is compared with a prediction, and its numbers are also used for figures.
 
 * lam/L from just above 1 to 30: the lemmas and the theorem's inequalities on families where they are
   equalities and where they are not; rounds to a given gap against the bound.

@@ -28,7 +28,7 @@ import numpy as np
 from refimpl.kernels import vector
 from refimpl.optim.accel import GhadimiLan, Nesterov, minimize_composite
 from refimpl.theory.gap import ROUNDING, EnvelopePoint, envelope, envelope_objective, exact_gap
-from refimpl.theory.lemmas import curvature_bounds, inexactness_factor
+from refimpl.theory.lemmas import curvature_bounds, inexactness_factor, norm
 from refimpl.theory.problems import Problem
 from refimpl.theory.rows import Row, Sides, at_most, largest, worst
 from refimpl.theory.run import Run, record
@@ -64,7 +64,7 @@ def theory_step(k: int, beta: float) -> Step:
 
 
 class Seen(NamedTuple):
-    """A round with the exact quantities around it."""
+    """A round with the exact quantities at its points."""
 
     k: int
     md: Vector
@@ -102,18 +102,13 @@ class Trial:
             at_ag, h_ag = following, h_following
 
 
-def norm(x: Vector) -> float:
-    """Euclidean norm."""
-    return float(vector.norm(x))
-
-
 def square(x: Vector) -> float:
     """Squared Euclidean norm."""
     return float(vector.squared_norm(x))
 
 
 def rounding(*terms: float) -> float:
-    """What adding these terms may be off by."""
+    """A bound on the rounding error of adding these terms."""
     return ROUNDING * float(np.sum(np.abs(terms)))
 
 

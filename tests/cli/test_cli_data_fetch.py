@@ -89,7 +89,7 @@ def test_another_source_is_used_instead(refimpl, server, tmp_path):
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("absent", ["train-images-idx3-ubyte.gz could not be had", "HTTP 404"]),
+        ("absent", ["train-images-idx3-ubyte.gz could not be downloaded", "HTTP 404"]),
         ("wrong", ["wrong bytes", md5(b"other bytes"), "deleted"]),
         ("short", ["connection ended after", "run again to continue"]),
     ],

@@ -49,12 +49,12 @@ def test_without_pytorch_one_line_says_how_to_install_it(command, monkeypatch, t
 def test_the_commands_of_the_bridge_replace_no_file_unasked(tmp_path):
     golden, out = tmp_path / "f.npz", tmp_path / "t.npz"
     out.write_bytes(b"mine")
-    with pytest.raises(worst.RefimplError, match=r"t\.npz: is there already; --force replaces it"):
+    with pytest.raises(worst.RefimplError, match=r"t\.npz: exists already; --force replaces it"):
         run.main([str(golden), "--out", str(out)])
     with pytest.raises(worst.RefimplError, match="that is the golden file"):
         run.main([str(golden), "--out", str(tmp_path / "." / "f.npz"), "--force"])
     (tmp_path / "prox-float32.npz").write_bytes(b"mine")
-    with pytest.raises(worst.RefimplError, match=r"prox-float32\.npz: is there already"):
+    with pytest.raises(worst.RefimplError, match=r"prox-float32\.npz: exists already"):
         make_golden.main([str(tmp_path)])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
         "t.npz": b"mine",

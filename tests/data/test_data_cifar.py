@@ -203,6 +203,11 @@ def test_deep_nesting_is_survived():
     assert isinstance(read_pickle(b"\x80\x02]" + b"]a" * 3 + b".", "x"), list)
 
 
+def test_a_key_that_takes_for_ever_to_hash_is_refused():
+    doubled = b"".join(b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(60))
+    refuse(b"\x80\x02)q\x00" + doubled + b"}h\x3cK\x01s.", "a bytes expected, got tuple")
+
+
 def write_tar(path, members):
     with tarfile.open(path, "w:gz") as tar:
         for name, data in members.items():

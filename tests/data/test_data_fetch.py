@@ -122,7 +122,7 @@ def test_wrong_bytes_are_deleted(server, tmp_path):
 
 def test_every_failed_address_is_named(server, tmp_path):
     message = fail(server, tmp_path, "absent", "wrong")
-    assert message.startswith("fetch: file.bin could not be had: http://127.0.0.1:")
+    assert message.startswith("fetch: file.bin could not be downloaded: http://127.0.0.1:")
     assert "/absent: HTTP 404; " in message
     assert "/wrong: wrong bytes" in message
 
@@ -134,7 +134,7 @@ def test_a_download_without_end_is_cut(server, tmp_path, monkeypatch):
 
 def test_nobody_listening_and_no_web_address(server, tmp_path):
     def attempt(address):
-        with pytest.raises(DataError, match=r"file\.bin could not be had"):
+        with pytest.raises(DataError, match=r"file\.bin could not be downloaded"):
             fetch("toy", tmp_path, None, {"toy": (Download("file.bin", MD5, (address,)),)})
 
     attempt("http://127.0.0.1:9/x")

@@ -59,9 +59,9 @@ def test_headers_of_other_writers_are_read(tmp_path):
     [
         (
             b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,)}",
-            "claims 8000000000000 bytes, 24",
+            "claims 8000000000000 bytes but has 24",
         ),
-        (b"{'descr': '<f8', 'fortran_order': False, 'shape': (2,)}", "claims 16 bytes, 24 are there"),
+        (b"{'descr': '<f8', 'fortran_order': False, 'shape': (2,)}", "claims 16 bytes but has 24"),
         (b"{'descr': '<f8', 'fortran_order': False, 'shape': (-3,)}", "damaged header"),
         (b"{'descr': '<f8', 'fortran_order': False, 'shape': (3 3,)}", "damaged shape"),
         (b"{'descr': '<f8', 'fortran_order': False}", "incomplete header"),

@@ -66,7 +66,7 @@ def test_wrong_strided_convolutions_fail(monkeypatch, name):
     assert "stride 2" in detail
 
 
-LAYERS = list(formulas.held("float32"))
+LAYERS = list(formulas.comparisons("float32"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -81,7 +81,7 @@ def test_sound_layers_pass(dtype):
 def test_a_wrong_layer_fails(monkeypatch, layer, factor):
     for name, array in layer.got.items():
         wrong = layer._replace(got={**layer.got, name: array * factor})
-        monkeypatch.setattr(doctor, "held", lambda dtype, wrong=wrong: [wrong])
+        monkeypatch.setattr(doctor, "comparisons", lambda dtype, wrong=wrong: [wrong])
         state, detail = states(doctor.check_layers("float32"))
         assert state == FAILED
         assert detail.startswith(f"{layer.name}: ")

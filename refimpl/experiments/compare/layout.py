@@ -1,8 +1,8 @@
 """The tables of a comparison, in the paper's layout: on the screen, as Markdown, CSV and JSON.
 
-The paper's Tables 1, 3 and 5 are about meta-training (method, local updates, accuracy, seconds), 2, 4 and 6
-about adaptation (accuracy, sparsity, seconds). Both have the work beside the seconds, the second one with
-the dense network's in the same row.
+The paper's Tables 1, 3 and 5 are about meta-training (method, local updates, accuracy, seconds), Tables 2, 4
+and 6 about adaptation (accuracy, sparsity, seconds). Here both kinds also show the work beside the seconds;
+those about adaptation show the work of the dense network as well.
 
 Source: [MG] section 5; mathematics.md §9.
 """
@@ -31,7 +31,7 @@ TRAINING = (
 ADAPTATION = (
     "method", "accuracy %", "before %", "off %", "kFLOP dense", "executed", "adapt ms", "adapt MFLOP"
 )  # fmt: skip
-PRUNED, PRUNED_PLACE = "pruned %", ADAPTATION.index("off %")  # a further column, where a row prunes
+PRUNED, PRUNED_PLACE = "pruned %", ADAPTATION.index("off %")  # an additional column if any method prunes
 Writer = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
 
 
@@ -46,7 +46,7 @@ def markdown_text(plan: Plan, outcomes: Sequence[Outcome]) -> str:
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """The rows as CSV, all numbers in full; empty where there is none."""
+    """The rows as CSV with all digits; a cell is empty if there is no number."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(item.name for item in fields(Row))
@@ -56,7 +56,7 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 
 def results(plan: Plan, outcomes: Sequence[Outcome], threads: int | None) -> dict[str, Any]:
-    """Everything the tables and figures are made of, for JSON."""
+    """Everything from which the tables and figures are made, for JSON."""
     return {
         "plan": plan.table(),
         "environment": environment(threads),
@@ -79,7 +79,7 @@ def _run(outcome: Outcome) -> dict[str, Any]:
 
 
 def tables(outcomes: Sequence[Outcome]) -> list[tuple[Cells, list[Cells]]]:
-    """Header and rows of the table about training, of that about adaptation, and of the gaps if any."""
+    """Header and rows of the tables about training and about adaptation, and of the gaps if there are any."""
     found = row_tables(summarise(outcomes))
     labels, by_round = gaps(outcomes)
     if labels:
@@ -89,7 +89,7 @@ def tables(outcomes: Sequence[Outcome]) -> list[tuple[Cells, list[Cells]]]:
 
 
 def row_tables(rows: Sequence[Row]) -> list[tuple[Cells, list[Cells]]]:
-    """Header and rows of the table about training, and of that about adaptation."""
+    """Header and rows of the tables about training and about adaptation."""
     return [(TRAINING, [_training(row) for row in rows]), _adaptation_table(rows)]
 
 
@@ -102,7 +102,7 @@ def _blocks(plan: Plan, outcomes: Sequence[Outcome], write: Writer) -> list[str]
 
 
 def plan_notes(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
-    """What a reader must know: what the numbers are, then what is peculiar about some of them."""
+    """Notes for the reader: what the numbers mean, then what is special about some of them."""
     seeds = ", ".join(map(str, plan.seeds))
     lines = [
         f"data set {_common(plan, 'dataset')}, model {_common(plan, 'model')}, "
@@ -120,7 +120,7 @@ def plan_notes(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _common(plan: Plan, key: str, zero: str = "0") -> str:
-    """The key's value where all rows agree, else all there are; `zero` is what 0 means."""
+    """The values of the key over all rows, joined by "or"; `zero` is written for the value 0."""
     values = dict.fromkeys(getattr(config, key) for _, config in plan.rows)
     return " or ".join(str(value) if value else zero for value in values)
 
@@ -140,7 +140,7 @@ def _training(row: Row) -> Cells:
 
 
 def _adaptation_table(rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
-    """Header and rows of the table about adaptation; the column of pruned models only where there are any."""
+    """Header and rows of the table about adaptation, with a column of pruned models if there are any."""
     header, lines = ADAPTATION, [_adaptation(row) for row in rows]
     pruned = [row.accuracy_pruned_last_mean for row in rows]
     if all(map(math.isnan, pruned)):

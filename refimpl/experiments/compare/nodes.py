@@ -1,6 +1,6 @@
 """The table of a run's target nodes: accuracy, sparsity, FLOPs beside seconds, and their mean and spread.
 
-A node at which adaptation diverged has no numbers of an adapted model, and is in neither mean nor spread.
+A node at which adaptation diverged has no numbers of an adapted model; mean and spread leave it out.
 
 Source: mathematics.md §6, §9.
 """
@@ -19,7 +19,7 @@ Cells = tuple[str, ...]
 
 
 class Column(NamedTuple):
-    """A field of `NodeReport` in the table; spread: whether its spread over nodes means something."""
+    """A field of `NodeReport` in the table; spread: whether to show its standard deviation over nodes."""
 
     label: str
     field: str
@@ -28,7 +28,7 @@ class Column(NamedTuple):
     spread: bool = False
 
     def text(self, value: float) -> str:
-        """A value of the field; a dash where there is none."""
+        """A value of the field as text; a dash for NaN."""
         return "-" if math.isnan(value) else f"{self.scale * value:.{self.digits}f}"
 
 
@@ -36,19 +36,19 @@ ACCURACY = Column("accuracy %", "accuracy_after", 100, 2, spread=True)
 BEFORE = Column("before %", "accuracy_before", 100, 2, spread=True)
 PRUNED = Column("pruned %", "accuracy_pruned", 100, 2, spread=True)  # for methods that prune
 CHANNELS = Column("off % +- over samples", "sparsity_mean", 100, 1, spread=True)
-WEIGHTS = Column("weights off %", "weights_off", 100, 1, spread=True)  # in their place
+WEIGHTS = Column("weights off %", "weights_off", 100, 1, spread=True)  # replaces the column of channels
 COSTS = (
     Column("kFLOP dense", "flops_dense", 1e-3, 1),
     Column("executed", "flops_executed", 1e-3, 1),
     Column("gate ms", "seconds_gate", 1e3, 2),
     Column("backbone ms", "seconds_backbone", 1e3, 2),
 )
-LABELS = {  # columns that mean something else for a method
+LABELS = {  # methods for which a column has another meaning
     "pfedme": {"accuracy %": "personal %", "before %": "global %"},
     "metasnip": {"gate ms": "prune ms"},
     "metasnip-weights": {"gate ms": "prune ms"},
 }
-DIVERGED = "diverged"  # in the place of an accuracy
+DIVERGED = "diverged"  # shown instead of an accuracy
 
 
 def node_table(method: str, reports: Sequence[NodeReport]) -> tuple[list[str], list[Cells]]:
@@ -77,7 +77,7 @@ def _cell(report: NodeReport, column: Column) -> str:
 
 
 def _summary(reports: Sequence[NodeReport], columns: Sequence[Column]) -> list[Cells]:
-    """Mean and, where it means something, standard deviation over the nodes that did not diverge."""
+    """Mean, and for some columns standard deviation, over the nodes that did not diverge."""
     good = [report for report in reports if not report.diverged]
     mean = "mean" if len(good) == len(reports) else f"mean of {len(good)} of {len(reports)} nodes"
     if not good:

@@ -25,7 +25,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The label, fit for a file name."""
+        """The label as a file name."""
         return slug(self.label)
 
 
@@ -44,10 +44,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows, a label with its configuration each (whose seed plays no part), and the seeds of all.
+    """Rows, each a label and a configuration (whose own seed is ignored), and the seeds that all rows use.
 
-    every: accuracy is also measured after every so many rounds (0: only after the last).
-    Raises `ConfigError` unless labels and seeds are there and differ.
+    every: accuracy is also measured after every `every` rounds (0: only after the last round).
+    Raises `ConfigError` unless there are rows and seeds, and all labels and all seeds differ.
     """
 
     rows: tuple[tuple[str, Config], ...]
@@ -66,7 +66,7 @@ class Plan:
             raise ConfigError(f"compare: {without[0]} has no target nodes to test at; set targets")
 
     def trainings(self) -> list[Training]:
-        """The meta-trainings it takes, seed by seed; cells that share one are together."""
+        """The meta-trainings that the plan needs, seed by seed, each with the cells that share it."""
         found: dict[str, list[Cell]] = {}
         for seed, (label, config) in itertools.product(self.seeds, self.rows):
             cell = Cell(label, replace(config, seed=seed))
@@ -134,7 +134,7 @@ def varied(
     """Each method with every combination of the varied keys it takes, labelled by them.
 
     `configure(method=..., key=value, ...)` makes a configuration, so that a varied data set or model brings
-    the settings of its own, as if it were the only one.
+    its own settings, as if nothing were varied.
     """
     unused = {key for key, _ in vary if not any(takes(method, key) for method in methods)}
     if unused:

@@ -1,11 +1,11 @@
-"""A comparison in a folder: what it does not hold yet is trained and adapted, the rest is read.
+"""A comparison in a folder: results that are missing are trained and adapted, the others are read.
 
-`plan.json` says what is compared, `data.json` on which data; `runs/` has a run folder for each meta-training,
-whose `report/` holds the target nodes of every row that adapts its meta-model (rows that prune the same model
-share its training).
+`plan.json` says what is compared, `data.json` on which data; `runs/` has a run folder for each meta-training.
+Its `report/` has the results at the target nodes for every row that adapts its meta-model (rows that prune
+the same model share its training).
 
-Trainings run next to each other, in processes. Adaptation follows when they are done, one at a time and
-alone on the machine, seed by seed, since its seconds are a result.
+Trainings run at the same time, in several processes. Adaptation follows when all are done, seed by seed and
+one at a time with nothing beside it, since its seconds are a result.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ OWN_FILES = frozenset({PLAN, DATA, RESULTS, TABLE, CSV, RUNS, REPORT, LOCK, *FIG
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison at `path`; `create` begins one, `open` returns to one.
+    """A comparison at `path`; `create` begins a new one, `open` opens an existing one.
 
-    threads: cores to use, each for one training, or several for one where there are fewer trainings.
+    threads: cores to use, one for each training, or several for each if there are fewer trainings.
     """
 
     path: Path
@@ -63,7 +63,7 @@ class Comparison:
         data_dir: Path | None = None,
         threads: int | None = None,
     ) -> Comparison:
-        """A new comparison; one that is there goes only with `force`. The plan is tried out first."""
+        """Begin a new comparison; `force` replaces an existing one. The plan is tried out first."""
         path = Path(path)
         check_free(path, force, PLAN, OWN_FILES, "a comparison")
         data = {name: identity.table() for name, identity in check_plan(plan, data_dir).items()}
@@ -75,7 +75,7 @@ class Comparison:
 
     @classmethod
     def open(cls, path: str | Path, data_dir: Path | None = None, threads: int | None = None) -> Comparison:
-        """A comparison that was begun."""
+        """Open a comparison that was begun earlier."""
         path = Path(path)
         if not (path / PLAN).is_file():
             raise RunError(f"{path}: not a comparison (it has no {PLAN}); start one with refimpl compare")
@@ -92,12 +92,12 @@ class Comparison:
         ]
 
     def data(self) -> dict[str, Identity]:
-        """The data of each training, by its name; those of an older version's comparison are not known."""
+        """The data of each training by its name; empty for a comparison that an older version began."""
         path = self.path / DATA
         return identities_from(str(path), read_json(path)) if path.is_file() else {}
 
     def steps(self) -> int:
-        """Rounds and adaptations that are left to do."""
+        """The number of rounds and adaptations that are still to be done."""
         jobs = self.jobs()
         return sum(rounds_left(job) + len(pending(job)) for job in jobs)
 
@@ -107,10 +107,10 @@ class Comparison:
         on_adapted: Callable[[Cell, float], None] = lambda cell, accuracy: None,
         stop: Stop = lambda: False,
     ) -> list[Outcome]:
-        """Do what is left; all outcomes, in the plan's order of rows, then seeds.
+        """Do what is still to be done and return all outcomes, in the plan's order of rows, then seeds.
 
-        Raises `KeyboardInterrupt` where `stop` ended it early; what was done is kept. Raises `RunError`
-        where another process is at it.
+        Raises `KeyboardInterrupt` if `stop` ended it early; finished work is kept. Raises `RunError` if
+        another process is working on this comparison.
         """
         with locked(self.path / LOCK, self.path):
             return self._run(on_round, on_adapted, stop)
@@ -129,7 +129,7 @@ class Comparison:
         return self._outcomes(jobs, failures)
 
     def read(self) -> list[Outcome]:
-        """The outcomes that are there, in the order of `run`; a training without a result failed."""
+        """The outcomes so far, in the order of `run`; a training without a result counts as failed."""
         jobs = self.jobs()
         unfinished = {job.training.name: UNFINISHED for job in jobs if not trained(job) or pending(job)}
         return self._outcomes(jobs, unfinished)
@@ -145,11 +145,11 @@ class Comparison:
     def _train(
         self, jobs: list[Job], on_round: Callable[[Cell, RoundRecord], None], stop: Stop
     ) -> dict[str, str]:
-        """Train what is not; where training diverged, by name of the training, how."""
+        """Run the missing trainings; the messages of those that diverged, by name of the training."""
         left = [job for job in jobs if not trained(job)]
         failures: dict[str, str] = {}
         for dtype in sorted({job.training.config.dtype for job in left}):
-            warm_up(dtype)  # once, before the workers would all compile the same
+            warm_up(dtype)  # once; otherwise every worker would compile the same kernels
 
         def on_told(index: int, record: RoundRecord) -> None:
             on_round(left[index].training.cells[0], record)
@@ -163,14 +163,17 @@ class Comparison:
 
 
 def _locks(path: Path) -> list[Path]:
-    """What must be held before the comparison at `path` is deleted: its lock and those of its runs."""
+    """The locks to take before the comparison at `path` is deleted: its own and those of its runs."""
     if not (path / PLAN).is_file():
         return []
     return [path / LOCK, *(run.parent / LOCK for run in (path / RUNS).glob(f"*/{CONFIG}"))]
 
 
 def check_plan(plan: Plan, data_dir: Path | None) -> dict[str, Identity]:
-    """Raise what is wrong with any row at any seed, before anything is run; else each training's data."""
+    """Try out every row at every seed before anything is run, and return the data of each training.
+
+    Raises the error of the first row that does not work.
+    """
     cells = [(training.name, cell) for training in plan.trainings() for cell in training.cells]
     named = [(f"compare: {cell.label}, seed {cell.config.seed}", cell.config) for _, cell in cells]
     found = try_out(named, data_dir)

@@ -16,18 +16,17 @@ NAN = math.nan
 
 @dataclass(frozen=True)
 class Row:
-    """One method or setting over all seeds, each number a mean over seeds unless it says otherwise.
+    """One method or setting over all seeds; each number is a mean over seeds unless stated otherwise.
 
-    Shares in 0..1. accuracy_*: mean over target nodes after the last round: adapted, the meta-model before
-    that, and what pruning left of it (NaN for methods that do not prune); accuracy_adapted_last_std: over
-    seeds (ddof 1). sparsity_*: gated channels off on test samples, mean over nodes and standard deviation
-    over them (ddof 0, then the mean over seeds); weights_off_mean: weights pruned one by one, which skips
-    nothing.
-    flops_*: one test sample, forward; adapt_*: one node, all its support samples, all stages. train_*,
-    gradients, floats_sent*: a whole training (nonzero: without exact zeros); train_seconds: its rounds
-    alone. gap_*: surrogate stationarity gap in the first and last round, geometric mean over seeds (NaN for
-    methods without one). diverged: seeds whose training did, or whose adaptation at any target node; the
-    numbers are over the others.
+    Shares lie in 0..1. accuracy_*: mean over target nodes after the last round, of the adapted model, of the
+    meta-model before adaptation, and of the model after pruning (NaN for methods that do not prune);
+    accuracy_adapted_last_std: standard deviation over seeds (ddof 1). sparsity_*: gated channels off on test
+    samples, mean and standard deviation over nodes (ddof 0, then the mean over seeds); weights_off_mean:
+    weights pruned one by one, which skips nothing. flops_*: one test sample, forward; adapt_*: one node, all
+    its support samples, all stages. train_*, gradients, floats_sent*: a whole training (nonzero: without
+    exact zeros); train_seconds: its rounds alone. gap_*: surrogate stationarity gap in the first and last
+    round, geometric mean over seeds (NaN for methods without one). diverged: number of seeds whose training
+    diverged, or whose adaptation diverged at any target node; the means are over the other seeds.
     """
 
     label: str
@@ -62,7 +61,7 @@ def read_row(table: Mapping[str, Any]) -> Row:
 
 
 def summarise(outcomes: Sequence[Outcome]) -> list[Row]:
-    """The rows, in the order in which their labels first come."""
+    """The rows, in the order in which their labels first appear."""
     labels = dict.fromkeys(outcome.label for outcome in outcomes)
     return [_row([outcome for outcome in outcomes if outcome.label == label]) for label in labels]
 
@@ -123,7 +122,7 @@ def _over_nodes(outcome: Outcome, field: str) -> float:
 
 
 def _spread(values: Sequence[float], deviation: Callable[[Sequence[float]], float]) -> float:
-    """The standard deviation; NaN where there is none: of one value as a sample, or where one is unknown."""
+    """The standard deviation; NaN for a sample of one value, or if a value is NaN."""
     few = len(values) < 2 and deviation is statistics.stdev
     return NAN if few or any(map(math.isnan, values)) else deviation(values)
 
@@ -150,7 +149,7 @@ class Curve:
 
 
 def curves(outcomes: Sequence[Outcome]) -> list[Curve]:
-    """A curve for each row whose accuracy was measured by round, at the rounds all its seeds have."""
+    """A curve for each row whose accuracy was measured by round, at the rounds that all its seeds share."""
     found = []
     for label in dict.fromkeys(outcome.label for outcome in outcomes):
         own = [dict(o.accuracy_by_round) for o in outcomes if o.label == label and not o.failure]
@@ -162,13 +161,13 @@ def curves(outcomes: Sequence[Outcome]) -> list[Curve]:
     return found
 
 
-GAP_ROWS = 8  # rounds shown of a run
+GAP_ROWS = 8  # number of rounds shown for a run
 
 
 def gaps(outcomes: Sequence[Outcome]) -> tuple[list[str], list[tuple[int, list[float]]]]:
-    """Labels, and the surrogate stationarity gap of each at some rounds, logarithmically spaced.
+    """Labels, and the surrogate stationarity gap of each at some logarithmically spaced rounds.
 
-    Of the first seed, for the methods that have one, each training once.
+    Only the first seed is shown, only methods that have such a gap, and each training once.
     """
     runs: dict[str, Outcome] = {}
     for outcome in outcomes:

@@ -1,7 +1,7 @@
 """One meta-training of a comparison and the rows that adapt its meta-model, in the training's run folder.
 
-Accuracy by round is measured where training pauses for it; a training that was interrupted, there or
-elsewhere, goes on from its checkpoint and ends in the same numbers.
+Training pauses for every measurement of accuracy by round. An interrupted training continues from
+its checkpoint and gives the same numbers.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from refimpl.federated.rounds import RoundRecord
 from refimpl.files.storage import read_json
 
 CURVE = "accuracy-by-round"  # report of a run: accuracy of each of its rows at some rounds
-REPEATS = 5  # adaptations of a node, of whose seconds the median is reported
+REPEATS = 5  # adaptations of a node; the median of their seconds is reported
 
 
 @dataclass(frozen=True)
 class Outcome:
     """One row at one seed: its rounds and its adapted target nodes, or why there are none.
 
-    accuracy_by_round: mean adapted accuracy over the target nodes after some rounds, NaN where adaptation
-    diverged at one; note: what the data set says a result should mention; failure: where and how training,
-    which then left nothing, or the last round's adaptation diverged, else empty.
+    accuracy_by_round: mean adapted accuracy over the target nodes after some rounds, NaN if adaptation
+    diverged at one; note: what the data set says a result should mention; failure: where and how training
+    diverged (there are then no results) or adaptation after the last round did, else empty.
     """
 
     label: str
@@ -59,7 +59,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Job:
-    """A training as a worker gets it; `data` is what it must be trained on, where that is known."""
+    """A training as a worker gets it; `data` are the data it must be trained on, if they are known."""
 
     folder: Path
     training: Training
@@ -73,7 +73,7 @@ class Job:
 
 
 def _open(job: Job, lock: bool = True) -> RunFolder:
-    """The training's run folder, to be continued, or with `lock=False` to be read; it must be the plan's."""
+    """Open the training's run folder, with `lock=False` only to read it; it must agree with the plan."""
     folder = RunFolder.open(job.folder, lock)
     if completed(folder.config) != job.training.config.table():
         folder.close()
@@ -82,7 +82,7 @@ def _open(job: Job, lock: bool = True) -> RunFolder:
 
 
 def _begin(job: Job) -> RunFolder:
-    """The training's run folder, new if it is not there."""
+    """Open the training's run folder, or create it."""
     if job.folder.is_dir():
         return _open(job)
     return RunFolder.create(job.folder, job.training.config.table(), threads=job.threads, data=job.data)
@@ -93,7 +93,7 @@ def _done(folder: RunFolder) -> int:
 
 
 def rounds_left(job: Job) -> int:
-    """Rounds still to be trained."""
+    """The number of rounds still to be trained."""
     rounds = job.training.config.rounds
     if not job.folder.is_dir():
         return rounds
@@ -101,7 +101,7 @@ def rounds_left(job: Job) -> int:
 
 
 def trained(job: Job) -> bool:
-    """Whether nothing is left to be trained, or measured on the way."""
+    """Whether all rounds are trained and all accuracies by round are measured."""
     if not job.folder.is_dir():
         return False
     folder = _open(job, lock=False)
@@ -121,7 +121,7 @@ def _report_path(job: Job, cell: Cell) -> Path:
 
 
 def train_one(job: Job, tell: Tell, stop: Stop) -> None:
-    """Train from the last checkpoint on, in stretches between the rounds at which accuracy is measured."""
+    """Train from the last checkpoint to the end, pausing at the rounds where accuracy is measured."""
     with _begin(job) as folder:
         experiment = prepare_again(folder, job.data_dir, job.training.config)
         _rehearse(experiment)
@@ -135,13 +135,13 @@ def train_one(job: Job, tell: Tell, stop: Stop) -> None:
 
 
 def _rehearse(experiment: Experiment) -> None:
-    """A node's work of round 1, thrown away: so that no round's seconds are the compiler's or the disk's."""
+    """Do a node's work of round 1 and discard it, so that the seconds of rounds include no compiling."""
     point = experiment.method.broadcast(experiment.start(), 1)
     experiment.method.local(experiment.tasks()[0], point, np.random.default_rng(0))
 
 
 def _until_due(job: Job, done: int, stop: Stop) -> Stop:
-    """What says, asked after every round that follows `done`, whether to pause."""
+    """A function to call after every round that follows `done`; it returns whether to pause."""
     rounds = itertools.count(done + 1)
     return lambda: _due(job, next(rounds)) or stop()
 
@@ -152,14 +152,15 @@ def _due(job: Job, round_: int) -> bool:
 
 
 def curve_path(folder: RunFolder) -> Path:
-    """Where accuracy by round is kept."""
+    """The file with accuracy by round."""
     return folder.report / f"{CURVE}.json"
 
 
 def read_curve(path: Path) -> dict[str, dict[str, float]]:
-    """Mean adapted accuracy by row and round (a word, as JSON has it), as far as it was measured.
+    """Mean adapted accuracy by row and round (as text, since JSON has only text as keys), so far measured.
 
-    NaN where adaptation diverged. Empty where there is no such file, `DataError` for anything else.
+    It is NaN where adaptation diverged. The result is empty if there is no such file; raises `DataError` if
+    the file has anything else in it.
     """
     curve = read_json(path) if path.is_file() else {}
     try:
@@ -172,7 +173,7 @@ def read_curve(path: Path) -> dict[str, dict[str, float]]:
 
 
 def _missing(job: Job, curve: Mapping[str, Mapping[str, float]], round_: int) -> list[Cell]:
-    """The cells whose accuracy after `round_` is wanted and not there."""
+    """The cells whose accuracy after `round_` is wanted but not yet measured."""
     if not _due(job, round_):
         return []
     return [cell for cell in job.training.cells if str(round_) not in curve.get(cell.label, {})]
@@ -195,7 +196,7 @@ def _measure(job: Job, folder: RunFolder, experiment: Experiment, done: int) -> 
 
 
 def adapt_cells(job: Job, on_adapted: Callable[[Cell, float], None], stop: Stop) -> None:
-    """Adapt and test the training's cells that are not yet."""
+    """Adapt and test those cells of the training that have no results yet."""
     left = pending(job)
     if not left:
         return
@@ -232,7 +233,7 @@ def _with_medians(report: NodeReport, repeats: list[Adapted]) -> NodeReport:
 
 
 def outcome_of(job: Job, cell: Cell, failure: str) -> Outcome:
-    """What the folder holds of a cell."""
+    """The outcome of a cell as recorded in its folder."""
     if failure:
         return Outcome(cell.label, cell.config, failure=failure)
     folder, path = _open(job, lock=False), _report_path(job, cell)
@@ -248,7 +249,7 @@ def outcome_of(job: Job, cell: Cell, failure: str) -> Outcome:
 
 
 def read_records(folder: RunFolder, least: int = 0) -> tuple[RoundRecord, ...]:
-    """The rounds of a run; `DataError` unless they are 1, 2, ... up to `least` or further, in numbers."""
+    """The records of a run; raises `DataError` unless they are of rounds 1, 2, ... and reach `least`."""
     path = folder.path / METRICS
     try:
         records = tuple(RoundRecord(**numbers(entry)) for entry in folder.metrics())
@@ -261,19 +262,19 @@ def read_records(folder: RunFolder, least: int = 0) -> tuple[RoundRecord, ...]:
 
 
 def with_nan(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as they were before JSON, which has null for NaN."""
+    """Values read from JSON, with NaN instead of the null that JSON has for it."""
     return {key: math.nan if value is None else value for key, value in entry.items()}
 
 
 def numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as they were before JSON, which has no NaN; `TypeError` unless all but names are numbers."""
+    """`with_nan` of an entry; raises `TypeError` unless all values except names are numbers."""
     found = with_nan(entry)
     _check_numbers(value for key, value in found.items() if key not in ("node", "nodes"))
     return found
 
 
 def _check_numbers(values: Iterable[object]) -> None:
-    """Raise `TypeError` unless all are numbers, NaN or of a size that sums do not leave."""
+    """Raise `TypeError` unless all are numbers, either NaN or at most `LARGEST`, so that sums are finite."""
     for value in values:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > LARGEST:
             raise TypeError(f"expected a number, got {type(value).__name__}")

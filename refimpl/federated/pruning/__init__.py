@@ -1,1 +1,1 @@
-"""Pruning at a target node: connection sensitivity, by weights and by channels."""
+"""Pruning at a target node, of weights or of channels, by their connection sensitivity."""

@@ -1,7 +1,7 @@
-"""MetaSNIP at a target node: prune the meta-model by sensitivity, then step on what is kept.
+"""MetaSNIP at a target node: prune the meta-model by sensitivity, then train what is kept.
 
-The channel variant leaves a network that skips what it closed. The weight variant is the paper's: its
-mask is unstructured, dense arithmetic multiplies the zeros as well, and nothing is saved.
+The channel variant gives a network that skips closed channels. The weight variant is the paper's: its mask
+has no structure, dense arithmetic multiplies the zeros as well, and no work is saved.
 
 Source: mathematics.md §10 ([MG] section 5); Lee et al. 2018.
 """
@@ -37,9 +37,9 @@ def adapt_channels(
     settings: AdaptSettings,
     keep: float,
 ) -> Personal:
-    """Close all but the best share `keep` of the gated layers' channels, then stage II.
+    """Close all but the best share `keep` of the gated layers' channels, then run stage II.
 
-    w belongs to `plain`, the result to `gated`, the same network with gates (constant ones here).
+    w belongs to `plain`; the result belongs to `gated`, the same network with gates, which are constant here.
     """
     (objective,), tally = _whole(plain, x, y, 1), Tally()
     started = time.perf_counter()
@@ -54,7 +54,7 @@ def adapt_channels(
 def adapt_weights(
     network: Network, w: np.ndarray, x: np.ndarray, y: np.ndarray, settings: AdaptSettings, keep: float
 ) -> Personal:
-    """Set all but the best share `keep` of the weights to zero, then step on what is kept."""
+    """Set all but the best share `keep` of the weights to zero, then train those that are kept."""
     chooser, *steps = _whole(network, x, y, 1 + settings.steps)
     choice, stage = Tally(), Tally()
     started = time.perf_counter()

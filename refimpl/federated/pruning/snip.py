@@ -1,9 +1,9 @@
 """MetaSNIP: an ungated meta-backbone, pruned at the target node by connection sensitivity.
 
-The sensitivity of weight j is |w_j dL/dw_j|, the derivative of the loss in a mask multiplied onto w_j,
-taken at the meta-model on the node's adaptation data. Summed over all that produces a channel (kernel
-and bias) before taking the absolute value, it is the derivative in a mask on that channel; whole
-channels are what a processor can skip.
+The sensitivity of weight j is |w_j dL/dw_j|, the derivative of the loss with respect to a mask that
+multiplies w_j, at the meta-model and on the node's adaptation data. If the products of all parameters of a
+channel (kernel and bias) are added before taking the absolute value, the result is the derivative with
+respect to a mask on that channel. Whole channels can be skipped by a processor.
 
 Source: mathematics.md §10 ([MG] section 5); Lee et al. 2018, eq. 6. The channel variant is derived.
 """
@@ -43,7 +43,7 @@ def keep_top(scores: np.ndarray, keep: float) -> np.ndarray:
 
 
 def _ranked(scores: np.ndarray, keep: float) -> np.ndarray:
-    """`keep_top` of sensitivities; `DivergenceError` where one is not finite: there is no order then."""
+    """`keep_top` of sensitivities; raises `DivergenceError` if one is not finite: there is no order then."""
     if not np.isfinite(scores).all():
         raise DivergenceError(
             "snip: a sensitivity is not finite, so nothing can be chosen; train at lower rates"
@@ -84,7 +84,7 @@ def channel_scores(gated: Network, objective: Objective, w: np.ndarray) -> list[
             )
         total = np.zeros(block.gate.out_channels)
         for name in (f"{layer.name}.weight", f"{layer.name}.bias"):
-            slot = gated.layout.by_name[name]  # theta comes first: same place in both layouts
+            slot = gated.layout.by_name[name]  # theta comes first, so it has the same place in both layouts
             rows = products[slot.start : slot.stop].reshape(block.gate.out_channels, -1)
             total += rows.sum(axis=1, dtype=np.float64)
         scores.append(np.abs(total))
@@ -92,10 +92,10 @@ def channel_scores(gated: Network, objective: Objective, w: np.ndarray) -> list[
 
 
 def prune_channels(gated: Network, objective: Objective, w: np.ndarray, keep: float) -> np.ndarray:
-    """Parameters of `gated` with the backbone of w and constant gates: the globally best channels open.
+    """Parameters of `gated` with the backbone of w and constant gates, which open the globally best channels.
 
-    A gate whose A2 is zero and whose b2 is (0, +1) is open, (0, 0) closed, for every input; so the pruned
-    network is skipped and measured exactly as a gated one.
+    A gate whose A2 is zero is open for every input if its b2 is (0, +1), and closed if it is (0, 0); so the
+    channels of a pruned network are skipped and counted exactly as those of a gated one.
     """
     scores = channel_scores(gated, objective, w)
     kept = _ranked(np.concatenate(scores), keep)
