@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from refimpl.cli.progress import Progress, duration
 
 EVERY = 20  # functions between two plain lines
-WARM_UP = 180  # functions, about, that a warm-up in one floating-point type compiles from nothing
+WARM_UP = 150  # functions, about, that a warm-up in one floating-point type compiles from nothing
 SECOND = 60  # and one in the other type, after it
 
 
