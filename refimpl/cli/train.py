@@ -142,7 +142,7 @@ class Work:
                 def on_round(record: RoundRecord) -> None:
                     progress.step(round_text(config.method, record, config.rounds, gated))
 
-                warm_up(config.dtype)
+                warm_up(config.dtype, self.threads)
                 trained = train(
                     experiment, folder, resume=resume, threads=self.threads, on_round=on_round, stop=stop
                 )

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from refimpl.federated.adapt import AdaptSettings, NodeReport, Personal, adapt, 
 from refimpl.federated.pruning.metasnip import adapt_channels, adapt_weights
 from refimpl.federated.rounds import Method, Participation, RoundRecord, State, run_rounds
 from refimpl.federated.warmup import warm_up
+from refimpl.files.environment import cores
 from refimpl.nn import zoo
 from refimpl.nn.context import Gating
 from refimpl.nn.network import Network
@@ -87,7 +87,7 @@ class Experiment:
 
 def default_threads() -> int:
     """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores()
 
 
 def build_network(config: Config, input_shape: Sequence[int], classes: int, gated: bool) -> Network:

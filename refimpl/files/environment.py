@@ -14,6 +14,11 @@ from typing import Any
 from refimpl._version import __version__
 
 
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def environment(threads: int | None = None) -> dict[str, Any]:
     """What a run's numbers and times may depend on: versions, CPU, threads, commit; nothing personal."""
     return {
@@ -25,7 +30,7 @@ def environment(threads: int | None = None) -> dict[str, Any]:
             part for part in (platform.system(), platform.machine(), *platform.libc_ver()) if part
         ),
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": threads,
     }
 

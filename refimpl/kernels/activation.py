@@ -14,6 +14,7 @@ import numpy as np
 from refimpl.kernels import elementary
 from refimpl.kernels.edge import FLOATS, entry, given, mask, written
 from refimpl.kernels.jit import kernel
+from refimpl.kernels.panels import clear
 from refimpl.kernels.plain import is_on
 from refimpl.kernels.sums import wide_product, wide_total
 
@@ -45,7 +46,7 @@ def relu_backward(dy, y, mask, dx):
             if mask[n, c]:
                 rectify(dy[n, c], y[n, c], dx[n, c])
             else:
-                dx[n, c, :] = 0
+                clear(dx[n, c])
 
 
 @entry(x=given("NCP"), mask=mask("NC"), y=written("NCP"))
@@ -114,7 +115,7 @@ def scale_channels(x, factor, y):
         for c in range(x.shape[1]):
             f = factor[n, c]
             if f == 0:
-                y[n, c, :] = 0
+                clear(y[n, c])
             else:
                 for p in range(x.shape[2]):
                     y[n, c, p] = f * x[n, c, p]
@@ -138,7 +139,8 @@ def spread_nan(decision, y):
     for n in range(y.shape[0]):
         for c in range(y.shape[1]):
             if decision[n, c] != decision[n, c]:
-                y[n, c, :] = np.nan
+                for p in range(y.shape[2]):
+                    y[n, c, p] = np.nan
 
 
 @entry(a=given("NCP"), b=given("NCP"), out=written("NC", *FLOATS))

@@ -1,12 +1,26 @@
-"""Being told when Numba compiles, so that a first run can say why it takes its time."""
+"""Being told when Numba compiles, so that a first run can say why it takes its time; and sharing the work.
+
+Another process compiles a part into the same folder on the disk, and each loads what the other has compiled.
+"""
 
 from __future__ import annotations
 
+import inspect
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from multiprocessing import parent_process
 from typing import Any
 
 from numba.core import event
+
+from refimpl.files.environment import cores
+from refimpl.kernels import jit
+from refimpl.kernels.edge import USE_TILE
+
+_listeners: list[Callable[[str], None]] = []  # those of the contexts of `watch` that are open
 
 
 class _Listener(event.Listener):
@@ -25,10 +39,71 @@ class _Listener(event.Listener):
 
 @contextmanager
 def watch(told: Callable[[str], None]) -> Iterator[None]:
-    """Within the context, call `told(name)` whenever the compilation of a kernel begins."""
+    """Within the context, call `told(name)` whenever the compilation of a kernel begins.
+
+    What another process compiles `beside` this one is told when that process has ended.
+    """
     listener = _Listener(told)
     event.register("numba:compile", listener)
+    _listeners.append(told)
     try:
         yield
     finally:
+        _listeners.remove(told)
         event.unregister("numba:compile", listener)
+
+
+def may_share(threads: int | None) -> bool:
+    """Whether another process may compile: not on one core, nor for a worker, nor where no code is kept."""
+    python = bool(sys.executable) and not hasattr(sys, "frozen")  # a frozen program would start itself again
+    alone = parent_process() is None
+    return USE_TILE and python and alone and min(cores(), threads or cores()) > 1 and jit.keeps_code()
+
+
+def is_kept(compiled: Any, **dtypes: str) -> bool:
+    """Whether the disk has code of a kernel whose named arguments are arrays of such numbers."""
+    names = list(inspect.signature(compiled.py_func).parameters)
+    wanted = {names.index(name): dtype for name, dtype in dtypes.items()}
+    return any(
+        all(str(types[at].dtype) == dtype for at, dtype in wanted.items())
+        for types in (*compiled.signatures, *jit.kept_types(compiled))
+    )
+
+
+@contextmanager
+def beside(module: str, *arguments: str) -> Iterator[None]:
+    """Within the context another process runs `python -m module arguments`, and is waited for at the end.
+
+    Where it cannot begin, or fails, nothing happens; where the context is left by an exception, it is ended.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(jit.cache_folder().parent)}
+    try:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+    except OSError:
+        yield
+        return
+    try:
+        yield
+        names, _ = process.communicate()
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    for name in names.split():
+        for told in _listeners:
+            told(name)
+
+
+def tell_names(work: Callable[[], None]) -> None:
+    """Do the work of a process that runs `beside` another, and print the name of each kernel it compiles."""
+    out = sys.stdout
+    with redirect_stdout(sys.stderr), watch(lambda name: print(name, file=out)):
+        work()

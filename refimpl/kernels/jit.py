@@ -92,6 +92,11 @@ def cache_folder() -> Path:
     return next(filter(_writable, folders), first)
 
 
+def keeps_code() -> bool:
+    """Whether compiled code can be kept."""
+    return _writable(cache_folder())
+
+
 # --- how it is kept
 
 
@@ -151,6 +156,16 @@ class _Cache(caching.FunctionCache):
         except Exception as error:  # a damaged index that could not be flushed is read here, too
             remedy = "set NUMBA_CACHE_DIR to a folder with room"
             _tell("cannot be kept", error, f"the next start compiles it again; {remedy}")
+
+
+def kept_types(compiled: Any) -> list[tuple[Any, ...]]:
+    """The types of arguments for which code of this kernel for this processor is on the disk."""
+    processor = compiled.targetctx.codegen().magic_tuple()
+    try:
+        index = compiled._cache._cache_file._load_index()
+        return [types for types, made_for, _ in index if made_for == processor]
+    except Exception:  # damaged pickles raise anything; loading the code will tell
+        return []
 
 
 def _tell(trouble: str, error: Exception, outcome: str) -> None:

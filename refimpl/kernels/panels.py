@@ -35,6 +35,16 @@ def clear(run):
 
 
 @kernel
+def copy(source, target):
+    """target = the start of source, both contiguous runs.
+
+    Numba's own assignment of arrays compiles checks and messages for shapes that differ, which takes seconds.
+    """
+    for i in range(target.size):
+        target[i] = source[i]
+
+
+@kernel
 def multiples(count, step, table):
     """table[i] = i * step."""
     brief()

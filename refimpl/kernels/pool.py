@@ -15,6 +15,7 @@ from refimpl.errors import InputError
 from refimpl.kernels import halving
 from refimpl.kernels.edge import INTS, entry, given, mask, output_size, written
 from refimpl.kernels.jit import kernel, settings
+from refimpl.kernels.panels import clear
 from refimpl.kernels.plain import is_on
 from refimpl.kernels.target import VECTOR_BYTES
 
@@ -62,8 +63,8 @@ def max_forward(x, size, stride, mask, y, where):
     for n in range(n_samples):
         for c in range(channels):
             if not is_on(mask, n, c):
-                y[n, c] = 0
-                where[n, c] = 0
+                clear(y[n, c].reshape(-1))
+                clear(where[n, c].reshape(-1))
             elif not halves:
                 for p in range(rows):
                     for q in range(cols):
@@ -105,7 +106,7 @@ def max_backward(dy, where, size, stride, mask, dx):
         for c in range(channels):
             on = is_on(mask, n, c)
             if not (on and covers):
-                dx[n, c] = 0
+                clear(dx[n, c].reshape(-1))
             if on and not halves:
                 for p in range(rows):
                     for q in range(cols):
@@ -139,7 +140,7 @@ def average_forward(x, size, stride, mask, y):
     for n in range(n_samples):
         for c in range(channels):
             if not is_on(mask, n, c):
-                y[n, c] = 0
+                clear(y[n, c].reshape(-1))
             elif not halves:
                 for p in range(rows):
                     for q in range(cols):
@@ -176,7 +177,7 @@ def average_backward(dy, size, stride, mask, dx):
         for c in range(channels):
             on = is_on(mask, n, c)
             if not (on and covers):
-                dx[n, c] = 0
+                clear(dx[n, c].reshape(-1))
             if on and not halves:
                 for p in range(rows):
                     for q in range(cols):

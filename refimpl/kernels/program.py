@@ -35,14 +35,17 @@ from refimpl.kernels.operation import (
     rows_at,
     vector_at,
 )
+from refimpl.kernels.panels import clear, copy
 from refimpl.kernels.program_gate import decide, decide_backward
 
 
 @kernel
-def _copy(source, target):
-    """The start of the target becomes the source, both flat."""
-    for i in range(source.size):
-        target[i] = source[i]
+def _open(mask, n):
+    """How many channels of sample n are open."""
+    count = 0
+    for c in range(mask.shape[1]):
+        count += mask[n, c]
+    return count
 
 
 @inlined
@@ -193,7 +196,7 @@ def _elementwise_backward(op, n, space, dy_mask):
         for i in range(n):
             for c in range(op.output[0]):
                 share[i, c] /= share.dtype.type(pixels)
-        dx[:] = 0
+        clear(dx.reshape(-1))
         activation.add_to_channels(share, dy_mask, dx)
     else:
         dout, dimages = images_at(slopes, op.dy, n, op.output), images_at(slopes, op.dx, n, op.input)
@@ -232,16 +235,16 @@ def predict(program, x, w, how, batch, space, logits, opened):
     brief()
     for first in range(0, x.shape[0], batch):
         n = min(batch, x.shape[0] - first)
-        _copy(x[first : first + n].reshape(-1), space.values)
+        copy(x[first : first + n].reshape(-1), space.values[: n * x.shape[1]])
         for i in range(program.shape[0]):
             op = program[i]
             _forward(op, w, n, how, space)
             if op.kind == DECIDE:
                 mask = mask_at(space.masks, op.mask, n, op.output[0])
                 for s in range(n):
-                    opened[first + s, op.gate] = mask[s].sum()
+                    opened[first + s, op.gate] = _open(mask, s)
         result = rows_at(space.values, program[-1].y, n, logits.shape[1])
-        _copy(result.reshape(-1), logits[first : first + n].reshape(-1))
+        copy(result.reshape(-1), logits[first : first + n].reshape(-1))
 
 
 @inlined
@@ -253,7 +256,7 @@ def _count_open(program, n, masks, counts, moments):
             op = program[i]
             if op.kind == DECIDE:
                 outputs = op.output[0]
-                counts[op.gate + 1] = mask_at(masks, op.mask, n, outputs)[s].sum()
+                counts[op.gate + 1] = _open(mask_at(masks, op.mask, n, outputs), s)
         for a in range(counts.size):
             for b in range(counts.size):
                 moments[a, b] += counts[a] * counts[b]
@@ -264,7 +267,7 @@ def _gather(x, y, chosen, samples, labels):
     """Copy the chosen rows of x, one after the other, and their labels."""
     for i in range(chosen.size):
         labels[i] = y[chosen[i]]
-        _copy(x[chosen[i]], samples[i * x.shape[1] :])
+        copy(x[chosen[i]], samples[i * x.shape[1] : (i + 1) * x.shape[1]])
 
 
 @inlined

@@ -18,6 +18,7 @@ from refimpl.kernels.operation import (
     rows_at,
     vector_at,
 )
+from refimpl.kernels.panels import copy
 
 
 @inlined
@@ -33,7 +34,7 @@ def decide(op, w, n, how, space):
     x, reads = maps_at(values, op.x, n, op.input), mask_at(masks, op.reads, n, op.groups)
     summary = rows_at(values, at, n, channels)
     if op.input[1] * op.input[2] == 1:
-        summary[:] = x[:, :, 0]
+        copy(x.reshape(-1), summary.reshape(-1))
     else:
         activation.channel_means(x, reads, summary)
     at += channels
@@ -59,7 +60,9 @@ def decide(op, w, n, how, space):
                 factor[i, c] += how.noise[i, op.gate, c]
             mask[i, c] = not factor[i, c] <= 0  # open as well where it is NaN
     if how.mode == STE:
-        slope[:] = 1
+        for i in range(n):
+            for c in range(outputs):
+                slope[i, c] = 1
     elif op.learns or how.mode == SOFT:  # else only the sign is needed
         activation.sigmoid_scaled(factor, how.tau, factor, slope)
     zero, one = factor.dtype.type(0), factor.dtype.type(1)

@@ -14,6 +14,7 @@ import numpy as np
 from refimpl.errors import InputError
 from refimpl.kernels.edge import DOUBLE, FLOATS, INDICES, entry, given, written
 from refimpl.kernels.jit import kernel
+from refimpl.kernels.panels import clear, copy
 from refimpl.kernels.sums import wide_product
 
 BLOCK = 512  # entries at a time where intermediate results need memory: they stay in the cache
@@ -93,11 +94,10 @@ def mean_of_rows(rows, weights, out):
     total = np.empty(BLOCK, dtype=np.float64)
     for start in range(0, rows.shape[1], BLOCK):
         part = slice(start, min(start + BLOCK, rows.shape[1]))
-        count = part.stop - start
-        total[:] = 0
+        clear(total)
         for i in range(rows.shape[0]):
             _add_multiple(weights[i], rows[i, part], total)
-        out[part] = total[:count]
+        copy(total, out[part])
 
 
 def _check_picks(who: str, sizes: dict[str, int], arguments: dict[str, Any]) -> None:
@@ -120,7 +120,7 @@ def partial_shuffles(picks, pool, out):
         for i in range(size):
             j = i + picks[s, i]
             pool[i], pool[j] = pool[j], pool[i]
-        out[s] = pool[:size]
+            out[s, i] = pool[i]  # later swaps do not touch it
         for i in range(size - 1, -1, -1):
             j = i + picks[s, i]
             pool[i], pool[j] = pool[j], pool[i]

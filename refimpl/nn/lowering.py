@@ -42,8 +42,8 @@ TRAINING_BYTES = 7 << 20
 PREDICTION_BYTES = 3 << 19
 
 
-class Spot(NamedTuple):
-    """Where an activation lies, per sample: value, gradient (NOWHERE: not wanted), mask, mask columns."""
+class Tensor(NamedTuple):
+    """Places of an activation per sample: value, gradient (NOWHERE: not wanted), mask; and mask columns."""
 
     value: int
     gradient: int
@@ -168,10 +168,10 @@ class _Lowering:
     def program(self) -> Program:
         """Lower the whole network."""
         shape = self.network.input_shape
-        spot = Spot(self.place(math.prod(shape)), NOWHERE, NOWHERE, shape[0])
+        x = Tensor(self.place(math.prod(shape)), NOWHERE, NOWHERE, shape[0])
         trained = False
         for layer in pooling_first(self.network.layers):
-            spot, trained = self.layer(layer, shape, spot, trained, NOWHERE, NOWHERE)
+            x, trained = self.layer(layer, shape, x, trained, NOWHERE, NOWHERE)
             shape = layer.output_shape(shape)
         widest = max((block.gate.out_channels for block in self.network.gates), default=1)
         operations = np.zeros(len(self.rows), dtype=code.OPERATION)
@@ -214,13 +214,13 @@ class _Lowering:
         """Whether the layer has trained parameters."""
         return any(parameter.part in self.context.train for parameter in layer.parameters())
 
-    def wanted(self, spot: Spot) -> int:
+    def wanted(self, x: Tensor) -> int:
         """Mask of the channels of an input's gradient that are computed."""
-        return NOWHERE if self.context.closed_channels_matter else spot.mask
+        return NOWHERE if self.context.closed_channels_matter else x.mask
 
     def layer(
-        self, layer: Layer, shape: Shape, x: Spot, trained: bool, writes: int, body_mask: int
-    ) -> tuple[Spot, bool]:
+        self, layer: Layer, shape: Shape, x: Tensor, trained: bool, writes: int, body_mask: int
+    ) -> tuple[Tensor, bool]:
         """Lower one layer reading x; `writes`: channels computed, `body_mask`: a gated body's dy mask."""
         if isinstance(layer, Gated):
             return self.gated(layer, shape, x, trained)
@@ -236,9 +236,9 @@ class _Lowering:
         self.rows.append(row)
         size = int(np.prod(row["output"]))
         groups = row["output"][0]
-        return Spot(row["y"], row["dy"] if size else NOWHERE, keeps, groups), trained or self.trains(layer)
+        return Tensor(row["y"], row["dy"] if size else NOWHERE, keeps, groups), trained or self.trains(layer)
 
-    def row(self, layer: Layer, shape: Shape, x: Spot, trained: bool, writes: int) -> dict[str, Any]:
+    def row(self, layer: Layer, shape: Shape, x: Tensor, trained: bool, writes: int) -> dict[str, Any]:
         """The fields every operation has, with the geometry of this layer."""
         out = layer.output_shape(shape)
         y = self.place(math.prod(out))
@@ -267,7 +267,7 @@ class _Lowering:
             row |= {"weight": slots[f"{layer.name}.weight"].start, "bias": slots[f"{layer.name}.bias"].start}
         return row
 
-    def gated(self, block: Gated, shape: Shape, x: Spot, trained: bool) -> tuple[Spot, bool]:
+    def gated(self, block: Gated, shape: Shape, x: Tensor, trained: bool) -> tuple[Tensor, bool]:
         """Decision, body, product; the decision comes first, so its gradient is added to dx last."""
         context, out = self.context, block.output_shape(shape)
         mask = self.masks
@@ -276,30 +276,30 @@ class _Lowering:
         binary = NOWHERE if self.smooth else mask
         decide, decided = self.decide(block.gate, shape, x, trained, mask), len(self.rows)
         self.rows.append(decide)
-        spot, inner, inner_shape = x, trained, shape
+        inside, inner, inner_shape = x, trained, shape
         for layer in pooling_first(block.body):
-            spot, inner = self.layer(layer, inner_shape, spot, inner, binary if skip else NOWHERE, binary)
+            inside, inner = self.layer(layer, inner_shape, inside, inner, binary if skip else NOWHERE, binary)
             inner_shape = layer.output_shape(inner_shape)
         if self.rows[-1]["kind"] == code.RELU and not isinstance(block.body[-1], ReLU):
             self.rows[-1]["sign"] = self.rows[-1]["x"]  # the product may write NaN over y
         self.gate_ends.append((decided, len(self.rows)))
         if skip and len(self.rows) > decided + 2:  # a layer with the same mask is all that reads the first
             self.rows[decided + 1]["clears"] = False
-        y = spot.value if skip else self.place(math.prod(out))
-        dy = y if not skip else spot.gradient
+        y = inside.value if skip else self.place(math.prod(out))
+        dy = y if not skip else inside.gradient
         self.rows.append(
             {
-                "kind": code.PRODUCT, "input": _three(out), "output": _three(out), "x": spot.value, "y": y,
-                "dy": dy, "dx": spot.gradient if self.smooth else dy, "mask": mask, "scales": not skip,
+                "kind": code.PRODUCT, "input": _three(out), "output": _three(out), "x": inside.value, "y": y,
+                "dy": dy, "dx": inside.gradient if self.smooth else dy, "mask": mask, "scales": not skip,
                 "spare": decide["spare"] + _gate_scratch(block.gate)[1], "learns": context.gates_learn,
                 "reads": NOWHERE, "writes": NOWHERE, "dy_mask": NOWHERE, "dx_mask": NOWHERE,
             }
         )  # fmt: skip
         if not self.smooth:  # the body's gradient is the product's: 0/1 masks are applied by dy_mask
             self.rows[-2]["dy"] = dy
-        return Spot(y, dy, binary, out[0]), trained or self.trains(block)
+        return Tensor(y, dy, binary, out[0]), trained or self.trains(block)
 
-    def decide(self, gate: ChannelGate, shape: Shape, x: Spot, trained: bool, mask: int) -> dict[str, Any]:
+    def decide(self, gate: ChannelGate, shape: Shape, x: Tensor, trained: bool, mask: int) -> dict[str, Any]:
         """The gate's own row."""
         slots, name = self.network.layout.by_name, gate.name
         learns_input = trained and not self.context.gating.detach_gate_input

@@ -17,6 +17,7 @@ from refimpl.cli.compiling import notice
 from refimpl.cli.progress import Progress
 from refimpl.experiments.config import resolve
 from refimpl.experiments.experiment import adapt_targets, prepare, train
+from refimpl.federated import warmup
 from refimpl.federated.warmup import warm_up
 from refimpl.kernels import compiling as kernels_compiling
 from refimpl.kernels import jit
@@ -62,6 +63,69 @@ def test_the_command_compiles_for_every_penalty(asked, later):
     command = [sys.executable, "-c", LOADED, asked]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == later
+
+
+TWICE = """
+from refimpl.federated import warmup
+from refimpl.kernels import loss, program, tiled_conv, tiled_linear, tiled_weight_grad
+
+kernels = [
+    loss.add_cross_entropy, program.descend, program.predict, tiled_conv.convolve, tiled_linear.forward,
+    tiled_linear.input_grad, tiled_linear.weight_grad, tiled_weight_grad.weight_grad,
+]
+for part in (warmup.forward, warmup.backward, warmup.descent, warmup.prediction):
+    part("float32")
+parts = [len(kernel.signatures) for kernel in kernels]
+warmup.everything("float32")
+print(parts, [len(kernel.signatures) for kernel in kernels])
+"""
+
+
+def test_the_parts_of_a_shared_warm_up_compile_the_large_kernels_once_for_the_types_in_use():
+    done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{[1] * 8} {[1] * 8}\n"
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """What a warm-up asks of another process, and does itself, in order; nothing is compiled."""
+    done = []
+
+    @contextmanager
+    def beside(module, *arguments):
+        assert module == "refimpl.federated.warmup"
+        done.append(("begin", *arguments))
+        yield
+        done.append(("end", *arguments))
+
+    def part(name):
+        return lambda dtype: done.append((name, dtype))
+
+    monkeypatch.setattr(kernels_compiling, "beside", beside)
+    monkeypatch.setattr(kernels_compiling, "may_share", lambda threads: threads != 1)
+    monkeypatch.setattr(kernels_compiling, "is_kept", lambda kernel, w: w == "float64")
+    for name in ("forward", "descent", "everything"):
+        monkeypatch.setattr(warmup, name, part(name))
+    return done
+
+
+def test_a_cold_warm_up_is_shared_in_two_stages(stages):
+    warm_up("float32", 2)
+    assert stages == [
+        ("begin", "backward", "float32"),
+        ("forward", "float32"),
+        ("end", "backward", "float32"),
+        ("begin", "prediction", "float32"),
+        ("descent", "float32"),
+        ("end", "prediction", "float32"),
+        ("everything", "float32"),
+    ]
+
+
+@pytest.mark.parametrize(("dtype", "threads"), [("float64", 2), ("float32", 1)])
+def test_where_code_is_kept_or_one_thread_is_wanted_there_is_one_process(stages, dtype, threads):
+    warm_up(dtype, threads)
+    assert stages == [("everything", dtype)]
 
 
 def test_a_compilation_is_announced_once(tmp_path, monkeypatch):

@@ -149,7 +149,7 @@ class Comparison:
         left = [job for job in jobs if not trained(job)]
         failures: dict[str, str] = {}
         for dtype in sorted({job.training.config.dtype for job in left}):
-            warm_up(dtype)  # once; otherwise every worker would compile the same kernels
+            warm_up(dtype, self.threads)  # once; otherwise every worker would compile the same kernels
 
         def on_told(index: int, record: RoundRecord) -> None:
             on_round(left[index].training.cells[0], record)

@@ -106,7 +106,7 @@ class Tuning:
     def _run(self, data_dir: Path | None, threads: int | None, on_told: OnTold, stop: Stop) -> None:
         cores, groups = threads or default_threads(), self.jobs(data_dir, threads)
         for dtype in sorted({search.config.dtype for search in self.searches}):
-            warm_up(dtype)
+            warm_up(dtype, threads)
 
         def told(index: int, message: Any) -> None:
             on_told(*groups[index].trials[0], message)
