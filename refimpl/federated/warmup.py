@@ -17,6 +17,7 @@ from refimpl.federated.rounds import Participation, run_rounds
 from refimpl.nn import zoo
 from refimpl.nn.task import NetworkTask
 from refimpl.optim import accel, prox
+from refimpl.registry import PENALTIES
 from refimpl.rng import SeedTree
 
 
@@ -37,4 +38,6 @@ def warm_up(dtype: str = "float32") -> None:
 def warm_up_options(dtype: str = "float32") -> None:
     """What only some options need: a run with the usual ones would wait for it in vain."""
     v = np.ones(3, dtype)
-    prox.L1(0.01).prox(v, 1.0, v)  # group penalties share their kernels
+    usual = {name: key.default for name, key in PENALTIES.keys().items()}
+    for penalty in PENALTIES:
+        PENALTIES.make(penalty, usual, groups=prox.Groups.from_sizes([v.size])).prox(v, 1.0, v)
