@@ -18,6 +18,7 @@ import click
 from refimpl._version import __version__
 from refimpl.cli.groups import SuggestingGroup, said
 from refimpl.errors import OlderVersionWarning, RefimplError
+from refimpl.registry import use
 
 CHECK_FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
@@ -78,6 +79,14 @@ class LazyGroup(SuggestingGroup):
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="\b\nExample:\n  refimpl demo",
+)
+@click.option(
+    "--use",
+    multiple=True,
+    metavar="FILE.py",
+    callback=lambda ctx, param, files: use(files),
+    expose_value=False,
+    help="Python file that registers penalties and other choices of your own.",
 )
 @click.version_option(__version__, prog_name="refimpl", message="%(prog)s %(version)s")
 @click.pass_context

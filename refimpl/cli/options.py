@@ -1,17 +1,17 @@
-"""Options that several commands share; those of a configuration are generated from `Config`'s fields."""
+"""Options that several commands share; those of a configuration are generated from the declared keys."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
 import click
 
 from refimpl.cli.progress import Talk
-from refimpl.experiments.config import Config, preset_keys, preset_names
+from refimpl.experiments.config import keys, preset_keys, preset_names
 from refimpl.files.paths import expanded
+from refimpl.registry import Key
 
 Decorator = Callable[[Any], Any]
 
@@ -99,10 +99,10 @@ _TYPES: Mapping[str, click.ParamType] = {
 
 
 def config_options(only: Collection[str] = (), without: Collection[str] = ()) -> Decorator:
-    """Click options for the fields of `Config` (of `only`, but not `without`); not given means None."""
+    """Click options for the keys of a configuration (of `only`, but not `without`); not given means None."""
 
     def decorate(command: Any) -> Any:
-        for item in reversed(fields(Config)):
+        for item in reversed(keys().values()):
             if item.name not in without and (not only or item.name in only):
                 command = _option(item)(command)
         return command
@@ -110,23 +110,20 @@ def config_options(only: Collection[str] = (), without: Collection[str] = ()) ->
     return decorate
 
 
-def _option(item: Field[Any]) -> Decorator:
+def _option(item: Key) -> Decorator:
     flag = "--" + item.name.replace("_", "-")
     presets = "by preset, else " if item.name in preset_keys() else ""
-    text = f"{item.metadata['help']}  [{presets}{_shown(_default(item))}]"
+    of = f" ({', '.join(item.of)})" if item.of else ""
+    text = f"{item.help}{of}  [{presets}{_shown(item.default)}]"
     if item.type == "bool":
         negated = "--no-" + item.name.replace("_", "-")
         return click.option(f"{flag}/{negated}", item.name, default=None, help=text)
-    choices, ending = item.metadata["choices"], item.metadata["ending"]
-    if ending:  # more than the choices is admitted: `Config` checks it
-        shown = f"[{'|'.join([*choices, f'FILE{ending}'])}]"
+    choices = tuple(item.choices)
+    if item.ending:  # more than the choices is admitted: `Config` checks it
+        shown = f"[{'|'.join([*choices, f'FILE{item.ending}'])}]"
         return click.option(flag, item.name, metavar=shown, default=None, help=text)
-    kind = click.Choice(choices) if choices else _TYPES[str(item.type)]
+    kind = click.Choice(choices) if choices else _TYPES[item.type]
     return click.option(flag, item.name, type=kind, default=None, help=text)
-
-
-def _default(item: Field[Any]) -> Any:
-    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 def _shown(value: Any) -> str:

@@ -8,11 +8,10 @@ The resolved table is complete, its paths are absolute, and it is stored with th
 
 from __future__ import annotations
 
-import math
 import tomllib
 import warnings
-from collections.abc import Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 from refimpl.errors import ConfigError, OlderVersionWarning, brief, one_of
 from refimpl.files.paths import expanded
 from refimpl.files.sniff import decoded
+from refimpl.registry import PENALTIES, SCHEDULES, Key, Registry, agree, key, keys_of, plain
 
 METHODS = (
     "metagater", "metagater-ungated", "fedavg", "perfedavg", "perfedavg-hf", "maml", "fomaml", "reptile",
@@ -31,154 +31,125 @@ OWN_DATA = ".npz"  # a data set whose name ends so is the path of a user's own a
 PARTITIONS = ("classes", "two-class", "dirichlet", "iid")
 MODEL_NAMES = ("mlp", "cnn3", "cnn7", "digits")
 USUAL_GATES = {"mlp": ["fc1"], "cnn3": ["conv3"], "cnn7": ["conv5", "conv6"], "digits": ["conv2"]}
-SCHEDULES = ("ghadimi-lan", "proximal-gradient", "nesterov")
-PENALTIES = ("group-lasso", "bounded-group-lasso", "l1", "zero")
 ADAPTATION = ("eta_phi", "eta_theta", "adapt_steps", "snip_keep")  # keys that play no part before it
 
 
-def _option(default: Any, text: str, choices: tuple[str, ...] = (), ending: str = "") -> Any:
-    """A field; `ending` admits, besides `choices`, everything that ends so."""
-    metadata = {"help": text, "choices": choices, "ending": ending}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Config:
-    """Everything that determines a run's result (threads and folders do not)."""
+    """Everything that determines a run's result (threads and folders do not).
 
-    method: str = _option("metagater", "federated method", METHODS)
-    dataset: str = _option("digits", "data set, or a file of your arrays x and y", DATASETS, OWN_DATA)
-    model: str = _option("digits", "network of the zoo", MODEL_NAMES)
-    seed: int = _option(0, "root of all random numbers")
-    dtype: str = _option("float32", "floating-point type", ("float32", "float64"))
+    The keys that registered choices declare are in `own`; they are read, set and listed like all others.
+    """
 
-    nodes: int = _option(10, "meta-training nodes")
-    targets: int = _option(10, "target nodes, disjoint from the training nodes")
-    partition: str = _option("classes", "how nodes get their classes", PARTITIONS)
-    classes_per_node: int = _option(2, "classes at each node, under the partition 'classes'")
-    concentration: float = _option(
-        0.5, "of the Dirichlet distribution, under 'dirichlet'; small: few classes"
+    method: str = key("metagater", "federated method", choices=METHODS)
+    dataset: str = key(
+        "digits", "data set, or a file of your arrays x and y", choices=DATASETS, ending=OWN_DATA
     )
-    node_min: int = _option(40, "fewest training samples of a node")
-    node_max: int = _option(44, "most training samples of a node (0: the data set's usual range)")
-    sizes: list[int] = _option(
+    model: str = key("digits", "network of the zoo", choices=MODEL_NAMES)
+    seed: int = key(0, "root of all random numbers", at_least=0)
+    dtype: str = key("float32", "floating-point type", choices=("float32", "float64"))
+
+    nodes: int = key(10, "meta-training nodes", at_least=1)
+    targets: int = key(10, "target nodes, disjoint from the training nodes", at_least=0)
+    partition: str = key("classes", "how nodes get their classes", choices=PARTITIONS)
+    classes_per_node: int = key(2, "classes at each node, under the partition 'classes'", at_least=1)
+    concentration: float = key(
+        0.5, "of the Dirichlet distribution, under 'dirichlet'; small: few classes", above=0.0
+    )
+    node_min: int = key(40, "fewest training samples of a node", at_least=0)
+    node_max: int = key(44, "most training samples of a node (0: the data set's usual range)", at_least=0)
+    sizes: list[int] = key(
         [], "training samples of each node, training nodes first, instead of node_min and node_max"
     )
-    support: int = _option(20, "samples of a target node used for adaptation")
-    test_share: float = _option(0.5, "share of a node's samples held out for testing")
+    support: int = key(20, "samples of a target node used for adaptation", at_least=1)
+    test_share: float = key(0.5, "share of a node's samples held out for testing", above=0.0, below=1.0)
 
-    rounds: int = _option(60, "communication rounds")
-    per_round: int = _option(0, "nodes drawn in each round (0: all)")
-    weighted: bool = _option(False, "weight nodes by their number of samples")
-    batch_size: int = _option(20, "mini-batch of a local step (0: all samples)")
-    local_steps: int = _option(5, "local gradient steps in a round")
-    eta: float = _option(0.05, "local learning rate (outer one of perfedavg, perfedavg-hf, maml, fomaml)")
-    lam: float = _option(1.0, "Moreau weight lambda of the local problem (metagater, metasnip, pfedme)")
-    alpha: float = _option(
-        0.05, "inner learning rate (perfedavg, perfedavg-hf, maml, fomaml, prox steps of pfedme)"
+    rounds: int = key(60, "communication rounds", at_least=1)
+    per_round: int = key(0, "nodes drawn in each round (0: all)", at_least=0)
+    weighted: bool = key(False, "weight nodes by their number of samples")
+    batch_size: int = key(20, "mini-batch of a local step (0: all samples)", at_least=0)
+    local_steps: int = key(5, "local gradient steps in a round", at_least=1)
+    eta: float = key(
+        0.05, "local learning rate (outer one of perfedavg, perfedavg-hf, maml, fomaml)", above=0.0
     )
-    inner_steps: int = _option(1, "inner gradient steps (maml, fomaml, prox steps of pfedme)")
-    delta: float = _option(
-        0.0, "step of the difference of gradients in perfedavg-hf (0: 1e-5 in float32, 1e-7 in float64)"
+    lam: float = key(
+        1.0, "Moreau weight lambda of the local problem (metagater, metasnip, pfedme)", at_least=0.0
     )
-    mix: float = _option(1.0, "share of the way the server goes to the nodes' mean (reptile, pfedme)")
-    schedule: str = _option("ghadimi-lan", "server step sizes", SCHEDULES)
-    beta: float = _option(0.5, "server step b")
-    penalty: str = _option("group-lasso", "regulariser of the gates", PENALTIES)
-    rho: float = _option(0.01, "weight of the regulariser")
-    radius: float = _option(10.0, "largest group norm under bounded-group-lasso")
-
-    gates: list[str] = _option(
-        ["conv2"], "layers that carry a channel gate (default: the model's usual ones)"
+    alpha: float = key(
+        0.05,
+        "inner learning rate (perfedavg, perfedavg-hf, maml, fomaml, prox steps of pfedme)",
+        at_least=0.0,
     )
-    gate_mode: str = _option("hard", "how gates decide in training", ("hard", "gumbel", "ste", "soft"))
-    tau: float = _option(1.0, "gate temperature")
-    gate_grad: str = _option("dense", "gradient of off channels' gates", ("dense", "active"))
+    inner_steps: int = key(1, "inner gradient steps (maml, fomaml, prox steps of pfedme)", at_least=1)
+    delta: float = key(
+        0.0,
+        "step of the difference of gradients in perfedavg-hf (0: 1e-5 in float32, 1e-7 in float64)",
+        at_least=0.0,
+    )
+    mix: float = key(1.0, "share of the way the server goes to the nodes' mean (reptile, pfedme)", above=0.0)
+    schedule: str = key("ghadimi-lan", "server step sizes", choices=SCHEDULES)
+    penalty: str = key("group-lasso", "regulariser of the gates", choices=PENALTIES)
 
-    eta_phi: float = _option(0.05, "adaptation rate of the gate (stage I)")
-    eta_theta: float = _option(0.05, "adaptation rate of the backbone (stage II)")
-    adapt_steps: int = _option(1, "gradient steps in each adaptation stage")
-    snip_keep: float = _option(0.5, "share of gated channels (metasnip) or weights (metasnip-weights) kept")
-    checkpoint_every: int = _option(1, "rounds between checkpoints")
+    gates: list[str] = key(["conv2"], "layers that carry a channel gate (default: the model's usual ones)")
+    gate_mode: str = key("hard", "how gates decide in training", choices=("hard", "gumbel", "ste", "soft"))
+    tau: float = key(1.0, "gate temperature", above=0.0)
+    gate_grad: str = key("dense", "gradient of off channels' gates", choices=("dense", "active"))
 
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            object.__setattr__(self, item.name, _checked("config", item, getattr(self, item.name)))
+    eta_phi: float = key(0.05, "adaptation rate of the gate (stage I)", at_least=0.0)
+    eta_theta: float = key(0.05, "adaptation rate of the backbone (stage II)", at_least=0.0)
+    adapt_steps: int = key(1, "gradient steps in each adaptation stage", at_least=0)
+    snip_keep: float = key(
+        0.5, "share of gated channels (metasnip) or weights (metasnip-weights) kept", above=0.0, at_most=1.0
+    )
+    checkpoint_every: int = key(1, "rounds between checkpoints", at_least=1)
+
+    own: Mapping[str, Any] = field(default_factory=dict)
+
+    def __init__(self, own: Mapping[str, Any] | None = None, **given: Any) -> None:
+        values, declared = {**(own or {}), **given}, keys()
+        _expect_known("config", values)
+        checked = {name: one.check("config", values.get(name, one.default)) for name, one in declared.items()}
+        named = keys_of(Config)
+        for name in named:
+            object.__setattr__(self, name, checked[name])
+        object.__setattr__(self, "own", {name: checked[name] for name in declared if name not in named})
         _check_ranges(self)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["own"][name]
+        except KeyError:
+            raise AttributeError(f"a configuration has no key {name!r}") from None
 
     def table(self) -> dict[str, Any]:
         """The resolved configuration as a flat table."""
-        return asdict(self)
+        return {name: plain(getattr(self, name)) for name in keys()}
 
 
-def _checked(source: str, item: Field[Any], given: object) -> Any:
-    """The value as Python's own type; `source` is who gave it.
-
-    Raises unless it has the option's type and is one of its choices.
-    """
-    value, wanted = _plain(given), str(item.type)
-    kinds: dict[str, tuple[type, ...]]
-    kinds = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
-    if wanted.startswith("list"):
-        kind = str if wanted == "list[str]" else int
-        good = type(value) is list and all(type(entry) is kind for entry in value)
-    else:
-        good = type(value) in kinds[wanted]
-    if not good:
-        shown = " ".join(repr(value).split())[:80]
-        raise ConfigError(f"{source}: {item.name} must be {wanted}, got {shown}")
-    ending = item.metadata["ending"]
-    if item.metadata["choices"] and not (ending and str(value).lower().endswith(ending)):
-        also = (f"FILE{ending}",) if ending else ()
-        one_of(source, item.name, value, (*item.metadata["choices"], *also))
-    return value
+def keys() -> dict[str, Key]:
+    """All keys of a configuration by name: after each key that names a choice, those that choices declare."""
+    found = keys_of(Config)
+    order: dict[str, Key] = {}
+    for name, one in found.items():
+        order[name] = one
+        for own, declared in one.choices.keys().items() if isinstance(one.choices, Registry) else ():
+            known = found.get(own, order.get(own, declared))
+            agree(f"{one.name} {', '.join(declared.of)}", declared, known)
+            order.setdefault(own, declared)
+    return order
 
 
-def _plain(value: object) -> object:
-    """NumPy's scalars, and lists, tuples and arrays of values, as Python's own; anything else as it is.
-
-    A float32 becomes the shortest decimal number that names it: np.float32(0.1) becomes 0.1.
-    """
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    if type(value).__module__ != "numpy":
-        return value
-    import numpy as np  # only here: the command line's help does without
-
-    if isinstance(value, np.ndarray):
-        return _plain(list(value) if value.ndim else value[()])
-    if isinstance(value, np.floating):
-        return float(str(value))
-    return value.item() if isinstance(value, (np.integer, np.bool_, np.str_)) else value
-
-
-_AT_LEAST = {
-    "seed": 0, "nodes": 1, "targets": 0, "classes_per_node": 1, "node_min": 0, "node_max": 0, "support": 1,
-    "rounds": 1, "per_round": 0, "batch_size": 0, "local_steps": 1, "adapt_steps": 0, "lam": 0.0, "rho": 0.0,
-    "alpha": 0.0, "inner_steps": 1, "delta": 0.0, "eta_phi": 0.0, "eta_theta": 0.0, "checkpoint_every": 1,
-}  # fmt: skip
-_POSITIVE = ("eta", "beta", "mix", "tau", "radius")
+def _expect_known(source: str, names: Iterable[str]) -> None:
+    known = tuple(sorted(keys()))
+    for name in names:
+        one_of(source, "key", name, known)
 
 
 def _check_ranges(config: Config) -> None:
-    for name, least in _AT_LEAST.items():
-        if not getattr(config, name) >= least:
-            raise ConfigError(f"config: {name} must be at least {least}, got {getattr(config, name)}")
-    for name in _POSITIVE:
-        if not getattr(config, name) > 0:
-            raise ConfigError(f"config: {name} must be positive, got {getattr(config, name)}")
-    if not 0 < config.test_share < 1:
-        raise ConfigError(f"config: test_share must lie in (0, 1), got {config.test_share}")
-    if not 0 < config.snip_keep <= 1:
-        raise ConfigError(f"config: snip_keep must lie in (0, 1], got {config.snip_keep}")
     if config.node_max > 0 and config.node_min < 1:
         raise ConfigError(f"config: node_min must be at least 1, got {config.node_min}: no node may be empty")
     if 0 < config.node_max < config.node_min:
         raise ConfigError(f"config: node_max {config.node_max} is below node_min {config.node_min}")
-    if not config.concentration > 0:
-        raise ConfigError(f"config: concentration must be positive, got {config.concentration}")
     if config.partition == "two-class" and config.classes_per_node != 2:
         raise ConfigError(
             f"config: partition two-class contradicts classes_per_node {config.classes_per_node}; "
@@ -204,9 +175,6 @@ def _check_ranges(config: Config) -> None:
         )
     if config.lam == 0 and config.method == "pfedme":
         raise ConfigError("config: lam must be positive for pfedme: nodes move by eta lam (w - t)")
-    for name, value in config.table().items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"config: {name} must be a finite number, got {value}")
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -241,20 +209,17 @@ def preset_keys() -> frozenset[str]:
     return frozenset(key for table in (*tables, *sections) for key in table)
 
 
-_FIELDS = {item.name: item for item in fields(Config)}
-
-
 def _layer(table: Mapping[str, Any], method: str, source: str) -> dict[str, Any]:
     """The table's plain keys, overridden by those of its section for the method."""
-    plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
+    values = {name: value for name, value in table.items() if not isinstance(value, dict)}
     for section, content in table.items():
         if isinstance(content, dict):
             one_of(source, "section", section, METHODS)
             if section == method:
-                plain.update(content)
-    for key in plain:
-        one_of(source, "key", key, tuple(sorted(_FIELDS)))
-    return {key: _checked(source, _FIELDS[key], value) for key, value in plain.items()}
+                values.update(content)
+    _expect_known(source, values)
+    known = keys()
+    return {name: known[name].check(source, value) for name, value in values.items()}
 
 
 def resolve(file: str | Path | None = None, from_preset: str | None = None, **options: Any) -> Config:
@@ -267,9 +232,10 @@ def resolve(file: str | Path | None = None, from_preset: str | None = None, **op
     user = read_toml(file) if file is not None else {}
     start = _start(from_preset)
     chosen = {**start, **user, **given}
-    dataset, method = (
-        _checked("config", _FIELDS[name], chosen.get(name, _FIELDS[name].default))
-        for name in ("dataset", "method")
+    method, dataset = (
+        one.check("config", chosen.get(name, one.default))
+        for name, one in keys_of(Config).items()
+        if name in ("dataset", "method")
     )
     if start.get("dataset", dataset) != dataset:
         raise ConfigError(
@@ -314,13 +280,12 @@ def from_table(table: Mapping[str, Any], source: str = "config") -> Config:
     Keys that an older version did not write get their defaults, and an `OlderVersionWarning` says so; but
     every version wrote which method is trained on which data set.
     """
-    for key in table:
-        one_of(source, "key", key, tuple(sorted(_FIELDS)))
-    for key in ("method", "dataset"):
-        if key not in table:
-            raise ConfigError(f"{source}: the stored configuration has no {key}; was the run damaged?")
+    _expect_known(source, table)
+    for name in ("method", "dataset"):
+        if name not in table:
+            raise ConfigError(f"{source}: the stored configuration has no {name}; was the run damaged?")
     values = completed(table)
-    lacking = [f"{key} = {values[key]!r}" for key in _FIELDS if key not in table]
+    lacking = [f"{key} = {values[key]!r}" for key in keys() if key not in table]
     if lacking:
         text = f"{source}: an older version stored no {', '.join(lacking)[:300]}; these defaults are used"
         warnings.warn(text, OlderVersionWarning, stacklevel=2)

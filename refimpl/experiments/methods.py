@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from typing import Any
 
 from refimpl.experiments.config import ADAPTATION, Config
 from refimpl.federated.local import LocalSettings
@@ -18,14 +19,15 @@ from refimpl.federated.methods.pfedme import PFedMe
 from refimpl.federated.methods.reptile import Reptile
 from refimpl.federated.rounds import Method
 from refimpl.nn.network import Network
-from refimpl.optim import accel, prox
+from refimpl.optim import prox
+from refimpl.registry import PENALTIES, SCHEDULES
 
 # Methods that prune another method's meta-model at the target node, and that method.
 PRUNES = {"metasnip": "metagater-ungated", "metasnip-weights": "metagater-ungated"}
 
-_LOCAL = ("lam", "eta", "local_steps", "schedule", "beta")
+_LOCAL = ("lam", "eta", "local_steps", "schedule", *SCHEDULES.keys())
 _META = ("alpha", "eta", "local_steps")
-_GATES = ("gates", "gate_mode", "tau", "gate_grad", "penalty", "rho", "radius", "eta_phi")
+_GATES = ("gates", "gate_mode", "tau", "gate_grad", "eta_phi", "penalty", *PENALTIES.keys())
 
 # The keys of a configuration that only some methods take.
 KEYS: dict[str, tuple[str, ...]] = {
@@ -49,6 +51,7 @@ def takes(method: str, key: str) -> bool:
 
 
 _DEFAULTS = Config().table()
+_UNGATED: dict[str, Any] = {"gates": [], "gate_mode": "hard", "tau": 1.0, "gate_grad": "dense", "rho": 0.0}
 
 
 def training_key(config: Config) -> str:
@@ -60,7 +63,7 @@ def training_key(config: Config) -> str:
         **{key: _DEFAULTS[key] for key in ADAPTATION},
     )
     if neutral.method != "metagater":  # layers with gates are then those that pruning may close
-        neutral = replace(neutral, gates=[], gate_mode="hard", tau=1.0, gate_grad="dense", rho=0.0)
+        neutral = replace(neutral, **_UNGATED)
     return json.dumps(neutral.table(), sort_keys=True)
 
 
@@ -93,30 +96,16 @@ def prunes(config: Config) -> bool:
 
 def build_penalty(config: Config, network: Network) -> prox.Penalty:
     """h(w): zero on the backbone, the configured regulariser on phi."""
-    phi = network.layout.phi
-    if not network.gates or config.penalty == "zero" or config.rho == 0:
+    if not network.gates:
         return prox.Zero()
+    phi = network.layout.phi
     groups = prox.Groups(*network.gate_groups, size=phi.stop - phi.start)
-    gate: prox.Penalty
-    if config.penalty == "l1":
-        gate = prox.L1(config.rho)
-    elif config.penalty == "group-lasso":
-        gate = prox.GroupLasso(groups, config.rho)
-    else:
-        gate = prox.BoundedGroupLasso(groups, config.rho, config.radius)
-    return prox.Separable(((phi, gate),))
-
-
-SCHEDULES: dict[str, Callable[[float], accel.Schedule]] = {
-    "ghadimi-lan": accel.GhadimiLan,
-    "proximal-gradient": accel.ProximalGradient,
-    "nesterov": accel.Nesterov,
-}
+    return prox.Separable(((phi, PENALTIES.make(config.penalty, config.table(), groups=groups)),))
 
 
 def _metagater(c: Config, network: Network) -> Method:
     local = LocalSettings(c.lam, c.eta, c.local_steps)
-    return MetaGater(local, SCHEDULES[c.schedule](c.beta), build_penalty(c, network), c.method)
+    return MetaGater(local, SCHEDULES.make(c.schedule, c.table()), build_penalty(c, network), c.method)
 
 
 BUILDERS: dict[str, Callable[[Config, Network], Method]] = {

@@ -28,6 +28,7 @@ from refimpl.nn.network import Network
 from refimpl.nn.predict import predict
 from refimpl.nn.task import NetworkTask, draw_batches
 from refimpl.optim import accel, prox
+from refimpl.registry import PENALTIES
 from refimpl.rng import SeedTree
 
 ONE, NONE, TWO = (1, 1), (0, 0), (2, 2)  # strides, paddings and windows
@@ -46,7 +47,9 @@ def warm_up(dtype: str = "float32", threads: int | None = None) -> None:
 def warm_up_options(dtype: str = "float32") -> None:
     """Compile what only some options need, so that runs with the usual options do not wait for it."""
     v = np.ones(3, dtype)
-    prox.L1(0.01).prox(v, 1.0, v)  # group penalties share their kernels
+    usual = {name: key.default for name, key in PENALTIES.keys().items()}
+    for penalty in PENALTIES:
+        PENALTIES.make(penalty, usual, groups=prox.Groups.from_sizes([v.size])).prox(v, 1.0, v)
 
 
 def forward(dtype: str) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from refimpl.errors import DivergenceError, InputError, expect_numbers, shown
 from refimpl.kernels import vector
 from refimpl.optim.prox import Penalty
 from refimpl.optim.prox.contract import check_alike
+from refimpl.registry import SCHEDULES, key
 
 Vector = np.ndarray
 Objective = Callable[[Vector, Vector], float]  # objective(w, grad_out) -> value; writes the whole gradient
@@ -75,6 +76,12 @@ class Schedule(Protocol):
         """a_k, b_k, l_k for iteration k = 1, 2, ..."""
 
 
+def step_b() -> Any:
+    """The key `beta`, which all schedules have."""
+    return key(0.5, "server step b", above=0.0)
+
+
+@SCHEDULES.register("ghadimi-lan")
 @dataclass(frozen=True)
 class GhadimiLan:
     """a_k = 2/(k+1), b_k = beta, l_k = k beta/2, so a_k l_k <= b_k; theory: beta <= 1/(2 L_F).
@@ -82,7 +89,7 @@ class GhadimiLan:
     Source: Ghadimi & Lan 2016, Corollary 2 (composite problems). Verified by test.
     """
 
-    beta: float
+    beta: float = step_b()
 
     def __post_init__(self) -> None:
         expect_numbers("`GhadimiLan`", positive=True, beta=self.beta)
@@ -92,6 +99,7 @@ class GhadimiLan:
         return Steps(2.0 / (k + 1), self.beta, 0.5 * k * self.beta)
 
 
+@SCHEDULES.register("bounded")
 @dataclass(frozen=True)
 class Bounded:
     """a_k = 2/(k+1), b_k = beta, l_k = (1 + fraction a_k/4) beta with 0 <= fraction <= 1.
@@ -101,8 +109,8 @@ class Bounded:
     Verified by test.
     """
 
-    beta: float
-    fraction: float = 1.0
+    beta: float = step_b()
+    fraction: float = key(1.0, "share of the largest long step", at_least=0.0, at_most=1.0)
 
     def __post_init__(self) -> None:
         expect_numbers("`Bounded`", positive=True, beta=self.beta)
@@ -116,6 +124,7 @@ class Bounded:
         return Steps(a, self.beta, (1.0 + 0.25 * self.fraction * a) * self.beta)
 
 
+@SCHEDULES.register("nesterov")
 @dataclass(frozen=True)
 class Nesterov:
     """a_k = 2/(k+1), b_k = beta, l_k = beta/a_k: Nesterov's method for convex F, beta <= 1/L_F.
@@ -123,7 +132,7 @@ class Nesterov:
     Source: Nesterov 1983; in this form Tseng 2008. Verified by test.
     """
 
-    beta: float
+    beta: float = step_b()
 
     def __post_init__(self) -> None:
         expect_numbers("`Nesterov`", positive=True, beta=self.beta)
@@ -133,6 +142,7 @@ class Nesterov:
         return Steps(2.0 / (k + 1), self.beta, 0.5 * (k + 1) * self.beta)
 
 
+@SCHEDULES.register("proximal-gradient")
 @dataclass(frozen=True)
 class ProximalGradient:
     """a_k = 1, b_k = l_k = beta: no acceleration, x and xag coincide; beta < 2/L_F.
@@ -140,7 +150,7 @@ class ProximalGradient:
     Source: Parikh & Boyd 2014, §4.2. Verified by test.
     """
 
-    beta: float
+    beta: float = step_b()
 
     def __post_init__(self) -> None:
         expect_numbers("`ProximalGradient`", positive=True, beta=self.beta)

@@ -183,9 +183,9 @@ def test_a_mistake_in_a_file_names_the_file(tmp_path, line, words):
     [
         ({"node_min": 0, "node_max": 5}, "no node may be empty"),
         ({"node_min": 9, "node_max": 5}, "node_max 5 is below node_min 9"),
-        ({"test_share": 1.0}, "test_share must lie in"),
-        ({"test_share": 0.0}, "test_share must lie in"),
-        ({"snip_keep": 1.5}, "snip_keep must lie in"),
+        ({"test_share": 1.0}, "test_share must be positive and below 1"),
+        ({"test_share": 0.0}, "test_share must be positive and below 1"),
+        ({"snip_keep": 1.5}, "snip_keep must be positive and at most 1"),
         ({"eta": float("nan")}, "eta must be positive"),
         ({"per_round": 11}, "per_round 11 exceeds nodes 10"),
         ({"lam": 0.0}, "lam must be positive"),

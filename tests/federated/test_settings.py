@@ -73,7 +73,7 @@ SETTINGS = {
     "L1Ball": (prox.L1Ball, {"radius": ABOVE_ZERO}),
     "Simplex": (prox.Simplex, {"total": ABOVE_ZERO}),
     "LinfNorm": (prox.LinfNorm, {"rho": FROM_ZERO}),
-    "linf_ball": (prox.linf_ball, {"radius": ABOVE_ZERO}),
+    "LinfBall": (prox.LinfBall, {"radius": ABOVE_ZERO}),
     "GroupLasso": (lambda rho: prox.GroupLasso(GROUPS, rho), {"rho": FROM_ZERO}),
     "SparseGroupLasso": (
         lambda rho, rho_l1: prox.SparseGroupLasso(GROUPS, rho, rho_l1),

@@ -60,7 +60,7 @@ CASES: dict[str, Case] = {
         lambda u: 0.3 * blocks(u) + inside([np.linalg.norm(u[g]) <= 0.9 + 1e-12 for g in MEMBERS]),
     ),
     "box": Case(prox.Box(LOWER, UPPER), lambda u: inside((u >= LOWER) & (u <= UPPER))),
-    "linf_ball": Case(prox.linf_ball(0.6), lambda u: inside(np.abs(u) <= 0.6)),
+    "linf_ball": Case(prox.LinfBall(0.6), lambda u: inside(np.abs(u) <= 0.6)),
     "l2_ball": Case(prox.L2Ball(1.3), lambda u: inside(np.linalg.norm(u) <= 1.3 + 1e-12)),
     "l1_ball": Case(prox.L1Ball(1.7), lambda u: inside(np.abs(u).sum() <= 1.7 + 1e-12)),
     "simplex": Case(prox.Simplex(2.0), lambda u: inside(u >= 0) + inside(abs(u.sum() - 2.0) <= 1e-12)),

@@ -177,7 +177,7 @@ def test_no_weight_is_no_penalty():
         (lambda: prox.L2Ball(0.0), "radius > 0"),
         (lambda: prox.L1Ball(math.inf), "radius > 0"),
         (lambda: prox.Simplex(-1.0), "total > 0"),
-        (lambda: prox.linf_ball(0.0), "radius > 0"),
+        (lambda: prox.LinfBall(0.0), "radius > 0"),
         (lambda: prox.Box(1.0, 0.0), "lower <= upper"),
         (lambda: prox.Box(math.nan, 0.0), "lower <= upper"),
         (lambda: prox.Box(np.zeros(3), np.ones(4)), r"one length, got float64 \(3,\) and float64 \(4,\)"),

@@ -5,15 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from refimpl.errors import ConfigError, DataError, brief, one_of
-from refimpl.experiments.config import Config, from_table, resolve
+from refimpl.experiments.config import Config, from_table, keys, resolve
 from refimpl.experiments.methods import takes, training_key
 from refimpl.files.storage import json_value
-
-FIELDS = {item.name: item for item in fields(Config)}
 
 
 @dataclass(frozen=True)
@@ -105,12 +103,12 @@ def parse_vary(text: str) -> tuple[str, list[Any]]:
     key = key.strip().replace("-", "_")
     if not equals or not values.strip():
         raise ConfigError(f"--vary: expected KEY=VALUE,VALUE,..., got {text!r}")
-    one_of("--vary", "key", key, tuple(sorted(set(FIELDS) - {"method", "seed"})))
+    one_of("--vary", "key", key, tuple(sorted(set(keys()) - {"method", "seed"})))
     return key, [_value(key, word.strip()) for word in values.split(",")]
 
 
 def _value(key: str, word: str) -> Any:
-    kind = str(FIELDS[key].type)
+    kind = keys()[key].type
     try:
         if kind == "int":
             return int(word)

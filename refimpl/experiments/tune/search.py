@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from refimpl.errors import ConfigError, one_of
-from refimpl.experiments.config import ADAPTATION, Config, from_table
+from refimpl.experiments.config import ADAPTATION, Config, from_table, keys
 from refimpl.experiments.methods import takes
 from refimpl.rng import SeedTree
 
@@ -31,7 +31,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "mix": (0.1, 1.0),
 }
 OWN_RANGES = {"pfedme": {"eta": (0.05, 2.0)}}  # its nodes move by eta lam (w - t), not by a gradient
-FLOATS = tuple(item.name for item in fields(Config) if item.type == "float")
 
 
 def ranges_of(method: str) -> dict[str, tuple[float, float]]:
@@ -74,8 +73,9 @@ class Search:
                 f"tune: per_round {self.config.per_round} exceeds the {self.config.nodes - self.validation} "
                 "nodes that are left to train; hold fewer out"
             )
+        floats = [name for name, one in keys().items() if one.type == "float"]
         for key, (low, high) in self.ranges.items():
-            if key not in FLOATS or not takes(self.config.method, key):
+            if key not in floats or not takes(self.config.method, key):
                 raise ConfigError(f"tune: {key} is no number that {self.config.method} takes")
             if not 0 < low < high < math.inf:
                 raise ConfigError(f"tune: expected 0 < low < high for {key}, got {low}:{high}")

@@ -9,7 +9,7 @@ Source: mathematics.md §5; Parikh & Boyd 2014, Proximal algorithms. Verified by
 
 from refimpl.optim.prox.balls import L1Ball, L2Ball, LinfNorm, Simplex
 from refimpl.optim.prox.contract import Norm, Penalty
-from refimpl.optim.prox.elementwise import L1, Box, ElasticNet, NonNegativeL1, SquaredL2, Zero, linf_ball
+from refimpl.optim.prox.elementwise import L1, Box, ElasticNet, LinfBall, NonNegativeL1, SquaredL2, Zero
 from refimpl.optim.prox.groups import BoundedGroupLasso, GroupLasso, Groups, SparseGroupLasso
 from refimpl.optim.prox.separable import Separable
 
@@ -22,6 +22,7 @@ __all__ = [
     "Groups",
     "L1Ball",
     "L2Ball",
+    "LinfBall",
     "LinfNorm",
     "NonNegativeL1",
     "Norm",
@@ -31,5 +32,4 @@ __all__ = [
     "SparseGroupLasso",
     "SquaredL2",
     "Zero",
-    "linf_ball",
 ]

@@ -24,11 +24,14 @@ from refimpl.optim.prox.contract import (
     check_prox,
     check_vector,
     check_weight,
+    radius_key,
     slack,
     times,
+    weight_key,
     wide,
 )
 from refimpl.optim.prox.elementwise import over
+from refimpl.registry import PENALTIES, key
 
 NOTHING = np.zeros(0)
 HUGE = 1e290  # sums of numbers below cannot overflow
@@ -96,11 +99,12 @@ def cone_distance(tied: Vector, below: Vector, signed: bool) -> float:
     return float(kernels.safe_norm(np.concatenate([level.heights(tied), above])))
 
 
+@PENALTIES.register("l2-ball")
 @dataclass(frozen=True)
 class L2Ball:
     """Indicator of ||u|| <= radius."""
 
-    radius: float = 1.0
+    radius: float = radius_key()
 
     def __post_init__(self) -> None:
         check_weight("L2Ball", "radius", self.radius, positive=True)
@@ -130,11 +134,12 @@ class L2Ball:
         return float(kernels.safe_norm(wide(s) - along * direction))
 
 
+@PENALTIES.register("l1-ball")
 @dataclass(frozen=True)
 class L1Ball:
     """Indicator of ||u||_1 <= radius."""
 
-    radius: float = 1.0
+    radius: float = radius_key()
 
     def __post_init__(self) -> None:
         check_weight("L1Ball", "radius", self.radius, positive=True)
@@ -169,11 +174,12 @@ def lowered(v: Vector, level: Level) -> Vector:
     return np.copysign(np.maximum(level.heights(np.abs(wide(v))), 0.0), wide(v)) + 0.0
 
 
+@PENALTIES.register("simplex")
 @dataclass(frozen=True)
 class Simplex:
     """Indicator of u >= 0, sum(u) = total."""
 
-    total: float = 1.0
+    total: float = key(1.0, "sum of the entries on the simplex", above=0.0)
 
     def __post_init__(self) -> None:
         check_weight("Simplex", "total", self.total, positive=True)
@@ -204,11 +210,12 @@ class Simplex:
         return cone_distance(wide(s)[u > 0], wide(s)[u == 0], signed=True)
 
 
+@PENALTIES.register("linf")
 @dataclass(frozen=True)
 class LinfNorm:
     """R(u) = rho ||u||_inf."""
 
-    rho: float = 1.0
+    rho: float = weight_key()
 
     def __post_init__(self) -> None:
         check_weight("LinfNorm", "rho", self.rho)

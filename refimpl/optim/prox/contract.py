@@ -22,6 +22,7 @@ import numpy as np
 
 from refimpl.errors import InputError, expect_numbers
 from refimpl.kernels import groups as kernels
+from refimpl.registry import key
 
 Vector = np.ndarray  # 1-D, C-contiguous, float32 or float64
 
@@ -29,6 +30,16 @@ Vector = np.ndarray  # 1-D, C-contiguous, float32 or float64
 # violated from r(1 + ACTIVE eps), eps being the resolution of the vector's dtype; a bound on a norm or a sum
 # (||u|| <= r) likewise with eps times the root of the vector's size.
 ACTIVE = 32.0
+
+
+def weight_key() -> Any:
+    """The key `rho` of every penalty that has a weight."""
+    return key(0.01, "weight of the penalty", at_least=0.0)
+
+
+def radius_key() -> Any:
+    """The key `radius` of every penalty that bounds a norm."""
+    return key(10.0, "largest norm that the penalty allows", above=0.0)
 
 
 @runtime_checkable

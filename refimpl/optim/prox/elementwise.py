@@ -5,7 +5,7 @@ Source: mathematics.md §5; Parikh & Boyd 2014, §6.1-6.2 and §6.5.2. Verified 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,12 +17,16 @@ from refimpl.optim.prox.contract import (
     check_prox,
     check_vector,
     check_weight,
+    radius_key,
     rounding,
     times,
+    weight_key,
     wide,
 )
+from refimpl.registry import PENALTIES, key
 
 
+@PENALTIES.register("zero")
 @dataclass(frozen=True)
 class Zero:
     """R(u) = 0: the penalty of the backbone."""
@@ -45,11 +49,12 @@ class Zero:
         return float(kernels.safe_norm(s))
 
 
+@PENALTIES.register("squared-l2")
 @dataclass(frozen=True)
 class SquaredL2:
     """R(u) = rho/2 ||u||^2."""
 
-    rho: float = 1.0
+    rho: float = weight_key()
 
     def __post_init__(self) -> None:
         check_weight("SquaredL2", "rho", self.rho)
@@ -71,12 +76,13 @@ class SquaredL2:
         return float(kernels.safe_norm(wide(s) - scaled(self.rho, u)))
 
 
+@PENALTIES.register("elastic-net")
 @dataclass(frozen=True)
 class ElasticNet:
     """R(u) = rho ||u||_1 + ridge/2 ||u||^2."""
 
-    rho: float = 1.0
-    ridge: float = 1.0
+    rho: float = weight_key()
+    ridge: float = key(1.0, "weight of the squared norm in the elastic net", at_least=0.0)
 
     def __post_init__(self) -> None:
         check_weight("ElasticNet", "rho", self.rho)
@@ -102,11 +108,12 @@ class ElasticNet:
         return float(kernels.safe_norm(l1_residual(wide(s) - scaled(self.ridge, u), u, self.rho)))
 
 
+@PENALTIES.register("l1")
 @dataclass(frozen=True)
 class L1:
     """R(u) = rho ||u||_1."""
 
-    rho: float = 1.0
+    rho: float = weight_key()
 
     def __post_init__(self) -> None:
         check_weight("L1", "rho", self.rho)
@@ -138,11 +145,12 @@ class L1:
         out[:] = np.clip(wide(v), -self.rho, self.rho)  # the bounds may be too large for the vector's dtype
 
 
+@PENALTIES.register("non-negative-l1")
 @dataclass(frozen=True)
 class NonNegativeL1:
     """R(u) = rho sum(u) for u >= 0, infinite otherwise."""
 
-    rho: float = 1.0
+    rho: float = weight_key()
 
     def __post_init__(self) -> None:
         check_weight("NonNegativeL1", "rho", self.rho)
@@ -167,6 +175,7 @@ class NonNegativeL1:
         return float(kernels.safe_norm(np.where(u == 0, np.maximum(residual, 0.0), residual)))
 
 
+@PENALTIES.register("box")
 @dataclass(frozen=True, eq=False)
 class Box:
     """Indicator of lower <= u <= upper; the bounds are numbers or vectors and may be infinite.
@@ -175,8 +184,8 @@ class Box:
     is active, not violated, where an entry is at most `contract.rounding` of its own size away from it.
     """
 
-    lower: float | Vector = -np.inf
-    upper: float | Vector = np.inf
+    lower: float | Vector = key(-1.0, "lower bound of each entry in the box", type="float")
+    upper: float | Vector = key(1.0, "upper bound of each entry in the box", type="float")
 
     def __post_init__(self) -> None:
         bounds = np.asarray(self.lower), np.asarray(self.upper)
@@ -223,10 +232,19 @@ class Box:
         return float(kernels.safe_norm(np.where(lower == 0, np.maximum(residual, 0.0), residual)))
 
 
-def linf_ball(radius: float) -> Box:
-    """Indicator of ||u||_inf <= radius."""
-    check_weight("linf_ball", "radius", radius, positive=True)
-    return Box(-radius, radius)
+@PENALTIES.register("linf-ball")
+@dataclass(frozen=True, eq=False)
+class LinfBall(Box):
+    """Indicator of ||u||_inf <= radius: a box."""
+
+    lower: float | Vector = field(init=False)
+    upper: float | Vector = field(init=False)
+    radius: float = radius_key()
+
+    def __post_init__(self) -> None:
+        check_weight("LinfBall", "radius", self.radius, positive=True)
+        object.__setattr__(self, "lower", -self.radius)
+        object.__setattr__(self, "upper", self.radius)
 
 
 def side(u: Vector, bound: Vector) -> Vector:

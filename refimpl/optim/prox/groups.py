@@ -21,11 +21,14 @@ from refimpl.optim.prox.contract import (
     check_prox,
     check_vector,
     check_weight,
+    radius_key,
     slack,
     times,
+    weight_key,
     wide,
 )
 from refimpl.optim.prox.elementwise import l1_residual, over
+from refimpl.registry import PENALTIES, key
 
 
 def _whole(name: str, x: object) -> np.ndarray:
@@ -156,12 +159,13 @@ def group_weights(who: str, groups: Groups, rho: float, weights: np.ndarray | No
     return scaled
 
 
+@PENALTIES.register("group-lasso")
 @dataclass(frozen=True, eq=False)
 class GroupLasso:
     """R(u) = rho sum_g w_g ||u_g||, w_g = sqrt(|g|) unless `weights` (G,) are given."""
 
     groups: Groups
-    rho: float = 1.0
+    rho: float = weight_key()
     weights: np.ndarray | None = None
     scaled: np.ndarray = field(init=False, repr=False)  # rho w_g
 
@@ -200,6 +204,7 @@ class GroupLasso:
         _project_on_balls(self.groups, wide(v), self.scaled, out)
 
 
+@PENALTIES.register("bounded-group-lasso")
 @dataclass(frozen=True, eq=False)
 class BoundedGroupLasso:
     """Group lasso plus the indicator of ||u_g|| <= radius for every group: a bounded domain.
@@ -208,8 +213,8 @@ class BoundedGroupLasso:
     """
 
     groups: Groups
-    rho: float = 1.0
-    radius: float = 1.0
+    rho: float = weight_key()
+    radius: float = radius_key()
     weights: np.ndarray | None = None
     scaled: np.ndarray = field(init=False, repr=False)  # rho w_g
 
@@ -302,13 +307,14 @@ def group_residual(groups: Groups, s: Vector, u: Vector, weights: np.ndarray) ->
     return kept_all * s - pulls(groups, weights, u, norms)
 
 
+@PENALTIES.register("sparse-group-lasso")
 @dataclass(frozen=True, eq=False)
 class SparseGroupLasso:
     """R(u) = rho_l1 ||u||_1 + rho sum_g w_g ||u_g||; the l1 part acts on every entry."""
 
     groups: Groups
-    rho: float = 1.0
-    rho_l1: float = 1.0
+    rho: float = weight_key()
+    rho_l1: float = key(0.01, "weight of the l1 norm in the sparse group lasso", at_least=0.0)
     weights: np.ndarray | None = None
     scaled: np.ndarray = field(init=False, repr=False)  # rho w_g
 

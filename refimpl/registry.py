@@ -1,0 +1,230 @@
+"""Named choices: whatever users choose by name is declared once, in the file that defines it.
+
+A choice is a dataclass that is registered under its name. Its fields made with `key` are its keys in a
+configuration:
+
+    @PENALTIES.register("l1")
+    @dataclass(frozen=True)
+    class L1:
+        rho: float = key(0.01, "weight of the penalty", at_least=0.0)
+
+The command line, TOML files and the checks of a configuration read these declarations. A key that several
+choices declare has the same type and the same default in all of them. The package's own choices are found in
+the modules that the registries at the end of this file name. A file of a user's that registers choices of
+its own is imported by the option `refimpl --use FILE.py`, or by naming it in the environment variable
+REFIMPL_USE, which worker processes inherit.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+from refimpl.errors import ConfigError, InputError, brief, one_of, shown
+
+USE = "REFIMPL_USE"
+KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a configuration: its type, default, help text, and the values it takes.
+
+    type: `int`, `float`, `bool`, `str`, or a list of one of them. choices: the names it may have, if any are
+    given; ending: besides them, every name that ends so. of: the choices that the key belongs to, where it
+    does not belong to all.
+    """
+
+    name: str
+    type: str
+    default: Any
+    help: str
+    choices: Iterable[str] = ()
+    ending: str = ""
+    at_least: float = -math.inf
+    above: float = -math.inf
+    at_most: float = math.inf
+    below: float = math.inf
+    of: tuple[str, ...] = ()
+
+    @property
+    def range(self) -> str:
+        """The numbers it takes, in words: `positive and below 1`."""
+        bounds = {
+            "at least": self.at_least,
+            "above": self.above,
+            "at most": self.at_most,
+            "below": self.below,
+        }
+        words = [f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound)]
+        return " and ".join("positive" if word == "above 0" else word for word in words)
+
+    def check(self, source: str, given: object) -> Any:
+        """The value in plain Python; where it does not fit, a `ConfigError` names `source`, who gave it."""
+        value = plain(given)
+        kind = self.type.removeprefix("list[").removesuffix("]")
+        entries = [value] if kind == self.type else value
+        if type(entries) is not list or not all(type(entry) in KINDS[kind] for entry in entries):
+            raise ConfigError(f"{source}: {self.name} must be {self.type}, got {shown(value)}")
+        for entry in entries:
+            self._check_entry(source, entry)
+        return value
+
+    def _check_entry(self, source: str, value: Any) -> None:
+        choices = tuple(self.choices)
+        if choices and not (self.ending and str(value).lower().endswith(self.ending)):
+            one_of(source, self.name, value, (*choices, *((f"FILE{self.ending}",) if self.ending else ())))
+        if isinstance(value, str):
+            return
+        if math.isinf(value):
+            raise ConfigError(f"{source}: {self.name} must be a finite number, got {value}")
+        if not (self.at_least <= value <= self.at_most and self.above < value < self.below):
+            raise ConfigError(f"{source}: {self.name} must be {self.range or 'a finite number'}, got {value}")
+
+
+def plain(value: object) -> object:
+    """NumPy's scalars, and lists, tuples and arrays of values, as Python's own; anything else as it is.
+
+    A float32 becomes the shortest decimal number that names it: np.float32(0.1) becomes 0.1.
+    """
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if type(value).__module__ != "numpy":
+        return value
+    import numpy as np  # only here: the command line's help does without
+
+    if isinstance(value, np.ndarray):
+        return plain(list(value) if value.ndim else value[()])
+    if isinstance(value, np.floating):
+        return float(str(value))
+    return value.item() if isinstance(value, (np.integer, np.bool_, np.str_)) else value
+
+
+def key(default: Any, help: str, **rules: Any) -> Any:
+    """A dataclass field that is a key of configurations; `rules` are fields of `Key`."""
+    metadata = {"key": {"default": default, "help": help, **rules}}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def keys_of(declared: Any) -> dict[str, Key]:
+    """The keys that a dataclass declares, by name."""
+    found = {}
+    for item in fields(declared):
+        if "key" in item.metadata:
+            written = item.type.__name__ if isinstance(item.type, type) else str(item.type)
+            found[item.name] = Key(**{"name": item.name, "type": written, **item.metadata["key"]})
+    return found
+
+
+class Registry:
+    """The choices of one kind, by name; `home` is the module or package whose modules register them."""
+
+    def __init__(self, kind: str, home: str) -> None:
+        self.kind, self.home = kind, home
+        self._classes: dict[str, type[Any]] = {}
+        self._complete = False
+
+    def register(self, name: str) -> Callable[[type[Any]], type[Any]]:
+        """Decorator: the class is chosen by `name`. A name that another class has is an `InputError`."""
+
+        def add(declared: type[Any]) -> type[Any]:
+            known = self._classes.setdefault(name, declared)
+            if known.__qualname__ != declared.__qualname__:
+                raise InputError(f"{self.kind} {name!r} is registered already; choose another name")
+            self._classes[name] = declared
+            return declared
+
+        return add
+
+    def classes(self) -> dict[str, type[Any]]:
+        """All classes by name: the package's own, then those of the user's files."""
+        if not self._complete:
+            self._complete = True
+            home = import_module(self.home)
+            for module in pkgutil.iter_modules(getattr(home, "__path__", [])):
+                import_module(f"{self.home}.{module.name}")
+        import_user_files()
+        return self._classes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.classes())
+
+    def __len__(self) -> int:
+        return len(self.classes())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.classes()
+
+    def __getitem__(self, name: str) -> type[Any]:
+        one_of("config", self.kind, name, tuple(self))
+        return self.classes()[name]
+
+    def keys(self) -> dict[str, Key]:
+        """The keys of all choices, by name; `InputError` where two of them declare one key differently."""
+        found: dict[str, Key] = {}
+        owners: dict[str, list[str]] = {}
+        for choice, declared in self.classes().items():
+            for name, one in keys_of(declared).items():
+                agree(f"{self.kind} {choice}", one, found.setdefault(name, one))
+                owners.setdefault(name, []).append(choice)
+        return {
+            name: replace(one, of=tuple(owners[name]) if len(owners[name]) < len(self) else ())
+            for name, one in found.items()
+        }
+
+    def make(self, name: str, values: Mapping[str, Any], **context: Any) -> Any:
+        """The choice of that name with its keys from `values`, its other fields from `context`."""
+        declared = self[name]
+        wanted = {item.name for item in fields(declared) if item.init}
+        own = {key: values[key] for key in keys_of(declared)}
+        return declared(**own, **{key: value for key, value in context.items() if key in wanted})
+
+
+def agree(who: str, mine: Key, known: Key) -> None:
+    """Raise `InputError` unless both declarations of a key give it one type and one default."""
+    if (mine.type, mine.default) != (known.type, known.default):
+        raise InputError(
+            f"{who}: the key {mine.name} is {known.type} with the default {known.default!r} already, got "
+            f"{mine.type} with {mine.default!r}; declare it equally, or give it another name"
+        )
+
+
+def use(files: Iterable[str]) -> None:
+    """Name further files of a user's in REFIMPL_USE, by their paths from the root."""
+    named = [os.environ.get(USE, ""), *(str(Path(file).expanduser().absolute()) for file in files)]
+    os.environ[USE] = os.pathsep.join(filter(None, named))
+
+
+def import_user_files() -> None:
+    """Import the files named in REFIMPL_USE, once each, so that what they register is known."""
+    for entry in filter(None, os.environ.get(USE, "").split(os.pathsep)):
+        path = Path(entry).expanduser().resolve()
+        name = f"refimpl_use_{path.stem}"
+        if name not in sys.modules:
+            _import_file(name, path)
+
+
+def _import_file(name: str, path: Path) -> None:
+    found = spec_from_file_location(name, path)
+    if found is None or found.loader is None or not path.is_file():
+        raise ConfigError(f"--use: expected a Python file that registers choices, got {path}")
+    sys.modules[name] = module = module_from_spec(found)
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ConfigError(f"--use: {path} cannot be imported: {brief(error)}; mend the file") from error
+
+
+PENALTIES = Registry("penalty", "refimpl.optim.prox")
+SCHEDULES = Registry("schedule", "refimpl.optim.accel")

@@ -1,0 +1,170 @@
+"""What users choose by name is declared once: a new file brings new choices to the whole command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from refimpl import prepare, resolve, train
+from refimpl.errors import InputError
+from refimpl.experiments.config import Config, from_table, keys
+from refimpl.optim import prox
+from refimpl.registry import PENALTIES, SCHEDULES, USE, Registry, key, keys_of
+
+SMALL = {"nodes": 2, "targets": 1, "rounds": 1, "local_steps": 1, "node_min": 40, "node_max": 44}
+
+MINE = '''
+from dataclasses import dataclass
+import numpy as np
+from refimpl.optim.accel import Steps
+from refimpl.registry import PENALTIES, SCHEDULES, key
+
+@PENALTIES.register("huber")
+@dataclass(frozen=True)
+class Huber:
+    """R(u) = weight sum of u^2/2 where |u| <= 1, |u| - 1/2 elsewhere."""
+    softness: float = key(0.25, "weight of the Huber penalty", at_least=0.0)
+
+    def value(self, u):
+        return float(self.softness * np.where(np.abs(u) <= 1, u * u / 2, np.abs(u) - 0.5).sum())
+
+    def prox(self, v, step, out):
+        step = step * self.softness
+        np.copyto(out, np.where(np.abs(v) <= 1 + step, v / (1 + step), v - step * np.sign(v)))
+        return self.value(out)
+
+    def subdifferential_distance(self, s, u):
+        return float(np.linalg.norm(s - self.softness * np.clip(u, -1, 1)))
+
+@SCHEDULES.register("halving")
+@dataclass(frozen=True)
+class Halving:
+    first: float = key(0.5, "first step of the schedule", above=0.0)
+
+    def steps(self, k):
+        return Steps(1.0, self.first * 0.5 ** (k // 10), self.first * 0.5 ** (k // 10))
+'''
+FLAGS = [f for name, value in SMALL.items() for f in (f"--{name.replace('_', '-')}", str(value))]
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """Runs the command line with a user's file; returns what it prints."""
+    (tmp_path / "mine.py").write_text(MINE)
+
+    def run(*args, use=("--use", "mine.py"), **variables):
+        command = [sys.executable, "-m", "refimpl.cli", *use, *map(str, args)]
+        env = {**os.environ, **variables}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_a_file_of_a_users_brings_its_choices_to_the_command_line(mine, tmp_path):
+    text = mine("train", "--help", COLUMNS="200")
+    for words in ("--softness", "weight of the Huber penalty (huber)", "--first", "halving"):
+        assert words in text
+    mine("train", *FLAGS, "--penalty", "huber", "--softness", 0.5, "--schedule", "halving", "--out", "run")
+    mine("adapt", "run")  # the stored configuration is read again
+    (tmp_path / "my.toml").write_text('penalty = "huber"\nsoftness = 0.75\n')
+    table = tomllib.loads(mine("train", "--dry-run", "--config", "my.toml"))
+    assert (table["penalty"], table["softness"], table["first"]) == ("huber", 0.75, 0.5)
+    by_variable = mine(
+        "train", "--dry-run", "--config", "my.toml", use=(), **{USE: str(tmp_path / "mine.py")}
+    )
+    assert tomllib.loads(by_variable) == table
+
+
+def test_a_comparison_and_its_report_know_the_choices_of_a_users_file(mine, tmp_path):
+    mine(
+        "compare", *FLAGS, "--methods", "metagater", "--seeds", "0", "--penalty", "huber",
+        "--vary", "softness=0.1,0.2", "--out", "both",
+    )  # fmt: skip
+    labels = {row["label"] for row in json.loads((tmp_path / "both" / "results.json").read_text())["rows"]}
+    assert {"metagater softness=0.1", "metagater softness=0.2"} <= labels
+    mine("report", "both", "--quick", "-q")
+    assert "softness=0.2" in (tmp_path / "both" / "report" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "--use: expected a Python file"),
+        ("1 / 0", "cannot be imported: division by zero"),
+        ("from refimpl.registry import SCHEDULES\nSCHEDULES.register('nesterov')(int)", "registered already"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line(tmp_path, content, words):
+    if content is not None:
+        (tmp_path / "bad.py").write_text(content)
+    command = [sys.executable, "-m", "refimpl.cli", "--use", "bad.py", "train", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_every_penalty_of_the_library_trains(penalty):
+    experiment = prepare(resolve(penalty=penalty, **SMALL))
+    ((_, used),) = experiment.method.penalty.parts
+    assert type(used) is PENALTIES[penalty]
+    train(experiment, threads=1)
+    assert from_table(experiment.config.table()) == experiment.config
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_is_made_with_its_keys(schedule):
+    made = prepare(resolve(schedule=schedule, beta=0.125, fraction=0.5, **SMALL)).method.schedule
+    assert type(made) is SCHEDULES[schedule]
+    assert {name: getattr(made, name) for name in keys_of(made)}.items() <= {
+        "beta": 0.125,
+        "fraction": 0.5,
+    }.items()
+
+
+def test_the_whole_library_of_penalties_can_be_chosen():
+    classes = {kind for kind in vars(prox).values() if isinstance(kind, type) and hasattr(kind, "prox")}
+    assert set(PENALTIES.classes().values()) >= classes - {prox.Penalty, prox.Norm, prox.Separable}
+
+
+def test_a_key_says_which_choices_it_belongs_to():
+    assert keys()["fraction"].of == ("bounded",)
+    assert set(keys()["radius"].of) == {"bounded-group-lasso", "l1-ball", "l2-ball", "linf-ball"}
+    assert keys()["beta"].of == ()
+
+
+def test_one_key_has_one_meaning():
+    from dataclasses import dataclass
+
+    registry = Registry("penalty", "refimpl.registry")
+
+    @registry.register("one")
+    @dataclass
+    class One:
+        rho: float = key(0.5, "weight")
+
+    @registry.register("two")
+    @dataclass
+    class Two:
+        rho: float = key(0.25, "another weight")
+
+    with pytest.raises(InputError, match=r"penalty two: the key rho is float with the default 0\.5 already"):
+        registry.keys()
+
+
+def test_keys_of_choices_are_read_and_stored_like_all_others():
+    config = Config(penalty="elastic-net", ridge=2.0)
+    assert config.ridge == config.table()["ridge"] == 2.0
+    assert json.loads(json.dumps(config.table())) == config.table()
+    with pytest.raises(InputError, match="ridge must be at least 0, got -1"):
+        Config(ridge=-1.0)
+    with pytest.raises(InputError, match="unknown key 'rigde'; did you mean ridge"):
+        resolve(rigde=1.0)
