@@ -32,7 +32,7 @@ from refimpl.experiments.experiment import Experiment, adapt_targets, personalis
 from refimpl.experiments.record import RunFolder
 from refimpl.federated import adapt as adaptation
 from refimpl.federated import local
-from refimpl.federated.methods import averaging, meta
+from refimpl.federated.methods import averaging, meta, perfedavg_hf
 from refimpl.federated.methods.fedavg import FedAvg
 from refimpl.federated.methods.fomaml import FOMAML
 from refimpl.federated.methods.maml import MAML
@@ -42,8 +42,9 @@ from refimpl.federated.methods.perfedavg_hf import PerFedAvgHF
 from refimpl.federated.methods.pfedme import PFedMe
 from refimpl.federated.methods.reptile import Reptile
 from refimpl.federated.pruning import metasnip, snip
-from refimpl.federated.rounds import Participation, run_rounds, vectors_of
+from refimpl.federated.rounds import Participation, check_state, run_rounds, vectors_of
 from refimpl.nn import chain, gradcheck, hessian, lowering, pointwise, tangent
+from refimpl.nn.handover import Handover
 from refimpl.nn.layers import Conv2d
 from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.task import CompiledObjective, NetworkTask
@@ -104,6 +105,11 @@ def report_of(w, x, y, x_test, y_test):
 
 
 FEDERATED = {key: case for method in METHODS for key, case in method_cases(method).items()} | {
+    place(perfedavg_hf.relative_error): Case(
+        lambda w, v: perfedavg_hf.relative_error(NetworkObjective(PLAIN, X, Y), w, v, 0.125),
+        w=VECTOR,
+        v=VECTOR[::-1].copy(),
+    ),
     place(local.solve_local): Case(
         lambda centre: local.solve_local(TASK, centre, LOCAL, rng()).w, centre=VECTOR
     ),
@@ -229,12 +235,17 @@ INNER = {
         hessian.loss_rate,
         tangent.sum_of,
         pointwise.as_maps,
+        pointwise.tidy_samples,  # the check itself
+        Handover.begin,  # called by tasks
+        Handover.end,
         CompiledObjective,  # made by a task
         lowering.Program,
         lowering.Program.stack_noise,
         prox.Groups.spread,
         prox.Groups.check_size,
         vectors_of,  # the check itself
+        check_state,
+        perfedavg_hf.difference,  # called by the method and by `relative_error`
         adaptation.report,  # called by `report_node` and `adapt_targets`
         averaging.towards,
         local.Tally.solution,

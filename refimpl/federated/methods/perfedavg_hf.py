@@ -24,6 +24,7 @@ from refimpl.federated.local import Curved, LocalSolution, Objective, Tally, Tas
 from refimpl.federated.methods.averaging import Averaging
 from refimpl.federated.methods.meta import expect_rates, gradient_at, look_ahead, outer_steps
 from refimpl.kernels import vector
+from refimpl.optim.prox.contract import check_alike
 
 DELTA = {"float32": 1e-5, "float64": 1e-7}  # by dtype, if none is asked for
 
@@ -74,6 +75,7 @@ def difference(objective: Objective, w: np.ndarray, v: np.ndarray, delta: float,
 
 def relative_error(objective: CurvedObjective, w: np.ndarray, v: np.ndarray, delta: float) -> float:
     """||difference - H v|| / ||H v||, H v exact: what `python -m bench.delta` measures."""
+    check_alike("relative_error", w=w, v=v)
     exact = objective.hessian_vector(w, v)
     off = difference(objective, w, v, delta, Tally()) - exact
     return float(vector.norm(off)) / float(vector.norm(exact))
