@@ -12,7 +12,7 @@ import click
 from refimpl.cli.app import CHECK_FAILED
 from refimpl.cli.compiling import notice
 from refimpl.cli.options import FILE, PATH, data_dir_option, json_option
-from refimpl.cli.output import facts, print_json, say_data
+from refimpl.cli.output import facts, print_json
 from refimpl.cli.progress import Progress, Talk
 from refimpl.errors import DivergenceError, InputError
 from refimpl.experiments.record import RunFolder
@@ -57,7 +57,6 @@ def command(
     check_new(out, force)
     with RunFolder.open(run, lock=False) as folder:
         experiment, w = reopen(folder, data_dir)
-    say_data(experiment.note)
     network, tested = experiment.network, _tested(experiment, node)
     with Progress(1, Talk.USUAL) as progress, notice(progress):
         if node is not None:
@@ -71,7 +70,7 @@ def command(
         if find_spec("onnxruntime") is not None:
             x = x[:SAMPLES]
             error = disagreement(model, x, predict(network, w, x, quiet(experiment.gating)).logits)
-    _report(out, network, error, as_json)
+    _report(out, network, error, experiment.note, as_json)
     if error is not None and not error <= TOLERANCE:
         click.get_current_context().exit(CHECK_FAILED)
 
@@ -107,8 +106,8 @@ def _check_sound(
         )
 
 
-def _report(out: Path, network: Network, error: float | None, as_json: bool) -> None:
-    """Print what was written, and how much onnxruntime's logits differ."""
+def _report(out: Path, network: Network, error: float | None, note: str, as_json: bool) -> None:
+    """Print what was written, what to know about its data, and how much onnxruntime's logits differ."""
     if as_json:
         print_json({"file": str(out), "bytes": out.stat().st_size, "difference": error, "allowed": TOLERANCE})
         return
@@ -118,4 +117,6 @@ def _report(out: Path, network: Network, error: float | None, as_json: bool) -> 
         if error is None
         else f"onnxruntime differs by {error:.1e} of the largest logit, allowed {TOLERANCE:.0e}"
     )
-    click.echo(facts([(str(out), f"{out.stat().st_size:,} bytes"), ("graph", shapes), ("check", checked)]))
+    data = [("data", note)] if note else []
+    size = f"{out.stat().st_size:,} bytes"
+    click.echo(facts([(str(out), size), *data, ("graph", shapes), ("check", checked)]))

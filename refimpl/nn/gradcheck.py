@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refimpl.errors import InputError
+from refimpl.kernels.edge import tidy_group_mask
 from refimpl.nn.context import Anchor, Context
 from refimpl.nn.layers import Back, Flow, Layer, Mask, Shape
 from refimpl.nn.layout import Layout
@@ -157,9 +158,9 @@ def check_network(
 
 
 def _check_mask(name: str, mask: Mask, wanted: tuple[int, ...]) -> None:
-    """Raise `InputError` unless it is None or a boolean mask of the wanted shape."""
-    if mask is not None and (np.shape(mask) != wanted or np.asarray(mask).dtype != np.bool_):
-        raise InputError(f"LayerProbe: expected {name} as a boolean mask of shape {wanted}")
+    """Raise `InputError` unless it is None or a boolean mask whose columns divide the wanted ones evenly."""
+    if mask is not None:
+        tidy_group_mask("LayerProbe", name, mask, wanted[0], wanted[1])
 
 
 @dataclass(frozen=True)

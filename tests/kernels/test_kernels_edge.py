@@ -62,6 +62,8 @@ def test_memory_that_is_taken_is_nobody_elses():
 
 def test_memory_of_other_threads_is_given_back_too():
     leased, done = threading.Event(), threading.Event()
+    gc.collect()
+    before = max(1, len(edge._shelves))  # this thread's, and those of other threads that still run
 
     def work():
         edge.lease("floats", FLOAT, 1000)
@@ -77,7 +79,7 @@ def test_memory_of_other_threads_is_given_back_too():
     done.set()
     thread.join()
     gc.collect()
-    assert len(edge._shelves) == 1  # that of a thread that has ended is gone
+    assert len(edge._shelves) <= before  # that of a thread that has ended is gone
 
 
 def test_results_do_not_depend_on_memory_given_back():
