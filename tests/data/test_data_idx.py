@@ -69,6 +69,12 @@ def test_unfit_content_is_refused(tmp_path, data, pattern):
         refuse(tmp_path / name, pattern)
 
 
+def test_no_samples_of_a_size_beyond_any_array_are_refused(tmp_path):
+    path = tmp_path / "huge"
+    path.write_bytes(bytes.fromhex("00000803 00000000 ffffffff ffffffff"))
+    refuse(path, "too large for any array")
+
+
 @pytest.mark.parametrize(("pack", "kind"), [(gzip.compress, "gzip"), (lzma.compress, "xz")])
 def test_damaged_containers_are_refused(tmp_path, pack, kind):
     path, packed = tmp_path / "file", pack(IDX)
