@@ -48,14 +48,12 @@ def parse_idx(data: bytes, who: str, ndim: int) -> NDArray[np.uint8]:
     if len(data) < start:
         raise DataError(f"{who}: truncated IDX file: {len(data)} bytes, too short for {axes} sizes")
     shape = struct.unpack(f">{axes}I", data[4:start])
-    if math.prod(filter(None, shape)) > np.iinfo(np.intp).max:  # NumPy refuses such sizes beside a zero, too
-        raise DataError(
-            f"{who}: damaged IDX file: the header announces shape {shape}, too large for any array"
-        )
     expected, found = math.prod(shape), len(data) - start
     if found != expected:
         verdict = "truncated IDX file" if found < expected else "trailing bytes"
         raise DataError(
             f"{who}: {verdict}: the header announces shape {shape} = {expected} bytes, {found} follow it"
         )
+    if math.prod(filter(None, shape)) > np.iinfo(np.intp).max:  # NumPy refuses such sizes beside a zero, too
+        raise DataError(f"{who}: damaged IDX file: shape {shape} is too large for any array")
     return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape).copy()
