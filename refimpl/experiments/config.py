@@ -30,7 +30,6 @@ DATASETS = ("digits", "mnist", "cifar10", "cifar100", "omniglot")
 OWN_DATA = ".npz"  # a data set whose name ends so is the path of a user's own arrays
 PARTITIONS = ("classes", "two-class", "dirichlet", "iid")
 MODEL_NAMES = ("mlp", "cnn3", "cnn7", "digits")
-USUAL_GATES = {"mlp": ["fc1"], "cnn3": ["conv3"], "cnn7": ["conv5", "conv6"], "digits": ["conv2"]}
 ADAPTATION = ("eta_phi", "eta_theta", "adapt_steps", "snip_keep")  # keys that play no part before it
 
 
@@ -257,6 +256,8 @@ def absolute(dataset: str) -> str:
 
 def _usual_gates(values: Mapping[str, Any]) -> dict[str, Any]:
     """The gates of the model in `values`, for a configuration that names none."""
+    from refimpl.nn.zoo import USUAL_GATES  # only here: help texts do without Numba
+
     return {"gates": USUAL_GATES.get(str(values.get("model")), USUAL_GATES["digits"])}
 
 
