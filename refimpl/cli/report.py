@@ -79,12 +79,12 @@ def _report(
     from refimpl.report.write import plans, write
 
     subjects, compared = find(runs, data_dir)
-    if not has_matplotlib():
-        click.echo(f"refimpl: {MISSING}; the page will have tables only", err=True)
     views = [
         _view(subject, data_dir, full, threads, f"run {number}/{len(subjects)}", talk)
         for number, subject in enumerate(subjects, start=1)
     ]
+    if not has_matplotlib():
+        click.echo(f"refimpl: {MISSING}; the page will have tables only", err=True)
     chosen = plans(views, compared, theory=full is not False)
     with Progress(len(chosen), talk) as progress:
         folder = out or (runs[0] / "report" if len(runs) == 1 else Path("runs") / "report")

@@ -227,6 +227,7 @@ def drawn(folder: Path, **variables: str) -> list[str]:
 
 
 def test_figures_do_not_depend_on_settings_of_the_user_and_leave_them_alone(tmp_path):
+    pytest.importorskip("matplotlib")
     for name in ("usual", "own"):
         (tmp_path / name).mkdir()
     (tmp_path / "own" / "matplotlibrc").write_text(SETTINGS)
