@@ -10,46 +10,166 @@ from refimpl.crosscheck.golden.levels import build_cases
 from refimpl.crosscheck.golden.ours import run as ours
 from refimpl.crosscheck.hints import find_hints
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from refimpl.crosscheck.bridges.torch.rules import OURS, Rules  # noqa: E402
+from refimpl.crosscheck.bridges.torch import ops, solve  # noqa: E402
+from refimpl.crosscheck.bridges.torch.network import GatedNetwork  # noqa: E402
+from refimpl.crosscheck.bridges.torch.prox import Penalty  # noqa: E402
 from refimpl.crosscheck.bridges.torch.run import run  # noqa: E402
+
+# --- the mistakes: each replaces a part of the PyTorch implementation
+
+
+def transposed(patch):
+    """Weights have their two channel axes exchanged, where shapes allow it."""
+    for kind in ("conv2d", "linear"):
+        right = ops.LAYERS[kind]
+
+        def wrong(entry, x, weight, bias, right=right):
+            square = weight.shape[0] == weight.shape[1]
+            return right(entry, x, weight.transpose(0, 1) if square else weight, bias)
+
+        patch.setitem(ops.LAYERS, kind, wrong)
+
+
+class LeakyAtZero(torch.autograd.Function):
+    """ReLU with a chosen derivative at 0."""
+
+    @staticmethod
+    def forward(ctx, x, slope):
+        ctx.save_for_backward(x)
+        ctx.slope = slope
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (x,) = ctx.saved_tensors
+        return torch.where(x > 0, dy, torch.where(x == 0, ctx.slope * dy, 0 * dy)), None
+
+
+def slope_at_zero(slope):
+    """ReLU'(0) is not 0."""
+
+    def plant(patch):
+        patch.setitem(ops.LAYERS, "relu", lambda entry, x: LeakyAtZero.apply(x, slope))
+
+    return plant
+
+
+def windows_of(entry, x):
+    """The entries of every window, on a last axis."""
+    (rows, columns), (down, right) = entry["kernel"], entry["stride"]
+    return x.unfold(2, rows, down).unfold(3, columns, right).flatten(-2)
+
+
+def last_maximum(patch):
+    """Of equal maxima in a window the last gets the gradient."""
+
+    def wrong(entry, x):
+        backwards = windows_of(entry, x).flip(-1)
+        return backwards.gather(-1, backwards.argmax(-1, keepdim=True)).squeeze(-1)
+
+    patch.setitem(ops.LAYERS, "max_pool2d", wrong)
+
+
+def shared_maximum(patch):
+    """Equal maxima share the gradient."""
+    patch.setitem(ops.LAYERS, "max_pool2d", lambda entry, x: windows_of(entry, x).amax(-1))
+
+
+def tie_is_on(patch):
+    """A channel with d = 0 is on."""
+    right = ops.margin
+    patch.setattr(ops, "margin", lambda logits: right(logits) + 1e-30 * (right(logits) == 0))
+
+
+def summed_loss(patch):
+    """The loss is the sum over the batch."""
+    right = ops.cross_entropy
+    patch.setattr(ops, "cross_entropy", lambda logits, labels: len(labels) * right(logits, labels))
+
+
+def mask_before(patch):
+    """The mask is applied before the ReLU of a gated layer."""
+
+    def gated(self, entry, x, noise, watch):
+        first, *rest = entry["body"]
+        mask, z = self._decide(entry["gate"], x, noise, watch), self._plain(first, x)
+        z = z * ops.over_pixels(mask, z)
+        watch(first["name"], z)
+        for layer in rest:
+            z = self._plain(layer, z)
+            watch(layer["name"], z)
+        return z
+
+    patch.setattr(GatedNetwork, "_gated", gated)
+
+
+def on_off(patch):
+    """The first of a channel's two logits is the one for on."""
+    right = ops.margin
+    patch.setattr(ops, "margin", lambda logits: -right(logits))
+
+
+def weight_alone(patch):
+    """A prox takes the weight of its penalty as the threshold, without the step."""
+    right = Penalty.rounded_prox
+    patch.setattr(Penalty, "rounded_prox", lambda self, v, step: right(self, v, 1.0))
+
+
+def whole_lambda(patch):
+    """The proximal term of the local problem is lam ||w - v||^2."""
+    right = solve.local_steps
+    patch.setattr(solve, "local_steps", lambda centre, over, eta, lam: right(centre, over, eta, 2 * lam))
+
+
+def unbiased(patch):
+    """Batch normalisation divides by the unbiased variance."""
+
+    def wrong(entry, x, weight, bias):
+        axes, shape = (0, 2, 3), (1, -1, 1, 1)
+        centred = x - x.mean(axes, keepdim=True)
+        normalised = centred / torch.sqrt(x.var(axes, unbiased=True, keepdim=True) + entry["eps"])
+        return normalised * weight.view(shape) + bias.view(shape)
+
+    patch.setitem(ops.LAYERS, "batch_norm2d", wrong)
+
 
 # The mistake: case, first array that departs, rule the hint names.
 MISTAKES = [
-    (Rules(transposed=True), "ops/linear-square", "y", "transposed weight"),
-    (Rules(transposed=True), "ops/conv-square", "y", "transposed weight"),
-    (Rules(transposed=True), "networks/cnn7-ungated", "forward.conv1", "transposed weight"),
-    (Rules(relu_slope_at_zero=1.0), "ops/relu", "grad.x", "ReLU'(0)"),
-    (Rules(relu_slope_at_zero=0.5), "ops/relu", "grad.x", "ReLU'(0)"),
-    (Rules(relu_slope_at_zero=0.5), "networks/mlp-soft-dense", "backward.fc1", "ReLU'(0)"),
-    (Rules(pool_tie="last"), "ops/max_pool2d", "grad.x", "tie rule"),
-    (Rules(gate_tie="on"), "ops/gated-hard-dense", "forward.conv.gate.mask", "tie rule"),
-    (Rules(pool_tie="last"), "networks/cnn3-ungated", "backward.conv3.relu", "tie rule"),
-    (Rules(pool_tie="last"), "networks/cnn3-hard-dense", "backward.conv2.relu", "tie rule"),
-    (Rules(pool_tie="last"), "ops/max_pool2d-overlap", "grad.x", "tie rule"),
-    (Rules(gate_tie="on"), "algorithm/hard", "round1.g", "tie rule"),
-    (Rules(loss="sum"), "ops/cross_entropy", "loss", "mean against sum loss"),
-    (Rules(loss="sum"), "networks/mlp-hard-dense", "loss", "mean against sum loss"),
-    (Rules(mask="before"), "ops/gated-hard-dense", "forward.conv", "mask before/after ReLU"),
-    (Rules(mask="before"), "ops/gated-soft-dense", "forward.conv", "mask before/after ReLU"),
-    (Rules(mask="before"), "networks/cnn7-soft-dense", "forward.conv5", "mask before/after ReLU"),
-    (Rules(logits="on-off"), "ops/gated-soft-dense", "forward.conv.gate.mask", "two-logit order"),
-    (Rules(logits="on-off"), "networks/cnn3-hard-dense", "forward.conv3.gate.mask", "two-logit order"),
-    (Rules(logits="on-off"), "local/soft", "step1.loss", "two-logit order"),
-    (Rules(logits="on-off"), "algorithm/hard", "round1.g", "two-logit order"),
-    (Rules(logits="on-off"), "algorithm/ste-l1", "round1.g", "two-logit order"),
-    (Rules(logits="on-off"), "baselines/maml-soft", "node0.w", "two-logit order"),
-    (Rules(logits="on-off"), "adapt/hard", "before.logits", "two-logit order"),
-    (Rules(prox="weight"), "prox/l1", "prox", "prox step vs weight"),
-    (Rules(prox="weight"), "prox/group_lasso", "prox", "prox step vs weight"),
-    (Rules(prox="weight"), "algorithm/hard", "round1.x", "prox step vs weight"),
-    (Rules(prox="weight"), "algorithm/soft-bounded", "round1.x", "prox step vs weight"),
-    (Rules(half_lambda=False), "local/hard", "step2.w", "lambda vs lambda/2"),
-    (Rules(half_lambda=False), "algorithm/hard", "round1.g", "lambda vs lambda/2"),
-    (Rules(variance="unbiased"), "ops/batch_norm2d", "y", "biased BatchNorm variance"),
-    (Rules(variance="unbiased"), "networks/residual-soft-dense", "forward.norm", "biased BatchNorm variance"),
+    (transposed, "ops/linear-square", "y", "transposed weight"),
+    (transposed, "ops/conv-square", "y", "transposed weight"),
+    (transposed, "networks/cnn7-ungated", "forward.conv1", "transposed weight"),
+    (slope_at_zero(1.0), "ops/relu", "grad.x", "ReLU'(0)"),
+    (slope_at_zero(0.5), "ops/relu", "grad.x", "ReLU'(0)"),
+    (slope_at_zero(0.5), "networks/mlp-soft-dense", "backward.fc1", "ReLU'(0)"),
+    (last_maximum, "ops/max_pool2d", "grad.x", "tie rule"),
+    (tie_is_on, "ops/gated-hard-dense", "forward.conv.gate.mask", "tie rule"),
+    (last_maximum, "networks/cnn3-ungated", "backward.conv3.relu", "tie rule"),
+    (last_maximum, "networks/cnn3-hard-dense", "backward.conv2.relu", "tie rule"),
+    (last_maximum, "ops/max_pool2d-overlap", "grad.x", "tie rule"),
+    (tie_is_on, "algorithm/hard", "round1.g", "tie rule"),
+    (summed_loss, "ops/cross_entropy", "loss", "mean against sum loss"),
+    (summed_loss, "networks/mlp-hard-dense", "loss", "mean against sum loss"),
+    (mask_before, "ops/gated-hard-dense", "forward.conv", "mask before/after ReLU"),
+    (mask_before, "ops/gated-soft-dense", "forward.conv", "mask before/after ReLU"),
+    (mask_before, "networks/cnn7-soft-dense", "forward.conv5", "mask before/after ReLU"),
+    (on_off, "ops/gated-soft-dense", "forward.conv.gate.mask", "two-logit order"),
+    (on_off, "networks/cnn3-hard-dense", "forward.conv3.gate.mask", "two-logit order"),
+    (on_off, "local/soft", "step1.loss", "two-logit order"),
+    (on_off, "algorithm/hard", "round1.g", "two-logit order"),
+    (on_off, "algorithm/ste-l1", "round1.g", "two-logit order"),
+    (on_off, "baselines/maml-soft", "node0.w", "two-logit order"),
+    (on_off, "adapt/hard", "before.logits", "two-logit order"),
+    (weight_alone, "prox/l1", "prox", "prox step vs weight"),
+    (weight_alone, "prox/group_lasso", "prox", "prox step vs weight"),
+    (weight_alone, "algorithm/hard", "round1.x", "prox step vs weight"),
+    (weight_alone, "algorithm/soft-bounded", "round1.x", "prox step vs weight"),
+    (whole_lambda, "local/hard", "step2.w", "lambda vs lambda/2"),
+    (whole_lambda, "algorithm/hard", "round1.g", "lambda vs lambda/2"),
+    (unbiased, "ops/batch_norm2d", "y", "biased BatchNorm variance"),
+    (unbiased, "networks/residual-soft-dense", "forward.norm", "biased BatchNorm variance"),
 ]
 
 
@@ -59,11 +179,12 @@ def reference(name: str, dtype: str = "float64") -> Golden:
     return golden_of([(case, ours(case))], "refimpl")
 
 
-def assert_caught(rules: Rules, golden: Golden, first: str, rule: str) -> None:
-    """The right computation agrees; that by other rules departs at `first`, and `rule` alone is named."""
+def assert_caught(plant, patch, golden: Golden, first: str, rule: str) -> None:
+    """The right computation agrees; that with a mistake departs at `first`, and `rule` alone is named."""
     (case,) = golden.cases
-    assert not compare(golden, as_theirs({case.name: run(case, OURS)})).departures
-    theirs = as_theirs({case.name: run(case, rules)})
+    assert not compare(golden, as_theirs({case.name: run(case)})).departures
+    plant(patch)
+    theirs = as_theirs({case.name: run(case)})
     comparison = compare(golden, theirs)
     assert comparison.departures[0].output == first
     hints = [hint for hint in find_hints(golden, theirs, comparison) if hint.rule != "pattern"]
@@ -73,28 +194,29 @@ def assert_caught(rules: Rules, golden: Golden, first: str, rule: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rules", "name", "first", "rule"), MISTAKES, ids=[f"{rule}, {name}" for _, name, _, rule in MISTAKES]
+    ("plant", "name", "first", "rule"), MISTAKES, ids=[f"{rule}, {name}" for _, name, _, rule in MISTAKES]
 )
-def test_a_mistake_is_caught_at_its_array_and_named(rules, name, first, rule):
-    assert_caught(rules, reference(name), first, rule)
+def test_a_mistake_is_caught_at_its_array_and_named(plant, name, first, rule, monkeypatch):
+    assert_caught(plant, monkeypatch, reference(name), first, rule)
 
 
 @pytest.mark.parametrize(
-    ("rules", "name", "first", "rule"),
+    ("plant", "name", "first", "rule"),
     [
-        (Rules(transposed=True), "ops/conv-square", "y", "transposed weight"),
-        (Rules(loss="sum"), "networks/mlp-hard-dense", "loss", "mean against sum loss"),
-        (Rules(half_lambda=False), "local/hard", "step2.w", "lambda vs lambda/2"),
+        (transposed, "ops/conv-square", "y", "transposed weight"),
+        (summed_loss, "networks/mlp-hard-dense", "loss", "mean against sum loss"),
+        (whole_lambda, "local/hard", "step2.w", "lambda vs lambda/2"),
     ],
 )
-def test_in_float32_too(rules, name, first, rule):
-    assert_caught(rules, reference(name, "float32"), first, rule)
+def test_in_float32_too(plant, name, first, rule, monkeypatch):
+    assert_caught(plant, monkeypatch, reference(name, "float32"), first, rule)
 
 
-def test_sharing_the_gradient_of_equal_maxima_departs_too():
+def test_sharing_the_gradient_of_equal_maxima_departs_too(monkeypatch):
     """No suspect computes this one: it is still caught where it happens, and none is blamed."""
     golden = reference("ops/max_pool2d")
-    theirs = as_theirs({"ops/max_pool2d": run(golden.cases[0], Rules(pool_tie="shared"))})
+    shared_maximum(monkeypatch)
+    theirs = as_theirs({"ops/max_pool2d": run(golden.cases[0])})
     comparison = compare(golden, theirs)
     assert [row.output for row in comparison.departures] == ["grad.x"]
     assert find_hints(golden, theirs, comparison) == []

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from refimpl.crosscheck.bridges.torch import ops
-from refimpl.crosscheck.bridges.torch.rules import OURS, Rules
 from refimpl.crosscheck.bridges.torch.weights import to_state_dict
 from refimpl.crosscheck.golden.describe import describe
 from refimpl.errors import InputError
@@ -45,10 +44,9 @@ class GatedNetwork(nn.Module):
         shapes: Mapping[str, Shape],
         gating: Gating,
         train: Sequence[str] = ("theta", "phi"),
-        rules: Rules = OURS,
     ) -> None:
         super().__init__()
-        self.layers, self.shapes, self.gating, self.rules = layers, dict(shapes), gating, rules
+        self.layers, self.shapes, self.gating = layers, dict(shapes), gating
         self.gates_learn = "phi" in train or gating.mode == "soft"
         gates = tuple(f"{gate}." for gate in gate_names(layers))
         wanted = {name: ("phi" if name.startswith(gates) else "theta") in train for name in shapes}
@@ -63,7 +61,7 @@ class GatedNetwork(nn.Module):
         `watch(name, value)` is told every layer's output, and every gate's summary, hidden units, logits and
         mask.
         """
-        return self._chain(self.layers, x, noise or {}, watch or _unseen)
+        return self._chain(self.layers, x, noise or {}, watch or (lambda name, value: None))
 
     def _chain(self, layers: Sequence[Entry], x: Tensor, noise: Noise, watch: Watch) -> Tensor:
         for entry in layers:
@@ -84,25 +82,13 @@ class GatedNetwork(nn.Module):
 
     def _plain(self, entry: Entry, x: Tensor) -> Tensor:
         """A layer without layers inside."""
-        kind, name, rules = entry["type"], entry["name"], self.rules
-        if kind == "conv2d":
-            weight, bias = self._weight_and_bias(name, entry["bias"])
-            return ops.conv(x, weight, bias, tuple(entry["stride"]), tuple(entry["padding"]), rules)
-        if kind == "linear":
-            return ops.linear(x, *self._weight_and_bias(name), rules)
-        if kind == "batch_norm2d":
-            return ops.batch_norm(x, *self._weight_and_bias(name), entry["eps"], rules)
-        if kind == "max_pool2d":
-            return ops.max_pool(x, tuple(entry["kernel"]), tuple(entry["stride"]), rules)
-        if kind == "avg_pool2d":
-            return ops.average_pool(x, tuple(entry["kernel"]), tuple(entry["stride"]))
-        if kind == "global_avg_pool2d":
-            return ops.summary(x)
-        if kind == "flatten":
-            return x.flatten(1)
-        if kind in ops.ACTIVATIONS:
-            return ops.ACTIVATIONS[kind](x, rules)
-        raise InputError(f"the PyTorch bridge knows no layer of type {kind!r}")
+        if entry["type"] not in ops.LAYERS:
+            raise InputError(f"the PyTorch bridge knows no layer of type {entry['type']!r}")
+        if f"{entry['name']}.weight" not in self.shapes:
+            return ops.LAYERS[entry["type"]](entry, x)
+        # The parameters, or the tensors that `functional_call` has put in their place.
+        params = self.get_submodule(entry["name"])
+        return ops.LAYERS[entry["type"]](entry, x, params.weight, getattr(params, "bias", None))
 
     def _gated(self, entry: Entry, x: Tensor, noise: Noise, watch: Watch) -> Tensor:
         """M(x) * body(x): the body is a weighted layer and what acts on its channels one by one.
@@ -112,43 +98,29 @@ class GatedNetwork(nn.Module):
         """
         mask = self._decide(entry["gate"], x, noise, watch)
         skips = self.gating.mode != "soft" and (self.gating.gate_grad == "active" or not self.gates_learn)
-        first, *rest = entry["body"]
-        z = self._plain(first, x)
-        if self.rules.mask == "before":
-            z = z * ops.over_pixels(mask, z)
-        z = self._closed(z, mask, skips)
-        watch(first["name"], z)
-        for layer in rest:
-            z = self._closed(self._plain(layer, z), mask, skips)
-            watch(layer["name"], z)
-        return z if self.rules.mask == "before" else z * ops.over_pixels(mask, z)
-
-    @staticmethod
-    def _closed(z: Tensor, mask: Tensor, skips: bool) -> Tensor:
-        return z * ops.over_pixels(mask.detach(), z) if skips else z
+        for layer in entry["body"]:
+            x = self._plain(layer, x)
+            x = x * ops.over_pixels(mask.detach(), x) if skips else x
+            watch(layer["name"], x)
+        return x * ops.over_pixels(mask, x)
 
     def _decide(self, gate: Entry, x: Tensor, noise: Noise, watch: Watch) -> Tensor:
         """The mask (N,K) of a gate, with or without its derivative."""
-        name, rules = gate["name"], self.rules
+        name = gate["name"]
+        first, relu, second = (
+            {"type": kind, "name": f"{name}.{part}"}
+            for kind, part in (("linear", "fc1"), ("relu", "hidden"), ("linear", "fc2"))
+        )
         s = ops.summary(x.detach() if self.gating.detach_gate_input else x)
-        hidden = ops.relu(ops.linear(s, *self._weight_and_bias(f"{name}.fc1"), rules), rules)
-        logits = ops.linear(hidden, *self._weight_and_bias(f"{name}.fc2"), rules)
-        d = ops.margin(logits, rules)
+        hidden = self._plain(relu, self._plain(first, s))
+        logits = self._plain(second, hidden)
+        d = ops.margin(logits)
         if self.gating.mode == "gumbel":
             d = d + noise[name]
-        mask = ops.mask_of(d, self.gating.mode, self.gating.tau, rules)
+        mask = ops.mask_of(d, self.gating.mode, self.gating.tau)
         for step, value in (("summary", s), ("hidden", hidden), ("logits", logits), ("mask", mask)):
             watch(f"{name}.{step}", value)
         return mask if self.gates_learn else mask.detach()
-
-    def _weight_and_bias(self, layer: str, has_bias: bool = True) -> tuple[Tensor, Tensor | None]:
-        """A layer's parameters, or the tensors `functional_call` has put in their place."""
-        module = self.get_submodule(layer)
-        return module.weight, module.bias if has_bias else None
-
-
-def _unseen(name: str, value: Tensor) -> None:
-    """Watch nothing."""
 
 
 def gate_names(layers: Sequence[Entry]) -> Iterator[str]:
@@ -175,11 +147,10 @@ def build(
     w: np.ndarray,
     gating: Gating | None = None,
     train: Sequence[str] = ("theta", "phi"),
-    rules: Rules = OURS,
 ) -> GatedNetwork:
     """The module of a network with the parameters w (d,), in the dtype of w."""
     shapes = {slot.name: slot.shape for slot in network.layout.slots}
-    module = GatedNetwork(describe(network.layers), shapes, gating or Gating(), train, rules)
+    module = GatedNetwork(describe(network.layers), shapes, gating or Gating(), train)
     module.to(torch.float64 if w.dtype == np.float64 else torch.float32)
     module.load_state_dict(to_state_dict(network.layout, w))
     return module

@@ -16,26 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from refimpl.crosscheck.bridges.torch.rules import OURS, Rules
+from refimpl.crosscheck.bridges.torch.weights import Tensors
 from refimpl.errors import InputError, one_of
 
 Groups = Sequence[Tensor]  # indices of each group, int64
-
-
-class Penalty(NamedTuple):
-    """R as two functions on float64 tensors: prox(v, step), and value(u) where it is finite."""
-
-    prox: Callable[[Tensor, float], Tensor]
-    value: Callable[[Tensor], Tensor]
-
-    def rounded_prox(self, v: Tensor, step: float) -> Tensor:
-        """The prox of v in any precision, computed in float64."""
-        return self.prox(v.double(), step).to(v.dtype)
-
-
-def threshold(step: float, weight: float, rules: Rules) -> float:
-    """What a soft threshold subtracts: step times weight."""
-    return step * weight if rules.prox == "step-weight" else weight
 
 
 def nothing(u: Tensor) -> Tensor:
@@ -43,47 +27,20 @@ def nothing(u: Tensor) -> Tensor:
     return u.new_zeros(())
 
 
+class Penalty(NamedTuple):
+    """R as two functions on float64 tensors: prox(v, step), and value(u) where it is finite."""
+
+    prox: Callable[[Tensor, float], Tensor]
+    value: Callable[[Tensor], Tensor] = nothing
+
+    def rounded_prox(self, v: Tensor, step: float) -> Tensor:
+        """The prox of v in any precision, computed in float64."""
+        return self.prox(v.double(), step).to(v.dtype)
+
+
 def soft(v: Tensor, level: float) -> Tensor:
     """v moved towards 0 by `level`, and not beyond."""
     return v.sign() * (v.abs() - level).clamp(min=0)
-
-
-def zero(rules: Rules) -> Penalty:
-    """R = 0."""
-    return Penalty(lambda v, step: v, nothing)
-
-
-def squared_l2(rules: Rules, rho: float) -> Penalty:
-    """R = rho/2 ||u||^2: 0 = rho u + (u - v)/step."""
-    return Penalty(lambda v, step: v / (1 + step * rho), lambda u: rho / 2 * u.square().sum())
-
-
-def l1(rules: Rules, rho: float) -> Penalty:
-    """R = rho ||u||_1."""
-    return Penalty(lambda v, step: soft(v, threshold(step, rho, rules)), lambda u: rho * u.abs().sum())
-
-
-def elastic_net(rules: Rules, rho_l1: float, rho_l2: float) -> Penalty:
-    """R = rho_l1 ||u||_1 + rho_l2/2 ||u||^2."""
-    return Penalty(
-        lambda v, step: soft(v, threshold(step, rho_l1, rules)) / (1 + step * rho_l2),
-        lambda u: rho_l1 * u.abs().sum() + rho_l2 / 2 * u.square().sum(),
-    )
-
-
-def non_negative_l1(rules: Rules, rho: float) -> Penalty:
-    """R = rho sum(u) for u >= 0."""
-    return Penalty(lambda v, step: (v - threshold(step, rho, rules)).clamp(min=0), lambda u: rho * u.sum())
-
-
-def box(rules: Rules, lower: float, upper: float) -> Penalty:
-    """Indicator of lower <= u <= upper, entry by entry."""
-    return Penalty(lambda v, step: v.clamp(lower, upper), nothing)
-
-
-def l2_ball(rules: Rules, radius: float) -> Penalty:
-    """Indicator of ||u|| <= radius."""
-    return Penalty(lambda v, step: v * (radius / v.norm()).clamp(max=1), nothing)
 
 
 def bisect(too_low: Callable[[float], bool], low: float, high: float) -> float:
@@ -101,32 +58,14 @@ def onto_l1_ball(v: Tensor, radius: float) -> Tensor:
     return soft(v, level)
 
 
-def l1_ball(rules: Rules, radius: float) -> Penalty:
-    """Indicator of ||u||_1 <= radius."""
-    return Penalty(lambda v, step: onto_l1_ball(v, radius), nothing)
+def onto_simplex(v: Tensor, total: float) -> Tensor:
+    """Projection on u >= 0 with sum(u) = total: max(v - t, 0) with the t that makes the sum right."""
+    top = float(v.max())
+    level = bisect(lambda t: float((v - t).clamp(min=0).sum()) > total, top - total, top)
+    return (v - level).clamp(min=0)
 
 
-def linf_norm(rules: Rules, rho: float) -> Penalty:
-    """R = rho ||u||_inf: v minus its projection on the l1 ball of radius step rho (Moreau)."""
-    return Penalty(
-        lambda v, step: v - onto_l1_ball(v, threshold(step, rho, rules)), lambda u: rho * u.abs().max()
-    )
-
-
-def simplex(rules: Rules, total: float) -> Penalty:
-    """Indicator of u >= 0, sum(u) = total: u = max(v - t, 0) with the t that makes the sum right."""
-
-    def project(v: Tensor, step: float) -> Tensor:
-        top = float(v.max())
-        level = bisect(lambda t: float((v - t).clamp(min=0).sum()) > total, top - total, top)
-        return (v - level).clamp(min=0)
-
-    return Penalty(project, nothing)
-
-
-def group_lasso(
-    rules: Rules, groups: Groups, rho: float, rho_l1: float = 0.0, radius: float = float("inf")
-) -> Penalty:
+def group_lasso(groups: Groups, rho: float, rho_l1: float = 0.0, radius: float = float("inf")) -> Penalty:
     """R = rho sum_g sqrt(|g|) ||u_g||, and more if asked for.
 
     rho_l1: plus rho_l1 ||u||_1, over all entries (sparse group lasso); radius: and ||u_g|| <= radius for
@@ -135,10 +74,10 @@ def group_lasso(
     weights = [rho * len(group) ** 0.5 for group in groups]
 
     def shrink(v: Tensor, step: float) -> Tensor:
-        u = soft(v, threshold(step, rho_l1, rules)) if rho_l1 else v.clone()
+        u = soft(v, step * rho_l1) if rho_l1 else v.clone()
         for group, weight in zip(groups, weights, strict=True):
             norm = float(u[group].norm())
-            wanted = min(max(norm - threshold(step, weight, rules), 0.0), radius)
+            wanted = min(max(norm - step * weight, 0.0), radius)
             u[group] *= wanted / norm if norm > 0 else 1.0
         return u
 
@@ -149,38 +88,49 @@ def group_lasso(
     return Penalty(shrink, value)
 
 
+# By type, from the penalty's numbers; `golden/levels/prox.py` says what each R is.
 PENALTIES: dict[str, Callable[..., Penalty]] = {
-    "zero": zero,
-    "squared_l2": squared_l2,
-    "l1": l1,
-    "elastic_net": elastic_net,
-    "non_negative_l1": non_negative_l1,
-    "box": box,
-    "l2_ball": l2_ball,
-    "l1_ball": l1_ball,
-    "linf_norm": linf_norm,
-    "simplex": simplex,
+    "zero": lambda: Penalty(lambda v, step: v),
+    "squared_l2": lambda rho: Penalty(  # 0 = rho u + (u - v)/step
+        lambda v, step: v / (1 + step * rho), lambda u: rho / 2 * u.square().sum()
+    ),
+    "l1": lambda rho: Penalty(lambda v, step: soft(v, step * rho), lambda u: rho * u.abs().sum()),
+    "elastic_net": lambda rho_l1, rho_l2: Penalty(
+        lambda v, step: soft(v, step * rho_l1) / (1 + step * rho_l2),
+        lambda u: rho_l1 * u.abs().sum() + rho_l2 / 2 * u.square().sum(),
+    ),
+    "non_negative_l1": lambda rho: Penalty(
+        lambda v, step: (v - step * rho).clamp(min=0), lambda u: rho * u.sum()
+    ),
+    "box": lambda lower, upper: Penalty(lambda v, step: v.clamp(lower, upper)),
+    "l2_ball": lambda radius: Penalty(lambda v, step: v * (radius / v.norm()).clamp(max=1)),
+    "l1_ball": lambda radius: Penalty(lambda v, step: onto_l1_ball(v, radius)),
+    "linf_norm": lambda rho: Penalty(  # by Moreau, v minus its projection on the ball of the dual norm
+        lambda v, step: v - onto_l1_ball(v, step * rho), lambda u: rho * u.abs().max()
+    ),
+    "simplex": lambda total: Penalty(lambda v, step: onto_simplex(v, total)),
     "group_lasso": group_lasso,
     "bounded_group_lasso": group_lasso,
     "sparse_group_lasso": group_lasso,
 }
 
 
-def penalty_of(table: Mapping[str, Any], groups: Groups = (), rules: Rules = OURS) -> Penalty:
-    """The penalty that `type` and numbers of a golden case describe (`golden/levels/prox.py`)."""
+def penalty_of(table: Mapping[str, Any], groups: Groups) -> Penalty:
+    """The penalty that `type` and numbers of a golden case describe."""
     kind, numbers = table["type"], {key: value for key, value in table.items() if key != "type"}
     one_of("PyTorch bridge", "penalty", kind, tuple(PENALTIES))
-    if "group" in kind:
-        numbers["groups"] = groups
+    own = {"groups": groups} if "group" in kind else {}
     try:
-        return PENALTIES[kind](rules, **numbers)
-    except TypeError as error:
-        raise InputError(f"PyTorch bridge: penalty {kind}: {error}") from None
+        return PENALTIES[kind](**own, **numbers)
+    except TypeError:
+        raise InputError(
+            f"PyTorch bridge: {', '.join(numbers)} are not the numbers of penalty {kind}"
+        ) from None
 
 
-def groups_from(indptr: Tensor, indices: Tensor) -> Groups:
-    """Groups from CSR arrays."""
-    return indices.split(indptr.diff().tolist())
+def groups_from(given: Tensors) -> Groups:
+    """The groups of a case, from the CSR arrays `indptr` and `indices`; none where it has no such arrays."""
+    return given["indices"].split(given["indptr"].diff().tolist()) if "indptr" in given else ()
 
 
 def on_range(where: slice, penalty: Penalty) -> Penalty:

@@ -1,31 +1,26 @@
-"""Any case of a golden file, computed by PyTorch: `run(case)`.
-
-On the command line, `python -m refimpl.crosscheck.bridges.make_golden` writes golden files with it.
-"""
+"""Any case of a golden file (`golden/levels/`), computed by PyTorch: `run(case)`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from refimpl.crosscheck.bridges.torch import run_networks, run_ops
-from refimpl.crosscheck.bridges.torch.rules import OURS, Rules
+from refimpl.crosscheck.bridges.torch import ops
+from refimpl.crosscheck.bridges.torch import solve as solvers
+from refimpl.crosscheck.bridges.torch.network import GatedNetwork
+from refimpl.crosscheck.bridges.torch.prox import groups_from, on_range, penalty_of
+from refimpl.crosscheck.bridges.torch.solve import Batch, Objective, local_solution, logits
 from refimpl.crosscheck.bridges.torch.weights import Tensors, array, tensor
 from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.errors import InputError
+from refimpl.nn.context import Gating
 
-WHOLE: dict[str, Callable[[Tensors, run_ops.Settings, Rules], Tensors]] = {
-    "gated": run_networks.run_network,
-    "network": run_networks.run_network,
-    "prox": run_ops.run_prox,
-    "local": run_networks.run_local,
-    "algorithm": run_networks.run_algorithm,
-    "adapt": run_networks.run_adapt,
-    "baseline": run_networks.run_baseline,
-}
+Settings = Mapping[str, Any]
 
 
 def single_threaded() -> str:
@@ -34,19 +29,173 @@ def single_threaded() -> str:
     return f"PyTorch {torch.__version__}"
 
 
-def run(case: Case, rules: Rules = OURS) -> Arrays:
-    """The case's outputs by name, in its order of execution. `rules` other than ours make mistakes."""
-    given = {name: tensor(value) for name, value in case.inputs.items()}
-    if case.kind in run_ops.OPERATIONS:
-        found = run_ops.run_operation(case.kind, given, case.settings, rules)
-    elif case.kind in WHOLE:
-        found = WHOLE[case.kind](given, case.settings, rules)
-    else:
+def run(case: Case) -> Arrays:
+    """The case's outputs by name, in its order of execution and its dtype; masks stay booleans."""
+    if case.kind not in KINDS:
         raise InputError(f"PyTorch bridge: unknown kind of case {case.kind!r} ({case.name})")
-    return {name: as_declared(found[name], case) for name in case.outputs}
+    given = {name: tensor(value) for name, value in case.inputs.items()}
+    found = KINDS[case.kind](given, case.settings)
+    arrays = {name: array(found[name]) for name in case.outputs}
+    return {
+        name: value if value.dtype == np.bool_ else value.astype(case.dtype, copy=False)
+        for name, value in arrays.items()
+    }
 
 
-def as_declared(value: Tensor, case: Case) -> np.ndarray:
-    """The numbers in the case's dtype; masks stay booleans."""
-    result = array(value)
-    return result if result.dtype == np.bool_ else result.astype(case.dtype, copy=False)
+# --- single operations ------------------------------------------------------------------------------
+
+
+def run_layer(kind: str, given: Tensors, settings: Settings) -> Tensors:
+    """The result `y` of one layer, times the mask if there is one, and its gradients times `dy`."""
+    sources = {name: given[name].requires_grad_() for name in ("x", "weight", "bias") if name in given}
+    params = (given["weight"], given.get("bias")) if "weight" in given else ()
+    y = ops.LAYERS[kind](settings, given["x"], *params)
+    if "mask" in given:
+        y = y * ops.over_pixels(given["mask"].to(y.dtype), y)
+    return {"y": y, **gradients(y, {f"grad.{name}": value for name, value in sources.items()}, given["dy"])}
+
+
+def run_cross_entropy(given: Tensors, settings: Settings) -> Tensors:
+    """The loss and its gradient."""
+    loss = ops.cross_entropy(given["logits"].requires_grad_(), given["labels"])
+    return {"loss": loss, **gradients(loss, {"grad.logits": given["logits"]})}
+
+
+def gradients(result: Tensor, sources: Tensors, dy: Tensor | None = None) -> Tensors:
+    """Of the result (times dy) in each source, by name; zero where it does not depend on the source."""
+    connected = {name: source for name, source in sources.items() if source.requires_grad}
+    found = torch.autograd.grad(result, list(connected.values()), dy, materialize_grads=True)
+    outputs = {name: torch.zeros_like(source) for name, source in sources.items()}
+    return outputs | dict(zip(connected, found, strict=True))
+
+
+def run_prox(given: Tensors, settings: Settings) -> Tensors:
+    """`prox` and the penalty's `value` there."""
+    penalty = penalty_of(settings["penalty"], groups_from(given))
+    u = penalty.rounded_prox(given["v"], settings["step"])
+    return {"prox": u, "value": penalty.value(u.double()).to(u.dtype)}
+
+
+# --- networks and iterations ------------------------------------------------------------------------
+
+
+def named(given: Tensors, prefix: str) -> Tensors:
+    """The inputs whose names start with the prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
+
+
+def model_of(given: Tensors, settings: Settings, train: Sequence[str] = ("theta", "phi")) -> GatedNetwork:
+    """The case's layers with the case's parameters."""
+    params = named(given, "param.")
+    order = [name for name, _ in settings.get("parameters", ())] or list(params)
+    shapes = {name: tuple(params[name].shape) for name in order}
+    model = GatedNetwork(settings["layers"], shapes, Gating(**settings["gating"]), train)
+    model.to(params[order[0]].dtype)
+    model.load_state_dict(params)
+    return model
+
+
+def start_of(given: Tensors, model: GatedNetwork) -> Tensor:
+    """The parameters as one vector."""
+    return torch.cat([given[f"param.{name}"].flatten() for name in model.shapes])
+
+
+def run_network(given: Tensors, settings: Settings) -> Tensors:
+    """Every activation, mask and gradient of a network with its loss, or of a gated block under `dy`."""
+    model, x = model_of(given, settings), given["x"].requires_grad_()
+    seen: Tensors = {}
+    y = model(x, named(given, "noise."), seen.__setitem__)
+    result = ops.cross_entropy(y, given["labels"]) if "labels" in given else y
+    sources = {"grad.x": x}
+    sources |= {f"backward.{name.removesuffix('.mask')}": value for name, value in seen.items()}
+    sources |= {f"grad.{name}": value for name, value in model.named_parameters()}
+    outputs = {f"forward.{name}": _as_mask(model, name, value) for name, value in seen.items()}
+    return {**outputs, "loss": result, **gradients(result, sources, given.get("dy"))}
+
+
+def _as_mask(model: GatedNetwork, name: str, value: Tensor) -> Tensor:
+    """0/1 masks as booleans; anything else as it is."""
+    return value != 0 if name.endswith(".mask") and model.gating.mode != "soft" else value
+
+
+def run_local(given: Tensors, settings: Settings) -> Tensors:
+    """Every iterate of a node's local problem."""
+    model, noise = model_of(given, settings), named(given, "noise.")
+    objectives = [
+        Objective(model, Batch(x, labels, {gate: value[step] for gate, value in noise.items()}))
+        for step, (x, labels) in enumerate(zip(given["x"], given["labels"], strict=True))
+    ]
+    steps = solvers.local_steps(start_of(given, model), objectives, settings["eta"], settings["lam"])
+    return {f"step{s}.{name}": value for s, step in enumerate(steps, 1) for name, value in step.items()}
+
+
+def run_algorithm(given: Tensors, settings: Settings) -> Tensors:
+    """The four vectors of every round of Algorithm 1."""
+    model, noise, lam = model_of(given, settings), named(given, "noise."), settings["lam"]
+    start = start_of(given, model)
+    phi = slice(settings["backbone_size"], len(start))
+    penalty = on_range(phi, penalty_of(settings["penalty"], groups_from(given)))
+
+    def objective(*at: int) -> Objective:
+        """Of a round, from 0, a node and a step."""
+        node, chosen = f"node{at[1]}", given["batches"][at]
+        own = {gate: value[at] for gate, value in noise.items()}
+        return Objective(model, Batch(given[f"{node}.x"][chosen], given[f"{node}.labels"][chosen], own))
+
+    def solve(k: int, md: Tensor) -> list[Tensor]:
+        nodes, steps = range(settings["nodes"]), range(settings["steps"])
+        batches = [[objective(k - 1, node, step) for step in steps] for node in nodes]
+        return [local_solution(md, own, settings["eta"], lam) for own in batches]
+
+    rounds = solvers.accelerated_rounds(start, settings["rounds"], solve, lam, settings["schedule"], penalty)
+    return {f"round{k}.{name}": value for k, found in enumerate(rounds, 1) for name, value in found.items()}
+
+
+def run_adapt(given: Tensors, settings: Settings) -> Tensors:
+    """Both stages at a target node (mathematics.md §6): phi with theta fixed, then theta; without noise."""
+    mode = "hard" if settings["gating"]["mode"] == "gumbel" else settings["gating"]["mode"]
+    settings = {**settings, "gating": {**settings["gating"], "mode": mode}}
+    phi_model, theta_model = (model_of(given, settings, (part,)) for part in ("phi", "theta"))
+    batch, steps, lam = Batch(given["x"], given["labels"]), settings["steps"], settings["lam"]
+    w = first = start_of(given, phi_model)
+    if settings["backbone_size"] < len(w):
+        first = local_solution(w, [Objective(phi_model, batch)] * steps, settings["eta_phi"], lam)
+    second = local_solution(first, [Objective(theta_model, batch)] * steps, settings["eta_theta"], lam)
+    return {
+        "before.logits": logits(theta_model, w, given["x_test"]),
+        "stage1.w": first,
+        "stage2.w": second,
+        "after.logits": logits(theta_model, second, given["x_test"]),
+    }
+
+
+def run_baseline(given: Tensors, settings: Settings) -> Tensors:
+    """One round of a comparison method: every node's answer, and the server's new model."""
+    model, method = model_of(given, settings), settings["method"]
+    w = start_of(given, model)
+    if method not in solvers.METHODS:
+        raise InputError(f"PyTorch bridge: unknown method {method!r}")
+    answer, names = solvers.METHODS[method]
+    numbers = {name: settings[name] for name in names}
+    answers = []
+    for x, labels in zip(given["x"], given["labels"], strict=True):
+        objectives = [Objective(model, Batch(*batch)) for batch in zip(x, labels, strict=True)]
+        answers.append(answer(w, objectives, **numbers))
+    server = torch.stack(answers).mean(0)
+    if method in solvers.SHARES:
+        share = settings[solvers.SHARES[method]]
+        server = (1 - share) * w + share * server
+    return {f"node{node}.w": found for node, found in enumerate(answers)} | {"w": server}
+
+
+KINDS: dict[str, Callable[[Tensors, Settings], Tensors]] = {
+    **{kind: partial(run_layer, kind) for kind in ops.LAYERS},
+    "cross_entropy": run_cross_entropy,
+    "gated": run_network,
+    "network": run_network,
+    "prox": run_prox,
+    "local": run_local,
+    "algorithm": run_algorithm,
+    "adapt": run_adapt,
+    "baseline": run_baseline,
+}

@@ -1,22 +1,21 @@
-"""Objectives, local problems and Algorithm 1, on flat tensors w (d,).
+"""Objectives, local problems, Algorithm 1 and the answers of other methods' nodes, on flat tensors w (d,).
 
-Source: mathematics.md §2.4, §3 and §4.
+Source: mathematics.md §2.4, §3, §4 and §10, and the papers named there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from refimpl.crosscheck.bridges.torch import ops
 from refimpl.crosscheck.bridges.torch.network import GatedNetwork, Noise
-from refimpl.crosscheck.bridges.torch.ops import cross_entropy
 from refimpl.crosscheck.bridges.torch.prox import Penalty
-from refimpl.crosscheck.bridges.torch.rules import OURS, Rules
-from refimpl.crosscheck.bridges.torch.weights import views
+from refimpl.crosscheck.bridges.torch.weights import Tensors, views
 
 
 class Batch(NamedTuple):
@@ -35,7 +34,7 @@ class Objective(NamedTuple):
 
     def loss(self, w: Tensor) -> Tensor:
         """Value at w, differentiable in w."""
-        return cross_entropy(logits(self.model, w, *self.batch[::2]), self.batch.y, self.model.rules)
+        return ops.cross_entropy(logits(self.model, w, self.batch.x, self.batch.noise), self.batch.y)
 
     def both(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Value and gradient at w, which is zero in the parts that are not trained."""
@@ -49,80 +48,42 @@ class Objective(NamedTuple):
         return self.both(w)[1]
 
 
+Objectives = Sequence[Objective]
+
+
 def logits(model: GatedNetwork, w: Tensor, x: Tensor, noise: Noise | None = None) -> Tensor:
     """The network's output for x with parameters w (d,)."""
     result: Tensor = functional_call(model, views(model.shapes, w), (x, noise))
     return result
 
 
-class LocalStep(NamedTuple):
-    """Loss and gradient at the point a step starts from, and the point w it ends at."""
-
-    loss: Tensor
-    gradient: Tensor
-    w: Tensor
-
-
-def local_steps(
-    centre: Tensor, objectives: Iterable[Objective], eta: float, lam: float, rules: Rules = OURS
-) -> Iterator[LocalStep]:
+def local_steps(centre: Tensor, objectives: Iterable[Objective], eta: float, lam: float) -> Iterator[Tensors]:
     """Gradient descent from the centre, a step on each L + (lam/2)||w - centre||^2.
 
-    The proximal term is differentiated, not written out.
+    For each step: loss and gradient at the point it starts from, and the point w it ends at. The proximal
+    term is differentiated, not written out.
     """
-    w, weight = centre, lam / 2 if rules.half_lambda else lam
+    w = centre
     for objective in objectives:
         loss, gradient = objective.both(w)
         point = w.detach().clone().requires_grad_()
-        (pull,) = torch.autograd.grad(weight * (point - centre).square().sum(), point)
+        (pull,) = torch.autograd.grad(lam / 2 * (point - centre).square().sum(), point)
         w = w - eta * (gradient + pull)
-        yield LocalStep(loss, gradient, w)
+        yield {"loss": loss, "gradient": gradient, "w": w}
 
 
-def local_solution(
-    centre: Tensor, objectives: Iterable[Objective], eta: float, lam: float = 0.0, rules: Rules = OURS
-) -> Tensor:
+def local_solution(centre: Tensor, objectives: Objectives, eta: float, lam: float = 0.0) -> Tensor:
     """Where `local_steps` ends; with lam = 0 this is plain descent."""
-    *_, last = local_steps(centre, objectives, eta, lam, rules)
-    return last.w
+    *_, last = local_steps(centre, objectives, eta, lam)
+    return last["w"]
 
 
-class Steps(NamedTuple):
-    """a_k, b_k, l_k of one round."""
-
-    a: float
-    b: float
-    l: float
-
-
-Schedule = Callable[[int], Steps]  # of the round's number, from 1
-
-
-def ghadimi_lan(beta: float) -> Schedule:
-    """The default policy of §4."""
-    return lambda k: Steps(2 / (k + 1), beta, k * beta / 2)
-
-
-def proximal_gradient(beta: float) -> Schedule:
-    """No acceleration."""
-    return lambda k: Steps(1.0, beta, beta)
-
-
-def nesterov(beta: float) -> Schedule:
-    """Nesterov's method for smooth convex F."""
-    return lambda k: Steps(2 / (k + 1), beta, beta * (k + 1) / 2)
-
-
-SCHEDULES = {"ghadimi-lan": ghadimi_lan, "proximal-gradient": proximal_gradient, "nesterov": nesterov}
-
-
-class Round(NamedTuple):
-    """The four vectors of a round."""
-
-    md: Tensor
-    g: Tensor
-    x: Tensor
-    xag: Tensor
+# By name and beta: a_k, b_k and l_k of round k, which is counted from 1.
+SCHEDULES: dict[str, Callable[[float, int], tuple[float, float, float]]] = {
+    "ghadimi-lan": lambda beta, k: (2 / (k + 1), beta, k * beta / 2),
+    "proximal-gradient": lambda beta, k: (1.0, beta, beta),
+    "nesterov": lambda beta, k: (2 / (k + 1), beta, beta * (k + 1) / 2),
+}
 
 
 def accelerated_rounds(
@@ -130,15 +91,90 @@ def accelerated_rounds(
     rounds: int,
     solve: Callable[[int, Tensor], Sequence[Tensor]],
     lam: float,
-    schedule: Schedule,
+    schedule: Mapping[str, Any],
     penalty: Penalty,
-) -> Iterator[Round]:
-    """Algorithm 1 from x_0 = xag_0 = w0: `solve(k, md)` gives the nodes' inexact solutions at centre md."""
+) -> Iterator[Tensors]:
+    """Algorithm 1 from x_0 = xag_0 = w0: the four vectors md, g, x and xag of every round.
+
+    `solve(k, md)` gives the nodes' inexact solutions at centre md; schedule: its `name` and `beta`.
+    """
     x = xag = w0
     for k in range(1, rounds + 1):
-        a, b, l = schedule(k)
+        a, b, l = SCHEDULES[schedule["name"]](schedule["beta"], k)
         md = (1 - a) * xag + a * x
         g = lam * (md - torch.stack(list(solve(k, md))).mean(0))
         x = penalty.rounded_prox(x - l * g, l)
         xag = penalty.rounded_prox(md - b * g, b)
-        yield Round(md, g, x, xag)
+        yield {"md": md, "g": g, "x": x, "xag": xag}
+
+
+# --- what a node returns in one round of the methods that MetaGater is compared with ----------------------
+#
+# Each function takes the server's point, the objectives of the node's batches in the order in which they were
+# drawn, each of which is used once, and the method's numbers.
+
+
+def in_groups(objectives: Objectives, size: int) -> Iterator[Objectives]:
+    """The batches of each outer step."""
+    for start in range(0, len(objectives), size):
+        yield objectives[start : start + size]
+
+
+def perfedavg(w: Tensor, objectives: Objectives, alpha: float, beta: float) -> Tensor:
+    """First order: for each pair of batches (D, D'), w <- w - beta g(w - alpha g(w; D); D')."""
+    for inner, outer in in_groups(objectives, 2):
+        w = w - beta * outer.gradient(w - alpha * inner.gradient(w))
+    return w
+
+
+def perfedavg_hf(w: Tensor, objectives: Objectives, alpha: float, beta: float, delta: float) -> Tensor:
+    """Hessian-free: batches in threes (D, D', D''); the curvature of D'' by a difference of gradients."""
+    for inner, outer, curve in in_groups(objectives, 3):
+        v = outer.gradient(w - alpha * inner.gradient(w))
+        d = (curve.gradient(w + delta * v) - curve.gradient(w - delta * v)) / (2 * delta)
+        w = w - beta * (v - alpha * d)
+    return w
+
+
+def fomaml(w: Tensor, objectives: Objectives, alpha: float, beta: float, inner_steps: int) -> Tensor:
+    """The outer gradient after `inner_steps` inner steps, as if it did not depend on them."""
+    for *inners, outer in in_groups(objectives, inner_steps + 1):
+        w = w - beta * outer.gradient(local_solution(w, inners, alpha))
+    return w
+
+
+def maml(w: Tensor, objectives: Objectives, alpha: float, beta: float, inner_steps: int) -> Tensor:
+    """The gradient of the loss after the inner steps, by differentiating through them."""
+    for *inners, outer in in_groups(objectives, inner_steps + 1):
+        point = w.detach().clone().requires_grad_()
+        ahead = point
+        for inner in inners:
+            (gradient,) = torch.autograd.grad(inner.loss(ahead), ahead, create_graph=True)
+            ahead = ahead - alpha * gradient
+        (direction,) = torch.autograd.grad(outer.loss(ahead), point)
+        w = w - beta * direction
+    return w
+
+
+def pfedme(
+    w: Tensor, objectives: Objectives, lam: float, eta_prox: float, prox_steps: int, eta: float
+) -> Tensor:
+    """For each batch: t from `prox_steps` steps on L + (lam/2)||. - w||^2; then w <- w - eta lam (w - t)."""
+    for objective in objectives:
+        t = local_solution(w, [objective] * prox_steps, eta_prox, lam)
+        w = w - eta * lam * (w - t)
+    return w
+
+
+# The answer of a node by the method's name, and the numbers that it takes.
+METHODS: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    "fedavg": (local_solution, ("eta",)),
+    "reptile": (local_solution, ("eta",)),
+    "perfedavg": (perfedavg, ("alpha", "beta")),
+    "perfedavg-hf": (perfedavg_hf, ("alpha", "beta", "delta")),
+    "fomaml": (fomaml, ("alpha", "beta", "inner_steps")),
+    "maml": (maml, ("alpha", "beta", "inner_steps")),
+    "pfedme": (pfedme, ("lam", "eta_prox", "prox_steps", "eta")),
+}
+# The share of the way to the nodes' mean that the server goes, where that is not all of it.
+SHARES = {"reptile": "eps", "pfedme": "beta"}
