@@ -19,7 +19,9 @@ Source: mathematics.md §2. Derived.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from refimpl.crosscheck.mistakes import LastMaxPool2d
@@ -32,33 +34,41 @@ from refimpl.nn.pointwise import ReLU, Softplus, Tanh
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 
 Description = list[dict[str, Any]]
+WEIGHTED = ("conv2d", "linear", "batch_norm2d")
 
-PLAIN: dict[str, type[Any]] = {
-    "relu": ReLU,
-    "softplus": Softplus,
-    "tanh": Tanh,
-    "flatten": Flatten,
-    "global_avg_pool2d": GlobalAvgPool2d,
+# Of every type without layers inside: the class and, by their keys in a table, the attributes of a layer in
+# the order in which the class takes them, after the name of a layer with parameters.
+LAYERS: dict[str, tuple[type[Any], dict[str, str]]] = {
+    "conv2d": (
+        Conv2d,
+        {"in": "in_channels", "out": "out_channels", "kernel": "window"}
+        | {"stride": "step", "padding": "pad", "bias": "bias"},
+    ),
+    "linear": (Linear, {"in": "in_features", "out": "out_features"}),
+    "batch_norm2d": (BatchNorm2d, {"channels": "channels", "eps": "eps"}),
+    "relu": (ReLU, {}),
+    "softplus": (Softplus, {}),
+    "tanh": (Tanh, {}),
+    "flatten": (Flatten, {}),
+    "global_avg_pool2d": (GlobalAvgPool2d, {}),
+    "max_pool2d": (MaxPool2d, {"kernel": "window", "stride": "step"}),
+    "avg_pool2d": (AvgPool2d, {"kernel": "window", "stride": "step"}),
 }
-POOLS: dict[str, type[Any]] = {"max_pool2d": MaxPool2d, "avg_pool2d": AvgPool2d}
-_TYPES = {kind: name for name, kind in {**PLAIN, **POOLS}.items()}
+_TYPES = {kind: name for name, (kind, _) in LAYERS.items()}
+_READ: dict[str, Callable[[Any], Any]] = {"kernel": tuple, "stride": tuple, "padding": tuple, "eps": float}
 
 
+@dataclass
 class _Names:
     """Gives names to layers without parameters."""
 
-    def __init__(self) -> None:
-        self.last = ""
-        self.taken: set[str] = set()
+    last: str = ""
+    taken: Counter[str] = field(default_factory=Counter)
 
     def after(self, kind: str) -> str:
         base = f"{self.last}.{kind}" if self.last else kind
-        name, number = base, 1
-        while name in self.taken:
-            number += 1
-            name = f"{base}{number}"
-        self.taken.add(name)
-        return name
+        self.taken[base] += 1
+        return base if self.taken[base] == 1 else f"{base}{self.taken[base]}"
 
 
 def describe(layers: Sequence[Layer]) -> Description:
@@ -70,7 +80,7 @@ def _describe(layers: Sequence[Layer], names: _Names) -> Description:
     return [_entry(layer, names) for layer in layers]
 
 
-def _entry(layer: Layer, names: _Names) -> dict[str, Any]:
+def _entry(layer: Any, names: _Names) -> dict[str, Any]:
     if isinstance(layer, Gated):
         gate, body = layer.gate, _describe(layer.body, names)
         sizes = {"name": gate.name, "in": gate.in_channels, "out": gate.out_channels, "hidden": gate.hidden}
@@ -79,30 +89,18 @@ def _entry(layer: Layer, names: _Names) -> dict[str, Any]:
         name = names.after("residual")
         body, shortcut = _describe(layer.body, names), _describe(layer.shortcut, names)
         return {"type": "residual", "name": name, "body": body, "shortcut": shortcut}
-    if isinstance(layer, (Conv2d, Linear, BatchNorm2d)):
-        names.last = layer.name
-        return _weighted(layer)
     kind = _TYPES[type(layer)]
-    windows = {}
-    if isinstance(layer, (MaxPool2d, AvgPool2d)):
-        windows = {"kernel": list(layer.window), "stride": list(layer.step)}
-    return {"type": kind, "name": names.after(kind), **windows}
-
-
-def _weighted(layer: Conv2d | Linear | BatchNorm2d) -> dict[str, Any]:
-    if isinstance(layer, Linear):
-        return {"type": "linear", "name": layer.name, "in": layer.in_features, "out": layer.out_features}
-    if isinstance(layer, BatchNorm2d):
-        return {"type": "batch_norm2d", "name": layer.name, "channels": layer.channels, "eps": layer.eps}
-    sizes = {"in": layer.in_channels, "out": layer.out_channels, "kernel": list(layer.window)}
-    where = {"stride": list(layer.step), "padding": list(layer.pad), "bias": layer.bias}
-    return {"type": "conv2d", "name": layer.name, **sizes, **where}
+    if kind in WEIGHTED:
+        names.last = layer.name
+    values = {key: getattr(layer, attribute) for key, attribute in LAYERS[kind][1].items()}
+    lists = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    return {"type": kind, "name": layer.name if kind in WEIGHTED else names.after(kind), **lists}
 
 
 def build(description: Iterable[Mapping[str, Any]]) -> tuple[Layer, ...]:
     """Build the layers of a description; raises `DataError` if it cannot be read."""
     try:
-        return tuple(_layer(entry) for entry in description)
+        return tuple(build_layer(entry) for entry in description)
     except DataError:  # an inner description failed; quoting it again at every level would double the message
         raise
     except RecursionError:
@@ -111,33 +109,34 @@ def build(description: Iterable[Mapping[str, Any]]) -> tuple[Layer, ...]:
         raise DataError(f"golden: cannot read the description of a network: {error!r}") from None
 
 
-def _layer(entry: Mapping[str, Any]) -> Layer:
+def build_layer(entry: Mapping[str, Any]) -> Layer:
+    """Build one layer."""
     kind, name = entry["type"], entry["name"]
-    if kind in PLAIN:
-        plain: Layer = PLAIN[kind]()
-        return plain
-    if kind in POOLS:
-        window, step = tuple(entry["kernel"]), tuple(entry["stride"])
-        if entry.get("tie") == "last":  # a deliberate mistake, to compute what it leads to
-            return LastMaxPool2d(window, step)
-        pool: Layer = POOLS[kind](window, step)
-        return pool
-    if kind == "linear":
-        return Linear(name, entry["in"], entry["out"])
-    if kind == "batch_norm2d":
-        return BatchNorm2d(name, entry["channels"], float(entry["eps"]))
-    if kind == "conv2d":
-        window, step, pad = (tuple(entry[key]) for key in ("kernel", "stride", "padding"))
-        return Conv2d(name, entry["in"], entry["out"], window, step, pad, entry["bias"])
     if kind == "gated":
         gate = entry["gate"]
         sized = ChannelGate(gate["name"], gate["in"], gate["out"], gate["hidden"])
         return Gated(sized, build(entry["body"]))
     if kind == "residual":
         return Residual(build(entry["body"]), build(entry["shortcut"]))
-    raise DataError(f"golden: unknown type of layer {kind!r}")
+    if kind not in LAYERS:
+        raise DataError(f"golden: unknown type of layer {kind!r}")
+    own, keys = LAYERS[kind]
+    if kind == "max_pool2d" and entry.get("tie") == "last":  # a deliberate mistake, to compute its results
+        own = LastMaxPool2d
+    named = (name,) if kind in WEIGHTED else ()
+    layer: Layer = own(*named, *(_READ[key](entry[key]) if key in _READ else entry[key] for key in keys))
+    return layer
 
 
 def network_of(settings: Mapping[str, Any]) -> Network:
     """The network of a case: `settings["layers"]` on samples of `settings["input_shape"]`."""
     return Network("golden", build(settings["layers"]), tuple(settings["input_shape"]))
+
+
+def gated_blocks(layers: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The tables of all gated blocks, in order of execution."""
+    for entry in layers:
+        if entry["type"] == "gated":
+            yield entry
+        for branch in ("body", "shortcut"):
+            yield from gated_blocks(entry.get(branch, ()))

@@ -49,10 +49,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from refimpl.crosscheck.golden.describe import Description
+from refimpl.crosscheck.golden.describe import WEIGHTED, Description
 
 GATE_STEPS = ("summary", "hidden", "logits", "mask")
-_WEIGHTED = ("conv2d", "linear", "batch_norm2d")
 
 
 def forward_names(layers: Description) -> Iterator[str]:
@@ -70,7 +69,7 @@ def backward_names(layers: Description, activations: bool = True) -> Iterator[st
     for entry in reversed(layers):
         if activations:
             yield f"backward.{entry['name']}"
-        if entry["type"] in _WEIGHTED:
+        if entry["type"] in WEIGHTED:
             yield f"grad.{entry['name']}.weight"
             if entry.get("bias", True):
                 yield f"grad.{entry['name']}.bias"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.crosscheck.golden.case import NOISE, PARAM, Arrays, Case
-from refimpl.crosscheck.golden.describe import Description, build
+from refimpl.crosscheck.golden.describe import Description, build, gated_blocks
 from refimpl.crosscheck.golden.ours import run
 from refimpl.crosscheck.suspects.contract import TINY, Seen, Suspect, altered, scaled, suspect
 from refimpl.crosscheck.suspects.rearranged import Rearrange, rearranged
@@ -122,12 +122,10 @@ def _samples(case: Case) -> tuple[int, ...]:
 
 
 def tie_of_pool(case: Case) -> Iterator[Suspect]:
-    """The last of equal maxima wins, in all layers that pool; a pool alone gets its last maximum raised."""
+    """The last of equal maxima wins, in a pool alone or in all pools of a network."""
     hint = "of equal maxima in a window the last got the gradient; the first gets it"
     if case.kind == "max_pool2d":
-        x = case.inputs["x"]
-        ramp = np.arange(x[0, 0].size, dtype=x.dtype).reshape(x.shape[2:])
-        yield suspect("tie rule", hint, altered(case, {"x": x + x.dtype.type(1e-4) * ramp}))
+        yield suspect("tie rule", hint, altered(case, tie="last"))
     layers = case.settings.get("layers", [])
     changed = _last_wins(layers)
     if changed != layers:
@@ -167,7 +165,7 @@ def mask_and_relu(case: Case) -> Iterator[Suspect]:
 def _masked_inside(case: Case) -> Arrays:
     """Soft masks are applied after the first layer of each body; ReLU passes their positive factors on."""
     outputs = run(case)
-    for block in _gated_blocks(case.settings["layers"]):
+    for block in gated_blocks(case.settings["layers"]):
         mask = outputs[f"forward.{block['gate']['name']}.mask"]
         for entry in block["body"]:
             forward, backward = (f"{way}.{entry['name']}" for way in ("forward", "backward"))
@@ -175,14 +173,6 @@ def _masked_inside(case: Case) -> Arrays:
             if backward in outputs:
                 outputs[backward] = outputs[backward] / _over_pixels(mask, outputs[backward])
     return outputs
-
-
-def _gated_blocks(layers: Description) -> Iterator[dict[str, Any]]:
-    for entry in layers:
-        if entry["type"] == "gated":
-            yield entry
-        for branch in ("body", "shortcut"):
-            yield from _gated_blocks(entry.get(branch, []))
 
 
 def _over_pixels(mask: np.ndarray, like: np.ndarray) -> np.ndarray:

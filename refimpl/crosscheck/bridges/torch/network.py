@@ -9,7 +9,7 @@ Source: mathematics.md §2.1-§2.3b.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from refimpl.crosscheck.bridges.torch import ops
 from refimpl.crosscheck.bridges.torch.weights import to_state_dict
-from refimpl.crosscheck.golden.describe import describe
+from refimpl.crosscheck.golden.describe import describe, gated_blocks
 from refimpl.errors import InputError
 from refimpl.nn.context import Gating
 from refimpl.nn.network import Network
@@ -48,7 +48,7 @@ class GatedNetwork(nn.Module):
         super().__init__()
         self.layers, self.shapes, self.gating = layers, dict(shapes), gating
         self.gates_learn = "phi" in train or gating.mode == "soft"
-        gates = tuple(f"{gate}." for gate in gate_names(layers))
+        gates = tuple(f"{block['gate']['name']}." for block in gated_blocks(layers))
         wanted = {name: ("phi" if name.startswith(gates) else "theta") in train for name in shapes}
         for name, shape in shapes.items():
             _put(self, name, nn.Parameter(torch.zeros(shape), wanted[name]))
@@ -121,15 +121,6 @@ class GatedNetwork(nn.Module):
         for step, value in (("summary", s), ("hidden", hidden), ("logits", logits), ("mask", mask)):
             watch(f"{name}.{step}", value)
         return mask if self.gates_learn else mask.detach()
-
-
-def gate_names(layers: Sequence[Entry]) -> Iterator[str]:
-    """Names of the gates, in order of execution."""
-    for entry in layers:
-        if entry["type"] == "gated":
-            yield entry["gate"]["name"]
-        for branch in ("body", "shortcut"):
-            yield from gate_names(entry.get(branch, ()))
 
 
 def _put(root: nn.Module, name: str, parameter: nn.Parameter) -> None:

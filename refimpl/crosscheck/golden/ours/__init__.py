@@ -7,12 +7,13 @@ from collections.abc import Callable
 import numpy as np
 
 from refimpl.crosscheck.golden.case import Arrays, Case
+from refimpl.crosscheck.golden.describe import LAYERS
 from refimpl.crosscheck.golden.ours import blocks, federated, ops, prox
 from refimpl.crosscheck.golden.ours.inputs import check_case
 from refimpl.errors import DataError, InputError, one_of
 
 _KINDS: dict[str, Callable[[Case], Arrays]] = {
-    **dict.fromkeys(ops.LAYERS, ops.layer),
+    **dict.fromkeys(LAYERS, ops.layer),
     "cross_entropy": ops.cross_entropy,
     "gated": blocks.gated,
     "network": blocks.network,

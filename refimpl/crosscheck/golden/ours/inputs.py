@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from refimpl.crosscheck.golden.case import Case
-from refimpl.crosscheck.golden.describe import build
+from refimpl.crosscheck.golden.describe import LAYERS, build
 from refimpl.crosscheck.golden.ours import ops
 from refimpl.errors import DataError
 from refimpl.nn.chain import chain_parameters, chain_shape
@@ -37,7 +37,7 @@ def check_case(case: Case) -> None:
         _check_labels(case, _expect(case, "logits", (len(case.inputs["labels"]), None), case.dtype))
     elif case.kind in ("gated", "network"):
         _check_chain(case, build(case.settings["layers"]), "", tuple(case.settings["input_shape"]))
-    elif case.kind in ops.LAYERS:
+    elif case.kind in LAYERS:
         _check_chain(case, (ops.layer_of(case),), f"{ops.NAME}.", case.inputs["x"].shape[1:])
     elif case.kind == "prox":
         _expect(case, "v", (None,), case.dtype)

@@ -7,31 +7,21 @@ from typing import Any
 import numpy as np
 
 from refimpl.crosscheck.golden.case import Arrays, Case
-from refimpl.crosscheck.golden.describe import PLAIN, POOLS
+from refimpl.crosscheck.golden.describe import build_layer
 from refimpl.kernels.loss import softmax_cross_entropy
-from refimpl.nn.layers import Back, BatchNorm2d, Conv2d, Flow, Layer, Linear
+from refimpl.nn.layers import Back, Flow, Layer
 
 NAME = "op"  # the layer's name, before `.weight` and `.bias`
-LAYERS = (*PLAIN, *POOLS, "conv2d", "linear", "batch_norm2d")
 
 
 def layer_of(case: Case) -> Layer:
-    """The layer of a case whose kind is one of `LAYERS`."""
-    settings: Any = case.settings
-    if case.kind in PLAIN:
-        plain: Layer = PLAIN[case.kind]()
-        return plain
-    if case.kind in POOLS:
-        pool: Layer = POOLS[case.kind](tuple(settings["kernel"]), tuple(settings["stride"]))
-        return pool
-    weight = case.inputs["weight"]
-    if case.kind == "conv2d":
-        outs, ins, *kernel = weight.shape
-        windows = (tuple(kernel), tuple(settings["stride"]), tuple(settings["padding"]))
-        return Conv2d(NAME, ins, outs, *windows, bias="bias" in case.inputs)
-    if case.kind == "linear":
-        return Linear(NAME, weight.shape[1], weight.shape[0])
-    return BatchNorm2d(NAME, len(weight), float(settings["eps"]))
+    """The layer of a case whose kind is one of `LAYERS`: what the settings leave out, its weight says."""
+    sizes: dict[str, Any] = {}
+    if "weight" in case.inputs:
+        outs, *rest = case.inputs["weight"].shape
+        sizes = {"out": outs, "channels": outs, "in": next(iter(rest), 0), "kernel": rest[1:]}
+    own = {"type": case.kind, "name": NAME, "bias": "bias" in case.inputs}
+    return build_layer({**case.settings, **own, **sizes})
 
 
 def layer(case: Case) -> Arrays:
