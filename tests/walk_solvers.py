@@ -49,7 +49,7 @@ def penalty_cases(penalty):
         cases["conjugate_prox"] = Case(
             lambda v, out: penalty.conjugate_prox(v, 0.25, out), written=("out",), v=slope, out=out
         )
-    return {place(getattr(penalty, method)): case for method, case in cases.items()}
+    return {place(getattr(penalty, method), type(penalty).__name__): case for method, case in cases.items()}
 
 
 def weights_case(make):

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from refimpl.errors import DivergenceError, InputError, expect_numbers, shown
 from refimpl.kernels import vector
 from refimpl.optim.prox import Penalty
-from refimpl.optim.prox.contract import check_alike
+from refimpl.optim.prox.contract import check_alike, check_keys
 from refimpl.registry import SCHEDULES, key
 
 Vector = np.ndarray
@@ -76,23 +76,23 @@ class Schedule(Protocol):
         """a_k, b_k, l_k for iteration k = 1, 2, ..."""
 
 
-def step_b() -> Any:
-    """The key `beta`, which all schedules have."""
-    return key(0.5, "server step b", above=0.0)
+@dataclass(frozen=True)
+class StepB:
+    """The key `beta`, which all schedules of this file have, and the check of their keys."""
+
+    beta: float = key(0.5, "server step b", above=0.0)
+
+    def __post_init__(self) -> None:
+        check_keys(self)
 
 
 @SCHEDULES.register("ghadimi-lan")
 @dataclass(frozen=True)
-class GhadimiLan:
+class GhadimiLan(StepB):
     """a_k = 2/(k+1), b_k = beta, l_k = k beta/2, so a_k l_k <= b_k; theory: beta <= 1/(2 L_F).
 
     Source: Ghadimi & Lan 2016, Corollary 2 (composite problems). Verified by test.
     """
-
-    beta: float = step_b()
-
-    def __post_init__(self) -> None:
-        expect_numbers("`GhadimiLan`", positive=True, beta=self.beta)
 
     def steps(self, k: int) -> Steps:
         """Steps of iteration k >= 1."""
@@ -101,7 +101,7 @@ class GhadimiLan:
 
 @SCHEDULES.register("bounded")
 @dataclass(frozen=True)
-class Bounded:
+class Bounded(StepB):
     """a_k = 2/(k+1), b_k = beta, l_k = (1 + fraction a_k/4) beta with 0 <= fraction <= 1.
 
     The two sequences then stay close: the long step never exceeds 5/4 of the short one.
@@ -109,12 +109,10 @@ class Bounded:
     Verified by test.
     """
 
-    beta: float = step_b()
     fraction: float = key(1.0, "share of the largest long step", at_least=0.0, at_most=1.0)
 
     def __post_init__(self) -> None:
-        expect_numbers("`Bounded`", positive=True, beta=self.beta)
-        expect_numbers("`Bounded`", fraction=self.fraction)
+        super().__post_init__()
         if self.fraction > 1:
             raise InputError(f"`Bounded`: expected 0 <= fraction <= 1, got {self.fraction!r}")
 
@@ -126,16 +124,11 @@ class Bounded:
 
 @SCHEDULES.register("nesterov")
 @dataclass(frozen=True)
-class Nesterov:
+class Nesterov(StepB):
     """a_k = 2/(k+1), b_k = beta, l_k = beta/a_k: Nesterov's method for convex F, beta <= 1/L_F.
 
     Source: Nesterov 1983; in this form Tseng 2008. Verified by test.
     """
-
-    beta: float = step_b()
-
-    def __post_init__(self) -> None:
-        expect_numbers("`Nesterov`", positive=True, beta=self.beta)
 
     def steps(self, k: int) -> Steps:
         """Steps of iteration k >= 1."""
@@ -144,16 +137,11 @@ class Nesterov:
 
 @SCHEDULES.register("proximal-gradient")
 @dataclass(frozen=True)
-class ProximalGradient:
+class ProximalGradient(StepB):
     """a_k = 1, b_k = l_k = beta: no acceleration, x and xag coincide; beta < 2/L_F.
 
     Source: Parikh & Boyd 2014, §4.2. Verified by test.
     """
-
-    beta: float = step_b()
-
-    def __post_init__(self) -> None:
-        expect_numbers("`ProximalGradient`", positive=True, beta=self.beta)
 
     def steps(self, k: int) -> Steps:
         """The same steps for every k."""

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from refimpl.errors import InputError
 from refimpl.kernels import groups as kernels
 from refimpl.optim.prox.contract import (
+    CheckedNorm,
+    Indicator,
     Vector,
-    check_pair,
-    check_prox,
-    check_vector,
-    check_weight,
     radius_key,
     slack,
     times,
@@ -99,70 +98,56 @@ def cone_distance(tied: Vector, below: Vector, signed: bool) -> float:
     return float(kernels.safe_norm(np.concatenate([level.heights(tied), above])))
 
 
-@PENALTIES.register("l2-ball")
 @dataclass(frozen=True)
-class L2Ball:
-    """Indicator of ||u|| <= radius."""
+class Ball(Indicator):
+    """Indicator of norm(u) <= radius; a subclass has the norm, and what to do on the boundary."""
 
     radius: float = radius_key()
+    _norm: ClassVar[Callable[..., float]]
+    _boundary_distance: ClassVar[Callable[..., float]]
 
-    def __post_init__(self) -> None:
-        check_weight("L2Ball", "radius", self.radius, positive=True)
+    def _contains(self, u: Vector) -> bool:
+        return bool(self._norm(u) <= self.radius * (1.0 + slack(u)))
 
-    def value(self, u: Vector) -> float:
-        """0 inside (up to rounding, `contract.slack`), infinity outside."""
-        check_vector("L2Ball.value", "u", u)
-        return 0.0 if kernels.safe_norm(u) <= self.radius * (1.0 + slack(u)) else np.inf
+    def _normal_distance(self, s: Vector, u: Vector) -> float:
+        inside = self._norm(u) < self.radius * (1.0 - slack(u))
+        return kernels.safe_norm(s) if inside else self._boundary_distance(s, u)
 
-    def prox(self, v: Vector, step: float, out: Vector) -> float:
+
+@PENALTIES.register("l2-ball")
+@dataclass(frozen=True)
+class L2Ball(Ball):
+    """Indicator of ||u|| <= radius."""
+
+    def _norm(self, u: Vector) -> float:
+        return kernels.safe_norm(u)
+
+    def _project(self, v: Vector, out: Vector) -> None:
         """Scale v to norm min(||v||, radius)."""
-        check_prox("L2Ball.prox", v, step, out)
         whole = np.array([0, 1]), np.array([0]), np.array([v.size])  # one group, which has no weight
         kernels.shrink_groups(v, 0.0, np.zeros(1), float(self.radius), *whole, np.empty(1), out)
-        return 0.0
 
-    def subdifferential_distance(self, s: Vector, u: Vector) -> float:
-        """Distance to the normal cone: the ray along u on the sphere, {0} inside."""
-        check_pair("L2Ball.subdifferential_distance", s, u)
-        norm = kernels.safe_norm(u)
-        if norm > self.radius * (1.0 + slack(u)):
-            return np.inf
-        if norm < self.radius * (1.0 - slack(u)):
-            return float(kernels.safe_norm(s))
-        direction = wide(u) / norm
+    def _boundary_distance(self, s: Vector, u: Vector) -> float:
+        """The normal cone is the ray along u."""
+        direction = wide(u) / kernels.safe_norm(u)
         along = max(float(np.sum(wide(s) * direction)), 0.0)
-        return float(kernels.safe_norm(wide(s) - along * direction))
+        return kernels.safe_norm(wide(s) - along * direction)
 
 
 @PENALTIES.register("l1-ball")
 @dataclass(frozen=True)
-class L1Ball:
+class L1Ball(Ball):
     """Indicator of ||u||_1 <= radius."""
 
-    radius: float = radius_key()
+    def _norm(self, u: Vector) -> float:
+        return kernels.absolute_sum(u)
 
-    def __post_init__(self) -> None:
-        check_weight("L1Ball", "radius", self.radius, positive=True)
-
-    def value(self, u: Vector) -> float:
-        """0 inside (up to rounding, `contract.slack`), infinity outside."""
-        check_vector("L1Ball.value", "u", u)
-        return 0.0 if kernels.absolute_sum(u) <= self.radius * (1.0 + slack(u)) else np.inf
-
-    def prox(self, v: Vector, step: float, out: Vector) -> float:
+    def _project(self, v: Vector, out: Vector) -> None:
         """Soft threshold at the level that brings the l1 norm down to the radius."""
-        check_prox("L1Ball.prox", v, step, out)
         out[:] = lowered(v, find_level(np.abs(wide(v)), self.radius))
-        return 0.0
 
-    def subdifferential_distance(self, s: Vector, u: Vector) -> float:
-        """Distance to the normal cone: {t g : t >= 0, g in d||.||_1(u)} on the boundary, {0} inside."""
-        check_pair("L1Ball.subdifferential_distance", s, u)
-        norm = kernels.absolute_sum(u)
-        if norm > self.radius * (1.0 + slack(u)):
-            return np.inf
-        if norm < self.radius * (1.0 - slack(u)):
-            return float(kernels.safe_norm(s))
+    def _boundary_distance(self, s: Vector, u: Vector) -> float:
+        """The normal cone is {t g : t >= 0, g in d||.||_1(u)}."""
         support = u != 0
         return cone_distance((wide(s) * np.sign(u))[support], np.abs(wide(s))[~support], signed=False)
 
@@ -176,85 +161,62 @@ def lowered(v: Vector, level: Level) -> Vector:
 
 @PENALTIES.register("simplex")
 @dataclass(frozen=True)
-class Simplex:
+class Simplex(Indicator):
     """Indicator of u >= 0, sum(u) = total."""
 
     total: float = key(1.0, "sum of the entries on the simplex", above=0.0)
-
-    def __post_init__(self) -> None:
-        check_weight("Simplex", "total", self.total, positive=True)
 
     def _contains(self, u: Vector) -> bool:
         off = abs(kernels.absolute_sum(u) - self.total)
         return bool(np.all(u >= 0) and off <= self.total * slack(u))
 
-    def value(self, u: Vector) -> float:
-        """0 on the simplex (the sum up to rounding, `contract.slack`), infinity elsewhere."""
-        check_vector("Simplex.value", "u", u)
-        return 0.0 if self._contains(u) else np.inf
-
-    def prox(self, v: Vector, step: float, out: Vector) -> float:
+    def _project(self, v: Vector, out: Vector) -> None:
         """u = max(v - t, 0) with the t that makes the sum right."""
-        check_prox("Simplex.prox", v, step, out)
         if not v.size:
             raise InputError(f"`Simplex.prox`: an empty vector cannot sum to {self.total}")
-        level = find_level(wide(v), self.total)
-        out[:] = np.maximum(level.heights(wide(v)), 0.0)
-        return 0.0
+        out[:] = np.maximum(find_level(wide(v), self.total).heights(wide(v)), 0.0)
 
-    def subdifferential_distance(self, s: Vector, u: Vector) -> float:
-        """Distance to the normal cone: one multiplier on the support, at most that elsewhere."""
-        check_pair("Simplex.subdifferential_distance", s, u)
-        if not self._contains(u):
-            return np.inf
+    def _normal_distance(self, s: Vector, u: Vector) -> float:
+        """The normal cone has one multiplier on the support, and at most that elsewhere."""
         return cone_distance(wide(s)[u > 0], wide(s)[u == 0], signed=True)
 
 
 @PENALTIES.register("linf")
 @dataclass(frozen=True)
-class LinfNorm:
+class LinfNorm(CheckedNorm):
     """R(u) = rho ||u||_inf."""
 
     rho: float = weight_key()
 
-    def __post_init__(self) -> None:
-        check_weight("LinfNorm", "rho", self.rho)
-
-    def value(self, u: Vector) -> float:
-        """rho max|u|."""
-        check_vector("LinfNorm.value", "u", u)
+    def _value(self, u: Vector) -> float:
         return times(self.rho, np.max(np.abs(u), initial=0.0))
 
-    def prox(self, v: Vector, step: float, out: Vector) -> float:
+    def _prox(self, v: Vector, step: float, out: Vector) -> float:
         """v minus its projection on the l1 ball of radius step rho: clip at the projection's level."""
-        check_prox("LinfNorm.prox", v, step, out)
         radius = min(times(step, self.rho), sys.float_info.max)
         level = v.dtype.type(max(float(find_level(np.abs(wide(v)), radius)), 0.0))
         np.clip(v, -level, level, out=out)
         out += v.dtype.type(0)  # no negative zeros
-        return self.value(out)
+        return self._value(out)
 
-    def subdifferential_distance(self, s: Vector, u: Vector) -> float:
+    def _distance(self, s: Vector, u: Vector) -> float:
         """dR(u) spreads the weight rho over the entries of largest size, with their signs."""
-        check_pair("LinfNorm.subdifferential_distance", s, u)
         largest = np.abs(u) == np.max(np.abs(u), initial=0.0)
         at_zero = not np.any(u)
         shares = (np.abs(wide(s)) if at_zero else wide(s) * np.sign(u))[largest]
         level = float(find_level(shares, self.rho))
         rest = np.minimum(shares, max(level, 0.0) if at_zero else level)  # what the weight does not cover
-        return float(kernels.safe_norm(np.concatenate([rest, wide(s)[~largest]])))
+        return kernels.safe_norm(np.concatenate([rest, wide(s)[~largest]]))
 
-    def dual_norm(self, s: Vector) -> float:
+    def _dual_norm(self, s: Vector) -> float:
         """||s||_1 / rho."""
-        check_vector("LinfNorm.dual_norm", "s", s)
         return over(kernels.absolute_sum(s), self.rho)
 
-    def conjugate_prox(self, v: Vector, step: float, out: Vector) -> None:
+    def _project_dual(self, v: Vector, out: Vector) -> None:
         """Projection on the l1 ball of radius rho; how many entries it keeps is found by bisection.
 
         Source: Duchi et al. 2008, "Efficient projections onto the l1-ball for learning in high dimensions".
         """
-        check_prox("LinfNorm.conjugate_prox", v, step, out)
         ordered = -np.sort(-np.abs(wide(v)))
         kept, too_many = 1, v.size + 1
         while too_many - kept > 1:

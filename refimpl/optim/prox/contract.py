@@ -15,14 +15,14 @@ Source: mathematics.md §5; Parikh & Boyd 2014, chapters 1-2. Verified by test.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from refimpl.errors import InputError, expect_numbers
 from refimpl.kernels import groups as kernels
-from refimpl.registry import key
+from refimpl.registry import key, keys_of
 
 Vector = np.ndarray  # 1-D, C-contiguous, float32 or float64
 
@@ -125,10 +125,10 @@ def check_pair(who: str, s: Vector, u: Vector) -> None:
         raise InputError(f"`{who}`: expected s and u of one length, got {s.size} and {u.size}")
 
 
-def check_weight(who: str, name: str, value: float, positive: bool = False) -> None:
-    """Raise `InputError` unless `value` is finite and >= 0, or > 0 if `positive`."""
-    named: dict[str, Any] = {name: value}
-    expect_numbers(f"`{who}`", positive, **named)
+def check_keys(choice: Any) -> None:
+    """Raise `InputError` unless each key of a choice is a finite number >= 0, or > 0 if the key says so."""
+    for name, rule in keys_of(type(choice)).items():
+        expect_numbers(f"`{type(choice).__name__}`", rule.above == 0, **{name: getattr(choice, name)})
 
 
 def rounding(u: Vector) -> float:
@@ -157,3 +157,79 @@ def add_up(values: Iterable[float]) -> float:
 def wide(x: Vector) -> Vector:
     """x in float64, for what is not on the path of training."""
     return x.astype(np.float64)
+
+
+class CheckedPenalty:
+    """A penalty that checks its keys and arguments here; its subclasses hold nothing but formulas.
+
+    A subclass writes `_value(u)`, `_prox(v, step, out)` and `_distance(s, u)`, which do what the methods of
+    `Penalty` say and meet only arguments that are right. `_fits` refuses vectors of a wrong length.
+    """
+
+    _value: Callable[[Vector], float]
+    _prox: Callable[[Vector, float, Vector], float]
+    _distance: Callable[[Vector, Vector], float]
+
+    def __post_init__(self) -> None:
+        check_keys(self)
+
+    def value(self, u: Vector) -> float:
+        """R(u); infinite outside the domain."""
+        check_vector(self._name("value"), "u", u)
+        self._fits(self._name("value"), u)
+        return self._value(u)
+
+    def prox(self, v: Vector, step: float, out: Vector) -> float:
+        """Write argmin_u step R(u) + ||u - v||^2/2 into `out`; return R(out)."""
+        check_prox(self._name("prox"), v, step, out)
+        self._fits(self._name("prox"), v)
+        return self._prox(v, step, out)
+
+    def subdifferential_distance(self, s: Vector, u: Vector) -> float:
+        """dist(s, dR(u)); infinite where dR(u) is empty."""
+        check_pair(self._name("subdifferential_distance"), s, u)
+        self._fits(self._name("subdifferential_distance"), u)
+        return float(self._distance(s, u))
+
+    def _name(self, method: str) -> str:
+        return f"{type(self).__name__}.{method}"
+
+    def _fits(self, who: str, x: Vector) -> None:
+        """Raise `InputError` if the penalty is for vectors of another length."""
+
+
+class CheckedNorm(CheckedPenalty):
+    """A norm that checks its arguments; a subclass adds `_dual_norm(s)` and `_project_dual(v, out)`."""
+
+    _dual_norm: Callable[[Vector], float]
+    _project_dual: Callable[[Vector, Vector], None]
+
+    def dual_norm(self, s: Vector) -> float:
+        """max <s, u> over R(u) <= 1."""
+        check_vector(self._name("dual_norm"), "s", s)
+        self._fits(self._name("dual_norm"), s)
+        return self._dual_norm(s)
+
+    def conjugate_prox(self, v: Vector, step: float, out: Vector) -> None:
+        """Write the projection of v on the unit ball of the dual norm, whatever the step."""
+        check_prox(self._name("conjugate_prox"), v, step, out)
+        self._fits(self._name("conjugate_prox"), v)
+        self._project_dual(v, out)
+
+
+class Indicator(CheckedPenalty):
+    """0 on a convex set and infinite elsewhere; a subclass says what the set is, up to rounding (`slack`)."""
+
+    _contains: Callable[[Vector], bool]
+    _project: Callable[[Vector, Vector], None]
+    _normal_distance: Callable[[Vector, Vector], float]  # of s to the normal cone of the set at u
+
+    def _value(self, u: Vector) -> float:
+        return 0.0 if self._contains(u) else np.inf
+
+    def _prox(self, v: Vector, step: float, out: Vector) -> float:
+        self._project(v, out)
+        return 0.0
+
+    def _distance(self, s: Vector, u: Vector) -> float:
+        return self._normal_distance(s, u) if self._contains(u) else np.inf

@@ -12,11 +12,11 @@ import numpy as np
 from refimpl.errors import InputError, shown
 from refimpl.kernels import groups as kernels
 from refimpl.optim.prox.contract import (
+    CheckedNorm,
+    CheckedPenalty,
+    Indicator,
     Vector,
-    check_pair,
-    check_prox,
-    check_vector,
-    check_weight,
+    check_keys,
     radius_key,
     rounding,
     times,
@@ -28,156 +28,116 @@ from refimpl.registry import PENALTIES, key
 
 @PENALTIES.register("zero")
 @dataclass(frozen=True)
-class Zero:
-    """R(u) = 0: the penalty of the backbone."""
+class Zero(CheckedPenalty):
+    """R(u) = 0: the penalty of the backbone. u = v is its prox, and dR(u) = {0}."""
 
-    def value(self, u: Vector) -> float:
-        """0."""
-        check_vector("Zero.value", "u", u)
+    def _value(self, u: Vector) -> float:
         return 0.0
 
-    def prox(self, v: Vector, step: float, out: Vector) -> float:
-        """u = v."""
-        check_prox("Zero.prox", v, step, out)
+    def _prox(self, v: Vector, step: float, out: Vector) -> float:
         if out is not v:
             out[:] = v
         return 0.0
 
-    def subdifferential_distance(self, s: Vector, u: Vector) -> float:
-        """||s||, as dR(u) = {0}."""
-        check_pair("Zero.subdifferential_distance", s, u)
-        return float(kernels.safe_norm(s))
+    def _distance(self, s: Vector, u: Vector) -> float:
+        return kernels.safe_norm(s)
 
 
 @PENALTIES.register("squared-l2")
 @dataclass(frozen=True)
-class SquaredL2:
+class SquaredL2(CheckedPenalty):
     """R(u) = rho/2 ||u||^2."""
 
     rho: float = weight_key()
 
-    def __post_init__(self) -> None:
-        check_weight("SquaredL2", "rho", self.rho)
-
-    def value(self, u: Vector) -> float:
-        """rho/2 ||u||^2."""
-        check_vector("SquaredL2.value", "u", u)
+    def _value(self, u: Vector) -> float:
         return half_square(self.rho, u)
 
-    def prox(self, v: Vector, step: float, out: Vector) -> float:
+    def _prox(self, v: Vector, step: float, out: Vector) -> float:
         """u = v / (1 + step rho)."""
-        check_prox("SquaredL2.prox", v, step, out)
         shrink_and_damp(v, 0.0, step, self.rho, out)
-        return half_square(self.rho, out)
+        return self._value(out)
 
-    def subdifferential_distance(self, s: Vector, u: Vector) -> float:
+    def _distance(self, s: Vector, u: Vector) -> float:
         """||s - rho u||."""
-        check_pair("SquaredL2.subdifferential_distance", s, u)
-        return float(kernels.safe_norm(wide(s) - scaled(self.rho, u)))
+        return kernels.safe_norm(wide(s) - scaled(self.rho, u))
 
 
 @PENALTIES.register("elastic-net")
 @dataclass(frozen=True)
-class ElasticNet:
+class ElasticNet(CheckedPenalty):
     """R(u) = rho ||u||_1 + ridge/2 ||u||^2."""
 
     rho: float = weight_key()
     ridge: float = key(1.0, "weight of the squared norm in the elastic net", at_least=0.0)
 
-    def __post_init__(self) -> None:
-        check_weight("ElasticNet", "rho", self.rho)
-        check_weight("ElasticNet", "ridge", self.ridge)
-
     def _value(self, u: Vector) -> float:
         return times(self.rho, kernels.absolute_sum(u)) + half_square(self.ridge, u)
 
-    def value(self, u: Vector) -> float:
-        """rho ||u||_1 + ridge/2 ||u||^2."""
-        check_vector("ElasticNet.value", "u", u)
-        return self._value(u)
-
-    def prox(self, v: Vector, step: float, out: Vector) -> float:
+    def _prox(self, v: Vector, step: float, out: Vector) -> float:
         """Soft threshold by step rho, then division by 1 + step ridge."""
-        check_prox("ElasticNet.prox", v, step, out)
         shrink_and_damp(v, times(step, self.rho), step, self.ridge, out)
         return self._value(out)
 
-    def subdifferential_distance(self, s: Vector, u: Vector) -> float:
+    def _distance(self, s: Vector, u: Vector) -> float:
         """Per entry |s - ridge u - rho sign(u)|, or max(|s| - rho, 0) where u = 0."""
-        check_pair("ElasticNet.subdifferential_distance", s, u)
-        return float(kernels.safe_norm(l1_residual(wide(s) - scaled(self.ridge, u), u, self.rho)))
+        return kernels.safe_norm(l1_residual(wide(s) - scaled(self.ridge, u), u, self.rho))
 
 
 @PENALTIES.register("l1")
 @dataclass(frozen=True)
-class L1:
+class L1(CheckedNorm):
     """R(u) = rho ||u||_1."""
 
     rho: float = weight_key()
 
-    def __post_init__(self) -> None:
-        check_weight("L1", "rho", self.rho)
-
-    def value(self, u: Vector) -> float:
-        """rho ||u||_1."""
-        check_vector("L1.value", "u", u)
+    def _value(self, u: Vector) -> float:
         return times(self.rho, kernels.absolute_sum(u))
 
-    def prox(self, v: Vector, step: float, out: Vector) -> float:
+    def _prox(self, v: Vector, step: float, out: Vector) -> float:
         """Soft threshold: u = sign(v) max(|v| - step rho, 0)."""
-        check_prox("L1.prox", v, step, out)
         kernels.soft_threshold(v, times(step, self.rho), 1.0, out)
-        return times(self.rho, kernels.absolute_sum(out))
+        return self._value(out)
 
-    def subdifferential_distance(self, s: Vector, u: Vector) -> float:
+    def _distance(self, s: Vector, u: Vector) -> float:
         """Per entry |s - rho sign(u)|, or max(|s| - rho, 0) where u = 0."""
-        check_pair("L1.subdifferential_distance", s, u)
-        return float(kernels.safe_norm(l1_residual(wide(s), u, self.rho)))
+        return kernels.safe_norm(l1_residual(wide(s), u, self.rho))
 
-    def dual_norm(self, s: Vector) -> float:
+    def _dual_norm(self, s: Vector) -> float:
         """||s||_inf / rho."""
-        check_vector("L1.dual_norm", "s", s)
         return over(float(np.max(np.abs(s), initial=0.0)), self.rho)
 
-    def conjugate_prox(self, v: Vector, step: float, out: Vector) -> None:
+    def _project_dual(self, v: Vector, out: Vector) -> None:
         """Clip to [-rho, rho]."""
-        check_prox("L1.conjugate_prox", v, step, out)
         out[:] = np.clip(wide(v), -self.rho, self.rho)  # the bounds may be too large for the vector's dtype
 
 
 @PENALTIES.register("non-negative-l1")
 @dataclass(frozen=True)
-class NonNegativeL1:
+class NonNegativeL1(CheckedPenalty):
     """R(u) = rho sum(u) for u >= 0, infinite otherwise."""
 
     rho: float = weight_key()
 
-    def __post_init__(self) -> None:
-        check_weight("NonNegativeL1", "rho", self.rho)
-
-    def value(self, u: Vector) -> float:
-        """rho sum(u), or infinity if some entry is negative."""
-        check_vector("NonNegativeL1.value", "u", u)
+    def _value(self, u: Vector) -> float:
         return times(self.rho, kernels.absolute_sum(u)) if np.all(u >= 0) else np.inf
 
-    def prox(self, v: Vector, step: float, out: Vector) -> float:
+    def _prox(self, v: Vector, step: float, out: Vector) -> float:
         """u = max(v - step rho, 0)."""
-        check_prox("NonNegativeL1.prox", v, step, out)
         kernels.positive_threshold(v, times(step, self.rho), out)
-        return times(self.rho, kernels.absolute_sum(out))
+        return self._value(out)
 
-    def subdifferential_distance(self, s: Vector, u: Vector) -> float:
+    def _distance(self, s: Vector, u: Vector) -> float:
         """Per entry |s - rho|, or max(s - rho, 0) where u = 0; infinite if u < 0 somewhere."""
-        check_pair("NonNegativeL1.subdifferential_distance", s, u)
         if np.any(u < 0):
             return np.inf
         residual = wide(s) - self.rho
-        return float(kernels.safe_norm(np.where(u == 0, np.maximum(residual, 0.0), residual)))
+        return kernels.safe_norm(np.where(u == 0, np.maximum(residual, 0.0), residual))
 
 
 @PENALTIES.register("box")
 @dataclass(frozen=True, eq=False)
-class Box:
+class Box(Indicator):
     """Indicator of lower <= u <= upper; the bounds are numbers or vectors and may be infinite.
 
     Bounds are rounded to the dtype of the vector they meet. As for the balls, they hold up to rounding: one
@@ -197,39 +157,32 @@ class Box:
             got = f"{shown(self.lower)} and {shown(self.upper)}"
             raise InputError(f"`Box`: expected lower <= upper everywhere, got {got}")
 
-    def _bounds(self, who: str, u: Vector) -> tuple[np.ndarray, np.ndarray]:
+    def _bounds(self, u: Vector) -> tuple[np.ndarray, np.ndarray]:
         with np.errstate(over="ignore"):
-            lower, upper = np.asarray(self.lower, dtype=u.dtype), np.asarray(self.upper, dtype=u.dtype)
+            return np.asarray(self.lower, dtype=u.dtype), np.asarray(self.upper, dtype=u.dtype)
+
+    def _fits(self, who: str, x: Vector) -> None:
+        lower, upper = self._bounds(x)
         for bound in (lower, upper):
-            if bound.shape not in ((), u.shape):
-                raise InputError(f"`{who}`: the bounds are for {bound.shape}, the vector has shape {u.shape}")
+            if bound.shape not in ((), x.shape):
+                raise InputError(f"`{who}`: the bounds are for {bound.shape}, the vector has shape {x.shape}")
         if np.any(lower == np.inf) or np.any(upper == -np.inf):
             raise InputError(
-                f"`{who}`: no {u.dtype} number lies in the box; expected lower < inf and upper > -inf"
+                f"`{who}`: no {x.dtype} number lies in the box; expected lower < inf and upper > -inf"
             )
-        return lower, upper
 
-    def value(self, u: Vector) -> float:
-        """0 inside (up to rounding, `contract.rounding`), infinity outside."""
-        check_vector("Box.value", "u", u)
-        lower, upper = self._bounds("Box.value", u)
-        return 0.0 if np.all((side(u, lower) >= 0) & (side(u, upper) <= 0)) else np.inf
+    def _contains(self, u: Vector) -> bool:
+        lower, upper = self._bounds(u)
+        return bool(np.all((side(u, lower) >= 0) & (side(u, upper) <= 0)))
 
-    def prox(self, v: Vector, step: float, out: Vector) -> float:
-        """Clip to the box."""
-        check_prox("Box.prox", v, step, out)
-        lower, upper = self._bounds("Box.prox", v)
-        np.clip(v, lower, upper, out=out)
-        return 0.0
+    def _project(self, v: Vector, out: Vector) -> None:
+        np.clip(v, *self._bounds(v), out=out)
 
-    def subdifferential_distance(self, s: Vector, u: Vector) -> float:
-        """Distance to the normal cone: s >= 0 is free at an upper bound, s <= 0 at a lower one."""
-        check_pair("Box.subdifferential_distance", s, u)
-        lower, upper = (side(u, bound) for bound in self._bounds("Box.subdifferential_distance", u))
-        if np.any((lower < 0) | (upper > 0)):
-            return np.inf
-        residual = np.where(upper == 0, np.minimum(wide(s), 0.0), wide(s))
-        return float(kernels.safe_norm(np.where(lower == 0, np.maximum(residual, 0.0), residual)))
+    def _normal_distance(self, s: Vector, u: Vector) -> float:
+        """s >= 0 is free at an upper bound, s <= 0 at a lower one."""
+        lower, upper = self._bounds(u)
+        residual = np.where(side(u, upper) == 0, np.minimum(wide(s), 0.0), wide(s))
+        return kernels.safe_norm(np.where(side(u, lower) == 0, np.maximum(residual, 0.0), residual))
 
 
 @PENALTIES.register("linf-ball")
@@ -242,7 +195,7 @@ class LinfBall(Box):
     radius: float = radius_key()
 
     def __post_init__(self) -> None:
-        check_weight("LinfBall", "radius", self.radius, positive=True)
+        check_keys(self)
         object.__setattr__(self, "lower", -self.radius)
         object.__setattr__(self, "upper", self.radius)
 

@@ -15,12 +15,11 @@ import numpy as np
 from refimpl.errors import InputError, expect_numbers, shown
 from refimpl.kernels import groups as kernels
 from refimpl.optim.prox.contract import (
+    CheckedNorm,
+    CheckedPenalty,
     Vector,
     check_form,
-    check_pair,
-    check_prox,
     check_vector,
-    check_weight,
     radius_key,
     slack,
     times,
@@ -145,7 +144,6 @@ def _runs(indptr: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def group_weights(who: str, groups: Groups, rho: float, weights: np.ndarray | None) -> np.ndarray:
     """rho w_g, float64 (G,); w_g = sqrt(|group|) unless given."""
-    check_weight(who, "rho", rho)
     chosen = np.sqrt(groups.sizes) if weights is None else np.asarray(weights)
     real = chosen.dtype.kind in "biuf" and chosen.shape == (len(groups),)
     if not real or not np.all(np.isfinite(chosen)) or np.any(chosen < 0):
@@ -159,9 +157,26 @@ def group_weights(who: str, groups: Groups, rho: float, weights: np.ndarray | No
     return scaled
 
 
+class GroupPenalty(CheckedPenalty):
+    """What the penalties on groups share: `scaled`, the weights rho w_g, and the length of vectors."""
+
+    groups: Groups
+    rho: float
+    weights: np.ndarray | None
+    scaled: np.ndarray
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        scaled = group_weights(type(self).__name__, self.groups, self.rho, self.weights)
+        object.__setattr__(self, "scaled", scaled)
+
+    def _fits(self, who: str, x: Vector) -> None:
+        self.groups.check_size(who, x)
+
+
 @PENALTIES.register("group-lasso")
 @dataclass(frozen=True, eq=False)
-class GroupLasso:
+class GroupLasso(GroupPenalty, CheckedNorm):
     """R(u) = rho sum_g w_g ||u_g||, w_g = sqrt(|g|) unless `weights` (G,) are given."""
 
     groups: Groups
@@ -169,44 +184,32 @@ class GroupLasso:
     weights: np.ndarray | None = None
     scaled: np.ndarray = field(init=False, repr=False)  # rho w_g
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "scaled", group_weights("GroupLasso", self.groups, self.rho, self.weights))
-
-    def value(self, u: Vector) -> float:
-        """rho sum_g w_g ||u_g||."""
-        self.groups.check("GroupLasso.value", u)
+    def _value(self, u: Vector) -> float:
         return weigh(self.scaled, self.groups.norms(u))
 
-    def prox(self, v: Vector, step: float, out: Vector) -> float:
+    def _prox(self, v: Vector, step: float, out: Vector) -> float:
         """Block soft threshold: u_g = max(0, 1 - step rho w_g / ||v_g||) v_g."""
-        check_prox("GroupLasso.prox", v, step, out)
-        self.groups.check_size("GroupLasso.prox", v)
         return shrink(self.groups, self.scaled, v, step, np.inf, out)
 
-    def subdifferential_distance(self, s: Vector, u: Vector) -> float:
+    def _distance(self, s: Vector, u: Vector) -> float:
         """Per group ||s_g - rho w_g u_g/||u_g|| ||, or max(||s_g|| - rho w_g, 0) where u_g = 0."""
-        check_pair("GroupLasso.subdifferential_distance", s, u)
-        self.groups.check_size("GroupLasso.subdifferential_distance", u)
-        return float(kernels.safe_norm(group_residual(self.groups, wide(s), u, self.scaled)))
+        return kernels.safe_norm(group_residual(self.groups, wide(s), u, self.scaled))
 
-    def dual_norm(self, s: Vector) -> float:
+    def _dual_norm(self, s: Vector) -> float:
         """max_g ||s_g|| / (rho w_g); infinite if s is not zero outside the groups."""
-        self.groups.check("GroupLasso.dual_norm", s)
         if np.any(s[self.groups.owner < 0]):
             return np.inf
         pairs = zip(self.groups.norms(s), self.scaled, strict=True)
         return max((over(float(norm), float(weight)) for norm, weight in pairs), default=0.0)
 
-    def conjugate_prox(self, v: Vector, step: float, out: Vector) -> None:
+    def _project_dual(self, v: Vector, out: Vector) -> None:
         """Each group onto its ball of radius rho w_g; 0 outside the groups."""
-        check_prox("GroupLasso.conjugate_prox", v, step, out)
-        self.groups.check_size("GroupLasso.conjugate_prox", v)
-        _project_on_balls(self.groups, wide(v), self.scaled, out)
+        out[:] = _project_on_balls(self.groups, wide(v), self.scaled)
 
 
 @PENALTIES.register("bounded-group-lasso")
 @dataclass(frozen=True, eq=False)
-class BoundedGroupLasso:
+class BoundedGroupLasso(GroupPenalty):
     """Group lasso plus the indicator of ||u_g|| <= radius for every group: a bounded domain.
 
     This is what makes assumption 2 of the MetaGater paper hold (mathematics.md §5).
@@ -218,28 +221,18 @@ class BoundedGroupLasso:
     weights: np.ndarray | None = None
     scaled: np.ndarray = field(init=False, repr=False)  # rho w_g
 
-    def __post_init__(self) -> None:
-        check_weight("BoundedGroupLasso", "radius", self.radius, positive=True)
-        scaled = group_weights("BoundedGroupLasso", self.groups, self.rho, self.weights)
-        object.__setattr__(self, "scaled", scaled)
-
-    def value(self, u: Vector) -> float:
-        """rho sum_g w_g ||u_g||, infinite if a group is longer than the radius (up to `contract.slack`)."""
-        self.groups.check("BoundedGroupLasso.value", u)
+    def _value(self, u: Vector) -> float:
+        """Infinite if a group is longer than the radius (up to `contract.slack`)."""
         norms = self.groups.norms(u)
         outside = np.any(norms > self.radius * (1.0 + slack(u)))
         return np.inf if outside else weigh(self.scaled, norms)
 
-    def prox(self, v: Vector, step: float, out: Vector) -> float:
+    def _prox(self, v: Vector, step: float, out: Vector) -> float:
         """Scale each group to norm min(max(||v_g|| - step rho w_g, 0), radius)."""
-        check_prox("BoundedGroupLasso.prox", v, step, out)
-        self.groups.check_size("BoundedGroupLasso.prox", v)
         return shrink(self.groups, self.scaled, v, step, self.radius, out)
 
-    def subdifferential_distance(self, s: Vector, u: Vector) -> float:
+    def _distance(self, s: Vector, u: Vector) -> float:
         """As for the group lasso, with every longer multiple of u_g allowed where ||u_g|| = radius."""
-        check_pair("BoundedGroupLasso.subdifferential_distance", s, u)
-        self.groups.check_size("BoundedGroupLasso.subdifferential_distance", u)
         norms = self.groups.norms(u)
         if np.any(norms > self.radius * (1.0 + slack(u))):
             return np.inf
@@ -248,7 +241,7 @@ class BoundedGroupLasso:
             where = self.groups.members(int(g))
             direction = wide(u[where]) / norms[g]
             residual[where] -= max(float(np.sum(residual[where] * direction)), 0.0) * direction
-        return float(kernels.safe_norm(residual))
+        return kernels.safe_norm(residual)
 
 
 def shrink(groups: Groups, weights: np.ndarray, v: Vector, step: float, radius: float, out: Vector) -> float:
@@ -265,13 +258,13 @@ def weigh(weights: np.ndarray, norms: np.ndarray) -> float:
         return float(np.sum(weights * np.where(weights > 0, norms, 0.0)))
 
 
-def _project_on_balls(groups: Groups, v: Vector, radii: np.ndarray, out: Vector) -> None:
-    """Each group onto its ball, one group at a time, and 0 outside the groups."""
+def _project_on_balls(groups: Groups, v: Vector, radii: np.ndarray) -> Vector:
+    """Each group onto its ball, one group at a time, and 0 outside the groups; float64."""
     result = np.zeros_like(v)
     for g, radius in enumerate(radii):
         where = groups.members(g)
         result[where] = _project_on_ball(v[where], float(radius))
-    out[:] = result
+    return result
 
 
 def _project_on_ball(v: Vector, radius: float) -> Vector:
@@ -309,7 +302,7 @@ def group_residual(groups: Groups, s: Vector, u: Vector, weights: np.ndarray) ->
 
 @PENALTIES.register("sparse-group-lasso")
 @dataclass(frozen=True, eq=False)
-class SparseGroupLasso:
+class SparseGroupLasso(GroupPenalty, CheckedNorm):
     """R(u) = rho_l1 ||u||_1 + rho sum_g w_g ||u_g||; the l1 part acts on every entry."""
 
     groups: Groups
@@ -318,39 +311,25 @@ class SparseGroupLasso:
     weights: np.ndarray | None = None
     scaled: np.ndarray = field(init=False, repr=False)  # rho w_g
 
-    def __post_init__(self) -> None:
-        check_weight("SparseGroupLasso", "rho_l1", self.rho_l1)
-        object.__setattr__(
-            self, "scaled", group_weights("SparseGroupLasso", self.groups, self.rho, self.weights)
-        )
+    def _value(self, u: Vector) -> float:
+        return times(self.rho_l1, kernels.absolute_sum(u)) + weigh(self.scaled, self.groups.norms(u))
 
-    def value(self, u: Vector) -> float:
-        """rho_l1 ||u||_1 + rho sum_g w_g ||u_g||."""
-        self.groups.check("SparseGroupLasso.value", u)
-        blocks = weigh(self.scaled, self.groups.norms(u))
-        return times(self.rho_l1, kernels.absolute_sum(u)) + blocks
-
-    def prox(self, v: Vector, step: float, out: Vector) -> float:
+    def _prox(self, v: Vector, step: float, out: Vector) -> float:
         """Soft threshold by step rho_l1, then block soft threshold by step rho w_g: exact in this order."""
-        check_prox("SparseGroupLasso.prox", v, step, out)
-        self.groups.check_size("SparseGroupLasso.prox", v)
         soft = np.empty(v.size)  # wide, so that the result is rounded once
         kernels.soft_threshold(v, times(step, self.rho_l1), 1.0, soft)
         blocks = shrink(self.groups, self.scaled, soft, step, np.inf, out)
         return times(self.rho_l1, kernels.absolute_sum(out)) + blocks
 
-    def subdifferential_distance(self, s: Vector, u: Vector) -> float:
+    def _distance(self, s: Vector, u: Vector) -> float:
         """Entries by the l1 part first; a zero group is free up to norm rho w_g of what that leaves."""
-        check_pair("SparseGroupLasso.subdifferential_distance", s, u)
-        self.groups.check_size("SparseGroupLasso.subdifferential_distance", u)
         norms = self.groups.norms(u)
         rest = l1_residual(wide(s) - pulls(self.groups, self.scaled, u, norms), u, self.rho_l1)
         at_zero = np.where(norms > 0, 0.0, self.scaled)
-        return float(kernels.safe_norm(group_residual(self.groups, rest, np.zeros_like(rest), at_zero)))
+        return kernels.safe_norm(group_residual(self.groups, rest, np.zeros_like(rest), at_zero))
 
-    def dual_norm(self, s: Vector) -> float:
+    def _dual_norm(self, s: Vector) -> float:
         """The smallest t with ||soft(s_g, t rho_l1)|| <= t rho w_g per group, |s_i| <= t rho_l1 outside."""
-        self.groups.check("SparseGroupLasso.dual_norm", s)
         free = np.abs(wide(s)[self.groups.owner < 0])
         largest = over(float(np.max(free, initial=0.0)), self.rho_l1)
         for g, weight in enumerate(self.scaled):
@@ -358,14 +337,10 @@ class SparseGroupLasso:
             largest = max(largest, _epsilon_norm(np.abs(wide(s)[where]), self.rho_l1, float(weight)))
         return largest
 
-    def conjugate_prox(self, v: Vector, step: float, out: Vector) -> None:
+    def _project_dual(self, v: Vector, out: Vector) -> None:
         """The dual ball is the sum of a box and of balls: clip, then project what is left on the balls."""
-        check_prox("SparseGroupLasso.conjugate_prox", v, step, out)
-        self.groups.check_size("SparseGroupLasso.conjugate_prox", v)
         clipped = np.clip(wide(v), -self.rho_l1, self.rho_l1)
-        rest = np.empty_like(clipped)
-        _project_on_balls(self.groups, wide(v) - clipped, self.scaled, rest)
-        out[:] = clipped + rest
+        out[:] = clipped + _project_on_balls(self.groups, wide(v) - clipped, self.scaled)
 
 
 def _epsilon_norm(sizes: np.ndarray, l1: float, l2: float) -> float:
@@ -386,7 +361,6 @@ def _epsilon_norm(sizes: np.ndarray, l1: float, l2: float) -> float:
     # sum over the first `count` of (size - t l1)^2 = t^2 l2^2, the smaller positive root of it
     discriminants = l2**2 * squares - l1**2 * counts * spreads
     roots = squares / (l1 * totals + np.sqrt(np.maximum(discriminants, 0.0)))
-    last = np.argmax(
-        roots * l1 >= np.append(ordered[1:], 0.0)
-    )  # the first piece that ends before the next entry
+    # the first piece that ends before the next entry
+    last = np.argmax(roots * l1 >= np.append(ordered[1:], 0.0))
     return over(float(roots[last]) * top, weight)

@@ -10,7 +10,7 @@ import numpy as np
 
 from refimpl.errors import InputError, shown
 from refimpl.kernels import groups as kernels
-from refimpl.optim.prox.contract import Penalty, Vector, add_up, check_pair, check_prox, check_vector
+from refimpl.optim.prox.contract import CheckedPenalty, Penalty, Vector, add_up
 
 
 def _ends(where: slice) -> tuple[int, int]:
@@ -29,7 +29,7 @@ def _no_range(where: object) -> InputError:
 
 
 @dataclass(frozen=True)
-class Separable:
+class Separable(CheckedPenalty):
     """R(w) = sum over parts of R_part(w[range]); what no range covers carries no penalty.
 
     `parts` are pairs (slice(start, stop), penalty); for a model, one pair: the gate's slice of w.
@@ -51,10 +51,10 @@ class Separable:
                 )
             before = stop
 
-    def _check(self, who: str, w: Vector) -> None:
-        if self.parts and self.parts[-1][0].stop > w.size:
+    def _fits(self, who: str, x: Vector) -> None:
+        if self.parts and self.parts[-1][0].stop > x.size:
             raise InputError(
-                f"`{who}`: ranges reach to {self.parts[-1][0].stop}, the vector has {w.size} entries"
+                f"`{who}`: ranges reach to {self.parts[-1][0].stop}, the vector has {x.size} entries"
             )
 
     def _gaps(self, size: int) -> Iterator[slice]:
@@ -65,25 +65,18 @@ class Separable:
             before = where.stop
         yield slice(before, size)
 
-    def value(self, u: Vector) -> float:
-        """Sum of the parts' values."""
-        check_vector("Separable.value", "u", u)
-        self._check("Separable.value", u)
+    def _value(self, u: Vector) -> float:
         return add_up(penalty.value(u[where]) for where, penalty in self.parts)
 
-    def prox(self, v: Vector, step: float, out: Vector) -> float:
+    def _prox(self, v: Vector, step: float, out: Vector) -> float:
         """Each part's prox on its range; a copy elsewhere."""
-        check_prox("Separable.prox", v, step, out)
-        self._check("Separable.prox", v)
         if out is not v:
             for gap in self._gaps(v.size):
                 out[gap] = v[gap]
         return add_up(penalty.prox(v[where], step, out[where]) for where, penalty in self.parts)
 
-    def subdifferential_distance(self, s: Vector, u: Vector) -> float:
+    def _distance(self, s: Vector, u: Vector) -> float:
         """Root of the sum of squared distances of the parts; ||s|| where there is no penalty."""
-        check_pair("Separable.subdifferential_distance", s, u)
-        self._check("Separable.subdifferential_distance", u)
         distances = [penalty.subdifferential_distance(s[where], u[where]) for where, penalty in self.parts]
         distances += [float(kernels.safe_norm(s[gap])) for gap in self._gaps(u.size)]
-        return float(kernels.safe_norm(np.array(distances)))
+        return kernels.safe_norm(np.array(distances))
