@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -84,10 +84,15 @@ class Experiment:
         """The method's state before round 1."""
         return self.method.start(self.network.layout.initialise(self.seeds, self.config.dtype))
 
+    def rounds(
+        self, state: State, rounds: range, threads: int | None = None, first_loss: float = math.nan
+    ) -> Iterator[tuple[State, RoundRecord]]:
+        """Run `rounds` from `state`, with all cores unless told otherwise; see `run_rounds`."""
+        nodes, threads = Participation(self.config.per_round, self.config.weighted), threads or cores()
+        return run_rounds(self.method, self.tasks(), state, rounds, nodes, self.seeds, threads, first_loss)
 
-def default_threads() -> int:
-    """Cores this process may use."""
-    return cores()
+
+default_threads = cores  # the cores that this process may use
 
 
 def build_network(config: Config, input_shape: Sequence[int], classes: int, gated: bool) -> Network:
@@ -160,16 +165,16 @@ def _load_again(config: Config, data_dir: str | Path | None, recorded: Recorded)
 
 
 class Sound(NamedTuple):
-    """What `try_out` has found in order: the data of a configuration, and what a result should mention."""
+    """The data of a configuration that works, and what a result should mention."""
 
     data: Identity
     note: str
 
 
 def try_out(configs: Iterable[tuple[str, Config]], data_dir: str | Path | None = None) -> list[Sound]:
-    """Try out named configurations without training: raise what is wrong with any of them, in its name.
+    """Try out named configurations without training; an error says the name of the one that is wrong.
 
-    Nodes are dealt, without their samples; network and method are built, for pruning as well.
+    Nodes are dealt without their samples. Network and method are built, for pruning as well.
     """
     datasets: dict[str, DataSet] = {}
     found = []
@@ -215,16 +220,7 @@ def train(
     state, done, first_loss = experiment.start(), 0, math.nan
     if resume and folder is not None:
         state, done, first_loss = _restore(folder, state)
-    rounds = run_rounds(
-        experiment.method,
-        experiment.tasks(),
-        state,
-        range(done + 1, config.rounds + 1),
-        Participation(config.per_round, config.weighted),
-        experiment.seeds,
-        threads or default_threads(),
-        first_loss,
-    )
+    rounds = experiment.rounds(state, range(done + 1, config.rounds + 1), threads, first_loss)
     for state, record in rounds:
         done = record.round
         first_loss = record.loss if math.isnan(first_loss) else first_loss

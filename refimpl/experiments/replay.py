@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from refimpl.errors import RunError
-from refimpl.experiments.experiment import Experiment, default_threads
+from refimpl.experiments.experiment import Experiment
 from refimpl.experiments.record import RunFolder
-from refimpl.federated.rounds import Participation, RoundRecord, State, run_rounds
+from refimpl.federated.rounds import RoundRecord, State
 from refimpl.files.storage import plain
 
 
@@ -36,18 +36,9 @@ def replay(
     experiment: Experiment, folder: RunFolder, last: int, threads: int | None = None
 ) -> Iterator[Replayed]:
     """Repeat the rounds 1..last of the run; raises `RunError` if one does not give the recorded numbers."""
-    config, written = experiment.config, {entry["round"]: entry for entry in folder.metrics()}
+    written = {entry["round"]: entry for entry in folder.metrics()}
     state = experiment.start()
-    rounds = run_rounds(
-        experiment.method,
-        experiment.tasks(),
-        state,
-        range(1, last + 1),
-        Participation(config.per_round, config.weighted),
-        experiment.seeds,
-        threads or default_threads(),
-    )
-    for following, record in rounds:
+    for following, record in experiment.rounds(state, range(1, last + 1), threads):
         _check_repeats(folder, record, written[record.round])
         yield Replayed(record, state, following)
         state = following

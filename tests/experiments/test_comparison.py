@@ -7,6 +7,7 @@ import io
 import json
 import math
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -128,7 +129,7 @@ def test_columns_line_up_and_the_caption_says_what_the_numbers_are():
     for block, columns in ((training, layout.TRAINING), (adaptation, layout.ADAPTATION)):
         header, row = block.splitlines()
         assert len(header) == len(row)
-        assert all(column in header for column in columns)
+        assert all(column in header for column in columns if column != layout.PRUNED)
         assert "85.00 +- 7.07" in row
     assert gap.startswith("stationarity gap, round")
     assert "last round" in notes
@@ -359,11 +360,16 @@ def test_a_diverging_run_does_not_stop_the_others(tmp_path):
     assert len(second.reports) == 2
 
 
-def test_seconds_are_the_median_of_repeats():
-    from types import SimpleNamespace
+def test_seconds_are_the_median_of_repeats(monkeypatch):
+    seconds = iter((9.0, 1.0, 2.0))
 
-    repeats = [SimpleNamespace(seconds_gate=g, seconds_backbone=10 * g) for g in (9.0, 1.0, 2.0)]
-    timed = work._with_medians(report(0.5), repeats)
+    def adapted(*_):
+        gate = next(seconds)
+        return SimpleNamespace(adapted=SimpleNamespace(seconds_gate=gate, seconds_backbone=10 * gate))
+
+    monkeypatch.setattr(work, "REPEATS", 3)
+    monkeypatch.setattr(work, "personalise", adapted)
+    timed = work._timed(None, None, None, report(0.5))
     assert (timed.seconds_gate, timed.seconds_backbone) == (2.0, 20.0)
 
 

@@ -24,14 +24,6 @@ from refimpl.files.environment import environment
 from refimpl.files.tables import markdown, table
 
 Cells = tuple[str, ...]
-TRAINING = (
-    "method", "local updates", "rounds", "accuracy %", "train s", "gradients", "GFLOP", "Mfloats sent",
-    "nonzero",
-)  # fmt: skip
-ADAPTATION = (
-    "method", "accuracy %", "before %", "off %", "kFLOP dense", "executed", "adapt ms", "adapt MFLOP"
-)  # fmt: skip
-PRUNED, PRUNED_PLACE = "pruned %", ADAPTATION.index("off %")  # an additional column if any method prunes
 Writer = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
 
 
@@ -51,7 +43,8 @@ def csv_text(rows: Sequence[Row]) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(item.name for item in fields(Row))
     for row in rows:
-        writer.writerow("" if _none(value) else value for value in asdict(row).values())
+        cells = asdict(row).values()
+        writer.writerow("" if isinstance(cell, float) and math.isnan(cell) else cell for cell in cells)
     return file.getvalue()
 
 
@@ -88,11 +81,6 @@ def tables(outcomes: Sequence[Outcome]) -> list[tuple[Cells, list[Cells]]]:
     return found
 
 
-def row_tables(rows: Sequence[Row]) -> list[tuple[Cells, list[Cells]]]:
-    """Header and rows of the tables about training and about adaptation."""
-    return [(TRAINING, [_training(row) for row in rows]), _adaptation_table(rows)]
-
-
 def _blocks(plan: Plan, outcomes: Sequence[Outcome], write: Writer) -> list[str]:
     lines = plan_notes(plan, outcomes)
     return [
@@ -125,44 +113,6 @@ def _common(plan: Plan, key: str, zero: str = "0") -> str:
     return " or ".join(str(value) if value else zero for value in values)
 
 
-def _training(row: Row) -> Cells:
-    return (
-        row.label,
-        str(row.local_steps),
-        str(row.rounds),
-        _accuracy(row),
-        _number(row.train_seconds, ".1f"),
-        _number(row.gradients, ".0f"),
-        _number(row.train_flops / 1e9, ".4g"),
-        _number(row.floats_sent / 1e6, ".4g"),
-        _number(row.floats_sent_nonzero / 1e6, ".4g"),
-    )
-
-
-def _adaptation_table(rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
-    """Header and rows of the table about adaptation, with a column of pruned models if there are any."""
-    header, lines = ADAPTATION, [_adaptation(row) for row in rows]
-    pruned = [row.accuracy_pruned_last_mean for row in rows]
-    if all(map(math.isnan, pruned)):
-        return header, lines
-    at = slice(PRUNED_PLACE), slice(PRUNED_PLACE, None)
-    wider = [(*line[at[0]], _percent(share), *line[at[1]]) for line, share in zip(lines, pruned, strict=True)]
-    return (*header[at[0]], PRUNED, *header[at[1]]), wider
-
-
-def _adaptation(row: Row) -> Cells:
-    return (
-        row.label,
-        _accuracy(row),
-        _percent(row.accuracy_unadapted_last_mean),
-        _off(row),
-        _number(row.flops_dense / 1e3, ".1f"),
-        _number(row.flops_executed / 1e3, ".1f"),
-        _number(row.adapt_seconds * 1e3, ".2f"),
-        _number(row.adapt_flops / 1e6, ".4g"),
-    )
-
-
 def _accuracy(row: Row) -> str:
     if row.diverged == row.seeds:
         return "diverged"
@@ -190,5 +140,39 @@ def _number(value: float, form: str) -> str:
     return "-" if math.isnan(value) else format(value, form)
 
 
-def _none(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+# --- columns: each a label and the cell of a row
+
+
+TRAINING: dict[str, Callable[[Row], str]] = {
+    "method": lambda row: row.label,
+    "local updates": lambda row: str(row.local_steps),
+    "rounds": lambda row: str(row.rounds),
+    "accuracy %": _accuracy,
+    "train s": lambda row: _number(row.train_seconds, ".1f"),
+    "gradients": lambda row: _number(row.gradients, ".0f"),
+    "GFLOP": lambda row: _number(row.train_flops / 1e9, ".4g"),
+    "Mfloats sent": lambda row: _number(row.floats_sent / 1e6, ".4g"),
+    "nonzero": lambda row: _number(row.floats_sent_nonzero / 1e6, ".4g"),
+}
+PRUNED = "pruned %"  # a column that is shown only if any method prunes
+ADAPTATION: dict[str, Callable[[Row], str]] = {
+    "method": lambda row: row.label,
+    "accuracy %": _accuracy,
+    "before %": lambda row: _percent(row.accuracy_unadapted_last_mean),
+    PRUNED: lambda row: _percent(row.accuracy_pruned_last_mean),
+    "off %": _off,
+    "kFLOP dense": lambda row: _number(row.flops_dense / 1e3, ".1f"),
+    "executed": lambda row: _number(row.flops_executed / 1e3, ".1f"),
+    "adapt ms": lambda row: _number(row.adapt_seconds * 1e3, ".2f"),
+    "adapt MFLOP": lambda row: _number(row.adapt_flops / 1e6, ".4g"),
+}
+
+
+def row_tables(rows: Sequence[Row]) -> list[tuple[Cells, list[Cells]]]:
+    """Header and rows of the tables about training and about adaptation."""
+    pruned = any(not math.isnan(row.accuracy_pruned_last_mean) for row in rows)
+    adaptation = {label: cell for label, cell in ADAPTATION.items() if pruned or label != PRUNED}
+    return [
+        (tuple(columns), [tuple(cell(row) for cell in columns.values()) for row in rows])
+        for columns in (TRAINING, adaptation)
+    ]

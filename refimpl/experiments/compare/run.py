@@ -98,8 +98,7 @@ class Comparison:
 
     def steps(self) -> int:
         """The number of rounds and adaptations that are still to be done."""
-        jobs = self.jobs()
-        return sum(rounds_left(job) + len(pending(job)) for job in jobs)
+        return sum(rounds_left(job) + len(pending(job)) for job in self.jobs())
 
     def run(
         self,
@@ -113,20 +112,12 @@ class Comparison:
         another process is working on this comparison.
         """
         with locked(self.path / LOCK, self.path):
-            return self._run(on_round, on_adapted, stop)
-
-    def _run(
-        self,
-        on_round: Callable[[Cell, RoundRecord], None],
-        on_adapted: Callable[[Cell, float], None],
-        stop: Stop,
-    ) -> list[Outcome]:
-        jobs = self.jobs()
-        failures = self._train(jobs, on_round, stop)
-        for job in jobs:
-            if job.training.name not in failures:
-                adapt_cells(job, on_adapted, stop)
-        return self._outcomes(jobs, failures)
+            jobs = self.jobs()
+            failures = self._train(jobs, on_round, stop)
+            for job in jobs:
+                if job.training.name not in failures:
+                    adapt_cells(job, on_adapted, stop)
+            return self._outcomes(jobs, failures)
 
     def read(self) -> list[Outcome]:
         """The outcomes so far, in the order of `run`; a training without a result counts as failed."""

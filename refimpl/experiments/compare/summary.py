@@ -68,18 +68,19 @@ def summarise(outcomes: Sequence[Outcome]) -> list[Row]:
 
 def _row(outcomes: Sequence[Outcome]) -> Row:
     good, config = [outcome for outcome in outcomes if not outcome.failure], outcomes[0].config
-    blank = Row(
+    return Row(
         label=outcomes[0].label,
         method=config.method,
         seeds=len(outcomes),
         diverged=len(outcomes) - len(good),
         local_steps=config.local_steps,
         rounds=config.rounds,
+        **(_numbers(good) if good else {}),
     )
-    return _filled(blank, good) if good else blank
 
 
-def _filled(blank: Row, outcomes: Sequence[Outcome]) -> Row:
+def _numbers(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """The numbers of a row by name."""
     accuracies = [_over_nodes(outcome, "accuracy_after") for outcome in outcomes]
     spreads = [_spread([r.sparsity_mean for r in outcome.reports], statistics.pstdev) for outcome in outcomes]
 
@@ -87,34 +88,28 @@ def _filled(blank: Row, outcomes: Sequence[Outcome]) -> Row:
         return statistics.fmean(_over_nodes(outcome, field) for outcome in outcomes)
 
     def rounds(field: str) -> float:
-        return statistics.fmean(
-            math.fsum(getattr(record, field) for record in outcome.records) for outcome in outcomes
-        )
+        return statistics.fmean(math.fsum(getattr(r, field) for r in outcome.records) for outcome in outcomes)
 
-    return Row(
-        **{name: getattr(blank, name) for name in _GIVEN},
-        accuracy_adapted_last_mean=statistics.fmean(accuracies),
-        accuracy_adapted_last_std=_spread(accuracies, statistics.stdev),
-        accuracy_unadapted_last_mean=nodes("accuracy_before"),
-        accuracy_pruned_last_mean=nodes("accuracy_pruned"),
-        sparsity_mean=nodes("sparsity_mean"),
-        sparsity_std_over_nodes=statistics.fmean(spreads),
-        weights_off_mean=nodes("weights_off"),
-        flops_dense=nodes("flops_dense"),
-        flops_executed=nodes("flops_executed"),
-        adapt_seconds=nodes("seconds_gate") + nodes("seconds_backbone"),
-        adapt_flops=nodes("adapt_flops_executed"),
-        train_seconds=rounds("seconds"),
-        train_flops=rounds("flops"),
-        gradients=rounds("gradients"),
-        floats_sent=rounds("floats_sent"),
-        floats_sent_nonzero=rounds("floats_sent_sparse"),
-        gap_first=_geometric(outcome.records[0].gap for outcome in outcomes),
-        gap_last=_geometric(outcome.records[-1].gap for outcome in outcomes),
-    )
-
-
-_GIVEN = ("label", "method", "seeds", "diverged", "local_steps", "rounds")
+    return {
+        "accuracy_adapted_last_mean": statistics.fmean(accuracies),
+        "accuracy_adapted_last_std": _spread(accuracies, statistics.stdev),
+        "accuracy_unadapted_last_mean": nodes("accuracy_before"),
+        "accuracy_pruned_last_mean": nodes("accuracy_pruned"),
+        "sparsity_mean": nodes("sparsity_mean"),
+        "sparsity_std_over_nodes": statistics.fmean(spreads),
+        "weights_off_mean": nodes("weights_off"),
+        "flops_dense": nodes("flops_dense"),
+        "flops_executed": nodes("flops_executed"),
+        "adapt_seconds": nodes("seconds_gate") + nodes("seconds_backbone"),
+        "adapt_flops": nodes("adapt_flops_executed"),
+        "train_seconds": rounds("seconds"),
+        "train_flops": rounds("flops"),
+        "gradients": rounds("gradients"),
+        "floats_sent": rounds("floats_sent"),
+        "floats_sent_nonzero": rounds("floats_sent_sparse"),
+        "gap_first": _geometric(outcome.records[0].gap for outcome in outcomes),
+        "gap_last": _geometric(outcome.records[-1].gap for outcome in outcomes),
+    }
 
 
 def _over_nodes(outcome: Outcome, field: str) -> float:

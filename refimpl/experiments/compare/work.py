@@ -31,7 +31,7 @@ from refimpl.experiments.experiment import (
 )
 from refimpl.experiments.jobs import Stop, Tell
 from refimpl.experiments.record import METRICS, RunFolder
-from refimpl.federated.adapt import LARGEST, Adapted, NodeReport, divergence
+from refimpl.federated.adapt import LARGEST, NodeReport, divergence
 from refimpl.federated.rounds import RoundRecord
 from refimpl.files.storage import read_json
 
@@ -222,10 +222,7 @@ def adapt_timed(experiment: Experiment, w: np.ndarray) -> list[NodeReport]:
 
 
 def _timed(experiment: Experiment, w: np.ndarray, node: Node, report: NodeReport) -> NodeReport:
-    return _with_medians(report, [personalise(experiment, w, node).adapted for _ in range(REPEATS)])
-
-
-def _with_medians(report: NodeReport, repeats: list[Adapted]) -> NodeReport:
+    repeats = [personalise(experiment, w, node).adapted for _ in range(REPEATS)]
     return report._replace(
         seconds_gate=statistics.median(adapted.seconds_gate for adapted in repeats),
         seconds_backbone=statistics.median(adapted.seconds_backbone for adapted in repeats),
