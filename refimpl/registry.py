@@ -226,5 +226,6 @@ def _import_file(name: str, path: Path) -> None:
         raise ConfigError(f"--use: {path} cannot be imported: {brief(error)}; mend the file") from error
 
 
+MODELS = Registry("model", "refimpl.nn.zoo")
 PENALTIES = Registry("penalty", "refimpl.optim.prox")
 SCHEDULES = Registry("schedule", "refimpl.optim.accel")

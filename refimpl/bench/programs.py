@@ -10,7 +10,6 @@ closed; the margin keeps a channel closed while phi is trained for a few steps.)
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,7 +28,7 @@ RHO = 0.01
 
 @dataclass(frozen=True)
 class Model:
-    """A network of the zoo (mlp, cnn3, digits), the layers that carry gates, the share of channels off."""
+    """A model of the zoo by name, the layers that carry gates, the share of channels off."""
 
     kind: str
     gates: tuple[str, ...] = ()
@@ -38,8 +37,7 @@ class Model:
     @cached_property
     def network(self) -> Network:
         """The network itself."""
-        makers: dict[str, Callable[..., Network]] = {"mlp": zoo.mlp, "cnn3": zoo.cnn3, "digits": zoo.digits}
-        return makers[self.kind](gates=self.gates)
+        return zoo.network(self.kind, self.gates)
 
     @property
     def label(self) -> str:

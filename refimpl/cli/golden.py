@@ -13,7 +13,7 @@ from refimpl._version import __version__
 from refimpl.cli.app import CHECK_FAILED
 from refimpl.cli.compiling import notice
 from refimpl.cli.groups import SuggestingGroup
-from refimpl.cli.options import FILE, PATH, json_option, quiet_option, talk_options
+from refimpl.cli.options import FILE, PATH, ModelName, json_option, quiet_option, talk_options
 from refimpl.cli.output import print_json
 from refimpl.cli.progress import Progress, Talk
 from refimpl.errors import InputError
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from refimpl.crosscheck.hints import Hint
 
 LEVELS = ("ops", "networks", "prox", "local", "algorithm", "adapt", "baselines", "all")
-MODELS = ("mlp", "cnn3", "cnn7", "digits", "residual")
 FORMATS = (".md", ".html")
 
 EPILOG = """\b
@@ -63,7 +62,7 @@ def command() -> None:
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all inputs.")
 @click.option("--dtype", type=click.Choice(("float64", "float32")), default="float64", show_default=True)
-@click.option("--model", "models", type=click.Choice(MODELS), multiple=True, help="For networks.  [all]")
+@click.option("--model", "models", type=ModelName(), multiple=True, help="For networks.  [all]")
 @click.option("--full", is_flag=True, help="Networks at full width.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @talk_options
@@ -84,11 +83,12 @@ def make_command(
     from refimpl.crosscheck.golden.file import write_golden
     from refimpl.crosscheck.golden.levels import build_cases
     from refimpl.files.storage import check_new
+    from refimpl.nn.zoo import checked_names
 
     if (models or full) and level not in ("networks", "all"):
         raise InputError(f"golden: --model and --full are for the level networks, not {level}")
     check_new(out, force)
-    cases = list(build_cases(level, seed, dtype, models or MODELS, full))
+    cases = list(build_cases(level, seed, dtype, models or checked_names(), full))
     write_golden(out, _computed(cases, talk), f"refimpl {__version__}", seed)
     if talk != Talk.QUIET:
         arrays = sum(len(case.outputs) for case in cases)

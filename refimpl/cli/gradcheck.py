@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refimpl.cli.compiling import notice
-from refimpl.cli.options import talk_options
+from refimpl.cli.options import ModelName, talk_options
 from refimpl.cli.output import print_json, table
 from refimpl.cli.progress import Progress, Talk
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from refimpl.nn.gradcases import Case, Checked
 
 TOLERANCE = 1e-6
-MODELS = ("mlp", "digits", "cnn3", "cnn7", "residual")
 MODES = ("hard", "gumbel", "ste", "soft", "ungated")
 GATE_GRADS = ("dense", "active")
 
@@ -28,7 +27,7 @@ GATE_GRADS = ("dense", "active")
 @click.option(
     "--all", "everything", is_flag=True, help="Check all layers, the loss, all models and settings."
 )
-@click.option("--model", type=click.Choice(MODELS), help="One model at full width.  [digits]")
+@click.option("--model", type=ModelName(), help="One model at full width.  [digits]")
 @click.option("--mode", type=click.Choice(MODES), help="Check only this gate mode.")
 @click.option("--gate-grad", type=click.Choice(GATE_GRADS), help="Check only this gate gradient.")
 @click.option("--batch", type=click.IntRange(min=2), default=2, show_default=True, help="Batch size.")
@@ -59,13 +58,14 @@ def command(
     With --all the models cnn3 and cnn7 have fewer channels, as the output says.
     """
     from refimpl.nn import gradcases
+    from refimpl.nn.zoo import checked_names
 
     if everything and model:
         raise click.UsageError("--all checks every model; leave out --model", click.get_current_context())
     settings = [setting for setting in gradcases.SETTINGS if _chosen(setting, mode, gate_grad)]
     if not settings:
         raise click.UsageError("ungated networks have no gate gradient", click.get_current_context())
-    models = MODELS if everything else (model or "digits",)
+    models = checked_names() if everything else (model or "digits",)
     cases = gradcases.network_cases(models, settings, seed, batch, directions, narrow=everything)
     if everything:
         cases = gradcases.layer_cases(seed, batch, directions) + cases

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from refimpl.cli.progress import Talk
+from refimpl.errors import one_of
 from refimpl.experiments.config import keys, preset_keys, preset_names
 from refimpl.files.paths import expanded
 from refimpl.registry import Key
@@ -56,6 +57,19 @@ class OwnPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path, checked."""
         return super().convert(str(expanded(value)), param, ctx)
+
+
+class ModelName(click.ParamType):
+    """A model that is registered, or `residual`; which ones there are is looked up only when one is given."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name, checked."""
+        from refimpl.nn.zoo import checked_names
+
+        one_of("--model", "model", value, checked_names())
+        return str(value)
 
 
 PATH = OwnPath(path_type=Path)

@@ -20,7 +20,7 @@ from typing import Any
 from refimpl.errors import ConfigError, OlderVersionWarning, brief, one_of
 from refimpl.files.paths import expanded
 from refimpl.files.sniff import decoded
-from refimpl.registry import PENALTIES, SCHEDULES, Key, Registry, agree, key, keys_of, plain
+from refimpl.registry import MODELS, PENALTIES, SCHEDULES, Key, Registry, agree, key, keys_of, plain
 
 METHODS = (
     "metagater", "metagater-ungated", "fedavg", "perfedavg", "perfedavg-hf", "maml", "fomaml", "reptile",
@@ -29,7 +29,6 @@ METHODS = (
 DATASETS = ("digits", "mnist", "cifar10", "cifar100", "omniglot")
 OWN_DATA = ".npz"  # a data set whose name ends so is the path of a user's own arrays
 PARTITIONS = ("classes", "two-class", "dirichlet", "iid")
-MODEL_NAMES = ("mlp", "cnn3", "cnn7", "digits")
 ADAPTATION = ("eta_phi", "eta_theta", "adapt_steps", "snip_keep")  # keys that play no part before it
 
 
@@ -44,7 +43,7 @@ class Config:
     dataset: str = key(
         "digits", "data set, or a file of your arrays x and y", choices=DATASETS, ending=OWN_DATA
     )
-    model: str = key("digits", "network of the zoo", choices=MODEL_NAMES)
+    model: str = key("digits", "network of the zoo", choices=MODELS)
     seed: int = key(0, "root of all random numbers", at_least=0)
     dtype: str = key("float32", "floating-point type", choices=("float32", "float64"))
 
@@ -256,9 +255,11 @@ def absolute(dataset: str) -> str:
 
 def _usual_gates(values: Mapping[str, Any]) -> dict[str, Any]:
     """The gates of the model in `values`, for a configuration that names none."""
-    from refimpl.nn.zoo import USUAL_GATES  # only here: help texts do without Numba
-
-    return {"gates": USUAL_GATES.get(str(values.get("model")), USUAL_GATES["digits"])}
+    model = values.get("model", keys()["model"].default)
+    if model not in MODELS:  # `Config` says so
+        return {}
+    defaults = {name: one.default for name, one in MODELS.keys().items()}
+    return {"gates": list(MODELS.make(model, {**defaults, **values}).usual_gates)}
 
 
 def _start(name: str | None) -> dict[str, Any]:

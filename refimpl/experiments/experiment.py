@@ -28,10 +28,10 @@ from refimpl.federated.pruning.metasnip import adapt_channels, adapt_weights
 from refimpl.federated.rounds import Method, Participation, RoundRecord, State, run_rounds
 from refimpl.federated.warmup import warm_up
 from refimpl.files.environment import cores
-from refimpl.nn import zoo
 from refimpl.nn.context import Gating
 from refimpl.nn.network import Network
 from refimpl.nn.task import NetworkTask
+from refimpl.registry import MODELS
 from refimpl.rng import SeedTree
 
 OnRound = Callable[[RoundRecord], None]
@@ -97,18 +97,9 @@ default_threads = cores  # the cores that this process may use
 
 def build_network(config: Config, input_shape: Sequence[int], classes: int, gated: bool) -> Network:
     """The configured network for samples of `input_shape`; `gated` puts gates on `config.gates`."""
-    gates = tuple(config.gates) if gated else ()
-    if config.model == "mlp":
-        return zoo.mlp((int(np.prod(input_shape)), 100, classes), gates)
-    if config.model == "digits":
-        if tuple(input_shape) != (1, 8, 8):
-            raise InputError(
-                f"model digits: expected 8x8 grey images, {config.dataset} has images of shape "
-                f"{tuple(input_shape)}; choose one of mlp, cnn3, cnn7{zoo.channels_hint(tuple(input_shape))}"
-            )
-        return zoo.digits(classes=classes, gates=gates)
-    build = zoo.cnn3 if config.model == "cnn3" else zoo.cnn7
-    return build(tuple(input_shape), classes=classes, gates=gates)
+    model = MODELS.make(config.model, config.table())
+    network: Network = model.build(tuple(input_shape), classes, tuple(config.gates) if gated else ())
+    return network
 
 
 def build_partition(config: Config) -> Partition:

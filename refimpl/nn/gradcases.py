@@ -20,7 +20,7 @@ from refimpl.nn.layers import BatchNorm2d, Conv2d, Layer, Linear, Shape
 from refimpl.nn.network import Network, draw_gate_noise
 from refimpl.nn.pointwise import ReLU, Softplus, Tanh
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
-from refimpl.nn.zoo import MODELS, USUAL_GATES, residual
+from refimpl.nn.zoo import network, residual
 from refimpl.rng import SeedTree
 
 # Channel counts of the large models under --all: each evaluation is done hundreds of times.
@@ -150,10 +150,9 @@ def build(model: str, gated: bool, narrow: bool) -> Network:
     """A model of the zoo, or `residual`, at full width or as narrow as `NARROW` says."""
     if model == "residual":
         return residual(gates=("conv2",) if gated else ())
-    widths = {"widths": NARROW[model]} if narrow and model in NARROW else {}
-    make: Any = MODELS[model]
-    network: Network = make(gates=USUAL_GATES[model] if gated else (), **widths)
-    return network
+    widths = NARROW.get(model, ()) if narrow else ()
+    keys: dict[str, Any] = {"widths": list(widths)} if widths else {}
+    return network(model, None if gated else (), **keys)
 
 
 def _network_check(

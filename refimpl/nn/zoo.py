@@ -1,14 +1,22 @@
-"""The networks of the paper and the helper that puts gates where you want them.
+"""The models: networks that are chosen by name, and the helper that puts gates where you want them.
 
-A new architecture is a few lines: a tuple of layers and an input shape. `gated` wraps any block of the
-recipe (a weighted layer, its activation, its pooling) with a channel gate.
+A model is a dataclass registered in `MODELS`; its `key` fields are keys of a configuration. It has
+
+    input_shape                              of the samples it is usually for, where no data set gives one
+    usual_gates                              the layers that carry a gate where a configuration names none
+    build(input_shape, classes, gates)       the network
+
+A network is a tuple of layers and an input shape. `with_gates` makes the layers of blocks (a weighted layer,
+its activation, its pooling), and gives some of them a channel gate.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from itertools import count
+from dataclasses import dataclass
+from itertools import count, pairwise
+from typing import Any, ClassVar
 
 from refimpl.errors import InputError, one_of
 from refimpl.nn.chain import Residual, chain_shape
@@ -17,6 +25,7 @@ from refimpl.nn.layers import BatchNorm2d, Conv2d, Layer, Linear, Pair, Shape
 from refimpl.nn.network import Network
 from refimpl.nn.pointwise import ACTIVATIONS, ReLU
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
+from refimpl.registry import MODELS, key
 
 Block = tuple[Layer, ...]
 
@@ -61,7 +70,7 @@ def _features(who: str, blocks: Sequence[Block], shape: Shape) -> int:
         least = next(side for side in count(1) if _fits(layers, (shape[0], side, side)))
         raise InputError(
             f"{who}: images of {shape[1]}x{shape[2]} pixels are too small, the poolings need at least "
-            f"{least}x{least}; enlarge or pad them, or choose the model mlp{channels_hint(shape)}"
+            f"{least}x{least}; enlarge or pad them, or choose the model mlp{_channels_hint(shape)}"
         )
     return math.prod(chain_shape(layers, shape))
 
@@ -74,17 +83,132 @@ def _fits(layers: Sequence[Layer], shape: Shape) -> bool:
         return False
 
 
-def channels_hint(shape: Shape) -> str:
+def _channels_hint(shape: Shape) -> str:
     """What to do about a shape of images that looks like (H, W, C), to end a message; else empty."""
     if len(shape) == 3 and shape[2] <= 4 < min(shape[:2]):
         return f"; if {tuple(shape)} has the channels last, pass numpy.moveaxis(x, -1, 1)"
     return ""
 
 
+@MODELS.register("mlp")
+@dataclass(frozen=True)
+class MLP:
+    """Fully connected network; 784-100-10 is the paper's MNIST model. Layers `fc1`, `fc2`, ..."""
+
+    hidden: list[int] = key([100], "units of each hidden layer", at_least=1)
+
+    input_shape: ClassVar[Shape] = (784,)
+
+    @property
+    def usual_gates(self) -> tuple[str, ...]:
+        """The first hidden layer, if there is one."""
+        return ("fc1",) if self.hidden else ()
+
+    def build(self, input_shape: Shape, classes: int, gates: Collection[str] = ()) -> Network:
+        """The network for samples of any shape, which it flattens."""
+        return mlp((math.prod(input_shape), *self.hidden, classes), gates)
+
+
+@dataclass(frozen=True)
+class Convolutional:
+    """Blocks of a 3x3 convolution with padding 1, its activation and its pooling; then a linear layer `fc`.
+
+    A model of this kind says what follows each activation (`poolings`); its layers are `conv1`, `conv2`, ...
+    """
+
+    widths: list[int] = key([], "channels of each convolution; none: the model's usual ones", at_least=1)
+
+    name: ClassVar[str]
+    input_shape: ClassVar[Shape] = (3, 32, 32)
+    poolings: ClassVar[Sequence[tuple[Layer, ...]]]
+    usual_widths: ClassVar[Sequence[int]]
+    usual_gates: ClassVar[Sequence[str]]
+
+    def build(
+        self, input_shape: Shape, classes: int, gates: Collection[str] = (), activation: str = "relu"
+    ) -> Network:
+        """The network for images of `input_shape` (channels, height, width)."""
+        name, shape, widths = self.name, tuple(input_shape), (*self.widths,) or (*self.usual_widths,)
+        one_of(name, "activation", activation, tuple(ACTIVATIONS))
+        _check_images(name, shape, widths, len(self.poolings))
+        channels = pairwise((shape[0], *widths))
+        blocks: list[Block] = [
+            (Conv2d(f"conv{number}", *pair, 3, padding=1), ACTIVATIONS[activation], *pooling)
+            for number, (pair, pooling) in enumerate(zip(channels, self.poolings, strict=True), start=1)
+        ]
+        features = _features(name, blocks, shape)
+        blocks += [(Flatten(),), (Linear("fc", features, classes, gain=1.0),)]
+        return Network(name, with_gates(blocks, gates), shape)
+
+
+@MODELS.register("cnn3")
+class CNN3(Convolutional):
+    """Three 3x3 convolutions (32-64-128), each followed by 2x2 max-pooling, then linear 2048 -> 10.
+
+    The paper's CIFAR model, gate on conv 3. Source: [MG] section 5.1; layer details reconstructed.
+    """
+
+    name = "cnn3"
+    poolings = ((MaxPool2d(2),),) * 3
+    usual_widths = (32, 64, 128)
+    usual_gates = ("conv3",)
+
+
+@MODELS.register("cnn7")
+class CNN7(Convolutional):
+    """Six 3x3 convolutions and a linear layer; max-pooling after convs 2 and 4, average pooling after 6.
+
+    The paper's appendix model, gates on convs 5 and 6. The widths are our reading (doubling after each
+    pooling, as in VGG): the text does not fix them. Source: [MG] appendix; reconstructed.
+    """
+
+    name = "cnn7"
+    poolings = ((), (MaxPool2d(2),), (), (MaxPool2d(2),), (), (AvgPool2d(2),))
+    usual_widths = (32, 32, 64, 64, 128, 128)
+    usual_gates = ("conv5", "conv6")
+
+
+@MODELS.register("digits")
+class Digits(Convolutional):
+    """A small CNN for 8x8 grey images: two 3x3 convolutions with 2x2 max-pooling, then linear."""
+
+    name = "digits"
+    input_shape = (1, 8, 8)
+    poolings = ((MaxPool2d(2),),) * 2
+    usual_widths = (16, 32)
+    usual_gates = ("conv2",)
+
+    def build(
+        self, input_shape: Shape, classes: int, gates: Collection[str] = (), activation: str = "relu"
+    ) -> Network:
+        """The network for images of 8x8 pixels with one channel, and no others."""
+        if tuple(input_shape) != self.input_shape:
+            others = ", ".join(name for name in MODELS if name != "digits")
+            raise InputError(
+                f"model digits: expected 8x8 grey images, got images of shape {tuple(input_shape)}; "
+                f"choose one of {others}{_channels_hint(input_shape)}"
+            )
+        return super().build(input_shape, classes, gates, activation)
+
+
+def network(
+    name: str,
+    gates: Collection[str] | None = None,
+    input_shape: Shape | None = None,
+    classes: int = 10,
+    **keys: Any,
+) -> Network:
+    """The model of that name; unless said otherwise, for the samples and with the gates usual for it."""
+    model = MODELS[name](**keys)
+    gates = model.usual_gates if gates is None else gates
+    built: Network = model.build(input_shape or model.input_shape, classes, gates)
+    return built
+
+
 def mlp(
     sizes: Sequence[int] = (784, 100, 10), gates: Collection[str] = (), activation: str = "relu"
 ) -> Network:
-    """Fully connected network; default 784-100-10, the paper's MNIST model. Layers `fc1`, `fc2`, ..."""
+    """The model `MLP` with these sizes, from inputs to classes."""
     one_of("mlp", "activation", activation, tuple(ACTIVATIONS))
     if len(sizes) < 2 or min(sizes) < 1:
         raise InputError(f"mlp: expected at least two positive sizes, got {tuple(sizes)}")
@@ -96,76 +220,36 @@ def mlp(
     return Network("mlp", with_gates(blocks, gates), (sizes[0],))
 
 
-def _conv_block(name: str, channels: Pair, activation: str, *pooling: Layer) -> Block:
-    """3x3 convolution with padding 1, activation, pooling."""
-    return (Conv2d(name, channels[0], channels[1], 3, padding=1), ACTIVATIONS[activation], *pooling)
-
-
 def cnn3(
-    input_shape: Shape = (3, 32, 32),
-    widths: tuple[int, int, int] = (32, 64, 128),
+    input_shape: Shape = CNN3.input_shape,
+    widths: Sequence[int] = CNN3.usual_widths,
     classes: int = 10,
-    gates: Collection[str] = ("conv3",),
+    gates: Collection[str] = CNN3.usual_gates,
     activation: str = "relu",
 ) -> Network:
-    """Three 3x3 convolutions (32-64-128), each followed by 2x2 max-pooling, then linear 2048 -> 10.
-
-    The paper's CIFAR model, gate on conv 3. Source: [MG] section 5.1; layer details reconstructed.
-    """
-    one_of("cnn3", "activation", activation, tuple(ACTIVATIONS))
-    _check_images("cnn3", input_shape, widths, 3)
-    a, b, c = widths
-    blocks: list[Block] = [
-        _conv_block("conv1", (input_shape[0], a), activation, MaxPool2d(2)),
-        _conv_block("conv2", (a, b), activation, MaxPool2d(2)),
-        _conv_block("conv3", (b, c), activation, MaxPool2d(2)),
-    ]
-    features = _features("cnn3", blocks, input_shape)
-    blocks += [(Flatten(),), (Linear("fc", features, classes, gain=1.0),)]
-    return Network("cnn3", with_gates(blocks, gates), input_shape)
+    """The model `CNN3`."""
+    return CNN3([*widths]).build(input_shape, classes, gates, activation)
 
 
 def cnn7(
-    input_shape: Shape = (3, 32, 32),
-    widths: tuple[int, int, int, int, int, int] = (32, 32, 64, 64, 128, 128),
+    input_shape: Shape = CNN7.input_shape,
+    widths: Sequence[int] = CNN7.usual_widths,
     classes: int = 10,
-    gates: Collection[str] = ("conv5", "conv6"),
+    gates: Collection[str] = CNN7.usual_gates,
     activation: str = "relu",
 ) -> Network:
-    """Six 3x3 convolutions and a linear layer; max-pooling after convs 2 and 4, average pooling after 6.
-
-    The paper's appendix model, gates on convs 5 and 6. The widths are our reading (doubling after each
-    pooling, as in VGG): the text does not fix them. Source: [MG] appendix; reconstructed.
-    """
-    one_of("cnn7", "activation", activation, tuple(ACTIVATIONS))
-    _check_images("cnn7", input_shape, widths, 6)
-    pools: tuple[tuple[Layer, ...], ...] = ((), (MaxPool2d(2),), (), (MaxPool2d(2),), (), (AvgPool2d(2),))
-    ins = (input_shape[0], *widths[:-1])
-    blocks: list[Block] = [
-        _conv_block(f"conv{i + 1}", (ins[i], widths[i]), activation, *pools[i]) for i in range(len(widths))
-    ]
-    features = _features("cnn7", blocks, input_shape)
-    blocks += [(Flatten(),), (Linear("fc", features, classes, gain=1.0),)]
-    return Network("cnn7", with_gates(blocks, gates), input_shape)
+    """The model `CNN7`."""
+    return CNN7([*widths]).build(input_shape, classes, gates, activation)
 
 
 def digits(
-    widths: tuple[int, int] = (16, 32),
+    widths: Sequence[int] = Digits.usual_widths,
     classes: int = 10,
-    gates: Collection[str] = ("conv2",),
+    gates: Collection[str] = Digits.usual_gates,
     activation: str = "relu",
 ) -> Network:
-    """A small CNN for 8x8 grey images: two 3x3 convolutions with 2x2 max-pooling, then linear."""
-    one_of("digits", "activation", activation, tuple(ACTIVATIONS))
-    _check_images("digits", (1, 8, 8), widths, 2)
-    a, b = widths
-    blocks: list[Block] = [
-        _conv_block("conv1", (1, a), activation, MaxPool2d(2)),
-        _conv_block("conv2", (a, b), activation, MaxPool2d(2)),
-        (Flatten(),),
-        (Linear("fc", b * 4, classes, gain=1.0),),
-    ]
-    return Network("digits", with_gates(blocks, gates), (1, 8, 8))
+    """The model `Digits`."""
+    return Digits([*widths]).build(Digits.input_shape, classes, gates, activation)
 
 
 def residual(
@@ -193,5 +277,6 @@ def residual(
     return Network("residual", layers, input_shape)
 
 
-MODELS = {"mlp": mlp, "cnn3": cnn3, "cnn7": cnn7, "digits": digits}
-USUAL_GATES = {"mlp": ["fc1"], "cnn3": ["conv3"], "cnn7": ["conv5", "conv6"], "digits": ["conv2"]}
+def checked_names() -> tuple[str, ...]:
+    """The networks that gradient checks and golden files are about: all models, and `residual`."""
+    return (*MODELS, "residual")

@@ -12,7 +12,7 @@ from readme_commands import document
 
 from refimpl._version import __version__
 from refimpl.cli import golden as golden_command
-from refimpl.crosscheck.golden import levels, models
+from refimpl.crosscheck.golden import levels
 
 SECTION = document("refimpl/crosscheck/README.md")
 
@@ -29,7 +29,6 @@ def made(refimpl):
 
 def test_choices_are_those_of_the_library():
     assert set(golden_command.LEVELS) == {*levels.LEVELS, "all"}
-    assert set(golden_command.MODELS) == set(models.NAMES)
 
 
 def test_make_says_what_it_wrote_and_the_same_options_give_the_same_bytes(refimpl):

@@ -11,7 +11,7 @@ import pytest
 from refimpl.errors import ConfigError, InputError, OlderVersionWarning
 from refimpl.experiments.config import DATASETS, METHODS, Config, from_table, preset, resolve
 from refimpl.files.storage import toml_text
-from refimpl.nn.zoo import USUAL_GATES
+from refimpl.registry import MODELS
 
 
 def test_layers_go_over_each_other(tmp_path):
@@ -155,7 +155,7 @@ def test_every_data_set_has_a_preset_with_a_model_of_its_own(dataset):
     assert "model" in preset(dataset)
     config = resolve(dataset=dataset)
     assert config.dataset == dataset
-    assert config.gates == USUAL_GATES[config.model]
+    assert config.gates == list(MODELS[config.model]().usual_gates)
 
 
 @pytest.mark.parametrize(

@@ -168,3 +168,64 @@ def test_keys_of_choices_are_read_and_stored_like_all_others():
         Config(ridge=-1.0)
     with pytest.raises(InputError, match="unknown key 'rigde'; did you mean ridge"):
         resolve(rigde=1.0)
+
+
+MODEL = """
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
+from refimpl import Network, zoo
+from refimpl.nn.layers import Linear
+from refimpl.nn.pointwise import Tanh
+from refimpl.nn.pooling import Flatten
+from refimpl.registry import MODELS, key
+
+@MODELS.register("two-layers")
+@dataclass(frozen=True)
+class TwoLayers:
+    units: int = key(6, "units of the tanh layer", at_least=1)
+    gain: float = key(1.0, "gain of the output layer", above=0.0)
+
+    input_shape: ClassVar = (64,)
+    usual_gates: ClassVar = ("first",)
+
+    def build(self, input_shape, classes, gates=()):
+        size = prod(input_shape)
+        blocks = [(Flatten(),), (Linear("first", size, self.units), Tanh())]
+        blocks.append((Linear("last", self.units, classes, gain=self.gain),))
+        return Network("two-layers", zoo.with_gates(blocks, gates), (size,))
+"""
+
+
+def test_a_file_of_a_users_brings_its_model_everywhere(mine, tmp_path):
+    (tmp_path / "model.py").write_text(MODEL)
+
+    def run(*args):
+        return mine(*args, use=("--use", "model.py"))
+
+    text = " ".join(run("train", "--help").split())
+    for words in ("digits|two-layers]", "--units", "units of the tanh layer (two-layers)"):
+        assert words in text
+    (tmp_path / "my.toml").write_text('model = "two-layers"\nunits = 5\n')
+    table = tomllib.loads(run("train", "--dry-run", "--config", "my.toml", "--gain", 0.5))
+    wanted = {"model": "two-layers", "units": 5, "gain": 0.5, "gates": ["first"]}
+    assert wanted.items() <= table.items()
+    few = ("--config", "my.toml", *FLAGS)
+    run("compare", *few, "--methods", "fedavg", "--seeds", 0, "--vary", "units=4,5", "--out", "both")
+    run("report", "both", "--quick", "-q")
+    assert "fedavg units=4" in (tmp_path / "both" / "report" / "report.html").read_text()
+    search = ("--keys", "gain", "--range", "gain=0.5:2", "--budget", 2)
+    run("tune", "--method", "fedavg", *few, *search, "--out", "best.toml")
+    assert 0.5 <= tomllib.loads((tmp_path / "best.toml").read_text())["gain"] <= 2
+    assert "first.weight" in run("gradcheck", "--model", "two-layers", "--mode", "ungated", "-q")
+
+
+def test_widths_are_keys_of_the_models():
+    layers = ("conv1.weight", "conv2.weight")
+    for widths, shapes in (([], [(16, 1, 3, 3), (32, 16, 3, 3)]), ([4, 6], [(4, 1, 3, 3), (6, 4, 3, 3)])):
+        slots = prepare(resolve(widths=widths, **SMALL)).network.layout.slots
+        assert [slot.shape for slot in slots if slot.name in layers] == shapes
+    assert prepare(resolve(model="mlp", hidden=[], method="fedavg", **SMALL)).network.layout.size == 650
+    assert (resolve(model="mlp").gates, resolve(model="mlp", hidden=[]).gates) == (["fc1"], [])
+    with pytest.raises(InputError, match=r"digits: expected 2 positive widths, got \(4,\)"):
+        prepare(resolve(widths=[4], **SMALL))

@@ -9,16 +9,16 @@ from refimpl.nn.gate import ChannelGate, Gated
 from refimpl.nn.layers import Layer, Linear
 from refimpl.nn.network import Network
 from refimpl.nn.pointwise import ReLU
-from refimpl.nn.zoo import MODELS, USUAL_GATES, residual
+from refimpl.nn.zoo import checked_names, network, residual
 
 # With these sizes a file stays small; every architecture keeps all its layers.
 NARROW: dict[str, dict[str, Any]] = {
-    "mlp": {"sizes": (12, 7, 4)},
-    "digits": {"widths": (3, 5), "classes": 4},
-    "cnn3": {"input_shape": (2, 8, 8), "widths": (3, 4, 5), "classes": 4},
-    "cnn7": {"input_shape": (2, 8, 8), "widths": (2, 3, 3, 4, 4, 5), "classes": 4},
+    "mlp": {"input_shape": (12,), "hidden": [7], "classes": 4},
+    "digits": {"widths": [3, 5], "classes": 4},
+    "cnn3": {"input_shape": (2, 8, 8), "widths": [3, 4, 5], "classes": 4},
+    "cnn7": {"input_shape": (2, 8, 8), "widths": [2, 3, 3, 4, 4, 5], "classes": 4},
 }
-NAMES = (*MODELS, "residual")
+NAMES = checked_names()
 
 
 def model(name: str, gated: bool = True, full: bool = False) -> Network:
@@ -26,9 +26,7 @@ def model(name: str, gated: bool = True, full: bool = False) -> Network:
     one_of("golden", "model", name, NAMES)
     if name == "residual":
         return residual((2, 6, 6), (3, 4), 4, ("conv2",) if gated else (), bias=False)
-    make: Any = MODELS[name]
-    network: Network = make(gates=USUAL_GATES[name] if gated else (), **({} if full else NARROW[name]))
-    return network
+    return network(name, None if gated else (), **({} if full else NARROW.get(name, {})))
 
 
 def tiny(gated: bool = True) -> Network:
