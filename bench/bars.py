@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from bench.peers.onnx_names import DENSE
+from bench.plans import BATCHES, CONVS
 from refimpl.bench.candidates import OURS
-from refimpl.bench.cases import BATCHES, FIRST_LAYER, GRID, PASSES
-from refimpl.bench.programs import CONVS, MLP_ROUND, Adaptation, Inference, Model, Round, cnn3_round
+from refimpl.bench.cases import FIRST_LAYER, GRID, PASSES
+from refimpl.bench.programs import MLP_ROUND, Adaptation, Inference, Model, Round, cnn3_round
 from refimpl.bench.session import Results
 from refimpl.bench.sizes import gated
 from refimpl.bench.tables import CASE, PROGRAM, pivot
-from refimpl.bench.timing import geometric_mean
 
 
 class Bar(NamedTuple):
@@ -47,6 +47,12 @@ class Times:
         if not times:
             raise KeyError(name)
         return min(times)
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """The exponential of the mean logarithm; NaN if there are no values."""
+    logs = [math.log(value) for value in values]
+    return math.exp(math.fsum(logs) / len(logs)) if logs else math.nan
 
 
 GRID_KEYS = [(geometry.label, pass_, batch) for geometry in GRID for pass_ in PASSES for batch in BATCHES]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.bars import Times
+from bench.bars import Times, geometric_mean
 from refimpl.bench.candidates import OURS
 from refimpl.bench.cases import GRID, OFF_SHARES, PASSES
 from refimpl.bench.session import Results
-from refimpl.bench.timing import geometric_mean
 
 BATCH = 32
 TICKS_MFLOP, TICKS_MS = (30, 100, 300), (0.3, 1, 3)

@@ -6,16 +6,35 @@ from dataclasses import replace
 
 from bench.peers import available
 from refimpl.bench import candidates, endtoend, sizes
+from refimpl.bench.cases import FIRST_LAYER, GRID, LINEARS, OFF_SHARES, Case, grid
 from refimpl.bench.peaks import SIZES, blas
-from refimpl.bench.programs import Program, Round
+from refimpl.bench.programs import MLP_ROUND, Adaptation, Inference, Model, Program, Round
 from refimpl.bench.session import Plan
 from refimpl.bench.timing import SMOKE, Effort
 
 LAYER_EFFORT = Effort(rounds=11, seconds=1.0)
 PROGRAM_EFFORT = Effort(rounds=7, seconds=3.0)
 
-CASES = {"smallest": sizes.smallest_cases, "usual": sizes.usual_cases, "all": sizes.all_cases}
-PROGRAMS = {"smallest": sizes.smallest_programs, "usual": sizes.usual_programs, "all": sizes.all_programs}
+BATCHES = (1, 32, 256)
+CONVS = ("conv1", "conv2", "conv3")
+
+
+def all_cases() -> list[Case]:
+    """Every batch size in float32, and dense float64."""
+    layers = (FIRST_LAYER, *GRID, *LINEARS)
+    return grid(layers, BATCHES, OFF_SHARES) + grid(GRID, BATCHES, (0.0,), "float64")
+
+
+def all_programs() -> list[Program]:
+    """Rounds of one and five steps, adaptations, inference at every batch size."""
+    gated = [sizes.gated(off) for off in sizes.GATED]
+    models = [Model("cnn3"), *gated, Model("cnn3", CONVS, 0.75)]
+    inferences = [Inference(model, batch) for model in models for batch in BATCHES]
+    return [MLP_ROUND, *sizes.rounds(1), *sizes.rounds(5), *map(Adaptation, gated), *inferences]
+
+
+CASES = {"smallest": sizes.smallest_cases, "usual": sizes.usual_cases, "all": all_cases}
+PROGRAMS = {"smallest": sizes.smallest_programs, "usual": sizes.usual_programs, "all": all_programs}
 
 
 def plan(section: str, threads: int, peers: list[str], size: str, clock: str) -> Plan:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from refimpl.bench.cases import Case, LayerData
+from refimpl.bench.cases import RESULTS, Case, LayerData
 from refimpl.bench.oracle import Arrays, Reference, windows
 from refimpl.kernels import conv, linear
 
@@ -33,73 +33,77 @@ class Candidate(NamedTuple):
 Maker = Callable[[Case, LayerData], Candidate | None]  # None: this candidate has no such pass
 
 
+class Passes(NamedTuple):
+    """The three passes of a layer; a result may be flat, or of any shape with as many entries."""
+
+    forward: Callable[[], np.ndarray]
+    input_grad: Callable[[], np.ndarray]
+    weight_grad: Callable[[], tuple[np.ndarray, np.ndarray]]
+
+    def candidate(self, name: str, case: Case, data: LayerData, skips: bool = False) -> Candidate:
+        """The candidate of the case's pass, whose results get the shapes of the data."""
+        forms = dict(zip(("y", "dx", "dw", "db"), (data.dy, data.x, data.weight, data.bias), strict=True))
+
+        def arrays(result: Any) -> Arrays:
+            results = result if isinstance(result, tuple) else (result,)
+            pairs = zip(RESULTS[case.pass_], results, strict=True)
+            return {name: array.reshape(forms[name].shape) for name, array in pairs}
+
+        return Candidate(name, getattr(self, case.pass_), arrays, skips)
+
+
 def ours(case: Case, data: LayerData) -> Candidate:
     """This package's kernels: closed channels are skipped."""
-    return (_our_linear if case.geometry.linear else _our_conv)(case, data)
+    passes = (_our_linear if case.geometry.linear else _our_conv)(case, data)
+    return passes.candidate(OURS, case, data, skips=True)
 
 
-def _our_conv(case: Case, data: LayerData) -> Candidate:
+def _our_conv(case: Case, data: LayerData) -> Passes:
     x, weight, bias, dy, mask = data
-    step, pad = (1, 1), (case.geometry.pad, case.geometry.pad)
-    if case.pass_ == "forward":
-        return Candidate(
-            OURS,
-            lambda: conv.forward(x, weight, bias, step, pad, None, mask),
-            lambda y: {"y": y},
-            skips=True,
-        )
-    if case.pass_ == "input_grad":
-        size = (case.geometry.size, case.geometry.size)
-        return Candidate(
-            OURS,
-            lambda: conv.input_grad(dy, weight, step, pad, size, mask),
-            lambda dx: {"dx": dx},
-            skips=True,
-        )
+    step, pad, size = (1, 1), (case.geometry.pad, case.geometry.pad), (case.geometry.size, case.geometry.size)
     dw, db = np.empty_like(weight), np.empty_like(bias)
-    return Candidate(
-        OURS,
-        lambda: conv.weight_grad(x, dy, step, pad, dw, db, None, mask),
-        lambda _: {"dw": dw, "db": db},
-        skips=True,
+
+    def weight_grad() -> tuple[np.ndarray, np.ndarray]:
+        conv.weight_grad(x, dy, step, pad, dw, db, None, mask)
+        return dw, db
+
+    return Passes(
+        lambda: conv.forward(x, weight, bias, step, pad, None, mask),
+        lambda: conv.input_grad(dy, weight, step, pad, size, mask),
+        weight_grad,
     )
 
 
-def _our_linear(case: Case, data: LayerData) -> Candidate:
-    x, weight, bias, dy, mask = data
-    rows, matrix, drows = (np.ascontiguousarray(array.reshape(array.shape[:2])) for array in (x, weight, dy))
-    if case.pass_ == "forward":
-        return Candidate(
-            OURS,
-            lambda: linear.forward(rows, matrix, bias, None, mask),
-            lambda y: {"y": y[:, :, None, None]},
-            skips=True,
-        )
-    if case.pass_ == "input_grad":
-        return Candidate(
-            OURS,
-            lambda: linear.input_grad(drows, matrix, mask),
-            lambda dx: {"dx": dx[:, :, None, None]},
-            skips=True,
-        )
-    dw, db = np.empty_like(matrix), np.empty_like(bias)
-    return Candidate(
-        OURS,
-        lambda: linear.weight_grad(rows, drows, dw, db, None, mask),
-        lambda _: {"dw": dw[:, :, None, None], "db": db},
-        skips=True,
+def _our_linear(case: Case, data: LayerData) -> Passes:
+    bias, mask = data.bias, data.mask
+    x, weight, dy = (np.ascontiguousarray(array) for array in _flat(data))
+    dw, db = np.empty_like(weight), np.empty_like(bias)
+
+    def weight_grad() -> tuple[np.ndarray, np.ndarray]:
+        linear.weight_grad(x, dy, dw, db, None, mask)
+        return dw, db
+
+    return Passes(
+        lambda: linear.forward(x, weight, bias, None, mask),
+        lambda: linear.input_grad(dy, weight, mask),
+        weight_grad,
     )
+
+
+def _flat(data: LayerData) -> Iterator[np.ndarray]:
+    """x, weight and dy of a fully connected layer as matrices."""
+    return (array.reshape(array.shape[:2]) for array in (data.x, data.weight, data.dy))
 
 
 def numpy_blas(case: Case, data: LayerData) -> Candidate:
     """Matrix products by NumPy's BLAS (for a convolution of unfolded windows), multiplied by the mask."""
-    return (_numpy_linear if case.geometry.linear else _numpy_conv)(case, data)
+    passes = (_numpy_linear if case.geometry.linear else _numpy_conv)(case, data)
+    return passes.candidate(NUMPY, case, data)
 
 
-def _numpy_linear(case: Case, data: LayerData) -> Candidate:
-    mask = data.mask
-    gate = None if mask is None else mask.astype(case.dtype)
-    x, weight, dy = (array.reshape(array.shape[:2]) for array in (data.x, data.weight, data.dy))
+def _numpy_linear(case: Case, data: LayerData) -> Passes:
+    gate = None if data.mask is None else data.mask.astype(case.dtype)
+    x, weight, dy = _flat(data)
 
     def forward() -> np.ndarray:
         y = x @ weight.T + data.bias
@@ -112,10 +116,10 @@ def _numpy_linear(case: Case, data: LayerData) -> Candidate:
         masked = dy if gate is None else dy * gate
         return masked.T @ x, masked.sum(axis=0)
 
-    return _numpy_candidate(case, data, forward, input_grad, weight_grad)
+    return Passes(forward, input_grad, weight_grad)
 
 
-def _numpy_conv(case: Case, data: LayerData) -> Candidate:
+def _numpy_conv(case: Case, data: LayerData) -> Passes:
     x, weight, bias, dy, mask = data
     g = case.geometry
     gate = None if mask is None else mask[:, :, None].astype(case.dtype)
@@ -147,22 +151,7 @@ def _numpy_conv(case: Case, data: LayerData) -> Candidate:
             dw += one @ part.T
         return dw, masked.sum(axis=(0, 2))
 
-    return _numpy_candidate(case, data, forward, input_grad, weight_grad)
-
-
-def _numpy_candidate(
-    case: Case,
-    data: LayerData,
-    forward: Callable[[], np.ndarray],
-    input_grad: Callable[[], np.ndarray],
-    weight_grad: Callable[[], tuple[np.ndarray, np.ndarray]],
-) -> Candidate:
-    """The candidate of the case's pass; flat results are given the shapes of the data."""
-    if case.pass_ == "forward":
-        return Candidate(NUMPY, forward, lambda y: {"y": y.reshape(data.dy.shape)})
-    if case.pass_ == "input_grad":
-        return Candidate(NUMPY, input_grad, lambda dx: {"dx": dx.reshape(data.x.shape)})
-    return Candidate(NUMPY, weight_grad, lambda d: {"dw": d[0].reshape(data.weight.shape), "db": d[1]})
+    return Passes(forward, input_grad, weight_grad)
 
 
 INSTALLED: tuple[Maker, ...] = (ours, numpy_blas)

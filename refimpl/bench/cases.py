@@ -10,9 +10,9 @@ import numpy as np
 
 from refimpl.shares import nearest
 
-PASSES = ("forward", "input_grad", "weight_grad")
+RESULTS = {"forward": ("y",), "input_grad": ("dx",), "weight_grad": ("dw", "db")}  # of each pass
+PASSES = tuple(RESULTS)
 OFF_SHARES = (0.0, 0.25, 0.5, 0.75, 0.9)
-BATCHES = (1, 32, 256)
 
 
 class Geometry(NamedTuple):

@@ -19,7 +19,7 @@ from refimpl.federated.local import LocalSettings
 from refimpl.federated.methods.metagater import MetaGater
 from refimpl.federated.rounds import Participation, RoundRecord, State, run_rounds
 from refimpl.nn.context import Gating
-from refimpl.nn.predict import Predictor, predict
+from refimpl.nn.predict import Predictor
 from refimpl.nn.task import NetworkTask
 from refimpl.nn.work import dense_work
 from refimpl.optim.accel import GhadimiLan
@@ -71,10 +71,7 @@ def _adaptation(program: Adaptation, dtype: str) -> Candidate:
     x, y = program.model.samples(program.support, dtype)
     settings = AdaptSettings(program.eta, program.eta)
     return Candidate(
-        OURS,
-        lambda: adapt(network, w, x, y, settings),
-        lambda adapted: {"moved": adapted.w - w},
-        skips=True,
+        OURS, lambda: adapt(network, w, x, y, settings), lambda adapted: {"moved": adapted.w - w}, skips=True
     )
 
 
@@ -82,12 +79,7 @@ def _inference(program: Inference, dtype: str) -> Candidate:
     network, w = program.model.network, program.model.parameters(dtype)
     x, _ = program.model.samples(program.batch, dtype)
     predictor = Predictor(network)
-    return Candidate(
-        OURS,
-        lambda: predictor(w, x),
-        lambda result: {"logits": result.logits},
-        skips=True,
-    )
+    return Candidate(OURS, lambda: predictor(w, x), lambda result: {"logits": result.logits}, skips=True)
 
 
 def program_reference(program: Program) -> Reference:
@@ -98,16 +90,12 @@ def program_reference(program: Program) -> Reference:
 
 def executed_flops(program: Program) -> float:
     """FLOPs that this package executes; gates are constant, so one run is enough to know them."""
+    result = ours(program).run()
     if isinstance(program, Round):
-        (_, record) = _round(program, 1, "float32", readable=False).run()
-        return float(record.flops)
-    network, w = program.model.network, program.model.parameters()
+        return float(result[1].flops)
     if isinstance(program, Adaptation):
-        x, y = program.model.samples(program.support)
-        adapted = adapt(network, w, x, y, AdaptSettings(program.eta, program.eta))
-        return float(adapted.flops_gate + adapted.flops_backbone)
-    x, _ = program.model.samples(program.batch)
-    return float(predict(network, w, x).flops)
+        return float(result.flops_gate + result.flops_backbone)
+    return float(result.flops)
 
 
 def dense_flops(program: Program) -> float:

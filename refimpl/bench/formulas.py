@@ -52,16 +52,12 @@ def comparisons(dtype: str) -> Iterator[Comparison]:
         dy = rng.standard_normal(y.shape).astype(dtype)
         dx = layer.backward(dy, cache, {}, {}, Back(dy_mask=mask))
         assert dx is not None
-        wanted = [_masked(array, mask) for array in formula(x.astype(float), dy.astype(float))]
-        yield Comparison(name, {"y": y, "dx": dx}, dict(zip(("y", "dx"), wanted, strict=True)), x[0, 0].size)
+        right = zip(("y", "dx"), formula(x.astype(float), dy.astype(float)), strict=True)
+        wanted = {one: array * mask.reshape(mask.shape + (1,) * (array.ndim - 2)) for one, array in right}
+        yield Comparison(name, {"y": y, "dx": dx}, wanted, x[0, 0].size)
     yield batch_norm(x, rng)
     yield cross_entropy(dtype, rng)
     yield from proximal(dtype, rng)
-
-
-def _masked(array: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Zeros in the closed channels."""
-    return array * mask.reshape(mask.shape + (1,) * (array.ndim - 2))
 
 
 def _windows(x: np.ndarray, size: int, stride: int) -> np.ndarray:
@@ -143,15 +139,13 @@ def proximal(dtype: str, rng: np.random.Generator) -> Iterator[Comparison]:
     wide, ends = v.astype(float), np.cumsum(GROUP_SIZES)[:-1]
     parts = np.split(wide, ends)
     kept = [max(0.0, 1 - step * rho * np.sqrt(part.size) / np.linalg.norm(part)) for part in parts]
-    wanted = {
-        "group prox": np.concatenate([share * part for share, part in zip(kept, parts, strict=True)]),
-        "l1 prox": np.sign(wide) * np.maximum(np.abs(wide) - step * rho, 0),
-    }
-    penalties: tuple[prox.Penalty, ...] = (
-        prox.GroupLasso(prox.Groups.from_sizes(GROUP_SIZES), rho),
-        prox.L1(rho),
+    by_group = np.concatenate([share * part for share, part in zip(kept, parts, strict=True)])
+    by_entry = np.sign(wide) * np.maximum(np.abs(wide) - step * rho, 0)
+    cases: tuple[tuple[str, prox.Penalty, np.ndarray], ...] = (
+        ("group prox", prox.GroupLasso(prox.Groups.from_sizes(GROUP_SIZES), rho), by_group),
+        ("l1 prox", prox.L1(rho), by_entry),
     )
-    for penalty, (name, right) in zip(penalties, wanted.items(), strict=True):
+    for name, penalty, wanted in cases:
         out = np.empty_like(v)
         penalty.prox(v, step, out)
-        yield Comparison(name, {"u": out}, {"u": right}, max(GROUP_SIZES))
+        yield Comparison(name, {"u": out}, {"u": wanted}, max(GROUP_SIZES))

@@ -137,7 +137,6 @@ class Inference:
 Program = Round | Adaptation | Inference
 
 MLP_ROUND = Round(Model("mlp"), nodes=5, steps=20, batch=20)
-CONVS = ("conv1", "conv2", "conv3")
 
 
 def cnn3_round(steps: int, off: float | None, train: tuple[str, ...] = ("theta", "phi")) -> Round:

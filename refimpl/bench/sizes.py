@@ -1,18 +1,9 @@
-"""How much is measured: by the smoke test, by `refimpl bench`, and in the whole grid."""
+"""How much is measured by the smoke test and by `refimpl bench`."""
 
 from __future__ import annotations
 
-from refimpl.bench.cases import BATCHES, FIRST_LAYER, GRID, LINEARS, OFF_SHARES, Case, Geometry, grid, linear
-from refimpl.bench.programs import (
-    CONVS,
-    MLP_ROUND,
-    Adaptation,
-    Inference,
-    Model,
-    Program,
-    Round,
-    cnn3_round,
-)
+from refimpl.bench.cases import FIRST_LAYER, GRID, LINEARS, OFF_SHARES, Case, Geometry, grid, linear
+from refimpl.bench.programs import MLP_ROUND, Adaptation, Inference, Model, Program, Round, cnn3_round
 from refimpl.bench.session import Plan
 from refimpl.bench.timing import SMOKE, Effort
 
@@ -27,12 +18,6 @@ def smallest_cases() -> list[Case]:
 def usual_cases() -> list[Case]:
     """The layers of the paper's networks at batch 32."""
     return grid((FIRST_LAYER, *GRID, *LINEARS), (32,), OFF_SHARES)
-
-
-def all_cases() -> list[Case]:
-    """Every batch size in float32, and dense float64."""
-    layers = (FIRST_LAYER, *GRID, *LINEARS)
-    return grid(layers, BATCHES, OFF_SHARES) + grid(GRID, BATCHES, (0.0,), "float64")
 
 
 def gated(off: float) -> Model:
@@ -65,13 +50,6 @@ def usual_programs() -> list[Program]:
         *(Adaptation(gated(off)) for off in GATED),
         *(Inference(m, 32) for m in models),
     ]
-
-
-def all_programs() -> list[Program]:
-    """Rounds of one and five steps, adaptations, inference at every batch size."""
-    models = [Model("cnn3"), *(gated(off) for off in GATED), Model("cnn3", CONVS, 0.75)]
-    inferences = [Inference(model, batch) for model in models for batch in BATCHES]
-    return [MLP_ROUND, *rounds(1), *rounds(5), *(Adaptation(gated(off)) for off in GATED), *inferences]
 
 
 def installed_plan(smallest: bool, only: str | None, threads: int, clock: str) -> Plan:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -96,9 +96,3 @@ def interleave(runs: Mapping[str, Run], effort: Effort) -> dict[str, Timing]:
 def _timing(samples: list[float], calls: int) -> Timing:
     low, median, high = np.quantile(samples, (0.25, 0.5, 0.75))
     return Timing(float(median), float(low), float(high), len(samples), calls)
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """The exponential of the mean logarithm; NaN if there are no values."""
-    logs = [math.log(value) for value in values]
-    return math.exp(math.fsum(logs) / len(logs)) if logs else math.nan

@@ -47,94 +47,92 @@ class Finding(NamedTuple):
     detail: str
 
 
+class Verdict(NamedTuple):
+    """What a check found, without its name."""
+
+    state: str
+    detail: str
+
+
 def examine(threads: int | None = None) -> Iterator[Finding]:
     """All checks, one after the other; threads: as many as runs will use (None: all cores)."""
     for dtype in ("float32", "float64"):
-        yield check_kernels(dtype)
-        yield check_layers(dtype)
-        yield check_program(dtype)
-    yield check_denormals()
-    yield check_choice()
-    yield check_cache()
-    yield check_threads(threads or default_threads())
-    yield check_quota()
-    yield check_load()
+        yield Finding(f"kernels {dtype}", *check_kernels(dtype))
+        yield Finding(f"layers {dtype}", *check_layers(dtype))
+        yield Finding(f"program {dtype}", *check_program(dtype))
+    yield Finding("denormals", *check_denormals())
+    yield Finding("kernel choice", *check_choice())
+    yield Finding("cache", *check_cache())
+    yield Finding("threads", *check_threads(threads or default_threads()))
+    yield Finding("cpu quota", *check_quota())
+    yield Finding("load", *check_load())
     yield Finding("blas", OK, f"{blas()} (used by peers in benchmarks, not by training)")
 
 
 # --- right numbers
 
 
-def check_kernels(dtype: str) -> Finding:
+def check_kernels(dtype: str) -> Verdict:
     """Compare every pass of small weighted layers with the oracle and, bit by bit, with readable kernels."""
-    cases = [
-        Case(shape, pass_, 3, off, dtype)
-        for shape, pass_, off in itertools.product(SHAPES, PASSES, (0.0, 0.5))
-    ]
     worst = 0.0
-    for case in cases:
-        data = layer_data(case)
-        candidate = ours(case, data)
-        arrays = candidate.arrays(candidate.run())
-        try:
-            worst = max(worst, oracle.check(case.label, arrays, oracle.reference(case, data)))
-        except RefimplError as error:
-            return Finding(f"kernels {dtype}", FAILED, str(error))
-        for name, right in readable_results(case, data).items():
-            if arrays[name].tobytes() != right.tobytes():
-                return Finding(f"kernels {dtype}", FAILED, f"{case.label}: {name} {DIFFERS}")
-    for off in (0.0, 0.5):
-        for name in differing_strided(Case(SHAPES[0], "forward", 3, off, dtype)):
-            return Finding(f"kernels {dtype}", FAILED, f"stride 2 off {off:.0%} {dtype}: {name} {DIFFERS}")
-    return Finding(
-        f"kernels {dtype}",
+    for shape, off in itertools.product(SHAPES, (0.0, 0.5)):
+        cases = [Case(shape, pass_, 3, off, dtype) for pass_ in PASSES]
+        data = layer_data(cases[0])
+        right = readable_results(shape, data)
+        for case in cases:
+            candidate = ours(case, data)
+            arrays = candidate.arrays(candidate.run())
+            try:
+                worst = max(worst, oracle.check(case.label, arrays, oracle.reference(case, data)))
+            except RefimplError as error:
+                return Verdict(FAILED, str(error))
+            for name in differing(arrays, right):
+                return Verdict(FAILED, f"{case.label}: {name} {DIFFERS}")
+        if not shape.linear:
+            for name in differing_strided(shape, data):
+                return Verdict(FAILED, f"stride 2 off {off:.0%} {dtype}: {name} {DIFFERS}")
+    return Verdict(
         OK,
         "convolution and linear, forward and both gradients, open and gated: bits of the readable kernels "
         f"(strides 1 and 2), {worst:.0e} from NumPy in float64 (stride 1)",
     )
 
 
-def differing_strided(case: Case) -> list[str]:
+def differing(arrays: oracle.Arrays, right: oracle.Arrays) -> list[str]:
+    """Names of the arrays that differ in a bit from the right ones."""
+    return [name for name, array in arrays.items() if array.tobytes() != right[name].tobytes()]
+
+
+def differing_strided(shape: Geometry, data: LayerData) -> list[str]:
     """Names of the results of a convolution with stride 2 that differ from the readable kernels' in a bit."""
-    step, pad, data = (2, 2), (case.geometry.pad, case.geometry.pad), layer_data(case)
+    step, pad = (2, 2), (shape.pad, shape.pad)
     data = data._replace(dy=data.dy[:, :, ::2, ::2].copy())
     x, weight, bias, dy, mask = data
     fast = {"dw": np.empty_like(weight), "db": np.empty_like(bias)}
     fast["y"] = conv.forward(x, weight, bias, step, pad, None, mask)
     fast["dx"] = conv.input_grad(dy, weight, step, pad, (x.shape[2], x.shape[3]), mask)
     conv.weight_grad(x, dy, step, pad, fast["dw"], fast["db"], None, mask)
-    right: dict[str, np.ndarray] = {}
-    for pass_ in PASSES:
-        right |= readable_results(replace(case, pass_=pass_), data, step)
-    return [name for name, array in fast.items() if array.tobytes() != right[name].tobytes()]
+    return differing(fast, readable_results(shape, data, step))
 
 
-def readable_results(case: Case, data: LayerData, step: conv.Pair = (1, 1)) -> dict[str, np.ndarray]:
-    """The readable kernels' results of a case: {"y"}, {"dx"} or {"dw", "db"}; step: of a convolution."""
+def readable_results(shape: Geometry, data: LayerData, step: conv.Pair = (1, 1)) -> oracle.Arrays:
+    """The readable kernels' results of all passes: y, dx, dw and db; step: of a convolution."""
     x, weight, bias, dy = data[:4]
-    mask = conv.or_all_on(data.mask)
-    y, dx, dw, db = np.empty_like(dy), np.empty_like(x), np.empty_like(weight), np.empty_like(bias)
-    if case.geometry.linear:
-        rows, matrix, drows = (array.reshape(array.shape[:2]) for array in (x, weight, dy))
-        results = y.reshape(y.shape[:2]), dx.reshape(dx.shape[:2]), dw.reshape(dw.shape[:2])
-        if case.pass_ == "forward":
-            plain.linear_forward(rows, matrix, bias, ALL_ON, mask, results[0])
-        elif case.pass_ == "input_grad":
-            plain.linear_input_grad(drows, matrix, mask, ALL_ON, results[1])
-        else:
-            plain.linear_weight_grad(rows, drows, ALL_ON, mask, results[2], db)
+    mask, pad = conv.or_all_on(data.mask), (shape.pad, shape.pad)
+    results = y, dx, dw, db = [np.empty_like(array) for array in (dy, x, weight, bias)]
+    if shape.linear:
+        x, weight, dy, y, dx, dw = (array.reshape(array.shape[:2]) for array in (x, weight, dy, y, dx, dw))
+        plain.linear_forward(x, weight, bias, ALL_ON, mask, y)
+        plain.linear_input_grad(dy, weight, mask, ALL_ON, dx)
+        plain.linear_weight_grad(x, dy, ALL_ON, mask, dw, db)
     else:
-        pad = (case.geometry.pad, case.geometry.pad)
-        if case.pass_ == "forward":
-            plain.conv_forward(x, weight, bias, step, pad, ALL_ON, mask, y)
-        elif case.pass_ == "input_grad":
-            plain.conv_input_grad(dy, weight, step, pad, mask, ALL_ON, dx)
-        else:
-            plain.conv_weight_grad(x, dy, step, pad, ALL_ON, mask, dw, db)
-    return {"forward": {"y": y}, "input_grad": {"dx": dx}, "weight_grad": {"dw": dw, "db": db}}[case.pass_]
+        plain.conv_forward(x, weight, bias, step, pad, ALL_ON, mask, y)
+        plain.conv_input_grad(dy, weight, step, pad, mask, ALL_ON, dx)
+        plain.conv_weight_grad(x, dy, step, pad, ALL_ON, mask, dw, db)
+    return dict(zip(("y", "dx", "dw", "db"), results, strict=True))
 
 
-def check_layers(dtype: str) -> Finding:
+def check_layers(dtype: str) -> Verdict:
     """Every other layer, the loss and the proximal operators, against their formulas."""
     worst, names = 0.0, list[str]()
     for name, got, wanted, terms in comparisons(dtype):
@@ -142,18 +140,18 @@ def check_layers(dtype: str) -> Finding:
         error = oracle.error_of(got, oracle.Reference(wanted, allowed))
         if not error <= allowed:
             detail = f"{name}: {error:.2g} (relative) from NumPy in float64, allowed {allowed:.2g}"
-            return Finding(f"layers {dtype}", FAILED, detail)
+            return Verdict(FAILED, detail)
         worst, names = max(worst, error), names + [name] * (name not in names)
-    return Finding(f"layers {dtype}", OK, f"{', '.join(names)}: {worst:.0e} from NumPy in float64")
+    return Verdict(OK, f"{', '.join(names)}: {worst:.0e} from NumPy in float64")
 
 
-def check_program(dtype: str) -> Finding:
+def check_program(dtype: str) -> Verdict:
     """A whole gated network as one compiled program against its layers: loss, gradient, open channels."""
     network, rng = zoo.digits((4, 6), gates=("conv1", "conv2")), np.random.default_rng(0)
     x, y = rng.standard_normal((7, *network.input_shape)).astype(dtype), rng.integers(0, network.classes, 7)
     task = NetworkTask(network, x, y)
     if task.program is None:
-        return Finding(f"program {dtype}", OK, "not used with these kernels; the layers run")
+        return Verdict(OK, "not used with these kernels; the layers run")
     w = network.layout.initialise(SeedTree(0), dtype)
     phi = network.layout.phi
     w[phi] += (0.5 * rng.standard_normal(w[phi].size)).astype(dtype)  # closes some channels
@@ -164,25 +162,24 @@ def check_program(dtype: str) -> Finding:
         results.append((objective(w, gradient), gradient.tobytes(), objective.measure()))
     for what, *both in zip(("loss", "gradient", "number of open channels"), *results, strict=True):
         if both[0] != both[1]:
-            wrong = f"the {what} of a gated network is not that of the layers"
-            return Finding(f"program {dtype}", FAILED, wrong)
+            return Verdict(FAILED, f"the {what} of a gated network is not that of the layers")
     closed = results[0][2][1]
-    detail = f"loss and gradient of a gated network, {closed:.0%} of channels off: bits of the layers"
-    return Finding(f"program {dtype}", OK, detail)
+    return Verdict(
+        OK, f"loss and gradient of a gated network, {closed:.0%} of channels off: bits of the layers"
+    )
 
 
-def check_denormals() -> Finding:
+def check_denormals() -> Verdict:
     """Numbers below the smallest normal one must not become zero, in NumPy or in compiled code."""
     for dtype in (np.float32, np.float64):
         tiny = np.array(np.finfo(dtype).tiny / 8).astype(dtype)
         if not (halved_by_numpy(tiny) > 0 and halved_by_kernels(tiny) > 0):
-            return Finding(
-                "denormals",
+            return Verdict(
                 FAILED,
                 f"{np.dtype(dtype)} numbers below {np.finfo(dtype).tiny:.1e} become zero: a library loaded "
                 "into this process has switched them off, and results will differ from other machines'",
             )
-    return Finding("denormals", OK, "kept")
+    return Verdict(OK, "kept")
 
 
 def halved_by_numpy(number: np.ndarray) -> float:
@@ -199,16 +196,16 @@ def halved_by_kernels(number: np.ndarray) -> float:
 # --- speed
 
 
-def check_choice() -> Finding:
+def check_choice() -> Verdict:
     """Whether the fast kernels are the ones in use."""
     name = chosen_kernels()
     if name == "tile":
-        return Finding("kernel choice", OK, name)
+        return Verdict(OK, name)
     why = "NUMBA_DISABLE_JIT" if settings.DISABLE_JIT else "REFIMPL_KERNELS"
-    return Finding("kernel choice", WARNING, f"{name}, the slow readable ones, because {why} is set")
+    return Verdict(WARNING, f"{name}, the slow readable ones, because {why} is set")
 
 
-def check_cache() -> Finding:
+def check_cache() -> Verdict:
     """Whether compiled code is kept in the right folder, on a disk that is not slow."""
     folder = cache_folder()
     files = [path for path in folder.rglob("*.nb[ic]") if path.is_file()]
@@ -217,16 +214,16 @@ def check_cache() -> Finding:
     detail = f"{folder}: {state}"
     wanted = settings.CACHE_DIR
     if wanted and not folder.is_relative_to(wanted):
-        return Finding("cache", WARNING, f"NUMBA_CACHE_DIR={wanted} cannot be written, so it is {detail}")
+        return Verdict(WARNING, f"NUMBA_CACHE_DIR={wanted} cannot be written, so it is {detail}")
     try:
         seconds = seconds_to_write(folder)
     except OSError as error:
         why = (error.strerror or "unknown").lower()
-        return Finding("cache", WARNING, f"cannot be written ({why}), so kernels are compiled anew: {detail}")
+        return Verdict(WARNING, f"cannot be written ({why}), so kernels are compiled anew: {detail}")
     if seconds > SLOW_SECONDS:
         detail = f"slow ({seconds:.2f} s for a small file); set NUMBA_CACHE_DIR to a local folder; {detail}"
-        return Finding("cache", WARNING, detail)
-    return Finding("cache", OK, detail)
+        return Verdict(WARNING, detail)
+    return Verdict(OK, detail)
 
 
 def seconds_to_write(folder: Path) -> float:
@@ -242,28 +239,28 @@ def seconds_to_write(folder: Path) -> float:
     return time.perf_counter() - started
 
 
-def check_threads(threads: int) -> Finding:
+def check_threads(threads: int) -> Verdict:
     """Whether the threads, times those that libraries start in each, are at most as many as the cores."""
     cores = default_threads()
     for name in THREAD_VARIABLES:
         each = os.environ.get(name, "")
         if each.isdecimal() and int(each) > 1 and int(each) * threads > cores:
             detail = f"{threads} threads with {name}={each} each are more than {cores} cores; set {name}=1"
-            return Finding("threads", WARNING, detail)
+            return Verdict(WARNING, detail)
     if threads > cores:
-        return Finding("threads", WARNING, f"{threads} threads on {cores} cores; use --threads {cores}")
-    return Finding("threads", OK, f"{threads} on {cores} cores")
+        return Verdict(WARNING, f"{threads} threads on {cores} cores; use --threads {cores}")
+    return Verdict(OK, f"{threads} on {cores} cores")
 
 
-def check_quota() -> Finding:
+def check_quota() -> Verdict:
     """Whether a container may use all the cores it sees."""
     cores, allowed = default_threads(), quota()
     if allowed is None:
-        return Finding("cpu quota", OK, "none")
+        return Verdict(OK, "none")
     if allowed >= cores:
-        return Finding("cpu quota", OK, f"{allowed:g} cores")
+        return Verdict(OK, f"{allowed:g} cores")
     detail = f"{allowed:g} of the {cores} cores it sees: threads will be stopped at times; use --threads "
-    return Finding("cpu quota", WARNING, f"this container may use {detail}{max(1, int(allowed))}")
+    return Verdict(WARNING, f"this container may use {detail}{max(1, int(allowed))}")
 
 
 def quota() -> float | None:
@@ -279,13 +276,13 @@ def quota() -> float | None:
     return None
 
 
-def check_load() -> Finding:
+def check_load() -> Verdict:
     """Whether other programs keep the cores busy."""
     cores = default_threads()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > cores:
-        return Finding("load", WARNING, f"{load:.1f} on {cores} cores: do not trust seconds measured now")
-    return Finding("load", OK, f"{load:.1f} on {cores} cores")
+        return Verdict(WARNING, f"{load:.1f} on {cores} cores: do not trust seconds measured now")
+    return Verdict(OK, f"{load:.1f} on {cores} cores")
 
 
 def blas() -> str:

@@ -189,11 +189,6 @@ def test_short_calls_are_repeated_to_fill_a_sample():
     assert calls[0] == 2 + 2 * found["a"].calls
 
 
-def test_geometric_mean():
-    assert timing.geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
-    assert np.isnan(timing.geometric_mean([]))
-
-
 @pytest.mark.parametrize("off", [0.25, 0.5, 0.75, 0.9])
 def test_every_sample_closes_its_own_share_of_channels(off):
     case = Case(cases.GRID[0], "forward", 8, off)
@@ -262,14 +257,8 @@ def test_threads_change_nothing():
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)
 
 
-def test_the_grids_hold_what_they_promise():
-    kinds = {type(program) for program in sizes.smallest_programs()}
-    assert kinds == {Round, Adaptation, Inference}
-    shares = {case.off for case in sizes.all_cases()}
-    assert shares == {0.0, 0.25, 0.5, 0.75, 0.9}
-    assert {case.batch for case in sizes.all_cases()} == {1, 32, 256}
-    labels = [program.label for program in sizes.all_programs()]
-    assert len(set(labels)) == len(labels)
+def test_the_smoke_test_has_programs_of_all_kinds():
+    assert {type(program) for program in sizes.smallest_programs()} == {Round, Adaptation, Inference}
 
 
 # --- the measuring process

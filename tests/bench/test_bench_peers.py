@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,11 @@ def checkout(monkeypatch):
 
 def synthetic(ours_seconds: float) -> dict:
     """Results in which every peer takes 1 ms and we the given time, times the share of channels on."""
+    from bench.plans import all_cases, all_programs
+
     results = session.gather([])
     results["peaks"] = [{"name": "numpy matmul", "dtype": "float32", "gflops": 100.0}]
-    for case in sizes.all_cases():
+    for case in all_cases():
         common = {"layer": case.geometry.label, "pass": case.pass_, "batch": case.batch}
         common |= {"dtype": case.dtype, "off": case.off, "gflops": 90.0, "executed_flops": case.flops}
         results["kernels"] += [
@@ -37,7 +40,7 @@ def synthetic(ours_seconds: float) -> dict:
             common | {"candidate": "torch channels-last", "seconds": 1e-3},
         ]
     names = ("torch autograd", "torch tuned, NCHW", "jax jit, scan", "onnxruntime (no gates)")
-    for program in sizes.all_programs():
+    for program in all_programs():
         for threads in (1, 2):
             common = {"program": program.label, "threads": threads, "gflops": 1.0}
             mine = {"candidate": OURS, "seconds": ours_seconds / 5 / threads}
@@ -49,6 +52,22 @@ def synthetic(ours_seconds: float) -> dict:
         {"candidate": "torch autograd", "process_bytes": 2, "round_bytes": 2},
     ]
     return results
+
+
+def test_geometric_mean(checkout):
+    from bench.bars import geometric_mean
+
+    assert geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
+    assert math.isnan(geometric_mean([]))
+
+
+def test_the_grids_hold_what_they_promise(checkout):
+    from bench.plans import all_cases, all_programs
+
+    assert {case.off for case in all_cases()} == {0.0, 0.25, 0.5, 0.75, 0.9}
+    assert {case.batch for case in all_cases()} == {1, 32, 256}
+    labels = [program.label for program in all_programs()]
+    assert len(set(labels)) == len(labels)
 
 
 def test_bars_are_met_missed_or_not_measured(checkout):
