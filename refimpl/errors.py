@@ -1,7 +1,7 @@
-"""The errors that users can cause, as exceptions whose text is one line that says what to do.
+"""The errors that users can cause: exceptions whose text is one line that says what to do.
 
-Every message names who complains, what was expected, what came, and the remedy. The command line prints
-the line and exits with 2.
+Every message names the function that complains, what it expected, what it got and the remedy. The
+command line prints this line and exits with 2.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class InputError(RefimplError, ValueError):
 
 
 class DataError(InputError):
-    """A data file or array that is not what it should be: truncated, corrupt, NaN, out of range."""
+    """A data file or array that cannot be used: truncated, corrupt, with NaN or values out of range."""
 
 
 class ConfigError(InputError):
@@ -29,39 +29,39 @@ class ConfigError(InputError):
 
 
 class RunError(RefimplError):
-    """A run folder that cannot be used as asked: missing, already there, in use, not resumable."""
+    """A run folder that cannot be used as asked: missing, already there, in use or not resumable."""
 
 
 class TakenError(RunError):
-    """A place for a new folder that another process has taken meanwhile."""
+    """Another process has meanwhile created the folder that was about to be made."""
 
 
 class DivergenceError(RefimplError):
-    """Training or adaptation left the finite numbers; says where, and a hint."""
+    """Training or adaptation produced infinity or NaN; the text says where, with a hint."""
 
 
 class OlderVersionWarning(UserWarning):
-    """What an older version wrote lacks something; the text says what is taken instead."""
+    """A file written by an older version lacks something; the text says what is used instead."""
 
 
-def brief(error: Exception) -> str:
-    """The first line of an error's text, or its kind where it has none, to stand in a message of ours."""
+def cause(error: Exception) -> str:
+    """The first line of an error's text, or its class name if it has no text, for use inside a message."""
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
-def meant(typed: object, known: Iterable[str]) -> str:
-    """`did you mean NAME? ` for the nearest of the known names, to stand before them; else empty."""
+def nearest(typed: object, known: Iterable[str]) -> str:
+    """`did you mean NAME? ` with the nearest of the known names; empty if none is near."""
     near = difflib.get_close_matches(str(typed)[:80], known, n=1)
     return f"did you mean {near[0]}? " if near else ""
 
 
 def shown(value: object) -> str:
-    """The value as it stands in one line of a message of ours, cut where it is long."""
+    """The value as text for a message of one line, cut if it is long."""
     return " ".join(repr(value).split())[:80]
 
 
 def expect_numbers(who: str, positive: bool = False, whole: bool = False, **values: object) -> None:
-    """Raise `InputError` unless all are finite numbers >= 0, or > 0 if `positive`; whole ones if `whole`."""
+    """Raise `InputError` unless all are finite numbers >= 0 (`positive`: > 0; `whole`: and integers)."""
     for name, value in values.items():
         number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
         if not (number and math.isfinite(value) and (value > 0 or (value == 0 and not positive))):  # type: ignore
@@ -72,7 +72,7 @@ def expect_numbers(who: str, positive: bool = False, whole: bool = False, **valu
 
 
 def one_of(who: str, what: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raise `InputError` unless `value` is one of `allowed`; the message says the nearest and lists them."""
+    """Raise `InputError` unless `value` is one of `allowed`; the message lists them, the nearest first."""
     if value not in allowed:
-        choices = f"{meant(value, allowed)}choose one of {', '.join(allowed)}"
+        choices = f"{nearest(value, allowed)}choose one of {', '.join(allowed)}"
         raise InputError(f"{who}: unknown {what} {shown(value)}; {choices}")

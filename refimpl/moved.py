@@ -30,6 +30,7 @@ MOVED = {
     "doctor": "machine.doctor",
     "formulas": "bench.formulas",
     "golden": "crosscheck.golden",
+    "kernels.edge": "kernels.workspace",  # for `release_workspaces`; the rest served this package only
     "gradcheck": "nn.gradcheck",
     "parallel": "experiments.jobs",
     "problems": "theory.problems",

@@ -28,7 +28,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-from refimpl.errors import ConfigError, InputError, brief, one_of, shown
+from refimpl.errors import ConfigError, InputError, cause, one_of, shown
 
 USE = "REFIMPL_USE"
 KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
@@ -223,7 +223,7 @@ def _import_file(name: str, path: Path) -> None:
         found.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise ConfigError(f"--use: {path} cannot be imported: {brief(error)}; mend the file") from error
+        raise ConfigError(f"--use: {path} cannot be imported: {cause(error)}; mend the file") from error
 
 
 MODELS = Registry("model", "refimpl.nn.zoo")

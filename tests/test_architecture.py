@@ -47,7 +47,8 @@ SEES_NETWORKS = {  # networks are what these are about
 
 # These wire the compiler, emit vector instructions or move numbers; the formulae are their callers'.
 NO_MATHEMATICS = {
-    f"refimpl.kernels.{name}" for name in ("compiling", "edge", "jit", "panels", "simd", "target", "tile")
+    f"refimpl.kernels.{name}"
+    for name in ("arrays", "checked", "compiling", "jit", "panels", "simd", "target", "tile", "workspace")
 }
 MATHEMATICS = ("kernels", "nn", "optim", "federated", "theory")
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import click
 
-from refimpl.errors import meant
+from refimpl.errors import nearest
 
 
 class SuggestingGroup(click.Group):
@@ -22,7 +22,7 @@ class SuggestingGroup(click.Group):
         """Find the command named by args[0]; for an unknown name, suggest the nearest or list all."""
         name, known = args[0], self.list_commands(ctx)
         if name not in known and not name.startswith("-"):
-            near = f"did you mean {self.OTHERWISE[name]}?" if name in self.OTHERWISE else meant(name, known)
+            near = f"did you mean {self.OTHERWISE[name]}?" if name in self.OTHERWISE else nearest(name, known)
             hint = near or f"choose one of {', '.join(known)}"
             raise click.UsageError(f"no command {name!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
@@ -34,6 +34,6 @@ def said(error: click.UsageError) -> str:
         return f"{error.message} Did you mean {' or '.join(error.possibilities[:2])}?"
     if isinstance(error, click.BadParameter) and error.param and isinstance(error.param.type, click.Choice):
         typed = re.match("'(.*?)'", error.message)  # the message begins with these words
-        near = meant(typed[1], error.param.type.choices) if typed else ""
+        near = nearest(typed[1], error.param.type.choices) if typed else ""
         return error.format_message().replace(error.message, near + error.message)
     return error.format_message()

@@ -59,8 +59,7 @@ def examined(threads: int | None, talk: Talk) -> list[Finding]:
 def gather(threads: int | None = None) -> dict[str, Any]:
     """The environment as a run folder records it, and the folders that are used on this machine."""
     from refimpl.experiments.experiment import default_threads
-    from refimpl.kernels.edge import chosen_kernels
-    from refimpl.kernels.jit import cache_folder
+    from refimpl.kernels.jit import cache_folder, chosen_kernels
 
     return {
         **environment(threads or default_threads()),

@@ -32,7 +32,7 @@ from refimpl.data.digits import read_digits
 from refimpl.data.idx import parse_idx
 from refimpl.data.omniglot import FULL_INK, read_omniglot
 from refimpl.data.unpack import read_unpacked
-from refimpl.errors import DataError, InputError, meant
+from refimpl.errors import DataError, InputError, nearest
 from refimpl.files.paths import expanded
 
 CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -56,7 +56,7 @@ def load(name: str, data_dir: str | Path | None = None) -> DataSet:
     if is_file_name(name):
         return read_arrays(expanded(name))
     if name not in _LOADERS:
-        choices = f"{meant(name, NAMES)}choose one of {', '.join(NAMES)}, or a FILE.npz"
+        choices = f"{nearest(name, NAMES)}choose one of {', '.join(NAMES)}, or a FILE.npz"
         raise InputError(f"data set: unknown name {name!r}; {choices}")
     return (
         _LOADERS[name](Path()) if name == "digits" else _LOADERS[name](places.existing_root(name, data_dir))

@@ -15,7 +15,7 @@ from refimpl.data.forms import plain_name
 from refimpl.data.omniglot import read_drawings
 from refimpl.data.sources import ARCHIVES, CONTENTS
 from refimpl.data.unpack import decompress, read_unpacked
-from refimpl.errors import DataError, InputError, meant
+from refimpl.errors import DataError, InputError, nearest
 from refimpl.files.paths import expanded
 
 
@@ -44,7 +44,7 @@ def verify(
     if is_file_name(name):
         return [_own(expanded(name))]
     if name not in CONTENTS:
-        choices = f"{meant(name, CONTENTS)}choose one of {', '.join(CONTENTS)}, or a FILE.npz"
+        choices = f"{nearest(name, CONTENTS)}choose one of {', '.join(CONTENTS)}, or a FILE.npz"
         raise InputError(f"verify: unknown data set {name!r}; {choices}")
     if name == "digits":
         return list(_embedded())

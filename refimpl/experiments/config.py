@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from refimpl.errors import ConfigError, OlderVersionWarning, brief, one_of
+from refimpl.errors import ConfigError, OlderVersionWarning, cause, one_of
 from refimpl.files.paths import expanded
 from refimpl.files.sniff import decoded
 from refimpl.registry import MODELS, PENALTIES, SCHEDULES, Key, Registry, agree, key, keys_of, plain
@@ -184,7 +184,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     except RecursionError:
         raise ConfigError(f"{path}: not readable as TOML: nested too deeply") from None
     except (OSError, ValueError) as error:  # tomllib's own, and int's for thousands of digits
-        raise ConfigError(f"{path}: not readable as TOML: {brief(error)}") from None
+        raise ConfigError(f"{path}: not readable as TOML: {cause(error)}") from None
 
 
 def preset(name: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from refimpl.federated.local import LocalSettings
 from refimpl.federated.methods.metagater import MetaGater
 from refimpl.federated.rounds import Participation, run_rounds
 from refimpl.kernels import activation, compiling, conv, linear, loss, pool, program, vector
-from refimpl.kernels.edge import ALL_ON, INTS
+from refimpl.kernels.arrays import ALL_ON, INTS
 from refimpl.nn import zoo
 from refimpl.nn.network import Network
 from refimpl.nn.predict import predict

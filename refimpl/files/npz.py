@@ -22,7 +22,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.errors import brief
+from refimpl.errors import cause
 from refimpl.files.sniff import is_leftover, looks_like
 
 _MAGIC = b"\x93NUMPY"
@@ -113,7 +113,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     except DamageError:
         raise
     except ZIP_DAMAGE as error:
-        raise DamageError(ascii(brief(error))[1:-1][:80] + hint) from None
+        raise DamageError(ascii(cause(error))[1:-1][:80] + hint) from None
 
 
 def _members(archive: zipfile.ZipFile) -> list[tuple[str, zipfile.ZipInfo]]:

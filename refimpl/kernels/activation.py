@@ -12,7 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from refimpl.kernels import elementary
-from refimpl.kernels.edge import FLOATS, entry, given, mask, written
+from refimpl.kernels.arrays import FLOATS
+from refimpl.kernels.checked import checked, given, mask, written
 from refimpl.kernels.jit import kernel
 from refimpl.kernels.panels import clear
 from refimpl.kernels.plain import is_on
@@ -27,14 +28,14 @@ def rectify(x, sign, y):
         y[p] = zero if sign[p] <= zero else x[p]
 
 
-@entry(x=given("NCP"), mask=mask("NC"), y=written("NCP"))
+@checked(x=given("NCP"), mask=mask("NC"), y=written("NCP"))
 @kernel
 def relu_forward(x, mask, y):
     """y = max(x, 0); NaN passes through."""
     relu_backward(x, x, mask, y)
 
 
-@entry(dy=given("NCP"), y=given("NCP"), mask=mask("NC"), dx=written("NCP"))
+@checked(dy=given("NCP"), y=given("NCP"), mask=mask("NC"), dx=written("NCP"))
 @kernel
 def relu_backward(dy, y, mask, dx):
     """dx = dy where the output y (or the input, which has its sign) is positive or NaN, else 0."""
@@ -49,7 +50,7 @@ def relu_backward(dy, y, mask, dx):
                 clear(dx[n, c])
 
 
-@entry(x=given("NCP"), mask=mask("NC"), y=written("NCP"))
+@checked(x=given("NCP"), mask=mask("NC"), y=written("NCP"))
 @kernel
 def softplus_forward(x, mask, y):
     """y = log(1 + e**x)."""
@@ -60,7 +61,7 @@ def softplus_forward(x, mask, y):
                 y[n, c, p] = elementary.softplus(np.float64(x[n, c, p])) if on else 0.0
 
 
-@entry(dy=given("NCP"), x=given("NCP"), mask=mask("NC"), dx=written("NCP"))
+@checked(dy=given("NCP"), x=given("NCP"), mask=mask("NC"), dx=written("NCP"))
 @kernel
 def softplus_backward(dy, x, mask, dx):
     """dx = dy * sigmoid(x)."""
@@ -71,7 +72,7 @@ def softplus_backward(dy, x, mask, dx):
                 dx[n, c, p] = dy[n, c, p] * elementary.sigmoid(np.float64(x[n, c, p])) if on else 0.0
 
 
-@entry(x=given("NCP"), mask=mask("NC"), y=written("NCP"))
+@checked(x=given("NCP"), mask=mask("NC"), y=written("NCP"))
 @kernel
 def tanh_forward(x, mask, y):
     """y = tanh(x)."""
@@ -82,7 +83,7 @@ def tanh_forward(x, mask, y):
                 y[n, c, p] = elementary.tanh(np.float64(x[n, c, p])) if on else 0.0
 
 
-@entry(dy=given("NCP"), y=given("NCP"), mask=mask("NC"), dx=written("NCP"))
+@checked(dy=given("NCP"), y=given("NCP"), mask=mask("NC"), dx=written("NCP"))
 @kernel
 def tanh_backward(dy, y, mask, dx):
     """dx = dy * (1 - y**2), from the output y."""
@@ -95,7 +96,7 @@ def tanh_backward(dy, y, mask, dx):
                 )
 
 
-@entry(u=given("NC"), value=written("NC"), slope=written("NC"))
+@checked(u=given("NC"), value=written("NC"), slope=written("NC"))
 @kernel
 def sigmoid_scaled(u, tau, value, slope):
     """value = sigmoid(u/tau) and slope = its derivative w.r.t. u, on (N, C) arrays."""
@@ -107,7 +108,7 @@ def sigmoid_scaled(u, tau, value, slope):
             slope[n, c] = s * elementary.sigmoid(-scaled) / tau  # 1 - s would cancel for large u
 
 
-@entry(x=given("NCP"), factor=given("NC"), y=written("NCP"))
+@checked(x=given("NCP"), factor=given("NC"), y=written("NCP"))
 @kernel
 def scale_channels(x, factor, y):
     """y[n, c, :] = factor[n, c] * x[n, c, :]; a zero factor gives zeros without reading x."""
@@ -130,7 +131,7 @@ def _has_nan(x):
     return found
 
 
-@entry(decision=given("NC"), y=written("NCP"))
+@checked(decision=given("NC"), y=written("NCP"))
 @kernel
 def spread_nan(decision, y):
     """y[n, c, :] = NaN where decision[n, c] is NaN: an undecided channel does not look like an open one."""
@@ -143,7 +144,7 @@ def spread_nan(decision, y):
                     y[n, c, p] = np.nan
 
 
-@entry(a=given("NCP"), b=given("NCP"), out=written("NC", *FLOATS))
+@checked(a=given("NCP"), b=given("NCP"), out=written("NC", *FLOATS))
 @kernel
 def channel_products(a, b, out):
     """out[n, c] = sum over pixels of a * b, in float64 in the order of `sums`."""
@@ -155,7 +156,7 @@ def channel_products(a, b, out):
             out[n, c] = wide_product(a, start, b, start, pixels)
 
 
-@entry(x=given("NCP"), mask=mask("NC"), out=written("NC"))
+@checked(x=given("NCP"), mask=mask("NC"), out=written("NC"))
 @kernel
 def channel_means(x, mask, out):
     """out[n, c] = mean over pixels, in float64 in the order of `sums`; zero where closed."""
@@ -167,7 +168,7 @@ def channel_means(x, mask, out):
             out[n, c] = wide_total(x, (n * channels + c) * pixels, pixels) / pixels if on else 0.0
 
 
-@entry(ds=given("NC"), mask=mask("NC"), dx=written("NCP"))
+@checked(ds=given("NC"), mask=mask("NC"), dx=written("NCP"))
 @kernel
 def add_to_channels(ds, mask, dx):
     """dx[n, c, :] += ds[n, c] on open channels: the gradient of a sum over pixels."""

@@ -18,7 +18,7 @@ from numba.core import event
 
 from refimpl.files.environment import cores
 from refimpl.kernels import jit
-from refimpl.kernels.edge import USE_TILE
+from refimpl.kernels.jit import USE_TILE
 
 _listeners: list[Callable[[str], None]] = []  # those of the contexts of `watch` that are open
 

@@ -16,18 +16,17 @@ import numpy as np
 
 from refimpl.errors import InputError
 from refimpl.kernels import plain, tiled_conv, tiled_weight_grad
-from refimpl.kernels.edge import (
+from refimpl.kernels.arrays import (
     ALL_ON,
-    USE_TILE,
     Pair,
     check_shape,
     check_target,
     output_size,
-    result_array,
-    scratch,
     tidy_floats,
     tidy_mask,
 )
+from refimpl.kernels.jit import USE_TILE
+from refimpl.kernels.workspace import result_array, scratch
 
 __all__ = ["ALL_ON", "Pair", "forward", "input_grad", "or_all_on", "output_size", "weight_grad"]
 

@@ -21,7 +21,7 @@ from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 from refimpl.kernels import vector
-from refimpl.kernels.jit import brief, kernel
+from refimpl.kernels.jit import kernel, optimise_for_size
 
 TOGETHER = 16
 SAFE_LOW, SAFE_HIGH = 1e-280, 1e280  # sums of squares in here have neither under- nor overflowed
@@ -171,7 +171,7 @@ def shrink_extreme_group(v, step, weights, radius, g, indptr, starts, stops, out
     The norm and the threshold are made smaller together. Where the radius is so small that radius/norm loses
     digits, each entry is divided by the norm first. Returns weight ||out_g||.
     """
-    brief()
+    optimise_for_size()
     first, last, weight = indptr[g], indptr[g + 1], weights[g]
     largest, squares = 0.0, 0.0
     for r in range(first, last):

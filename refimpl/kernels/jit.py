@@ -28,10 +28,30 @@ from numba.core import caching, serialize, sigutils
 from numba.core import config as numba_config
 
 from refimpl._version import __version__
+from refimpl.errors import ConfigError, InputError, one_of
 
 settings: Any = numba_config  # its entries are made at run time: unknown to type checkers
 intrinsic: Any = numba.extending.intrinsic  # called without the first of its declared arguments
 shared: Any = numba.extending.register_jitable  # small functions for Python and for compiled code
+
+
+# --- which kernels are used
+
+
+def chosen_kernels() -> str:
+    """`tile` (fast) or `plain` (readable), from the environment variable REFIMPL_KERNELS.
+
+    With Numba's compiler switched off only the plain kernels can run. Raises ConfigError for other names.
+    """
+    name = os.environ.get("REFIMPL_KERNELS", "tile")
+    try:
+        one_of("REFIMPL_KERNELS", "kernels", name, ("tile", "plain"))
+    except InputError as error:
+        raise ConfigError(str(error)) from None
+    return "plain" if settings.DISABLE_JIT else name
+
+
+USE_TILE = chosen_kernels() == "tile"
 
 
 # --- where it is kept
@@ -204,7 +224,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 
 @intrinsic
-def brief(typingctx):
+def optimise_for_size(typingctx):
     """Ask LLVM to keep the enclosing function small: for what runs once per call, such as filling tables.
 
     Otherwise it unrolls and vectorises every loop over a handful of entries, which makes compilation slow.

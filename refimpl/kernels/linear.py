@@ -14,17 +14,16 @@ from functools import lru_cache
 import numpy as np
 
 from refimpl.kernels import plain, tiled_linear
-from refimpl.kernels.edge import (
-    USE_TILE,
+from refimpl.kernels.arrays import (
     check_axes,
     check_shape,
     check_target,
-    result_array,
-    scratch,
     tidy_floats,
     tidy_group_mask,
     tidy_mask,
 )
+from refimpl.kernels.jit import USE_TILE
+from refimpl.kernels.workspace import result_array, scratch
 
 linear_scratch = lru_cache(maxsize=1024)(tiled_linear.scratch)  # as in `conv`
 

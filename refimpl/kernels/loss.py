@@ -8,7 +8,8 @@ import numpy as np
 
 from refimpl.errors import InputError
 from refimpl.kernels import elementary
-from refimpl.kernels.edge import INDICES, entry, given, written
+from refimpl.kernels.arrays import INDICES
+from refimpl.kernels.checked import checked, given, written
 from refimpl.kernels.jit import kernel
 
 
@@ -21,7 +22,7 @@ def _check_labels(who: str, sizes: dict[str, int], arguments: dict[str, Any]) ->
         raise InputError(f"{who}: labels must lie in 0..{classes - 1}, got {labels.min()}..{labels.max()}")
 
 
-@entry(_check_labels, logits=given("NK"), labels=given("N", INDICES), dlogits=written("NK"))
+@checked(_check_labels, logits=given("NK"), labels=given("N", INDICES), dlogits=written("NK"))
 @kernel
 def softmax_cross_entropy(logits, labels, dlogits):
     """Mean over the batch of -log softmax(logits)[label], with the log-sum-exp shift, in float64.
@@ -31,7 +32,7 @@ def softmax_cross_entropy(logits, labels, dlogits):
     return add_cross_entropy(0.0, logits, labels, labels.size, dlogits) / labels.size
 
 
-@entry(_check_labels, logits=given("NK"), labels=given("N", INDICES), dlogits=written("NK"))
+@checked(_check_labels, logits=given("NK"), labels=given("N", INDICES), dlogits=written("NK"))
 @kernel
 def add_cross_entropy(total, logits, labels, count, dlogits):
     """total + the sum instead of the mean, for a part of a batch of `count`, by which dlogits is divided."""

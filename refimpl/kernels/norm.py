@@ -12,7 +12,8 @@ import math
 
 import numpy as np
 
-from refimpl.kernels.edge import DOUBLE, FLOATS, entry, given, written
+from refimpl.kernels.arrays import DOUBLE, FLOATS
+from refimpl.kernels.checked import checked, given, written
 from refimpl.kernels.jit import kernel
 from refimpl.kernels.sums import wide_product, wide_spread, wide_total
 
@@ -25,7 +26,7 @@ def _normalise(x, mean, scale, gamma, beta, normalised, y):
         y[p] = gamma * normalised[p] + beta
 
 
-@entry(
+@checked(
     x=given("NCP"),
     gamma=given("C"),
     beta=given("C"),
@@ -57,7 +58,7 @@ def _denormalise(dy, normalised, mean, slope, scale, dx):
         dx[p] = scale * (dy[p] - mean - normalised[p] * slope)
 
 
-@entry(
+@checked(
     dy=given("NCP"),
     normalised=given("NCP"),
     inverse_std=given("C", DOUBLE),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refimpl.kernels.jit import brief, kernel, shared
+from refimpl.kernels.jit import kernel, optimise_for_size, shared
 from refimpl.kernels.simd import copy_rows, copy_run, transpose_block
 from refimpl.kernels.target import VECTOR_BYTES
 
@@ -47,7 +47,7 @@ def copy(source, target):
 @kernel
 def multiples(count, step, table):
     """table[i] = i * step."""
-    brief()
+    optimise_for_size()
     for i in range(count):
         table[i] = i * step
 
@@ -55,7 +55,7 @@ def multiples(count, step, table):
 @kernel
 def open_channels(mask, n, channels, out):
     """List the open channels of sample n in `out`; returns how many."""
-    brief()
+    optimise_for_size()
     if mask.shape[0] == 0:
         multiples(channels, np.int64(1), out)
         return channels
@@ -69,7 +69,7 @@ def open_channels(mask, n, channels, out):
 @kernel
 def closed_channels(mask, n, channels, out):
     """List the closed channels of sample n in `out`; returns how many."""
-    brief()
+    optimise_for_size()
     if mask.shape[0] == 0:
         return 0
     row, count = mask[n], 0
@@ -82,7 +82,7 @@ def closed_channels(mask, n, channels, out):
 @kernel
 def row_table(channels, count, step, table):
     """table[i] = channels[i] * step, the last entry twice: `sweep` may compute the last row twice."""
-    brief()
+    optimise_for_size()
     for i in range(count):
         table[i] = channels[i] * step
     table[count] = table[max(0, count - 1)]
@@ -91,7 +91,7 @@ def row_table(channels, count, step, table):
 @kernel
 def pick(values, channels, count, out):
     """out[i] = values[channels[i]], the last entry twice (see `row_table`)."""
-    brief()
+    optimise_for_size()
     for i in range(count):
         out[i] = values[channels[i]]
     out[count] = out[max(0, count - 1)]
@@ -100,7 +100,7 @@ def pick(values, channels, count, out):
 @kernel
 def term_table(channels, count, step, taps, table):
     """table = channels[i] * step + taps[t], for each channel and then for each tap."""
-    brief()
+    optimise_for_size()
     k = 0
     for i in range(count):
         base = channels[i] * step
@@ -112,7 +112,7 @@ def term_table(channels, count, step, taps, table):
 @kernel
 def _inside(size, shift, stride, positions):
     """First and one-past-last of the positions p whose p * stride - shift lies in 0 .. size - 1."""
-    brief()
+    optimise_for_size()
     first = min(positions, max(0, (shift + stride - 1) // stride))
     return first, max(first, min(positions, (size - 1 + shift) // stride + 1))
 
@@ -126,7 +126,7 @@ def shift_table(size, down, right, stride, shape, table):
     it. The entries: number of rows that meet the image, where they start in the shifted plane and in the
     image plane, first and one-past-last column inside.
     """
-    brief()
+    optimise_for_size()
     for j in range(down.size):
         top, bottom = _inside(size[0], down[j], stride[0], shape[0])
         first, last = _inside(size[1], right[j], stride[1], shape[1])
@@ -175,7 +175,7 @@ def _copy_strided(rows, cols, columns, source, line, panel, to):
 @kernel
 def clear_rows(shape, table, panel, plane, planes):
     """Zero the rows of the panel's planes that `copy_planes` leaves out."""
-    brief()
+    optimise_for_size()
     lanes = VECTOR_BYTES // panel.itemsize
     shifts = table.size // 5
     for j in range(shifts):

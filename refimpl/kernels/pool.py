@@ -13,7 +13,8 @@ from typing import Any
 
 from refimpl.errors import InputError
 from refimpl.kernels import halving
-from refimpl.kernels.edge import INTS, entry, given, mask, output_size, written
+from refimpl.kernels.arrays import INTS, output_size
+from refimpl.kernels.checked import checked, given, mask, written
 from refimpl.kernels.jit import kernel, settings
 from refimpl.kernels.panels import clear
 from refimpl.kernels.plain import is_on
@@ -54,7 +55,7 @@ def _plane(image, result, number, q):
     return places, number * image.shape[2] * image.shape[3] + 2 * q
 
 
-@entry(_check_windows, x=given("NCHW"), mask=mask("NC"), y=written("NCPQ"), where=written("NCPQ", INTS))
+@checked(_check_windows, x=given("NCHW"), mask=mask("NC"), y=written("NCPQ"), where=written("NCPQ", INTS))
 @kernel
 def max_forward(x, size, stride, mask, y, where):
     """y = largest value of each window; `where` (int32) its flat position in the window."""
@@ -95,7 +96,7 @@ def _halve_max(x, y, where, mask):
                 halving.largest(rows, cols - q, image, result, places)
 
 
-@entry(_check_places, dy=given("NCPQ"), where=given("NCPQ", INTS), mask=mask("NC"), dx=written("NCHW"))
+@checked(_check_places, dy=given("NCPQ"), where=given("NCPQ", INTS), mask=mask("NC"), dx=written("NCHW"))
 @kernel
 def max_backward(dy, where, size, stride, mask, dx):
     """dx = dy sent to the position that was largest; windows may overlap."""
@@ -130,7 +131,7 @@ def _halve_max_backward(dx, dy, where, mask):
                 halving.send_back(rows, cols - q, image, result, places)
 
 
-@entry(_check_windows, x=given("NCHW"), mask=mask("NC"), y=written("NCPQ"))
+@checked(_check_windows, x=given("NCHW"), mask=mask("NC"), y=written("NCPQ"))
 @kernel
 def average_forward(x, size, stride, mask, y):
     """y = mean of each window."""
@@ -165,7 +166,7 @@ def _halve_mean(x, y, mask):
                 halving.mean(rows, cols - q, image, result)
 
 
-@entry(_check_windows, dy=given("NCPQ"), mask=mask("NC"), dx=written("NCHW"))
+@checked(_check_windows, dy=given("NCPQ"), mask=mask("NC"), dx=written("NCHW"))
 @kernel
 def average_backward(dy, size, stride, mask, dx):
     """dx = dy shared equally by its window; windows may overlap."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from refimpl.kernels import activation, loss, pool, tiled_conv, tiled_linear, tiled_weight_grad, vector
-from refimpl.kernels.jit import brief, inlined, kernel
+from refimpl.kernels.jit import inlined, kernel, optimise_for_size
 from refimpl.kernels.operation import (
     CONV,
     DECIDE,
@@ -232,7 +232,7 @@ def predict(program, x, w, how, batch, space, logits, opened):
 
     opened (N, gates): how many channels each gate left open. how.noise is not read.
     """
-    brief()
+    optimise_for_size()
     for first in range(0, x.shape[0], batch):
         n = min(batch, x.shape[0] - first)
         copy(x[first : first + n].reshape(-1), space.values[: n * x.shape[1]])
@@ -293,7 +293,7 @@ def descend(program, x, y, batches, part, kept, how, noise, eta, lam, centre, w,
     the first step's loss and the norm of the local problem's gradient before the last step; `moments` grows
     by the open-channel counts.
     """
-    brief()
+    optimise_for_size()
     steps, n = batches.shape
     first_loss, residual = 0.0, 0.0
     labels = np.empty(n, dtype=np.int64)

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from refimpl.kernels.edge import check_places
-from refimpl.kernels.jit import brief, inlined, kernel
+from refimpl.kernels.arrays import check_offsets
+from refimpl.kernels.jit import inlined, kernel, optimise_for_size
 from refimpl.kernels.panels import (
     clear,
     clear_rows,
@@ -46,7 +46,7 @@ def convolve_scratch(source_channels, target_channels, kernel_size, stride, size
         floats += result
     reach = [(n + k) * step for n, k, step in zip(size, kernel_size, stride, strict=True)]
     weight = source_channels * target_channels * taps
-    check_places("conv", plane=reach[0] * reach[1], copies=floats, result=result, weight=weight)
+    check_offsets("conv", plane=reach[0] * reach[1], copies=floats, result=result, weight=weight)
     ints = 7 * planes + 4 * taps + 2 * source_channels * (1 + taps) + 4 * (target_channels + 1)
     return floats, ints
 
@@ -60,7 +60,7 @@ def convolve(source, weight, bias, stride, pad, transposed, reads, writes, clear
     zero if it `clears`, and else keep what they hold, for readers that skip them. floats, ints: scratch of
     the size `convolve_scratch` says, the floats best aligned to a cache line.
     """
-    brief()
+    optimise_for_size()
     _, channels, kh, kw = weight.shape
     taps, phases = kh * kw, min(stride[0], kh)
     down, ints = cut(ints, kw * phases)
@@ -111,7 +111,7 @@ def forward_taps(kh, kw, stride_y, pad, phases, tap_s, tap_plane, tap_row, down,
     With a vertical stride, a plane copy holds every stride-th row, and there is one copy per residue of the
     tap's row.
     """
-    brief()
+    optimise_for_size()
     for ky in range(kh):
         for kx in range(kw):
             plane, t = kx * phases + ky % phases, ky * kw + kx
@@ -127,7 +127,7 @@ def _transposed_taps(kh, kw, stride, pad, a, b, tap_s, tap_plane, tap_row, down,
     They receive from the taps with ky = a + pad and kx = b + pad modulo the stride, through
     dy[i + (a + pad - ky) / sy, j + (b + pad - kx) / sx].
     """
-    brief()
+    optimise_for_size()
     first_y, first_x = (a + pad[0]) % stride[0], (b + pad[1]) % stride[1]
     n_rows = max(0, (kh - first_y + stride[0] - 1) // stride[0])
     n_cols = max(0, (kw - first_x + stride[1] - 1) // stride[1])

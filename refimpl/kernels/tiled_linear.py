@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from refimpl.kernels.arrays import check_offsets
 from refimpl.kernels.dot import dot_sweep
-from refimpl.kernels.edge import check_places
-from refimpl.kernels.jit import brief, kernel
+from refimpl.kernels.jit import kernel, optimise_for_size
 from refimpl.kernels.panels import clear, copy_runs, cut, open_channels, row_table
 from refimpl.kernels.sums import PARTIAL_SUMS
 from refimpl.kernels.tile import sweep
@@ -28,7 +28,7 @@ def scratch(n_samples, features, outputs, itemsize):
 
     Raises InputError where places in the arrays do not fit into the passes' tables.
     """
-    check_places("linear", x=n_samples * features, y=n_samples * outputs, weight=outputs * features)
+    check_offsets("linear", x=n_samples * features, y=n_samples * outputs, weight=outputs * features)
     floats = n_samples * (features + outputs) + outputs
     return floats, 3 * (features + outputs) + 2 * n_samples + 4 * PARTIAL_SUMS
 
@@ -36,7 +36,7 @@ def scratch(n_samples, features, outputs, itemsize):
 @kernel
 def _used(mask, columns, out):
     """List the columns that are open in at least one row of the mask; returns how many."""
-    brief()
+    optimise_for_size()
     count = 0
     for c in range(columns):
         used, n = mask.shape[0] == 0, 0
@@ -95,7 +95,7 @@ def _close(mask, y):
 @kernel
 def _runs(mask, features, starts, stops):
     """List the longest runs of features that are open in at least one sample; returns how many."""
-    brief()
+    optimise_for_size()
     if mask.shape[0] == 0:
         starts[0], stops[0] = 0, features
         return 1
@@ -114,7 +114,7 @@ def _runs(mask, features, starts, stops):
 @kernel
 def _rows_at(count, step, table):
     """table[i] = i * step, and the last entry repeated to the end: blocks of rows may reach beyond."""
-    brief()
+    optimise_for_size()
     for i in range(table.size):
         table[i] = max(0, min(i, count - 1)) * step
 
@@ -122,7 +122,7 @@ def _rows_at(count, step, table):
 @kernel
 def _whole_blocks(first, last, count, starts, lanes):
     """Add the runs of 16 features from `first` to `last` - 1 to `count` others (see `_term_blocks`)."""
-    brief()
+    optimise_for_size()
     for at in range(first, last, PARTIAL_SUMS):
         starts[count], lanes[count] = at, (1 << min(PARTIAL_SUMS, last - at)) - 1
         count += 1
@@ -135,7 +135,7 @@ def _term_blocks(mask, features, groups, starts, lanes):
 
     `lanes` tells which: bit i of its entry for feature start + i.
     """
-    brief()
+    optimise_for_size()
     if mask.shape[0] == 0:
         return _whole_blocks(0, features, 0, starts, lanes)
     size, count = features // max(1, mask.shape[1]), 0
@@ -159,7 +159,7 @@ def _term_blocks(mask, features, groups, starts, lanes):
 @kernel
 def forward(x, weight, bias, reads, writes, floats, ints, y):
     """y = x weight^T + bias on the outputs of `writes`; see `plain.linear_forward`."""
-    brief()
+    optimise_for_size()
     n_samples, features = x.shape
     outputs = weight.shape[0]
     copy, floats = cut(floats, n_samples * features)
@@ -202,7 +202,7 @@ def forward(x, weight, bias, reads, writes, floats, ints, y):
 @kernel
 def input_grad(dy, weight, dy_mask, dx_mask, floats, ints, dx):
     """dx = dy weight on the features of `dx_mask`; see `plain.linear_input_grad`."""
-    brief()
+    optimise_for_size()
     n_samples, outputs = dy.shape
     features = weight.shape[1]
     starts, ints = cut(ints, features)
@@ -243,7 +243,7 @@ def weight_grad(x, dy, x_mask, dy_mask, more, floats, ints, dweight, dbias):
 
     more: go on with the sums that dweight and dbias hold, for further samples of the same batch.
     """
-    brief()
+    optimise_for_size()
     n_samples, features = x.shape
     outputs = dy.shape[1]
     starts, ints = cut(ints, features)

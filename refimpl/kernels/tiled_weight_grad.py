@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from refimpl.kernels.edge import check_places
-from refimpl.kernels.jit import brief, inlined, kernel, shared
+from refimpl.kernels.arrays import check_offsets
+from refimpl.kernels.jit import inlined, kernel, optimise_for_size, shared
 from refimpl.kernels.panels import (
     clear,
     clear_rows,
@@ -81,14 +81,14 @@ def weight_grad_scratch(channels, filters, kernel_size, stride, pad, size, resul
     sums = filters * taps * channels
     ints = 4 * (filters + 1) + 2 * pixels + channels * (5 + taps) + 5 * taps + 7 * planes
     floats = max(image, copies + unfolded) + sums
-    check_places("conv", plane=size[0] * size[1], copies=floats, dy=filters * pixels)
+    check_offsets("conv", plane=size[0] * size[1], copies=floats, dy=filters * pixels)
     return floats, ints + size[0] * size[1] + 1
 
 
 @kernel
 def _image_table(size, pad, inner, place):
     """place[pixel] = where its channels start in the padded image with `inner` channels last."""
-    brief()
+    optimise_for_size()
     line = (size[1] + 2 * pad[1]) * inner
     for i in range(size[0]):
         for j in range(size[1]):
@@ -98,7 +98,7 @@ def _image_table(size, pad, inner, place):
 @kernel
 def _window_table(shape, row, col, v_at):
     """v_at[(p, q)] = p * row + q * col: where the window of an output pixel starts."""
-    brief()
+    optimise_for_size()
     for p in range(shape[0]):
         for q in range(shape[1]):
             v_at[p * shape[1] + q] = p * row + q * col
@@ -107,7 +107,7 @@ def _window_table(shape, row, col, v_at):
 @kernel
 def _load_image(sample, channels, count, plane_at, place, image):
     """The sample with channels last; those not listed as zero."""
-    brief()
+    optimise_for_size()
     everything = plane_at.size
     transpose(sample, plane_at, everything, place.size, image, place)
     i = 0
@@ -129,7 +129,7 @@ def _add_bias_gradient(gradient, channels, count, pixels, dbias):
 @kernel
 def _mean_open(mask, channels):
     """Mean number of open channels of a sample."""
-    brief()
+    optimise_for_size()
     if mask.shape[0] == 0:
         return np.float64(channels)
     count = 0
@@ -146,7 +146,7 @@ def weight_grad(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweight
     Masks are (N, C) or empty; more: go on with the sums that dweight and dbias hold, for further samples of
     the same batch; floats, ints: scratch of the size `weight_grad_scratch` says.
     """
-    brief()
+    optimise_for_size()
     n_samples, channels = x.shape[:2]
     filters, _, kh, kw = dweight.shape
     pixels, open_in = dy.shape[2] * dy.shape[3], _mean_open(x_mask, channels)
@@ -297,7 +297,7 @@ def _by_windows(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweight
 @kernel
 def _from_kernel_order(dweight, tap_at, channel_at, sums):
     """sums (K, kh, kw, C) = dweight (K, C, kh, kw)."""
-    brief()
+    optimise_for_size()
     taps, row, weights = tap_at.size, channel_at.size * tap_at.size, dweight.reshape(-1)
     multiples(taps, channel_at.size, tap_at)
     multiples(channel_at.size, taps, channel_at)
@@ -309,7 +309,7 @@ def _from_kernel_order(dweight, tap_at, channel_at, sums):
 @kernel
 def _to_kernel_order(sums, rows, n_rows, tap_at, channel_at, dweight):
     """dweight (K, C, kh, kw) = sums (K, kh, kw, C) in the listed rows, zero in the others."""
-    brief()
+    optimise_for_size()
     filters, channels = dweight.shape[:2]
     taps = tap_at.size
     multiples(taps, channels, tap_at)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from refimpl.errors import InputError
-from refimpl.kernels.edge import DOUBLE, FLOATS, INDICES, entry, given, written
+from refimpl.kernels.arrays import DOUBLE, FLOATS, INDICES
+from refimpl.kernels.checked import checked, given, written
 from refimpl.kernels.jit import kernel
 from refimpl.kernels.panels import clear, copy
 from refimpl.kernels.sums import wide_product
@@ -20,7 +21,7 @@ from refimpl.kernels.sums import wide_product
 BLOCK = 512  # entries at a time where intermediate results need memory: they stay in the cache
 
 
-@entry(x=given("D"))
+@checked(x=given("D"))
 @kernel
 def squared_norm(x):
     """Sum of squares in float64: eight interleaved partial sums, added in order."""
@@ -40,14 +41,14 @@ def squared_norm(x):
     return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
 
 
-@entry(x=given("D"))
+@checked(x=given("D"))
 @kernel
 def norm(x):
     """Euclidean norm in float64."""
     return math.sqrt(squared_norm(x))
 
 
-@entry(w=written("D"), gradient=given("D"), centre=given("D"))
+@checked(w=written("D"), gradient=given("D"), centre=given("D"))
 @kernel
 def local_step(w, gradient, centre, eta, lam):
     """w <- w - eta * (gradient + lam * (w - centre)), in place. Source: mathematics.md §3.
@@ -65,7 +66,7 @@ def _local_gradient(w, gradient, centre, lam, out):
         out[i] = gradient[i] + lam * (w[i] - centre[i])
 
 
-@entry(w=given("D"), gradient=given("D"), centre=given("D"))
+@checked(w=given("D"), gradient=given("D"), centre=given("D"))
 @kernel
 def local_residual(w, gradient, centre, lam):
     """||gradient + lam (w - centre)||, the norm of the local problem's gradient, in float64.
@@ -87,7 +88,7 @@ def _add_multiple(weight, row, total):
         total[j] += weight * np.float64(row[j])
 
 
-@entry(rows=given("ND"), weights=given("N", DOUBLE), out=written("D", *FLOATS))
+@checked(rows=given("ND"), weights=given("N", DOUBLE), out=written("D", *FLOATS))
 @kernel
 def mean_of_rows(rows, weights, out):
     """out = sum_i weights[i] * rows[i] over rows (n, d), added in row order in float64."""
@@ -107,7 +108,7 @@ def _check_picks(who: str, sizes: dict[str, int], arguments: dict[str, Any]) -> 
         raise InputError(f"{who}: expected picks[s, i] in 0..{sizes['P']} - 1 - i")
 
 
-@entry(_check_picks, picks=given("SK", INDICES), pool=written("P", INDICES), out=written("SK", INDICES))
+@checked(_check_picks, picks=given("SK", INDICES), pool=written("P", INDICES), out=written("SK", INDICES))
 @kernel
 def partial_shuffles(picks, pool, out):
     """out[s] = the first entries of `pool` after swapping entry i with entry i + picks[s, i], i = 0, 1, ...

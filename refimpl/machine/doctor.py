@@ -24,8 +24,8 @@ from refimpl.bench.process import THREAD_VARIABLES
 from refimpl.errors import RefimplError
 from refimpl.experiments.experiment import default_threads
 from refimpl.kernels import conv, linear, plain
-from refimpl.kernels.edge import ALL_ON, chosen_kernels
-from refimpl.kernels.jit import cache_folder, settings
+from refimpl.kernels.arrays import ALL_ON
+from refimpl.kernels.jit import cache_folder, chosen_kernels, settings
 from refimpl.nn import zoo
 from refimpl.nn.task import NetworkTask
 from refimpl.rng import SeedTree

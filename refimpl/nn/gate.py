@@ -14,8 +14,8 @@ import numpy as np
 
 from refimpl.errors import InputError
 from refimpl.kernels import activation, linear
+from refimpl.kernels.arrays import check_like, tidy, tidy_float
 from refimpl.kernels.conv import ALL_ON, or_all_on
-from refimpl.kernels.edge import check_like, tidy, tidy_float
 from refimpl.nn.chain import Link, chain_backward, chain_forward, chain_parameters, chain_shape
 from refimpl.nn.context import Context
 from refimpl.nn.layers import (

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refimpl.errors import InputError
-from refimpl.kernels.edge import tidy_group_mask
+from refimpl.kernels.arrays import tidy_group_mask
 from refimpl.nn.context import Anchor, Context
 from refimpl.nn.layers import Back, Flow, Layer, Mask, Shape
 from refimpl.nn.layout import Layout

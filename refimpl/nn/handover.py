@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.kernels.edge import INTS, give_back, take
+from refimpl.kernels.arrays import INTS
 from refimpl.kernels.operation import NOTHING_KEPT, Activations, Kept
+from refimpl.kernels.workspace import acquire, release
 
 
 class Handover:
@@ -34,7 +35,7 @@ class Handover:
         if kept.first and (self.theta is None or not _same_bits(self.theta, theta)):
             return NOTHING_KEPT, None
         self.theta = None  # until the descent is done: one that is broken off leaves nothing
-        self.memory = self.memory or Activations(*(take(*part) for part in self.parts))
+        self.memory = self.memory or Activations(*(acquire(*part) for part in self.parts))
         return kept, self.memory
 
     def end(self, kept: Kept, theta: np.ndarray) -> None:
@@ -43,7 +44,7 @@ class Handover:
             self.theta = theta.copy()
         elif self.memory is not None:
             for (use, *_), array in zip(self.parts, self.memory, strict=True):
-                give_back(use, array)
+                release(use, array)
             self.memory = None
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from refimpl.errors import InputError
 from refimpl.kernels import conv, linear, norm
-from refimpl.kernels.edge import check_shape, tidy_float
+from refimpl.kernels.arrays import check_shape, tidy_float
 from refimpl.nn.layout import Parameter, kaiming_std
 
 Arrays = Mapping[str, np.ndarray]

@@ -19,10 +19,12 @@ import numpy as np
 
 from refimpl.kernels import operation as code
 from refimpl.kernels import tiled_linear
-from refimpl.kernels.edge import INTS, USE_TILE, lease, scratch
+from refimpl.kernels.arrays import INTS
+from refimpl.kernels.jit import USE_TILE
 from refimpl.kernels.operation import NOWHERE, Activations, Workspace
 from refimpl.kernels.tiled_conv import convolve_scratch
 from refimpl.kernels.tiled_weight_grad import weight_grad_scratch
+from refimpl.kernels.workspace import scratch, scratch_array
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.gate import ChannelGate, Gated
 from refimpl.nn.layers import Conv2d, Layer, Linear, Shape
@@ -82,11 +84,11 @@ class Program:
         if key not in self.needs:
             self.needs[key] = _scratch(self.operations.view(np.recarray), *key)
         values, masks, where = own or (
-            lease("values", dtype, self.values * batch),
-            lease("masks", np.dtype(np.bool_), max(1, self.masks * batch)),
-            lease("where", INTS, max(1, self.where * batch)),
+            scratch_array("values", dtype, self.values * batch),
+            scratch_array("masks", np.dtype(np.bool_), max(1, self.masks * batch)),
+            scratch_array("where", INTS, max(1, self.where * batch)),
         )
-        slopes = lease("slopes", dtype, self.values * batch)
+        slopes = scratch_array("slopes", dtype, self.values * batch)
         return Workspace(values, slopes, masks, where, *scratch(dtype, *self.needs[key]))
 
     def stack_noise(self, steps: Sequence[Mapping[str, np.ndarray]], batch: int, dtype: Any) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refimpl.errors import InputError
-from refimpl.kernels.edge import INDICES, tidy
+from refimpl.kernels.arrays import INDICES, tidy
 from refimpl.nn.chain import (
     Link,
     Residual,

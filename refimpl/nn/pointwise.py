@@ -15,7 +15,8 @@ import numpy as np
 
 from refimpl.errors import InputError
 from refimpl.kernels import activation
-from refimpl.kernels.edge import Entry, check_like, tidy, tidy_float, tidy_group_mask
+from refimpl.kernels.arrays import check_like, tidy, tidy_float, tidy_group_mask
+from refimpl.kernels.checked import CheckedKernel
 from refimpl.nn.layers import Arrays, Back, Flow, Layer, Mask, Shape
 from refimpl.nn.layout import Parameter
 
@@ -32,7 +33,7 @@ class PointwiseCache(NamedTuple):
     mask: Mask
 
 
-def _apply(kernel: Entry, mask: Mask, *arrays: np.ndarray) -> np.ndarray:
+def _apply(kernel: CheckedKernel, mask: Mask, *arrays: np.ndarray) -> np.ndarray:
     """Run `kernel(*arrays, mask, out)`; without a mask the arrays are seen as one long channel.
 
     The arrays, (N,C,...), are tidy and alike; the columns of a mask may stand for groups of features.
@@ -55,7 +56,7 @@ def tidy_samples(who: str, x: np.ndarray) -> np.ndarray:
     return x
 
 
-def _derive(kernel: Entry, dy: np.ndarray, cache: PointwiseCache, back: Back) -> np.ndarray | None:
+def _derive(kernel: CheckedKernel, dy: np.ndarray, cache: PointwiseCache, back: Back) -> np.ndarray | None:
     """Dx by the kernel, where it is wanted."""
     if not back.need_dx:
         return None

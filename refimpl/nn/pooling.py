@@ -13,7 +13,7 @@ import numpy as np
 
 from refimpl.errors import InputError
 from refimpl.kernels import activation, pool
-from refimpl.kernels.edge import check_axes, check_shape, output_size, tidy_float, tidy_mask
+from refimpl.kernels.arrays import check_axes, check_shape, output_size, tidy_float, tidy_mask
 from refimpl.nn.layers import Arrays, Back, Flow, Mask, Pair, Shape, pair
 from refimpl.nn.layout import Parameter
 from refimpl.nn.pointwise import as_maps, tidy_samples

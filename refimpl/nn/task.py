@@ -18,9 +18,10 @@ import numpy as np
 
 from refimpl.errors import InputError
 from refimpl.kernels import vector
-from refimpl.kernels.edge import aligned_copy, lease, tidy
+from refimpl.kernels.arrays import tidy
 from refimpl.kernels.operation import NOTHING_KEPT, Activations, Decisions, Kept
 from refimpl.kernels.program import descend
+from refimpl.kernels.workspace import aligned_copy, scratch_array
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.handover import Handover
 from refimpl.nn.lowering import MODES, Program, lower
@@ -132,7 +133,7 @@ class NetworkTask:
         centre = tidy(centre)
         self.network.layout.check(f"task on {self.network.name}", centre)
         batches, noise = self._draw(rng, steps)
-        w, gradient = aligned_copy(centre), lease("gradient", centre.dtype, centre.size)
+        w, gradient = aligned_copy(centre), scratch_array("gradient", centre.dtype, centre.size)
         gradient[:] = 0
         kept, own, theta = NOTHING_KEPT, None, centre[self.network.layout.theta]
         if self.handover is not None:

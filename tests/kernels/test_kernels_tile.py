@@ -31,9 +31,9 @@ from test_kernels_plain import (
 )
 
 from refimpl.errors import ConfigError, InputError
-from refimpl.kernels import conv, edge, linear, target, tiled_conv, tiled_linear, tiled_weight_grad
+from refimpl.kernels import conv, jit, linear, target, tiled_conv, tiled_linear, tiled_weight_grad, workspace
 
-pytestmark = pytest.mark.skipif(not edge.USE_TILE, reason="REFIMPL_KERNELS=plain or NUMBA_DISABLE_JIT")
+pytestmark = pytest.mark.skipif(not jit.USE_TILE, reason="REFIMPL_KERNELS=plain or NUMBA_DISABLE_JIT")
 
 
 def mask_or_none(mask):
@@ -160,7 +160,7 @@ def test_weight_gradients_of_parts_go_on_where_the_last_ended(dtype, channels, f
     )
 
     def convolution(x, dy, masks, more, dweight, dbias):
-        memory = edge.scratch(x.dtype, *needs)
+        memory = workspace.scratch(x.dtype, *needs)
         tiled_weight_grad.weight_grad(x, dy, case.stride, case.pad, *masks, more, *memory, dweight, dbias)
 
     assert_all_same_bits(in_parts(case, convolution, sizes), plain_weight_grad(case), WEIGHTS)
@@ -168,7 +168,7 @@ def test_weight_gradients_of_parts_go_on_where_the_last_ended(dtype, channels, f
     needs_flat = tiled_linear.scratch(4, channels * 16, filters, flat.x.itemsize)
 
     def linear_layer(x, dy, masks, more, dweight, dbias):
-        memory = edge.scratch(x.dtype, *needs_flat)
+        memory = workspace.scratch(x.dtype, *needs_flat)
         tiled_linear.weight_grad(x, dy, *masks, more, *memory, dweight, dbias)
 
     got, expected = in_parts(flat, linear_layer, sizes), plain_linear_weight_grad(flat)
@@ -254,12 +254,12 @@ def test_tile_sizes_follow_the_register_count():
 
 def test_the_environment_chooses_the_kernels(monkeypatch):
     monkeypatch.delenv("REFIMPL_KERNELS", raising=False)
-    assert edge.chosen_kernels() == "tile"
+    assert jit.chosen_kernels() == "tile"
     monkeypatch.setenv("REFIMPL_KERNELS", "plain")
-    assert edge.chosen_kernels() == "plain"
+    assert jit.chosen_kernels() == "plain"
     monkeypatch.setenv("REFIMPL_KERNELS", "magic")
     with pytest.raises(ConfigError, match="choose one of tile, plain"):
-        edge.chosen_kernels()
+        jit.chosen_kernels()
 
 
 def digest_cases():

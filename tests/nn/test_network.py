@@ -294,7 +294,7 @@ def test_wrong_input_says_what_to_do(call, message):
 
 
 def test_awkward_arrays_are_taken_without_recompiling():
-    """Read-only and strided samples are copied at the edge; a read-only vector is refused."""
+    """Read-only and strided samples are copied before kernels see them; a read-only vector is refused."""
     x = np.random.default_rng(0).standard_normal((8, 1, 8, 16))[::2, :, :, ::2]
     w = W.astype(float)
     frozen = np.ascontiguousarray(x)

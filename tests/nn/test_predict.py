@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refimpl.kernels import edge
+from refimpl.kernels import workspace
 from refimpl.nn import lowering, zoo
 from refimpl.nn import predict as predict_module
 from refimpl.nn.chain import Residual
@@ -87,7 +87,7 @@ def test_memory_left_by_others_is_never_read():
     network = NETWORKS["digits"]
     w, x = problem(network)
     clean = predict(network, w, x).logits.tobytes()
-    for array in edge._pool.shelf.arrays.values():
+    for array in workspace._this_thread.memory.arrays.values():
         array[:] = np.nan if array.dtype.kind == "f" else -1 if array.dtype.kind == "i" else True
     assert predict(network, w, x).logits.tobytes() == clean
 

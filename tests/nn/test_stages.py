@@ -9,7 +9,7 @@ import pytest
 
 from refimpl.federated.adapt import AdaptSettings, adapt
 from refimpl.federated.local import LocalSettings, solve_local
-from refimpl.kernels.edge import release_workspaces
+from refimpl.kernels.workspace import release_workspaces
 from refimpl.nn import lowering, stages, zoo
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.layers import Linear

@@ -291,7 +291,7 @@ def test_fixed_order_of_summation():
 
 
 def test_one_machine_code_per_dtype():
-    """The edge lets no other kind of array through, so nothing is compiled twice."""
+    """The checks let no other kind of array through, so nothing is compiled twice."""
     if not hasattr(kernels.shrink_groups, "signatures"):
         pytest.skip("Numba's compiler is switched off")
     groups = prox.Groups.from_lists([[0, 2], [1]], 3)

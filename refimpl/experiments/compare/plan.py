@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from refimpl.errors import ConfigError, DataError, brief, one_of
+from refimpl.errors import ConfigError, DataError, cause, one_of
 from refimpl.experiments.config import Config, from_table, keys, resolve
 from refimpl.experiments.methods import takes, training_key
 from refimpl.files.storage import json_value
@@ -86,7 +86,7 @@ def plan_from_text(source: str, text: str) -> Plan:
         rows = tuple((str(row["label"]), from_table(row["config"], source)) for row in table["rows"])
         return Plan(rows, tuple(int(seed) for seed in table["seeds"]), int(table["every"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{source}: expected a comparison's plan, found damage ({brief(error)})") from None
+        raise DataError(f"{source}: expected a comparison's plan, found damage ({cause(error)})") from None
 
 
 def slug(label: str) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from refimpl.data.identity import Identity
 from refimpl.data.node import Node
-from refimpl.errors import DataError, RunError, brief
+from refimpl.errors import DataError, RunError, cause
 from refimpl.experiments.compare.plan import Cell, Training
 from refimpl.experiments.config import Config, completed
 from refimpl.experiments.experiment import (
@@ -251,7 +251,7 @@ def read_records(folder: RunFolder, least: int = 0) -> tuple[RoundRecord, ...]:
     try:
         records = tuple(RoundRecord(**numbers(entry)) for entry in folder.metrics())
     except TypeError as error:
-        raise DataError(f"{path}: expected a line of numbers for each round, found {brief(error)}") from None
+        raise DataError(f"{path}: expected a line of numbers for each round, found {cause(error)}") from None
     rounds = [record.round for record in records]
     if rounds != list(range(1, max(least, len(rounds)) + 1)):
         raise DataError(f"{path}: expected rounds 1..{max(least, len(rounds))}, each once; lines are missing")

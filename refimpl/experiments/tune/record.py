@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.data.identity import Identity, Recorded, identities_from
-from refimpl.errors import DataError, RefimplError, RunError, brief
+from refimpl.errors import DataError, RefimplError, RunError, cause
 from refimpl.experiments.experiment import UNRECORDED, default_threads, try_out
 from refimpl.experiments.jobs import Stop, run_jobs
 from refimpl.experiments.methods import KEYS, takes
@@ -71,7 +71,7 @@ class Tuning:
             trials = _trials(searches, rest)
             data = identities_from(str(path), first.get("data", {}))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: expected a record of trials, found damage ({brief(error)})") from None
+            raise DataError(f"{path}: expected a record of trials, found damage ({cause(error)})") from None
         return cls(path, searches, trials, data, "" if data else UNRECORDED)
 
     def left(self) -> list[tuple[Search, int]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from refimpl.errors import InputError
-from refimpl.kernels import conv, edge, linear, tiled_conv, tiled_linear, tiled_weight_grad
+from refimpl.kernels import conv, linear, tiled_conv, tiled_linear, tiled_weight_grad, workspace
 from refimpl.nn import zoo
 from refimpl.nn.context import Gating
 from refimpl.nn.lowering import lower
@@ -20,42 +20,44 @@ FLOAT = np.dtype(np.float32)
 
 
 @pytest.fixture(autouse=True)
-def empty_shelves():
-    edge.release_workspaces()
+def empty_workspaces():
+    workspace.release_workspaces()
     yield
-    edge.release_workspaces()
+    workspace.release_workspaces()
 
 
 def kept_bytes():
-    return sum(array.nbytes for shelf in list(edge._shelves) for array in shelf.arrays.values())
+    return sum(array.nbytes for memory in list(workspace._memories) for array in memory.arrays.values())
 
 
 def test_memory_is_kept_grown_and_given_back():
-    first = edge.lease("floats", FLOAT, 100)
-    assert edge.lease("floats", FLOAT, 60).ctypes.data == first.ctypes.data
-    assert first.ctypes.data % edge.CACHE_LINE == 0
-    edge.lease("floats", FLOAT, 200)
+    first = workspace.scratch_array("floats", FLOAT, 100)
+    assert workspace.scratch_array("floats", FLOAT, 60).ctypes.data == first.ctypes.data
+    assert first.ctypes.data % workspace.CACHE_LINE == 0
+    workspace.scratch_array("floats", FLOAT, 200)
     assert kept_bytes() == 800
-    edge.release_workspaces()
+    workspace.release_workspaces()
     assert kept_bytes() == 0
     first[:] = 1  # who still uses it may do so
 
 
 def test_memory_that_is_kept_is_bounded(monkeypatch):
-    monkeypatch.setattr(edge, "POOL_BYTES", 1000)
-    assert edge.lease("floats", FLOAT, 251).size == 251
+    monkeypatch.setattr(workspace, "POOL_BYTES", 1000)
+    assert workspace.scratch_array("floats", FLOAT, 251).size == 251
     assert kept_bytes() == 0  # too much by itself
     for use, size, kept in (("a", 100, 400), ("b", 150, 1000), ("c", 100, 400), ("c", 250, 1000)):
-        assert edge.lease(use, FLOAT, size).size == size
+        assert workspace.scratch_array(use, FLOAT, size).size == size
         assert kept_bytes() == kept
-    edge.give_back("d", edge.take("d", FLOAT, 1000))
+    workspace.release("d", workspace.acquire("d", FLOAT, 1000))
     assert kept_bytes() == 1000
 
 
 def test_memory_that_is_taken_is_nobody_elses():
-    edge.give_back("values", edge.take("values", FLOAT, 50))
-    mine = edge.take("values", FLOAT, 40)
-    others = edge.lease("values", FLOAT, 40), edge.take("values", FLOAT, 40), edge.take("values", FLOAT, 40)
+    workspace.release("values", workspace.acquire("values", FLOAT, 50))
+    acquire = workspace.acquire
+    mine = acquire("values", FLOAT, 40)
+    others = workspace.scratch_array("values", FLOAT, 40), acquire("values", FLOAT, 40)
+    others += (acquire("values", FLOAT, 40),)
     assert not any(np.shares_memory(mine, other) for other in others)
     assert mine.size == 50
 
@@ -63,10 +65,10 @@ def test_memory_that_is_taken_is_nobody_elses():
 def test_memory_of_other_threads_is_given_back_too():
     leased, done = threading.Event(), threading.Event()
     gc.collect()
-    before = max(1, len(edge._shelves))  # this thread's, and those of other threads that still run
+    before = max(1, len(workspace._memories))  # this thread's, and those of other threads that still run
 
     def work():
-        edge.lease("floats", FLOAT, 1000)
+        workspace.scratch_array("floats", FLOAT, 1000)
         leased.set()
         done.wait()
 
@@ -74,12 +76,12 @@ def test_memory_of_other_threads_is_given_back_too():
     thread.start()
     leased.wait()
     assert kept_bytes() == 4000
-    edge.release_workspaces()
+    workspace.release_workspaces()
     assert kept_bytes() == 0
     done.set()
     thread.join()
     gc.collect()
-    assert len(edge._shelves) <= before  # that of a thread that has ended is gone
+    assert len(workspace._memories) <= before  # that of a thread that has ended is gone
 
 
 def test_results_do_not_depend_on_memory_given_back():
@@ -88,7 +90,7 @@ def test_results_do_not_depend_on_memory_given_back():
     x = np.random.default_rng(0).standard_normal((5, 1, 8, 8)).astype("float32")
     before = predict(network, w, x).logits.tobytes()
     assert kept_bytes() > 0
-    edge.release_workspaces()
+    workspace.release_workspaces()
     assert predict(network, w, x).logits.tobytes() == before
 
 
