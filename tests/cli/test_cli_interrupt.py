@@ -1,4 +1,4 @@
-"""Ctrl-C, sent to the real process: exit code 130, no traceback, and the line it prints does the rest."""
+"""Ctrl-C, sent to a process of its own: exit code 130, no traceback, and the line it prints does the rest."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 
 import pytest
+from forks import Command
 
 from refimpl.cli import app
 
@@ -17,7 +16,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(os.name != "posix", reason="sends SIGINT"),
 ]
-HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # also in the background
 FEW = ("--dataset", "digits", "--nodes", "2", "--targets", "1")
 MANY_ROUNDS = ("--rounds", "2000", "--local-steps", "1", "--threads", "1")
 RESUMES = {  # stopped in the middle; what they print goes on where they were
@@ -37,16 +35,14 @@ BEGINS_AGAIN = {  # they keep nothing, or only what is whole
 def interrupted(args: tuple[str, ...], after: str) -> str:
     """Run, send SIGINT once `after` is among what it says, and return all it said."""
     words = list(args) if args[0] == "theory" else [*args, "-v"]
-    command = [sys.executable, "-c", f"{HEARS}; from refimpl.cli import main; main({words!r})"]
     said = []
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-        assert process.stderr is not None
+    with Command(words) as process:
         for line in process.stderr:
             said.append(line)
             if re.search(after, line):
                 process.send_signal(signal.SIGINT)
                 break
-        said += process.stderr.readlines()
+        said.append(process.communicate()[1])
     text = "".join(said)
     assert process.returncode == app.INTERRUPTED, text
     assert "Traceback" not in text

@@ -6,14 +6,13 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import Command
 
 from refimpl.cli import app
 from refimpl.cli.interrupt import stop_requests
@@ -128,7 +127,7 @@ def test_a_diverging_run_stops_with_one_line_and_keeps_its_checkpoint(refimpl, t
 # --- resume
 
 
-def kill_when(process: subprocess.Popen, run: Path, rounds: int, number: int, delay: float = 0.0) -> None:
+def kill_when(process: Command, run: Path, rounds: int, number: int, delay: float = 0.0) -> None:
     """Send signal `number` once `rounds` rounds are recorded, `delay` seconds later."""
     metrics = run / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -140,12 +139,6 @@ def kill_when(process: subprocess.Popen, run: Path, rounds: int, number: int, de
     process.send_signal(number)
 
 
-def start(*args: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "refimpl.cli", *args]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_at_random_rounds_it_resumes_to_the_same_bytes(refimpl, tmp_path, uninterrupted, seed):
     rng = np.random.default_rng(seed)
@@ -153,7 +146,7 @@ def test_killed_at_random_rounds_it_resumes_to_the_same_bytes(refimpl, tmp_path,
     stops = sorted(rng.choice(np.arange(1, ROUNDS // 2), size=2, replace=False))
     for number, rounds in enumerate(stops):
         arguments = ("--resume",) if number else LONG
-        with start("train", *arguments, "--out", str(run), "--threads", "1", "-q") as process:
+        with Command(("train", *arguments, "--out", str(run), "--threads", "1", "-q")) as process:
             kill_when(process, run, rounds, signal.SIGKILL, rng.uniform(0, 0.03))
             process.communicate()
         assert process.returncode == -signal.SIGKILL
@@ -164,13 +157,12 @@ def test_killed_at_random_rounds_it_resumes_to_the_same_bytes(refimpl, tmp_path,
     assert (run / "config.toml").read_bytes() == (uninterrupted / "config.toml").read_bytes()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_stops_at_a_round_boundary_and_says_how_to_go_on(
     refimpl, tmp_path, uninterrupted, number
 ):
     run = tmp_path / "my run"
-    with start("train", *LONG, "--out", str(run), "-q") as process:
+    with Command(("train", *LONG, "--out", str(run), "-q")) as process:
         kill_when(process, run, 2, number)
         out, err = process.communicate()
     assert process.returncode == app.INTERRUPTED
