@@ -21,8 +21,8 @@ from refimpl.crosscheck.golden.case import LEVELS, Case
 from refimpl.crosscheck.golden.describe import build, describe, network_of
 from refimpl.crosscheck.golden.file import MANIFEST, golden_bytes, read_golden
 from refimpl.crosscheck.golden.levels import build_cases
+from refimpl.crosscheck.golden.levels.networks import context_of
 from refimpl.crosscheck.golden.ours import run
-from refimpl.crosscheck.golden.ours.blocks import context_of
 from refimpl.errors import DataError, InputError
 from refimpl.files.storage import npz_bytes, npz_headers, read_npz
 from refimpl.nn.objective import NetworkObjective

@@ -9,8 +9,7 @@ import pytest
 
 from refimpl.crosscheck.golden.case import Case
 from refimpl.crosscheck.golden.levels import build_cases
-from refimpl.crosscheck.golden.ours import run
-from refimpl.crosscheck.golden.ours.inputs import COUNTS
+from refimpl.crosscheck.golden.ours import COUNTS, run
 from refimpl.errors import DataError
 
 NAMES = ("conv-masked", "linear", "relu", "max_pool2d", "batch_norm2d", "cross_entropy", "gated-hard-dense")

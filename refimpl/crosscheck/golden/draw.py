@@ -71,6 +71,13 @@ class Draw:
             _put_zeros(layout, views)
         return {PARAM + name: view.astype(self.dtype) for name, view in views.items()}
 
+    def inputs(self, network: Network, gating: Gating, *shape: int, zeros: bool = True) -> Arrays:
+        """Parameters of the network, `shape` many samples with labels, and their noise in mode `gumbel`."""
+        inputs = self.params(network.layout, zeros)
+        inputs["x"] = self.normal(*shape, *network.input_shape)
+        inputs["labels"] = self.labels(*shape, classes=network.classes)
+        return inputs | (self.noise(gates_of(network), *shape) if gating.mode == "gumbel" else {})
+
 
 def _put_zeros(layout: Layout, views: Arrays) -> None:
     """Set parameters to zero so that a unit is exactly 0 before ReLU, and a gate has a tie."""

@@ -13,12 +13,18 @@ Source: mathematics.md §6. Derived.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from refimpl.crosscheck.golden.case import Case
+import numpy as np
+
+from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.draw import Draw, network_settings
+from refimpl.crosscheck.golden.levels.local import start
 from refimpl.crosscheck.golden.models import model, tiny
+from refimpl.federated.adapt import AdaptSettings, adapt
 from refimpl.nn.context import Gating
 from refimpl.nn.network import Network
+from refimpl.nn.predict import predict
 
 SUPPORT, TEST = 6, 4
 OUTPUTS = ("before.logits", "stage1.w", "stage2.w", "after.logits")
@@ -38,9 +44,30 @@ def _case(
     seed: int, dtype: str, title: str, network: Network, gating: Gating, steps: int = 1, lam: float = 0.0
 ) -> Case:
     draw = Draw(seed, f"adapt {title}", dtype)
-    inputs = draw.params(network.layout)
-    inputs["x"] = draw.normal(SUPPORT, *network.input_shape)
-    inputs["labels"] = draw.labels(SUPPORT, classes=network.classes)
+    inputs = draw.inputs(network, gating, SUPPORT)
     inputs["x_test"] = draw.normal(TEST, *network.input_shape)
     rates = {"eta_phi": 0.3, "eta_theta": 0.1, "steps": steps, "lam": lam}
     return Case(f"adapt/{title}", "adapt", dtype, inputs, network_settings(network, gating) | rates, OUTPUTS)
+
+
+# --- what this package computes ---------------------------------------------------------------------
+
+
+def compute(case: Case) -> Arrays:
+    """Both stages; stage I alone is an adaptation with a second rate of zero."""
+    network, w = start(case)
+    gating = Gating(**case.settings["gating"])
+    rates = {key: case.settings[key] for key in ("eta_phi", "eta_theta", "steps", "lam")}
+    both, support = AdaptSettings(**rates, gating=gating), (case.inputs["x"], case.inputs["labels"])
+    first = adapt(network, w, *support, replace(both, eta_theta=0.0)).w
+    second = adapt(network, w, *support, both).w
+
+    def logits(at: np.ndarray) -> np.ndarray:
+        return predict(network, at, case.inputs["x_test"], gating).logits
+
+    return {
+        "before.logits": logits(w),
+        "stage1.w": first,
+        "stage2.w": second,
+        "after.logits": logits(second),
+    }

@@ -27,11 +27,18 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.crosscheck.golden.case import Arrays, Case
+from refimpl.crosscheck.golden.case import NOISE, Arrays, Case
 from refimpl.crosscheck.golden.draw import Draw, gates_of, network_settings
+from refimpl.crosscheck.golden.levels.local import NO_RANDOM_NUMBERS, GivenBatches, batches_of, start
+from refimpl.crosscheck.golden.levels.prox import penalty_of
 from refimpl.crosscheck.golden.models import tiny
+from refimpl.federated.local import LocalSettings
+from refimpl.federated.methods.metagater import MetaGater
+from refimpl.kernels import vector
 from refimpl.nn.context import Gating
 from refimpl.nn.network import Network
+from refimpl.optim.prox import Penalty, Separable, Zero
+from refimpl.registry import SCHEDULES
 
 ROUNDS, NODES, STEPS, BATCH = 10, 3, 2, 4
 SIZES = (6, 9, 7)  # numbers of samples of the nodes
@@ -80,3 +87,44 @@ def _inputs(draw: Draw, network: Network, settings: Mapping[str, Any]) -> Arrays
     if settings["gating"]["mode"] == "gumbel":
         inputs |= draw.noise(gates_of(network), *shape)
     return inputs
+
+
+# --- what this package computes ---------------------------------------------------------------------
+
+
+def compute(case: Case) -> Arrays:
+    """md, g, x and xag of every round; the server computes g from the nodes' mean."""
+    network, w = start(case)
+    settings, phi = case.settings, network.layout.phi
+    solver = LocalSettings(settings["lam"], settings["eta"], settings["steps"])
+    schedule = SCHEDULES[settings["schedule"]["name"]](settings["schedule"]["beta"])
+    penalty: Penalty = Zero()
+    if network.gates:
+        penalty = Separable(((phi, penalty_of(case, phi.stop - phi.start)),))
+    method = MetaGater(solver, schedule, penalty)
+    state = method.start(w)
+    found: Arrays = {}
+    for k in range(1, settings["rounds"] + 1):
+        point = method.broadcast(state, k)
+        tasks = [_node_task(case, network, k - 1, node) for node in range(settings["nodes"])]
+        mean = mean_of(np.stack([method.local(task, point, NO_RANDOM_NUMBERS).w for task in tasks]))
+        state, _ = method.server(state, k, point, mean)
+        gradient = point.dtype.type(settings["lam"]) * (point - mean)
+        values = {"md": point, "g": gradient, "x": state["x"], "xag": state["ag"]}
+        found |= {f"round{k}.{name}": value for name, value in values.items()}
+    return found
+
+
+def _node_task(case: Case, network: Network, k: int, node: int) -> GivenBatches:
+    """The batches of node `node` in round k (counted from 0)."""
+    chosen = case.inputs["batches"][k, node]
+    x, labels = case.inputs[f"node{node}.x"][chosen], case.inputs[f"node{node}.labels"][chosen]
+    noise = {gate: array[k, node] for gate, array in case.named(NOISE).items()}
+    return batches_of(case, network, x, labels, noise)
+
+
+def mean_of(rows: np.ndarray) -> np.ndarray:
+    """The uniform mean, as the server computes it."""
+    mean = np.empty_like(rows[0])
+    vector.mean_of_rows(rows, np.full(len(rows), 1 / len(rows)), mean)
+    return mean

@@ -22,25 +22,36 @@ Source: mathematics.md §10. Derived.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from refimpl.crosscheck.golden.case import Case
+import numpy as np
+
+from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.draw import Draw, network_settings
+from refimpl.crosscheck.golden.levels.algorithm import mean_of
+from refimpl.crosscheck.golden.levels.local import NO_RANDOM_NUMBERS, batches_of, start
 from refimpl.crosscheck.golden.models import tiny
+from refimpl.federated.methods.fedavg import FedAvg
+from refimpl.federated.methods.fomaml import FOMAML
+from refimpl.federated.methods.maml import MAML
+from refimpl.federated.methods.perfedavg import PerFedAvgFO
+from refimpl.federated.methods.perfedavg_hf import PerFedAvgHF
+from refimpl.federated.methods.pfedme import PFedMe
+from refimpl.federated.methods.reptile import Reptile
 from refimpl.nn.context import Gating
 
 NODES, STEPS, BATCH = 3, 2, 4
 
-# Method: batches of a step, numbers.
-METHODS: dict[str, tuple[int, dict[str, Any]]] = {
-    "fedavg": (1, {"eta": 0.2}),
-    "reptile": (1, {"eta": 0.2, "eps": 0.6}),
-    "perfedavg": (2, {"alpha": 0.15, "beta": 0.2}),
-    "perfedavg-hf": (3, {"alpha": 0.15, "beta": 0.2, "delta": 0.01}),
-    "fomaml": (3, {"alpha": 0.15, "beta": 0.2, "inner_steps": 2}),
-    "maml": (3, {"alpha": 0.15, "beta": 0.2, "inner_steps": 2}),
-    "pfedme": (1, {"lam": 1.5, "eta_prox": 0.1, "prox_steps": 3, "eta": 0.2, "beta": 0.8}),
+# By name: the method, the batches of a step, and the method's numbers, which are fields of its settings.
+METHODS: dict[str, tuple[Callable[..., Any], int, dict[str, Any]]] = {
+    "fedavg": (FedAvg, 1, {"eta": 0.2}),
+    "reptile": (Reptile, 1, {"eta": 0.2, "eps": 0.6}),
+    "perfedavg": (PerFedAvgFO, 2, {"alpha": 0.15, "beta": 0.2}),
+    "perfedavg-hf": (PerFedAvgHF, 3, {"alpha": 0.15, "beta": 0.2, "delta": 0.01}),
+    "fomaml": (FOMAML, 3, {"alpha": 0.15, "beta": 0.2, "inner_steps": 2}),
+    "maml": (MAML, 3, {"alpha": 0.15, "beta": 0.2, "inner_steps": 2}),
+    "pfedme": (PFedMe, 1, {"lam": 1.5, "eta_prox": 0.1, "prox_steps": 3, "eta": 0.2, "beta": 0.8}),
 }
 
 
@@ -54,13 +65,27 @@ def cases(seed: int, dtype: str) -> Iterator[Case]:
 
 def _case(seed: int, dtype: str, method: str, gated: bool) -> Case:
     title = f"{method}-soft" if gated else method
-    network, (batches, numbers) = tiny(gated), METHODS[method]
+    network, (_, batches, numbers) = tiny(gated), METHODS[method]
+    gating = Gating("soft" if gated else "hard")
     draw = Draw(seed, f"baselines {title}", dtype)
-    shape = (NODES, batches * STEPS, BATCH)
-    inputs = draw.params(network.layout, zeros=False)
-    inputs["x"] = draw.normal(*shape, *network.input_shape)
-    inputs["labels"] = draw.labels(*shape, classes=network.classes)
-    settings = network_settings(network, Gating("soft" if gated else "hard"))
+    inputs = draw.inputs(network, gating, NODES, batches * STEPS, BATCH, zeros=False)
+    settings = network_settings(network, gating)
     settings |= {"method": method, "nodes": NODES, "steps": STEPS, **numbers}
     outputs = (*(f"node{node}.w" for node in range(NODES)), "w")
     return Case(f"baselines/{title}", "baseline", dtype, inputs, settings, outputs)
+
+
+# --- what this package computes ---------------------------------------------------------------------
+
+
+def compute(case: Case) -> Arrays:
+    """One round: the answers of the nodes and the new model of the server."""
+    network, w = start(case)
+    make, _, names = METHODS[case.settings["method"]]
+    method = make(**{name: case.settings[name] for name in (*names, "steps") if name in case.settings})
+    rows = []
+    for node in range(case.settings["nodes"]):
+        task = batches_of(case, network, case.inputs["x"][node], case.inputs["labels"][node], {})
+        rows.append(method.local(task, w, NO_RANDOM_NUMBERS).w)
+    state, _ = method.server(method.start(w), 1, w, mean_of(np.stack(rows)))
+    return {f"node{node}.w": row for node, row in enumerate(rows)} | {"w": method.model(state)}

@@ -10,13 +10,20 @@ Source: mathematics.md §2. Derived.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
-from refimpl.crosscheck.golden.case import Case
-from refimpl.crosscheck.golden.draw import Draw, gates_of, network_settings
+import numpy as np
+
+from refimpl.crosscheck.golden.case import NOISE, Arrays, Case
+from refimpl.crosscheck.golden.describe import build
+from refimpl.crosscheck.golden.draw import Draw, network_settings
 from refimpl.crosscheck.golden.models import NAMES, model
 from refimpl.crosscheck.golden.names import network_outputs
-from refimpl.nn.context import GATE_GRADS, MODES, Gating
+from refimpl.crosscheck.golden.watch import watched
+from refimpl.kernels.loss import softmax_cross_entropy
+from refimpl.nn.chain import chain_backward, chain_forward
+from refimpl.nn.context import GATE_GRADS, MODES, Context, Gating
+from refimpl.nn.layers import Back, Flow
 
 BATCH = 3
 
@@ -24,23 +31,55 @@ BATCH = 3
 def cases(seed: int, dtype: str, models: Collection[str] = NAMES, full: bool = False) -> Iterator[Case]:
     """Cases of every model without gates, and with every mode and gate gradient."""
     for name in models:
-        yield network_case(seed, dtype, name, None, full)
+        yield _case(seed, dtype, name, None, full)
         for mode in MODES:
             for gate_grad in GATE_GRADS:
-                yield network_case(seed, dtype, name, Gating(mode, gate_grad=gate_grad), full)
+                yield _case(seed, dtype, name, Gating(mode, gate_grad=gate_grad), full)
 
 
-def network_case(seed: int, dtype: str, name: str, gating: Gating | None, full: bool = False) -> Case:
+def _case(seed: int, dtype: str, name: str, gating: Gating | None, full: bool) -> Case:
     """One model in one mode, or without gates."""
-    network = model(name, gating is not None, full)
+    network, mode = model(name, gating is not None, full), gating or Gating()
     title = f"{name}-{f'{gating.mode}-{gating.gate_grad}' if gating else 'ungated'}"
-    draw = Draw(seed, title, dtype)
     # Batch normalisation would divide a constant channel by the square root of eps.
-    inputs = draw.params(network.layout, zeros=name != "residual")
-    inputs["x"] = draw.normal(BATCH, *network.input_shape)
-    inputs["labels"] = draw.labels(BATCH, classes=network.classes)
-    if gating and gating.mode == "gumbel":
-        inputs |= draw.noise(gates_of(network), BATCH)
-    settings = network_settings(network, gating or Gating())
-    outputs = network_outputs(settings["layers"], settings["gating"]["gate_grad"])
+    inputs = Draw(seed, title, dtype).inputs(network, mode, BATCH, zeros=name != "residual")
+    settings = network_settings(network, mode)
+    outputs = network_outputs(settings["layers"], mode.gate_grad)
     return Case(f"networks/{title}", "network", dtype, inputs, settings, outputs)
+
+
+# --- what this package computes ---------------------------------------------------------------------
+
+
+def gated(case: Case) -> Arrays:
+    """Run a chain without a loss; the backward pass begins with the given dy."""
+    return _through(case, lambda y, notes: case.inputs["dy"])
+
+
+def network(case: Case) -> Arrays:
+    """Run a chain with cross-entropy on its logits."""
+
+    def loss_gradient(logits: np.ndarray, notes: Arrays) -> np.ndarray:
+        dlogits = np.empty_like(logits)
+        notes["loss"] = np.array(softmax_cross_entropy(logits, case.inputs["labels"], dlogits))
+        return dlogits
+
+    return _through(case, loss_gradient)
+
+
+def _through(case: Case, loss_gradient: Callable[[np.ndarray, Arrays], np.ndarray]) -> Arrays:
+    """Run forward, then backward from the gradient that `loss_gradient` gives for the last output."""
+    notes: Arrays = {}
+    layers = watched(build(case.settings["layers"]), case.settings["layers"], notes)
+    params, context = case.params(), context_of(case, case.named(NOISE))
+    grads = {name: np.full_like(array, np.nan) for name, array in params.items()}
+    y, _, links = chain_forward(layers, params, case.inputs["x"], Flow(context))
+    dx = chain_backward(layers, loss_gradient(y, notes), links, params, grads, Back(context))
+    if dx is not None:
+        notes["grad.x"] = dx
+    return notes | {f"grad.{name}": array for name, array in grads.items()}
+
+
+def context_of(case: Case, noise: Arrays) -> Context:
+    """The gating of the case, with the given noise; both parts are trained."""
+    return Context(Gating(**case.settings["gating"]), ("theta", "phi"), noise)

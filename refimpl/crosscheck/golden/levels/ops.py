@@ -21,13 +21,16 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from refimpl.crosscheck.golden.case import Arrays, Case
-from refimpl.crosscheck.golden.describe import describe
+from refimpl.crosscheck.golden.describe import build_layer, describe
 from refimpl.crosscheck.golden.draw import Draw
 from refimpl.crosscheck.golden.names import block_outputs
+from refimpl.kernels.loss import softmax_cross_entropy
 from refimpl.nn.context import GATE_GRADS, MODES, Gating
 from refimpl.nn.gate import ChannelGate, Gated
-from refimpl.nn.layers import Conv2d
+from refimpl.nn.layers import Back, Conv2d, Flow, Layer
 from refimpl.nn.layout import Layout
 from refimpl.nn.pointwise import ReLU
 from refimpl.nn.pooling import MaxPool2d
@@ -105,3 +108,38 @@ def _gated(seed: int, dtype: str, gating: Gating, note: str) -> Case:
         inputs |= draw.noise({"conv.gate": 5}, BATCH)
     settings = {"layers": layers, "input_shape": [3, 6, 4], "gating": asdict(gating)}
     return Case(f"ops/{title}", "gated", dtype, inputs, settings, block_outputs(layers, gating.gate_grad))
+
+
+# --- what this package computes ---------------------------------------------------------------------
+
+NAME = "op"  # the layer's name, before `.weight` and `.bias`
+
+
+def layer_of(case: Case) -> Layer:
+    """The layer of a case whose kind is one of `LAYERS`: what the settings leave out, its weight says."""
+    sizes: dict[str, Any] = {}
+    if "weight" in case.inputs:
+        outs, *rest = case.inputs["weight"].shape
+        sizes = {"out": outs, "channels": outs, "in": next(iter(rest), 0), "kernel": rest[1:]}
+    own = {"type": case.kind, "name": NAME, "bias": "bias" in case.inputs}
+    return build_layer({**case.settings, **own, **sizes})
+
+
+def layer(case: Case) -> Arrays:
+    """y and all gradients of a single layer; the input `mask`, if there is one, closes channels of y."""
+    own = layer_of(case)
+    params = {f"{NAME}.{key}": case.inputs[key] for key in ("weight", "bias") if key in case.inputs}
+    grads = {name: np.full_like(array, np.nan) for name, array in params.items()}
+    mask = case.inputs.get("mask")
+    y, _, cache = own.forward(params, case.inputs["x"], Flow(writes=mask))
+    dx = own.backward(case.inputs["dy"], cache, params, grads, Back(dy_mask=mask))
+    found = {"y": y} if dx is None else {"y": y, "grad.x": dx}
+    return found | {f"grad.{name.removeprefix(f'{NAME}.')}": g for name, g in grads.items()}
+
+
+def cross_entropy(case: Case) -> Arrays:
+    """The mean loss and its gradient with respect to the logits."""
+    logits = case.inputs["logits"]
+    dlogits = np.empty_like(logits)
+    loss = softmax_cross_entropy(logits, case.inputs["labels"], dlogits)
+    return {"loss": np.array(loss), "grad.logits": dlogits}

@@ -24,42 +24,84 @@ Source: mathematics.md §5. Derived.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
-from refimpl.crosscheck.golden.case import Case
+from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.draw import Draw
+from refimpl.errors import one_of
+from refimpl.optim import prox
 
 SIZE = 14
 STEP = 0.7
 GROUP_SIZES = (1, 4, 2, 3)  # four entries belong to no group
 
-PENALTIES: tuple[dict[str, Any], ...] = (
-    {"type": "zero"},
-    {"type": "squared_l2", "rho": 0.8},
-    {"type": "l1", "rho": 0.6},
-    {"type": "elastic_net", "rho_l1": 0.4, "rho_l2": 0.9},
-    {"type": "non_negative_l1", "rho": 0.3},
-    {"type": "box", "lower": -0.5, "upper": 0.8},
-    {"type": "l2_ball", "radius": 1.5},
-    {"type": "l1_ball", "radius": 2.0},
-    {"type": "linf_norm", "rho": 1.1},
-    {"type": "simplex", "total": 2.0},
-    {"type": "group_lasso", "rho": 0.9},
-    {"type": "bounded_group_lasso", "rho": 0.5, "radius": 0.6},
-    {"type": "sparse_group_lasso", "rho": 0.4, "rho_l1": 0.3},
-)
+# By type: the penalty, and the numbers of its case in the order in which it takes them, after any groups.
+PENALTIES: dict[str, tuple[Callable[..., prox.Penalty], dict[str, float]]] = {
+    "zero": (prox.Zero, {}),
+    "squared_l2": (prox.SquaredL2, {"rho": 0.8}),
+    "l1": (prox.L1, {"rho": 0.6}),
+    "elastic_net": (prox.ElasticNet, {"rho_l1": 0.4, "rho_l2": 0.9}),
+    "non_negative_l1": (prox.NonNegativeL1, {"rho": 0.3}),
+    "box": (prox.Box, {"lower": -0.5, "upper": 0.8}),
+    "l2_ball": (prox.L2Ball, {"radius": 1.5}),
+    "l1_ball": (prox.L1Ball, {"radius": 2.0}),
+    "linf_norm": (prox.LinfNorm, {"rho": 1.1}),
+    "simplex": (prox.Simplex, {"total": 2.0}),
+    "group_lasso": (prox.GroupLasso, {"rho": 0.9}),
+    "bounded_group_lasso": (prox.BoundedGroupLasso, {"rho": 0.5, "radius": 0.6}),
+    "sparse_group_lasso": (prox.SparseGroupLasso, {"rho": 0.4, "rho_l1": 0.3}),
+}
 
 
 def cases(seed: int, dtype: str) -> Iterator[Case]:
     """One case for each penalty."""
-    for penalty in PENALTIES:
-        draw = Draw(seed, penalty["type"], dtype)
+    for kind, (_, numbers) in PENALTIES.items():
+        draw = Draw(seed, kind, dtype)
         inputs = {"v": draw.normal(SIZE)}
-        if "group" in penalty["type"]:
+        if "group" in kind:
             inputs["indptr"] = np.concatenate([[0], np.cumsum(GROUP_SIZES)]).astype(np.int64)
             inputs["indices"] = draw.rng.permutation(SIZE)[: sum(GROUP_SIZES)].astype(np.int64)
-        settings = {"penalty": penalty, "step": STEP}
-        yield Case(f"prox/{penalty['type']}", "prox", dtype, inputs, settings, ("prox", "value"))
+        settings = {"penalty": {"type": kind, **numbers}, "step": STEP}
+        yield Case(f"prox/{kind}", "prox", dtype, inputs, settings, ("prox", "value"))
+
+
+# --- what this package computes ---------------------------------------------------------------------
+
+
+def compute(case: Case) -> Arrays:
+    """The prox point and the penalty's value there."""
+    v = case.inputs["v"]
+    out = np.empty_like(v)
+    value = penalty_of(case, v.size).prox(v, case.settings["step"], out)
+    return {"prox": out, "value": np.array(value)}
+
+
+def penalty_of(case: Case, size: int) -> prox.Penalty:
+    """The case's penalty on vectors of `size` entries."""
+    table = case.settings["penalty"]
+    one_of("golden", "penalty", table["type"], tuple(PENALTIES))
+    make, names = PENALTIES[table["type"]]
+    numbers = [table[name] for name in names]
+    if "group" in table["type"]:
+        numbers.insert(0, prox.Groups(case.inputs["indptr"], case.inputs["indices"], size))
+    power = table.get("step_power", 1)  # another power is a deliberate mistake, to compute what it leads to
+    return make(*numbers) if power == 1 else _OtherStep(make(*numbers), power)
+
+
+class _OtherStep(NamedTuple):
+    """A penalty whose prox is taken with a power of the step."""
+
+    right: prox.Penalty
+    power: int
+
+    def value(self, u: np.ndarray) -> float:
+        return self.right.value(u)
+
+    def prox(self, v: np.ndarray, step: float, out: np.ndarray) -> float:
+        return self.right.prox(v, step**self.power, out)
+
+    def subdifferential_distance(self, s: np.ndarray, u: np.ndarray) -> float:
+        return self.right.subdifferential_distance(s, u)
