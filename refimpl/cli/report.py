@@ -31,7 +31,8 @@ Examples:
 @click.option(
     "--full/--quick",
     default=None,
-    help="Whether to repeat the training for accuracy by round and true gap.  [what takes under a minute]",
+    help="Whether to do what takes long: repeat the training for accuracy by round and true gap, and draw "
+    "the bound of Theorem 1.  [what takes a few seconds]",
 )
 @threads_option
 @data_dir_option
@@ -80,28 +81,35 @@ def _report(
 
     subjects, compared = find(runs, data_dir)
     views = [
-        _view(subject, data_dir, full, threads, f"run {number}/{len(subjects)}", talk)
+        _view(subject, data_dir, full, threads, (number, len(subjects)), talk)
         for number, subject in enumerate(subjects, start=1)
     ]
     if not has_matplotlib():
         click.echo(f"refimpl: {MISSING}; the page will have tables only", err=True)
-    chosen = plans(views, compared, theory=full is not False)
+    chosen = plans(views, compared, theory=bool(full))
     with Progress(len(chosen), talk) as progress:
         folder = out or (runs[0] / "report" if len(runs) == 1 else Path("runs") / "report")
         return write(folder, views, compared, chosen, lambda name: progress.step(f"drawn  {name}"))
 
 
 def _view(
-    subject: Subject, data_dir: Path | None, full: bool | None, threads: int | None, which: str, talk: Talk
+    subject: Subject,
+    data_dir: Path | None,
+    full: bool | None,
+    threads: int | None,
+    which: tuple[int, int],
+    talk: Talk,
 ) -> View:
-    """Gather one run, and show progress."""
+    """Gather one run, number `which[0]` of `which[1]`, and show progress."""
     from refimpl.federated.warmup import warm_up
     from refimpl.report.gather import Gathering
 
     with Progress(0, talk) as progress, notice(progress, WARM_UP):
         warm_up(subject.config.dtype)
-        gathering = Gathering.begin(
-            subject, data_dir, full, threads, lambda text: progress.step(f"{which}  {text}")
-        )
+
+        def on_step(text: str) -> None:
+            progress.step(f"run {which[0]}/{which[1]}  {text}")
+
+        gathering = Gathering.begin(subject, data_dir, full, threads, on_step, which[1])
         progress.total = gathering.steps()
         return gathering.view()

@@ -39,7 +39,7 @@ from refimpl.theory.stationarity import GapRow, Inspection, note
 
 GAP = "gap"  # name of the report with true gaps; `theory gap RUN` writes it, too
 ACCURACY_POINTS, GAP_POINTS = 9, 4  # number of rounds at which accuracy and true gap are measured
-CHEAP_SECONDS = 60.0  # seconds that may be spent unasked on repeating a training, and as many on its true gap
+CHEAP_SECONDS = 5.0  # what a report may spend unasked on repeating trainings, and as much on true gaps
 GRADIENTS = 100  # rough number of gradients to solve a local problem for the true gap
 OnStep = Callable[[str], None]
 
@@ -100,8 +100,8 @@ def trainings(views: Sequence[View]) -> list[Training]:
 class Gathering:
     """Gathers the view of one run.
 
-    records: the run's rounds; full: whether to do what takes long (None: if below `CHEAP_SECONDS`); threads:
-    those used to repeat the training.
+    records: the run's rounds; full: whether to do what takes long (None: what is within the share of
+    `CHEAP_SECONDS` that falls to each of the report's `runs`); threads: those used to repeat the training.
     """
 
     subject: Subject
@@ -111,16 +111,23 @@ class Gathering:
     full: bool | None
     threads: int | None
     on_step: OnStep
+    runs: int = 1
 
     @classmethod
     def begin(
-        cls, subject: Subject, data_dir: Path | None, full: bool | None, threads: int | None, on_step: OnStep
+        cls,
+        subject: Subject,
+        data_dir: Path | None,
+        full: bool | None,
+        threads: int | None,
+        on_step: OnStep,
+        runs: int = 1,
     ) -> Gathering:
         """Read the run's data."""
         folder = RunFolder.open(subject.folder, lock=False)
         records = read_records(folder, subject.config.rounds if folder.has_model else 0)
         experiment = prepare_again(folder, data_dir, subject.config)
-        return cls(subject, experiment, folder, records, full, threads, on_step)
+        return cls(subject, experiment, folder, records, full, threads, on_step, runs)
 
     def steps(self) -> int:
         """How often `on_step` will be called."""
@@ -166,7 +173,7 @@ class Gathering:
     # how long things take
 
     def _may_take(self, seconds: float) -> bool:
-        return seconds < CHEAP_SECONDS if self.full is None else self.full
+        return seconds < CHEAP_SECONDS / self.runs if self.full is None else self.full
 
     def _training_seconds(self) -> float:
         return math.fsum(record.seconds for record in self.records)
