@@ -229,3 +229,5 @@ def _import_file(name: str, path: Path) -> None:
 MODELS = Registry("model", "refimpl.nn.zoo")
 PENALTIES = Registry("penalty", "refimpl.optim.prox")
 SCHEDULES = Registry("schedule", "refimpl.optim.accel")
+DATASETS = Registry("dataset", "refimpl.data.sets")
+PARTITIONS = Registry("partition", "refimpl.data.deal")

@@ -13,13 +13,16 @@ from fuzz_images import BATCHES, DRAWING, RECORDS, batch, drawings, tar, zip_of
 from idx_files import format_idx
 
 from refimpl.data import load, places
-from refimpl.data.forms import FORMS
+from refimpl.data.catalog import source_of
 from refimpl.errors import RefimplError
+from refimpl.registry import DATASETS
 
 IMAGES, LABELS = (
     format_idx(np.zeros((4, 28, 28), np.uint8)),
     format_idx(np.arange(4, dtype=np.uint8)),
 )
+SOURCES = {name: source_of("fuzz", name) for name in DATASETS}
+SOURCES = {name: source for name, source in SOURCES.items() if source.forms and source.home is None}
 CONTENTS = {
     "images": IMAGES,
     "images.gz": gzip.compress(IMAGES[:99]) + gzip.compress(IMAGES[99:]),
@@ -28,7 +31,7 @@ CONTENTS = {
     "batch": BATCHES[0],
     "records": RECORDS,
     "fine": batch(2, fine_labels=[30, 70]),
-    "tar": tar(*((f"a/{name}", BATCHES[0]) for name in FORMS["cifar10"][0].files)),
+    "tar": tar(*((f"a/{name}", BATCHES[0]) for name in SOURCES["cifar10"].forms[0].files)),
     "drawing": DRAWING,
     "drawings.zip": drawings(DRAWING),
 }
@@ -51,7 +54,6 @@ LAYOUTS = tuple(
         ["omniglot/images_evaluation/images_evaluation.zip = drawings.zip", "omniglot/._x = labels"],
     )
 )
-NAMES = ("mnist", "cifar10", "cifar100", "omniglot")
 
 
 def read_layout(path: Path) -> object:
@@ -61,9 +63,9 @@ def read_layout(path: Path) -> object:
             with contextlib.suppress(OSError, ValueError):  # a name that the system does not take
                 _make(Path(root), line)
         found, error = [], RefimplError("nothing")
-        for name in NAMES:
+        for name, source in SOURCES.items():
             try:
-                if places.locate(name, Path(root)) is not None:
+                if places.locate(source, Path(root)) is not None:
                     found.append(len(load(name, root)))
             except RefimplError as refused:
                 error = refused

@@ -15,11 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from idx_files import format_idx
+from idx_files import format_idx, read_idx
 
 from refimpl.data.archives import read_members
-from refimpl.data.cifar import parse_batch
-from refimpl.data.idx import read_idx
+from refimpl.data.sets.cifar import parse_batch
 
 RNG = np.random.default_rng(0)
 LIMIT = 2**20

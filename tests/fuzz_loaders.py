@@ -51,11 +51,10 @@ from refimpl.crosscheck.conformance import as_text
 from refimpl.crosscheck.golden.case import Case
 from refimpl.crosscheck.golden.file import golden_bytes, read_golden
 from refimpl.data.arrays import read_arrays
-from refimpl.data.cifar import parse_names, read_batch
-from refimpl.data.cifar_binary import parse_lines, parse_records
 from refimpl.data.identity import Identity
-from refimpl.data.omniglot import read_omniglot
 from refimpl.data.png import decode_png
+from refimpl.data.sets.cifar import parse_batch, parse_lines, parse_names, parse_records
+from refimpl.data.sets.omniglot import read_omniglot
 from refimpl.data.unpack import read_unpacked
 from refimpl.experiments.compare.layout import csv_text
 from refimpl.experiments.compare.plan import Cell, Plan, Training
@@ -283,7 +282,7 @@ LOADERS = (
     Loader("zip of one file, gzip around it", read_images, (ZIPPED_IDX,), ZIP_BOMBS, tight_gzip),
     Loader("idx behind links", read_through_link, (IDX, gzip.compress(IDX)), IDX_BOMBS),
     Loader("data folder", read_layout, LAYOUTS),
-    Loader("cifar pickle", lambda path: read_batch(path, 10), BATCHES, PICKLE_BOMBS),
+    Loader("cifar pickle", unpacked(parse_batch, 10), BATCHES, PICKLE_BOMBS),
     Loader("cifar names", unpacked(parse_names, 10), (NAMES,), PICKLE_BOMBS),
     Loader("cifar binary", unpacked(parse_records, 10), (RECORDS,)),
     Loader(

@@ -7,6 +7,7 @@ import pytest
 
 from refimpl.data import Node, Partition
 from refimpl.data.dataset import DataSet
+from refimpl.data.deal import Iid
 from refimpl.data.partition import plan
 from refimpl.federated.pruning.snip import keep_top
 from refimpl.shares import at_least, at_most, nearest
@@ -46,7 +47,7 @@ def plain_data(size: int) -> DataSet:
     ("size", "share", "count"), [(18, 0.1, 2), (93, 0.07, 7), (9, 0.6, 14), (58, 0.2, 14)]
 )
 def test_nodes_hold_out_the_share(size, share, count):
-    (node,) = plan(plain_data(200), Partition("iid", 1, 0, sizes=(size,), test=share, support=1))
+    (node,) = plan(plain_data(200), Partition(Iid(), 1, 0, sizes=(size,), test=share, support=1))
     assert len(node.samples) - size == count
 
 
@@ -54,7 +55,7 @@ def test_nodes_hold_out_the_share(size, share, count):
     ("size", "share", "count"), [(75, 0.14, 10), (90, 0.35, 32), (110, 0.55, 60), (45, 0.7, 32)]
 )
 def test_support_as_a_share_goes_to_the_even_half(size, share, count):
-    (node,) = plan(plain_data(200), Partition("iid", 1, 0, sizes=(size,), test=0.0, support=share))
+    (node,) = plan(plain_data(200), Partition(Iid(), 1, 0, sizes=(size,), test=0.0, support=share))
     assert node.n_support == count
     x, y = np.zeros((size, 3)), np.arange(size) % 2
     assert Node.split(x, y, support=share, rng=np.random.default_rng(0)).n_support == count

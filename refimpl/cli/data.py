@@ -21,7 +21,8 @@ from refimpl.cli.options import (
 )
 from refimpl.cli.output import facts, print_json, table
 from refimpl.cli.progress import PLAIN_SECONDS, PLAIN_SHARE, REDRAW_SECONDS, Progress, Talk, duration
-from refimpl.experiments.config import DATASETS, resolve
+from refimpl.experiments.config import resolve
+from refimpl.registry import DATASETS, PARTITIONS
 
 if TYPE_CHECKING:
     from refimpl.data.dataset import DataSet
@@ -38,8 +39,8 @@ Examples:
 """
 LISTED = ("data set", "training", "test", "image", "classes", "state")
 CHOICES = (
-    "dataset", "seed", "nodes", "targets", "partition", "classes_per_node", "concentration", "node_min",
-    "node_max", "sizes", "support", "test_share",
+    "dataset", "seed", "nodes", "targets", "partition", *PARTITIONS.keys(), "node_min", "node_max", "sizes",
+    "support", "test_share",
 )  # fmt: skip
 NODES = ("node", "training", "support", "test", "classes (samples)")
 FAILED = ("wrong", "missing")
@@ -69,7 +70,7 @@ def list_command(data_dir: Path | None, as_json: bool) -> None:
     click.echo(_table(LISTED, [_listed(entry) for entry in entries]))
     where = data_dir or "the folder given by --data-dir or REFIMPL_DATA; none is set"
     click.echo(f"\nPlaces in {where}")
-    click.echo(facts([(f"  {e['name']}", ", ".join(e["looked_for"]) or "in the package") for e in entries]))
+    click.echo(facts([(f"  {e['name']}", ", ".join(e["looked_for"]) or e["state"]) for e in entries]))
     click.echo("\nLicence; reference")
     click.echo(facts([(f"  {e['name']}", f"{e['licence']}; {e['citation']}") for e in entries]))
     click.echo("\nYour own: --dataset FILE.npz with arrays x and y (or x_train, y_train, x_test, y_test)")
@@ -78,13 +79,14 @@ def list_command(data_dir: Path | None, as_json: bool) -> None:
 def _entry(name: str, data_dir: Path | None) -> dict[str, Any]:
     """What is known about a data set, and which of its files are there; none is read."""
     from refimpl.data import places
-    from refimpl.data.sources import ABOUT
+    from refimpl.data.catalog import source_of
 
-    about = {"name": name, **ABOUT[name]._asdict()}
-    if name == "digits":
-        return {**about, "looked_for": [], "place": None, "usable": True, "state": "in the package"}
-    entry = {**about, "looked_for": list(places.looked_for(name))}
-    found = None if data_dir is None else places.locate(name, data_dir)
+    source = source_of("data", name)
+    entry = {"name": name, **source.about._asdict(), "looked_for": list(places.looked_for(source))}
+    if source.home or not source.forms:
+        state = "in the package" if source.home else "made by its code"
+        return {**entry, "place": None, "usable": True, "state": state}
+    found = None if data_dir is None else places.locate(source, data_dir)
     if found is None:
         return {**entry, "place": None, "usable": False, "state": "not there"}
     return {**entry, "place": str(found.place), "usable": found.serves, "state": _state(found)}
@@ -119,10 +121,12 @@ def verify_command(name: str, data_dir: Path | None, as_json: bool, talk: Talk) 
     if a file is wrong, or if one is missing without which the rest cannot be used. `all` skips data sets that
     are not there.
     """
+    from refimpl.data.catalog import source_of
     from refimpl.data.places import given_root
 
     if name == "all":
-        data_dir = given_root("mnist", data_dir)  # if no folder is set, say so before anything is printed
+        for one in DATASETS:  # if no folder is set, say so before anything is printed
+            given_root(source_of("verify", one), data_dir)
     checked: dict[str, list[Check]] = {}
     for one in DATASETS if name == "all" else (name,):
         checked[one] = _checks(one, data_dir, talk, passing=name == "all")
@@ -138,6 +142,7 @@ def verify_command(name: str, data_dir: Path | None, as_json: bool, talk: Talk) 
 
 def _checks(name: str, data_dir: Path | None, talk: Talk, passing: bool) -> list[Check]:
     """The checks of one data set; with `passing`, a data set that is not there at all is no failure."""
+    from refimpl.data.catalog import source_of
     from refimpl.data.places import given_root, locate
     from refimpl.data.verify import verify
 
@@ -148,7 +153,8 @@ def _checks(name: str, data_dir: Path | None, talk: Talk, passing: bool) -> list
             progress.step(f"verified {check.file}")
 
         checks = verify(name, data_dir, on_check)
-    if passing and name != "digits" and locate(name, given_root(name, data_dir)) is None:
+    source = source_of("verify", name) if passing else None
+    if source and locate(source, given_root(source, data_dir)) is None:
         return [check._replace(state="absent") for check in checks]
     return checks
 
@@ -198,11 +204,13 @@ def fetch_command(name: str, source: str | None, data_dir: Path | None, as_json:
 
 def _already(name: str, data_dir: Path | None) -> list[str]:
     """The files of a data set that is complete and right, in whatever form; otherwise none."""
+    from refimpl.data.catalog import source_of
     from refimpl.data.places import given_root, locate
     from refimpl.data.verify import verify
 
-    found = None if name == "digits" else locate(name, given_root(name, data_dir))
-    if name != "digits" and (found is None or found.missing):
+    source = source_of("fetch", name)
+    found = locate(source, given_root(source, data_dir))
+    if found is None or found.missing:
         return []
     checks = [check for check in verify(name, data_dir) if check.state != "absent"]
     return [check.file for check in checks] if all(check.state == "ok" for check in checks) else []

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
-from refimpl.data.forms import plain_name
-from refimpl.data.unpack import Unpacked, decompress
+from refimpl.data.source import plain_name
+from refimpl.data.unpack import LIMIT, Unpacked, decompress
 from refimpl.data.zips import read_zip
 from refimpl.errors import DataError
 from refimpl.files.sniff import ZIP, is_leftover, looks_like
 
-LIMIT = 256 * 2**20  # bytes of one unpacked file; CIFAR-100's `train` has 155 million
 _TAR_LIMIT = 1024 * 2**20  # bytes of a whole unpacked archive; CIFAR's are below 190 million
 
 

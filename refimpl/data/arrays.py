@@ -11,15 +11,10 @@ from numpy.typing import NDArray
 from refimpl.data.dataset import DataSet
 from refimpl.errors import DataError
 from refimpl.files.npz import DamageError, member_names, read_members
+from refimpl.files.paths import OWN_DATA
 
 LIMIT = 4 * 2**30  # bytes of the arrays of one file, unpacked
-_ENDING = ".npz"
 _WHOLE, _PARTS = ("x", "y"), ("x_train", "y_train", "x_test", "y_test")
-
-
-def is_file_name(name: str) -> bool:
-    """Whether the name of a data set is the path of a user's own file."""
-    return name.lower().endswith(_ENDING)
 
 
 def read_arrays(path: str | Path) -> DataSet:
@@ -61,13 +56,13 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
         return {name: found[name] for name in names}
     except FileNotFoundError:
         raise DataError(
-            f"{path}: no such file; give the path of an {_ENDING} file with arrays x and y"
+            f"{path}: no such file; give the path of an {OWN_DATA} file with arrays x and y"
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     except DamageError as error:
         raise DataError(
-            f"{path}: expected an {_ENDING} file of plain arrays, found damage ({error})"
+            f"{path}: expected an {OWN_DATA} file of plain arrays, found damage ({error})"
         ) from None
 
 

@@ -33,7 +33,8 @@ class DataSet:
     number (v / scale - mean[c]) / std[c]. The published training part comes first: samples 0 to
     n_train - 1. `note` says in words what a result should mention. float32 copies of bytes would take
     four times the memory (CIFAR-10: 737 MB), so only nodes have such copies, made by `x`. `folder` is where
-    the files were looked for, None for data in the package. Raises `DataError` for arrays that do not belong
+    the files were looked for, None for data in the package. `node_sizes` are the training samples that the
+    smallest and the largest of 20 nodes usually have. Raises `DataError` for arrays that do not belong
     together and for NaN or infinite pixels.
 
     Source: mathematics.md §11.
@@ -49,6 +50,7 @@ class DataSet:
     n_train: int = 0
     note: str = ""
     folder: str | None = None
+    node_sizes: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         who = f"data set {self.name!r}"

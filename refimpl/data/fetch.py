@@ -7,17 +7,18 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from refimpl.data import places
-from refimpl.data.sources import DOWNLOADS, Download
+from refimpl.data.catalog import source_of
+from refimpl.data.source import DataSource, Download
+from refimpl.data.unpack import LIMIT
 from refimpl.data.verify import file_md5, is_published
-from refimpl.errors import DataError, one_of
+from refimpl.errors import DataError, InputError
 
 Progress = Callable[[str, int, "int | None"], None]  # file name, bytes so far, bytes in all if known
 
-LIMIT = 256 * 2**20  # bytes of one download; the largest published file has 170 million
 _TIMEOUT = 30.0
 _PIECE = 1 << 16
 
@@ -26,7 +27,6 @@ def fetch(
     name: str,
     data_dir: str | Path | None = None,
     progress: Progress | None = None,
-    downloads: Mapping[str, tuple[Download, ...]] = DOWNLOADS,
     source: str | None = None,
 ) -> list[Path]:
     """Download what data set `name` lacks under `data_dir` (default: REFIMPL_DATA); return its files.
@@ -39,10 +39,12 @@ def fetch(
     Raises `InputError` for an unknown name and `DataError` naming address and file when no address delivers
     the right bytes.
     """
-    one_of("fetch", "data set", name, tuple(downloads))
-    root = places.given_root(name, data_dir)
-    wanted = downloads[name] if source is None else [_mirrored(one, source) for one in downloads[name]]
-    return [_fetch_one(name, download, root / download.target, progress) for download in wanted]
+    published = source_of("fetch", name)
+    if not published.downloads:
+        raise InputError(f"fetch: the data set {name} has nothing to download")
+    root = places.given_root(published, data_dir)
+    wanted = published.downloads if source is None else [_mirrored(d, source) for d in published.downloads]
+    return [_fetch_one(published, download, root / download.target, progress) for download in wanted]
 
 
 def _mirrored(download: Download, source: str) -> Download:
@@ -52,9 +54,9 @@ def _mirrored(download: Download, source: str) -> Download:
     return download._replace(addresses=(address,))
 
 
-def _fetch_one(name: str, download: Download, target: Path, progress: Progress | None) -> Path:
+def _fetch_one(source: DataSource, download: Download, target: Path, progress: Progress | None) -> Path:
     if target.exists():
-        if file_md5(target) != download.md5 and not is_published(name, target):
+        if file_md5(target) != download.md5 and not is_published(source, target):
             raise DataError(
                 f"{target}: not the published file (md5 {download.md5}); move it away, fetch again"
             )

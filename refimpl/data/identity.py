@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.data import places
-from refimpl.data.arrays import is_file_name
 from refimpl.data.dataset import DataSet
 from refimpl.data.partition import Share
 from refimpl.errors import DataError, RunError
-from refimpl.files.paths import expanded
+from refimpl.files.paths import expanded, is_own_data
 
 Place = tuple[str, str | Path | None]  # name and folder of a data set
 
@@ -108,7 +107,7 @@ class Recorded:
         unless a data folder is set. Raises `DataError` if a user's own file is in neither place.
         """
         folder = data_dir or os.environ.get(places.ENVIRONMENT)
-        if not is_file_name(dataset):
+        if not is_own_data(dataset):
             return [(dataset, folder or self.data.folder)]
         path = Path(dataset)
         paths = [expanded(folder) / path.name, path] if folder else [path]

@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import math
 import struct
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refimpl.data.unpack import read_unpacked
 from refimpl.errors import DataError
 from refimpl.files.sniff import looks_like
 
-LIMIT = 256 * 2**20  # bytes; MNIST's largest file unpacks to 47 million
 _UNSIGNED_BYTE = 0x08
 
 
-def read_idx(path: str | Path, ndim: int, limit: int = LIMIT) -> NDArray[np.uint8]:
-    """Array of unsigned bytes with `ndim` axes from an IDX file, plain or packed (by content).
+def parse_idx(data: bytes, who: str, ndim: int) -> NDArray[np.uint8]:
+    """Array of unsigned bytes with `ndim` axes from the content of an IDX file.
 
-    Raises `DataError` naming the file for anything but exactly what the header announces.
+    Raises `DataError` starting with `who` for anything but exactly what the header announces. Sizes are
+    compared with the bytes at hand before any memory is taken.
 
     Source: the format description published with MNIST (LeCun, Cortes, Burges); verified on its files.
     """
-    path = Path(path)
-    return parse_idx(read_unpacked(path, limit), str(path), ndim)
-
-
-def parse_idx(data: bytes, who: str, ndim: int) -> NDArray[np.uint8]:
-    """Array of the IDX bytes `data`; sizes are compared with the bytes at hand before any allocation."""
     if len(data) < 4:
         raise DataError(f"{who}: truncated IDX file: {len(data)} bytes, too short for a header")
     zero, kind, axes = struct.unpack(">HBB", data[:4])

@@ -14,32 +14,32 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from refimpl.data.dataset import DataSet
-from refimpl.data.deal import Counts, deal_classes, deal_dirichlet, deal_iid, fill_counts, spread_sizes
+from refimpl.data.deal import (
+    Classes,
+    Counts,
+    Dirichlet,
+    Iid,
+    Rule,
+    TwoClass,
+    check_total,
+    fill_counts,
+    spread_sizes,
+    whole,
+)
 from refimpl.data.node import Node
 from refimpl.data.strata import stratified_order
-from refimpl.errors import InputError, one_of
+from refimpl.errors import InputError
 from refimpl.rng import SeedTree
 from refimpl.shares import at_most, exact, nearest
 
-KINDS = ("classes", "dirichlet", "iid")
-
-# Training samples of the smallest and the largest of 20 nodes. MNIST and CIFAR-10 have the ranges of the
-# papers; those of digits and CIFAR-100 (small enough for its test part alone) are ours.
-DEFAULT_SIZES = {
-    "mnist": (1165, 3834),
-    "cifar10": (221, 2792),
-    "cifar100": (150, 300),
-    "digits": (48, 76),
-}
-_DEFAULT_NODES = 20
+_DEFAULT_NODES = 20  # for which the usual sizes of a data set are meant
 
 
 @dataclass(frozen=True)
 class Partition:
     """How to deal a data set to nodes; `two_class`, `some_classes`, `dirichlet`, `iid` make the usual ones.
 
-    kind: `classes` (each node has `classes_per_node` classes in equal shares), `dirichlet` (class
-    proportions drawn with `alpha`) or `iid`.
+    rule: how nodes get their classes, `Classes(2)`, `Dirichlet(0.5)`, `Iid()` or one of your own (`deal`).
     nodes, targets: numbers of meta-training and of target nodes.
     sizes: training samples (support and query) per node: a pair (smallest, largest) for evenly
     spread sizes, or one number per node, training nodes first; None for the data set's default.
@@ -53,33 +53,31 @@ class Partition:
     Source: mathematics.md §11.
     """
 
-    kind: str = "classes"
+    rule: Rule = Classes(2)
     nodes: int = 16
     targets: int = 4
-    classes_per_node: int = 2
-    alpha: float = 0.5
     sizes: tuple[int, ...] | None = None
     test: float = 0.25
     support: int | float = 20
 
     def __post_init__(self) -> None:
-        one_of("partition", "kind", self.kind, KINDS)
-        _whole("nodes", self.nodes, 1)
-        _whole("targets", self.targets, 0)
-        _whole("classes_per_node", self.classes_per_node, 1)
+        if not isinstance(self.rule, Rule):
+            raise InputError(f"partition: expected a rule, such as Classes(2) or Iid(), got {self.rule!r}")
+        whole("nodes", self.nodes, 1)
+        whole("targets", self.targets, 0)
         if not 0.0 <= self.test < 1.0:
             raise InputError(f"partition: expected test as a share from 0 to below 1, got {self.test!r}")
         if isinstance(self.support, float) and not 0.0 < self.support <= 1.0:
             raise InputError(f"partition: expected support as a share above 0 up to 1, got {self.support!r}")
         if not isinstance(self.support, float):
-            _whole("support", self.support, 1)
+            whole("support", self.support, 1)
         self._check_sizes()
 
     def _check_sizes(self) -> None:
         if self.sizes is None:
             return
         for size in self.sizes:
-            _whole("sizes", size, 1)
+            whole("sizes", size, 1)
         pair = len(self.sizes) == 2 and self.sizes[0] <= self.sizes[1]  # a range
         if not pair and len(self.sizes) != self.total:
             raise InputError(
@@ -97,26 +95,26 @@ def two_class(
     nodes: int = 16, targets: int = 4, sizes: tuple[int, ...] | None = None, support: int | float = 20
 ) -> Partition:
     """Two classes at every node: the partition of the papers for MNIST and CIFAR-10."""
-    return Partition("classes", nodes, targets, 2, sizes=sizes, support=support)
+    return Partition(TwoClass(), nodes, targets, sizes, support=support)
 
 
 def some_classes(
     classes_per_node: int, nodes: int = 16, targets: int = 4, sizes: tuple[int, ...] | None = None
 ) -> Partition:
     """`classes_per_node` classes at every node: five for CIFAR-100."""
-    return Partition("classes", nodes, targets, classes_per_node, sizes=sizes)
+    return Partition(Classes(classes_per_node), nodes, targets, sizes)
 
 
 def dirichlet(
     alpha: float, nodes: int = 16, targets: int = 4, sizes: tuple[int, ...] | None = None
 ) -> Partition:
     """The class proportions of every node are drawn from a symmetric Dirichlet distribution."""
-    return Partition("dirichlet", nodes, targets, alpha=alpha, sizes=sizes)
+    return Partition(Dirichlet(alpha), nodes, targets, sizes)
 
 
 def iid(nodes: int = 16, targets: int = 4, sizes: tuple[int, ...] | None = None) -> Partition:
     """Every node gets a uniform sample of the data."""
-    return Partition("iid", nodes, targets, sizes=sizes)
+    return Partition(Iid(), nodes, targets, sizes)
 
 
 class Share(NamedTuple):
@@ -177,7 +175,9 @@ def plan(dataset: DataSet, partition: Partition, seeds: SeedTree | int = 0) -> l
     rng = tree.generator("partition")
     train = node_sizes(dataset, partition, rng)
     test = _test_sizes(train, partition.test)
-    counts = _deal(dataset.counts(), train + test, partition, rng)
+    stock, sizes = dataset.counts(), train + test
+    check_total(stock, sizes)
+    counts = partition.rule.deal(stock, sizes, partition.targets, rng)
     shares = []
     for i, index in enumerate(fill_counts(dataset.y, counts, rng)):
         order = stratified_order(dataset.y[index], tree.generator("partition-order", node=i))
@@ -216,14 +216,12 @@ def node_sizes(dataset: DataSet, partition: Partition, rng: np.random.Generator)
 
 
 def _default_sizes(dataset: DataSet, partition: Partition) -> tuple[int, int]:
-    """The range in `DEFAULT_SIZES`, less for more than 20 nodes; other data: up to four fifths of them."""
-    if dataset.name in DEFAULT_SIZES:
+    """The usual range of the data set, less for more than 20 nodes; other data: up to four fifths of them."""
+    if dataset.node_sizes is not None:
         shrink = min(Fraction(1), Fraction(_DEFAULT_NODES, partition.total))
-        smallest, largest = (max(at_most(shrink, size), 1) for size in DEFAULT_SIZES[dataset.name])
+        smallest, largest = (max(at_most(shrink, size), 1) for size in dataset.node_sizes)
         return smallest, largest
-    room = Fraction(len(dataset), partition.total)
-    if partition.kind == "classes":
-        room = min(room, partition.classes_per_node * Fraction(float(np.median(dataset.counts()))))
+    room = partition.rule.room(dataset.counts(), partition.total)
     largest = max(at_most(Fraction(4, 5) * (1 - exact(partition.test)), room), 1)
     return max(largest // 2, 1), largest
 
@@ -236,14 +234,6 @@ def _test_sizes(train: Counts, share: float) -> Counts:
     return np.array([max(nearest(odds, size), 1) for size in train.tolist()], dtype=np.int64)
 
 
-def _deal(stock: Counts, sizes: Counts, partition: Partition, rng: np.random.Generator) -> Counts:
-    if partition.kind == "classes":
-        return deal_classes(stock, sizes, partition.classes_per_node, partition.targets, rng)
-    if partition.kind == "dirichlet":
-        return deal_dirichlet(stock, sizes, partition.alpha, rng)
-    return deal_iid(stock, sizes, rng)
-
-
 def _support_size(support: int | float, train: int) -> int:
     size = max(nearest(support, train), 1) if isinstance(support, float) else int(support)
     if size > train:
@@ -252,8 +242,3 @@ def _support_size(support: int | float, train: int) -> int:
             "ask for less support or larger nodes"
         )
     return size
-
-
-def _whole(what: str, value: object, least: int) -> None:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-        raise InputError(f"partition: expected {what} as a whole number of at least {least}, got {value!r}")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from refimpl.data.forms import FORMS, Form, plain_name
+from refimpl.data.archives import read_members
+from refimpl.data.source import DataSource, Form, plain_name
+from refimpl.data.unpack import LIMIT, read_unpacked
 from refimpl.errors import DataError
 from refimpl.files.paths import expanded
 from refimpl.files.sniff import is_leftover
@@ -20,6 +23,7 @@ _DEPTH = 3  # levels of nested folders that are searched
 class Found(NamedTuple):
     """A data set on this disk: its form, and the folder or the archive that contains its files."""
 
+    name: str
     form: Form
     place: Path
     files: dict[str, Path]
@@ -40,61 +44,84 @@ class Found(NamedTuple):
         """Whether the files that exist make a data set, even if only a part of the published one."""
         return self.form.serves(self.present)
 
+    def contents(self) -> Iterator[tuple[str, str, bytes]]:
+        """Yield (file, place, content) of the files, in order or in that of their archive.
 
-def given_root(name: str, data_dir: str | Path | None) -> Path:
-    """The data folder as given, or from REFIMPL_DATA; it need not exist. `DataError` if neither is set."""
+        Loose files are read two at a time: xz takes seconds and lets other threads run. Raises `DataError`
+        if an archive lacks files without which the others cannot be used.
+        """
+        if not self.archived:
+            with ThreadPoolExecutor(2) as pool:
+                contents = pool.map(lambda path: read_unpacked(path, LIMIT), self.files.values())
+                for (file, path), data in zip(self.files.items(), contents, strict=True):
+                    yield file, str(path), data
+            return
+        seen = set[str]()
+        for file, data in read_members(self.place, (*self.form.files, *self.form.extra)):
+            seen.add(file)
+            yield file, f"{self.place}: {file}", data
+        if not self.form.serves(tuple(file for file in self.form.files if file in seen)):
+            raise lacking(self.name, self.place, tuple(f for f in self.form.files if f not in seen))
+
+
+def given_root(source: DataSource, data_dir: str | Path | None) -> Path:
+    """The folder for the files of `source`: their home, or the data folder, which need not exist.
+
+    The data folder is the one given, or that in REFIMPL_DATA; `DataError` if neither is set.
+    """
     given = data_dir if data_dir is not None else os.environ.get(ENVIRONMENT)
+    if source.home is not None or not source.forms:
+        return source.home or Path()
     if not given:
         raise DataError(
-            f"{name}: no data folder set; give --data-dir FOLDER or set {ENVIRONMENT}, with the files in "
-            f"FOLDER/{FORMS[name][0].folders[0]} (the data set 'digits' needs none)"
+            f"{source.name}: no data folder set; give --data-dir FOLDER or set {ENVIRONMENT}, with the files "
+            f"in FOLDER/{source.forms[0].folders[0]} (the data set 'digits' needs none)"
         )
     return expanded(given)
 
 
-def existing_root(name: str, data_dir: str | Path | None) -> Path:
-    """The data folder, which must exist."""
-    root = given_root(name, data_dir)
+def existing_root(source: DataSource, data_dir: str | Path | None) -> Path:
+    """The folder for the files of `source`, which must exist."""
+    root = given_root(source, data_dir)
     if not root.is_dir():
-        raise DataError(f"{name}: data folder {root} does not exist; give --data-dir or set {ENVIRONMENT}")
+        raise DataError(
+            f"{source.name}: data folder {root} does not exist; give --data-dir or set {ENVIRONMENT}"
+        )
     return root
 
 
-def locate(name: str, root: Path) -> Found | None:
-    """Find data set `name` under `root`: the first complete form, else a usable one, else any files.
+def locate(source: DataSource, root: Path) -> Found | None:
+    """Find the files of `source` under `root`: the first complete form, else a usable one, else any files.
 
     Unpacked files are preferred to archives. No file is read.
     """
+    if not source.forms:
+        return Found(source.name, Form((), ()), root, {})
     try:
-        found = [*_loose(name, root), *_archived(name, root)]
+        found = [*_loose(source, root), *_archived(source, root)]
     except OSError as error:
-        raise DataError(f"{name}: {error.filename}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{source.name}: {error.filename}: cannot be read: {error.strerror}") from error
     return max(found, key=lambda one: (not one.missing, one.serves), default=None)
 
 
-def required(name: str, root: Path) -> Found:
-    """Data set `name` under `root`, in a usable form; otherwise a `DataError` says what was looked for."""
-    found = locate(name, root)
+def required(source: DataSource, root: Path) -> Found:
+    """The files of `source` under `root`, in a usable form; otherwise a `DataError` says what was sought."""
+    found = locate(source, root)
     if found is None:
-        raise nothing_found(name, root)
+        raise DataError(
+            f"{source.name}: found nothing in {root}; looked for {' or '.join(looked_for(source))}; "
+            f"give --data-dir or set {ENVIRONMENT}, or see 'refimpl data fetch {source.name}'"
+        )
     if not found.serves:
-        raise lacking(name, found.place, found.missing)
+        raise lacking(source.name, found.place, found.missing)
     return found
 
 
-def looked_for(name: str) -> tuple[str, ...]:
-    """The folders and archives, relative to the data folder, in which data set `name` is looked for."""
-    folders = [f"{folder}/" for form in FORMS[name] for folder in form.folders]
-    archives = [form.archive for form in FORMS[name] if form.archive is not None]
-    return tuple(dict.fromkeys(folders + archives))
-
-
-def nothing_found(name: str, root: Path) -> DataError:
-    """The error that says what was looked for and what to do."""
-    return DataError(
-        f"{name}: found nothing in {root}; looked for {' or '.join(looked_for(name))}; "
-        f"give --data-dir or set {ENVIRONMENT}, or see 'refimpl data fetch {name}'"
-    )
+def looked_for(source: DataSource) -> tuple[str, ...]:
+    """The folders and archives, relative to the data folder, that may have the files of `source`."""
+    folders = [f"{folder}/" for form in source.forms for folder in form.folders]
+    archives = [form.archive for form in source.forms if form.archive is not None]
+    return () if source.home else tuple(dict.fromkeys(folders + archives))
 
 
 def lacking(name: str, place: Path, missing: tuple[str, ...]) -> DataError:
@@ -102,21 +129,21 @@ def lacking(name: str, place: Path, missing: tuple[str, ...]) -> DataError:
     return DataError(f"{name}: {place} lacks {', '.join(missing)}; see 'refimpl data fetch {name}'")
 
 
-def _loose(name: str, root: Path) -> Iterator[Found]:
-    for form in FORMS[name]:
+def _loose(source: DataSource, root: Path) -> Iterator[Found]:
+    for form in source.forms:
         for place in _places(form, root):
             files = _files(form, place)
             if any(file in files for file in form.files):
-                yield Found(form, place, files)
+                yield Found(source.name, form, place, files)
 
 
-def _archived(name: str, root: Path) -> Iterator[Found]:
-    for form in FORMS[name]:
+def _archived(source: DataSource, root: Path) -> Iterator[Found]:
+    for form in source.forms:
         for place in (root, *_places(form, root)) if form.archives else ():
             names = form.archives if place == root else form.archives + _ANY
             paths = [path for path in _entries(place) if plain_name(path.name) in names and path.is_file()]
             for path in sorted(paths, key=lambda path: path.name != form.archive):
-                yield Found(form, path, {}, archived=True)
+                yield Found(source.name, form, path, {}, archived=True)
 
 
 def _places(form: Form, root: Path) -> Iterator[Path]:

@@ -18,6 +18,7 @@ from refimpl.data.zips import read_zip
 from refimpl.errors import DataError
 from refimpl.files.sniff import BZIP2, GZIP, XZ, ZIP
 
+LIMIT = 256 * 2**20  # bytes of one file, packed or not; CIFAR-100's `train` has 155 million
 _XZ_MEMORY = 256 * 2**20  # an xz header may ask for a 4 GiB dictionary; no data set needs more than this
 _PIECE = 1 << 14  # bytes read at once; small, because a decoder copies what follows the end of its stream
 _LAYERS = 3  # how often a file may be packed: a server packs a packed file, a site zips it once more

@@ -18,17 +18,26 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import ConfigError, OlderVersionWarning, cause, one_of
-from refimpl.files.paths import expanded
+from refimpl.files.paths import OWN_DATA, expanded, is_own_data
 from refimpl.files.sniff import decoded
-from refimpl.registry import MODELS, PENALTIES, SCHEDULES, Key, Registry, agree, key, keys_of, plain
+from refimpl.registry import (
+    DATASETS,
+    MODELS,
+    PARTITIONS,
+    PENALTIES,
+    SCHEDULES,
+    Key,
+    Registry,
+    agree,
+    key,
+    keys_of,
+    plain,
+)
 
 METHODS = (
     "metagater", "metagater-ungated", "fedavg", "perfedavg", "perfedavg-hf", "maml", "fomaml", "reptile",
     "pfedme", "metasnip", "metasnip-weights",
 )  # fmt: skip
-DATASETS = ("digits", "mnist", "cifar10", "cifar100", "omniglot")
-OWN_DATA = ".npz"  # a data set whose name ends so is the path of a user's own arrays
-PARTITIONS = ("classes", "two-class", "dirichlet", "iid")
 ADAPTATION = ("eta_phi", "eta_theta", "adapt_steps", "snip_keep")  # keys that play no part before it
 
 
@@ -50,10 +59,6 @@ class Config:
     nodes: int = key(10, "meta-training nodes", at_least=1)
     targets: int = key(10, "target nodes, disjoint from the training nodes", at_least=0)
     partition: str = key("classes", "how nodes get their classes", choices=PARTITIONS)
-    classes_per_node: int = key(2, "classes at each node, under the partition 'classes'", at_least=1)
-    concentration: float = key(
-        0.5, "of the Dirichlet distribution, under 'dirichlet'; small: few classes", above=0.0
-    )
     node_min: int = key(40, "fewest training samples of a node", at_least=0)
     node_max: int = key(44, "most training samples of a node (0: the data set's usual range)", at_least=0)
     sizes: list[int] = key(
@@ -148,11 +153,7 @@ def _check_ranges(config: Config) -> None:
         raise ConfigError(f"config: node_min must be at least 1, got {config.node_min}: no node may be empty")
     if 0 < config.node_max < config.node_min:
         raise ConfigError(f"config: node_max {config.node_max} is below node_min {config.node_min}")
-    if config.partition == "two-class" and config.classes_per_node != 2:
-        raise ConfigError(
-            f"config: partition two-class contradicts classes_per_node {config.classes_per_node}; "
-            "use partition classes, or classes_per_node 2"
-        )
+    PARTITIONS.make(config.partition, config.own)
     if config.sizes and len(config.sizes) != config.nodes + config.targets:
         raise ConfigError(
             f"config: sizes must have a number for each of {config.nodes} + {config.targets} nodes, got "
@@ -188,9 +189,11 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def preset(name: str) -> dict[str, Any]:
-    """The shipped preset of that name, by default a data set's; empty where there is none."""
+    """The shipped preset of that name; for a data set without one, its usual values over those of `npz`."""
     file = resources.files("refimpl.experiments") / "presets" / f"{name}.toml"
-    return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if file.is_file():
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    return {**preset("npz"), **DATASETS[name].usual} if name in DATASETS else {}
 
 
 def preset_names() -> tuple[str, ...]:
@@ -241,7 +244,7 @@ def resolve(file: str | Path | None = None, from_preset: str | None = None, **op
             "leave one of them out"
         )
     if from_preset is None:
-        from_preset = "npz" if dataset.lower().endswith(OWN_DATA) else dataset
+        from_preset = "npz" if is_own_data(dataset) else dataset
     values = _layer(preset(from_preset), method, f"preset {from_preset}")
     values.update(_layer(user, method, str(file)))
     values.update(_layer(given, method, "options"))
@@ -250,7 +253,7 @@ def resolve(file: str | Path | None = None, from_preset: str | None = None, **op
 
 def absolute(dataset: str) -> str:
     """The data set; the path of a user's own file from the root, so that it is found from any folder."""
-    return str(expanded(dataset).absolute()) if dataset.lower().endswith(OWN_DATA) else dataset
+    return str(expanded(dataset).absolute()) if is_own_data(dataset) else dataset
 
 
 def _usual_gates(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from refimpl.files.environment import cores
 from refimpl.nn.context import Gating
 from refimpl.nn.network import Network
 from refimpl.nn.task import NetworkTask
-from refimpl.registry import MODELS
+from refimpl.registry import MODELS, PARTITIONS
 from refimpl.rng import SeedTree
 
 OnRound = Callable[[RoundRecord], None]
@@ -106,11 +106,9 @@ def build_partition(config: Config) -> Partition:
     """How the data set is cut into nodes."""
     sizes = (config.node_min, config.node_max) if config.node_max > 0 else None
     return Partition(
-        kind="classes" if config.partition == "two-class" else config.partition,
+        PARTITIONS.make(config.partition, config.own),
         nodes=config.nodes,
         targets=config.targets,
-        classes_per_node=config.classes_per_node,
-        alpha=config.concentration,
         sizes=tuple(config.sizes) or sizes,
         test=config.test_share,
         support=config.support,

@@ -1,4 +1,4 @@
-"""Paths as users write them, with `~` for their home folder."""
+"""Paths as users write them, with `~` for their home folder, and which of them are files of arrays."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import os
 from pathlib import Path
 
 from refimpl.errors import InputError
+
+OWN_DATA = ".npz"  # a data set whose name ends so is the path of a user's own arrays
+
+
+def is_own_data(name: str) -> bool:
+    """Whether the name of a data set is the path of a user's own file."""
+    return name.lower().endswith(OWN_DATA)
 
 
 def expanded(path: str | Path) -> Path:

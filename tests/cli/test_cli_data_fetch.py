@@ -13,7 +13,8 @@ from small_mnist import FILES, PARTS, PUBLISHED, md5, write_mnist
 from refimpl.cli import app
 from refimpl.cli.data import Meter
 from refimpl.cli.progress import Progress
-from refimpl.data.sources import CONTENTS, DOWNLOADS, Download
+from refimpl.data.sets.mnist import Mnist
+from refimpl.data.source import Download
 
 
 @pytest.fixture
@@ -37,13 +38,13 @@ class Handler(serving.Handler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setitem(CONTENTS, "mnist", {name: md5(data) for name, data in FILES.items()})
+    monkeypatch.setattr(Mnist, "contents", {name: md5(data) for name, data in FILES.items()})
     with serving.serving(Handler, monkeypatch) as httpd:
         downloads = [
             Download(f"mnist/{name}", md5(data), (f"{httpd.base}/good/{name}",))
             for name, data in PUBLISHED.items()
         ]
-        monkeypatch.setitem(DOWNLOADS, "mnist", tuple(downloads))
+        monkeypatch.setattr(Mnist, "downloads", tuple(downloads))
         yield httpd
 
 

@@ -20,14 +20,16 @@ from test_data_catalog import blank_png, cifar10_files, write_archive
 
 from refimpl.data import load, places, unpack
 from refimpl.data.archives import read_members
-from refimpl.data.cifar_binary import parse_lines
-from refimpl.data.omniglot import read_omniglot
+from refimpl.data.catalog import source_of
+from refimpl.data.sets.cifar import parse_lines
+from refimpl.data.sets.omniglot import read_omniglot
 from refimpl.data.unpack import decompress, read_unpacked
-from refimpl.data.verify import picture_digest, verify
+from refimpl.data.verify import verify
 from refimpl.errors import ConfigError, DataError
 from refimpl.experiments.config import read_toml
 
 CIFAR = cifar10_files()
+OMNIGLOT = source_of("test", "omniglot")
 
 
 def zipped(files: dict[str, bytes]) -> bytes:
@@ -298,8 +300,8 @@ def test_folders_of_omniglot(tmp_path, folder):
     plain = lay(tmp_path / "plain" / SET, DRAWINGS)
     lay(tmp_path / "root" / folder, DRAWINGS)
     assert_omniglot(tmp_path / "root")
-    assert places.required("omniglot", tmp_path / "root").files[SET] == tmp_path / "root" / folder
-    assert picture_digest(tmp_path / "root" / folder) == picture_digest(plain)
+    assert places.required(OMNIGLOT, tmp_path / "root").files[SET] == tmp_path / "root" / folder
+    assert OMNIGLOT.digest(tmp_path / "root" / folder) == OMNIGLOT.digest(plain)
 
 
 @pytest.mark.parametrize("name", [f"omniglot/{SET}/{SET}.zip", f"omniglot/{SET.upper()}.ZIP"])

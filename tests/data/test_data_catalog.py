@@ -202,7 +202,7 @@ def test_the_folder_comes_from_argument_or_environment(tmp_path, monkeypatch):
 
 def test_unknown_names_are_listed():
     refuse(
-        "unknown name 'emnist'; did you mean mnist\\? choose one of digits",
+        "unknown data set 'emnist'; did you mean mnist\\? choose one of cifar10",
         "emnist",
         error=InputError,
     )

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from refimpl.data import archives
 from refimpl.data.archives import read_members
-from refimpl.data.cifar import parse_batch, parse_names, read_batch, read_names
 from refimpl.data.pickled import read_pickle
+from refimpl.data.sets.cifar import parse_batch, parse_names
+from refimpl.data.unpack import LIMIT, read_unpacked
 from refimpl.errors import DataError, RefimplError
 
 DATA = np.random.default_rng(7).integers(0, 256, (4, 3072), dtype=np.uint8)
@@ -77,7 +78,7 @@ def test_byte_string_keys_and_containers(tmp_path):
     content = pickle.dumps({b"data": DATA, b"labels": LABELS}, 3)
     for pack in (bytes, gzip.compress, lzma.compress):
         (tmp_path / "test_batch").write_bytes(pack(content))
-        check(read_batch(tmp_path / "test_batch", 10))
+        check(parse_batch(read_unpacked(tmp_path / "test_batch", LIMIT), "x", 10))
 
 
 def test_cifar100_uses_fine_labels():
@@ -86,10 +87,9 @@ def test_cifar100_uses_fine_labels():
     refuse(data, "no entry 'labels'; is this a CIFAR-10 batch")
 
 
-def test_names(tmp_path):
+def test_names():
     names = [f"n{i}" for i in range(10)]
-    (tmp_path / "batches.meta").write_bytes(pickle.dumps({"label_names": names}, 2))
-    assert read_names(tmp_path / "batches.meta", 10) == tuple(names)
+    assert parse_names(pickle.dumps({"label_names": names}, 2), "x", 10) == tuple(names)
     assert parse_names(pickle.dumps({"fine_label_names": [b"fish"] * 100}, 3), "x", 100) == ("fish",) * 100
     for wrong in (names[:9], "abc", [1] * 10):
         with pytest.raises(DataError, match="class names"):

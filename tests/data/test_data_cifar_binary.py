@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from refimpl.data import load
-from refimpl.data.cifar_binary import parse_lines, parse_records
-from refimpl.data.sources import ARCHIVES, CONTENTS
+from refimpl.data.sets.cifar import Cifar10, parse_lines, parse_records
 from refimpl.data.verify import verify
 from refimpl.errors import DataError
 
@@ -132,7 +131,7 @@ def test_a_complete_form_goes_before_a_partial_one(tmp_path):
 
 def known_as_published(monkeypatch, files):
     md5 = {name: hashlib.md5(data).hexdigest() for name, data in files.items() if name.endswith(".bin")}
-    monkeypatch.setitem(CONTENTS, "cifar10", md5)
+    monkeypatch.setattr(Cifar10, "contents", md5)
 
 
 def states(root):
@@ -169,7 +168,7 @@ def test_verify_looks_into_an_archive_that_is_not_the_published_one(tmp_path, mo
     assert found["cifar-10-binary.tar.gz: data_batch_5.bin"] == "missing"
     path.write_bytes(path.read_bytes()[:5000])
     assert "wrong" in states(tmp_path).values()
-    monkeypatch.setitem(ARCHIVES, path.name, hashlib.md5(path.read_bytes()).hexdigest())
+    monkeypatch.setitem(Cifar10.contents, path.name, hashlib.md5(path.read_bytes()).hexdigest())
     assert states(tmp_path) == {path.name: "ok"}
 
 

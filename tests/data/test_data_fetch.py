@@ -8,11 +8,13 @@ import pytest
 import serving
 
 from refimpl.data import fetch as fetch_module
+from refimpl.data.catalog import source_of
 from refimpl.data.fetch import fetch
-from refimpl.data.forms import FORMS, Form
-from refimpl.data.sources import CONTENTS, DOWNLOADS, Download
-from refimpl.data.verify import picture_digest, verify
+from refimpl.data.sets.mnist import Mnist
+from refimpl.data.source import DataSource, Download, Form
+from refimpl.data.verify import verify
 from refimpl.errors import DataError, InputError
+from refimpl.registry import DATASETS
 
 CONTENT = bytes(range(256)) * 1000
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -39,9 +41,24 @@ def server(monkeypatch):
         yield httpd
 
 
+class Toy(DataSource):
+    """One file, to be downloaded from the server of this test."""
+
+    forms = (Form(("toy",), ("file.bin",)),)
+
+
+def fetch_toy(root, download, progress=None):
+    DATASETS.classes()["toy"] = Toy
+    try:
+        Toy.downloads = (download,)
+        return fetch("toy", root, progress)
+    finally:
+        del DATASETS.classes()["toy"]
+
+
 def run(server, root, *hows, progress=None):
     addresses = tuple(f"{server.base}/{how}" for how in hows)
-    return fetch("toy", root, progress, {"toy": (Download("toy/file.bin", MD5, addresses),)})
+    return fetch_toy(root, Download("toy/file.bin", MD5, addresses), progress)
 
 
 def fail(server, root, *hows):
@@ -135,7 +152,7 @@ def test_a_download_without_end_is_cut(server, tmp_path, monkeypatch):
 def test_nobody_listening_and_no_web_address(server, tmp_path):
     def attempt(address):
         with pytest.raises(DataError, match=r"file\.bin could not be downloaded"):
-            fetch("toy", tmp_path, None, {"toy": (Download("file.bin", MD5, (address,)),)})
+            fetch_toy(tmp_path, Download("file.bin", MD5, (address,)))
 
     attempt("http://127.0.0.1:9/x")
     (tmp_path / "secret").write_bytes(CONTENT)
@@ -143,7 +160,7 @@ def test_nobody_listening_and_no_web_address(server, tmp_path):
 
 
 def test_bad_arguments(server, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="data set 'emnist'; did you mean mnist\\? choose one of mnist"):
+    with pytest.raises(InputError, match="data set 'emnist'; did you mean mnist\\? choose one of cifar10"):
         fetch("emnist", tmp_path)
     monkeypatch.delenv("REFIMPL_DATA", raising=False)
     with pytest.raises(DataError, match="no data folder set"):
@@ -153,14 +170,16 @@ def test_bad_arguments(server, tmp_path, monkeypatch):
         run(server, tmp_path / "file", "good")
 
 
-def test_the_table_is_well_formed():
-    for name, downloads in DOWNLOADS.items():
-        assert set(CONTENTS) > {name}
-        for download in downloads:
-            assert re.fullmatch("[0-9a-f]{32}", download.md5)
-            assert all(address.startswith("https://") for address in download.addresses)
-            assert all(address.endswith(download.target.split("/")[-1]) for address in download.addresses)
-    assert all(re.fullmatch("[0-9a-f]{32}", md5) for files in CONTENTS.values() for md5 in files.values())
+@pytest.mark.parametrize("name", DATASETS)
+def test_what_is_published_is_well_formed(name):
+    source = source_of("test", name)
+    for download in source.downloads:
+        assert re.fullmatch("[0-9a-f]{32}", download.md5)
+        assert all(address.startswith("https://") for address in download.addresses)
+        assert all(address.endswith(download.target.split("/")[-1]) for address in download.addresses)
+    assert source.contents
+    assert all(re.fullmatch("[0-9a-f]{32}", md5) for md5 in source.contents.values())
+    assert {file for form in source.forms for file in form.files} <= set(source.contents)
 
 
 def states(name, root):
@@ -173,8 +192,8 @@ def test_verify_the_embedded_digits():
 
 def test_verify_judges_content_not_container(tmp_path, monkeypatch):
     contents = {"a": hashlib.md5(b"A").hexdigest(), "b": hashlib.md5(b"B").hexdigest(), "c": MD5, "d": MD5}
-    monkeypatch.setitem(CONTENTS, "mnist", contents)
-    monkeypatch.setitem(FORMS, "mnist", (Form(("mnist",), ("a", "b"), ("c", "d"), extra=("e",)),))
+    monkeypatch.setattr(Mnist, "contents", contents)
+    monkeypatch.setattr(Mnist, "forms", (Form(("mnist",), ("a", "b"), ("c", "d"), extra=("e",)),))
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist/a").write_bytes(b"A")
     (tmp_path / "mnist/b.gz").write_bytes(gzip.compress(b"B"))
@@ -208,7 +227,8 @@ def test_pictures_are_recognised_in_zip_and_folder(tmp_path):
             archive.writestr(name, data)
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_bytes(data)
-    digest = picture_digest(tmp_path / "set.zip")
-    assert digest == picture_digest(tmp_path / "set")
+    source = source_of("test", "omniglot")
+    digest = source.digest(tmp_path / "set.zip")
+    assert digest == source.digest(tmp_path / "set")
     (tmp_path / "set/a/c/1.png").write_bytes(b"One")
-    assert digest != picture_digest(tmp_path / "set")
+    assert digest != source.digest(tmp_path / "set")

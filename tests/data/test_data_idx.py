@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from idx_files import format_idx
+from idx_files import format_idx, read_idx
 
-from refimpl.data.digits import read_digits
-from refimpl.data.idx import parse_idx, read_idx
+from refimpl.data import load
+from refimpl.data.idx import parse_idx
 from refimpl.data.unpack import decompress, read_unpacked
 from refimpl.errors import DataError, RefimplError
 
@@ -146,16 +146,16 @@ def test_any_damage_gives_data_or_a_clean_error(tmp_path_factory, cut, flips):
 
 
 def test_digits_are_the_published_ones():
-    images, labels = read_digits()
-    assert images.shape == (1797, 8, 8)
-    assert images.dtype == labels.dtype == np.uint8
+    images, labels = load("digits").images, load("digits").y
+    assert images.shape == (1797, 1, 8, 8)
+    assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
     assert (images.min(), images.max()) == (0, 16)
     assert np.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
 
 
 def test_digits_equal_the_usual_text_form_byte_for_byte():
     """sha256 of the text in which the set is commonly distributed (64 pixels and the label a line)."""
-    images, labels = read_digits()
+    images, labels = load("digits").images, load("digits").y
     rows = np.column_stack([images.reshape(1797, 64), labels])
     text = "".join(",".join(map(str, row)) + "\n" for row in rows.tolist())
     digest = hashlib.sha256(text.encode()).hexdigest()

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refimpl.data import omniglot, zips
-from refimpl.data.omniglot import read_omniglot, shrink
+from refimpl.data import zips
 from refimpl.data.png import decode_png
+from refimpl.data.sets import omniglot
+from refimpl.data.sets.omniglot import read_omniglot, shrink
 from refimpl.errors import DataError, RefimplError
 
 

@@ -16,8 +16,9 @@ from refimpl.data import (
     some_classes,
     two_class,
 )
-from refimpl.data.deal import deal_classes, deal_dirichlet, deal_iid, spread_sizes
-from refimpl.data.partition import DEFAULT_SIZES, plan, statistics
+from refimpl.data.catalog import source_of
+from refimpl.data.deal import Classes, Dirichlet, Iid, spread_sizes
+from refimpl.data.partition import plan, statistics
 from refimpl.errors import InputError, RefimplError
 from refimpl.rng import SeedTree
 
@@ -45,11 +46,13 @@ def numbers(x):
 
 partitions = st.builds(
     Partition,
-    kind=st.sampled_from(["classes", "dirichlet", "iid"]),
+    rule=st.one_of(
+        st.builds(Classes, st.integers(1, 5)),
+        st.builds(Dirichlet, st.floats(0.01, 100.0)),
+        st.just(Iid()),
+    ),
     nodes=st.integers(1, 6),
     targets=st.integers(0, 3),
-    classes_per_node=st.integers(1, 5),
-    alpha=st.floats(0.01, 100.0),
     sizes=st.none() | st.tuples(st.integers(1, 20), st.integers(20, 40)),
     test=st.sampled_from([0.0, 0.1, 0.25, 0.5]),
     support=st.integers(1, 10) | st.sampled_from([0.2, 0.5, 1.0]),
@@ -80,8 +83,8 @@ def test_nodes_are_disjoint_exact_and_true_to_the_data(counts, partition, seed):
             )
             if isinstance(partition.support, int):
                 assert node.n_support == partition.support
-            if partition.kind == "classes":
-                assert len(node.classes) == partition.classes_per_node
+            if isinstance(partition.rule, Classes):
+                assert len(node.classes) == partition.rule.classes_per_node
         if partition.sizes is not None and partition.total > 1:
             sizes = [node.n_train for node in train + target]
             assert (min(sizes), max(sizes)) == partition.sizes
@@ -94,9 +97,9 @@ def test_default_sizes_fit_for_every_seed(name, seed):
     k = 5 if name == "cifar100" else 2
     stock = np.array(STOCKS[name])
     rng = SeedTree(seed).generator("partition")
-    sizes = spread_sizes(*DEFAULT_SIZES[name], 20, rng)
+    sizes = spread_sizes(*source_of("test", name).sizes, 20, rng)
     total = sizes + np.rint(sizes / 3).astype(int)
-    counts = deal_classes(stock, total, k, 4, rng)
+    counts = Classes(k).deal(stock, total, 4, rng)
     assert (counts.sum(axis=0) <= stock).all()
     np.testing.assert_array_equal(counts.sum(axis=1), total)
     assert ((counts > 0).sum(axis=1) == k).all()
@@ -183,20 +186,20 @@ def test_other_data_gets_sizes_that_fit():
 
 def test_dirichlet_follows_alpha():
     stock, sizes = np.full(10, 2000), np.full(20, 300)
-    concentrated = deal_dirichlet(stock, sizes, 0.05, np.random.default_rng(0))
-    even = deal_dirichlet(stock, sizes, 1e6, np.random.default_rng(0))
+    concentrated = Dirichlet(0.05).deal(stock, sizes, 0, np.random.default_rng(0))
+    even = Dirichlet(1e6).deal(stock, sizes, 0, np.random.default_rng(0))
     assert np.abs(even - 30).max() <= 1
     assert np.median((concentrated > 15).sum(axis=1)) <= 3
 
 
 def test_dirichlet_uses_the_last_sample_when_asked_to():
     stock = np.array([50, 3, 0, 47])
-    counts = deal_dirichlet(stock, np.array([40, 30, 30]), 0.001, np.random.default_rng(2))
+    counts = Dirichlet(0.001).deal(stock, np.array([40, 30, 30]), 0, np.random.default_rng(2))
     np.testing.assert_array_equal(counts.sum(axis=0), stock)
 
 
 def test_iid_matches_the_hypergeometric_mean():
-    counts = deal_iid(np.array([3000, 1000]), np.full(30, 100), np.random.default_rng(0))
+    counts = Iid().deal(np.array([3000, 1000]), np.full(30, 100), 0, np.random.default_rng(0))
     spread = np.sqrt(100 * 0.75 * 0.25 / 30)
     assert abs(counts[:, 0].mean() - 75) < 5 * spread
     assert counts[:, 0].std() > 2  # not stratified: a real draw
@@ -209,12 +212,12 @@ def test_iid_matches_the_hypergeometric_mean():
             Partition(nodes=2, targets=0, sizes=(90, 90), test=0.0),
             "180 samples in all, the data has 120: 60 are missing",
         ),
-        (Partition(kind="iid", nodes=2, targets=0, sizes=(90, 90)), "240 samples in all, .* 120 are missing"),
+        (Partition(Iid(), nodes=2, targets=0, sizes=(90, 90)), "240 samples in all, .* 120 are missing"),
         (
-            Partition(nodes=1, targets=0, classes_per_node=1, sizes=(70,), test=0.0),
+            Partition(Classes(1), nodes=1, targets=0, sizes=(70,), test=0.0),
             "missing 30 of class [0-2];",
         ),
-        (Partition(nodes=2, targets=1, classes_per_node=4), "4 classes per node asked for, but there are 3"),
+        (Partition(Classes(4), nodes=2, targets=1), "4 classes per node asked for, but there are 3"),
         (Partition(nodes=2, targets=0, sizes=(1, 10), test=0.0), "a node of 1 samples cannot have 2 classes"),
         (Partition(nodes=2, targets=0, sizes=(10, 20), support=11), "11 support samples .* only 10 training"),
     ],
@@ -228,11 +231,10 @@ def test_what_does_not_fit_is_refused(partition, pattern):
 @pytest.mark.parametrize(
     ("options", "pattern"),
     [
-        ({"kind": "pathological"}, "choose one of classes, dirichlet, iid"),
+        ({"rule": "iid"}, "expected a rule, such as .*, got 'iid'"),
         ({"nodes": 0}, "nodes as a whole number of at least 1, got 0"),
         ({"nodes": 2.0}, "nodes as a whole number"),
         ({"targets": -1}, "targets as a whole number of at least 0"),
-        ({"classes_per_node": 0}, "classes_per_node"),
         ({"test": 1.0}, "test as a share"),
         ({"support": 0}, "support as a whole number"),
         ({"support": 1.5}, "support as a share"),
@@ -247,9 +249,15 @@ def test_wrong_options_are_refused(options, pattern):
         Partition(**options)
 
 
+@pytest.mark.parametrize("classes", [0, 2.0, True])
+def test_classes_per_node_must_be_a_number_of_classes(classes):
+    with pytest.raises(InputError, match="classes_per_node as a whole number of at least 1"):
+        some_classes(classes)
+
+
 @pytest.mark.parametrize("alpha", [0.0, -1.0, np.nan, np.inf])
 def test_alpha_must_be_positive(alpha):
-    with pytest.raises(InputError, match="alpha as a positive number"):
+    with pytest.raises(InputError, match="concentration as a positive number"):
         make_nodes(fake([40, 40]), dirichlet(alpha, nodes=2, targets=0))
 
 

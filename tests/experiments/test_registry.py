@@ -229,3 +229,93 @@ def test_widths_are_keys_of_the_models():
     assert (resolve(model="mlp").gates, resolve(model="mlp", hidden=[]).gates) == (["fc1"], [])
     with pytest.raises(InputError, match=r"digits: expected 2 positive widths, got \(4,\)"):
         prepare(resolve(widths=[4], **SMALL))
+
+
+DATA = '''
+from dataclasses import dataclass
+import numpy as np
+from refimpl.data.dataset import DataSet
+from refimpl.data.deal import Rule
+from refimpl.data.source import About, DataSource, Form
+from refimpl.registry import DATASETS, PARTITIONS, key
+
+@DATASETS.register("stripes")
+class Stripes(DataSource):
+    """Images made by code: a class has its own bright row."""
+    about = About(240, 0, (1, 8, 8), 4, "none", "nobody")
+    usual = {"model": "digits", "node_min": 12, "node_max": 16, "support": 6}
+
+    def read(self, found):
+        y = np.arange(240) % 4
+        images = np.random.default_rng(0).integers(0, 99, (240, 1, 8, 8), dtype=np.uint8)
+        images[np.arange(240), 0, 2 * y] = 255
+        return DataSet(self.name, images, y, ("a", "b", "c", "d"), n_train=240)
+
+@DATASETS.register("bytes")
+class Bytes(Stripes):
+    """The same, if a file is there."""
+    forms = (Form(("bytes",), ("letters",)),)
+
+    def read(self, found):
+        ((file, where, content),) = found.contents()
+        assert (file, content) == ("letters", b"abc")
+        return super().read(found)
+
+@PARTITIONS.register("one-class")
+@dataclass(frozen=True)
+class OneClass(Rule):
+    """Every node has the samples of one class."""
+    first_class: int = key(0, "class of the first node", at_least=0)
+
+    def deal(self, stock, sizes, targets, rng):
+        counts = np.zeros((len(sizes), len(stock)), dtype=np.int64)
+        counts[np.arange(len(sizes)), (np.arange(len(sizes)) + self.first_class) % len(stock)] = sizes
+        return counts
+'''
+
+
+@pytest.fixture
+def my_data(mine, tmp_path):
+    (tmp_path / "mine.py").write_text(DATA)
+    return mine
+
+
+def test_a_data_set_and_a_partition_of_a_users_are_on_the_command_line(my_data, tmp_path):
+    text = my_data("train", "--help", COLUMNS="200")
+    for words in ("stripes", "one-class", "--first-class", "class of the first node (one-class)"):
+        assert words in text
+    chosen = ("--dataset", "stripes", "--partition", "one-class", "--nodes", 3, "--targets", 1)
+    parts = json.loads(my_data("data", "partition", *chosen, "--first-class", 2, "--json"))
+    assert [list(node["classes"]) for node in parts["nodes"]] == [["2"], ["3"], ["0"], ["1"]]
+    (tmp_path / "my.toml").write_text(
+        'dataset = "stripes"\npartition = "one-class"\nfirst_class = 1\nnodes = 3\ntargets = 1\nrounds = 1\n'
+    )
+    my_data("train", "--config", "my.toml", "--method", "fedavg", "--out", "run", "-q")
+    stored = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert (stored["dataset"], stored["first_class"], stored["support"]) == ("stripes", 1, 6)
+    my_data("adapt", "run")
+
+
+def test_a_comparison_a_search_and_a_report_know_a_users_data(my_data, tmp_path):
+    chosen = ("--dataset", "stripes", "--nodes", 2, "--targets", 1, "--rounds", 1)
+    my_data(
+        "compare", *chosen, "--methods", "fedavg", "--seeds", "0", "--partition", "one-class",
+        "--vary", "first_class=0,2", "--out", "both",
+    )  # fmt: skip
+    labels = {row["label"] for row in json.loads((tmp_path / "both" / "results.json").read_text())["rows"]}
+    assert labels == {"fedavg first_class=0", "fedavg first_class=2"}
+    my_data("report", "both", "--quick", "-q")
+    assert "stripes" in (tmp_path / "both" / "report" / "report.html").read_text()
+    my_data("tune", *chosen, "--method", "fedavg", "--budget", 1, "--out", "best.toml", "-q")
+    assert "stripes" in (tmp_path / "best.toml").read_text()
+
+
+def test_the_data_commands_know_a_users_data_set(my_data, tmp_path):
+    (tmp_path / "bytes").mkdir()
+    (tmp_path / "bytes" / "letters").write_bytes(b"abc")
+    listed = {
+        e["name"]: e for e in json.loads(my_data("data", "list", "--data-dir", ".", "--json"))["datasets"]
+    }
+    assert (listed["stripes"]["state"], listed["bytes"]["state"]) == ("made by its code", "there")
+    assert "ok" in my_data("data", "verify", "bytes", "--data-dir", ".")
+    my_data("data", "partition", "--dataset", "bytes", "--data-dir", ".", "--nodes", 2, "--targets", 1)

@@ -1,25 +1,96 @@
-"""Read Omniglot, handwritten characters of many alphabets, from its zip files or unpacked folders."""
+"""Omniglot: handwritten characters of many alphabets, in zip files or unpacked folders."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from refimpl.data.dataset import DataSet
+from refimpl.data.places import Found
 from refimpl.data.png import decode_png
+from refimpl.data.source import About, DataSource, Form, files_at, plain_name
 from refimpl.data.unpack import read_file
 from refimpl.data.zips import read_zip
 from refimpl.errors import DataError
 from refimpl.files.sniff import is_leftover
+from refimpl.registry import DATASETS
 
 SIDE, SMALL = 105, 28
 FULL_INK = 225  # value of a 28x28 pixel that is all ink; see `shrink`
 _FILE_LIMIT = 64 * 2**10  # bytes of one PNG; Omniglot's have about 200
 _DEPTH = 8  # levels of nested folders that are searched
+
+
+@DATASETS.register("omniglot")
+class Omniglot(DataSource):
+    """19280 drawings of 964 characters, and 13180 of 659 others, reduced from 105x105 to 28x28 pixels."""
+
+    about = About(
+        19280,
+        13180,
+        (1, SMALL, SMALL),
+        1623,
+        "MIT",
+        "B. M. Lake, R. Salakhutdinov, J. B. Tenenbaum, Science 350(6266), 2015",
+    )
+    forms = (
+        Form(
+            ("omniglot",),
+            ("images_background",),
+            ("images_evaluation",),
+            alone=("images_background", "images_evaluation"),
+            unpacked=True,
+            others=("omniglot-py", "omniglot-master"),
+        ),
+    )
+    downloads = files_at(
+        "omniglot/",
+        ("https://raw.githubusercontent.com/brendenlake/omniglot/master/python/",),
+        {
+            "images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
+            "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",
+        },
+    )
+    contents: ClassVar = {  # computed from the authors' PNG files
+        "images_background": "c6bfe6bc9f679b95551415e853ed9a92",
+        "images_evaluation": "86a1a6769d029cbd4a2ab4ac544cd8fb",
+    }
+
+    def read(self, found: Found) -> DataSet:
+        """All characters of the two sets, or of the one that is there; their labels go on counting."""
+        parts = [read_omniglot(found.files[file]) for file in found.present]
+        offsets = np.cumsum([0, *(len(part.names) for part in parts)])
+        return DataSet(
+            self.name,
+            np.concatenate([part.images for part in parts])[:, None],
+            np.concatenate([part.labels + offset for part, offset in zip(parts, offsets, strict=False)]),
+            tuple(name for part in parts for name in part.names),
+            scale=FULL_INK,
+            n_train=sum(
+                len(part.labels)
+                for part, file in zip(parts, found.present, strict=True)
+                if file in found.form.train
+            ),
+            note=f"only {found.files[found.present[0]].name} was found and used" if found.missing else "",
+        )
+
+    def digest(self, path: Path) -> str:
+        """MD5 over path and MD5 of every PNG of a zip or folder, in path order.
+
+        The published zip files have MD5s of their own, but an unpacked or re-packed copy holds the same
+        pictures. Paths count from the set, `images_background` or `images_evaluation`, wherever that lies.
+        """
+        total, pictures = hashlib.md5(usedforsecurity=False), plain_name(path.name)
+        for name, data in read_drawings(path):
+            inside = "/".join((pictures, *PurePosixPath(name).parts[-3:]))
+            total.update(inside.encode() + b"\0" + hashlib.md5(data, usedforsecurity=False).digest())
+        return total.hexdigest()
 
 
 class Characters(NamedTuple):
