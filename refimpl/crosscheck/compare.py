@@ -25,7 +25,7 @@ class Row:
     """The comparison of one output. status: ok, departs, missing, shape, dtype or not finite.
 
     max_abs: largest difference; relative: norm of the difference relative to that of the expected array
-    (or to `floor` an entry, where that is larger); limit: what is admitted of it; ulp: largest distance in
+    (or to `floor` an entry, where that is larger); allowed: the largest that agrees; ulp: largest distance in
     units in the last place, float32 only; where: the entry that is furthest off; note: what else to say;
     narrower: the dtypes given and expected, where the given one has fewer digits.
     """
@@ -33,7 +33,7 @@ class Row:
     case: str
     output: str
     status: str
-    limit: float
+    allowed: float
     floor: float
     max_abs: float = math.nan
     relative: float = math.nan
@@ -47,6 +47,11 @@ class Row:
         """The name of the array in a file."""
         return f"{self.case}/{self.output}"
 
+    @property
+    def departs(self) -> bool:
+        """Whether the output is present but not as expected."""
+        return self.status not in (FINE, MISSING)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -58,7 +63,7 @@ class Comparison:
     @property
     def departures(self) -> list[Row]:
         """Outputs that are present but not as expected, in the order of execution."""
-        return [row for row in self.rows if row.status not in (FINE, MISSING)]
+        return [row for row in self.rows if row.departs]
 
     @property
     def missing(self) -> list[Row]:
@@ -69,6 +74,10 @@ class Comparison:
     def first_by_case(self) -> list[Row]:
         """The first departing output of each case that has one."""
         return list({row.case: row for row in reversed(self.departures)}.values())[::-1]
+
+    def of(self, case: str) -> list[Row]:
+        """The outputs of one case."""
+        return [row for row in self.rows if row.case == case]
 
 
 class Theirs(NamedTuple):
@@ -116,11 +125,10 @@ def _check_same_inputs(path: Path, theirs: Golden, golden: Golden) -> None:
 
 
 def _same_inputs(one: Case, other: Case) -> bool:
-    if (one.kind, one.dtype, one.settings) != (other.kind, other.dtype, other.settings):
-        return False
-    if set(one.inputs) != set(other.inputs):
-        return False
-    return all(np.array_equal(one.inputs[name], other.inputs[name]) for name in one.inputs)
+    facts, others = ((c.kind, c.dtype, c.settings, set(c.inputs)) for c in (one, other))
+    return facts == others and all(
+        np.array_equal(one.inputs[name], other.inputs[name]) for name in one.inputs
+    )
 
 
 def compare(golden: Golden, theirs: Theirs) -> Comparison:
@@ -219,15 +227,12 @@ def ulp_distance(one: np.ndarray, other: np.ndarray) -> int:
 
 def label(case: Case, shape: tuple[int, ...], index: int) -> str:
     """The indices of an entry and, for a vector of parameters, the parameter that it belongs to."""
-    parameters = case.settings.get("parameters", [])
-    sizes = [math.prod(dimensions) for _, dimensions in parameters]
-    if shape == (sum(sizes),):
-        for (name, dimensions), size in zip(parameters, sizes, strict=True):
-            if index < size:
-                return f"{name}[{', '.join(map(str, _indices(index, dimensions)))}]"
-            index -= size
-    return f"[{', '.join(map(str, _indices(index, shape)))}]"
-
-
-def _indices(index: int, shape: Any) -> list[int]:
-    return [int(i) for i in np.unravel_index(index, tuple(shape))] if len(shape) else []
+    parameters = [(name, tuple(own)) for name, own in case.settings.get("parameters", [])]
+    whose = ""
+    if shape == (sum(math.prod(own) for _, own in parameters),):
+        for name, own in parameters:
+            if index < math.prod(own):
+                whose, shape = name, own
+                break
+            index -= math.prod(own)
+    return f"{whose}[{', '.join(str(int(i)) for i in np.unravel_index(index, shape))}]"

@@ -14,6 +14,7 @@ from refimpl.files.tables import table
 
 HEADER = ("array", "max abs", "relative", "allowed", "ulp", "verdict")
 SUMMARY = ("level", "cases", "arrays", "worst relative", "departing", "missing")
+ROW = ("name", "status", "max_abs", "relative", "allowed", "floor", "ulp", "where", "note")
 SHOWN = 40  # rows of a table on a terminal
 
 
@@ -52,20 +53,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "hints": [hint._asdict() for hint in outcome.hints],
         "missing": [row.name for row in comparison.missing],
         "extra": list(comparison.extra),
-        "arrays": [
-            {
-                "name": row.name,
-                "status": row.status,
-                "max_abs": row.max_abs,
-                "relative": row.relative,
-                "allowed": row.limit,
-                "floor": row.floor,
-                "ulp": row.ulp,
-                "where": row.where,
-                "note": row.note,
-            }
-            for row in comparison.rows
-        ],
+        "arrays": [{key: getattr(row, key) for key in ROW} for row in comparison.rows],
     }
 
 
@@ -87,15 +75,12 @@ def _shown(comparison: Comparison) -> list[Row]:
     """The arrays of the first departing cases, beginning with the one before the departure."""
     rows: list[Row] = []
     for first in comparison.first_by_case:
-        own = [row for row in comparison.rows if row.case == first.case]
-        rows += [row for row in own if row.status not in (FINE, MISSING) or _just_before(row, first, own)]
+        own = comparison.of(first.case)
+        before = own.index(first) - 1
+        rows += [row for at, row in enumerate(own) if row.departs or at == before]
         if len(rows) >= SHOWN:
             break
     return rows[:SHOWN]
-
-
-def _just_before(row: Row, first: Row, own: Sequence[Row]) -> bool:
-    return own.index(row) + 1 == own.index(first)
 
 
 def summary(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -108,11 +93,9 @@ def summary(comparison: Comparison) -> list[tuple[str, ...]]:
 
 def _summary_line(level: str, rows: Sequence[Row]) -> tuple[str, ...]:
     errors = [row.relative for row in rows if row.relative == row.relative]
-    departing = [row for row in rows if row.status not in (FINE, MISSING)]
-    missing = [row for row in rows if row.status == MISSING]
+    departing, missing = sum(row.departs for row in rows), sum(row.status == MISSING for row in rows)
     worst = f"{max(errors):.1e}" if errors else "-"
-    cases = len({row.case for row in rows})
-    return level, str(cases), str(len(rows)), worst, str(len(departing)), str(len(missing))
+    return level, str(len({row.case for row in rows})), str(len(rows)), worst, str(departing), str(missing)
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -123,7 +106,7 @@ def cells(row: Row) -> tuple[str, ...]:
         row.name,
         f"{row.max_abs:.1e}" if measured else "-",
         f"{row.relative:.1e}" if measured else "-",
-        f"{row.limit:.0e}" if row.limit else "equal",
+        f"{row.allowed:.0e}" if row.allowed else "equal",
         "-" if row.ulp is None else str(row.ulp),
         f"{verdict} ({row.note})" if row.note else verdict,
     )
@@ -132,12 +115,10 @@ def cells(row: Row) -> tuple[str, ...]:
 def statements(outcome: Outcome) -> list[str]:
     """The verdict in sentences."""
     comparison, lines = outcome.comparison, []
-    for name, names in (
-        ("missing", [row.name for row in comparison.missing]),
-        ("not expected, left out", [shown(name) for name in comparison.extra]),
-    ):
-        if names:
-            lines.append(f"{name}: {_some(names)}")
+    if comparison.missing:
+        lines.append(f"missing: {_some([row.name for row in comparison.missing])}")
+    if comparison.extra:
+        lines.append(f"not expected, left out: {_some([shown(name) for name in comparison.extra])}")
     if comparison.departures:
         first = comparison.departures[0]
         lines.append(f"first departure: {first.name} ({cells(first)[-1]})")

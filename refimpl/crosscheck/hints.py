@@ -11,25 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refimpl.crosscheck.compare import (
-    DEPARTS,
-    FINE,
-    MISSING,
-    SHAPE,
-    Comparison,
-    Expected,
-    Golden,
-    Row,
-    Theirs,
-    is_close,
-)
+from refimpl.crosscheck.compare import DEPARTS, FINE, SHAPE, Comparison, Row, Theirs, is_close
 from refimpl.crosscheck.golden.case import Case
+from refimpl.crosscheck.golden.file import Expected, Golden
 from refimpl.crosscheck.golden.ours import UNREADABLE
 from refimpl.crosscheck.suspects import suspects
 from refimpl.crosscheck.suspects.contract import Suspect
 from refimpl.errors import InputError
 
 EXAMINED = 120  # most departing cases that are examined; a suspect takes as long as a case
+NO_FIT = (0, 0)  # how well a suspect fits that explains nothing
 
 
 class Hint(NamedTuple):
@@ -48,16 +39,12 @@ class Hint(NamedTuple):
     denied: int = 0
 
 
-def _nobody(case: str) -> None:
-    """Tell nobody."""
-
-
 def find_hints(
     golden: Golden,
     theirs: Theirs,
     comparison: Comparison,
     most: int = EXAMINED,
-    tell: Callable[[str], None] = _nobody,
+    tell: Callable[[str], None] = lambda case: None,
 ) -> list[Hint]:
     """Hints on the first departure of each case, for the first cases in the order of execution.
 
@@ -67,8 +54,7 @@ def find_hints(
     hints: list[Hint] = []
     for row in comparison.first_by_case[:most]:
         tell(row.case)
-        own = [other for other in comparison.rows if other.case == row.case]
-        hints += case_hints(cases[row.case], golden, theirs, own)
+        hints += case_hints(cases[row.case], golden, theirs, comparison.of(row.case))
     return hints
 
 
@@ -77,19 +63,18 @@ def case_hints(case: Case, golden: Golden, theirs: Theirs, rows: list[Row]) -> l
 
     Patterns are added only if no suspect explains everything.
     """
-    expected = golden.expected[case.name]
-    departing = [row for row in rows if row.status not in (FINE, MISSING)]
+    expected, departing = golden.expected[case.name], [row for row in rows if row.departs]
     first = departing[0]
-    fits = [(suspect, fit) for suspect in _suspects(case) if (fit := _fit(suspect, expected, theirs, rows))]
-    best = max((fit.rank for _, fit in fits), default=(0, 0))
-    found = [
-        Hint(case.name, first.name, suspect.rule, suspect.hint, fit.explains, len(departing), fit.denied)
-        for suspect, fit in fits
-        if fit.rank == best
-    ]
+    fits = [(suspect, _fit(suspect, expected, theirs, rows)) for suspect in _suspects(case)]
+    best = max((fit for _, fit in fits), default=NO_FIT)
+
+    def hint(rule: str, text: str, explains: int, denied: int = 0) -> Hint:
+        return Hint(case.name, first.name, rule, text, explains, len(departing), denied)
+
+    found = [hint(s.rule, s.hint, best[0], -best[1]) for s, fit in fits if fit == best != NO_FIT]
     if best != (len(departing), 0) and first.status in (DEPARTS, SHAPE) and first.name in theirs.arrays:
         texts = patterns(theirs.arrays[first.name], expected[first.output], first)
-        found += [Hint(case.name, first.name, "pattern", text, 1, len(departing)) for text in texts]
+        found += [hint("pattern", text, 1) for text in texts]
     return list({hint.text: hint for hint in found}.values())
 
 
@@ -101,39 +86,35 @@ def _suspects(case: Case) -> list[Suspect]:
         return []
 
 
-class _Fit(NamedTuple):
-    """How many departing arrays a suspect explains, and how many agreeing arrays it would change."""
+def _fit(
+    suspect: Suspect, expected: Mapping[str, Expected], theirs: Theirs, rows: list[Row]
+) -> tuple[int, int]:
+    """How many departing arrays a suspect explains, and minus the number of agreeing ones it would change.
 
-    explains: int
-    denied: int
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """The order of fits; a greater one is better."""
-        return self.explains, -self.denied
-
-
-def _fit(suspect: Suspect, expected: Mapping[str, Expected], theirs: Theirs, rows: list[Row]) -> _Fit | None:
-    """How well a suspect fits; None if it does not reproduce the first departing array."""
+    A greater pair is a better fit. It is `NO_FIT` if the suspect does not reproduce the first departing one.
+    """
     try:
         outputs = suspect.outputs()
     except (InputError, *UNREADABLE):  # an altered case may be impossible to compute
-        return None
+        return NO_FIT
     if any(outputs[row.output].shape != expected[row.output].value.shape for row in rows):
-        return None  # outputs in someone else's file may have other shapes
-    departing = [row for row in rows if row.status not in (FINE, MISSING)]
-    follows = [_follows(outputs[row.output], expected[row.output], theirs, row.name) for row in departing]
-    changed = [row for row in rows if not is_close(outputs[row.output], expected[row.output])]
-    denied = sum(row.status == FINE for row in changed)
-    return _Fit(sum(follows), denied) if follows[0] else None
+        return NO_FIT  # outputs in someone else's file may have other shapes
+    changed = {row.output for row in rows if not is_close(outputs[row.output], expected[row.output])}
+    follows = [
+        row.output in changed
+        and _follows(outputs[row.output], expected[row.output], theirs.arrays.get(row.name))
+        for row in rows
+        if row.departs
+    ]
+    denied = sum(row.status == FINE and row.output in changed for row in rows)
+    return (sum(follows), -denied) if follows[0] else NO_FIT
 
 
-def _follows(wrong: np.ndarray, expected: Expected, theirs: Theirs, name: str) -> bool:
-    """Whether their array is what a suspect gives, and this is not what is expected."""
-    array = theirs.arrays.get(name)
-    if array is None or array.shape != wrong.shape or is_close(wrong, expected):
-        return False
-    return is_close(array, expected._replace(value=wrong))
+def _follows(wrong: np.ndarray, expected: Expected, array: np.ndarray | None) -> bool:
+    """Whether their array is what a suspect gives."""
+    return (
+        array is not None and array.shape == wrong.shape and is_close(array, expected._replace(value=wrong))
+    )
 
 
 def patterns(array: np.ndarray, expected: Expected, row: Row) -> Iterator[str]:

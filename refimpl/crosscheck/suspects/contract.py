@@ -3,23 +3,27 @@
 Mostly the result of a wrong rule is the right result of an altered case: one with transposed weights, with
 twice the lambda, or with a unit that is not at its kink but beside it. So this package can compute what a
 wrong implementation gives, and a suspect that is named is a finding, not a guess.
+
+Source: mathematics.md §2.2, §5 (groups of entries of phi). Derived.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from refimpl.crosscheck.golden.case import Arrays, Case
+from refimpl.crosscheck.golden.case import PARAM, Arrays, Case
 from refimpl.crosscheck.golden.ours import run
 
 TINY = 1e-30  # a number just above 0, which moves a unit off its kink or tie but changes no sum
 
 # From an output's name and array to what a wrong rule gives in its place.
 Seen = Callable[[str, np.ndarray], np.ndarray]
+Rearrange = Callable[[np.ndarray], np.ndarray]  # from a parameter to a rearranged one of the same shape
 
 
 class Suspect(NamedTuple):
@@ -28,11 +32,6 @@ class Suspect(NamedTuple):
     rule: str
     hint: str
     outputs: Callable[[], Arrays]
-
-
-def unchanged(output: str, array: np.ndarray) -> np.ndarray:
-    """Return the array as it was computed."""
-    return array
 
 
 def scaled(factor: Callable[[str], float]) -> Seen:
@@ -45,7 +44,7 @@ def scaled(factor: Callable[[str], float]) -> Seen:
     return seen
 
 
-def suspect(rule: str, hint: str, case: Case, seen: Seen = unchanged) -> Suspect:
+def suspect(rule: str, hint: str, case: Case, seen: Seen = lambda output, array: array) -> Suspect:
     """The suspect whose results are the right results of `case`, which is an altered case."""
     return Suspect(rule, hint, lambda: {name: seen(name, array) for name, array in run(case).items()})
 
@@ -53,3 +52,49 @@ def suspect(rule: str, hint: str, case: Case, seen: Seen = unchanged) -> Suspect
 def altered(case: Case, inputs: Mapping[str, np.ndarray] | None = None, **settings: Any) -> Case:
     """The case with some inputs and settings replaced."""
     return replace(case, inputs=case.inputs | dict(inputs or {}), settings={**case.settings, **settings})
+
+
+def rearranged(case: Case, moves: Mapping[str, Rearrange]) -> tuple[Case, Seen]:
+    """The case with some inputs rearranged, and a function that arranges its outputs back.
+
+    A program that reads the entries of parameters in another order than they are stored in still writes
+    gradients and vectors of iterates in the order of storage.
+    """
+    orders = {name: _order(case.inputs[name], rearrange) for name, rearrange in moves.items()}
+    back = {f"grad.{name.removeprefix(PARAM)}": np.argsort(order) for name, order in orders.items()}
+    whole = np.argsort(_vector_order(case, orders))
+    inputs = {name: _taken(case.inputs[name], order) for name, order in orders.items()} | _groups(case, whole)
+
+    def seen(output: str, array: np.ndarray) -> np.ndarray:
+        if output in back:
+            return _taken(array, back[output])
+        return array[whole] if array.shape == whole.shape else array
+
+    return altered(case, inputs), seen
+
+
+def _order(array: np.ndarray, rearrange: Rearrange) -> np.ndarray:
+    """For every entry of the rearranged array, its index before."""
+    return rearrange(np.arange(array.size).reshape(array.shape)).ravel()
+
+
+def _taken(array: np.ndarray, order: np.ndarray) -> np.ndarray:
+    return array.ravel()[order].reshape(array.shape)
+
+
+def _vector_order(case: Case, orders: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The same for a vector of all parameters; empty if a case has no such vector."""
+    parts, start = [np.empty(0, dtype=np.int64)], 0
+    for name, shape in case.settings.get("parameters", []):
+        size = math.prod(shape)
+        parts.append(start + orders.get(f"{PARAM}{name}", np.arange(size)))
+        start += size
+    return np.concatenate(parts)
+
+
+def _groups(case: Case, whole: np.ndarray) -> Arrays:
+    """The groups of a penalty, which hold the same entries at their new places."""
+    if "indices" not in case.inputs:
+        return {}
+    offset = case.settings["backbone_size"]
+    return {"indices": whole[case.inputs["indices"] + offset] - offset}

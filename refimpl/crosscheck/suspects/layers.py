@@ -13,8 +13,16 @@ import numpy as np
 from refimpl.crosscheck.golden.case import NOISE, PARAM, Arrays, Case
 from refimpl.crosscheck.golden.describe import Description, build, gated_blocks
 from refimpl.crosscheck.golden.ours import run
-from refimpl.crosscheck.suspects.contract import TINY, Seen, Suspect, altered, scaled, suspect
-from refimpl.crosscheck.suspects.rearranged import Rearrange, rearranged
+from refimpl.crosscheck.suspects.contract import (
+    TINY,
+    Rearrange,
+    Seen,
+    Suspect,
+    altered,
+    rearranged,
+    scaled,
+    suspect,
+)
 from refimpl.nn.chain import chain_shape
 
 
@@ -40,11 +48,7 @@ def flipped_kernel(case: Case) -> Iterator[Suspect]:
         if math.prod(weight.shape[2:]) > 1:
             shown = name.removeprefix(PARAM)
             hint = f"the kernel {shown} was flipped; a layer correlates, it does not convolve"
-            yield suspect("flipped kernel", hint, *rearranged(case, {name: _turned}))
-
-
-def _turned(kernel: np.ndarray) -> np.ndarray:
-    return kernel[:, :, ::-1, ::-1]
+            yield suspect("flipped kernel", hint, *rearranged(case, {name: lambda k: k[:, :, ::-1, ::-1]}))
 
 
 def _weights(case: Case) -> Iterator[tuple[str, np.ndarray]]:
