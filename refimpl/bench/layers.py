@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from refimpl.bench.candidates import Candidate, Maker
 from refimpl.bench.cases import Case, layer_data
 from refimpl.bench.oracle import Reference, WrongResultError, check, reference
-from refimpl.bench.timing import Effort, Timing, interleave
+from refimpl.bench.timing import Effort, interleave
 
 Row = dict[str, Any]  # one candidate on one case, as in the JSON file
-
-
-def measure(
-    candidates: Iterable[Candidate], wanted: Reference, effort: Effort
-) -> tuple[dict[str, Timing], dict[str, float], dict[str, str]]:
-    """Timings and errors of the candidates whose result is right, and why the others were refused."""
-    errors: dict[str, float] = {}
-    refused: dict[str, str] = {}
-    runs: dict[str, Callable[[], Any]] = {}
-    for candidate in candidates:
-        try:
-            arrays = candidate.arrays(candidate.run())
-            errors[candidate.name] = check(candidate.name, arrays, candidate.own or wanted)
-            runs[candidate.name] = candidate.run
-        except WrongResultError as error:
-            refused[candidate.name] = str(error)
-    return interleave(runs, effort), errors, refused
 
 
 def time_case(case: Case, makers: Iterable[Maker], effort: Effort) -> list[Row]:
@@ -38,30 +21,28 @@ def time_case(case: Case, makers: Iterable[Maker], effort: Effort) -> list[Row]:
 
 
 def timed_rows(
-    facts: Row, candidates: Sequence[Candidate], wanted: Reference, executed: float, effort: Effort
+    facts: Row, candidates: Iterable[Candidate], wanted: Reference, executed: float, effort: Effort
 ) -> list[Row]:
     """`facts` with what was measured of each candidate, or with the reason why it was refused.
 
     executed: FLOPs of a candidate that skips closed channels; others execute `facts["dense_flops"]`.
     """
-    timings, errors, refused = measure(candidates, wanted, effort)
-    skips = {candidate.name: candidate.skips for candidate in candidates}
-    rows = [
-        facts
-        | {"candidate": name, "error": errors[name]}
-        | _timed_columns(timing, executed if skips[name] else facts["dense_flops"])
-        for name, timing in timings.items()
-    ]
-    return rows + [facts | {"candidate": name, "refused": why} for name, why in refused.items()]
-
-
-def _timed_columns(timing: Timing, flops: float) -> Row:
-    """A timing as columns, with the rate at which `flops` were executed."""
-    return timing._asdict() | {
-        "noise": timing.noise,
-        "executed_flops": flops,
-        "gflops": 1e-9 * flops / timing.seconds,
-    }
+    errors: dict[str, float] = {}
+    right: dict[str, Candidate] = {}
+    refused: list[Row] = []
+    for candidate in candidates:
+        try:
+            arrays = candidate.arrays(candidate.run())
+            errors[candidate.name] = check(candidate.name, arrays, candidate.own or wanted)
+            right[candidate.name] = candidate
+        except WrongResultError as error:
+            refused.append(facts | {"candidate": candidate.name, "refused": str(error)})
+    rows = []
+    for name, timing in interleave({name: one.run for name, one in right.items()}, effort).items():
+        flops = executed if right[name].skips else facts["dense_flops"]
+        rates = {"noise": timing.noise, "executed_flops": flops, "gflops": 1e-9 * flops / timing.seconds}
+        rows.append(facts | {"candidate": name, "error": errors[name]} | timing._asdict() | rates)
+    return rows + refused
 
 
 def _facts(case: Case) -> Row:

@@ -1,6 +1,6 @@
 """Accelerated proximal gradient for F + h, F smooth and perhaps non-convex, h convex with an exact prox.
 
-One iteration is `middle_point`, then a gradient at that point from wherever it comes, then `step`:
+One iteration calls `middle_point`, takes a gradient at that point from anywhere, and calls `step`:
 
     md_k = (1 - a_k) ag_{k-1} + a_k x_{k-1}
     x_k  = prox_{l_k h}(x_{k-1} - l_k g_k)
@@ -163,8 +163,8 @@ def step(
 ) -> tuple[State, float]:
     """The next state from the gradient at md (`middle_point` of `state`), and the mapping norm there.
 
-    The norm is ||md - xag||/b, the gradient mapping at md formed from the gradient given: exact if that
-    is grad F(md), a surrogate otherwise (mathematics.md §7). Arguments are left as they are.
+    The norm is ||md - xag||/b, the norm of the gradient mapping at md. It is exact if the gradient is
+    grad F(md), and a surrogate otherwise (mathematics.md §7). The arguments stay as they are.
     """
     check_alike("step", x=state.x, ag=state.ag, md=md, gradient=gradient)
     _, b, l = schedule.steps(state.k + 1)
@@ -185,7 +185,7 @@ class Certificate(NamedTuple):
 
 
 def certify(objective: Objective, penalty: Penalty, x: Vector, beta: float) -> Certificate:
-    """Evaluate `objective` and `penalty` at x and form both measures of stationarity; beta is the step b."""
+    """Evaluate `objective` and `penalty` at x, and both measures of stationarity; beta is the step b."""
     check_alike("certify", x=x)
     expect_numbers("`certify`", positive=True, beta=beta)
     gradient = np.empty_like(x)

@@ -12,7 +12,7 @@ import numpy as np
 from refimpl.optim.accel import GhadimiLan
 from refimpl.rng import SeedTree
 from refimpl.theory import problems, rates, sweeps
-from refimpl.theory.lemmas import curvature_bounds, norm
+from refimpl.theory.lemmas import curvature_bounds, norm, theory_beta
 from refimpl.theory.problems import Problem
 from refimpl.theory.run import Run, record
 from refimpl.theory.theorem import solution, theory_step
@@ -44,7 +44,7 @@ def gap_curve(problem: Problem, lam: float, w0: Vector, rounds: int) -> GapCurve
     The bound is the corollary in `theorem` with exact local solutions and x* a stationary point near the
     end of the run.
     """
-    beta = rates.theory_beta(problem, lam)
+    beta = theory_beta(problem, lam)
     run = record(problem, lam, beta, GhadimiLan(beta), w0, rounds)
     below, above = curvature_bounds(problem.smoothness, problem.concavity, lam)
     x_star = solution(problem, lam, run.rounds[-1].ag)

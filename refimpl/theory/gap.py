@@ -96,14 +96,11 @@ def _search(loss: Loss, centre: Vector, lam: float, start: Vector) -> Vector:
         return value + 0.5 * lam * float(offset @ offset), gradient + lam * offset
 
     if isinstance(loss, Curved):
-        solved = minimize(
-            local,
-            start,
-            jac=True,
-            hessp=lambda w, d: loss.hessian_product(w, d) + lam * d,
-            method="Newton-CG",
-            options={"xtol": 1e-10},
-        )
+
+        def bend(w: Vector, d: Vector) -> Vector:
+            return loss.hessian_product(w, d) + lam * d
+
+        solved = minimize(local, start, jac=True, hessp=bend, method="Newton-CG", options={"xtol": 1e-10})
     else:
         solved = minimize(local, start, jac=True, method="L-BFGS-B", options={"ftol": 1e-14, "gtol": 1e-7})
     return np.ascontiguousarray(solved.x)

@@ -21,7 +21,7 @@ from refimpl.optim.accel import GhadimiLan
 from refimpl.rng import SeedTree
 from refimpl.theory import problems
 from refimpl.theory.gap import exact_gap
-from refimpl.theory.lemmas import curvature_bounds
+from refimpl.theory.lemmas import theory_beta
 from refimpl.theory.problems import Problem, Quadratic
 from refimpl.theory.rows import Row, at_most, equal
 from refimpl.theory.run import Run, record
@@ -59,11 +59,6 @@ def slow_problems(seed: int) -> list[tuple[Problem, float, Vector]]:
     return [(valleys, 2.0, 3.0 * rng.standard_normal(valleys.size)), (flat, 2.0, np.zeros(flat.size))]
 
 
-def theory_beta(problem: Problem, lam: float) -> float:
-    """b = 1/(2 Lu), Lu the upper curvature of F."""
-    return 0.5 / curvature_bounds(problem.smoothness, problem.concavity, lam)[1]
-
-
 def gap_slope(run: Run) -> Fit:
     """Slope of log min_{j<=k} ||G_j||^2 against log k, from round 10 on until rounding is met."""
     best = np.minimum.accumulate([r.gap**2 for r in run.rounds])
@@ -76,16 +71,12 @@ def slope_rows(problem: Problem, lam: float, w0: Vector, rounds: int, at_least: 
     """8.5: the slope, upper end of its interval, is at most `at_least` (-1 or -3 with some allowance)."""
     beta = theory_beta(problem, lam)
     run = record(problem, lam, beta, GhadimiLan(beta), w0, rounds)
-    slope = gap_slope(run)
+    slope, low, high, points = gap_slope(run)
+    statement = f"8.5 slope of log min ||G||^2 against log k, {rounds} rounds, <= {at_least:g}"
+    terms = ("slope", slope), ("95 %: from", low), ("95 %: to", high)
     return [
-        at_most(
-            f"8.5 slope of log min ||G||^2 against log k, {rounds} rounds, <= {at_least:g}",
-            problem.name,
-            slope.high,
-            at_least,
-            terms=(("slope", slope.slope), ("95 %: from", slope.low), ("95 %: to", slope.high)),
-        ),
-        at_most("8.5 rounds used in the fit", problem.name, 0.5 * rounds, slope.points),
+        at_most(statement, problem.name, high, at_least, terms=terms),
+        at_most("8.5 rounds used in the fit", problem.name, 0.5 * rounds, points),
     ]
 
 

@@ -223,21 +223,17 @@ class FullNode:
 
 
 def _row(point: Point, found: MeasuredGap, lam: float, decided: Sequence[Decided]) -> GapRow:
+    shared = {name: value for name, value in found._asdict().items() if name in GapRow._fields}
     return GapRow(
         round=point.round,
         point=point.kind,
         server_gap=point.server_gap,
         true_gap=found.mapping,
-        error=found.error,
-        spread=found.spread,
-        distance=found.distance,
-        residual=found.residual,
         residual_decided=float(np.mean([d.residual for d in decided])),
         residual_at_centre=found.before,
         flipped=float(np.mean([d.flipped for d in decided])),
-        smoothness=found.smoothness,
-        concavity=found.concavity,
         lam=lam,
         lam_above_l=lam > found.smoothness,
         lam_above_c=lam > found.concavity,
+        **shared,
     )

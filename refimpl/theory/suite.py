@@ -76,7 +76,7 @@ def check_stationarity(problem: Problem, lam: float, rng: np.random.Generator) -
     v = 0.5 * rng.standard_normal(problem.size)
     problem.penalty.prox(v, 0.0, v)
     at_rest = solution(problem, lam, v)
-    return lemmas.stationarity_rows(problem, lam, rates.theory_beta(problem, lam), v, at_rest)
+    return lemmas.stationarity_rows(problem, lam, lemmas.theory_beta(problem, lam), v, at_rest)
 
 
 def check_problem(problem: Problem, seed: int = 0, ratio: float = LAM_OVER_L) -> list[Row]:

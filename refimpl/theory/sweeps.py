@@ -26,8 +26,9 @@ from refimpl.optim.prox import Box
 from refimpl.rng import SeedTree
 from refimpl.theory import lemmas, problems, rates, theorem
 from refimpl.theory.gap import envelope
+from refimpl.theory.lemmas import theory_beta
 from refimpl.theory.problems import Problem, envelope_minimiser
-from refimpl.theory.rates import fit, floors, predicted_bias, theory_beta
+from refimpl.theory.rates import fit, floors, predicted_bias
 from refimpl.theory.rows import Row, at_most, equal
 from refimpl.theory.run import record
 
@@ -44,6 +45,11 @@ TARGET = 1e-8  # the ||G||^2 whose round is asked for
 def uneven(rng: np.random.Generator, spread: float = 1.0) -> Problem:
     """Convex quadratics that differ from node to node in axes and centres, by `spread`."""
     return problems.quadratics(np.array(EIGENVALUES), rng, nodes=4, spread=spread)
+
+
+def at_ratio(problem: Problem, ratio: float) -> tuple[Problem, float]:
+    """The problem with lam/L in its name, and lam."""
+    return replace(problem, name=f"{problem.name}, lam = {ratio:g} L"), ratio * problem.smoothness
 
 
 # --- lam/L ------------------------------------------------------------------------------------------
@@ -70,8 +76,7 @@ def curvature_sweep(problem: Problem, rng: np.random.Generator) -> list[Curvatur
 
 def ratio_rows(problem: Problem, ratio: float, rng: np.random.Generator) -> list[Row]:
     """Lemmas 1 and 3, the contraction and the theorem's inequalities at one lam/L."""
-    named = replace(problem, name=f"{problem.name}, lam = {ratio:g} L")
-    lam = ratio * problem.smoothness
+    named, lam = at_ratio(problem, ratio)
     return [
         *lemmas.smoothness_rows(named, lam, rng),
         *lemmas.inexactness_rows(named, lam, rng),
@@ -115,13 +120,9 @@ def _arrival(problem: Problem, lam: float, beta: float, w0: Vector, target: floa
 
 def arrival_rows(problem: Problem, w0: Vector) -> list[Row]:
     """8.4: an epsilon-stationary point within the rounds the bound allows."""
+    statement = f"8.4 rounds to ||G||^2 <= {TARGET:g}, against what the bound allows"
     return [
-        at_most(
-            f"8.4 rounds to ||G||^2 <= {TARGET:g}, against what the bound allows",
-            f"{problem.name}, lam = {ratio:g} L",
-            rounds,
-            allowed,
-        )
+        at_most(statement, at_ratio(problem, ratio)[0].name, rounds, allowed)
         for ratio, rounds, allowed in arrivals(problem, w0)
     ]
 
@@ -132,12 +133,6 @@ def arrival_rows(problem: Problem, w0: Vector) -> list[Row]:
 def floor_sweep(problem: Problem, w0: Vector) -> list[rates.FloorCurve]:
     """One curve for each lam/L."""
     return [rates.floor_curve(problem, ratio * problem.smoothness, w0, ROUNDS) for ratio in FLOOR_RATIOS]
-
-
-def floor_rows(problem: Problem, ratio: float, w0: Vector) -> list[Row]:
-    """8.5: the floor falls by (L/lam)^2 per local step within 20 %, and is what it should be."""
-    named = replace(problem, name=f"{problem.name}, lam = {ratio:g} L")
-    return rates.floor_rows(named, ratio * problem.smoothness, w0, ROUNDS)
 
 
 # --- heterogeneity ----------------------------------------------------------------------------------
@@ -171,18 +166,10 @@ def spread_rows(seed: int) -> list[Row]:
     different = [s for s in samples if s.spread > 0]
     small = [s for s in different if s.spread <= SMALL]
     slope = fit(np.log([s.spread for s in small]), np.log([s.floor for s in small])).slope
+    statement = "8.5 floor against its closed form, nodes more and more different"
     return [
         *(at_most("8.5 floor with equal nodes", name, s.floor, 1e-24) for s in samples if s.spread == 0),
-        *(
-            equal(
-                "8.5 floor against its closed form, nodes more and more different",
-                f"{name}, spread {s.spread:g}",
-                s.floor,
-                s.predicted,
-                1e-3,
-            )
-            for s in different
-        ),
+        *(equal(statement, f"{name}, spread {s.spread:g}", s.floor, s.predicted, 1e-3) for s in different),
         equal("8.5 floor grows like spread^4 where that is small: exponent", name, slope, 4.0, 0.05),
         *different_rows(seed),
     ]
@@ -218,5 +205,5 @@ def sweep_parts(seed: int) -> Iterator[list[Row]]:
     slow, quadratic = slow_quadratic(rng), uneven(rng)
     yield arrival_rows(slow, np.zeros(slow.size))
     for ratio in FLOOR_RATIOS:
-        yield floor_rows(quadratic, ratio, np.zeros(quadratic.size))
+        yield rates.floor_rows(*at_ratio(quadratic, ratio), np.zeros(quadratic.size), ROUNDS)
     yield spread_rows(seed)

@@ -28,7 +28,7 @@ import numpy as np
 from refimpl.kernels import vector
 from refimpl.optim.accel import GhadimiLan, Nesterov, minimize_composite
 from refimpl.theory.gap import ROUNDING, EnvelopePoint, envelope, envelope_objective, exact_gap
-from refimpl.theory.lemmas import curvature_bounds, inexactness_factor, norm
+from refimpl.theory.lemmas import curvature_bounds, inexactness_factor, norm, theory_beta
 from refimpl.theory.problems import Problem
 from refimpl.theory.rows import Row, Sides, at_most, largest, worst
 from refimpl.theory.run import Run, record
@@ -39,15 +39,9 @@ SOLUTION = 1e-10  # gradient mapping at which a point is taken as x*
 
 def solution(problem: Problem, lam: float, start: Vector) -> Vector:
     """A stationary point of Phi near `start`, by a long run with exact local solutions."""
-    found = minimize_composite(
-        envelope_objective(problem, lam),
-        problem.penalty,
-        start,
-        Nesterov(1.0 / curvature_bounds(problem.smoothness, problem.concavity, lam)[1]),
-        iterations=3000,
-        tolerance=SOLUTION,
-    )
-    return found.x
+    schedule = Nesterov(1.0 / curvature_bounds(problem.smoothness, problem.concavity, lam)[1])
+    objective = envelope_objective(problem, lam)
+    return minimize_composite(objective, problem.penalty, start, schedule, 3000, SOLUTION).x
 
 
 class Step(NamedTuple):
@@ -64,17 +58,21 @@ def theory_step(k: int, beta: float) -> Step:
 
 
 class Seen(NamedTuple):
-    """A round with the exact quantities at its points."""
+    """A round with the exact quantities at its points; the fields up to `gap` are those of `run.Round`."""
 
     k: int
     md: Vector
     gradient: Vector  # g_k
-    delta: float  # bound on ||g_k - grad F(md_k)||, from the residuals
-    x_before: Vector
-    ag_before: Vector
+    residual: float
     x: Vector
     ag: Vector
     gap: float
+    x_before: Vector
+    ag_before: Vector
+    a: float  # a_k, l_k and Gamma_k of `theory_step`
+    l: float
+    gamma: float
+    delta: float  # bound on ||g_k - grad F(md_k)||, from the residuals
     at_md: EnvelopePoint
     at_ag: EnvelopePoint
     at_ag_before: EnvelopePoint
@@ -89,17 +87,17 @@ class Trial:
         problem = run.problem
         self.run, self.x_star, self.name = run, x_star, run.name
         self.below, self.above = curvature_bounds(problem.smoothness, problem.concavity, run.lam)
+        self.young = 1.0 - self.above * run.beta
         self.at_star, self.h_star = envelope(problem, x_star, run.lam), problem.penalty.value(x_star)
         factor = inexactness_factor(problem.smoothness, run.lam)
         self.seen: list[Seen] = []
-        at_ag, h_ag = envelope(problem, run.w0, run.lam), problem.penalty.value(run.w0)
+        before, h_before = envelope(problem, run.w0, run.lam), problem.penalty.value(run.w0)
         for r in run.rounds:
-            at_md, following = envelope(problem, r.md, run.lam), envelope(problem, r.ag, run.lam)
-            h_following = problem.penalty.value(r.ag)
-            delta = factor * r.residual + at_md.gradient_error
-            points = (r.md, r.gradient, delta, *run.before(r.k), r.x, r.ag, r.gap)
-            self.seen.append(Seen(r.k, *points, at_md, following, at_ag, h_following, h_ag))
-            at_ag, h_ag = following, h_following
+            at_md, at_ag = envelope(problem, r.md, run.lam), envelope(problem, r.ag, run.lam)
+            h_ag, delta = problem.penalty.value(r.ag), factor * r.residual + at_md.gradient_error
+            known = (*r, *run.before(r.k), *theory_step(r.k, run.beta))
+            self.seen.append(Seen(*known, delta, at_md, at_ag, before, h_ag, h_before))
+            before, h_before = at_ag, h_ag
 
 
 def square(x: Vector) -> float:
@@ -119,8 +117,7 @@ Check = Callable[[Trial, Seen], Sides]
 
 def middle_point(trial: Trial, s: Seen) -> Sides:
     """md_k = (1 - a_k) xag_{k-1} + a_k x_{k-1}, the convex combination stated."""
-    a = theory_step(s.k, trial.run.beta).a
-    off = norm(s.md - ((1 - a) * s.ag_before + a * s.x_before))
+    off = norm(s.md - ((1 - s.a) * s.ag_before + s.a * s.x_before))
     return Sides(off, 0.0, rounding(norm(s.ag_before), norm(s.x_before)))
 
 
@@ -134,14 +131,13 @@ def descent(trial: Trial, s: Seen) -> Sides:
     d = s.ag - s.md
     linear, curved = float(s.at_md.gradient @ d), 0.5 * trial.above * square(d)
     error = s.at_ag.value_error + s.at_md.value_error + s.at_md.gradient_error * norm(d)
-    return Sides(
-        s.at_ag.value - s.at_md.value - linear, curved, error + rounding(s.at_ag.value, s.at_md.value, linear)
-    )
+    error += rounding(s.at_ag.value, s.at_md.value, linear)
+    return Sides(s.at_ag.value - s.at_md.value - linear, curved, error)
 
 
 def lower_curvature(trial: Trial, s: Seen) -> Sides:
     """(ii) F(md) - (1-a) F(xag_{k-1}) - a F(x*) <= <grad F(md), md - (1-a) xag_{k-1} - a x*> + Lf terms."""
-    a, star = theory_step(s.k, trial.run.beta).a, trial.x_star
+    a, star = s.a, trial.x_star
     d = s.md - (1 - a) * s.ag_before - a * star
     linear = float(s.at_md.gradient @ d)
     curved = 0.5 * a * trial.below * square(s.md - star)
@@ -149,11 +145,8 @@ def lower_curvature(trial: Trial, s: Seen) -> Sides:
     left = s.at_md.value - (1 - a) * s.at_ag_before.value - a * trial.at_star.value
     error = s.at_md.value_error + s.at_ag_before.value_error + trial.at_star.value_error
     error += s.at_md.gradient_error * norm(d)
-    return Sides(
-        left - linear,
-        curved,
-        error + rounding(s.at_md.value, s.at_ag_before.value, trial.at_star.value, linear, curved),
-    )
+    error += rounding(s.at_md.value, s.at_ag_before.value, trial.at_star.value, linear, curved)
+    return Sides(left - linear, curved, error)
 
 
 def three_points(trial: Trial, s: Seen, start: Vector, step: float, u: Vector, z: Vector) -> Sides:
@@ -173,18 +166,17 @@ def three_points(trial: Trial, s: Seen, start: Vector, step: float, u: Vector, z
 
 def long_prox(trial: Trial, s: Seen) -> Sides:
     """(iii) for x_k from x_{k-1} with step l_k, against x*."""
-    return three_points(trial, s, s.x_before, theory_step(s.k, trial.run.beta).l, s.x, trial.x_star)
+    return three_points(trial, s, s.x_before, s.l, s.x, trial.x_star)
 
 
 def short_prox(trial: Trial, s: Seen) -> Sides:
     """(iii) for xag_k from md_k with step b, against a_k x_k + (1 - a_k) xag_{k-1}."""
-    a = theory_step(s.k, trial.run.beta).a
-    return three_points(trial, s, s.md, trial.run.beta, s.ag, a * s.x + (1 - a) * s.ag_before)
+    return three_points(trial, s, s.md, trial.run.beta, s.ag, s.a * s.x + (1 - s.a) * s.ag_before)
 
 
 def prox_optimality(trial: Trial, s: Seen) -> Sides:
     """(iii) from its other side: (x_{k-1} - l g - x_k)/l and (md - b g - xag_k)/b are subgradients of h."""
-    penalty, l, b = trial.run.problem.penalty, theory_step(s.k, trial.run.beta).l, trial.run.beta
+    penalty, l, b = trial.run.problem.penalty, s.l, trial.run.beta
     long_ = penalty.subdifferential_distance((s.x_before - l * s.gradient - s.x) / l, s.x)
     short = penalty.subdifferential_distance((s.md - b * s.gradient - s.ag) / b, s.ag)
     sizes = norm(s.x_before) / l + norm(s.md) / b + 2 * norm(s.gradient)
@@ -193,16 +185,20 @@ def prox_optimality(trial: Trial, s: Seen) -> Sides:
 
 def one_step(trial: Trial, s: Seen) -> Sides:
     """(iv) Phi(xag_k) - Phi(x*) - (1-a)(Phi(xag_{k-1}) - Phi(x*)) against the telescoping terms."""
-    b, (a, l, _) = trial.run.beta, theory_step(s.k, trial.run.beta)
-    star, young = trial.x_star, 1.0 - trial.above * trial.run.beta
+    a, l, b, star = s.a, s.l, trial.run.beta, trial.x_star
     phi = s.at_ag.value + s.h_ag, s.at_ag_before.value + s.h_ag_before, trial.at_star.value + trial.h_star
     moved = a / (2 * l) * (square(s.x_before - star) - square(s.x - star))
     spread = (1 - a) * square(s.ag_before - star) + a * square(s.x_before - star)
-    inexact = a * s.delta * norm(star - s.x_before) + b * s.delta**2 / young
-    left = phi[0] - (1 - a) * phi[1] - a * phi[2] + 0.25 * b * young * s.gap**2
+    left = phi[0] - (1 - a) * phi[1] - a * phi[2] + 0.25 * b * trial.young * s.gap**2
     error = s.at_ag.value_error + s.at_ag_before.value_error + trial.at_star.value_error
     sizes = square(s.x_before - star) * a / l, square(s.x - star) * a / l
-    return Sides(left, moved + 0.5 * a * trial.below * spread + inexact, error + rounding(*phi, *sizes))
+    right = moved + 0.5 * a * trial.below * spread + inexact(trial, s)
+    return Sides(left, right, error + rounding(*phi, *sizes))
+
+
+def inexact(trial: Trial, s: Seen) -> float:
+    """a_k delta_k ||x* - x_{k-1}|| + b delta_k^2/(1 - Lu b): what inexact local solutions cost in a round."""
+    return s.a * s.delta * norm(trial.x_star - s.x_before) + trial.run.beta * s.delta**2 / trial.young
 
 
 def gaps(trial: Trial, s: Seen) -> Sides:
@@ -238,44 +234,33 @@ def iteration_rows(trial: Trial) -> list[Row]:
 class Terms(NamedTuple):
     """The bound's terms, as printed in this module's docstring, left to right."""
 
-    value: float  # (Phi(xag_N) - Phi(x*))/Gamma_N
-    gaps: float  # sum over k of b(1 - Lu b)/(4 Gamma_k) ||G~_k||^2
-    start: float  # ||x_0 - x*||^2/b
-    curvature: float  # (Lf/Gamma_N)(||x*||^2 + M^2)
-    inexact: float  # sum over k of (1/Gamma_k) [a_k delta_k ||x* - x_{k-1}|| + b delta_k^2/(1 - Lu b)]
-
-    def named(self) -> tuple[tuple[str, float], ...]:
-        """Each term with its side and what it stands for, for printing."""
-        sides = ("left", "left", "right", "right", "right")
-        return tuple(
-            (f"{side}: {TERMS[name]}", x)
-            for side, (name, x) in zip(sides, self._asdict().items(), strict=True)
-        )
+    value: float
+    gaps: float
+    start: float
+    curvature: float
+    inexact: float
 
 
-TERMS = {
-    "value": "(Phi(xag_N) - Phi(x*))/Gamma_N",
-    "gaps": "sum of b(1 - Lu b)/(4 Gamma_k) ||G~_k||^2",
-    "start": "||x_0 - x*||^2/b",
-    "curvature": "(Lf/Gamma_N)(||x*||^2 + M^2)",
-    "inexact": "sum of (a_k delta_k ||x* - x_{k-1}|| + b delta_k^2/(1 - Lu b))/Gamma_k",
-}
+NAMES = (  # of the terms, each with its side
+    "left: (Phi(xag_N) - Phi(x*))/Gamma_N",
+    "left: sum of b(1 - Lu b)/(4 Gamma_k) ||G~_k||^2",
+    "right: ||x_0 - x*||^2/b",
+    "right: (Lf/Gamma_N)(||x*||^2 + M^2)",
+    "right: sum of (a_k delta_k ||x* - x_{k-1}|| + b delta_k^2/(1 - Lu b))/Gamma_k",
+)
 
 
 def bound_terms(trial: Trial) -> Terms:
     """Both sides of Theorem 1 from what was measured: M, delta_k and the gaps."""
-    b, young, star = trial.run.beta, 1.0 - trial.above * trial.run.beta, trial.x_star
-    gap_sum = inexact = farthest = 0.0
+    b, star, last = trial.run.beta, trial.x_star, trial.seen[-1]
+    gap_sum = inexact_sum = farthest = 0.0
     for s in trial.seen:
-        a, _, gamma = theory_step(s.k, b)
-        gap_sum += 0.25 * b * young * s.gap**2 / gamma
-        inexact += (a * s.delta * norm(star - s.x_before) + b * s.delta**2 / young) / gamma
-        farthest = max(farthest, (1 - a) * square(s.ag_before) + a * square(s.x_before))
-    last = trial.seen[-1]
-    gamma = theory_step(last.k, b).gamma
-    value = (last.at_ag.value + last.h_ag - trial.at_star.value - trial.h_star) / gamma
+        gap_sum += 0.25 * b * trial.young * s.gap**2 / s.gamma
+        inexact_sum += inexact(trial, s) / s.gamma
+        farthest = max(farthest, (1 - s.a) * square(s.ag_before) + s.a * square(s.x_before))
+    value = (last.at_ag.value + last.h_ag - trial.at_star.value - trial.h_star) / last.gamma
     start = square(trial.run.w0 - star) / b
-    return Terms(value, gap_sum, start, trial.below / gamma * (square(star) + farthest), inexact)
+    return Terms(value, gap_sum, start, trial.below / last.gamma * (square(star) + farthest), inexact_sum)
 
 
 def bound_rows(trial: Trial) -> list[Row]:
@@ -283,19 +268,15 @@ def bound_rows(trial: Trial) -> list[Row]:
     terms, rounds = bound_terms(trial), len(trial.seen)
     right = terms.start + terms.curvature + terms.inexact
     error = rounding(*terms) + (trial.at_star.value_error + trial.seen[-1].at_ag.value_error) * rounds**2
+    left, named = terms.value + terms.gaps, tuple(zip(NAMES, terms, strict=True))
     rows = [
-        at_most(
-            "8.4 Theorem 1, telescoped", trial.name, terms.value + terms.gaps, right, error, terms.named()
-        ),
+        at_most("8.4 Theorem 1, telescoped", trial.name, left, right, error, named),
         at_most("8.4 Phi(x*) <= Phi(xag_N)", trial.name, -terms.value, 0.0, error),
     ]
     if abs(2 * trial.above * trial.run.beta - 1) < 1e-12:
-        sums = rounds * (rounds + 1) * (rounds + 2)
         best = float(np.min([s.gap for s in trial.seen])) ** 2
-        bound = 96 * trial.above / sums * right
-        rows.append(
-            at_most("8.4 min_k ||G~_k||^2 <= O(1/N^3) + O(Lf/N) + inexact", trial.name, best, bound, 0.0)
-        )
+        bound = 96 * trial.above / (rounds * (rounds + 1) * (rounds + 2)) * right
+        rows.append(at_most("8.4 min_k ||G~_k||^2 <= O(1/N^3) + O(Lf/N) + inexact", trial.name, best, bound))
     return rows
 
 
@@ -310,7 +291,7 @@ def run_rows(
 
     One run for each number of local steps; 0 means exact local solutions.
     """
-    beta = 0.5 / curvature_bounds(problem.smoothness, problem.concavity, lam)[1]
+    beta = theory_beta(problem, lam)
     w0, rows = 0.5 * rng.standard_normal(problem.size), []
     problem.penalty.prox(w0, 0.0, w0)
     for steps in local_steps:

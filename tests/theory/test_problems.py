@@ -176,7 +176,6 @@ def test_sparse_least_squares_is_least_squares():
 def test_soft_network_is_smooth_around_its_point_and_bends_no_more_than_said():
     rng = np.random.default_rng(0)
     problem, w = problems.soft_network(rng, nodes=2)
-    assert not problem.certified
     assert isinstance(problem.penalty, Zero)
     for loss in problem.losses:
         g, ahead, behind = np.empty((3, w.size))

@@ -31,7 +31,7 @@ def violated(rows) -> set[str]:
 def theorem_rows(problem: Problem, schedule=None, steps: int = 0, penalty=None, sabotage=None):
     """Rows of a run of 20 rounds whose pieces may be mutated; x* and the statements are the right ones."""
     lam = LAM * problem.smoothness
-    beta, w0 = rates.theory_beta(problem, lam), rng().standard_normal(problem.size)
+    beta, w0 = lemmas.theory_beta(problem, lam), rng().standard_normal(problem.size)
     problem.penalty.prox(w0, 0.0, w0)
     star = theorem.solution(problem, lam, w0)
     if sabotage:
@@ -148,7 +148,7 @@ def test_solution_of_a_wrong_prox_is_not_stationary():
     lam, v = LAM * problem.smoothness, rng().standard_normal(problem.size)
     wrong = Problem("wrong", problem.losses, problem.size, WrongProx(problem.penalty, 1.05))
     rest = theorem.solution(wrong, lam, v)
-    found = violated(lemmas.stationarity_rows(wrong, lam, rates.theory_beta(problem, lam), v, rest))
+    found = violated(lemmas.stationarity_rows(wrong, lam, lemmas.theory_beta(problem, lam), v, rest))
     assert "7 Lemma 2: distance form at the solution" in found
 
 
@@ -246,7 +246,7 @@ def test_exact_gap_at_the_wrong_point(point, steps, monkeypatch):
     """Evaluated at x_k or xag_k instead of md_k it no longer agrees with what the server saw."""
     problem = sparse()
     lam = LAM * problem.smoothness
-    beta, w0 = rates.theory_beta(problem, lam), rng().standard_normal(problem.size)
+    beta, w0 = lemmas.theory_beta(problem, lam), rng().standard_normal(problem.size)
     recorded = record(problem, lam, beta, GhadimiLan(beta), w0, 20, steps)
     elsewhere = {r.md.tobytes(): getattr(r, point) for r in recorded.rounds}
     monkeypatch.setattr(

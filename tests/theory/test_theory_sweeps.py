@@ -43,7 +43,7 @@ def test_arrival_is_the_first_round_at_the_target(monkeypatch):
     problem = problems.attained(1)
     w0 = np.ones(4)
     (arrival,) = sweeps.arrivals(problem, w0)
-    beta = rates.theory_beta(problem, 2.0)
+    beta = lemmas.theory_beta(problem, 2.0)
     run = sweeps.record(problem, 2.0, beta, sweeps.GhadimiLan(beta), w0, 200)
     squares = [r.gap**2 for r in run.rounds]
     assert squares[arrival.rounds - 1] <= sweeps.TARGET < min(squares[: arrival.rounds - 1])
@@ -104,7 +104,7 @@ def test_bound_of_the_curve_is_that_of_the_theorem():
     """The plotted bound in its last round against the term-by-term evaluation of the same run."""
     problem = problems.cosines(rng(), nodes=2, size=4)
     lam, w0 = 2.5, 0.5 * rng().standard_normal(4)
-    beta = rates.theory_beta(problem, lam)
+    beta = lemmas.theory_beta(problem, lam)
     curve = curves.gap_curve(problem, lam, w0, 40)
     run = curves.record(problem, lam, beta, sweeps.GhadimiLan(beta), w0, 40)
     trial = theorem.Trial(run, theorem.solution(problem, lam, run.rounds[-1].ag))

@@ -1,8 +1,8 @@
 """Families of local losses whose constants are known in closed form, each for several different nodes.
 
-A `Problem` is what a theory check needs: one loss a node (an objective by the usual contract), a penalty,
-and for each loss the constants it was built to have. `spread` says how much the nodes differ; with
-spread 0 all nodes are the same. Everything is float64 and drawn from the generator given.
+A `Problem` is what a theory check needs: one loss for each node, with the constants that the loss was built
+to have, and a penalty. `spread` says how much the nodes differ; with spread 0 all nodes are the same.
+Everything is float64 and drawn from the generator given.
 
 Source: mathematics.md §8 (families and their constants). Derived; verified by test.
 """

@@ -1,4 +1,4 @@
-"""What a theory check needs of a problem: losses that know their constants.
+"""What a theory check needs: a problem whose losses know their constants.
 
 Source: mathematics.md §8. Derived.
 """
@@ -47,13 +47,12 @@ class ClosedForm(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """min over v of the mean over nodes of Moreau envelopes of `losses`, plus `penalty`."""
+    """Minimise, over v, the mean over nodes of the Moreau envelopes of `losses`, plus `penalty`."""
 
     name: str
     losses: tuple[Loss, ...]
     size: int
     penalty: Penalty = field(default_factory=Zero)
-    certified: bool = True  # constants proven, not estimated
     attains: int = 0  # +1, -1: the lemmas are equalities here, at curvature +L or -L on every axis
 
     @property

@@ -36,10 +36,10 @@ class Cosines:
         return (self.q - self.a * self.b**2 * np.cos(self.b * w + self.c)) * d
 
     def local_point(self, centre: Vector, lam: float) -> Vector:
-        """By fixed-point steps w <- centre - grad/lam, which contract by L/lam, then Newton steps, by entry.
+        """Take fixed-point steps w <- centre - grad/lam, which contract by L/lam, then Newton steps by entry.
 
-        Not a formula, but as good: it is run until only rounding is left. Where lam is near L that may
-        take more steps than are allowed; the caller's certificate says how near it came.
+        The steps go on until only rounding is left, so the result is as good as a formula. Where lam is near
+        L that may take more steps than are allowed; the caller's certificate says how near it came.
         """
         w, gradient, moved = centre.copy(), np.empty_like(centre), np.inf
         for _ in range(FIXED_POINT_STEPS):
@@ -67,10 +67,10 @@ def cosines(
 ) -> Problem:
     """Cosines in a bowl, scaled so that L is exactly `smoothness` on each node.
 
-    Entry j bends by smoothness * scale_j at most, scale_j falling geometrically from 1 to `decay`: a small
-    decay makes long flat valleys. Of that a share `bowl` is the quadratic's, so bowl < 1/2 is not convex:
-    the curvature goes down to -(1 - 2 bowl) smoothness. All nodes share the frequencies b in [0.5, 2];
-    phases and amplitudes differ with `spread`.
+    The curvature of entry j is at most smoothness * scale_j, and scale_j falls geometrically from 1 to
+    `decay`: a small decay makes long flat valleys. The quadratic has a share `bowl` of it, so for bowl < 1/2
+    the loss is not convex: its curvature goes down to -(1 - 2 bowl) smoothness. All nodes share the
+    frequencies b in [0.5, 2]; their phases and amplitudes differ with `spread`.
     """
     check_family("cosines", nodes, spread)
     if not (0 <= bowl < 1 and 0 < decay <= 1):

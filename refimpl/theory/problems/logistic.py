@@ -48,7 +48,7 @@ def logistic_regression(
 ) -> Problem:
     """Deal samples x (m, d) with labels y in {-1, 1} to the nodes, a share `spread` (<= 1) by label.
 
-    spread 0: every node sees the same mix; spread 1: all but one node see one label only.
+    With spread 0 every node sees the same mix; with spread 1 all nodes but one see a single label.
     """
     check_family("logistic_regression", nodes, spread)
     if x.ndim != 2 or y.shape != (len(x),) or not np.all(np.abs(y) == 1) or len(x) < nodes:

@@ -26,7 +26,7 @@ ACTIVE_BIAS = 3.0  # of the gate's rectified units: far from their kink for inpu
 class NetworkLoss:
     """Cross-entropy of a network on fixed data, with constants as estimated by the caller.
 
-    Not known to be convex anywhere, so concavity = smoothness.
+    It is not known to be convex anywhere, so its concavity equals its smoothness.
     """
 
     def __init__(self, objective: NetworkObjective, smoothness: float) -> None:
@@ -38,7 +38,7 @@ class NetworkLoss:
 
 
 def gated_network() -> Network:
-    """4-3-2, softplus, a channel gate of two hidden units on the hidden layer; 51 parameters."""
+    """A network of 4, 3 and 2 units with softplus and a gate on the hidden layer: 51 parameters."""
     gate = ChannelGate("fc1.gate", FEATURES, HIDDEN, hidden=GATE_HIDDEN)
     hidden = Gated(gate, (Linear("fc1", FEATURES, HIDDEN), Softplus()))
     return Network("soft", (hidden, Linear("fc2", HIDDEN, CLASSES, gain=1.0)), (FEATURES,))
@@ -50,9 +50,9 @@ def soft_network(
     """The problem, and the point w (51,) around which it is smooth.
 
     Each node has two classes of points of norm 1 around directions that `spread` moves from node to node.
-    L is estimated within `radius` of w (`estimate_curvature`): nothing is proven. The gate's own hidden
-    units are rectified, so the loss has kinks; their biases are set so that, within the radius, all units
-    stay active and none is met.
+    L is estimated within `radius` of w (`estimate_curvature`); nothing is proven. The gate's own hidden
+    units are rectified, so the loss has kinks. Their biases keep all units active within the radius, so that
+    no kink is met there.
     """
     check_family("soft_network", nodes, spread)
     network = gated_network()
@@ -70,7 +70,7 @@ def soft_network(
         soft = Context(Gating("soft"), train=("theta", "phi"))
         objective = NetworkObjective(network, x, labels, soft)
         losses.append(NetworkLoss(objective, estimate_curvature(objective, w, radius, rng)))
-    return Problem("soft network", tuple(losses), w.size, certified=False), w
+    return Problem("soft network", tuple(losses), w.size), w
 
 
 def estimate_curvature(
@@ -78,7 +78,7 @@ def estimate_curvature(
 ) -> float:
     """1.5 times the largest |eigenvalue| of the Hessian found at a few points within `radius` of w.
 
-    By power iteration, the products with the Hessian being central differences of the gradient.
+    Power iteration finds it; products with the Hessian are central differences of the gradient.
     """
     largest, ahead, behind, h = 0.0, np.empty_like(w), np.empty_like(w), 1e-5
     for _ in range(PROBES):

@@ -59,8 +59,8 @@ def quadratics(
 ) -> Problem:
     """Nodes with the given eigenvalues (d,) on axes of their own and centres of their own.
 
-    The axes of node i are a common random frame turned by a random rotation whose size grows with
-    `spread`, the centres a common point plus `spread` times a standard normal vector.
+    The axes of node i are a common random frame, turned by a random rotation whose size grows with `spread`.
+    Its centre is a common point plus `spread` times a standard normal vector.
     """
     check_family("quadratics", nodes, spread)
     size = len(eigenvalues)
@@ -84,7 +84,7 @@ def _rotation(frame: np.ndarray, amount: float, rng: np.random.Generator) -> np.
 
 
 def envelope_minimiser(problem: Problem, lam: float) -> Vector:
-    """The minimiser of F for convex quadratics without penalty, from its linear system."""
+    """The minimiser of F for convex quadratics without penalty, which solves a linear system."""
     envelopes = [loss.envelope(lam) for loss in problem.losses if isinstance(loss, Quadratic)]
     if len(envelopes) != len(problem.losses) or problem.concavity > 0 or problem.penalty != Zero():
         raise InputError(f"`envelope_minimiser`: {problem.name} is not a convex quadratic without penalty")
