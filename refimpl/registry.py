@@ -23,14 +23,17 @@ import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from hashlib import sha256
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from refimpl.errors import ConfigError, InputError, cause, one_of, shown
 
 USE = "REFIMPL_USE"
+C = TypeVar("C")
 KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 
 
@@ -40,7 +43,8 @@ class Key:
 
     type: `int`, `float`, `bool`, `str`, or a list of one of them. choices: the names it may have, if any are
     given; ending: besides them, every name that ends so. of: the choices that the key belongs to, where it
-    does not belong to all.
+    does not belong to all. search: the range in which `tune` searches it, unless told otherwise. adapts:
+    whether it plays a part in the adaptation at target nodes only, and none in the training before.
     """
 
     name: str
@@ -54,6 +58,8 @@ class Key:
     at_most: float = math.inf
     below: float = math.inf
     of: tuple[str, ...] = ()
+    search: tuple[float, float] | None = None
+    adapts: bool = False
 
     @property
     def range(self) -> str:
@@ -118,6 +124,11 @@ def key(default: Any, help: str, **rules: Any) -> Any:
 
 def keys_of(declared: Any) -> dict[str, Key]:
     """The keys that a dataclass declares, by name."""
+    return _keys_of(declared if isinstance(declared, type) else type(declared))
+
+
+@lru_cache(maxsize=256)
+def _keys_of(declared: Any) -> dict[str, Key]:
     found = {}
     for item in fields(declared):
         if "key" in item.metadata:
@@ -126,22 +137,39 @@ def keys_of(declared: Any) -> dict[str, Key]:
     return found
 
 
-class Registry:
-    """The choices of one kind, by name; `home` is the module or package whose modules register them."""
+def check_keys(who: str, choice: Any) -> None:
+    """Raise `ConfigError`, in the name of `who`, unless the keys of a choice have values that they take."""
+    for name, one in keys_of(choice).items():
+        one.check(who, getattr(choice, name))
 
-    def __init__(self, kind: str, home: str) -> None:
-        self.kind, self.home = kind, home
+
+class Registry:
+    """The choices of one kind, by name; `home` is the module or package whose modules register them.
+
+    hooks: attributes that a class may have besides its keys, with their values for classes that have none.
+    """
+
+    def __init__(self, kind: str, home: str, **hooks: Any) -> None:
+        self.kind, self.home, self.hooks = kind, home, hooks
         self._classes: dict[str, type[Any]] = {}
+        self._keys: dict[str, Key] = {}
         self._complete = False
 
-    def register(self, name: str) -> Callable[[type[Any]], type[Any]]:
-        """Decorator: the class is chosen by `name`. A name that another class has is an `InputError`."""
+    def register(self, name: str) -> Callable[[type[C]], type[C]]:
+        """Decorator: the class is chosen by `name`, which becomes its attribute `name`.
 
-        def add(declared: type[Any]) -> type[Any]:
+        A name that another class has is an `InputError`.
+        """
+
+        def add(declared: type[C]) -> type[C]:
             known = self._classes.setdefault(name, declared)
             if known.__qualname__ != declared.__qualname__:
                 raise InputError(f"{self.kind} {name!r} is registered already; choose another name")
             self._classes[name] = declared
+            self._keys = {}
+            for hook, usual in {**self.hooks, "name": name}.items():
+                if hook == "name" or not hasattr(declared, hook):
+                    setattr(declared, hook, usual)
             return declared
 
         return add
@@ -171,16 +199,20 @@ class Registry:
 
     def keys(self) -> dict[str, Key]:
         """The keys of all choices, by name; `InputError` where two of them declare one key differently."""
+        classes = self.classes()
+        if self._keys:
+            return self._keys
         found: dict[str, Key] = {}
         owners: dict[str, list[str]] = {}
-        for choice, declared in self.classes().items():
+        for choice, declared in classes.items():
             for name, one in keys_of(declared).items():
                 agree(f"{self.kind} {choice}", one, found.setdefault(name, one))
                 owners.setdefault(name, []).append(choice)
-        return {
-            name: replace(one, of=tuple(owners[name]) if len(owners[name]) < len(self) else ())
+        self._keys = {
+            name: replace(one, of=tuple(owners[name]) if len(owners[name]) < len(classes) else ())
             for name, one in found.items()
         }
+        return self._keys
 
     def make(self, name: str, values: Mapping[str, Any], **context: Any) -> Any:
         """The choice of that name with its keys from `values`, its other fields from `context`."""
@@ -207,9 +239,14 @@ def use(files: Iterable[str]) -> None:
 
 def import_user_files() -> None:
     """Import the files named in REFIMPL_USE, once each, so that what they register is known."""
-    for entry in filter(None, os.environ.get(USE, "").split(os.pathsep)):
+    _import_files(os.environ.get(USE, ""))
+
+
+@lru_cache(maxsize=1)
+def _import_files(entries: str) -> None:
+    for entry in filter(None, entries.split(os.pathsep)):
         path = Path(entry).expanduser().resolve()
-        name = f"refimpl_use_{path.stem}"
+        name = f"refimpl_use_{path.stem}_{sha256(bytes(path)).hexdigest()[:16]}"  # two files may share a stem
         if name not in sys.modules:
             _import_file(name, path)
 
@@ -226,6 +263,18 @@ def _import_file(name: str, path: Path) -> None:
         raise ConfigError(f"--use: {path} cannot be imported: {cause(error)}; mend the file") from error
 
 
+METHODS = Registry(
+    "method",
+    "refimpl.federated.methods",
+    gated=False,  # whether its network has gates, which are trained
+    trains_as="",  # the method whose meta-training it shares; by default it has its own
+    prunes="",  # `channels` or `weights` if it prunes the meta-model at a target node
+    beside="",  # the method that `adapt` shows beside it, from the same meta-model
+    personalise=None,  # its work at a target node, where that is not the usual adaptation
+    check=None,  # raises `ConfigError` where its keys do not go together
+    note="",  # what a reader of its results must know
+    labels={},  # columns of its table that mean something else, by their usual names
+)
 MODELS = Registry("model", "refimpl.nn.zoo")
 PENALTIES = Registry("penalty", "refimpl.optim.prox")
 SCHEDULES = Registry("schedule", "refimpl.optim.accel")

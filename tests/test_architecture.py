@@ -39,7 +39,7 @@ BLIND_TO_NETWORKS = ("optim", "theory", "federated")
 SEES_NETWORKS = {  # networks are what these are about
     "refimpl.federated.adapt",
     "refimpl.federated.warmup",
-    "refimpl.federated.pruning.metasnip",
+    "refimpl.federated.methods.metasnip",
     "refimpl.federated.pruning.snip",
     "refimpl.theory.problems.network",
     "refimpl.theory.stationarity",

@@ -32,7 +32,7 @@ from refimpl.experiments.experiment import Experiment, adapt_targets, personalis
 from refimpl.experiments.record import RunFolder
 from refimpl.federated import adapt as adaptation
 from refimpl.federated import local
-from refimpl.federated.methods import averaging, meta, perfedavg_hf
+from refimpl.federated.methods import meta, metasnip, perfedavg_hf
 from refimpl.federated.methods.fedavg import FedAvg
 from refimpl.federated.methods.fomaml import FOMAML
 from refimpl.federated.methods.maml import MAML
@@ -41,7 +41,7 @@ from refimpl.federated.methods.perfedavg import PerFedAvgFO
 from refimpl.federated.methods.perfedavg_hf import PerFedAvgHF
 from refimpl.federated.methods.pfedme import PFedMe
 from refimpl.federated.methods.reptile import Reptile
-from refimpl.federated.pruning import metasnip, snip
+from refimpl.federated.pruning import snip
 from refimpl.federated.rounds import Participation, check_state, run_rounds, vectors_of
 from refimpl.nn import chain, gradcheck, hessian, lowering, pointwise, tangent
 from refimpl.nn.handover import Handover
@@ -54,13 +54,13 @@ from refimpl.optim import accel, prox
 
 
 METHODS = (
-    FedAvg(0.125, 2),
-    FOMAML(0.125, 0.25, 2),
-    MAML(0.125, 0.25, 1),
-    PerFedAvgFO(0.125, 0.25, 2),
-    PerFedAvgHF(0.125, 0.25, 2, 0.125),
-    PFedMe(1.0, 0.125, 2, 0.25, 2, 0.5),
-    Reptile(0.125, 2, 0.5),
+    FedAvg(eta=0.125, local_steps=2),
+    FOMAML(alpha=0.125, eta=0.25, local_steps=2),
+    MAML(alpha=0.125, eta=0.25, local_steps=1),
+    PerFedAvgFO(alpha=0.125, eta=0.25, local_steps=2),
+    PerFedAvgHF(alpha=0.125, eta=0.25, local_steps=2, delta=0.125),
+    PFedMe(lam=1.0, alpha=0.125, inner_steps=2, eta=0.25, local_steps=2, mix=0.5),
+    Reptile(eta=0.125, local_steps=2, mix=0.5),
     MetaGater(local.LocalSettings(1.0, 0.125, 2), SCHEDULE, PENALTY),
 )
 TASK = NetworkTask(PLAIN, X, Y, batch_size=3)
@@ -247,9 +247,7 @@ INNER = {
         check_state,
         perfedavg_hf.difference,  # called by the method and by `relative_error`
         adaptation.report,  # called by `report_node` and `adapt_targets`
-        averaging.towards,
         local.Tally.solution,
-        meta.outer_steps,
         meta.look_ahead,
         meta.gradient_at,
         DataSet.x,  # indexed as NumPy does it

@@ -14,8 +14,9 @@ from refimpl.cli.options import PATH, config_options, data_dir_option, json_opti
 from refimpl.cli.output import print_json, say_data, table
 from refimpl.cli.progress import Progress, Talk, adapted_text
 from refimpl.errors import InputError
-from refimpl.experiments.config import ADAPTATION
+from refimpl.experiments.config import adaptation_keys
 from refimpl.experiments.record import RunFolder
+from refimpl.registry import METHODS
 
 if TYPE_CHECKING:
     from refimpl.experiments.experiment import Experiment
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 @data_dir_option
 @json_option
 @talk_options
-@config_options(ADAPTATION)
+@config_options(adaptation_keys())
 def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **options: Any) -> None:
     """Adapt a run's meta-model at its target nodes, in two stages.
 
@@ -58,7 +59,7 @@ def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **optio
         given = {name: value for name, value in options.items() if value is not None}
         experiment = replace(experiment, config=replace(experiment.config, **given))
         method = experiment.config.method
-        experiments = [experiment, *_channel_variant(experiment)]
+        experiments = [experiment, *_shown_beside(experiment)]
         work = len(experiment.target_nodes) * len(experiments)
         with Progress(work, talk) as progress, notice(progress, WARM_UP):
             results = [adapt_targets(one, w, lambda node: progress.step(_told(node))) for one in experiments]
@@ -66,7 +67,7 @@ def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **optio
         content = {
             "run": str(run),
             "method": method,
-            "settings": {name: getattr(experiment.config, name) for name in ADAPTATION},
+            "settings": {name: getattr(experiment.config, name) for name in adaptation_keys()},
             "data": experiment.note,
             "nodes": [report._asdict() for report in reports],
             "channel_variant": [report._asdict() for report in beside],
@@ -81,7 +82,8 @@ def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **optio
         for note in notes([method]):
             click.echo(note)
         if beside:
-            click.echo(f"\nmetasnip, from the same meta-model:\n{table(*node_table('metasnip', beside))}")
+            other = experiments[1].config.method
+            click.echo(f"\n{other}, from the same meta-model:\n{table(*node_table(other, beside))}")
     if failure := next(filter(None, map(divergence, results)), ""):
         click.echo(f"refimpl: {failure}", err=True)
         click.get_current_context().exit(CHECK_FAILED)
@@ -91,11 +93,12 @@ def _told(node: NodeReport) -> str:
     return f"adapted at {node.node}  {adapted_text(node.accuracy_after)}"
 
 
-def _channel_variant(experiment: Experiment) -> list[Experiment]:
-    """For metasnip-weights, the experiment that prunes whole channels of the same meta-model.
+def _shown_beside(experiment: Experiment) -> list[Experiment]:
+    """The experiment of the method that is shown beside this one, from the same meta-model.
 
-    The list is empty for other methods, and where no layer is named whose channels could be pruned.
+    The list is empty where there is none, and where no layer is named whose channels could be pruned.
     """
-    if experiment.config.method != "metasnip-weights" or not experiment.config.gates:
+    beside = METHODS[experiment.config.method].beside
+    if not beside or not experiment.config.gates:
         return []
-    return [replace(experiment, config=replace(experiment.config, method="metasnip"))]
+    return [replace(experiment, config=replace(experiment.config, method=beside))]

@@ -17,9 +17,9 @@ from refimpl.cli.options import PATH, Names, Seeds, file_option, run_options
 from refimpl.cli.output import command_line, print_json
 from refimpl.cli.progress import Progress, Talk, adapted_text, round_text
 from refimpl.errors import TakenError, one_of
-from refimpl.experiments.config import METHODS as KNOWN
 from refimpl.experiments.config import Config, preset_names, resolve
 from refimpl.files.storage import json_text, write_whole
+from refimpl.registry import METHODS as KNOWN
 
 if TYPE_CHECKING:
     from refimpl.experiments.compare.plan import Cell, Plan
@@ -124,7 +124,7 @@ def make_plan(
     options = {"checkpoint_every": SELDOM, **{k: v for k, v in (options or {}).items() if v is not None}}
     from_preset = "digits" if from_preset == DEMO else from_preset
     for method in methods or METHODS:
-        one_of("--methods", "method", method, KNOWN)
+        one_of("--methods", "method", method, tuple(KNOWN))
 
     def configure(**setting: Any) -> Config:
         return resolve(file, from_preset, **{**options, **setting})
@@ -197,7 +197,7 @@ def _outcomes(comparison: Comparison, talk: Talk) -> list[Outcome]:
 
         def on_round(cell: Cell, record: RoundRecord) -> None:
             name, config = f"{cell.label}, seed {cell.config.seed}", cell.config
-            progress.step(round_text(name, record, config.rounds, config.method == "metagater"))
+            progress.step(round_text(name, record, config.rounds, KNOWN[config.method].gated))
 
         def on_adapted(cell: Cell, accuracy: float) -> None:
             progress.step(f"{cell.label}, seed {cell.config.seed}  adapted  {adapted_text(accuracy)}")

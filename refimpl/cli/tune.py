@@ -15,8 +15,9 @@ from refimpl.cli.options import FILE, Names, Seeds, file_option, preset_option, 
 from refimpl.cli.output import command_line, print_json, say_data, table
 from refimpl.cli.progress import Progress, Talk, round_text
 from refimpl.errors import ConfigError, RunError, one_of
-from refimpl.experiments.config import METHODS, resolve
+from refimpl.experiments.config import resolve
 from refimpl.files.storage import write_whole
+from refimpl.registry import METHODS
 
 if TYPE_CHECKING:
     from refimpl.experiments.tune.record import Tuning
@@ -152,7 +153,7 @@ def _ranges(methods: list[str], keys: list[str] | None, given: Ranges) -> dict[s
     from refimpl.experiments.tune.search import ranges_of
 
     for number, method in enumerate(methods):
-        one_of("--method", "method", method, METHODS)
+        one_of("--method", "method", method, tuple(METHODS))
         if method in methods[:number]:
             raise ConfigError(f"--method: expected every method once, got {method} again")
     for key in given:
@@ -206,7 +207,7 @@ def _make(tuning: Tuning, data_dir: Path | None, threads: int | None, talk: Talk
 
         def on_told(search: Search, trial: int, record: RoundRecord) -> None:
             name, config = f"{search.config.method}, trial {trial}", search.config
-            progress.step(round_text(name, record, config.rounds, config.method == "metagater"))
+            progress.step(round_text(name, record, config.rounds, METHODS[config.method].gated))
 
         if left:
             tuning.run(data_dir, threads, on_told, stop)

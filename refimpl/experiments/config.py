@@ -22,6 +22,7 @@ from refimpl.files.paths import OWN_DATA, expanded, is_own_data
 from refimpl.files.sniff import decoded
 from refimpl.registry import (
     DATASETS,
+    METHODS,
     MODELS,
     PARTITIONS,
     PENALTIES,
@@ -34,11 +35,7 @@ from refimpl.registry import (
     plain,
 )
 
-METHODS = (
-    "metagater", "metagater-ungated", "fedavg", "perfedavg", "perfedavg-hf", "maml", "fomaml", "reptile",
-    "pfedme", "metasnip", "metasnip-weights",
-)  # fmt: skip
-ADAPTATION = ("eta_phi", "eta_theta", "adapt_steps", "snip_keep")  # keys that play no part before it
+RATES = (0.002, 0.5)  # where `tune` searches the rates of adaptation
 
 
 @dataclass(frozen=True, init=False)
@@ -71,25 +68,6 @@ class Config:
     per_round: int = key(0, "nodes drawn in each round (0: all)", at_least=0)
     weighted: bool = key(False, "weight nodes by their number of samples")
     batch_size: int = key(20, "mini-batch of a local step (0: all samples)", at_least=0)
-    local_steps: int = key(5, "local gradient steps in a round", at_least=1)
-    eta: float = key(
-        0.05, "local learning rate (outer one of perfedavg, perfedavg-hf, maml, fomaml)", above=0.0
-    )
-    lam: float = key(
-        1.0, "Moreau weight lambda of the local problem (metagater, metasnip, pfedme)", at_least=0.0
-    )
-    alpha: float = key(
-        0.05,
-        "inner learning rate (perfedavg, perfedavg-hf, maml, fomaml, prox steps of pfedme)",
-        at_least=0.0,
-    )
-    inner_steps: int = key(1, "inner gradient steps (maml, fomaml, prox steps of pfedme)", at_least=1)
-    delta: float = key(
-        0.0,
-        "step of the difference of gradients in perfedavg-hf (0: 1e-5 in float32, 1e-7 in float64)",
-        at_least=0.0,
-    )
-    mix: float = key(1.0, "share of the way the server goes to the nodes' mean (reptile, pfedme)", above=0.0)
     schedule: str = key("ghadimi-lan", "server step sizes", choices=SCHEDULES)
     penalty: str = key("group-lasso", "regulariser of the gates", choices=PENALTIES)
 
@@ -98,12 +76,13 @@ class Config:
     tau: float = key(1.0, "gate temperature", above=0.0)
     gate_grad: str = key("dense", "gradient of off channels' gates", choices=("dense", "active"))
 
-    eta_phi: float = key(0.05, "adaptation rate of the gate (stage I)", at_least=0.0)
-    eta_theta: float = key(0.05, "adaptation rate of the backbone (stage II)", at_least=0.0)
-    adapt_steps: int = key(1, "gradient steps in each adaptation stage", at_least=0)
-    snip_keep: float = key(
-        0.5, "share of gated channels (metasnip) or weights (metasnip-weights) kept", above=0.0, at_most=1.0
+    eta_phi: float = key(
+        0.05, "adaptation rate of the gate (stage I)", at_least=0.0, search=RATES, adapts=True
     )
+    eta_theta: float = key(
+        0.05, "adaptation rate of the backbone (stage II)", at_least=0.0, search=RATES, adapts=True
+    )
+    adapt_steps: int = key(1, "gradient steps in each adaptation stage", at_least=0, adapts=True)
     checkpoint_every: int = key(1, "rounds between checkpoints", at_least=1)
 
     own: Mapping[str, Any] = field(default_factory=dict)
@@ -142,6 +121,11 @@ def keys() -> dict[str, Key]:
     return order
 
 
+def adaptation_keys() -> tuple[str, ...]:
+    """The keys that play a part in the adaptation at target nodes only."""
+    return tuple(name for name, one in keys().items() if one.adapts)
+
+
 def _expect_known(source: str, names: Iterable[str]) -> None:
     known = tuple(sorted(keys()))
     for name in names:
@@ -163,17 +147,8 @@ def _check_ranges(config: Config) -> None:
         raise ConfigError(f"config: sizes must be at least 1, got {min(config.sizes)}: no node may be empty")
     if config.per_round > config.nodes:
         raise ConfigError(f"config: per_round {config.per_round} exceeds nodes {config.nodes}; use 0 for all")
-    if config.lam == 0 and config.method.startswith(("metagater", "metasnip")):
-        raise ConfigError(
-            "config: lam must be positive for metagater: the server's gradient is lam (md - mean)"
-        )
-    if config.method == "metasnip" and not config.gates:
-        raise ConfigError(
-            "config: metasnip prunes channels of the layers named by gates, and none is named; "
-            "name some, or use metasnip-weights"
-        )
-    if config.lam == 0 and config.method == "pfedme":
-        raise ConfigError("config: lam must be positive for pfedme: nodes move by eta lam (w - t)")
+    if check := METHODS[config.method].check:
+        check(config)
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -215,7 +190,7 @@ def _layer(table: Mapping[str, Any], method: str, source: str) -> dict[str, Any]
     values = {name: value for name, value in table.items() if not isinstance(value, dict)}
     for section, content in table.items():
         if isinstance(content, dict):
-            one_of(source, "section", section, METHODS)
+            one_of(source, "section", section, tuple(METHODS))
             if section == method:
                 values.update(content)
     _expect_known(source, values)

@@ -23,15 +23,23 @@ from refimpl.errors import ConfigError, DataError, DivergenceError, InputError
 from refimpl.experiments.config import Config, from_table
 from refimpl.experiments.methods import build_method, is_gated, prunes
 from refimpl.experiments.record import RunFolder
-from refimpl.federated.adapt import AdaptSettings, NodeReport, Personal, adapt, evaluate, report, unknown
-from refimpl.federated.pruning.metasnip import adapt_channels, adapt_weights
+from refimpl.federated.adapt import (
+    AdaptSettings,
+    NodeReport,
+    Personal,
+    Target,
+    evaluate,
+    report,
+    unknown,
+    usual_adaptation,
+)
 from refimpl.federated.rounds import Method, Participation, RoundRecord, State, run_rounds
 from refimpl.federated.warmup import warm_up
 from refimpl.files.environment import cores
 from refimpl.nn.context import Gating
 from refimpl.nn.network import Network
 from refimpl.nn.task import NetworkTask
-from refimpl.registry import MODELS, PARTITIONS
+from refimpl.registry import METHODS, MODELS, PARTITIONS
 from refimpl.rng import SeedTree
 
 OnRound = Callable[[RoundRecord], None]
@@ -242,11 +250,10 @@ def _restore(folder: RunFolder, fresh: State) -> tuple[State, int, float]:
 
 
 def adapt_settings(experiment: Experiment) -> AdaptSettings:
-    """The configured adaptation; pfedme's personalised model stays near the global one by lam."""
+    """The configured adaptation."""
     config = experiment.config
     eta_phi = config.eta_phi if is_gated(config) else 0.0
-    lam = config.lam if config.method == "pfedme" else 0.0
-    return AdaptSettings(eta_phi, config.eta_theta, config.adapt_steps, experiment.gating, lam)
+    return AdaptSettings(eta_phi, config.eta_theta, config.adapt_steps, experiment.gating)
 
 
 @np.errstate(all="ignore")  # a rate too large is an answer, not a fault
@@ -255,23 +262,19 @@ def personalise(experiment: Experiment, w: np.ndarray, node: Node) -> Personal:
 
     Where the rates are too large, parameters of the result are not finite.
     """
-    if not prunes(experiment.config):
-        adapted = adapt(experiment.network, w, *node.support, adapt_settings(experiment))
-        return Personal(experiment.network, w, adapted)
+    config, network = experiment.config, experiment.network
+
+    def gated() -> Network:
+        return build_network(config, network.input_shape, network.classes, gated=True)
+
+    target = Target(network, gated, w, *node.support, adapt_settings(experiment))
+    if METHODS[config.method].personalise is None:
+        return usual_adaptation(target)
     try:
-        return _pruned(experiment, w, node)
+        personal: Personal = METHODS[config.method].personalise(build_method(config, network), target)
+        return personal
     except DivergenceError:
-        return unknown(experiment.network, w.dtype)
-
-
-def _pruned(experiment: Experiment, w: np.ndarray, node: Node) -> Personal:
-    """The meta-model w pruned at a node, channels or weights, and adapted."""
-    config, plain, (x, y) = experiment.config, experiment.network, node.support
-    settings = adapt_settings(experiment)
-    if config.method == "metasnip":
-        gated = build_network(config, plain.input_shape, plain.classes, gated=True)
-        return adapt_channels(plain, gated, w, x, y, settings, config.snip_keep)
-    return adapt_weights(plain, w, x, y, settings, config.snip_keep)
+        return unknown(network, w.dtype)
 
 
 def adapt_targets(

@@ -1,97 +1,81 @@
-"""The federated methods by name: from a configuration to the method that trains."""
+"""The configured method: how it is built, which keys it takes, and which meta-trainings are the same."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
-from dataclasses import replace
-from typing import Any
+from collections.abc import Collection
+from dataclasses import fields
+from functools import lru_cache
 
-from refimpl.experiments.config import ADAPTATION, Config
-from refimpl.federated.local import LocalSettings
-from refimpl.federated.methods.fedavg import FedAvg
-from refimpl.federated.methods.fomaml import FOMAML
-from refimpl.federated.methods.maml import MAML
-from refimpl.federated.methods.metagater import MetaGater
-from refimpl.federated.methods.perfedavg import PerFedAvgFO
-from refimpl.federated.methods.perfedavg_hf import DELTA, PerFedAvgHF
-from refimpl.federated.methods.pfedme import PFedMe
-from refimpl.federated.methods.reptile import Reptile
+from refimpl.experiments.config import Config, adaptation_keys
 from refimpl.federated.rounds import Method
 from refimpl.nn.network import Network
 from refimpl.optim import prox
-from refimpl.registry import PENALTIES, SCHEDULES
+from refimpl.registry import METHODS, PENALTIES, SCHEDULES, keys_of
 
-# Methods that prune another method's meta-model at the target node, and that method.
-PRUNES = {"metasnip": "metagater-ungated", "metasnip-weights": "metagater-ungated"}
+GATES = ("gates", "gate_mode", "tau", "gate_grad", "eta_phi")  # what methods with gates take
 
-_LOCAL = ("lam", "eta", "local_steps", "schedule", *SCHEDULES.keys())
-_META = ("alpha", "eta", "local_steps")
-_GATES = ("gates", "gate_mode", "tau", "gate_grad", "eta_phi", "penalty", *PENALTIES.keys())
 
-# The keys of a configuration that only some methods take.
-KEYS: dict[str, tuple[str, ...]] = {
-    "metagater": (*_LOCAL, *_GATES),
-    "metagater-ungated": _LOCAL,
-    "fedavg": ("eta", "local_steps"),
-    "perfedavg": _META,
-    "perfedavg-hf": (*_META, "delta"),
-    "maml": (*_META, "inner_steps"),
-    "fomaml": (*_META, "inner_steps"),
-    "reptile": ("eta", "local_steps", "mix"),
-    "pfedme": ("lam", *_META, "inner_steps", "mix"),
-    "metasnip": (*_LOCAL, "gates", "snip_keep"),
-    "metasnip-weights": (*_LOCAL, "snip_keep"),
-}
+def keys_taken(method: str) -> frozenset[str]:
+    """The keys of a configuration that play a part in the method, of those that do not in all.
+
+    These are its own keys; those of a schedule and of a penalty, where it has a field of that name; and those
+    of gates.
+    """
+    kind = METHODS[method]
+    made_with = {item.name for item in fields(kind)}
+    taken = {*keys_of(kind)}
+    if "schedule" in made_with:
+        taken |= {"schedule", *SCHEDULES.keys()}
+    if kind.gated:
+        taken |= {*GATES, *({"penalty", *PENALTIES.keys()} if "penalty" in made_with else ())}
+    return frozenset(taken | ({"gates"} if kind.prunes == "channels" else set()))
+
+
+def special_keys() -> frozenset[str]:
+    """The keys that belong to some or all methods, as opposed to those of data, network and rounds."""
+    return frozenset(_taken(tuple(METHODS)))
 
 
 def takes(method: str, key: str) -> bool:
     """Whether the key of a configuration plays a part in the method."""
-    return key in KEYS[method] or all(key not in keys for keys in KEYS.values())
+    takers = _taken(tuple(METHODS)).get(key)
+    return takers is None or method in takers
 
 
-_DEFAULTS = Config().table()
-_UNGATED: dict[str, Any] = {"gates": [], "gate_mode": "hard", "tau": 1.0, "gate_grad": "dense", "rho": 0.0}
+@lru_cache(maxsize=4)
+def _taken(methods: tuple[str, ...]) -> dict[str, set[str]]:
+    """The methods that take a key, by key."""
+    found: dict[str, set[str]] = {}
+    for method in methods:
+        for key in keys_taken(method):
+            found.setdefault(key, set()).add(method)
+    return found
 
 
 def training_key(config: Config) -> str:
-    """Equal for configurations with the same meta-training: adaptation settings do not enter it."""
-    neutral = replace(
-        config,
-        method=PRUNES.get(config.method, config.method),
-        checkpoint_every=1,
-        **{key: _DEFAULTS[key] for key in ADAPTATION},
-    )
-    if neutral.method != "metagater":  # layers with gates are then those that pruning may close
-        neutral = replace(neutral, **_UNGATED)
-    return json.dumps(neutral.table(), sort_keys=True)
-
-
-_PRUNED = (
-    "before is the accuracy of the meta-model, pruned that of what pruning leaves, before gradient steps"
-)
-
-NOTES = {
-    "pfedme": "accuracy is that of the nodes' personalised models, accuracy before that of the global model",
-    "metasnip": _PRUNED,
-    "metasnip-weights": f"{_PRUNED}; its masks are unstructured: they save neither executed FLOPs nor time "
-    "on dense hardware; metasnip prunes whole channels, which are skipped",
-}
+    """Equal for configurations with the same meta-training: keys that play no part in it do not enter."""
+    method = METHODS[config.method].trains_as or config.method
+    ignored = {"method", "checkpoint_every", *adaptation_keys()}
+    table = {key: value for key, value in config.table().items() if takes(method, key) and key not in ignored}
+    return json.dumps([method, table], sort_keys=True)
 
 
 def notes(methods: Collection[str]) -> list[str]:
     """What a reader of the methods' results must know, one line for each method that has something."""
-    return [f"{method}: {note}" for method, note in NOTES.items() if method in methods]
+    return [
+        f"{name}: {kind.note}" for name, kind in METHODS.classes().items() if name in methods and kind.note
+    ]
 
 
 def is_gated(config: Config) -> bool:
     """Whether the method meta-trains gates."""
-    return config.method == "metagater"
+    return bool(METHODS[config.method].gated)
 
 
 def prunes(config: Config) -> bool:
     """Whether the method prunes the meta-model at the target node."""
-    return config.method in PRUNES
+    return bool(METHODS[config.method].prunes)
 
 
 def build_penalty(config: Config, network: Network) -> prox.Penalty:
@@ -103,26 +87,14 @@ def build_penalty(config: Config, network: Network) -> prox.Penalty:
     return prox.Separable(((phi, PENALTIES.make(config.penalty, config.table(), groups=groups)),))
 
 
-def _metagater(c: Config, network: Network) -> Method:
-    local = LocalSettings(c.lam, c.eta, c.local_steps)
-    return MetaGater(local, SCHEDULES.make(c.schedule, c.table()), build_penalty(c, network), c.method)
-
-
-BUILDERS: dict[str, Callable[[Config, Network], Method]] = {
-    "metagater": _metagater,
-    "metagater-ungated": _metagater,
-    "fedavg": lambda c, _: FedAvg(c.eta, c.local_steps),
-    "perfedavg": lambda c, _: PerFedAvgFO(c.alpha, c.eta, c.local_steps),
-    "perfedavg-hf": lambda c, _: PerFedAvgHF(c.alpha, c.eta, c.local_steps, c.delta or DELTA[c.dtype]),
-    "maml": lambda c, _: MAML(c.alpha, c.eta, c.local_steps, c.inner_steps),
-    "fomaml": lambda c, _: FOMAML(c.alpha, c.eta, c.local_steps, c.inner_steps),
-    "reptile": lambda c, _: Reptile(c.eta, c.local_steps, c.mix),
-    "pfedme": lambda c, _: PFedMe(c.lam, c.alpha, c.inner_steps, c.eta, c.local_steps, c.mix),
-    "metasnip": _metagater,
-    "metasnip-weights": _metagater,
-}
-
-
 def build_method(config: Config, network: Network) -> Method:
     """The configured federated method."""
-    return BUILDERS[config.method](config, network)
+    table = config.table()
+    method: Method = METHODS.make(
+        config.method,
+        table,
+        schedule=SCHEDULES.make(config.schedule, table),
+        penalty=build_penalty(config, network),
+        network=network,
+    )
+    return method

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -80,6 +80,27 @@ class Personal(NamedTuple):
     adapted: Adapted
     pruned: bool = False
     weights_off: float = 0.0
+
+
+class Target(NamedTuple):
+    """What a method is given at a target node.
+
+    network: the one that was trained, w its meta-model; gated: makes the same network with gates on the
+    layers that the key `gates` names; x, y: the node's support samples.
+    """
+
+    network: Network
+    gated: Callable[[], Network]
+    w: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    settings: AdaptSettings
+
+
+def usual_adaptation(target: Target) -> Personal:
+    """Both stages of `adapt`: what methods do that do not say otherwise."""
+    adapted = adapt(target.network, target.w, target.x, target.y, target.settings)
+    return Personal(target.network, target.w, adapted)
 
 
 def unknown(network: Network, dtype: np.dtype) -> Personal:

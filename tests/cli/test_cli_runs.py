@@ -16,9 +16,9 @@ from forks import Command
 
 from refimpl.cli import app
 from refimpl.cli.interrupt import stop_requests
-from refimpl.experiments.config import METHODS
 from refimpl.experiments.record import RunFolder
 from refimpl.files.storage import npz_bytes, read_npz
+from refimpl.registry import METHODS
 
 ROUNDS = 60  # of some 10 ms each: enough to be stopped long before the end
 RUN = ("--dataset", "digits", "--method", "metagater", "--nodes", "3", "--targets", "2", "--local-steps", "2")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from refimpl.errors import ConfigError, InputError, OlderVersionWarning
-from refimpl.experiments.config import METHODS, Config, from_table, preset, resolve
+from refimpl.experiments.config import Config, from_table, preset, resolve
 from refimpl.files.storage import toml_text
-from refimpl.registry import DATASETS, MODELS
+from refimpl.registry import DATASETS, METHODS, MODELS
 
 
 def test_layers_go_over_each_other(tmp_path):

@@ -22,11 +22,11 @@ from refimpl.experiments.compare.summary import curves, summarise
 from refimpl.experiments.compare.work import read_curve
 from refimpl.experiments.config import resolve
 from refimpl.experiments.experiment import adapt_targets, personalise, prepare, train
-from refimpl.experiments.methods import PRUNES
 from refimpl.experiments.tune.search import Search
 from refimpl.experiments.tune.trial import Trial, best, jobs, run_trials
 from refimpl.federated.adapt import AdaptSettings, NodeReport, divergence, evaluate, report_node
 from refimpl.nn import zoo
+from refimpl.registry import METHODS
 from refimpl.report.subject import find
 from refimpl.rng import SeedTree
 
@@ -96,7 +96,7 @@ def test_a_meta_model_that_is_not_finite_diverged_before_and_after():
     assert all(report.diverged and math.isnan(report.accuracy_before) for report in reports)
 
 
-@pytest.mark.parametrize("method", sorted(PRUNES))
+@pytest.mark.parametrize("method", [name for name, kind in METHODS.classes().items() if kind.prunes])
 def test_sensitivities_that_are_not_finite_choose_nothing(method, recwarn):
     """The gradient overflows at the meta-model, which is finite; any choice by it would be arbitrary."""
     e = prepare(resolve(method=method, **TINY))

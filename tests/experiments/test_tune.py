@@ -12,12 +12,13 @@ from commands import assert_one_line, assert_refused
 
 from refimpl.cli import app
 from refimpl.errors import ConfigError, DataError, RefimplError, RunError
-from refimpl.experiments.config import METHODS, resolve
+from refimpl.experiments.config import resolve
 from refimpl.experiments.experiment import adapt_targets, prepare, train
 from refimpl.experiments.tune import trial as trials_of
 from refimpl.experiments.tune.record import Tuning
 from refimpl.experiments.tune.search import Search, grid_levels, ranges_of, search_from
 from refimpl.experiments.tune.trial import Trial, best, jobs, run_trials, validation_experiment
+from refimpl.registry import METHODS
 
 TINY = {"nodes": 4, "targets": 2, "rounds": 2, "local_steps": 1}
 FLAGS = ("--nodes", "4", "--targets", "2", "--rounds", "2", "--local-steps", "1", "--threads", "1")

@@ -97,7 +97,7 @@ def test_the_penalty_acts_on_its_part_only():
 
 def test_fedavg_is_the_mean_of_local_descents():
     tasks, w0 = quadratics(), np.zeros(3)
-    w, records = run(FedAvg(eta=0.1, steps=2), tasks, w0, 1)
+    w, records = run(FedAvg(eta=0.1, local_steps=2), tasks, w0, 1)
     expected = np.mean([t.target * (1 - (1 - 0.1 * t.curvature) ** 2) for t in tasks], axis=0)
     np.testing.assert_allclose(w, expected, rtol=1e-12)
     assert math.isnan(records[0].gap)
@@ -105,14 +105,14 @@ def test_fedavg_is_the_mean_of_local_descents():
 
 def test_weighted_mean_uses_the_sizes():
     tasks = [Quadratic(np.array([1.0]), 1.0, size=3), Quadratic(np.array([0.0]), 1.0, size=1)]
-    w, _ = run(FedAvg(0.5, 1), tasks, np.zeros(1), 1, Participation(weighted=True))
+    w, _ = run(FedAvg(eta=0.5, local_steps=1), tasks, np.zeros(1), 1, Participation(weighted=True))
     assert w[0] == pytest.approx(0.75 * 0.5)
 
 
 def test_perfedavg_steps_both_start_from_w():
     # on (c/2)(w - t)^2: ahead - t = (1 - alpha c)(w - t); w' = w - beta c (1 - alpha c)(w - t)
     task = Quadratic(np.array([2.0]), 0.8)
-    w, records = run(PerFedAvgFO(alpha=0.5, beta=0.25, steps=1), [task], np.array([5.0]), 1)
+    w, records = run(PerFedAvgFO(alpha=0.5, eta=0.25, local_steps=1), [task], np.array([5.0]), 1)
     assert w[0] == pytest.approx(5.0 - 0.25 * 0.8 * (1 - 0.5 * 0.8) * 3.0, rel=1e-13)
     assert records[0].gradients == 2
 
@@ -126,7 +126,7 @@ def test_participation_is_keyed_by_round_not_by_call_order():
         Participation(per_round=11).sample(10, 1, seeds)
 
 
-def bad_round(method=FedAvg(0.1, 1), tasks=None, state=None, rounds=range(1, 2), **options):  # noqa: B008
+def bad_round(method=FedAvg(eta=0.1, local_steps=1), tasks=None, state=None, rounds=range(1, 2), **options):  # noqa: B008
     """One round, in which something is to be refused."""
     tasks = quadratics() if tasks is None else tasks
     state = method.start(np.ones(3)) if state is None else state
@@ -153,7 +153,7 @@ class Longer(FedAvg):
         ({"threads": 1.5}, "threads >= 0, a whole number"),
         ({"state": {"x": np.ones(3), "ag": np.ones(3)}}, "expected a state with w, got x, ag"),
         ({"state": {"w": np.ones((3, 1))}}, "w to be a 1-D"),
-        ({"method": Longer(0.1, 1)}, "point and answer of one length"),
+        ({"method": Longer(eta=0.1, local_steps=1)}, "point and answer of one length"),
         (
             {"tasks": [Quadratic(np.zeros(3), size=0)], "participation": Participation(weighted=True)},
             "cannot be weighted",
@@ -166,7 +166,14 @@ def test_rounds_refuse_what_they_cannot_run(given, message):
 
 
 @pytest.mark.parametrize("mean", [np.ones(2), np.ones(1), np.ones(3, np.float32), np.ones((3, 1))])
-@pytest.mark.parametrize("method", [FedAvg(0.1, 1), Reptile(0.1, 1, 0.5), PFedMe(1.0, 0.1, 1, 0.1, 1, 0.5)])
+@pytest.mark.parametrize(
+    "method",
+    [
+        FedAvg(eta=0.1, local_steps=1),
+        Reptile(eta=0.1, local_steps=1, mix=0.5),
+        PFedMe(lam=1.0, alpha=0.1, inner_steps=1, eta=0.1, local_steps=1, mix=0.5),
+    ],
+)
 def test_servers_refuse_means_of_other_models(method, mean):
     with pytest.raises(InputError, match="mean"):
         method.server(method.start(np.ones(3)), 1, np.ones(3), mean)
@@ -253,7 +260,7 @@ def test_a_record_counts_what_was_done():
 def test_divergence_names_round_and_node():
     tasks = [Quadratic(np.zeros(2), 1.0), Quadratic(np.zeros(2), 1e200)]
     with pytest.raises(DivergenceError, match=r"round \d+ at node 1"):
-        run(FedAvg(1.0, 3), tasks, np.ones(2), 50)
+        run(FedAvg(eta=1.0, local_steps=3), tasks, np.ones(2), 50)
 
 
 def test_impossible_settings_are_refused():

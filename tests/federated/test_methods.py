@@ -55,21 +55,21 @@ A, B = Quadratic(2.0, 1.0, size=3), Quadratic(-1.0, 2.0, size=1)
 
 BY_HAND = {
     # A: 1 + 1/2 = 1.5; B: 1 - 4/2 = -1
-    FedAvg(eta=0.5, steps=1): (1.5 - 1.0) / 2,
+    FedAvg(eta=0.5, local_steps=1): (1.5 - 1.0) / 2,
     # A: ahead 1.25, v = -0.75, w = 1.375; B: ahead 0, v = 2, w = 0
-    PerFedAvgFO(alpha=0.25, beta=0.5, steps=1): (1.375 + 0.0) / 2,
+    PerFedAvgFO(alpha=0.25, eta=0.5, local_steps=1): (1.375 + 0.0) / 2,
     # A: d = H v = -0.75, v - d/4 = -0.5625, w = 1.28125; B: d = 4, v - d/4 = 1, w = 0.5
-    PerFedAvgHF(alpha=0.25, beta=0.5, steps=1, delta=0.5): (1.28125 + 0.5) / 2,
-    MAML(alpha=0.25, beta=0.5, steps=1): (1.28125 + 0.5) / 2,
+    PerFedAvgHF(alpha=0.25, eta=0.5, local_steps=1, delta=0.5): (1.28125 + 0.5) / 2,
+    MAML(alpha=0.25, eta=0.5, local_steps=1): (1.28125 + 0.5) / 2,
     # A: 1, 1.25, 1.4375, v = -0.5625 (3/4)^2, w = 1.158203125; B: 1, 0, -0.5, v = 1 (1/2)^2, w = 0.875
-    MAML(alpha=0.25, beta=0.5, steps=1, inner_steps=2): (1.158203125 + 0.875) / 2,
+    MAML(alpha=0.25, eta=0.5, local_steps=1, inner_steps=2): (1.158203125 + 0.875) / 2,
     # the same points, v = -0.5625 and 1: w = 1.28125 and 0.5
-    FOMAML(alpha=0.25, beta=0.5, steps=1, inner_steps=2): (1.28125 + 0.5) / 2,
+    FOMAML(alpha=0.25, eta=0.5, local_steps=1, inner_steps=2): (1.28125 + 0.5) / 2,
     # A: 1, 1.25, 1.4375; B: 1, 0, -0.5; mean 0.46875, half the way from 1
-    Reptile(eta=0.25, steps=2, eps=0.5): (1 + 0.46875) / 2,
+    Reptile(eta=0.25, local_steps=2, mix=0.5): (1 + 0.46875) / 2,
     # A: t = 1, 1.25, then - (-0.75 + 2/4)/4 = 1.3125, w = 1 + 0.3125/2; B: t = 1, 0, then - (2 - 2)/4 = 0,
     # w = 1 - 1/2; mean 0.828125, half the way from 1
-    PFedMe(lam=2.0, eta_prox=0.25, prox_steps=2, eta=0.25, steps=1, beta=0.5): (1 + 0.828125) / 2,
+    PFedMe(lam=2.0, alpha=0.25, inner_steps=2, eta=0.25, local_steps=1, mix=0.5): (1 + 0.828125) / 2,
 }
 
 
@@ -81,9 +81,11 @@ def test_one_round_of_two_nodes_by_hand(method):
 
 
 def test_the_mean_may_be_weighted_by_the_sizes():
-    w, _ = run(FedAvg(0.5, 1), [A, B], [1.0], participation=Participation(weighted=True))
+    w, _ = run(FedAvg(eta=0.5, local_steps=1), [A, B], [1.0], participation=Participation(weighted=True))
     assert w[0] == 0.75 * 1.5 + 0.25 * -1.0
-    w, _ = run(Reptile(0.5, 1, 0.5), [A, B], [1.0], participation=Participation(weighted=True))
+    w, _ = run(
+        Reptile(eta=0.5, local_steps=1, mix=0.5), [A, B], [1.0], participation=Participation(weighted=True)
+    )
     assert w[0] == 1 + 0.5 * (0.875 - 1)
 
 
@@ -125,24 +127,28 @@ def test_mamls_direction_is_the_gradient_of_the_loss_after_adaptation(inner_step
     def after(w):
         return batches[-1].value(look_ahead(w, batches[:-1], alpha, Tally())[-1])
 
-    loss, direction = MAML(alpha, 1.0, 1, inner_steps)._meta_gradient(w, batches, Tally())
+    loss, direction = MAML(alpha=alpha, eta=1.0, local_steps=1, inner_steps=inner_steps).meta_gradient(
+        w, batches, Tally()
+    )
     assert loss == pytest.approx(after(w), rel=1e-14)
     h = 1e-4
     for _ in range(5):
         u = rng.standard_normal(w.size)
         near, far = after(w + h * u) - after(w - h * u), after(w + 2 * h * u) - after(w - 2 * h * u)
         assert direction @ u == pytest.approx((8 * near - far) / (12 * h), rel=1e-6)
-    _, first_order = FOMAML(alpha, 1.0, 1, inner_steps)._meta_gradient(w, batches, Tally())
+    _, first_order = FOMAML(alpha=alpha, eta=1.0, local_steps=1, inner_steps=inner_steps).meta_gradient(
+        w, batches, Tally()
+    )
     assert np.linalg.norm(first_order - direction) > 0.05 * np.linalg.norm(direction)
 
 
 def test_the_hessian_free_variant_tends_to_exact_maml():
     """Full batches: D = D' = D''. The error is that of a central difference, O(delta^2)."""
     tasks, w0 = network_tasks(), start()
-    exact, _ = run(MAML(0.5, 1.0, 2), tasks, w0)
+    exact, _ = run(MAML(alpha=0.5, eta=1.0, local_steps=2), tasks, w0)
     errors = []
     for delta in (1e-1, 1e-2, 1e-3):
-        w, _ = run(PerFedAvgHF(0.5, 1.0, 2, delta), tasks, w0)
+        w, _ = run(PerFedAvgHF(alpha=0.5, eta=1.0, local_steps=2, delta=delta), tasks, w0)
         errors.append(np.linalg.norm(w - exact) / np.linalg.norm(exact - w0))
     assert errors[0] / errors[1] == pytest.approx(100, rel=0.1)
     assert errors[1] / errors[2] == pytest.approx(100, rel=0.1)
@@ -161,19 +167,25 @@ def test_the_default_delta_is_measured_against_exact_products(dtype, allowed, mo
     assert chosen < former
     assert np.median(found, axis=0)[1] < allowed
     network = networks()[0]
-    assert build_method(Config(method="perfedavg-hf", dtype=dtype), network).delta == DELTA[dtype]
-    assert build_method(Config(method="perfedavg-hf", dtype=dtype, delta=0.5), network).delta == 0.5
+    (task, *_), w0 = network_tasks(network, dtype), start(network, dtype)
+    usual, named, other = (
+        build_method(Config(method="perfedavg-hf", dtype=dtype, delta=delta), network)
+        .local(task, w0, np.random.default_rng(0))
+        .w.tobytes()
+        for delta in (0.0, DELTA[dtype], 0.5)
+    )
+    assert usual == named != other
 
 
 def test_looking_nowhere_ahead_they_are_all_local_sgd():
     tasks, w0 = network_tasks(), start()
-    plain, _ = run(FedAvg(0.3, 3), tasks, w0, rounds=2)
+    plain, _ = run(FedAvg(eta=0.3, local_steps=3), tasks, w0, rounds=2)
     for method in (
-        MAML(0.0, 0.3, 3),
-        MAML(0.0, 0.3, 3, inner_steps=2),
-        FOMAML(0.0, 0.3, 3),
-        PerFedAvgFO(0.0, 0.3, 3),
-        PerFedAvgHF(0.0, 0.3, 3, 0.1),
+        MAML(alpha=0.0, eta=0.3, local_steps=3),
+        MAML(alpha=0.0, eta=0.3, local_steps=3, inner_steps=2),
+        FOMAML(alpha=0.0, eta=0.3, local_steps=3),
+        PerFedAvgFO(alpha=0.0, eta=0.3, local_steps=3),
+        PerFedAvgHF(alpha=0.0, eta=0.3, local_steps=3, delta=0.1),
     ):
         w, _ = run(method, tasks, w0, rounds=2)
         np.testing.assert_allclose(w, plain, rtol=1e-12, atol=1e-14, err_msg=method.name)
@@ -181,17 +193,21 @@ def test_looking_nowhere_ahead_they_are_all_local_sgd():
 
 def test_first_order_maml_with_one_inner_step_is_first_order_perfedavg():
     tasks, w0 = network_tasks(batch_size=4), start()
-    one, _ = run(FOMAML(0.2, 0.3, 3), tasks, w0, rounds=2)
-    other, _ = run(PerFedAvgFO(0.2, 0.3, 3), tasks, w0, rounds=2)
+    one, _ = run(FOMAML(alpha=0.2, eta=0.3, local_steps=3), tasks, w0, rounds=2)
+    other, _ = run(PerFedAvgFO(alpha=0.2, eta=0.3, local_steps=3), tasks, w0, rounds=2)
     assert one.tobytes() == other.tobytes()
 
 
 def test_reptile_meets_fedavg():
     tasks, w0 = network_tasks(batch_size=4), start()
-    whole, _ = run(Reptile(0.2, 3, eps=1.0), tasks, w0, rounds=2)
-    np.testing.assert_allclose(whole, run(FedAvg(0.2, 3), tasks, w0, rounds=2)[0], rtol=1e-12, atol=1e-14)
-    step, _ = run(Reptile(0.2, 1, eps=0.25), tasks, w0, rounds=2)
-    np.testing.assert_allclose(step, run(FedAvg(0.05, 1), tasks, w0, rounds=2)[0], rtol=1e-12, atol=1e-14)
+    whole, _ = run(Reptile(eta=0.2, local_steps=3, mix=1.0), tasks, w0, rounds=2)
+    np.testing.assert_allclose(
+        whole, run(FedAvg(eta=0.2, local_steps=3), tasks, w0, rounds=2)[0], rtol=1e-12, atol=1e-14
+    )
+    step, _ = run(Reptile(eta=0.2, local_steps=1, mix=0.25), tasks, w0, rounds=2)
+    np.testing.assert_allclose(
+        step, run(FedAvg(eta=0.05, local_steps=1), tasks, w0, rounds=2)[0], rtol=1e-12, atol=1e-14
+    )
 
 
 curvatures = st.floats(0.25, 4.0)
@@ -206,7 +222,7 @@ def test_maml_settles_where_the_adapted_losses_are_stationary(one, other, target
     curved = [c * (1 - alpha * c) ** 2 for c in (one, other)]
     best = (curved[0] + curved[1] * target) / sum(curved)
     factor = 1 - 0.2 * sum(curved) / 2  # contraction of a round
-    w, _ = run(MAML(alpha, 0.2, 1), tasks, [5.0], rounds=30)
+    w, _ = run(MAML(alpha=alpha, eta=0.2, local_steps=1), tasks, [5.0], rounds=30)
     assert w[0] - best == pytest.approx(factor**30 * (5.0 - best), rel=1e-9, abs=1e-12)
 
 
@@ -216,7 +232,8 @@ def test_pfedme_steps_on_the_moreau_envelope(curvature, lam, steps):
     """With t exact, w_i <- w_i - eta m (w_i - target), m = lam c/(lam + c) the envelope's curvature."""
     task, eta = Quadratic(2.0, curvature), 0.1
     # one prox step of rate 1/(c + lam) solves a quadratic's proximal problem
-    w, (record,) = run(PFedMe(lam, 1 / (curvature + lam), 1, eta, steps, 1.0), [task], [5.0])
+    method = PFedMe(lam=lam, alpha=1 / (curvature + lam), inner_steps=1, eta=eta, local_steps=steps, mix=1.0)
+    w, (record,) = run(method, [task], [5.0])
     m = lam * curvature / (lam + curvature)
     assert w[0] == pytest.approx(2.0 + (1 - eta * m) ** steps * 3.0, rel=1e-12)
     assert record.loss == pytest.approx(0.5 * curvature * 9.0)
@@ -227,9 +244,10 @@ def test_pfedme_in_the_limits_of_lambda():
     tasks, w0 = network_tasks(), start()
 
     def distance(lam, eta_prox, target):
-        return np.linalg.norm(run(PFedMe(lam, eta_prox, 20, 0.3, 2, 1.0), tasks, w0)[0] - target)
+        method = PFedMe(lam=lam, alpha=eta_prox, inner_steps=20, eta=0.3, local_steps=2, mix=1.0)
+        return np.linalg.norm(run(method, tasks, w0)[0] - target)
 
-    plain, _ = run(FedAvg(0.3, 2), tasks, w0)
+    plain, _ = run(FedAvg(eta=0.3, local_steps=2), tasks, w0)
     moved = np.linalg.norm(plain - w0)
     ends = [distance(lam, 1 / lam, plain) / moved for lam in (1e2, 1e3, 1e4)]
     assert ends[0] < 0.05
@@ -242,8 +260,8 @@ def test_pfedme_in_the_limits_of_lambda():
 
 def test_pfedme_with_one_prox_step_is_slowed_local_sgd():
     tasks, w0 = network_tasks(batch_size=4), start()
-    slow, _ = run(PFedMe(2.0, 0.1, 1, 0.3, 3, 1.0), tasks, w0)
-    plain, _ = run(FedAvg(2.0 * 0.1 * 0.3, 3), tasks, w0)
+    slow, _ = run(PFedMe(lam=2.0, alpha=0.1, inner_steps=1, eta=0.3, local_steps=3, mix=1.0), tasks, w0)
+    plain, _ = run(FedAvg(eta=2.0 * 0.1 * 0.3, local_steps=3), tasks, w0)
     np.testing.assert_allclose(slow, plain, rtol=1e-12, atol=1e-14)
 
 
@@ -251,14 +269,14 @@ def test_pfedme_with_one_prox_step_is_slowed_local_sgd():
 
 
 COUNTS = {
-    FedAvg(0.1, 3): 3,
-    PerFedAvgFO(0.1, 0.1, 3): 3 * 2,
-    PerFedAvgHF(0.1, 0.1, 3, 0.01): 3 * 4,
-    MAML(0.1, 0.1, 3): 3 * (1 + 1 + 2),
-    MAML(0.1, 0.1, 3, inner_steps=2): 3 * (2 + 1 + 2 * 2),
-    FOMAML(0.1, 0.1, 3, inner_steps=2): 3 * 3,
-    Reptile(0.1, 3, 0.5): 3,
-    PFedMe(1.0, 0.1, 4, 0.1, 3, 1.0): 3 * 4,
+    FedAvg(eta=0.1, local_steps=3): 3,
+    PerFedAvgFO(alpha=0.1, eta=0.1, local_steps=3): 3 * 2,
+    PerFedAvgHF(alpha=0.1, eta=0.1, local_steps=3, delta=0.01): 3 * 4,
+    MAML(alpha=0.1, eta=0.1, local_steps=3): 3 * (1 + 1 + 2),
+    MAML(alpha=0.1, eta=0.1, local_steps=3, inner_steps=2): 3 * (2 + 1 + 2 * 2),
+    FOMAML(alpha=0.1, eta=0.1, local_steps=3, inner_steps=2): 3 * 3,
+    Reptile(eta=0.1, local_steps=3, mix=0.5): 3,
+    PFedMe(lam=1.0, alpha=0.1, inner_steps=4, eta=0.1, local_steps=3, mix=1.0): 3 * 4,
 }
 
 
@@ -319,24 +337,24 @@ class Flat:
 
 def test_maml_says_what_it_needs():
     with pytest.raises(InputError, match="a Flat has no hessian_vector"):
-        run(MAML(0.1, 0.1, 1), [Flat()], [1.0])
+        run(MAML(alpha=0.1, eta=0.1, local_steps=1), [Flat()], [1.0])
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: MAML(-0.1, 0.1, 1),
-        lambda: MAML(0.1, 0.0, 1),
-        lambda: MAML(0.1, 0.1, 1, inner_steps=0),
-        lambda: FOMAML(0.1, 0.1, 0),
-        lambda: PerFedAvgFO(float("nan"), 0.1, 1),
-        lambda: PerFedAvgHF(0.1, 0.1, 1, delta=0.0),
-        lambda: Reptile(0.1, 1, eps=0.0),
-        lambda: PFedMe(0.0, 0.1, 1, 0.1, 1, 1.0),
-        lambda: PFedMe(1.0, 0.1, 0, 0.1, 1, 1.0),
-        lambda: PFedMe(1.0, 0.1, 1, 0.1, 1, float("inf")),
+        lambda: MAML(alpha=-0.1, eta=0.1, local_steps=1),
+        lambda: MAML(alpha=0.1, eta=0.0, local_steps=1),
+        lambda: MAML(alpha=0.1, eta=0.1, local_steps=1, inner_steps=0),
+        lambda: FOMAML(alpha=0.1, eta=0.1, local_steps=0),
+        lambda: PerFedAvgFO(alpha=float("nan"), eta=0.1, local_steps=1),
+        lambda: PerFedAvgHF(alpha=0.1, eta=0.1, local_steps=1, delta=-0.1),
+        lambda: Reptile(eta=0.1, local_steps=1, mix=0.0),
+        lambda: PFedMe(lam=0.0, alpha=0.1, inner_steps=1, eta=0.1, local_steps=1, mix=1.0),
+        lambda: PFedMe(lam=1.0, alpha=0.1, inner_steps=0, eta=0.1, local_steps=1, mix=1.0),
+        lambda: PFedMe(lam=1.0, alpha=0.1, inner_steps=1, eta=0.1, local_steps=1, mix=float("inf")),
     ],
 )
 def test_impossible_settings_are_refused(make):
-    with pytest.raises(InputError, match=r"expected \w+ >=? 0"):
+    with pytest.raises(InputError, match=r"(alpha|eta|lam|mix|delta|steps) must be|expected (lam|alpha) > 0"):
         make()

@@ -9,15 +9,15 @@ import pytest
 
 from refimpl.data.node import Node
 from refimpl.errors import InputError
-from refimpl.experiments.config import METHODS, resolve
+from refimpl.experiments.config import resolve
 from refimpl.experiments.experiment import adapt_targets, personalise, prepare, train
-from refimpl.experiments.methods import BUILDERS, NOTES, PRUNES
 from refimpl.federated.adapt import AdaptSettings, adapt, evaluate
-from refimpl.federated.pruning.metasnip import adapt_channels, adapt_weights
+from refimpl.federated.methods.metasnip import adapt_channels, adapt_weights
 from refimpl.federated.pruning.snip import channel_scores, is_weight, keep_top, weight_scores
 from refimpl.nn import zoo
 from refimpl.nn.context import Context
 from refimpl.nn.objective import NetworkObjective
+from refimpl.registry import METHODS
 from refimpl.rng import SeedTree
 
 SMALL = {"nodes": 2, "targets": 2, "rounds": 2, "local_steps": 2, "inner_steps": 2, "adapt_steps": 2}
@@ -28,9 +28,8 @@ def experiment(method, **options):
 
 
 def test_every_name_has_a_method_of_that_name():
-    assert set(BUILDERS) == set(METHODS)
-    assert set(NOTES) | set(PRUNES) <= set(METHODS)
-    for method in METHODS:
+    for method, kind in METHODS.classes().items():
+        assert {kind.trains_as, kind.beside} - {""} <= set(METHODS)
         assert experiment(method).method.name == method
 
 

@@ -12,8 +12,8 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from refimpl.experiments.methods import PRUNES
 from refimpl.federated.adapt import NodeReport
+from refimpl.registry import METHODS
 
 Cells = tuple[str, ...]
 
@@ -43,24 +43,20 @@ COSTS = (
     Column("gate ms", "seconds_gate", 1e3, 2),
     Column("backbone ms", "seconds_backbone", 1e3, 2),
 )
-LABELS = {  # methods for which a column has another meaning
-    "pfedme": {"accuracy %": "personal %", "before %": "global %"},
-    "metasnip": {"gate ms": "prune ms"},
-    "metasnip-weights": {"gate ms": "prune ms"},
-}
 DIVERGED = "diverged"  # shown instead of an accuracy
 
 
 def node_table(method: str, reports: Sequence[NodeReport]) -> tuple[list[str], list[Cells]]:
     """Header and rows: one for each node, then mean and spread over nodes."""
-    labels, columns = LABELS.get(method, {}), _columns(method)
+    labels, columns = METHODS[method].labels, _columns(method)
     header = ["node", *(labels.get(column.label, column.label) for column in columns)]
     return header, [*(_cells(report, columns) for report in reports), *_summary(reports, columns)]
 
 
 def _columns(method: str) -> list[Column]:
-    pruned = [PRUNED] if method in PRUNES else []
-    return [ACCURACY, BEFORE, *pruned, WEIGHTS if method == "metasnip-weights" else CHANNELS, *COSTS]
+    prunes = METHODS[method].prunes
+    pruned = [PRUNED] if prunes else []
+    return [ACCURACY, BEFORE, *pruned, WEIGHTS if prunes == "weights" else CHANNELS, *COSTS]
 
 
 def _cells(report: NodeReport, columns: Sequence[Column]) -> Cells:

@@ -12,10 +12,11 @@ from typing import Any
 
 from refimpl.data.identity import Identity, Recorded, identities_from
 from refimpl.errors import DataError, RefimplError, RunError, cause
+from refimpl.experiments.config import keys
 from refimpl.experiments.experiment import UNRECORDED, default_threads, try_out
 from refimpl.experiments.jobs import Stop, run_jobs
-from refimpl.experiments.methods import KEYS, takes
-from refimpl.experiments.tune.search import RANGES, Search, search_from
+from refimpl.experiments.methods import special_keys, takes
+from refimpl.experiments.tune.search import Search, search_from
 from refimpl.experiments.tune.trial import Job, Trial, best, jobs, run_trials
 from refimpl.federated.warmup import warm_up
 from refimpl.files.lock import locked
@@ -198,7 +199,8 @@ def _counts(tuning: Tuning) -> str:
 def _shared(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The keys that no method has to itself, where all agree."""
     first, *others = tables.values()
-    special = {"method", "seed", *RANGES}.union(*(KEYS[method] for method in KEYS))
+    searched = {name for name, one in keys().items() if one.search}
+    special = {"method", "seed", *searched, *special_keys()}
     return {k: v for k, v in first.items() if k not in special and all(t[k] == v for t in others)}
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from refimpl.errors import ConfigError, one_of
-from refimpl.experiments.config import ADAPTATION, Config, from_table, keys
+from refimpl.experiments.config import Config, adaptation_keys, from_table, keys
 from refimpl.experiments.methods import takes
+from refimpl.registry import METHODS, keys_of
 from refimpl.rng import SeedTree
 
 Setting = dict[str, Any]
@@ -21,21 +22,19 @@ LARGEST_BUDGET = 10_000  # settings are listed in advance
 DIGITS = 3  # significant ones of a tried value
 LAM_BETA = 0.5  # beta follows lam: lam beta <= 1/2 is what the theory asks
 
-# What is searched, and where; the same for every method that takes the key, but for a few.
-RANGES: dict[str, tuple[float, float]] = {
-    "eta": (0.005, 0.5),
-    "eta_theta": (0.002, 0.5),
-    "alpha": (0.002, 0.2),
-    "lam": (0.1, 10.0),
-    "eta_phi": (0.002, 0.5),
-    "mix": (0.1, 1.0),
-}
-OWN_RANGES = {"pfedme": {"eta": (0.05, 2.0)}}  # its nodes move by eta lam (w - t), not by a gradient
-
 
 def ranges_of(method: str) -> dict[str, tuple[float, float]]:
-    """The ranges in which a method is searched unless told otherwise, by key."""
-    return {k: v for k, v in {**RANGES, **OWN_RANGES.get(method, {})}.items() if takes(method, k)}
+    """The ranges in which a method is searched unless told otherwise, by key, as the keys declare them.
+
+    Keys that most methods take come first: random settings of the same number then agree in them.
+    """
+    declared = {**keys(), **keys_of(METHODS[method])}
+    found = {name: one.search for name, one in declared.items() if one.search and takes(method, name)}
+    return dict(sorted(found.items(), key=lambda entry: not _is_common(entry[0])))
+
+
+def _is_common(key: str) -> bool:
+    return 2 * sum(takes(method, key) for method in METHODS) > len(METHODS)
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,9 @@ class Search:
 
     def _random(self, trial: int) -> list[float]:
         training, adaptation = (self._shares(draw) for draw in (trial // self.adaptations, trial))
+        late = adaptation_keys()
         return [
-            _between(*ends, adaptation[i] if key in ADAPTATION else training[i])
+            _between(*ends, adaptation[i] if key in late else training[i])
             for i, (key, ends) in enumerate(self.ranges.items())
         ]
 

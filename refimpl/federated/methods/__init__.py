@@ -1,1 +1,1 @@
-"""The federated methods, one file each."""
+"""The federated methods, one file each. What several share is in `averaging`, `meta` and `keys`."""

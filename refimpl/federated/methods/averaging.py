@@ -7,17 +7,30 @@ Source: mathematics.md §10; McMahan et al. 2017, Algorithm 1 (the mean), Nichol
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
+from refimpl.federated.local import LocalSettings, LocalSolution, Task, solve_local
+from refimpl.federated.methods.keys import eta_key, local_steps_key
 from refimpl.federated.rounds import State, vectors_of
 from refimpl.optim.prox.contract import check_alike
+from refimpl.registry import check_keys, key
 
 
+@dataclass(frozen=True, kw_only=True)
 class Averaging:
-    """The whole state is the model w; the new model is the (uniform or weighted) mean of the answers."""
+    """The whole state is the model w; the new model is the (uniform or weighted) mean of the answers.
 
-    name: str
+    A node's answer is the end of `local_steps` steps of SGD, unless a method says otherwise.
+    """
+
+    eta: float = eta_key()
+    local_steps: int = local_steps_key()
+    name = "averaging"
+
+    def __post_init__(self) -> None:
+        check_keys(self.name, self)
 
     def start(self, w0: np.ndarray) -> State:
         """The model."""
@@ -27,6 +40,10 @@ class Averaging:
     def broadcast(self, state: State, round_: int) -> np.ndarray:
         """The model."""
         return vectors_of(self.name, state, "w")[0]
+
+    def local(self, task: Task, point: np.ndarray, rng: np.random.Generator) -> LocalSolution:
+        """w_i <- w_i - eta g_i(w_i), `local_steps` times from `point` (d,)."""
+        return solve_local(task, point, LocalSettings(0.0, self.eta, self.local_steps), rng)
 
     def server(self, state: State, round_: int, point: np.ndarray, mean: np.ndarray) -> tuple[State, float]:
         """The mean; there is no gradient mapping."""
@@ -38,6 +55,13 @@ class Averaging:
         return vectors_of(self.name, state, "w")[0]
 
 
-def towards(w: np.ndarray, mean: np.ndarray, mix: float) -> np.ndarray:
-    """w + mix (mean - w)."""
-    return w + w.dtype.type(mix) * (mean - w)
+@dataclass(frozen=True, kw_only=True)
+class PartialAveraging(Averaging):
+    """The new model is the model moved by the share `mix` of the way to the mean of the answers."""
+
+    mix: float = key(1.0, "share of the way the server goes to the nodes' mean", above=0.0, search=(0.1, 1.0))
+
+    def server(self, state: State, round_: int, point: np.ndarray, mean: np.ndarray) -> tuple[State, float]:
+        """w + mix (mean - w); there is no gradient mapping."""
+        check_alike(self.name, point=point, mean=mean)
+        return {"w": point + point.dtype.type(self.mix) * (mean - point)}, math.nan

@@ -17,35 +17,27 @@ from dataclasses import dataclass
 import numpy as np
 
 from refimpl.errors import InputError
-from refimpl.federated.local import Curved, LocalSolution, Objective, Tally, Task
-from refimpl.federated.methods.averaging import Averaging
-from refimpl.federated.methods.meta import expect_rates, gradient_at, look_ahead, outer_steps
+from refimpl.federated.local import Curved, Objective, Tally
+from refimpl.federated.methods.keys import inner_steps_key
+from refimpl.federated.methods.meta import LookingAhead, gradient_at, look_ahead
+from refimpl.registry import METHODS
 
 
-@dataclass(frozen=True)
-class MAML(Averaging):
-    """alpha, inner_steps: inner rate and steps; beta: outer rate; steps: outer steps a round."""
+@METHODS.register("maml")
+@dataclass(frozen=True, kw_only=True)
+class MAML(LookingAhead):
+    """v = g(w~; D'); w <- w - eta (v - alpha H v), for one inner step; batches are independent."""
 
-    alpha: float
-    beta: float
-    steps: int
-    inner_steps: int = 1
-    name: str = "maml"
+    inner_steps: int = inner_steps_key()
 
-    def __post_init__(self) -> None:
-        expect_rates(self.name, self.alpha, self.beta, self.steps, self.inner_steps)
-
-    def local(self, task: Task, point: np.ndarray, rng: np.random.Generator) -> LocalSolution:
-        """v = g(w~; D'); w <- w - beta (v - alpha H v), for one inner step; batches are independent.
-
-        A Hessian-vector product counts as two gradient evaluations. Raises `InputError` where the task's
-        objectives have none.
-        """
-        return outer_steps(task, point, rng, self.beta, self.steps, self.inner_steps + 1, self._meta_gradient)
-
-    def _meta_gradient(
+    def meta_gradient(
         self, w: np.ndarray, batches: Sequence[Objective], tally: Tally
     ) -> tuple[float, np.ndarray]:
+        """The loss after the inner steps, and its gradient in w.
+
+        A Hessian-vector product counts as two gradient evaluations. Raises `InputError` where the
+        objectives have none.
+        """
         *inners, outer = batches
         points = look_ahead(w, inners, self.alpha, tally)
         loss, v = gradient_at(outer, points.pop(), tally)

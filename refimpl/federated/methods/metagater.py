@@ -9,25 +9,29 @@ Source: mathematics.md §4 ([MG] Algorithm 1; [GL] Algorithm 1).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
 import numpy as np
 
+from refimpl.errors import ConfigError
 from refimpl.federated.local import LocalSettings, LocalSolution, Task, solve_local
+from refimpl.federated.methods.keys import eta_key, lam_key, local_steps_key
 from refimpl.federated.rounds import State, vectors_of
 from refimpl.optim import accel
 from refimpl.optim.prox import Penalty
 from refimpl.optim.prox.contract import check_alike
+from refimpl.registry import METHODS, check_keys
 
 
 @dataclass(frozen=True)
 class MetaGater:
-    """local: the nodes' solver of problem (5); schedule: a_k, b_k, l_k; penalty: h over the whole w."""
+    """local_settings: how nodes solve problem (5); schedule: a_k, b_k, l_k; penalty: h over the whole w."""
 
     local_settings: LocalSettings
     schedule: accel.Schedule
     penalty: Penalty
-    name: str = "metagater"
+    name = "metagater"
 
     def start(self, w0: np.ndarray) -> State:
         """x_0 = xag_0 = w0."""
@@ -52,6 +56,38 @@ class MetaGater:
     def model(self, state: State) -> np.ndarray:
         """xag_K."""
         return _accel(state, 1).ag
+
+
+@METHODS.register("metagater-ungated")
+@dataclass(frozen=True)
+class UngatedMetaGater(MetaGater):
+    """MetaGater without gates, from the keys of a configuration."""
+
+    local_settings: LocalSettings = field(init=False, repr=False)
+    _: KW_ONLY
+    lam: float = lam_key()
+    eta: float = eta_key()
+    local_steps: int = local_steps_key()
+
+    def __post_init__(self) -> None:
+        check_keys(self.name, self)
+        object.__setattr__(self, "local_settings", LocalSettings(self.lam, self.eta, self.local_steps))
+
+    @staticmethod
+    def check(config: Any) -> None:
+        """Raise `ConfigError` if lam is zero."""
+        if config.lam == 0:
+            raise ConfigError(
+                "config: lam must be positive for metagater: the server's gradient is lam (md - mean)"
+            )
+
+
+@METHODS.register("metagater")
+@dataclass(frozen=True)
+class GatedMetaGater(UngatedMetaGater):
+    """MetaGater with gates, from the keys of a configuration."""
+
+    gated = True
 
 
 def _accel(state: State, round_: int) -> accel.State:

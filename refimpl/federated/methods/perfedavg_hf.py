@@ -19,12 +19,11 @@ from typing import Protocol
 
 import numpy as np
 
-from refimpl.errors import expect_numbers
-from refimpl.federated.local import Curved, LocalSolution, Objective, Tally, Task
-from refimpl.federated.methods.averaging import Averaging
-from refimpl.federated.methods.meta import expect_rates, gradient_at, look_ahead, outer_steps
+from refimpl.federated.local import Curved, Objective, Tally
+from refimpl.federated.methods.meta import LookingAhead, gradient_at
 from refimpl.kernels import vector
 from refimpl.optim.prox.contract import check_alike
+from refimpl.registry import METHODS, key
 
 DELTA = {"float32": 1e-5, "float64": 1e-7}  # by dtype, if none is asked for
 
@@ -33,34 +32,30 @@ class CurvedObjective(Objective, Curved, Protocol):
     """An objective that also has exact products."""
 
 
-@dataclass(frozen=True)
-class PerFedAvgHF(Averaging):
-    """alpha: inner rate; beta: outer rate; steps: outer steps a round; delta: step of the difference."""
+@METHODS.register("perfedavg-hf")
+@dataclass(frozen=True, kw_only=True)
+class PerFedAvgHF(LookingAhead):
+    """w~ = w - alpha g(w; D); v = g(w~; D'); w <- w - eta (v - alpha d), with d as below.
 
-    alpha: float
-    beta: float
-    steps: int
-    delta: float
-    name: str = "perfedavg-hf"
+    d = [g(w + delta v; D'') - g(w - delta v; D'')]/(2 delta), D, D', D'' independent batches.
+    """
 
-    def __post_init__(self) -> None:
-        expect_rates(self.name, self.alpha, self.beta, self.steps)
-        expect_numbers(self.name, positive=True, delta=self.delta)
+    delta: float = key(
+        0.0, "step of the difference of gradients (0: 1e-5 in float32, 1e-7 in float64)", at_least=0.0
+    )
 
-    def local(self, task: Task, point: np.ndarray, rng: np.random.Generator) -> LocalSolution:
-        """w~ = w - alpha g(w; D); v = g(w~; D'); w <- w - beta (v - alpha d), with d as below.
+    @property
+    def batches(self) -> int:
+        """The inner batch, the outer one, and the one of the difference."""
+        return 3
 
-        d = [g(w + delta v; D'') - g(w - delta v; D'')]/(2 delta), D, D', D'' independent batches.
-        """
-        return outer_steps(task, point, rng, self.beta, self.steps, 3, self._meta_gradient)
-
-    def _meta_gradient(
+    def meta_gradient(
         self, w: np.ndarray, batches: Sequence[Objective], tally: Tally
     ) -> tuple[float, np.ndarray]:
-        inner, outer, curve = batches
-        _, ahead = look_ahead(w, [inner], self.alpha, tally)
-        loss, v = gradient_at(outer, ahead, tally)
-        d = difference(curve, w, v, self.delta, tally)
+        """The loss after the inner step, and v - alpha d."""
+        *first, curve = batches
+        loss, v = super().meta_gradient(w, first, tally)
+        d = difference(curve, w, v, self.delta or DELTA[w.dtype.name], tally)
         return loss, v - w.dtype.type(self.alpha) * d
 
 

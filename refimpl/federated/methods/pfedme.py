@@ -12,62 +12,69 @@ asks for an inexact minimiser only.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from refimpl.errors import expect_numbers
+from refimpl.errors import ConfigError, expect_numbers
+from refimpl.federated.adapt import Personal, Target, usual_adaptation
 from refimpl.federated.local import LocalSolution, Objective, Tally, Task
-from refimpl.federated.methods.averaging import Averaging, towards
-from refimpl.federated.rounds import State
+from refimpl.federated.methods.averaging import PartialAveraging
+from refimpl.federated.methods.keys import alpha_key, eta_key, inner_steps_key, lam_key
 from refimpl.kernels import vector
 from refimpl.optim.prox.contract import check_alike
+from refimpl.registry import METHODS
 
 
-@dataclass(frozen=True)
-class PFedMe(Averaging):
-    """lam: Moreau weight; eta_prox, prox_steps: rate and number K of prox steps on a batch.
+@METHODS.register("pfedme")
+@dataclass(frozen=True, kw_only=True)
+class PFedMe(PartialAveraging):
+    """Prox steps to a personalised model, which the local model follows; a step towards the mean.
 
-    eta: rate of the local model; steps: local rounds between two communications; beta: share of the way
-    the server goes to the mean.
+    lam: Moreau weight; alpha, inner_steps: rate and number K of prox steps on a batch; eta: rate of the
+    local model; local_steps: how often it moves in a round.
     """
 
-    lam: float
-    eta_prox: float
-    prox_steps: int
-    eta: float
-    steps: int
-    beta: float
-    name: str = "pfedme"
+    lam: float = lam_key()
+    eta: float = eta_key(search=(0.05, 2.0))  # nodes move by eta lam (w - t), not by a gradient
+    alpha: float = alpha_key()
+    inner_steps: int = inner_steps_key()
+    note = "accuracy is that of the nodes' personalised models, accuracy before that of the global model"
+    labels = {"accuracy %": "personal %", "before %": "global %"}  # noqa: RUF012 - a constant of the class
 
     def __post_init__(self) -> None:
-        expect_numbers(self.name, positive=True, lam=self.lam, eta_prox=self.eta_prox)
-        expect_numbers(self.name, positive=True, eta=self.eta, beta=self.beta)
-        expect_numbers(self.name, positive=True, whole=True, prox_steps=self.prox_steps, steps=self.steps)
+        super().__post_init__()
+        expect_numbers(self.name, positive=True, lam=self.lam, alpha=self.alpha)
+
+    @staticmethod
+    def check(config: Any) -> None:
+        """Raise `ConfigError` if lam is zero."""
+        if config.lam == 0:
+            raise ConfigError("config: lam must be positive for pfedme: nodes move by eta lam (w - t)")
 
     def local(self, task: Task, point: np.ndarray, rng: np.random.Generator) -> LocalSolution:
-        """w_i <- w_i - eta lam (w_i - t), t from `prox_steps` steps; the loss is that of `point`."""
+        """w_i <- w_i - eta lam (w_i - t), t from `inner_steps` steps; the loss is that of `point`."""
         check_alike("pfedme", point=point)
         w, tally, first_loss, residual = point.copy(), Tally(), math.nan, math.nan
-        for step, objective in enumerate(task.draw(rng, self.steps)):
+        for step, objective in enumerate(task.draw(rng, self.local_steps)):
             t, loss, residual = self._personal(objective, w, tally)
             first_loss = loss if step == 0 else first_loss
             w -= w.dtype.type(self.eta * self.lam) * (w - t)
         return tally.solution(w, first_loss, residual)
 
     def _personal(self, objective: Objective, w: np.ndarray, tally: Tally) -> tuple[np.ndarray, float, float]:
-        """t after K steps t <- t - eta_prox (g(t) + lam (t - w)) from w; loss at w; last residual."""
+        """t after K steps t <- t - alpha (g(t) + lam (t - w)) from w; loss at w; last residual."""
         scalar = w.dtype.type
         t, gradient, first_loss = w.copy(), np.empty_like(w), math.nan
-        for k in range(self.prox_steps):
+        for k in range(self.inner_steps):
             loss = objective(t, gradient)
             tally.add(objective)
             first_loss = loss if k == 0 else first_loss
             residual = vector.local_residual(t, gradient, w, scalar(self.lam))
-            vector.local_step(t, gradient, w, scalar(self.eta_prox), scalar(self.lam))
+            vector.local_step(t, gradient, w, scalar(self.alpha), scalar(self.lam))
         return t, first_loss, float(residual)
 
-    def server(self, state: State, round_: int, point: np.ndarray, mean: np.ndarray) -> tuple[State, float]:
-        """w <- (1 - beta) w + beta mean(w_i)."""
-        check_alike(self.name, point=point, mean=mean)
-        return {"w": towards(point, mean, self.beta)}, math.nan
+    def personalise(self, target: Target) -> Personal:
+        """The usual adaptation, kept near the global model by lam."""
+        return usual_adaptation(target._replace(settings=replace(target.settings, lam=self.lam)))

@@ -22,7 +22,7 @@ Source: mathematics.md §10. Derived.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -32,32 +32,34 @@ from refimpl.crosscheck.golden.draw import Draw, network_settings
 from refimpl.crosscheck.golden.levels.algorithm import mean_of
 from refimpl.crosscheck.golden.levels.local import NO_RANDOM_NUMBERS, batches_of, start
 from refimpl.crosscheck.golden.models import tiny
-from refimpl.federated.methods.fedavg import FedAvg
-from refimpl.federated.methods.fomaml import FOMAML
-from refimpl.federated.methods.maml import MAML
-from refimpl.federated.methods.perfedavg import PerFedAvgFO
-from refimpl.federated.methods.perfedavg_hf import PerFedAvgHF
-from refimpl.federated.methods.pfedme import PFedMe
-from refimpl.federated.methods.reptile import Reptile
+from refimpl.federated.rounds import Method
 from refimpl.nn.context import Gating
+from refimpl.registry import METHODS, keys_of
 
 NODES, STEPS, BATCH = 3, 2, 4
 
-# By name: the method, the batches of a step, and the method's numbers, which are fields of its settings.
-METHODS: dict[str, tuple[Callable[..., Any], int, dict[str, Any]]] = {
-    "fedavg": (FedAvg, 1, {"eta": 0.2}),
-    "reptile": (Reptile, 1, {"eta": 0.2, "eps": 0.6}),
-    "perfedavg": (PerFedAvgFO, 2, {"alpha": 0.15, "beta": 0.2}),
-    "perfedavg-hf": (PerFedAvgHF, 3, {"alpha": 0.15, "beta": 0.2, "delta": 0.01}),
-    "fomaml": (FOMAML, 3, {"alpha": 0.15, "beta": 0.2, "inner_steps": 2}),
-    "maml": (MAML, 3, {"alpha": 0.15, "beta": 0.2, "inner_steps": 2}),
-    "pfedme": (PFedMe, 1, {"lam": 1.5, "eta_prox": 0.1, "prox_steps": 3, "eta": 0.2, "beta": 0.8}),
+# By name: the batches of a step, and the method's numbers.
+NUMBERS: dict[str, tuple[int, dict[str, Any]]] = {
+    "fedavg": (1, {"eta": 0.2}),
+    "reptile": (1, {"eta": 0.2, "eps": 0.6}),
+    "perfedavg": (2, {"alpha": 0.15, "beta": 0.2}),
+    "perfedavg-hf": (3, {"alpha": 0.15, "beta": 0.2, "delta": 0.01}),
+    "fomaml": (3, {"alpha": 0.15, "beta": 0.2, "inner_steps": 2}),
+    "maml": (3, {"alpha": 0.15, "beta": 0.2, "inner_steps": 2}),
+    "pfedme": (1, {"lam": 1.5, "eta_prox": 0.1, "prox_steps": 3, "eta": 0.2, "beta": 0.8}),
 }
+# What the keys of a method are called here, where it is something else.
+NAMES_OF = {
+    "fedavg": {"local_steps": "steps"},
+    "reptile": {"local_steps": "steps", "mix": "eps"},
+    "pfedme": {"local_steps": "steps", "mix": "beta", "alpha": "eta_prox", "inner_steps": "prox_steps"},
+}
+NAMES = {"local_steps": "steps", "eta": "beta"}  # of the others
 
 
 def cases(seed: int, dtype: str) -> Iterator[Case]:
     """Cases of every method without gates, and of the meta-gradient methods also with soft gates."""
-    for method in METHODS:
+    for method in NUMBERS:
         yield _case(seed, dtype, method, gated=False)
     for method in ("fedavg", "perfedavg", "maml"):
         yield _case(seed, dtype, method, gated=True)
@@ -65,7 +67,7 @@ def cases(seed: int, dtype: str) -> Iterator[Case]:
 
 def _case(seed: int, dtype: str, method: str, gated: bool) -> Case:
     title = f"{method}-soft" if gated else method
-    network, (_, batches, numbers) = tiny(gated), METHODS[method]
+    network, (batches, numbers) = tiny(gated), NUMBERS[method]
     gating = Gating("soft" if gated else "hard")
     draw = Draw(seed, f"baselines {title}", dtype)
     inputs = draw.inputs(network, gating, NODES, batches * STEPS, BATCH, zeros=False)
@@ -81,8 +83,10 @@ def _case(seed: int, dtype: str, method: str, gated: bool) -> Case:
 def compute(case: Case) -> Arrays:
     """One round: the answers of the nodes and the new model of the server."""
     network, w = start(case)
-    make, _, names = METHODS[case.settings["method"]]
-    method = make(**{name: case.settings[name] for name in (*names, "steps") if name in case.settings})
+    name = case.settings["method"]
+    names = NAMES_OF.get(name, NAMES)
+    values = {key: case.settings[names.get(key, key)] for key in keys_of(METHODS[name])}
+    method: Method = METHODS.make(name, values)
     rows = []
     for node in range(case.settings["nodes"]):
         task = batches_of(case, network, case.inputs["x"][node], case.inputs["labels"][node], {})

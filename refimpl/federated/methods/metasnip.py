@@ -10,15 +10,74 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from refimpl.federated.adapt import Adapted, AdaptSettings, Personal, adapt
+from refimpl.errors import ConfigError
+from refimpl.federated.adapt import Adapted, AdaptSettings, Personal, Target, adapt
 from refimpl.federated.local import Tally
+from refimpl.federated.methods.metagater import UngatedMetaGater
 from refimpl.federated.pruning.snip import is_weight, prune_channels, prune_weights
 from refimpl.nn.network import Network
 from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.task import CompiledObjective, NetworkTask
+from refimpl.registry import METHODS, key
+
+PRUNED = "before is the accuracy of the meta-model, pruned that of what pruning leaves, before gradient steps"
+
+
+@METHODS.register("metasnip")
+@dataclass(frozen=True)
+class MetaSNIP(UngatedMetaGater):
+    """The meta-model of MetaGater without gates; a target node prunes whole channels of it."""
+
+    snip_keep: float = key(
+        0.5,
+        "share of gated channels (metasnip) or weights (metasnip-weights) kept",
+        above=0.0,
+        at_most=1.0,
+        adapts=True,
+    )
+    trains_as = "metagater-ungated"
+    prunes = "channels"
+    note = PRUNED
+    labels = {"gate ms": "prune ms"}  # noqa: RUF012 - a constant of the class
+
+    @staticmethod
+    def check(config: Any) -> None:
+        """Raise `ConfigError` if lam is zero, or if no layer is named whose channels could be pruned."""
+        UngatedMetaGater.check(config)
+        if not config.gates:
+            raise ConfigError(
+                "config: metasnip prunes channels of the layers named by gates, and none is named; "
+                "name some, or use metasnip-weights"
+            )
+
+    def personalise(self, target: Target) -> Personal:
+        """Prune channels, then train what is kept."""
+        network, w, x, y, settings = target.network, target.w, target.x, target.y, target.settings
+        return adapt_channels(network, target.gated(), w, x, y, settings, self.snip_keep)
+
+
+@METHODS.register("metasnip-weights")
+@dataclass(frozen=True)
+class MetaSNIPWeights(MetaSNIP):
+    """The same meta-model; a target node prunes single weights of it."""
+
+    prunes = "weights"
+    beside = "metasnip"
+    note = (
+        f"{PRUNED}; its masks are unstructured: they save neither executed FLOPs nor time on dense hardware; "
+        "metasnip prunes whole channels, which are skipped"
+    )
+    check = UngatedMetaGater.check
+
+    def personalise(self, target: Target) -> Personal:
+        """Prune weights, then train those that are kept."""
+        network, w, x, y, settings = target.network, target.w, target.x, target.y, target.settings
+        return adapt_weights(network, w, x, y, settings, self.snip_keep)
 
 
 def _whole(
