@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from refimpl.errors import ConfigError, OlderVersionWarning, cause, one_of
+from refimpl.errors import ConfigError, OlderVersionWarning, cause, nearest, one_of, shown
 from refimpl.files.paths import OWN_DATA, expanded, is_own_data
 from refimpl.files.sniff import decoded
 from refimpl.registry import (
@@ -254,13 +254,27 @@ def completed(table: Mapping[str, Any]) -> dict[str, Any]:
     return {**Config().table(), **_usual_gates(table), **table}
 
 
+def _expect_stored(source: str, table: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` where a stored table has keys, or names of choices, that nothing declares here."""
+    known = keys()
+    chosen = [one for one in known.values() if isinstance(one.choices, Registry) and one.name in table]
+    found: list[tuple[str, Any, Iterable[str]]] = [("key", name, known) for name in table]
+    found += [(one.name, table[one.name], one.choices) for one in chosen if not one.ending]
+    for what, value, allowed in found:
+        if isinstance(value, str) and value not in allowed:
+            raise ConfigError(
+                f"{source}: unknown {what} {shown(value)}; {nearest(value, allowed)}the run was made with "
+                "a file of your own or by a newer version; name such a file with refimpl --use FILE.py"
+            )
+
+
 def from_table(table: Mapping[str, Any], source: str = "config") -> Config:
     """A configuration stored with a run, of which messages speak as `source`; unknown keys are errors.
 
     Keys that an older version did not write get their defaults, and an `OlderVersionWarning` says so; but
     every version wrote which method is trained on which data set.
     """
-    _expect_known(source, table)
+    _expect_stored(source, table)
     for name in ("method", "dataset"):
         if name not in table:
             raise ConfigError(f"{source}: the stored configuration has no {name}; was the run damaged?")

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tomllib
 
 import pytest
+from readme_commands import document
 
 from refimpl import prepare, resolve, train
 from refimpl.errors import InputError
 from refimpl.experiments.config import Config, from_table, keys
+from refimpl.experiments.methods import keys_taken
 from refimpl.optim import prox
-from refimpl.registry import PENALTIES, SCHEDULES, USE, Registry, key, keys_of
+from refimpl.registry import METHODS, PENALTIES, SCHEDULES, USE, Registry, key, keys_of
 
 SMALL = {"nodes": 2, "targets": 1, "rounds": 1, "local_steps": 1, "node_min": 40, "node_max": 44}
 
@@ -22,7 +26,7 @@ MINE = '''
 from dataclasses import dataclass
 import numpy as np
 from refimpl.optim.accel import Steps
-from refimpl.registry import PENALTIES, SCHEDULES, key
+from refimpl.registry import METHODS, PENALTIES, SCHEDULES, key
 
 @PENALTIES.register("huber")
 @dataclass(frozen=True)
@@ -54,15 +58,15 @@ FLAGS = [f for name, value in SMALL.items() for f in (f"--{name.replace('_', '-'
 
 @pytest.fixture
 def mine(tmp_path):
-    """Runs the command line with a user's file; returns what it prints."""
+    """Runs the command line with a user's file; returns what it prints, its complaint where it fails."""
     (tmp_path / "mine.py").write_text(MINE)
 
-    def run(*args, use=("--use", "mine.py"), **variables):
+    def run(*args, use=("--use", "mine.py"), code=0, **variables):
         command = [sys.executable, "-m", "refimpl.cli", *use, *map(str, args)]
         env = {**os.environ, **variables}
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert done.returncode == code, done.stderr
+        return done.stderr if code else done.stdout
 
     return run
 
@@ -91,6 +95,63 @@ def test_a_comparison_and_its_report_know_the_choices_of_a_users_file(mine, tmp_
     assert {"metagater softness=0.1", "metagater softness=0.2"} <= labels
     mine("report", "both", "--quick", "-q")
     assert "softness=0.2" in (tmp_path / "both" / "report" / "report.html").read_text()
+
+
+def test_the_recipe_of_a_method_brings_it_to_every_command(mine, tmp_path):
+    """The file and the commands are those that `refimpl/README.md` prints."""
+    tour = document("refimpl/README.md")
+    (recipe,) = re.findall(r"```python\n(# momentum\.py\n.*?)```", tour, flags=re.S)
+    (tmp_path / "momentum.py").write_text(recipe)
+    use = ("--use", "momentum.py")
+    for line in re.findall(r"^\$ refimpl --use momentum\.py (.*)$", tour, flags=re.M):
+        command, *given = shlex.split(line)
+        settings = FLAGS[:4] if command == "tune" or "--rounds" in given else FLAGS
+        mine(command, *given, *(settings if command not in ("adapt", "report") else ()), use=use)
+
+    help_text = mine("train", "--help", use=use, COLUMNS="200")
+    assert re.search(r"--method \[\S*\bmomentum\b", help_text)
+    assert "share m of the velocity that the server keeps (momentum)  [0.5]" in help_text
+    stored = json.loads((tmp_path / "runs" / "momentum" / "config.json").read_text())
+    assert (stored["method"], stored["momentum"]) == ("momentum", 0.3)
+    assert "momentum: the server keeps a velocity" in mine("adapt", "runs/momentum", use=use)
+
+    found = (tmp_path / "momentum.toml").read_text()
+    assert "momentum 0.1..0.9" in found
+    assert 0.1 <= tomllib.loads(found)["momentum"]["momentum"] <= 0.9
+    table = tomllib.loads(mine("train", "--dry-run", "--config", "momentum.toml", use=use))
+    assert table["momentum"] == tomllib.loads(found)["momentum"]["momentum"]
+
+    rows = json.loads((tmp_path / "runs" / "both" / "results.json").read_text())["rows"]
+    assert {row["label"] for row in rows} == {"fedavg", "momentum momentum=0.3", "momentum momentum=0.6"}
+    page = (tmp_path / "runs" / "both" / "report" / "report.html").read_text()
+    assert "momentum=0.6" in page
+    assert "the server keeps a velocity" in page
+
+    without = mine("adapt", "runs/momentum", use=(), code=2)
+    assert without.count("\n") == 1
+    assert "unknown key 'momentum'" in without
+    assert "name such a file with refimpl --use FILE.py" in without
+
+
+def test_two_files_may_have_one_name(mine, tmp_path):
+    for folder, name in (("one", "first"), ("other", "second")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(
+            MINE.replace('"huber"', f'"huber-{name}"').replace("halving", name)
+        )
+    text = mine("train", "--help", use=("--use", "one/mine.py", "--use", "other/mine.py"), COLUMNS="300")
+    assert "huber-first" in text
+    assert "huber-second" in text
+
+
+def test_the_table_of_methods_is_that_of_their_declarations():
+    lines = re.findall(
+        r"^\| `([\w-]+)` \| [^|]+ \| `([\w ]+)` \|$", document("refimpl/federated/README.md"), flags=re.M
+    )
+    others = {*PENALTIES.keys(), *SCHEDULES.keys()}  # the keys of what a method is made with
+    assert {name: set(listed.split()) for name, listed in lines} == {
+        name: keys_taken(name) - others for name in METHODS
+    }
 
 
 @pytest.mark.parametrize(
