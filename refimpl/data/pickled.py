@@ -1,37 +1,44 @@
-"""Pickles read as data: a small interpreter of the opcodes CIFAR's files use, which calls nothing.
+"""Read pickles as data, by Python's own unpickler restricted to the opcodes that CIFAR's files use.
 
-A pickle is a program; `pickle.load` runs it, which is why a downloaded one may do anything. Here
-the global names a pickle mentions are never looked up: the five that spell out a NumPy array are
-recognised by name and turned into an array of bytes by our own code, any other name is an error.
-Python's own table of opcodes (`pickletools`) does the parsing.
+A pickle is a program; `pickle.load` runs it, which is why a downloaded one may do anything. Here the global
+names that a pickle mentions are never looked up: the five that spell out a NumPy array are recognised by name
+and turned into an array of bytes by our own code, any other name is an error.
 
-`pickle.Unpickler` with a `find_class` that admits these names only is shorter and faster, but not safe:
-names are not the only danger. It allocates as many places as a memo index claims (9 bytes took 2 GiB), it
-hashes whatever a pickle uses as a dictionary key (a tuple nested three million deep crashed the process,
-thirty tuples that each hold the one before twice took a minute), and it offers no way to refuse either.
+The base class is Python's unpickler written in Python. `pickle.Unpickler`, which is written in C, would not
+do, because names are not the only danger. It allocates as many places as a memo index claims (9 bytes took
+2 GiB), it hashes whatever a pickle uses as a dictionary key (a tuple nested three million deep crashed the
+process, thirty tuples that each hold the one before twice took a minute), and it offers no way to refuse
+either.
 """
 
 from __future__ import annotations
 
 import io
+import math
+import pickle
 import pickletools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from refimpl.errors import DataError
 from refimpl.files.sniff import looks_like
 
 Value = Any  # dict, list, tuple, str, bytes, int, bool, None or a uint8 array
 
-_RECONSTRUCT = ("numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct")
-_NDARRAY, _DTYPE, _ENCODE = "numpy ndarray", "numpy dtype", "_codecs encode"
+_RECONSTRUCT = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
+_NDARRAY, _DTYPE, _ENCODE = "numpy.ndarray", "numpy.dtype", "_codecs.encode"
 _ALLOWED = (*_RECONSTRUCT, _NDARRAY, _DTYPE, _ENCODE)
-_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
-_MARK = object()
+_NAMES = {opcode.code.encode("latin-1"): opcode.name for opcode in pickletools.opcodes}
+_ADMITTED_NAMES = (
+    "PROTO", "BININT", "BININT1", "BININT2", "LONG1", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8",
+    "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINSTRING", "BINSTRING", "BINPUT", "LONG_BINPUT",
+    "MEMOIZE", "BINGET", "LONG_BINGET", "NONE", "NEWTRUE", "NEWFALSE", "MARK", "EMPTY_DICT", "EMPTY_LIST",
+    "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "GLOBAL", "STACK_GLOBAL",
+    "STOP",
+)  # fmt: skip
+_ADMITTED = tuple(ord(opcode.code) for opcode in pickletools.opcodes if opcode.name in _ADMITTED_NAMES)
 
 
 @dataclass(frozen=True)
@@ -45,9 +52,14 @@ class _Global:
 class _Record:
     """What the pickle says was made by `_reconstruct` or `dtype`, with the state it then sets."""
 
-    kind: str
+    name: str
     args: tuple[Value, ...]
     state: Value = None
+
+
+_DAMAGE = (  # what the unpickler raises
+    pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError
+)  # fmt: skip
 
 
 class _Malformed(Exception):
@@ -61,131 +73,86 @@ def read_pickle(data: bytes, who: str) -> Value:
     one that mentions anything else; nothing in the file is ever executed.
     """
     try:
-        return _finished(_Machine().run(data))
+        value = _Unpickler(data).load()
+        if isinstance(value, dict):
+            return {key: _finished(item) for key, item in value.items()}
+        return _finished(value)
     except _Malformed as error:
         raise DataError(f"{who}: {error}{looks_like(data)}") from None
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
+    except EOFError:
+        raise DataError(f"{who}: truncated pickle; fetch the file again{looks_like(data)}") from None
+    except _DAMAGE as error:
         raise DataError(f"{who}: damaged pickle ({type(error).__name__}); fetch the file again") from error
 
 
-class _Machine:
-    """Stack, memo, and one method per group of opcodes."""
+class _File(io.BytesIO):
+    """The bytes of a pickle; an argument that is cut off is a `ValueError`."""
 
-    def __init__(self) -> None:
-        self.stack: list[Value] = []
-        self.memo: dict[int, Value] = {}
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As many bytes as asked for, or none instead of one at the end."""
+        found = super().read(size)
+        if size is not None and 1 < size != len(found):
+            raise ValueError("cut off")
+        return found
 
-    def run(self, data: bytes) -> Value:
-        file = io.BytesIO(data)
-        while code := file.read(1):
-            opcode = _OPCODES.get(code.decode("latin-1"))
-            if opcode is None or (opcode.name not in _ACTIONS and opcode.name != "STOP"):
-                name = f"byte 0x{code.hex()}" if opcode is None else f"operation {opcode.name}"
-                raise _Malformed(f"not a data pickle: {name} at position {file.tell() - 1} is not admitted")
-            if opcode.name == "STOP":
-                return self.stack.pop()
-            _ACTIONS[opcode.name](self, _argument(opcode, file))
-        raise _Malformed("truncated pickle; fetch the file again")
 
-    def push(self, value: Value) -> None:
-        self.stack.append(value)
+class _Unpickler(pickle._Unpickler):
+    """Opcodes change a stack; those that would call or look up something are replaced or refused."""
 
-    def put(self, index: int | None) -> None:
-        self.memo[len(self.memo) if index is None else index] = self.stack[-1]
+    stack: list[Value]
 
-    def get(self, index: int) -> None:
-        self.push(self.memo[index])
+    def __init__(self, data: bytes) -> None:
+        self._file = _File(data)
+        super().__init__(self._file, encoding="bytes")
 
-    def since_mark(self) -> list[Value]:
-        start = len(self.stack) - 1
-        while self.stack[start] is not _MARK:
-            start -= 1
-            if start < 0:
-                raise IndexError("no mark")
-        items = self.stack[start + 1 :]
-        del self.stack[start:]
-        return items
+    def find_class(self, module: str, name: str) -> _Global:
+        """The name itself in place of what it names."""
+        wanted = f"{module}.{name}"
+        if wanted not in _ALLOWED:
+            raise _Malformed(
+                f"refused: the pickle asks for {wanted[:80]!a}, which no data file needs; it was not "
+                "executed; do not use this file"
+            )
+        return _Global(wanted)
 
-    def tuple_of(self, count: int | None) -> None:
-        items = self.since_mark() if count is None else [self.stack.pop() for _ in range(count)][::-1]
-        self.push(tuple(items))
+    def _refuse(self) -> None:
+        position = self._file.tell() - 1
+        code = self._file.getvalue()[position : position + 1]
+        name = f"operation {_NAMES[code]}" if code in _NAMES else f"byte 0x{code.hex()}"
+        raise _Malformed(f"not a data pickle: {name} at position {position} is not admitted")
 
-    def append(self, items: list[Value]) -> None:
-        _expect(self.stack[-1], list).extend(items)
-
-    def set_items(self, items: list[Value]) -> None:
+    def _set_items(self, items: list[Value]) -> None:
         target = _expect(self.stack[-1], dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Only text as keys: hashing a hostile, deeply nested tuple overflows the C stack.
             target[key if isinstance(key, str) else _expect(key, bytes).decode("latin-1")] = value
 
-    def mention(self, name: str) -> None:
-        if name not in _ALLOWED:
-            raise _Malformed(
-                f"refused: the pickle asks for {name[:80].replace(' ', '.')!a}, which no data file "
-                "needs; it was not executed; do not use this file"
-            )
-        self.push(_Global(name))
-
-    def mention_from_stack(self, _: None) -> None:
-        name, module = _expect(self.stack.pop(), str), _expect(self.stack.pop(), str)
-        self.mention(f"{module} {name}")
-
-    def reduce(self, _: None) -> None:
+    def _reduce(self) -> None:
         args = _expect(self.stack.pop(), tuple)
         name = _expect(self.stack.pop(), _Global).name
-        if name == _ENCODE:
-            text, codec = args
-            if codec != "latin1":
-                raise _Malformed(f"damaged pickle: unexpected text encoding {ascii(codec)[:40]}")
-            self.push(_expect(text, str).encode("latin-1"))
-        elif name == _DTYPE:
-            self.push(_Record("dtype", args))
-        elif name in _RECONSTRUCT:
-            self.push(_Record("array", args))
-        else:
-            raise _Malformed(f"damaged pickle: {name.replace(' ', '.')} is called")
+        if name == _NDARRAY:
+            raise _Malformed(f"damaged pickle: {name} is called")
+        self.stack.append(_encoded(*args) if name == _ENCODE else _Record(name, args))
 
-    def build(self, _: None) -> None:
+    def _build(self) -> None:
         state = self.stack.pop()
         _expect(self.stack[-1], _Record).state = state
 
+    dispatch: ClassVar[dict[int, Any]] = {
+        **dict.fromkeys(range(256), _refuse),
+        **{code: pickle._Unpickler.dispatch[code] for code in _ADMITTED},
+        pickle.FRAME[0]: lambda self: self.read(8),  # a frame only says how much may be read at once
+        pickle.SETITEM[0]: lambda self: self._set_items([self.stack.pop(), self.stack.pop()][::-1]),
+        pickle.SETITEMS[0]: lambda self: self._set_items(self.pop_mark()),
+        pickle.REDUCE[0]: _reduce,
+        pickle.BUILD[0]: _build,
+    }
 
-def _argument(opcode: pickletools.OpcodeInfo, file: io.BytesIO) -> Value:
-    if opcode.name == "GLOBAL":  # pickletools' own reader warns about backslashes in the two lines
-        module, name = file.readline(), file.readline()
-        return f"{module.decode('ascii').rstrip()} {name.decode('ascii').rstrip()}"
-    return None if opcode.arg is None else opcode.arg.reader(file)
 
-
-_ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
-    **dict.fromkeys(("PROTO", "FRAME"), lambda m, a: None),
-    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1"), _Machine.push),
-    **dict.fromkeys(("SHORT_BINBYTES", "BINBYTES", "BINBYTES8"), _Machine.push),
-    **dict.fromkeys(("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"), _Machine.push),
-    **dict.fromkeys(("SHORT_BINSTRING", "BINSTRING"), lambda m, a: m.push(a.encode("latin-1"))),
-    **dict.fromkeys(("BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine.put),
-    **dict.fromkeys(("BINGET", "LONG_BINGET"), _Machine.get),
-    "NONE": lambda m, a: m.push(None),
-    "NEWTRUE": lambda m, a: m.push(True),
-    "NEWFALSE": lambda m, a: m.push(False),
-    "MARK": lambda m, a: m.push(_MARK),
-    "EMPTY_DICT": lambda m, a: m.push({}),
-    "EMPTY_LIST": lambda m, a: m.push([]),
-    "EMPTY_TUPLE": lambda m, a: m.push(()),
-    "TUPLE": _Machine.tuple_of,
-    "TUPLE1": lambda m, a: m.tuple_of(1),
-    "TUPLE2": lambda m, a: m.tuple_of(2),
-    "TUPLE3": lambda m, a: m.tuple_of(3),
-    "APPEND": lambda m, a: m.append([m.stack.pop()]),
-    "APPENDS": lambda m, a: m.append(m.since_mark()),
-    "SETITEM": lambda m, a: m.set_items([m.stack.pop(), m.stack.pop()][::-1]),
-    "SETITEMS": lambda m, a: m.set_items(m.since_mark()),
-    "GLOBAL": _Machine.mention,
-    "STACK_GLOBAL": _Machine.mention_from_stack,
-    "REDUCE": _Machine.reduce,
-    "BUILD": _Machine.build,
-}
+def _encoded(text: Value, codec: Value) -> bytes:
+    if codec != "latin1":
+        raise _Malformed(f"damaged pickle: unexpected text encoding {_shown(codec)}")
+    return _expect(text, str).encode("latin-1")
 
 
 def _expect(value: Value, kind: type) -> Any:
@@ -195,35 +162,23 @@ def _expect(value: Value, kind: type) -> Any:
 
 
 def _finished(value: Value) -> Value:
-    """`value` with array records in it, or one dict level down, replaced by arrays."""
-    if isinstance(value, dict):
-        return {key: _finished_item(item) for key, item in value.items()}
-    return _finished_item(value)
-
-
-def _finished_item(value: Value) -> Value:
-    return _array(value) if isinstance(value, _Record) else value
-
-
-def _array(record: _Record) -> NDArray[np.uint8]:
-    """The uint8 array of a record with state (version, shape, dtype, Fortran order, bytes)."""
-    if record.kind != "array" or not isinstance(record.args[0], _Global) or record.args[0].name != _NDARRAY:
+    """`value`, or the uint8 array of a record with state (version, shape, dtype, Fortran order, bytes)."""
+    if not isinstance(value, _Record):
+        return value
+    if value.name not in _RECONSTRUCT or value.args[0] != _Global(_NDARRAY):
         raise _Malformed("damaged pickle: an object that is not an array")
-    _, shape, dtype, fortran, content = _expect(record.state, tuple)
-    if not isinstance(dtype, _Record) or dtype.kind != "dtype" or dtype.args[0] not in ("u1", b"u1"):
-        name = dtype.args[0] if isinstance(dtype, _Record) and dtype.args else None
-        raise _Malformed(f"expected an array of unsigned bytes ('u1'), got {ascii(name)[:40]}")
+    _, shape, dtype, fortran, content = _expect(value.state, tuple)
+    kind = dtype.args[0] if isinstance(dtype, _Record) and dtype.name == _DTYPE else None
+    if kind not in ("u1", b"u1"):
+        raise _Malformed(f"expected an array of unsigned bytes ('u1'), got {_shown(kind)}")
     sizes = [_expect(size, int) for size in _expect(shape, tuple)]
     content = _expect(content, bytes)
-    if fortran is not False or min(sizes, default=0) < 0 or _product(sizes) != len(content):
+    if fortran is not False or min(sizes, default=0) < 0 or math.prod(sizes[:32]) != len(content):
         raise _Malformed(
-            f"expected a C-ordered array, got {len(content)} bytes for shape {ascii(tuple(sizes))[:60]}"
+            f"expected a C-ordered array, got {len(content)} bytes for shape {ascii(tuple(sizes[:9]))[:60]}"
         )
     return np.frombuffer(content, dtype=np.uint8).reshape(sizes)
 
 
-def _product(sizes: list[int]) -> int:
-    total = 1
-    for size in sizes[:32]:
-        total *= size
-    return total
+def _shown(value: Value) -> str:
+    return ascii(value)[:40] if isinstance(value, (str, bytes)) else type(value).__name__

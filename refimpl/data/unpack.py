@@ -12,7 +12,7 @@ import lzma
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple
 
 from refimpl.data.zips import read_zip
 from refimpl.errors import DataError
@@ -22,18 +22,6 @@ LIMIT = 256 * 2**20  # bytes of one file, packed or not; CIFAR-100's `train` has
 _XZ_MEMORY = 256 * 2**20  # an xz header may ask for a 4 GiB dictionary; no data set needs more than this
 _PIECE = 1 << 14  # bytes read at once; small, because a decoder copies what follows the end of its stream
 _LAYERS = 3  # how often a file may be packed: a server packs a packed file, a site zips it once more
-
-
-class _Decoder(Protocol):
-    """What the decoders of `lzma` and `bz2` have in common."""
-
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def needs_input(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, max_length: int) -> bytes: ...
 
 
 class _Gzip:
@@ -56,6 +44,9 @@ class _Gzip:
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
         return self._decoder.decompress(self._decoder.unconsumed_tail + data, max_length)
+
+
+_Decoder = _Gzip | lzma.LZMADecompressor | bz2.BZ2Decompressor
 
 
 class _Packing(NamedTuple):
