@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from refimpl.crosscheck.compare import FINE, MISSING, Comparison, Row
 from refimpl.crosscheck.golden.file import Golden
-from refimpl.crosscheck.golden.names import shown
+from refimpl.crosscheck.golden.names import shown, some
 from refimpl.crosscheck.hints import EXAMINED, Hint
 from refimpl.files.tables import table
 
@@ -116,9 +116,9 @@ def statements(outcome: Outcome) -> list[str]:
     """The verdict in sentences."""
     comparison, lines = outcome.comparison, []
     if comparison.missing:
-        lines.append(f"missing: {_some([row.name for row in comparison.missing])}")
+        lines.append(f"missing: {some([row.name for row in comparison.missing])}")
     if comparison.extra:
-        lines.append(f"not expected, left out: {_some([shown(name) for name in comparison.extra])}")
+        lines.append(f"not expected, left out: {some([shown(name) for name in comparison.extra])}")
     if comparison.departures:
         first = comparison.departures[0]
         lines.append(f"first departure: {first.name} ({cells(first)[-1]})")
@@ -173,8 +173,3 @@ def _verdict(outcome: Outcome) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{', '.join(names[:most])}{more}"

@@ -36,7 +36,16 @@ except ModuleNotFoundError as error:
 
 OPSET, IR_VERSION = 17, 8
 INPUT, OUTPUT, BATCH = "x", "logits", "N"
-POINTWISE: dict[type[Any], str] = {ReLU: "Relu", Softplus: "Softplus", Tanh: "Tanh"}
+# Layers without parameters: the operators that compute them, one after the other.
+PLAIN: dict[type[Any], tuple[str, ...]] = {
+    ReLU: ("Relu",),
+    Softplus: ("Softplus",),
+    Tanh: ("Tanh",),
+    Flatten: ("Flatten",),
+    GlobalAvgPool2d: ("GlobalAveragePool", "Flatten"),
+    MaxPool2d: ("MaxPool",),
+    AvgPool2d: ("AveragePool",),
+}
 
 
 @dataclass
@@ -121,22 +130,14 @@ def _layer(graph: Graph, layer: Layer, x: str, shape: Shape, gating: Gating) -> 
         return _linear(graph, layer.name, x)
     if isinstance(layer, BatchNorm2d):
         return _batch_norm(graph, layer, x)
-    return _plain(graph, layer, x)
-
-
-def _plain(graph: Graph, layer: Layer, x: str) -> str:
-    """A layer without parameters."""
-    if isinstance(layer, MaxPool2d):
-        return graph.add("MaxPool", x, kernel_shape=layer.window, strides=layer.step)
-    if isinstance(layer, AvgPool2d):
-        return graph.add("AveragePool", x, kernel_shape=layer.window, strides=layer.step)
-    if isinstance(layer, GlobalAvgPool2d):
-        return graph.add("Flatten", graph.add("GlobalAveragePool", x))
-    if isinstance(layer, Flatten):
-        return graph.add("Flatten", x)
-    if type(layer) not in POINTWISE:
+    if type(layer) not in PLAIN:
         raise InputError(f"export: a {type(layer).__name__} has no ONNX counterpart here")
-    return graph.add(POINTWISE[type(layer)], x)
+    windows: dict[str, Any] = {}
+    if isinstance(layer, (MaxPool2d, AvgPool2d)):
+        windows = {"kernel_shape": layer.window, "strides": layer.step}
+    for operator in PLAIN[type(layer)]:
+        x = graph.add(operator, x, **windows)
+    return x
 
 
 def _linear(graph: Graph, name: str, x: str) -> str:
@@ -147,10 +148,13 @@ def _mask(graph: Graph, gate: ChannelGate, x: str, shape: Shape, gating: Gating)
     """The gate's mask (N, K) as floats."""
     summary = graph.add("Flatten", graph.add("GlobalAveragePool", x)) if len(shape) == 3 else x
     hidden = graph.add("Relu", _linear(graph, f"{gate.name}.fc1", summary))
-    logits = _linear(graph, f"{gate.name}.fc2", hidden)
+    logits, rows = (
+        _linear(graph, f"{gate.name}.fc2", hidden),
+        np.arange(2 * gate.out_channels, dtype=np.int64),
+    )
     off, on = (
-        graph.add("Gather", logits, graph.constant(f"{gate.name}.{side}", _every_second(gate, first)), axis=1)
-        for side, first in (("off", 0), ("on", 1))
+        graph.add("Gather", logits, graph.constant(f"{gate.name}.{side}", every_second), axis=1)
+        for side, every_second in (("off", rows[0::2]), ("on", rows[1::2]))
     )
     d = graph.add("Sub", on, off)
     if gating.mode != "soft":
@@ -159,10 +163,6 @@ def _mask(graph: Graph, gate: ChannelGate, x: str, shape: Shape, gating: Gating)
         )
     tau = graph.constant("tau", np.array(gating.tau, np.float32))
     return graph.add("Sigmoid", graph.add("Div", d, tau), name=f"{gate.name}.mask")
-
-
-def _every_second(gate: ChannelGate, first: int) -> np.ndarray:
-    return np.arange(first, 2 * gate.out_channels, 2, dtype=np.int64)
 
 
 def _batch_norm(graph: Graph, layer: BatchNorm2d, x: str) -> str:

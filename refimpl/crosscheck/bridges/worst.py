@@ -45,17 +45,14 @@ def measure() -> Worst:
         for dtype in DTYPES:
             cases = list(build_cases("networks", SEED, dtype, (name,), full=True))
             content["networks"][f"{name} {dtype}"] = {
-                column: _worst(case for case in cases if _column(case) == column) for column in COLUMNS
+                # The second word of a case's name is the mode, or `ungated` if it has no gates.
+                column: _worst(case for case in cases if case.name.split("-")[1] == column)
+                for column in COLUMNS
             }
     for level in LEVELS:
         if level != "networks":
             content["levels"][level] = {dtype: _worst(build_cases(level, SEED, dtype)) for dtype in DTYPES}
     return content
-
-
-def _column(case: Case) -> str:
-    """The mode of a network's case, or `ungated` if it has no gates."""
-    return case.name.split("-")[1]
 
 
 def _worst(cases: Iterable[Case]) -> dict[str, Any]:
@@ -92,12 +89,11 @@ def readme(content: Worst) -> str:
 
 
 def _table(what: str, columns: Sequence[str], content: Worst) -> str:
-    rows = [[name, *(_cell(entries[column]) for column in columns)] for name, entries in content.items()]
+    rows = [
+        [name, *(f"{entries[column]['relative']:.1e}" for column in columns)]
+        for name, entries in content.items()
+    ]
     return markdown([what, *columns], rows)
-
-
-def _cell(entry: dict[str, Any]) -> str:
-    return f"{entry['relative']:.1e}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refimpl.crosscheck.golden.case import Arrays, Case
+from refimpl.crosscheck.golden.names import some
 from refimpl.crosscheck.tolerance import tolerances
 from refimpl.errors import DataError, InputError
 from refimpl.files.npz import Header
@@ -66,17 +67,14 @@ class Golden:
     seed: int | None = None
 
 
-def expected_of(case: Case, outputs: Arrays) -> dict[str, Expected]:
-    """The expected outputs of a case, each with its tolerance, in the order of execution."""
-    limits = tolerances(case, outputs)
-    return {name: Expected(outputs[name], *limits[name]) for name in case.outputs}
-
-
 def golden_of(computed: Iterable[tuple[Case, Arrays]], made_by: str) -> Golden:
     """The contents of a golden file, in memory, from cases and their outputs."""
-    pairs = tuple(computed)
-    expected = {case.name: expected_of(case, outputs) for case, outputs in pairs}
-    return Golden(made_by, tuple(case for case, _ in pairs), expected)
+    cases, expected = [], {}
+    for case, outputs in computed:
+        limits = tolerances(case, outputs)
+        cases.append(case)
+        expected[case.name] = {name: Expected(outputs[name], *limits[name]) for name in case.outputs}
+    return Golden(made_by, tuple(cases), expected)
 
 
 def golden_bytes(computed: Iterable[tuple[Case, Arrays]], made_by: str, seed: int | None = None) -> bytes:
@@ -207,11 +205,12 @@ def _promised(tables: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Header
 
 
 def _check_headers(path: Path, promised: Mapping[str, Header], found: Mapping[str, Header]) -> None:
-    missing, extra = sorted(set(promised) - set(found)), sorted(set(found) - set(promised) - {MANIFEST})
+    missing, extra = set(promised) - set(found), set(found) - set(promised) - {MANIFEST}
     if missing or extra:
+        lists = (some([name[:60] for name in sorted(names)], 3) or "none" for names in (missing, extra))
         raise DataError(
-            f"{path}: its arrays are not those of its manifest; missing: {_some(missing)}, "
-            f"unknown: {_some(extra)}"
+            f"{path}: its arrays are not those of its manifest; missing: {next(lists)}, "
+            f"unknown: {next(lists)}"
         )
     for name, header in promised.items():
         if header != found[name]:
@@ -219,11 +218,6 @@ def _check_headers(path: Path, promised: Mapping[str, Header], found: Mapping[st
                 f"{path}: expected {name[:60]} as {header.dtype} of shape {header.shape}, "
                 f"found {found[name].dtype} of shape {found[name].shape}"
             )
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(name[:60] for name in names[:3]) or "none"
-    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
 def _case(table: Mapping[str, Any], arrays: Arrays) -> Case:

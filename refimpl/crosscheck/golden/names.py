@@ -47,7 +47,7 @@ Source: mathematics.md §2. Derived.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from refimpl.crosscheck.golden.describe import WEIGHTED, Description
 
@@ -85,6 +85,12 @@ def backward_names(layers: Description, activations: bool = True) -> Iterator[st
 def shown(name: str) -> str:
     """A name from anyone's file, made safe for a terminal, Markdown and HTML."""
     return re.sub(r"[^\w./ +-]", lambda match: f"\\x{ord(match[0]):02x}", name)
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def is_gradient(output: str) -> bool:
