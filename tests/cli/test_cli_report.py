@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,10 +52,17 @@ def page_of(path) -> Checker:
     return checker
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    run = tmp_path_factory.mktemp("trained") / "gated"
+    assert app.run([str(word) for word in ("train", *SMALL, "--out", run)]) == 0
+    return run
+
+
 @pytest.fixture
-def gated(refimpl, tmp_path):
-    assert refimpl("train", *SMALL, "--out", "gated")[0] == 0
-    return tmp_path / "gated"
+def gated(refimpl, tmp_path, trained):
+    """The trained run in the folder of the test."""
+    return Path(shutil.copytree(trained, tmp_path / "gated"))
 
 
 def test_a_report_is_one_page_that_needs_no_network(refimpl, gated):
