@@ -121,12 +121,9 @@ def verify_command(name: str, data_dir: Path | None, as_json: bool, talk: Talk) 
     if a file is wrong, or if one is missing without which the rest cannot be used. `all` skips data sets that
     are not there.
     """
-    from refimpl.data.catalog import source_of
-    from refimpl.data.places import given_root
-
     if name == "all":
         for one in DATASETS:  # if no folder is set, say so before anything is printed
-            given_root(source_of("verify", one), data_dir)
+            _located(one, data_dir)
     checked: dict[str, list[Check]] = {}
     for one in DATASETS if name == "all" else (name,):
         checked[one] = _checks(one, data_dir, talk, passing=name == "all")
@@ -142,8 +139,6 @@ def verify_command(name: str, data_dir: Path | None, as_json: bool, talk: Talk) 
 
 def _checks(name: str, data_dir: Path | None, talk: Talk, passing: bool) -> list[Check]:
     """The checks of one data set; with `passing`, a data set that is not there at all is no failure."""
-    from refimpl.data.catalog import source_of
-    from refimpl.data.places import given_root, locate
     from refimpl.data.verify import verify
 
     with Progress(0, talk) as progress:
@@ -153,10 +148,18 @@ def _checks(name: str, data_dir: Path | None, talk: Talk, passing: bool) -> list
             progress.step(f"verified {check.file}")
 
         checks = verify(name, data_dir, on_check)
-    source = source_of("verify", name) if passing else None
-    if source and locate(source, given_root(source, data_dir)) is None:
+    if passing and _located(name, data_dir) is None:
         return [check._replace(state="absent") for check in checks]
     return checks
+
+
+def _located(name: str, data_dir: Path | None) -> Found | None:
+    """The files of a data set that are there, or None."""
+    from refimpl.data.catalog import source_of
+    from refimpl.data.places import given_root, locate
+
+    source = source_of("data", name)
+    return locate(source, given_root(source, data_dir))
 
 
 def _checked(check: Check) -> str:
@@ -204,12 +207,9 @@ def fetch_command(name: str, source: str | None, data_dir: Path | None, as_json:
 
 def _already(name: str, data_dir: Path | None) -> list[str]:
     """The files of a data set that is complete and right, in whatever form; otherwise none."""
-    from refimpl.data.catalog import source_of
-    from refimpl.data.places import given_root, locate
     from refimpl.data.verify import verify
 
-    source = source_of("fetch", name)
-    found = locate(source, given_root(source, data_dir))
+    found = _located(name, data_dir)
     if found is None or found.missing:
         return []
     checks = [check for check in verify(name, data_dir) if check.state != "absent"]

@@ -24,10 +24,11 @@ def load(name: str, data_dir: str | Path | None = None) -> DataSet:
     if is_own_data(name):
         return read_arrays(expanded(name))
     source = source_of("load", name)
-    root = places.existing_root(source, data_dir)
-    dataset = source.read(places.required(source, root))
-    outside = source.forms and source.home is None
-    return replace(dataset, node_sizes=source.sizes, folder=str(root.absolute()) if outside else None)
+    dataset = source.read(places.required(source, data_dir))
+    if not source.forms or source.home:
+        return replace(dataset, node_sizes=source.sizes)
+    folder = places.given_root(source, data_dir).absolute()
+    return replace(dataset, node_sizes=source.sizes, folder=str(folder))
 
 
 def source_of(who: str, name: str) -> DataSource:

@@ -91,8 +91,8 @@ class TwoClass(Classes):
     def __post_init__(self) -> None:
         if self.classes_per_node != 2:
             raise InputError(
-                f"config: partition two-class contradicts classes_per_node {self.classes_per_node}; "
-                "use partition classes, or classes_per_node 2"
+                f"partition: two-class contradicts classes_per_node {self.classes_per_node}; "
+                "choose the partition classes, or classes_per_node 2"
             )
 
 

@@ -14,18 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from refimpl.data.dataset import DataSet
-from refimpl.data.deal import (
-    Classes,
-    Counts,
-    Dirichlet,
-    Iid,
-    Rule,
-    TwoClass,
-    check_total,
-    fill_counts,
-    spread_sizes,
-    whole,
-)
+from refimpl.data.deal import Classes, Counts, Rule, check_total, fill_counts, spread_sizes, whole
 from refimpl.data.node import Node
 from refimpl.data.strata import stratified_order
 from refimpl.errors import InputError
@@ -37,9 +26,10 @@ _DEFAULT_NODES = 20  # for which the usual sizes of a data set are meant
 
 @dataclass(frozen=True)
 class Partition:
-    """How to deal a data set to nodes; `two_class`, `some_classes`, `dirichlet`, `iid` make the usual ones.
+    """How to deal a data set to nodes.
 
-    rule: how nodes get their classes, `Classes(2)`, `Dirichlet(0.5)`, `Iid()` or one of your own (`deal`).
+    rule: how nodes get their classes: `Classes(5)` (five at each node), `Dirichlet(0.5)`, `Iid()`, or one of
+    your own (see `deal`).
     nodes, targets: numbers of meta-training and of target nodes.
     sizes: training samples (support and query) per node: a pair (smallest, largest) for evenly
     spread sizes, or one number per node, training nodes first; None for the data set's default.
@@ -91,32 +81,6 @@ class Partition:
         return self.nodes + self.targets
 
 
-def two_class(
-    nodes: int = 16, targets: int = 4, sizes: tuple[int, ...] | None = None, support: int | float = 20
-) -> Partition:
-    """Two classes at every node: the partition of the papers for MNIST and CIFAR-10."""
-    return Partition(TwoClass(), nodes, targets, sizes, support=support)
-
-
-def some_classes(
-    classes_per_node: int, nodes: int = 16, targets: int = 4, sizes: tuple[int, ...] | None = None
-) -> Partition:
-    """`classes_per_node` classes at every node: five for CIFAR-100."""
-    return Partition(Classes(classes_per_node), nodes, targets, sizes)
-
-
-def dirichlet(
-    alpha: float, nodes: int = 16, targets: int = 4, sizes: tuple[int, ...] | None = None
-) -> Partition:
-    """The class proportions of every node are drawn from a symmetric Dirichlet distribution."""
-    return Partition(Dirichlet(alpha), nodes, targets, sizes)
-
-
-def iid(nodes: int = 16, targets: int = 4, sizes: tuple[int, ...] | None = None) -> Partition:
-    """Every node gets a uniform sample of the data."""
-    return Partition(Iid(), nodes, targets, sizes)
-
-
 class Share(NamedTuple):
     """The samples of one node: their numbers in the data set, ordered [support | query | test]."""
 
@@ -156,7 +120,7 @@ def make_nodes(
 
     Source: mathematics.md §11.
     """
-    partition = two_class() if partition is None else partition
+    partition = partition or Partition()
     nodes = fill(dataset, plan(dataset, partition, seeds), dtype)
     return nodes[: partition.nodes], nodes[partition.nodes :]
 
@@ -175,9 +139,7 @@ def plan(dataset: DataSet, partition: Partition, seeds: SeedTree | int = 0) -> l
     rng = tree.generator("partition")
     train = node_sizes(dataset, partition, rng)
     test = _test_sizes(train, partition.test)
-    stock, sizes = dataset.counts(), train + test
-    check_total(stock, sizes)
-    counts = partition.rule.deal(stock, sizes, partition.targets, rng)
+    counts = _deal(partition, dataset.counts(), train + test, rng)
     shares = []
     for i, index in enumerate(fill_counts(dataset.y, counts, rng)):
         order = stratified_order(dataset.y[index], tree.generator("partition-order", node=i))
@@ -185,6 +147,19 @@ def plan(dataset: DataSet, partition: Partition, seeds: SeedTree | int = 0) -> l
         name = f"train-{i}" if i < partition.nodes else f"target-{i - partition.nodes}"
         shares.append(Share(name, index[order], n_support, int(train[i]) - n_support))
     return shares
+
+
+def _deal(partition: Partition, stock: Counts, sizes: Counts, rng: np.random.Generator) -> Counts:
+    """What the rule deals; a rule of a user's that deals something else than asked for is an `InputError`."""
+    check_total(stock, sizes)
+    counts = partition.rule.deal(stock, sizes, partition.targets, rng)
+    right = counts.shape == (len(sizes), len(stock)) and counts.min() >= 0
+    if not right or (counts.sum(axis=1) != sizes).any() or (counts.sum(axis=0) > stock).any():
+        raise InputError(
+            f"partition: expected {type(partition.rule).__name__}.deal to give each node as many samples as "
+            f"its size, out of those there are, got counts {counts.tolist()!r:.60}; mend the rule"
+        )
+    return counts
 
 
 def statistics(dataset: DataSet, shares: list[Share]) -> Statistics:

@@ -80,16 +80,6 @@ def given_root(source: DataSource, data_dir: str | Path | None) -> Path:
     return expanded(given)
 
 
-def existing_root(source: DataSource, data_dir: str | Path | None) -> Path:
-    """The folder for the files of `source`, which must exist."""
-    root = given_root(source, data_dir)
-    if not root.is_dir():
-        raise DataError(
-            f"{source.name}: data folder {root} does not exist; give --data-dir or set {ENVIRONMENT}"
-        )
-    return root
-
-
 def locate(source: DataSource, root: Path) -> Found | None:
     """Find the files of `source` under `root`: the first complete form, else a usable one, else any files.
 
@@ -104,16 +94,19 @@ def locate(source: DataSource, root: Path) -> Found | None:
     return max(found, key=lambda one: (not one.missing, one.serves), default=None)
 
 
-def required(source: DataSource, root: Path) -> Found:
-    """The files of `source` under `root`, in a usable form; otherwise a `DataError` says what was sought."""
+def required(source: DataSource, data_dir: str | Path | None) -> Found:
+    """The files of `source` in a usable form; otherwise a `DataError` says what was looked for, and where."""
+    name, root = source.name, given_root(source, data_dir)
+    if not root.is_dir():
+        raise DataError(f"{name}: data folder {root} does not exist; give --data-dir or set {ENVIRONMENT}")
     found = locate(source, root)
     if found is None:
         raise DataError(
-            f"{source.name}: found nothing in {root}; looked for {' or '.join(looked_for(source))}; "
-            f"give --data-dir or set {ENVIRONMENT}, or see 'refimpl data fetch {source.name}'"
+            f"{name}: found nothing in {root}; looked for {' or '.join(looked_for(source))}; "
+            f"give --data-dir or set {ENVIRONMENT}, or see 'refimpl data fetch {name}'"
         )
     if not found.serves:
-        raise lacking(source.name, found.place, found.missing)
+        raise lacking(name, found.place, found.missing)
     return found
 
 

@@ -5,19 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refimpl.data import (
-    DataSet,
-    Partition,
-    dirichlet,
-    episode,
-    iid,
-    load,
-    make_nodes,
-    some_classes,
-    two_class,
-)
+from refimpl.data import Classes, DataSet, Dirichlet, Iid, Partition, episode, load, make_nodes
 from refimpl.data.catalog import source_of
-from refimpl.data.deal import Classes, Dirichlet, Iid, spread_sizes
+from refimpl.data.deal import Rule, spread_sizes
 from refimpl.data.partition import plan, statistics
 from refimpl.errors import InputError, RefimplError
 from refimpl.rng import SeedTree
@@ -113,7 +103,7 @@ def test_default_sizes_fit_for_every_seed(name, seed):
 
 def test_digits_by_default():
     data = load("digits")
-    found = statistics(data, plan(data, two_class(), 1))
+    found = statistics(data, plan(data, Partition(), 1))
     assert found.overlap == 0
     assert sum(found.train_sizes) + sum(found.test_sizes) == found.used > 0.9 * len(data)
     assert found.names[0] == "train-0"
@@ -127,23 +117,23 @@ def test_digits_by_default():
 
 def test_statistics_would_see_an_overlap():
     data = load("digits")
-    shares = plan(data, two_class(), 1)
+    shares = plan(data, Partition(), 1)
     twin = shares[1]._replace(samples=np.concatenate([shares[1].samples[1:], shares[0].samples[:1]]))
     assert statistics(data, [shares[0], twin]).overlap == 1
 
 
 def test_equal_seeds_equal_bytes():
     data = load("digits")
-    first, again, other = (make_nodes(data, two_class(), s)[1][0] for s in (SeedTree(4), 4, 5))
+    first, again, other = (make_nodes(data, Partition(), s)[1][0] for s in (SeedTree(4), 4, 5))
     assert first.x.tobytes() == again.x.tobytes()
     assert first.x.tobytes() != other.x.tobytes()
-    assert make_nodes(data, two_class(), 4, np.float64)[1][0].x.dtype == np.float64
+    assert make_nodes(data, Partition(), 4, np.float64)[1][0].x.dtype == np.float64
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_support_holds_every_class_in_proportion(seed):
     """With test parts of 10 and 20 every class has 10 or 20 samples at a node: all are due equally many."""
-    train, _ = make_nodes(fake([100] * 4), some_classes(4, nodes=2, targets=0, sizes=(30, 60)), seed)
+    train, _ = make_nodes(fake([100] * 4), Partition(Classes(4), nodes=2, targets=0, sizes=(30, 60)), seed)
     for node in train:
         assert np.bincount(node.support.y).tolist() == [5, 5, 5, 5]
 
@@ -172,12 +162,12 @@ def test_a_table_for_two_nodes_keeps_its_order(seed):
 
 def test_more_nodes_than_twenty_get_smaller_ones():
     data = load("digits")
-    train, target = make_nodes(data, two_class(nodes=30, targets=10, support=5))
+    train, target = make_nodes(data, Partition(nodes=30, targets=10, support=5))
     assert max(n.n_train for n in train + target) == 38
 
 
 def test_other_data_gets_sizes_that_fit():
-    for partition in (two_class(), some_classes(3), dirichlet(0.3), iid()):
+    for partition in (Partition(), Partition(Classes(3)), Partition(Dirichlet(0.3)), Partition(Iid())):
         train, target = make_nodes(
             fake([130, 110, 120, 125, 115, 121]), Partition(**{**vars(partition), "support": 4})
         )
@@ -252,13 +242,27 @@ def test_wrong_options_are_refused(options, pattern):
 @pytest.mark.parametrize("classes", [0, 2.0, True])
 def test_classes_per_node_must_be_a_number_of_classes(classes):
     with pytest.raises(InputError, match="classes_per_node as a whole number of at least 1"):
-        some_classes(classes)
+        Classes(classes)
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, np.nan, np.inf])
 def test_alpha_must_be_positive(alpha):
     with pytest.raises(InputError, match="concentration as a positive number"):
-        make_nodes(fake([40, 40]), dirichlet(alpha, nodes=2, targets=0))
+        make_nodes(fake([40, 40]), Partition(Dirichlet(alpha), 2, 0))
+
+
+@pytest.mark.parametrize(
+    "counts", [[[40, 0], [0, 39]], [[41, 0], [0, 40]], [[40], [40]], [[-1, 41], [40, 0]]]
+)
+def test_a_rule_that_deals_something_else_is_refused(counts):
+    class Wrong(Rule):
+        def deal(self, stock, sizes, targets, rng):
+            return np.array(counts)
+
+    with pytest.raises(
+        InputError, match=r"expected Wrong\.deal to give each node as many samples as its size"
+    ):
+        make_nodes(fake([40, 40]), Partition(Wrong(), 2, 0, sizes=(40, 40), test=0.0))
 
 
 @given(
