@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.app import CHECK_FAILED
 from refimpl.cli.compiling import WARM_UP, notice
-from refimpl.cli.options import PATH, config_options, data_dir_option, json_option, talk_options
-from refimpl.cli.output import print_json, say_data, table
-from refimpl.cli.progress import Progress, Talk, adapted_text
+from refimpl.cli.options import (
+    PATH,
+    Session,
+    config_options,
+    data_dir_option,
+    json_option,
+    session_options,
+    talk_options,
+)
+from refimpl.cli.output import exit_unless, print_json, say_data, table
+from refimpl.cli.progress import Progress, adapted_text
 from refimpl.errors import InputError
 from refimpl.experiments.config import adaptation_keys
 from refimpl.experiments.record import RunFolder
@@ -27,11 +34,9 @@ if TYPE_CHECKING:
     epilog="\b\nExamples:\n  refimpl adapt runs/first\n  refimpl adapt runs/first --adapt-steps 3 --json"
 )
 @click.argument("run", type=PATH)
-@data_dir_option
-@json_option
-@talk_options
+@session_options(data_dir_option, json_option, talk_options)
 @config_options(adaptation_keys())
-def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **options: Any) -> None:
+def command(run: Path, session: Session, **options: Any) -> None:
     """Adapt a run's meta-model at its target nodes, in two stages.
 
     Stage I adapts the gates on a node's support samples. Stage II adapts the backbone channels that the gates
@@ -51,8 +56,8 @@ def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **optio
     from refimpl.federated.adapt import divergence
 
     with RunFolder.open(run) as folder:  # locked: two processes would write the same report
-        experiment, w = reopen(folder, data_dir)
-        if not as_json:
+        experiment, w = reopen(folder, session.data_dir)
+        if not session.as_json:
             say_data(experiment.note)
         if not experiment.target_nodes:
             raise InputError(f"{run}: the run has no target nodes; train one with --targets 1 or more")
@@ -61,7 +66,7 @@ def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **optio
         method = experiment.config.method
         experiments = [experiment, *_shown_beside(experiment)]
         work = len(experiment.target_nodes) * len(experiments)
-        with Progress(work, talk) as progress, notice(progress, WARM_UP):
+        with Progress(work, session.talk) as progress, notice(progress, WARM_UP):
             results = [adapt_targets(one, w, lambda node: progress.step(_told(node))) for one in experiments]
         reports, beside = results[0], results[1] if len(results) > 1 else []
         content = {
@@ -75,7 +80,7 @@ def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **optio
             "notes": notes([method]),
         }
         folder.save_report("adapt", {key: value for key, value in content.items() if key != "run"})
-    if as_json:
+    if session.as_json:
         print_json(content)
     else:
         click.echo(table(*node_table(method, reports)))
@@ -86,7 +91,7 @@ def command(run: Path, data_dir: Path | None, as_json: bool, talk: Talk, **optio
             click.echo(f"\n{other}, from the same meta-model:\n{table(*node_table(other, beside))}")
     if failure := next(filter(None, map(divergence, results)), ""):
         click.echo(f"refimpl: {failure}", err=True)
-        click.get_current_context().exit(CHECK_FAILED)
+        exit_unless(False)
 
 
 def _told(node: NodeReport) -> str:

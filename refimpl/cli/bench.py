@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from refimpl.cli.options import FILE, talk_options
-from refimpl.cli.output import print_json, table
+from refimpl.cli.output import exit_unless, print_json, table
 from refimpl.cli.progress import Progress, Talk
 from refimpl.errors import InputError
 from refimpl.files.storage import write_whole
@@ -85,8 +85,7 @@ def command(
         print_json(results)
     else:
         _print(results)
-    if session.refused(results):
-        click.get_current_context().exit(1)
+    exit_unless(not session.refused(results))
 
 
 def _shown(events: Iterator[Event], progress: Progress) -> Iterator[Event]:

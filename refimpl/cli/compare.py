@@ -13,7 +13,7 @@ import click
 from refimpl.cli.app import INTERRUPTED
 from refimpl.cli.compiling import WARM_UP, notice
 from refimpl.cli.interrupt import stop_requests
-from refimpl.cli.options import PATH, Names, Seeds, file_option, run_options
+from refimpl.cli.options import NAME_LIST, PATH, SEED_LIST, USUAL_SESSION, Session, file_option, run_options
 from refimpl.cli.output import command_line, print_json
 from refimpl.cli.progress import Progress, Talk, adapted_text, round_text
 from refimpl.errors import TakenError, one_of
@@ -57,8 +57,8 @@ One method under varied keys (lists joined by +):
     type=click.Choice((DEMO, *preset_names())),
     help="Preset to start from; `demo` is what `refimpl demo` compares.  [the data set's own]",
 )
-@click.option("--methods", type=Names(), help=f"Methods to compare.  [{','.join(METHODS)}]")
-@click.option("--seeds", type=Seeds(), help="Seeds of every method: 0-4, or 0,2,5.  [0-2]")
+@click.option("--methods", type=NAME_LIST, help=f"Methods to compare.  [{','.join(METHODS)}]")
+@click.option("--seeds", type=SEED_LIST, help="Seeds of every method: 0-4, or 0,2,5.  [0-2]")
 @click.option(
     "--vary", multiple=True, metavar="KEY=V,V,...", help="Make a row for each value; may be repeated."
 )
@@ -70,20 +70,11 @@ One method under varied keys (lists joined by +):
 @click.pass_context
 def command(
     ctx: click.Context,
-    file: Path | None,
-    from_preset: str | None,
-    methods: list[str] | None,
-    seeds: tuple[int, ...] | None,
-    vary: tuple[str, ...],
-    every: int | None,
     out: Path | None,
     resume: bool,
     force: bool,
-    threads: int | None,
-    data_dir: Path | None,
-    as_json: bool,
-    talk: Talk,
-    **options: Any,
+    session: Session,
+    **wanted: Any,
 ) -> None:
     """Compare methods, or settings of one, over seeds, in the paper's tables.
 
@@ -100,13 +91,12 @@ def command(
     from refimpl.experiments.compare.run import Comparison
 
     if resume:
-        given = file or from_preset or methods or seeds or vary or every
-        if out is None or force or given or any(value is not None for value in options.values()):
+        if out is None or force or any(value not in (None, ()) for value in wanted.values()):
             raise click.UsageError("--resume needs --out FOLDER, and takes what to compare from there", ctx)
-        ctx.exit(run(Comparison.open(out, data_dir, threads), as_json, talk))
-    plan = make_plan(file, from_preset, methods, seeds, vary, every, options)
-    name = f"compare-{from_preset or Path(plan.rows[0][1].dataset).stem}"
-    ctx.exit(run(begin(out, name, plan, force, data_dir, threads), as_json, talk))
+        ctx.exit(run(Comparison.open(out, session.data_dir, session.threads), session))
+    plan = make_plan(**wanted)
+    name = f"compare-{wanted['from_preset'] or Path(plan.rows[0][1].dataset).stem}"
+    ctx.exit(run(begin(out, name, plan, force, session), session))
 
 
 def make_plan(
@@ -116,12 +106,12 @@ def make_plan(
     seeds: tuple[int, ...] | None = None,
     vary: tuple[str, ...] = (),
     every: int | None = None,
-    options: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Plan:
     """The plan that the options describe; an option that was not given is None."""
     from refimpl.experiments.compare.plan import Plan, parse_vary, varied
 
-    options = {"checkpoint_every": SELDOM, **{k: v for k, v in (options or {}).items() if v is not None}}
+    options = {"checkpoint_every": SELDOM, **{k: v for k, v in options.items() if v is not None}}
     from_preset = "digits" if from_preset == DEMO else from_preset
     for method in methods or METHODS:
         one_of("--methods", "method", method, tuple(KNOWN))
@@ -134,40 +124,33 @@ def make_plan(
 
 
 def begin(
-    out: Path | None,
-    name: str,
-    plan: Plan,
-    force: bool,
-    data_dir: Path | None = None,
-    threads: int | None = None,
+    out: Path | None, name: str, plan: Plan, force: bool, session: Session = USUAL_SESSION
 ) -> Comparison:
     """Begin a comparison in `out`, or else in the first free folder of runs/NAME, runs/NAME-2, ..."""
     from refimpl.experiments.compare.run import Comparison
 
     if out:
-        return Comparison.create(out, plan, force, data_dir, threads)
+        return Comparison.create(out, plan, force, session.data_dir, session.threads)
     paths = (Path("runs") / (f"{name}-{number}" if number > 1 else name) for number in itertools.count(1))
     while True:
         path = next(path for path in paths if not os.path.lexists(path))
         with suppress(TakenError):
-            return Comparison.create(path, plan, False, data_dir, threads)
+            return Comparison.create(path, plan, False, session.data_dir, session.threads)
 
 
-def run(comparison: Comparison, as_json: bool, talk: Talk) -> int:
+def run(comparison: Comparison, session: Session) -> int:
     """Do what is left of a comparison, write its tables and figures, and print; returns the exit code."""
     from refimpl.experiments.compare.layout import text
 
     path = comparison.path
     try:
-        outcomes = _outcomes(comparison, talk)
+        outcomes = _outcomes(comparison, session.talk)
         content, figures = _write(comparison, outcomes)
     except KeyboardInterrupt:
-        again = command_line(
-            "compare", "--resume", "--out", path, data_dir=comparison.data_dir, threads=comparison.threads
-        )
+        again = command_line("compare", "--resume", "--out", path, session=session)
         click.echo(f"refimpl: stopped; what is done is kept; go on with: {again}", err=True)
         return INTERRUPTED
-    if as_json:
+    if session.as_json:
         print_json({"folder": str(path), **content})
     else:
         click.echo(f"{text(comparison.plan, outcomes)}\n\n{_where(path, figures)}")

@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from refimpl.cli import compare
-from refimpl.cli.options import PATH, json_option, talk_options, threads_option
-from refimpl.cli.progress import Talk
+from refimpl.cli.options import PATH, Session, json_option, session_options, talk_options, threads_option
 
 
 @click.command(epilog="\b\nExamples:\n  refimpl demo\n  refimpl demo --seeds 1 --rounds 10 --json")
@@ -17,9 +16,7 @@ from refimpl.cli.progress import Talk
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Seeds per method.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The first seed.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Rounds per run.  [as in the preset]")
-@threads_option
-@json_option
-@talk_options
+@session_options(threads_option, json_option, talk_options)
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -28,9 +25,7 @@ def command(
     seeds: int,
     seed: int,
     rounds: int | None,
-    threads: int | None,
-    as_json: bool,
-    talk: Talk,
+    session: Session,
 ) -> None:
     """Meta-train, adapt and compare five methods on handwritten digits, offline.
 
@@ -40,5 +35,5 @@ def command(
     the same as `refimpl compare --preset demo`.
     """
     which = tuple(range(seed, seed + seeds))
-    plan = compare.make_plan(from_preset=compare.DEMO, seeds=which, options={"rounds": rounds})
-    ctx.exit(compare.run(compare.begin(out, "demo", plan, force, threads=threads), as_json, talk))
+    plan = compare.make_plan(from_preset=compare.DEMO, seeds=which, rounds=rounds)
+    ctx.exit(compare.run(compare.begin(out, "demo", plan, force, session), session))

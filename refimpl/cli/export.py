@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from refimpl.cli.app import CHECK_FAILED
 from refimpl.cli.compiling import notice
-from refimpl.cli.options import FILE, PATH, data_dir_option, json_option
-from refimpl.cli.output import facts, print_json
+from refimpl.cli.options import FILE, PATH, Session, data_dir_option, json_option, session_options
+from refimpl.cli.output import exit_unless, facts, print_json
 from refimpl.cli.progress import Progress, Talk
 from refimpl.errors import DivergenceError, InputError
 from refimpl.experiments.record import RunFolder
@@ -36,11 +35,8 @@ SAMPLES = 64
 @click.option("--out", type=FILE, required=True, help="The .onnx file to write.")
 @click.option("--node", metavar="NAME", help="Adapt at this target node first.  [the meta-model]")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
-@data_dir_option
-@json_option
-def command(
-    run: Path, out: Path, node: str | None, force: bool, data_dir: Path | None, as_json: bool
-) -> None:
+@session_options(data_dir_option, json_option)
+def command(run: Path, out: Path, node: str | None, force: bool, session: Session) -> None:
     """Export a run's model with its gates for inference, as ONNX.
 
     The graph maps `x` (N, ...) to `logits` (N, classes), in float32 and for any batch size. Gates decide
@@ -56,7 +52,7 @@ def command(
 
     check_new(out, force)
     with RunFolder.open(run, lock=False) as folder:
-        experiment, w = reopen(folder, data_dir)
+        experiment, w = reopen(folder, session.data_dir)
     network, tested = experiment.network, _tested(experiment, node)
     with Progress(1, Talk.USUAL) as progress, notice(progress):
         if node is not None:
@@ -70,9 +66,8 @@ def command(
         if find_spec("onnxruntime") is not None:
             x = x[:SAMPLES]
             error = disagreement(model, x, predict(network, w, x, quiet(experiment.gating)).logits)
-    _report(out, network, error, experiment.note, as_json)
-    if error is not None and not error <= TOLERANCE:
-        click.get_current_context().exit(CHECK_FAILED)
+    _report(out, network, error, experiment.note, session.as_json)
+    exit_unless(error is None or error <= TOLERANCE)
 
 
 def _tested(experiment: Experiment, name: str | None) -> Node:

@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING
 import click
 
 from refimpl._version import __version__
-from refimpl.cli.app import CHECK_FAILED
 from refimpl.cli.compiling import notice
 from refimpl.cli.groups import SuggestingGroup
-from refimpl.cli.options import FILE, PATH, ModelName, json_option, quiet_option, talk_options
-from refimpl.cli.output import print_json
+from refimpl.cli.options import (
+    FILE,
+    MODEL,
+    PATH,
+    Session,
+    json_option,
+    quiet_option,
+    session_options,
+    talk_options,
+)
+from refimpl.cli.output import exit_unless, print_json
 from refimpl.cli.progress import Progress, Talk
 from refimpl.errors import InputError
 
@@ -54,15 +62,10 @@ def command() -> None:
     "make", epilog="\b\nExample:\n  refimpl golden make --level networks --model cnn3 --out cnn3.npz"
 )
 @click.option("--level", type=click.Choice(LEVELS), required=True, help="What to compute.")
-@click.option(
-    "--out",
-    type=FILE,
-    required=True,
-    help="The .npz file to write.",
-)
+@click.option("--out", type=FILE, required=True, help="The .npz file to write.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all inputs.")
 @click.option("--dtype", type=click.Choice(("float64", "float32")), default="float64", show_default=True)
-@click.option("--model", "models", type=ModelName(), multiple=True, help="For networks.  [all]")
+@click.option("--model", "models", type=MODEL, multiple=True, help="For networks.  [all]")
 @click.option("--full", is_flag=True, help="Networks at full width.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @talk_options
@@ -117,8 +120,7 @@ def _computed(cases: Sequence[Case], talk: Talk) -> list[tuple[Case, Arrays]]:
 @click.option("-v", "--verbose", is_flag=True, help="Show every array, not only those that depart.")
 @click.option("--report", type=FILE, help="Write a report as .md or .html.")
 @click.option("--force", is_flag=True, help="Replace the report if it is there.")
-@json_option
-@quiet_option
+@session_options(json_option, quiet_option)
 def check_command(
     golden: Path,
     theirs: Path | None,
@@ -126,8 +128,7 @@ def check_command(
     verbose: bool,
     report: Path | None,
     force: bool,
-    as_json: bool,
-    talk: Talk,
+    session: Session,
 ) -> None:
     """Compare the outputs in THEIRS with those that the golden file F expects.
 
@@ -142,15 +143,14 @@ def check_command(
         if report.suffix not in FORMATS:
             raise InputError(f"{report}: a report is written as {' or '.join(FORMATS)}")
         check_new(report, force)
-    outcome = _outcome(golden, theirs, partial, talk)
+    outcome = _outcome(golden, theirs, partial, session.talk)
     if report is not None:
         _write_report(report, outcome)
-    if as_json:
+    if session.as_json:
         print_json(conformance.as_json(outcome))
     else:
         click.echo(conformance.as_text(outcome, verbose))
-    if not outcome.conforms:
-        click.get_current_context().exit(CHECK_FAILED)
+    exit_unless(outcome.conforms)
 
 
 def _outcome(golden_path: Path, theirs_path: Path | None, partial: bool, talk: Talk) -> Outcome:

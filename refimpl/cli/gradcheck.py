@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refimpl.cli.compiling import notice
-from refimpl.cli.options import ModelName, talk_options
-from refimpl.cli.output import print_json, table
+from refimpl.cli.options import MODEL, Session, json_option, session_options, talk_options
+from refimpl.cli.output import exit_unless, print_json, table
 from refimpl.cli.progress import Progress, Talk
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ GATE_GRADS = ("dense", "active")
 @click.option(
     "--all", "everything", is_flag=True, help="Check all layers, the loss, all models and settings."
 )
-@click.option("--model", type=ModelName(), help="One model at full width.  [digits]")
+@click.option("--model", type=MODEL, help="One model at full width.  [digits]")
 @click.option("--mode", type=click.Choice(MODES), help="Check only this gate mode.")
 @click.option("--gate-grad", type=click.Choice(GATE_GRADS), help="Check only this gate gradient.")
 @click.option("--batch", type=click.IntRange(min=2), default=2, show_default=True, help="Batch size.")
@@ -35,8 +35,7 @@ GATE_GRADS = ("dense", "active")
     "--directions", type=click.IntRange(min=1), default=1, show_default=True, help="Directions per parameter."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all numbers.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@talk_options
+@session_options(json_option, talk_options)
 def command(
     everything: bool,
     model: str | None,
@@ -45,8 +44,7 @@ def command(
     batch: int,
     directions: int,
     seed: int,
-    as_json: bool,
-    talk: Talk,
+    session: Session,
 ) -> None:
     """Check gradients against central differences, in float64.
 
@@ -69,10 +67,10 @@ def command(
     cases = gradcases.network_cases(models, settings, seed, batch, directions, narrow=everything)
     if everything:
         cases = gradcases.layer_cases(seed, batch, directions) + cases
-    checked, repeated = _check(cases, talk)
+    checked, repeated = _check(cases, session.talk)
     worst = max(map(_worst, checked))
     passed = all(_good(result) for result in checked)
-    if as_json:
+    if session.as_json:
         print_json(_as_json(checked, repeated, worst, passed))
     else:
         _print(checked, gradcases.NARROW if everything else {})
@@ -80,8 +78,7 @@ def command(
             click.echo(f"{name}: a kink was too near the first point; checked at two others")
         verdict = "passed" if passed else "FAILED"
         click.echo(f"worst {worst:.1e}, allowed {TOLERANCE:.0e}: {verdict}")
-    if not passed:
-        click.get_current_context().exit(1)
+    exit_unless(passed)
 
 
 def _chosen(setting: Any, mode: str | None, gate_grad: str | None) -> bool:

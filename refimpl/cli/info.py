@@ -10,9 +10,9 @@ import click
 
 from refimpl.cli.app import CHECK_FAILED
 from refimpl.cli.compiling import notice
-from refimpl.cli.options import json_option, talk_options, threads_option
+from refimpl.cli.options import Session, json_option, session_options, talk_options, threads_option
 from refimpl.cli.output import facts, print_json
-from refimpl.cli.progress import Progress, Talk
+from refimpl.cli.progress import Progress
 from refimpl.files.environment import environment
 
 if TYPE_CHECKING:
@@ -21,11 +21,9 @@ if TYPE_CHECKING:
 
 @click.command(epilog="\b\nExamples:\n  refimpl info --json\n  refimpl info --check")
 @click.option("--check", is_flag=True, help="Check the kernels' results, and look for known traps.")
-@threads_option
-@json_option
-@talk_options
+@session_options(threads_option, json_option, talk_options)
 @click.pass_context
-def command(ctx: click.Context, check: bool, threads: int | None, as_json: bool, talk: Talk) -> None:
+def command(ctx: click.Context, check: bool, session: Session) -> None:
     """Show versions, CPU features, threads, kernels and folders.
 
     --check compares the compiled kernels with readable versions of them, bit by bit, or with their formulas
@@ -33,24 +31,24 @@ def command(ctx: click.Context, check: bool, threads: int | None, as_json: bool,
     unsteady: denormal numbers that are switched off, more threads than cores, a container's quota, a cache
     that cannot be kept, a busy machine. It exits with 1 if a result is wrong.
     """
-    found = gather(threads)
-    findings = examined(threads, talk) if check else []
-    if as_json:
+    found = gather(session.threads)
+    findings = examined(session) if check else []
+    if session.as_json:
         print_json({**found, "checks": [finding._asdict() for finding in findings]} if check else found)
     else:
         click.echo(facts(_lines(found)))
-    if check and not as_json:
+    if check and not session.as_json:
         click.echo("\n" + facts([(state, f"{what}: {detail}") for what, state, detail in findings]))
     ctx.exit(CHECK_FAILED if any(finding.state == "failed" for finding in findings) else 0)
 
 
-def examined(threads: int | None, talk: Talk) -> list[Finding]:
+def examined(session: Session) -> list[Finding]:
     """Make the checks, and show progress: kernels may have to be compiled for them."""
     from refimpl.machine.doctor import CHECKS, examine
 
     findings = []
-    with Progress(CHECKS, talk) as progress, notice(progress):
-        for finding in examine(threads):
+    with Progress(CHECKS, session.talk) as progress, notice(progress):
+        for finding in examine(session.threads):
             findings.append(finding)
             progress.step(f"checked {finding.check}")
     return findings

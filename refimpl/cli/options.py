@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -17,82 +19,38 @@ from refimpl.registry import Key
 Decorator = Callable[[Any], Any]
 
 
-class Names(click.ParamType):
-    """A list of names: `conv5,conv6`, or `none`."""
+class Parsed(click.ParamType):
+    """What `parse` makes of the text of an option; where that is a `ValueError`, it says what it expected."""
 
-    name = "name,name|none"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
-        """The list; spaces around names are ignored."""
-        if isinstance(value, list):
-            return value
-        words = [word.strip() for word in value.split(",")]
-        if words in (["none"], [""]):
-            return []
-        if "" in words:
-            self.fail(f"expected names with commas between them, got {value!r}", param, ctx)
-        return words
-
-
-class Numbers(click.ParamType):
-    """A list of whole numbers: `200,150,150`, or `none`."""
-
-    name = "number,number|none"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        """The list; spaces around numbers are ignored."""
-        if isinstance(value, list):
-            return value
-        if value.strip() in ("none", ""):
-            return []
-        try:
-            return [int(word) for word in value.split(",")]
-        except ValueError:
-            self.fail(f"expected whole numbers with commas between them, got {value!r}", param, ctx)
-
-
-class OwnPath(click.Path):
-    """A path in which a leading ~ is the home folder, also where no shell has replaced it."""
+    def __init__(self, name: str, parse: Callable[[str], Any], expected: str) -> None:
+        self.name, self._parse, self._expected = name, parse, expected
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path, checked."""
-        return super().convert(str(expanded(value)), param, ctx)
-
-
-class ModelName(click.ParamType):
-    """A model that is registered, or `residual`; which ones there are is looked up only when one is given."""
-
-    name = "name"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name, checked."""
-        from refimpl.nn.zoo import checked_names
-
-        one_of("--model", "model", value, checked_names())
-        return str(value)
-
-
-PATH = OwnPath(path_type=Path)
-FILE = OwnPath(dir_okay=False, path_type=Path)
-FOLDER = OwnPath(file_okay=False, path_type=Path)
-
-
-class Seeds(click.ParamType):
-    """Seeds: `0-4`, `0,2,5`, or both."""
-
-    name = "0-4|0,2,5"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """All of them, in the order given."""
-        if isinstance(value, tuple):
+        """The parsed value; a default, which is no text, as it is."""
+        if not isinstance(value, str):
             return value
         try:
-            ends = [[int(end) for end in word.split("-")] for word in value.split(",")]
-            return tuple(seed for first, *last in ends for seed in range(first, _last(first, last) + 1))
+            return self._parse(value)
         except ValueError:
-            self.fail(f"expected seeds like 0-4 or 0,2,5, got {value!r}", param, ctx)
+            self.fail(f"expected {self._expected}, got {value!r}", param, ctx)
+
+
+def _names(text: str) -> list[str]:
+    words = [word.strip() for word in text.split(",")]
+    if words in (["none"], [""]):
+        return []
+    if "" in words:
+        raise ValueError
+    return words
+
+
+def _numbers(text: str) -> list[int]:
+    return [] if text.strip() in ("none", "") else [int(word) for word in text.split(",")]
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    ends = [[int(end) for end in word.split("-")] for word in text.split(",")]
+    return tuple(seed for first, *last in ends for seed in range(first, _last(first, last) + 1))
 
 
 def _last(first: int, rest: list[int]) -> int:
@@ -103,25 +61,51 @@ def _last(first: int, rest: list[int]) -> int:
     return last
 
 
+def _model(name: str) -> str:
+    """A model that is registered, or `residual`; which ones there are is looked up only when one is given."""
+    from refimpl.nn.zoo import checked_names
+
+    one_of("--model", "model", name, checked_names())
+    return name
+
+
+NAME_LIST = Parsed("name,name|none", _names, "names with commas between them")
+NUMBER_LIST = Parsed("number,number|none", _numbers, "whole numbers with commas between them")
+SEED_LIST = Parsed("0-4|0,2,5", _seeds, "seeds like 0-4 or 0,2,5")
+MODEL = Parsed("name", _model, "a model")
+
+
+class OwnPath(click.Path):
+    """A path in which a leading ~ is the home folder, also where no shell has replaced it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, checked."""
+        return super().convert(str(expanded(value)), param, ctx)
+
+
+PATH = OwnPath(path_type=Path)
+FILE = OwnPath(dir_okay=False, path_type=Path)
+FOLDER = OwnPath(file_okay=False, path_type=Path)
+
+
 _TYPES: Mapping[str, click.ParamType] = {
     "int": click.INT,
     "float": click.FLOAT,
     "str": click.STRING,
-    "list[str]": Names(),
-    "list[int]": Numbers(),
+    "list[str]": NAME_LIST,
+    "list[int]": NUMBER_LIST,
 }
 
 
 def config_options(only: Collection[str] = (), without: Collection[str] = ()) -> Decorator:
     """Click options for the keys of a configuration (of `only`, but not `without`); not given means None."""
-
-    def decorate(command: Any) -> Any:
-        for item in reversed(keys().values()):
-            if item.name not in without and (not only or item.name in only):
-                command = _option(item)(command)
-        return command
-
-    return decorate
+    return together(
+        *(
+            _option(item)
+            for item in keys().values()
+            if item.name not in without and (not only or item.name in only)
+        )
+    )
 
 
 def _option(item: Key) -> Decorator:
@@ -167,13 +151,6 @@ preset_option: Decorator = click.option(
 json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 quiet_option: Decorator = _talk("-q", "--quiet", value=Talk.QUIET, text="No progress.")
 verbose_option: Decorator = _talk("-v", "--verbose", value=Talk.VERBOSE, text="A line for every step.")
-
-
-def talk_options(command: Any) -> Any:
-    """How much a command that lasts says as it goes, as `talk`."""
-    return quiet_option(verbose_option(command))
-
-
 threads_option: Decorator = click.option(
     "--threads", type=click.IntRange(min=1), help="Threads; results do not depend on it.  [all cores]"
 )
@@ -185,13 +162,48 @@ data_dir_option: Decorator = click.option(
 )
 
 
-def run_options(without: Collection[str] = ()) -> Decorator:
-    """What all commands that train take: threads, data, output, and the configuration (not `without`)."""
-    shared = (threads_option, data_dir_option, json_option, talk_options, config_options(without=without))
+def together(*options: Decorator) -> Decorator:
+    """One decorator for several options, which help lists in this order."""
 
     def decorate(command: Any) -> Any:
-        for option in reversed(shared):
+        for option in reversed(options):
             command = option(command)
         return command
 
     return decorate
+
+
+talk_options = together(quiet_option, verbose_option)  # how much a command that lasts says as it goes
+
+
+@dataclass(frozen=True)
+class Session:
+    """How a command works and speaks, whatever it computes."""
+
+    threads: int | None = None
+    data_dir: Path | None = None
+    as_json: bool = False
+    talk: Talk = Talk.USUAL
+
+
+USUAL_SESSION = Session()
+
+
+def session_options(*options: Decorator) -> Decorator:
+    """Those of the options above that a command takes; it gets their values as a `Session`."""
+
+    def decorate(function: Any) -> Any:
+        @wraps(function)
+        def command(*args: Any, **given: Any) -> Any:
+            own = {item.name: given.pop(item.name) for item in fields(Session) if item.name in given}
+            return function(*args, session=Session(**own), **given)
+
+        return together(*options)(command)
+
+    return decorate
+
+
+def run_options(without: Collection[str] = ()) -> Decorator:
+    """What all commands that train take: a session's options, and the configuration (not `without`)."""
+    session = session_options(threads_option, data_dir_option, json_option, talk_options)
+    return together(session, config_options(without=without))

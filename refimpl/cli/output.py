@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 
+from refimpl.cli.app import CHECK_FAILED
+from refimpl.cli.options import Session
 from refimpl.files.storage import json_text
 from refimpl.files.tables import table
 
-__all__ = ["command_line", "facts", "print_json", "say_data", "table"]
+__all__ = ["command_line", "exit_unless", "facts", "print_json", "say_data", "table"]
 
 
 def print_json(content: Any) -> None:
@@ -26,14 +27,20 @@ def say_data(note: str) -> None:
         click.echo(f"data: {note}", err=True)
 
 
+def exit_unless(passed: bool) -> None:
+    """End the command with exit code 1 if a check failed."""
+    if not passed:
+        click.get_current_context().exit(CHECK_FAILED)
+
+
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
     """Names and values, one pair on each line."""
     width = max(len(name) for name, _ in pairs)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in pairs)
 
 
-def command_line(*words: object, data_dir: Path | None, threads: int | None = None) -> str:
-    """A command to type next: `refimpl`, the words, and the same data folder and threads as before."""
-    given = [("--data-dir", data_dir), ("--threads", threads)]
+def command_line(*words: object, session: Session, threads: bool = True) -> str:
+    """A command to type next: `refimpl`, the words, and the same data folder (and threads) as before."""
+    given = [("--data-dir", session.data_dir), ("--threads", session.threads if threads else None)]
     options = [word for option, value in given if value is not None for word in (option, value)]
     return shlex.join(["refimpl", *map(str, words), *map(str, options)])

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING
 import click
 
 from refimpl.cli.compiling import WARM_UP, notice
-from refimpl.cli.options import PATH, data_dir_option, json_option, talk_options, threads_option
+from refimpl.cli.options import (
+    PATH,
+    Session,
+    data_dir_option,
+    json_option,
+    session_options,
+    talk_options,
+    threads_option,
+)
 from refimpl.cli.output import print_json
-from refimpl.cli.progress import Progress, Talk
+from refimpl.cli.progress import Progress
 
 if TYPE_CHECKING:
     from refimpl.report.gather import View
@@ -34,19 +42,8 @@ Examples:
     help="Whether to do what takes long: repeat the training for accuracy by round and true gap, and draw "
     "the bound of Theorem 1.  [what takes a few seconds]",
 )
-@threads_option
-@data_dir_option
-@json_option
-@talk_options
-def command(
-    runs: tuple[Path, ...],
-    out: Path | None,
-    full: bool | None,
-    threads: int | None,
-    data_dir: Path | None,
-    as_json: bool,
-    talk: Talk,
-) -> None:
+@session_options(threads_option, data_dir_option, json_option, talk_options)
+def command(runs: tuple[Path, ...], out: Path | None, full: bool | None, session: Session) -> None:
     """Write tables and figures of runs, as one page and PNG files.
 
     A RUN is the folder of a run or of a comparison. Of a comparison, the figures show the runs of the first
@@ -59,57 +56,46 @@ def command(
     in the run's report folder and not computed again. Figures need matplotlib (the extra `plot`); without it
     the page has tables only.
     """
-    paths = _report(runs, out, full, threads, data_dir, talk)
-    if as_json:
+    paths = _report(runs, out or _folder(runs), full, session)
+    if session.as_json:
         print_json({"page": str(paths[0]), "figures": [str(path) for path in paths[1:]]})
     else:
         click.echo("\n".join(map(str, paths)))
 
 
-def _report(
-    runs: tuple[Path, ...],
-    out: Path | None,
-    full: bool | None,
-    threads: int | None,
-    data_dir: Path | None,
-    talk: Talk,
-) -> list[Path]:
+def _folder(runs: tuple[Path, ...]) -> Path:
+    return (runs[0] if len(runs) == 1 else Path("runs")) / "report"
+
+
+def _report(runs: tuple[Path, ...], out: Path, full: bool | None, session: Session) -> list[Path]:
     """Measure, draw and write; returns the paths of the files, with the page first."""
     from refimpl.report.canvas import MISSING, has_matplotlib
     from refimpl.report.subject import find
     from refimpl.report.write import plans, write
 
-    subjects, compared = find(runs, data_dir)
+    subjects, compared = find(runs, session.data_dir)
     views = [
-        _view(subject, data_dir, full, threads, (number, len(subjects)), talk)
+        _view(subject, full, f"run {number}/{len(subjects)}", len(subjects), session)
         for number, subject in enumerate(subjects, start=1)
     ]
     if not has_matplotlib():
         click.echo(f"refimpl: {MISSING}; the page will have tables only", err=True)
     chosen = plans(views, compared, theory=bool(full))
-    with Progress(len(chosen), talk) as progress:
-        folder = out or (runs[0] / "report" if len(runs) == 1 else Path("runs") / "report")
-        return write(folder, views, compared, chosen, lambda name: progress.step(f"drawn  {name}"))
+    with Progress(len(chosen), session.talk) as progress:
+        return write(out, views, compared, chosen, lambda name: progress.step(f"drawn  {name}"))
 
 
-def _view(
-    subject: Subject,
-    data_dir: Path | None,
-    full: bool | None,
-    threads: int | None,
-    which: tuple[int, int],
-    talk: Talk,
-) -> View:
-    """Gather one run, number `which[0]` of `which[1]`, and show progress."""
+def _view(subject: Subject, full: bool | None, which: str, runs: int, session: Session) -> View:
+    """Gather one of the runs, and show progress."""
     from refimpl.federated.warmup import warm_up
     from refimpl.report.gather import Gathering
 
-    with Progress(0, talk) as progress, notice(progress, WARM_UP):
-        warm_up(subject.config.dtype)
+    with Progress(0, session.talk) as progress, notice(progress, WARM_UP):
 
         def on_step(text: str) -> None:
-            progress.step(f"run {which[0]}/{which[1]}  {text}")
+            progress.step(f"{which}  {text}")
 
-        gathering = Gathering.begin(subject, data_dir, full, threads, on_step, which[1])
+        warm_up(subject.config.dtype)
+        gathering = Gathering.begin(subject, session.data_dir, full, session.threads, on_step, runs)
         progress.total = gathering.steps()
         return gathering.view()

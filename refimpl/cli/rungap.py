@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refimpl.cli.compiling import notice
+from refimpl.cli.options import Session
 from refimpl.cli.output import print_json, table
 from refimpl.cli.progress import Progress, Talk, round_text
 from refimpl.experiments.record import RunFolder
@@ -22,14 +23,7 @@ HEADER = ("round", "at", "server's gap", "true gap", "+- if", "+- starts", "dist
 
 
 def show(
-    run: Path,
-    rounds: Sequence[int] | None,
-    effort: Mapping[str, Any],
-    figure: Path | None,
-    threads: int | None,
-    data_dir: Path | None,
-    as_json: bool,
-    talk: Talk,
+    run: Path, rounds: Sequence[int] | None, effort: Mapping[str, Any], figure: Path | None, session: Session
 ) -> None:
     """Compute, print, and write RUN/report/gap.json and the figure.
 
@@ -42,7 +36,7 @@ def show(
     if figure is not None:
         require_matplotlib()  # checked before the work is done
     with RunFolder.open(run, lock=False) as folder:
-        rows, note = _measure(folder, rounds, effort, threads, data_dir, talk)
+        rows, note = _measure(folder, rounds, effort, session)
         content = {"what": note, "points": [row._asdict() for row in rows]}
         saved = folder.save_report("gap", content)
         drawn = None
@@ -50,7 +44,7 @@ def show(
             server = [(record.round, record.gap) for record in read_records(folder)]
             series = GapSeries(folder.config["method"], server, rows)
             drawn = draw_gaps(figure or folder.report / "gap.png", [series])
-    if as_json:
+    if session.as_json:
         print_json({"run": str(run), "figure": drawn and str(drawn), **content})
         return
     click.echo(table(HEADER, [_cells(row) for row in rows]) + "\n")
@@ -59,12 +53,7 @@ def show(
 
 
 def _measure(
-    folder: RunFolder,
-    rounds: Sequence[int] | None,
-    effort: Mapping[str, Any],
-    threads: int | None,
-    data_dir: Path | None,
-    talk: Talk,
+    folder: RunFolder, rounds: Sequence[int] | None, effort: Mapping[str, Any], session: Session
 ) -> tuple[list[GapRow], list[str]]:
     """Compute the rows, and lines that say what was computed."""
     from refimpl.experiments.experiment import prepare_again
@@ -73,10 +62,10 @@ def _measure(
     from refimpl.theory.stationarity import Inspection, note
 
     wanted = over_the_run(folder) if rounds is None else rounds
-    inspection = Inspection(prepare_again(folder, data_dir), Effort(**effort), threads)
-    points = _points(folder, inspection, wanted, talk)
+    inspection = Inspection(prepare_again(folder, session.data_dir), Effort(**effort), session.threads)
+    points = _points(folder, inspection, wanted, session.talk)
     work = len(points) * len(inspection.experiment.train_nodes)
-    with Progress(work, talk) as progress, notice(progress):
+    with Progress(work, session.talk) as progress, notice(progress):
 
         def on_node() -> None:
             progress.step(f"true gap  node {progress.done + 1}/{work}")

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from refimpl.cli.compiling import notice
 from refimpl.cli.groups import SuggestingGroup
-from refimpl.cli.options import FILE, FOLDER, PATH, data_dir_option, json_option, quiet_option, threads_option
-from refimpl.cli.output import facts, print_json, table
+from refimpl.cli.options import (
+    FILE,
+    FOLDER,
+    PATH,
+    Parsed,
+    Session,
+    data_dir_option,
+    json_option,
+    quiet_option,
+    session_options,
+    threads_option,
+    together,
+)
+from refimpl.cli.output import exit_unless, facts, print_json, table
 from refimpl.cli.progress import Progress, Talk
 
 if TYPE_CHECKING:
@@ -59,39 +71,29 @@ def command() -> None:
     """
 
 
-def _checks(function: Any) -> Any:
-    """The options of every section."""
-    options: tuple[Callable[[Any], Any], ...] = (
-        click.option("-v", "--verbose", is_flag=True, help="Show every row, not only the tightest."),
-        click.option(
-            "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Root of all numbers."
-        ),
-        click.option("--json", "as_json", is_flag=True, help="Print JSON, with every row."),
-        quiet_option,
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
+_checks = together(  # the options of every section
+    click.option("-v", "--verbose", is_flag=True, help="Show every row, not only the tightest."),
+    click.option(
+        "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Root of all numbers."
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON, with every row."),
+    session_options(quiet_option),
+)
 
 
 @command.command("all", epilog="\b\nExample:\n  refimpl theory all --figures figures")
 @_checks
-@click.option(
-    "--figures",
-    type=FOLDER,
-    help="Also draw figures into this folder (needs matplotlib).",
-)
-def everything(verbose: bool, seed: int, as_json: bool, talk: Talk, figures: Path | None) -> None:
+@click.option("--figures", type=FOLDER, help="Also draw figures into this folder (needs matplotlib).")
+def everything(verbose: bool, seed: int, figures: Path | None, session: Session) -> None:
     """Check every section, and draw figures if --figures is given."""
     if figures is not None:
         from refimpl.report.canvas import require_matplotlib
 
         require_matplotlib()
-    passed = check(tuple(SECTIONS), verbose, seed, as_json, talk)
+    passed = check(tuple(SECTIONS), verbose, seed, session)
     if figures is not None:
-        _draw(figures, seed, talk)
-    if not passed:
-        click.get_current_context().exit(1)
+        _draw(figures, seed, session.talk)
+    exit_unless(passed)
 
 
 def _draw(folder: Path, seed: int, talk: Talk) -> None:
@@ -107,9 +109,8 @@ def _section(name: str) -> click.Command:
     """The command of a section without options of its own."""
 
     @_checks
-    def run(verbose: bool, seed: int, as_json: bool, talk: Talk) -> None:
-        if not check((name,), verbose, seed, as_json, talk):
-            click.get_current_context().exit(1)
+    def run(verbose: bool, seed: int, session: Session) -> None:
+        exit_unless(check((name,), verbose, seed, session))
 
     epilog = f"\b\nExample:\n  refimpl theory {name} --verbose"
     return click.command(name, help=SECTIONS[name], epilog=epilog)(run)
@@ -127,27 +128,20 @@ Examples:
 """
 
 
-class Rounds(click.ParamType):
-    """An option that takes round numbers with commas between them, like `1,10,50`, or `checkpoint`."""
+def _rounds(text: str) -> list[int]:
+    """The numbers in ascending order, each once; empty for `checkpoint`."""
+    rounds = [] if text == CHECKPOINT else sorted({int(word) for word in text.split(",")})
+    if rounds and rounds[0] < 1:
+        raise ValueError
+    return rounds
 
-    name = f"k,k,...|{CHECKPOINT}"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        """The numbers in ascending order, each once; empty for `checkpoint`."""
-        if value == CHECKPOINT:
-            return []
-        try:
-            rounds = sorted({int(word) for word in str(value).split(",")})
-        except ValueError:
-            rounds = []
-        if not rounds or rounds[0] < 1:
-            self.fail(f"expected rounds from 1 on, like 1,10,50, or {CHECKPOINT}, got {value!r}", param, ctx)
-        return rounds
+ROUNDS = Parsed(f"k,k,...|{CHECKPOINT}", _rounds, f"rounds from 1 on, like 1,10,50, or {CHECKPOINT}")
 
 
 @command.command("gap", short_help=SECTIONS["gap"], epilog=GAP_EPILOG)
 @click.argument("run", required=False, type=PATH)
-@click.option("--rounds", type=Rounds(), help="Rounds to look at.  [four, from first to last]")
+@click.option("--rounds", type=ROUNDS, help="Rounds to look at.  [four, from first to last]")
 @click.option("--tolerance", type=float, help="Residual to reach, relative to the centre's.  [1e-3]")
 @click.option("--starts", type=click.IntRange(min=1), help="Starting points of each local problem.  [2]")
 @click.option(
@@ -159,20 +153,16 @@ class Rounds(click.ParamType):
 @data_dir_option
 @click.option("-v", "--verbose", is_flag=True, help="Without a RUN: show every row.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Without a RUN: seed of all numbers.")
-@json_option
-@quiet_option
+@session_options(json_option, quiet_option)
 def gap(
     run: Path | None,
     rounds: list[int] | None,
     tolerance: float | None,
     starts: int | None,
     figure: Path | None,
-    threads: int | None,
-    data_dir: Path | None,
     verbose: bool,
     seed: int,
-    as_json: bool,
-    talk: Talk,
+    session: Session,
 ) -> None:
     """Check stationarity on known problems; or, given a RUN folder, compute its true gap.
 
@@ -191,26 +181,25 @@ def gap(
             raise click.UsageError(
                 "--rounds, --tolerance, --starts and --figure need a RUN", click.get_current_context()
             )
-        if not check(("gap",), verbose, seed, as_json, talk):
-            click.get_current_context().exit(1)
+        exit_unless(check(("gap",), verbose, seed, session))
         return
     from refimpl.cli.rungap import show
 
     wanted = {"tolerance": tolerance, "starts": starts}
     effort = {name: value for name, value in wanted.items() if value is not None}
-    show(run, rounds, effort, figure, threads, data_dir, as_json, talk)
+    show(run, rounds, effort, figure, session)
 
 
 # --- checks -----------------------------------------------------------------------------------------
 
 
-def check(sections: Sequence[str], verbose: bool, seed: int, as_json: bool, talk: Talk) -> bool:
+def check(sections: Sequence[str], verbose: bool, seed: int, session: Session) -> bool:
     """Run the sections and print their rows; returns whether every row that could be checked holds."""
     from refimpl import theory
 
     found: dict[str, list[Row]] = {}
     parts = sum(theory.SECTIONS[name].parts for name in sections)
-    with Progress(parts, talk) as progress, notice(progress):
+    with Progress(parts, session.talk) as progress, notice(progress):
         for name in sections:
 
             def on_part(rows: Sequence[Row], name: str = name) -> None:
@@ -219,7 +208,7 @@ def check(sections: Sequence[str], verbose: bool, seed: int, as_json: bool, talk
             found[name] = theory.run_section(name, seed, on_part)
     rows = [row for section_rows in found.values() for row in section_rows]
     passed = theory.all_hold(rows)
-    if as_json:
+    if session.as_json:
         shown = {name: [row._asdict() for row in of] for name, of in found.items()}
         unchecked = theory.count(rows, theory.UNCHECKED)
         print_json({"passed": passed, "unchecked": unchecked, "seed": seed, "sections": shown})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,9 @@ import click
 from refimpl.cli.app import INTERRUPTED
 from refimpl.cli.compiling import WARM_UP, notice
 from refimpl.cli.interrupt import stop_requests
-from refimpl.cli.options import PATH, file_option, preset_option, run_options
+from refimpl.cli.options import PATH, Session, file_option, preset_option, run_options
 from refimpl.cli.output import command_line, facts, print_json
-from refimpl.cli.progress import Progress, Talk, round_text
+from refimpl.cli.progress import Progress, round_text
 from refimpl.errors import RunError
 from refimpl.experiments.config import Config, absolute, from_table, resolve
 from refimpl.experiments.record import RunFolder, check_free
@@ -52,10 +52,7 @@ def command(
     resume: bool,
     force: bool,
     dry_run: bool,
-    threads: int | None,
-    data_dir: Path | None,
-    as_json: bool,
-    talk: Talk,
+    session: Session,
     **options: Any,
 ) -> None:
     """Meta-train one method on one data set into a run folder.
@@ -68,20 +65,21 @@ def command(
     """
     if resume and (force or dry_run or out is None):
         raise click.UsageError("--resume needs --out RUN, and neither --force nor --dry-run", ctx)
-    work = Work(threads, data_dir, as_json, talk)
+    from refimpl.experiments.experiment import prepare, prepare_again
+
     if resume and out is not None:
         with RunFolder.open(out) as folder:
             config = _resumed_config(folder, file, from_preset, options)
-            ctx.exit(work.run(work.prepare_again(folder, config), folder, resume=True))
+            ctx.exit(_run(session, prepare_again(folder, session.data_dir, config), folder, resume=True))
     config = resolve(file, from_preset, **options)
     if dry_run:
         click.echo(toml_text(config.table()), nl=False)
         return
     out = out or Path("runs") / f"{Path(config.dataset).stem}-{config.method}-{config.seed}"
     check_free(out, force)  # checked before the data are read, and again when the folder is made
-    experiment = work.prepare(config)
-    with RunFolder.create(out, config.table(), force, threads, experiment.data) as folder:
-        ctx.exit(work.run(experiment, folder, resume=False))
+    experiment = prepare(config, session.data_dir)
+    with RunFolder.create(out, config.table(), force, session.threads, experiment.data) as folder:
+        ctx.exit(_run(session, experiment, folder, resume=False))
 
 
 def _resumed_config(
@@ -103,83 +101,53 @@ def _resumed_config(
     return stored
 
 
-@dataclass(frozen=True)
-class Work:
-    """How to run: what the command line sets besides the configuration."""
+def _run(session: Session, experiment: Experiment, folder: RunFolder, resume: bool) -> int:
+    """Train and print a summary; returns the exit code."""
+    from refimpl.experiments.experiment import train
+    from refimpl.federated.warmup import warm_up
 
-    threads: int | None
-    data_dir: Path | None
-    as_json: bool
-    talk: Talk
+    config, gated = experiment.config, bool(experiment.network.gates)
+    left = config.rounds - (_rounds_saved(folder) if resume else 0)
+    with suppress(KeyboardInterrupt):
+        with Progress(left, session.talk) as progress, notice(progress, WARM_UP), stop_requests() as stop:
+            progress.say(f"{config.method} on {config.dataset}")
 
-    def prepare(self, config: Config) -> Experiment:
-        """Load the data, and make nodes, network and method."""
-        from refimpl.experiments.experiment import prepare
+            def on_round(record: RoundRecord) -> None:
+                progress.step(round_text(config.method, record, config.rounds, gated))
 
-        return prepare(config, self.data_dir)
+            warm_up(config.dtype, session.threads)
+            trained = train(
+                experiment, folder, resume=resume, threads=session.threads, on_round=on_round, stop=stop
+            )
+        if trained.rounds == config.rounds:
+            _print(session, folder, experiment.note)
+            return 0
+    again = command_line("train", "--resume", "--out", folder.path, session=session)
+    click.echo(f"refimpl: stopped with {_rounds_saved(folder)} rounds saved; go on with: {again}", err=True)
+    return INTERRUPTED
 
-    def prepare_again(self, folder: RunFolder, config: Config) -> Experiment:
-        """Do the same for a run that is resumed."""
-        from refimpl.experiments.experiment import prepare_again
 
-        return prepare_again(folder, self.data_dir, config)
+def _rounds_saved(folder: RunFolder) -> int:
+    return folder.load_checkpoint().round if folder.has_checkpoint else 0
 
-    def run(self, experiment: Experiment, folder: RunFolder, resume: bool) -> int:
-        """Train and print a summary; returns the exit code."""
-        from refimpl.experiments.experiment import train
-        from refimpl.federated.warmup import warm_up
 
-        config, gated = experiment.config, bool(experiment.network.gates)
-        done = folder.load_checkpoint().round if resume and folder.has_checkpoint else 0
-        try:
-            with (
-                Progress(config.rounds - done, self.talk) as progress,
-                notice(progress, WARM_UP),
-                stop_requests() as stop,
-            ):
-                progress.say(f"{config.method} on {config.dataset}")
-
-                def on_round(record: RoundRecord) -> None:
-                    progress.step(round_text(config.method, record, config.rounds, gated))
-
-                warm_up(config.dtype, self.threads)
-                trained = train(
-                    experiment, folder, resume=resume, threads=self.threads, on_round=on_round, stop=stop
-                )
-        except KeyboardInterrupt:
-            return self._interrupted(folder)
-        if trained.rounds < config.rounds:
-            return self._interrupted(folder)
-        self._print(folder, experiment.note)
-        return 0
-
-    def _interrupted(self, folder: RunFolder) -> int:
-        """Say how to continue; returns the exit code."""
-        again = command_line(
-            "train", "--resume", "--out", folder.path, data_dir=self.data_dir, threads=self.threads
-        )
-        done = folder.load_checkpoint().round if folder.has_checkpoint else 0
-        click.echo(f"refimpl: stopped with {done} rounds saved; go on with: {again}", err=True)
-        return INTERRUPTED
-
-    def _print(self, folder: RunFolder, note: str) -> None:
-        rounds = folder.metrics()
-        last, seconds = rounds[-1], sum(entry["seconds"] for entry in rounds)
-        if self.as_json:
-            summary = {"run": str(folder.path), "seconds": seconds, "data": note, "last": last}
-            print_json({**summary, "config": folder.config})
-            return
-        lines = [
-            ("run", str(folder.path)),
-            ("method", folder.config["method"]),
-            ("rounds", str(last["round"])),
-            ("loss", f"{rounds[0]['loss']:.4f} -> {last['loss']:.4f}"),
-            ("channels off", f"{last['closed_share']:.1%}"),
-            ("seconds", f"{seconds:.1f}"),
-            ("next", command_line("adapt", folder.path, data_dir=self.data_dir)),
-        ]
-        if last["gap"] is not None:
-            lines.insert(4, ("gap", f"{rounds[0]['gap']:.2e} -> {last['gap']:.2e}"))
-        if note:
-            lines.insert(2, ("data", note))
-        click.echo(facts(lines))
+def _print(session: Session, folder: RunFolder, note: str) -> None:
+    rounds = folder.metrics()
+    last, seconds = rounds[-1], sum(entry["seconds"] for entry in rounds)
+    if session.as_json:
+        summary = {"run": str(folder.path), "seconds": seconds, "data": note, "last": last}
+        print_json({**summary, "config": folder.config})
+        return
+    gap = [] if last["gap"] is None else [("gap", f"{rounds[0]['gap']:.2e} -> {last['gap']:.2e}")]
+    lines = [
+        ("run", str(folder.path)),
+        ("method", folder.config["method"]),
+        *([("data", note)] if note else []),
+        ("rounds", str(last["round"])),
+        ("loss", f"{rounds[0]['loss']:.4f} -> {last['loss']:.4f}"),
+        *gap,
+        ("channels off", f"{last['closed_share']:.1%}"),
+        ("seconds", f"{seconds:.1f}"),
+        ("next", command_line("adapt", folder.path, session=session, threads=False)),
+    ]
+    click.echo(facts(lines))

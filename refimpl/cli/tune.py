@@ -11,7 +11,7 @@ import click
 from refimpl.cli.app import INTERRUPTED
 from refimpl.cli.compiling import WARM_UP, notice
 from refimpl.cli.interrupt import stop_requests
-from refimpl.cli.options import FILE, Names, Seeds, file_option, preset_option, run_options
+from refimpl.cli.options import FILE, NAME_LIST, SEED_LIST, Session, file_option, preset_option, run_options
 from refimpl.cli.output import command_line, print_json, say_data, table
 from refimpl.cli.progress import Progress, Talk, round_text
 from refimpl.errors import ConfigError, RunError, one_of
@@ -42,7 +42,7 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.option("--method", "methods", type=Names(), help="One method or several; each gets the same budget.")
+@click.option("--method", "methods", type=NAME_LIST, help="One method or several; each gets the same budget.")
 @file_option
 @preset_option
 @click.option("--budget", type=click.IntRange(min=1), help="Settings to try for each method.  [16]")
@@ -52,9 +52,9 @@ Examples:
     type=click.IntRange(min=1),
     help="Random settings of the adaptation for each meta-training.  [1]",
 )
-@click.option("--keys", type=Names(), help="Keys to search.  [the method's rates]")
+@click.option("--keys", type=NAME_LIST, help="Keys to search.  [the method's rates]")
 @click.option("--range", "ranges", multiple=True, metavar="KEY=LOW:HIGH", help="Range to search for a key.")
-@click.option("--seeds", type=Seeds(), help="Seeds of every trial.  [100]")
+@click.option("--seeds", type=SEED_LIST, help="Seeds of every trial.  [100]")
 @click.option("--validation", type=click.IntRange(min=1), help="Nodes kept out of training.  [a fifth]")
 @click.option("--out", type=FILE, help="TOML file for the best settings.")
 @click.option("--resume", is_flag=True, help="Continue the search of --out.")
@@ -64,23 +64,11 @@ Examples:
 def command(
     ctx: click.Context,
     methods: list[str] | None,
-    file: Path | None,
-    from_preset: str | None,
-    budget: int | None,
-    grid: bool | None,
-    adaptations: int | None,
-    keys: list[str] | None,
-    ranges: tuple[str, ...],
-    seeds: tuple[int, ...] | None,
-    validation: int | None,
     out: Path | None,
     resume: bool,
     force: bool,
-    threads: int | None,
-    data_dir: Path | None,
-    as_json: bool,
-    talk: Talk,
-    **options: Any,
+    session: Session,
+    **wanted: Any,
 ) -> None:
     """Search for the best settings of methods on validation nodes.
 
@@ -95,41 +83,45 @@ def command(
     does the rest.
     """
     from refimpl.experiments.tune.record import Tuning
-    from refimpl.experiments.tune.search import Search
 
     if out is None or out.suffix != ".toml":
         raise click.UsageError(f"expected --out FILE.toml, got {out or 'none'}", ctx)
     record = out.with_suffix(".jsonl")
     if resume:
-        given = (
-            methods
-            or file
-            or from_preset
-            or budget
-            or adaptations
-            or keys
-            or ranges
-            or seeds
-            or validation
-            or force
-        )
-        if given or grid is not None or any(value is not None for value in options.values()):
+        if methods or force or any(value not in (None, ()) for value in wanted.values()):
             raise click.UsageError("--resume takes what to search from the record of --out", ctx)
-        ctx.exit(run(Tuning.open(record), out, data_dir, threads, as_json, talk))
+        ctx.exit(run(Tuning.open(record), out, session))
     if not methods:
         raise click.UsageError("--method NAME is missing", ctx)
-    if grid and adaptations:
+    if wanted["grid"] and wanted["adaptations"]:
         raise click.UsageError("--adaptations is for random settings; a grid shares trainings as it is", ctx)
     _check_free((out, record), force)
-    searches = []
+    ctx.exit(run(Tuning.create(record, _searches(methods, **wanted), session.data_dir), out, session))
+
+
+def _searches(
+    methods: list[str],
+    file: Path | None,
+    from_preset: str | None,
+    budget: int | None,
+    grid: bool | None,
+    adaptations: int | None,
+    keys: list[str] | None,
+    ranges: tuple[str, ...],
+    seeds: tuple[int, ...] | None,
+    validation: int | None,
+    **options: Any,
+) -> list[Search]:
+    """A search for each method, as the options say."""
+    from refimpl.experiments.tune.search import Search
+
+    kind, searches = "grid" if grid else "random", []
     for method, own in _ranges(methods, keys, dict(map(_range, ranges))).items():
         config = resolve(file, from_preset, method=method, **options)
         held = validation or max(1, config.nodes // SHARE)
-        kind = "grid" if grid else "random"
-        more = adaptations or 1
-        searches.append(Search(config, own, budget or 16, kind, seeds or SEEDS, held, adaptations=more))
-    tuning = Tuning.create(record, searches, data_dir)
-    ctx.exit(run(tuning, out, data_dir, threads, as_json, talk))
+        more = {"adaptations": adaptations or 1}
+        searches.append(Search(config, own, budget or 16, kind, seeds or SEEDS, held, **more))
+    return searches
 
 
 def _check_free(paths: tuple[Path, ...], force: bool) -> None:
@@ -169,23 +161,21 @@ def _ranges(methods: list[str], keys: list[str] | None, given: Ranges) -> dict[s
     }
 
 
-def run(
-    tuning: Tuning, out: Path, data_dir: Path | None, threads: int | None, as_json: bool, talk: Talk
-) -> int:
+def run(tuning: Tuning, out: Path, session: Session) -> int:
     """Make the trials that are left, write the best settings, and print; returns the exit code."""
-    if talk != Talk.QUIET:
+    if session.talk != Talk.QUIET:
         say_data(tuning.note)
     try:
-        _make(tuning, data_dir, threads, talk)
+        _make(tuning, session)
     except KeyboardInterrupt:
-        again = command_line("tune", "--resume", "--out", out, data_dir=data_dir, threads=threads)
+        again = command_line("tune", "--resume", "--out", out, session=session)
         click.echo(
             f"refimpl: stopped with {len(tuning.trials)} trials recorded; go on with: {again}", err=True
         )
         return INTERRUPTED
     write_whole(out, tuning.toml().encode())
     methods = [search.config.method for search in tuning.searches]
-    if as_json:
+    if session.as_json:
         print_json(
             {"file": str(out), "record": str(tuning.path), "methods": [_content(tuning, m) for m in methods]}
         )
@@ -196,12 +186,12 @@ def run(
     return 0
 
 
-def _make(tuning: Tuning, data_dir: Path | None, threads: int | None, talk: Talk) -> None:
+def _make(tuning: Tuning, session: Session) -> None:
     """Make the trials that are left, and show progress."""
     left, jobs = tuning.left(), tuning.jobs()
     searches = [job.trials[0][0] for job in jobs]
     rounds = sum(search.config.rounds * len(search.seeds) for search in searches)
-    with Progress(rounds, talk) as progress, notice(progress, WARM_UP), stop_requests() as stop:
+    with Progress(rounds, session.talk) as progress, notice(progress, WARM_UP), stop_requests() as stop:
         shared = f" on {len(jobs)} meta-trainings" * (len(jobs) < len(left))
         progress.say(f"{len(left)} trials of {len(tuning.searches)} methods{shared}")
 
@@ -210,7 +200,7 @@ def _make(tuning: Tuning, data_dir: Path | None, threads: int | None, talk: Talk
             progress.step(round_text(name, record, config.rounds, METHODS[config.method].gated))
 
         if left:
-            tuning.run(data_dir, threads, on_told, stop)
+            tuning.run(session.data_dir, session.threads, on_told, stop)
 
 
 def _content(tuning: Tuning, method: str) -> dict[str, Any]:
