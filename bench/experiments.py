@@ -51,14 +51,15 @@ def content(name: str) -> str:
 
 def draw(name: str) -> list[Path]:
     """Accuracy by round, of each method's first row, and accuracy against FLOPs, where it was measured."""
-    from refimpl.report.comparison import draw_accuracy, draw_frontier, is_frontier
+    from refimpl.report.canvas import save
+    from refimpl.report.comparison import accuracy_figure, frontier_figure, is_frontier
 
     results, drawn = read(name), []
     points = [row for row in rows(results) if row.diverged < row.seeds]
     first = {row.method: row.label for row in reversed(points)}
     curves = [Curve(**curve) for curve in results["accuracy_by_round"] if curve["label"] in first.values()]
     if curves:
-        drawn.append(draw_accuracy(FOLDER / f"{name}-accuracy.png", curves))
+        drawn.append(save(FOLDER / f"{name}-accuracy.png", lambda: accuracy_figure(curves)))
     if is_frontier(points):
-        drawn.append(draw_frontier(FOLDER / f"{name}-frontier.png", points))
+        drawn.append(save(FOLDER / f"{name}-frontier.png", lambda: frontier_figure(points)))
     return drawn

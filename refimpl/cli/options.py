@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from refimpl.cli.progress import Talk
-from refimpl.errors import one_of
+from refimpl.errors import InputError, one_of
 from refimpl.experiments.config import keys, preset_keys, preset_names
 from refimpl.files.paths import expanded
 from refimpl.registry import Key
@@ -31,6 +31,8 @@ class Parsed(click.ParamType):
             return value
         try:
             return self._parse(value)
+        except InputError:
+            raise  # it says itself what is wrong
         except ValueError:
             self.fail(f"expected {self._expected}, got {value!r}", param, ctx)
 

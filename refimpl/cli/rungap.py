@@ -30,8 +30,8 @@ def show(
     rounds: None stands for a few rounds over the whole run, an empty sequence for the last checkpoint.
     """
     from refimpl.experiments.compare.work import read_records
-    from refimpl.report.canvas import has_matplotlib, require_matplotlib
-    from refimpl.report.gap import GapSeries, draw_gaps
+    from refimpl.report.canvas import has_matplotlib, require_matplotlib, save
+    from refimpl.report.gap import GapSeries, gap_figure
 
     if figure is not None:
         require_matplotlib()  # checked before the work is done
@@ -43,7 +43,7 @@ def show(
         if has_matplotlib():
             server = [(record.round, record.gap) for record in read_records(folder)]
             series = GapSeries(folder.config["method"], server, rows)
-            drawn = draw_gaps(figure or folder.report / "gap.png", [series])
+            drawn = save(figure or folder.report / "gap.png", lambda: gap_figure([series]))
     if session.as_json:
         print_json({"run": str(run), "figure": drawn and str(drawn), **content})
         return

@@ -33,7 +33,7 @@ COLOURS, MARKERS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW), ("o", "s", "^", "D", "
 LINES = ("-", "--", ":", "-.")
 GREY = "#595959"
 MISSING = "figures need matplotlib, which is not installed; pip install 'refimpl[plot]'"
-FEW_DECADES = 1e3  # axes that span less than this have plain numbers
+FEW_DECADES = 1e3  # axes that span a smaller factor have plain numbers
 TICKS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0), tuple(np.arange(1.0, 10.0, 0.2)))
 FEWEST_TICKS = 3
 LEAST_PERCENT = 20.0  # an axis of percentages spans at least so many points
@@ -85,8 +85,8 @@ def new_figure(columns: int, width: float = 5.2, height: float = 4.0) -> tuple[F
     """An empty figure with panels side by side, which needs no display."""
     from matplotlib.figure import Figure as Canvas
 
-    figure = Canvas(figsize=(columns * width, height), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.06)
+    figure = Canvas(figsize=(columns * width, height))
+    figure.set_layout_engine("constrained", wspace=0.06)
     return figure, list(np.atleast_1d(figure.subplots(1, columns)))
 
 
@@ -137,6 +137,13 @@ def plain_ticks(axis: Axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
 
 
+def ticks_of_few_decades(axis: Axis) -> None:
+    """Give a logarithmic axis plain numbers if it spans less than `FEW_DECADES`."""
+    low, high = axis.get_view_interval()
+    if high < FEW_DECADES * low:
+        plain_ticks(axis)
+
+
 def round_numbers(low: float, high: float) -> list[float]:
     """Round numbers from low to high (0 < low): powers of ten, with steps between them if they are few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -184,5 +191,5 @@ def legend_below(figure: Figure, handles: Sequence[Any], most: int = 5, title: s
 
 def say(axes: Axes, text: str, colour: str = GREY) -> None:
     """Write a word into the middle of a panel that needs an explanation."""
-    look = {"ha": "center", "va": "center", "color": colour, "fontsize": 11}
+    look: dict[str, Any] = {"ha": "center", "va": "center", "color": colour, "fontsize": 11}
     axes.text(0.5, 0.5, text, transform=axes.transAxes, **look)

@@ -3,65 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from refimpl.experiments.compare.summary import curves, summarise
+from refimpl.experiments.compare.summary import Curve, Row, curves, summarise
 from refimpl.experiments.compare.work import Outcome
-from refimpl.report.canvas import legend_below, looks, new_figure, percent_axis, rounds_axis, save
+from refimpl.report.canvas import legend_below, looks, new_figure, percent_axis, rounds_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-class AccuracyByRound(Protocol):
-    """What a figure needs of a row whose accuracy was measured by round (`compare.summary.Curve`)."""
-
-    @property
-    def label(self) -> str:
-        """The row's name."""
-
-    @property
-    def rounds(self) -> Sequence[int]:
-        """The rounds at which it was measured."""
-
-    @property
-    def mean(self) -> Sequence[float]:
-        """Mean over seeds, a share; NaN where adaptation diverged."""
-
-    @property
-    def std(self) -> Sequence[float]:
-        """Standard deviation over seeds; NaN for one seed."""
-
-
-class Point(Protocol):
-    """What a figure needs of a row to show accuracy against work (`compare.summary.Row`)."""
-
-    @property
-    def label(self) -> str:
-        """The row's name."""
-
-    @property
-    def method(self) -> str:
-        """The method; rows of one method are joined by a line."""
-
-    @property
-    def flops_dense(self) -> float:
-        """FLOPs of one sample without gates."""
-
-    @property
-    def flops_executed(self) -> float:
-        """FLOPs of one sample as it was computed."""
-
-    @property
-    def accuracy_adapted_last_mean(self) -> float:
-        """Mean over seeds, a share."""
-
-    @property
-    def accuracy_adapted_last_std(self) -> float:
-        """Standard deviation over seeds; NaN for one seed."""
 
 
 def figures(outcomes: Sequence[Outcome]) -> dict[str, Callable[[], Figure]]:
@@ -75,16 +26,8 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, Callable[[], Figure]]:
     return found
 
 
-def draw_accuracy(path: Path, curves: Sequence[AccuracyByRound]) -> Path:
-    """Draw adapted accuracy by round, a line for each row with its spread over seeds; returns the path.
-
-    Source: [MG] Figure 4.
-    """
-    return save(path, lambda: accuracy_figure(curves))
-
-
-def accuracy_figure(curves: Sequence[AccuracyByRound]) -> Figure:
-    """The figure of `draw_accuracy`."""
+def accuracy_figure(curves: Sequence[Curve]) -> Figure:
+    """Adapted accuracy by round, a line for each row with its spread over seeds. Source: [MG] Figure 4."""
     figure, (axes,) = new_figure(1, 8.4, 4.4)
     for number, curve in enumerate(curves):
         look, mean = looks(number), 100 * np.array(curve.mean)
@@ -98,22 +41,17 @@ def accuracy_figure(curves: Sequence[AccuracyByRound]) -> Figure:
     return figure
 
 
-def draw_frontier(path: Path, points: Sequence[Point]) -> Path:
-    """Draw adapted accuracy against executed FLOPs, and join the rows of a series by a line."""
-    return save(path, lambda: frontier_figure(points))
-
-
 TRADED = ("rho=", "snip_keep=")  # settings that trade accuracy for work
 
 
-def _series(point: Point) -> tuple[str, str]:
+def _series(point: Row) -> tuple[str, str]:
     """The row's label without the settings that trade accuracy for work, and these settings."""
     words = point.label.split()
     traded = [word for word in words if word.startswith(TRADED)]
     return " ".join(word for word in words if word not in traded), " ".join(traded)
 
 
-def is_frontier(points: Sequence[Point]) -> bool:
+def is_frontier(points: Sequence[Row]) -> bool:
     """Whether some series has three or more points, so that a line is informative."""
     series = [_series(point)[0] for point in points]
     return any(series.count(name) >= 3 for name in series)
@@ -127,8 +65,8 @@ def _values(settings: Sequence[str]) -> str:
     return ", ".join(filter(None, settings))
 
 
-def frontier_figure(points: Sequence[Point]) -> Figure:
-    """The figure of `draw_frontier`; the legend says what the points of a series are."""
+def frontier_figure(points: Sequence[Row]) -> Figure:
+    """Adapted accuracy against executed FLOPs, a line for each series; the legend names its points."""
     figure, (axes,) = new_figure(1, 8.4, 4.4)
     for number, name in enumerate(dict.fromkeys(_series(point)[0] for point in points)):
         own = sorted((p for p in points if _series(p)[0] == name), key=lambda p: p.flops_executed)

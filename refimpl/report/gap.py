@@ -6,38 +6,19 @@ Source: mathematics.md §7 and §8.4; [MG] Theorem 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from refimpl.report.canvas import FEW_DECADES, GREY, legend_below, looks, new_figure, plain_ticks, save
+from refimpl.report.canvas import GREY, legend_below, looks, new_figure, plain_ticks, ticks_of_few_decades
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from refimpl.theory.stationarity import GapRow
+
 POINTS = {"centre": "none", "model": "full"}  # how the marker of a true gap is filled
-
-
-class TrueGap(Protocol):
-    """What a figure needs of a point whose true gap is known (`stationarity.GapRow`)."""
-
-    @property
-    def round(self) -> int:
-        """The round."""
-
-    @property
-    def point(self) -> str:
-        """Which point of the round: its "centre", or the "model" after it."""
-
-    @property
-    def true_gap(self) -> float:
-        """The true gap."""
-
-    @property
-    def spread(self) -> float:
-        """How much it changes with other starting points of the local problems; NaN if not measured."""
 
 
 class GapSeries(NamedTuple):
@@ -48,19 +29,14 @@ class GapSeries(NamedTuple):
 
     label: str
     server: Sequence[tuple[int, float]]
-    rows: Sequence[TrueGap]
+    rows: Sequence[GapRow]
     number: int = 0
 
 
-def draw_gaps(path: Path, series: Sequence[GapSeries]) -> Path:
-    """Draw squared gaps by round on logarithmic axes, with the theorem's slope; returns the path."""
-    return save(path, lambda: gap_figure(series))
-
-
 def gap_figure(series: Sequence[GapSeries]) -> Figure:
-    """The figure of `draw_gaps`: a thin line is the server's gap, a thick line its minimum so far.
+    """Squared gaps by round on logarithmic axes, with the theorem's slope.
 
-    Points are true gaps.
+    A thin line is the server's gap, a thick line its minimum so far; points are true gaps.
     """
     figure, (axes,) = new_figure(1, 7.2, 4.2)
     for one in series:
@@ -70,9 +46,7 @@ def gap_figure(series: Sequence[GapSeries]) -> Figure:
     axes.set(xlabel="round k", ylabel=r"squared gap $\|G\|^2$", title="Stationarity gap")
     _legend(figure, axes, series)
     plain_ticks(axes.xaxis)
-    low, high = axes.get_ylim()
-    if high < FEW_DECADES * low:
-        plain_ticks(axes.yaxis)
+    ticks_of_few_decades(axes.yaxis)
     return figure
 
 
@@ -119,7 +93,7 @@ def _legend(figure: Figure, axes: Axes, series: Sequence[GapSeries]) -> None:
     names = {"centre": "true gap at the round's centre", "model": "true gap at the meta-model"}
     for kind, fill in POINTS.items():
         if kind in kinds:
-            look = {"color": GREY, "marker": "o", "ls": "", "fillstyle": fill}
+            look: dict[str, Any] = {"color": GREY, "marker": "o", "ls": "", "fillstyle": fill}
             handles.append(Line2D([], [], **look, ms=7, mew=1.5, label=f"{names[kind]} (bar: other starts)"))
     slope = "1/k, the slope of Theorem 1; not a bound of these runs"
     handles.append(Line2D([], [], color=GREY, ls=(0, (1, 1.5)), lw=1.5, label=slope))

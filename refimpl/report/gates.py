@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,7 +58,7 @@ def _draw_layer(figure: Figure, panels: np.ndarray, one: Openings) -> None:
 
 def _map(
     axes: Axes, one: Openings, values: np.ndarray, title: str, colours: str, limits: tuple[float, float]
-) -> object:
+) -> Any:
     """Draw one map, with a row for each class and a column for each channel."""
     from matplotlib.ticker import MaxNLocator
 

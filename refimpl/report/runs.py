@@ -9,7 +9,6 @@ import numpy as np
 
 from refimpl.federated.adapt import NodeReport
 from refimpl.report.canvas import (
-    FEW_DECADES,
     GREY,
     legend_below,
     looks,
@@ -18,6 +17,7 @@ from refimpl.report.canvas import (
     plain_ticks,
     rounds_axis,
     say,
+    ticks_of_few_decades,
 )
 from refimpl.report.gather import View, trainings
 
@@ -43,9 +43,7 @@ def training_figure(views: Sequence[View]) -> Figure:
         loss = [record.loss for record in view.records]
         panels[0].plot(rounds, loss, ms=4, lw=1.2, markevery=every, label=label, **looks(number))
     panels[0].set(xlabel="round", ylabel="loss, mean over nodes", title="Meta-training", yscale="log")
-    low, high = panels[0].get_ylim()
-    if high < FEW_DECADES * low:
-        plain_ticks(panels[0].yaxis)
+    ticks_of_few_decades(panels[0].yaxis)
     for axes in panels[1:]:
         _draw_accuracy(axes, views)
     for axes in panels:

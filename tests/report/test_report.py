@@ -33,7 +33,7 @@ def test_without_matplotlib_there_is_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(canvas, "find_spec", lambda name: None)
     assert not canvas.has_matplotlib()
     for draw in (
-        lambda: gap.draw_gaps(tmp_path / "gap.png", SERIES),
+        lambda: canvas.save(tmp_path / "gap.png", lambda: gap.gap_figure(SERIES)),
         lambda: theory.theory_figure("gap-by-round", tmp_path),
     ):
         with pytest.raises(InputError, match="figures need matplotlib, which is not installed; pip install"):
@@ -75,7 +75,7 @@ def test_long_names_leave_panels_their_size():
 def test_gap_of_a_run(tmp_path):
     """Both gaps are in the figure, squared, at their rounds; bars stay on the logarithmic axis."""
     pytest.importorskip("matplotlib")
-    path = gap.draw_gaps(tmp_path / "deep" / "gap.png", SERIES)
+    path = canvas.save(tmp_path / "deep" / "gap.png", lambda: gap.gap_figure(SERIES))
     assert path.read_bytes().startswith(PNG)
     figure = gap.gap_figure(SERIES)
     axes = axes_of(figure)
@@ -120,10 +120,10 @@ def point(method, setting, executed, accuracy, std=0.01):
     )
 
 
-def test_accuracy_by_round_has_a_line_and_a_band_for_every_row(tmp_path):
+def test_accuracy_by_round_has_a_line_and_a_band_for_every_row():
     pytest.importorskip("matplotlib")
     rows = [curve("fedavg", 0.5, 0.6), curve("metagater", 0.7, 0.9, std=np.nan)]
-    assert comparison.draw_accuracy(tmp_path / "a.png", rows).read_bytes().startswith(PNG)
+    assert canvas.png(lambda: comparison.accuracy_figure(rows)).startswith(PNG)
     axes = axes_of(comparison.accuracy_figure(rows))
     first, second = (line.get_xydata() for line in axes.get_lines())
     np.testing.assert_allclose(first, [(1, 50), (2, 60)])
@@ -132,7 +132,7 @@ def test_accuracy_by_round_has_a_line_and_a_band_for_every_row(tmp_path):
     np.testing.assert_allclose(heights, [20, 20])  # 45..65, and without a spread the line itself
 
 
-def test_the_frontier_joins_the_rows_of_a_method_by_their_work(tmp_path):
+def test_the_frontier_joins_the_rows_of_a_method_by_their_work():
     pytest.importorskip("matplotlib")
     rows = [
         point("metagater", "rho=0.1", 400.0, 0.8),
@@ -140,7 +140,7 @@ def test_the_frontier_joins_the_rows_of_a_method_by_their_work(tmp_path):
         point("metagater", "rho=0.01", 900.0, 0.9, std=np.nan),
         point("metagater", "rho=1", 200.0, 0.5),
     ]
-    assert comparison.draw_frontier(tmp_path / "a.png", rows).read_bytes().startswith(PNG)
+    assert canvas.png(lambda: comparison.frontier_figure(rows)).startswith(PNG)
     figure = comparison.frontier_figure(rows)
     axes = axes_of(figure)
     gated, pruned = (bars.lines[0].get_xydata() for bars in axes.containers)
@@ -243,7 +243,7 @@ def test_a_figure_that_cannot_be_written(tmp_path):
     pytest.importorskip("matplotlib")
     (tmp_path / "file").write_text("")
     with pytest.raises(RefimplError, match="cannot write the figure"):
-        gap.draw_gaps(tmp_path / "file" / "gap.png", SERIES)
+        canvas.save(tmp_path / "file" / "gap.png", lambda: gap.gap_figure(SERIES))
 
 
 @pytest.fixture
