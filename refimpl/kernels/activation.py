@@ -14,7 +14,7 @@ import numpy as np
 from refimpl.kernels import elementary
 from refimpl.kernels.arrays import FLOATS
 from refimpl.kernels.checked import checked, given, mask, written
-from refimpl.kernels.jit import kernel
+from refimpl.kernels.jit import inlined, kernel
 from refimpl.kernels.panels import clear
 from refimpl.kernels.plain import is_on
 from refimpl.kernels.sums import wide_product, wide_total
@@ -50,50 +50,58 @@ def relu_backward(dy, y, mask, dx):
                 clear(dx[n, c])
 
 
-@checked(x=given("NCP"), mask=mask("NC"), y=written("NCP"))
-@kernel
-def softplus_forward(x, mask, y):
-    """y = log(1 + e**x)."""
+@inlined
+def _apply(function, x, mask, y):
+    """y = function(x), evaluated in float64."""
     for n in range(x.shape[0]):
         for c in range(x.shape[1]):
             on = is_on(mask, n, c)
             for p in range(x.shape[2]):
-                y[n, c, p] = elementary.softplus(np.float64(x[n, c, p])) if on else 0.0
+                y[n, c, p] = function(np.float64(x[n, c, p])) if on else 0.0
+
+
+@inlined
+def _apply_slope(function, dy, x, mask, dx):
+    """dx = dy * function(x), evaluated in float64."""
+    for n in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            on = is_on(mask, n, c)
+            for p in range(x.shape[2]):
+                dx[n, c, p] = dy[n, c, p] * function(np.float64(x[n, c, p])) if on else 0.0
+
+
+@checked(x=given("NCP"), mask=mask("NC"), y=written("NCP"))
+@kernel
+def softplus_forward(x, mask, y):
+    """y = log(1 + e**x)."""
+    _apply(elementary.softplus, x, mask, y)
 
 
 @checked(dy=given("NCP"), x=given("NCP"), mask=mask("NC"), dx=written("NCP"))
 @kernel
 def softplus_backward(dy, x, mask, dx):
     """dx = dy * sigmoid(x)."""
-    for n in range(x.shape[0]):
-        for c in range(x.shape[1]):
-            on = is_on(mask, n, c)
-            for p in range(x.shape[2]):
-                dx[n, c, p] = dy[n, c, p] * elementary.sigmoid(np.float64(x[n, c, p])) if on else 0.0
+    _apply_slope(elementary.sigmoid, dy, x, mask, dx)
 
 
 @checked(x=given("NCP"), mask=mask("NC"), y=written("NCP"))
 @kernel
 def tanh_forward(x, mask, y):
     """y = tanh(x)."""
-    for n in range(x.shape[0]):
-        for c in range(x.shape[1]):
-            on = is_on(mask, n, c)
-            for p in range(x.shape[2]):
-                y[n, c, p] = elementary.tanh(np.float64(x[n, c, p])) if on else 0.0
+    _apply(elementary.tanh, x, mask, y)
+
+
+@inlined
+def _tanh_slope(y):
+    """The derivative of tanh from its value."""
+    return 1.0 - y * y
 
 
 @checked(dy=given("NCP"), y=given("NCP"), mask=mask("NC"), dx=written("NCP"))
 @kernel
 def tanh_backward(dy, y, mask, dx):
     """dx = dy * (1 - y**2), from the output y."""
-    for n in range(y.shape[0]):
-        for c in range(y.shape[1]):
-            on = is_on(mask, n, c)
-            for p in range(y.shape[2]):
-                dx[n, c, p] = (
-                    dy[n, c, p] * (1.0 - np.float64(y[n, c, p]) * np.float64(y[n, c, p])) if on else 0.0
-                )
+    _apply_slope(_tanh_slope, dy, y, mask, dx)
 
 
 @checked(u=given("NC"), value=written("NC"), slope=written("NC"))
@@ -134,7 +142,7 @@ def _has_nan(x):
 @checked(decision=given("NC"), y=written("NCP"))
 @kernel
 def spread_nan(decision, y):
-    """y[n, c, :] = NaN where decision[n, c] is NaN: an undecided channel does not look like an open one."""
+    """y[n, c, :] = NaN where decision[n, c] is NaN: an undecided channel must not pass for open."""
     if not _has_nan(decision.reshape(-1)):
         return
     for n in range(y.shape[0]):

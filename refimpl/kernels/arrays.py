@@ -136,7 +136,7 @@ def output_size(size: Pair, kernel: Pair, stride: Pair, pad: Pair) -> Pair:
 
 
 def check_offsets(who: str, **sizes: int) -> None:
-    """Raise InputError where an array of so many numbers has places that the kernels' tables cannot hold."""
+    """Raise InputError if offsets into arrays of these sizes do not fit into the kernels' 32-bit tables."""
     for name, size in sizes.items():
         if size > LARGEST_OFFSET:
             raise InputError(

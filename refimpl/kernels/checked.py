@@ -46,7 +46,7 @@ class Argument(NamedTuple):
 
 
 def given(axes: str, *dtypes: np.dtype) -> Argument:
-    """An array that is read; with a dtype, whole numbers are converted to it, and floats to a float one."""
+    """An array that is read; whole numbers are converted to the dtype, and floats if that is a float."""
     return Argument(axes, dtypes)
 
 

@@ -1,4 +1,4 @@
-"""Being told when Numba compiles, so that a first run can say why it takes its time; and sharing the work.
+"""Reports when Numba compiles, so that a first run can say why it takes long; and shares the work.
 
 Another process compiles a part into the same folder on the disk, and each loads what the other has compiled.
 """
@@ -20,7 +20,7 @@ from refimpl.files.environment import cores
 from refimpl.kernels import jit
 from refimpl.kernels.jit import USE_TILE
 
-_listeners: list[Callable[[str], None]] = []  # those of the contexts of `watch` that are open
+_listeners: list[Callable[[str], None]] = []  # callbacks of the `watch` contexts that are open
 
 
 class _Listener(event.Listener):
@@ -30,18 +30,18 @@ class _Listener(event.Listener):
         self.told = told
 
     def on_start(self, event: Any) -> None:
-        """A compilation begins; loading from the disk cache is none."""
+        """Report that a compilation begins; Numba sends no such event when it loads code from the disk."""
         self.told(event.data["dispatcher"].py_func.__name__)
 
     def on_end(self, event: Any) -> None:
-        """It is done."""
+        """Report nothing when a compilation ends."""
 
 
 @contextmanager
 def watch(told: Callable[[str], None]) -> Iterator[None]:
     """Within the context, call `told(name)` whenever the compilation of a kernel begins.
 
-    What another process compiles `beside` this one is told when that process has ended.
+    What a process started by `beside` compiles is reported when that process has ended.
     """
     listener = _Listener(told)
     event.register("numba:compile", listener)
@@ -54,14 +54,14 @@ def watch(told: Callable[[str], None]) -> Iterator[None]:
 
 
 def may_share(threads: int | None) -> bool:
-    """Whether another process may compile: not on one core, nor for a worker, nor where no code is kept."""
+    """Whether another process may help: not on one core, not in a worker, not where code cannot be kept."""
     python = bool(sys.executable) and not hasattr(sys, "frozen")  # a frozen program would start itself again
     alone = parent_process() is None
     return USE_TILE and python and alone and min(cores(), threads or cores()) > 1 and jit.keeps_code()
 
 
 def is_kept(compiled: Any, **dtypes: str) -> bool:
-    """Whether the disk has code of a kernel whose named arguments are arrays of such numbers."""
+    """Whether the disk has code of a kernel for named arguments that are arrays of these dtypes."""
     names = list(inspect.signature(compiled.py_func).parameters)
     wanted = {names.index(name): dtype for name, dtype in dtypes.items()}
     return any(
@@ -72,9 +72,9 @@ def is_kept(compiled: Any, **dtypes: str) -> bool:
 
 @contextmanager
 def beside(module: str, *arguments: str) -> Iterator[None]:
-    """Within the context another process runs `python -m module arguments`, and is waited for at the end.
+    """Run `python -m module arguments` in another process during the context, and wait for it at the end.
 
-    Where it cannot begin, or fails, nothing happens; where the context is left by an exception, it is ended.
+    If the process cannot start, or fails, nothing happens. If an exception leaves the context, it is killed.
     """
     command = [sys.executable, "-m", module, *arguments]
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(jit.cache_folder().parent)}

@@ -1,9 +1,9 @@
 """2-D convolution: forward, input gradient, weight gradient, with per-sample channel masks.
 
-These are the functions the layers call; which compiled kernel does the work is decided here (`tiled_conv`,
-or `plain` if the environment says REFIMPL_KERNELS=plain; both give the same bits).
-A mask is a boolean (N, C) array or None for "all channels take part"; a closed channel is skipped
-(not computed; what it holds has no effect) and its output is exactly zero.
+The layers call these functions, which choose the compiled kernel: `tiled_conv`, or `plain` if the environment
+says REFIMPL_KERNELS=plain. Both give the same bits.
+A mask is a boolean (N, C) array or None for "all channels take part". A closed channel is skipped: it is not
+computed, what it holds has no effect, and its output is exactly zero.
 
 Wrong shapes, dtypes or masks raise `InputError`. Source: mathematics.md §2.1 and §2.3b.
 """
@@ -30,7 +30,7 @@ from refimpl.kernels.workspace import result_array, scratch
 
 __all__ = ["ALL_ON", "Pair", "forward", "input_grad", "or_all_on", "output_size", "weight_grad"]
 
-# A layer asks the same again and again; at batch size 1 the answers would take several percent of its time.
+# A layer asks for the same sizes at every call; at batch size 1 they would take several percent of its time.
 convolve_scratch = lru_cache(maxsize=1024)(tiled_conv.convolve_scratch)
 weight_grad_scratch = lru_cache(maxsize=1024)(tiled_weight_grad.weight_grad_scratch)
 
@@ -42,7 +42,7 @@ def or_all_on(mask: np.ndarray | None) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def _result_size(who: str, size: Pair, weight: tuple[int, ...], stride: Pair, pad: Pair) -> Pair:
-    """`output_size` for a weight of such a shape, or InputError where there is none."""
+    """`output_size` for a weight of this shape. Raises InputError if the window does not fit."""
     if len(weight) != 4:
         raise InputError(f"{who}: expected a weight of shape (K, C, kh, kw), got {weight}")
     if len(size) != 2:

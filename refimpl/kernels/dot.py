@@ -20,7 +20,7 @@ from numba import types
 from numba.core import cgutils
 
 from refimpl.kernels.jit import intrinsic, kernel, shared
-from refimpl.kernels.simd import INDEX, Vectors, data_of, entry
+from refimpl.kernels.simd import INDEX, Vectors, data_of, entry, unpacked
 from refimpl.kernels.sums import PARTIAL_SUMS
 from refimpl.kernels.target import TARGET
 
@@ -69,9 +69,7 @@ def dot_block(typingctx, first, outputs, matrix, rows, blocks, bias, result):
 
     def codegen(context, builder, signature, args):
         def unpack(position):
-            parts = cgutils.unpack_tuple(builder, args[position])
-            kinds = signature.args[position].types
-            return [data_of(context, builder, k, p) for k, p in zip(kinds, parts, strict=True)]
+            return unpacked(context, builder, signature.args[position], args[position])
 
         output, sample = unpack(0)
         (w, w_at), (x, x_at), (block_at, block_lanes, n_blocks), (y, y_at) = (unpack(i) for i in (2, 3, 4, 6))

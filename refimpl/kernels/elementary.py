@@ -27,6 +27,10 @@ TWO_54 = 18014398509481984.0
 FRACTION, HALF = (1 << 52) - 1, 1022 << 52  # bits of a float64: its fraction, the exponent of 1/2
 
 
+EXP_SERIES = tuple(1.0 / math.factorial(n) for n in range(13, 1, -1))  # Taylor's, the highest power first
+ATANH_SERIES = tuple(2.0 / n for n in range(23, 1, -2))
+
+
 @intrinsic
 def _llvm_fma(typingctx, a, b, c):
     """LLVM's fused multiply-add on three scalars of one float type."""
@@ -58,18 +62,9 @@ def _reduce(x):
     r = fma(-k, LN2_HIGH, x)
     low = -k * LN2_LOW
     t = r + low
-    p = 1.0 / 6227020800.0
-    p = fma(p, t, 1.0 / 479001600.0)
-    p = fma(p, t, 1.0 / 39916800.0)
-    p = fma(p, t, 1.0 / 3628800.0)
-    p = fma(p, t, 1.0 / 362880.0)
-    p = fma(p, t, 1.0 / 40320.0)
-    p = fma(p, t, 1.0 / 5040.0)
-    p = fma(p, t, 1.0 / 720.0)
-    p = fma(p, t, 1.0 / 120.0)
-    p = fma(p, t, 1.0 / 24.0)
-    p = fma(p, t, 1.0 / 6.0)
-    p = fma(p, t, 0.5)
+    p = EXP_SERIES[0]
+    for i in range(1, len(EXP_SERIES)):
+        p = fma(p, t, EXP_SERIES[i])
     return int(k), r, fma(p * t, t, low)
 
 
@@ -118,17 +113,9 @@ def _log_near_one(f, e):
     """
     s = f / (2.0 + f)
     z = s * s
-    p = 2.0 / 23.0
-    p = fma(p, z, 2.0 / 21.0)
-    p = fma(p, z, 2.0 / 19.0)
-    p = fma(p, z, 2.0 / 17.0)
-    p = fma(p, z, 2.0 / 15.0)
-    p = fma(p, z, 2.0 / 13.0)
-    p = fma(p, z, 2.0 / 11.0)
-    p = fma(p, z, 2.0 / 9.0)
-    p = fma(p, z, 2.0 / 7.0)
-    p = fma(p, z, 2.0 / 5.0)
-    p = fma(p, z, 2.0 / 3.0)
+    p = ATANH_SERIES[0]
+    for i in range(1, len(ATANH_SERIES)):
+        p = fma(p, z, ATANH_SERIES[i])
     half = 0.5 * f * f
     rest = half - fma(s, fma(p, z, half), e * LN2_LOW)
     return fma(e, LN2_HIGH, f - rest)

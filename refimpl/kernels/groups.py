@@ -24,10 +24,10 @@ from refimpl.kernels import vector
 from refimpl.kernels.jit import kernel, optimise_for_size
 
 TOGETHER = 16
-SAFE_LOW, SAFE_HIGH = 1e-280, 1e280  # sums of squares in here have neither under- nor overflowed
-TINY = 2.0**-1022  # the smallest number with all its digits; what is smaller is subnormal
+SAFE_LOW, SAFE_HIGH = 1e-280, 1e280  # sums of squares between these have neither underflowed nor overflowed
+TINY = 2.0**-1022  # the smallest normal number
 LARGEST = sys.float_info.max
-SMALLER = 2.0**-100  # an exact factor under which no norm overflows
+SMALLER = 2.0**-100  # an exact factor that keeps every norm from overflowing
 
 
 @kernel
@@ -41,21 +41,8 @@ def all_finite(x):
 
 @kernel
 def absolute_sum(x):
-    """Sum of absolute values in float64: eight interleaved partial sums, added in order."""
-    s0, s1, s2, s3, s4, s5, s6, s7 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    whole = x.size - x.size % 8
-    for i in range(0, whole, 8):
-        s0 += abs(np.float64(x[i]))
-        s1 += abs(np.float64(x[i + 1]))
-        s2 += abs(np.float64(x[i + 2]))
-        s3 += abs(np.float64(x[i + 3]))
-        s4 += abs(np.float64(x[i + 4]))
-        s5 += abs(np.float64(x[i + 5]))
-        s6 += abs(np.float64(x[i + 6]))
-        s7 += abs(np.float64(x[i + 7]))
-    for i in range(whole, x.size):
-        s0 += abs(np.float64(x[i]))
-    return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+    """Sum of absolute values in float64, in the order of `vector.sum_of`."""
+    return vector.sum_of(abs, x)
 
 
 @kernel
@@ -166,9 +153,9 @@ def group_norms(x, indptr, starts, stops, out):
 
 @kernel
 def shrink_extreme_group(v, step, weights, radius, g, indptr, starts, stops, out):
-    """What `shrink_groups` does, for a group g whose norm is infinite or dwarfs the radius.
+    """Do what `shrink_groups` does for a group g whose norm is infinite or far above the radius.
 
-    The norm and the threshold are made smaller together. Where the radius is so small that radius/norm loses
+    The norm and the threshold are scaled down together. If the radius is so small that radius/norm loses
     digits, each entry is divided by the norm first. Returns weight ||out_g||.
     """
     optimise_for_size()
@@ -200,7 +187,7 @@ def shrink_groups(v, step, weights, radius, indptr, starts, stops, norms, out):
     """
     value, groups = 0.0, indptr.size - 1
     longest = min(radius / TINY, LARGEST)  # up to here norms are finite and radius/norm has all its digits
-    for first in range(0, groups, TOGETHER):  # a few groups at a time: scaled while they are in the cache
+    for first in range(0, groups, TOGETHER):  # few at a time: they are scaled while in the cache
         last = min(first + TOGETHER, groups)
         group_norms(v, indptr[first : last + 1], starts, stops, norms[first:last])
         for g in range(first, last):

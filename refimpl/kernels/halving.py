@@ -1,17 +1,20 @@
 """2 x 2 pooling with stride 2 on vectors: the window that almost every network uses.
 
-A row of the result comes from two rows of the image; vectors of even and odd columns are separated (or,
-backwards, woven together) by shuffles. `pool` holds the definition for all windows, and the same results.
+A row of the result comes from two rows of the image. Shuffles separate even and odd columns into vectors, or
+interleave them in the backward pass. `pool` defines pooling for all windows; the results here equal its.
 
-In all functions: rows and count are the result's rows and the columns from here on (a vector's lanes of
-them are treated); image = (array, offset, width) and result = (array, offset, columns) say where the first
-row starts and how far rows are apart.
+Every function treats as many columns of the result as a vector has lanes. rows and count: the rows of the
+result, and its columns from the first of these on. image = (array, offset, width) and result =
+(array, offset, columns) say where the first row starts and how far rows are apart. where: the place of each
+maximum in its window; the functions for means do not use it.
 
 Source: mathematics.md §2.1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 from llvmlite import ir
@@ -19,38 +22,33 @@ from numba import types
 from numba.core import cgutils
 
 from refimpl.kernels.jit import intrinsic
-from refimpl.kernels.simd import I32, INDEX, Vectors, data_of
+from refimpl.kernels.simd import I32, INDEX, Vectors, data_of, unpacked
 
 
 class _Rows:
     """The pointers of the current row, and vectors of even and odd columns of the image."""
 
     def __init__(self, context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> None:
-        self.context, self.builder = context, builder
-        self.image, self.image_at, self.width = self._place(signature.args[2], args[2])
-        self.result, self.result_at, self.columns = self._place(signature.args[3], args[3])
+        self.builder = builder
+        self.image, self.image_at, self.width = unpacked(context, builder, signature.args[2], args[2])
+        self.result, self.result_at, self.columns = unpacked(context, builder, signature.args[3], args[3])
         self.vectors = Vectors(builder, self.image.type.pointee)
         lanes, count = self.vectors.lanes, args[1]
         self.mask = self.vectors.lanes_below(count)
         pixels = builder.mul(count, INDEX(2))
         self.halves = [self.vectors.lanes_below(builder.sub(pixels, INDEX(i * lanes))) for i in range(2)]
 
-    def _place(self, kind: Any, value: Any) -> list[Any]:
-        parts = cgutils.unpack_tuple(self.builder, value)
-        return [data_of(self.context, self.builder, k, p) for k, p in zip(kind.types, parts, strict=True)]
+    def _row(self, array: Any, start: Any, row: Any, width: Any) -> Any:
+        return self.builder.gep(array, [self.builder.add(start, self.builder.mul(row, width))])
 
     def _image_row(self, row: Any, second: int) -> list[Any]:
         line = self.builder.add(self.builder.mul(row, INDEX(2)), INDEX(second))
-        base = self.builder.gep(
-            self.image, [self.builder.add(self.image_at, self.builder.mul(line, self.width))]
-        )
+        base = self._row(self.image, self.image_at, line, self.width)
         return [base, self.builder.gep(base, [INDEX(self.vectors.lanes)])]
 
     def result_row(self, array: Any, row: Any) -> Any:
         """Where a row of the result lies in `array`."""
-        return self.builder.gep(
-            array, [self.builder.add(self.result_at, self.builder.mul(row, self.columns))]
-        )
+        return self._row(array, self.result_at, row, self.columns)
 
     def window(self, row: Any) -> list[Any]:
         """The four values of each window of a row of the result, in scan order, as vectors."""
@@ -72,17 +70,17 @@ class _Rows:
                 self.vectors.store(part, pointer, mask)
 
 
-def _for_rows(emit: Any) -> Any:
-    """A code generator that calls emit(rows, row, other arguments' pointers) for each row."""
+def _for_rows(typed: tuple[Any, ...], emit: Callable[..., None]) -> Any:
+    """What an intrinsic returns to call emit(rows, row, pointer to `where`) for each row of the result."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         rows = _Rows(context, builder, signature, args)
-        others = [data_of(context, builder, signature.args[i], args[i]) for i in range(4, len(args))]
+        where = data_of(context, builder, signature.args[4], args[4])
         with cgutils.for_range(builder, args[0], intp=INDEX) as loop:
-            emit(rows, loop.index, *others)
+            emit(rows, loop.index, where)
         return context.get_dummy_value()
 
-    return codegen
+    return types.void(types.intp, types.intp, *typed), codegen
 
 
 @intrinsic
@@ -92,11 +90,9 @@ def largest(typingctx, rows, count, image, result, where):
     def emit(place, row, where):
         builder, vectors = place.builder, place.vectors
         short = ir.VectorType(I32, vectors.lanes)
-        best, at = None, ir.Constant(short, None)
-        for number, value in enumerate(place.window(row)):
-            if best is None:
-                best = value
-                continue
+        best, *others = place.window(row)
+        at = ir.Constant(short, None)
+        for number, value in enumerate(others, 1):
             larger = builder.fcmp_ordered(">", value, best)
             is_nan, was_nan = (builder.fcmp_unordered("uno", v, v) for v in (value, best))
             better = builder.or_(larger, builder.and_(is_nan, builder.not_(was_nan)))
@@ -105,7 +101,7 @@ def largest(typingctx, rows, count, image, result, where):
         vectors.store(best, place.result_row(place.result, row), place.mask)
         vectors.store(at, place.result_row(where, row), place.mask)
 
-    return types.void(types.intp, types.intp, image, result, where), _for_rows(emit)
+    return _for_rows((image, result, where), emit)
 
 
 @intrinsic
@@ -117,39 +113,34 @@ def send_back(typingctx, rows, count, image, result, where):
         short = ir.VectorType(I32, vectors.lanes)
         slope = vectors.load(place.result_row(place.result, row), place.mask)
         at = vectors.load(place.result_row(where, row), place.mask, short)
-        values = []
-        for number in range(4):
-            here = builder.icmp_signed("==", at, ir.Constant(short, [number] * vectors.lanes))
-            values.append(builder.select(here, slope, vectors.zero))
-        place.spread(row, values)
+        numbers = [ir.Constant(short, [number] * vectors.lanes) for number in range(4)]
+        here = [builder.icmp_signed("==", at, number) for number in numbers]
+        place.spread(row, [builder.select(mask, slope, vectors.zero) for mask in here])
 
-    return types.void(types.intp, types.intp, image, result, where), _for_rows(emit)
+    return _for_rows((image, result, where), emit)
 
 
 @intrinsic
-def mean(typingctx, rows, count, image, result):
+def mean(typingctx, rows, count, image, result, where):
     """result = mean of each window, added in scan order."""
 
-    def emit(place, row):
+    def emit(place, row, where):
         builder, vectors = place.builder, place.vectors
-        values = place.window(row)
-        total = values[0]
-        for value in values[1:]:
-            total = builder.fadd(total, value)
+        total = reduce(builder.fadd, place.window(row))
         quarter = builder.fmul(total, ir.Constant(vectors.type, [0.25] * vectors.lanes))
         vectors.store(quarter, place.result_row(place.result, row), place.mask)
 
-    return types.void(types.intp, types.intp, image, result), _for_rows(emit)
+    return _for_rows((image, result, where), emit)
 
 
 @intrinsic
-def share_out(typingctx, rows, count, image, result):
+def share_out(typingctx, rows, count, image, result, where):
     """image = a quarter of the result's value at each place of the window."""
 
-    def emit(place, row):
+    def emit(place, row, where):
         builder, vectors = place.builder, place.vectors
         slope = vectors.load(place.result_row(place.result, row), place.mask)
         quarter = builder.fmul(slope, ir.Constant(vectors.type, [0.25] * vectors.lanes))
         place.spread(row, [quarter] * 4)
 
-    return types.void(types.intp, types.intp, image, result), _for_rows(emit)
+    return _for_rows((image, result, where), emit)

@@ -2,8 +2,8 @@
 
 Numba's on-disk cache does not notice an edit in a function imported from another file. The cache folder
 is therefore named by a fingerprint of this whole room, so that any change of any kernel starts from a
-fresh folder. Whatever is wrong with that folder costs time and one
-line, never a result: code that cannot be read is compiled again, code that cannot be kept is not.
+fresh folder. A problem with that folder costs time and one warning, never a result: code that cannot be
+read is compiled again, and code that cannot be written is compiled again at the next start.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from numba.core import config as numba_config
 from refimpl._version import __version__
 from refimpl.errors import ConfigError, InputError, one_of
 
-settings: Any = numba_config  # its entries are made at run time: unknown to type checkers
-intrinsic: Any = numba.extending.intrinsic  # called without the first of its declared arguments
+settings: Any = numba_config  # type checkers do not know its entries, which are made at run time
+intrinsic: Any = numba.extending.intrinsic  # callers leave out the first of its declared arguments
 shared: Any = numba.extending.register_jitable  # small functions for Python and for compiled code
 
 
@@ -58,7 +58,7 @@ USE_TILE = chosen_kernels() == "tile"
 
 
 def _user_cache() -> Path:
-    """The user's cache folder, by the platform's convention; `RuntimeError` for a user without a home."""
+    """The user's cache folder on this platform. Raises `RuntimeError` for a user without a home."""
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     if sys.platform == "darwin":
@@ -67,7 +67,7 @@ def _user_cache() -> Path:
 
 
 def _temporary() -> Path:
-    """A temporary folder that is this user's alone; `OSError` where another user has made it."""
+    """A temporary folder that belongs to this user alone. Raises `OSError` if another user has made it."""
     user = os.getuid() if hasattr(os, "getuid") else 0  # not by name: containers run users without one
     folder = Path(tempfile.gettempdir()) / f"refimpl-{user}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -76,8 +76,8 @@ def _temporary() -> Path:
     return folder
 
 
-def _places() -> Iterator[Path]:
-    """Folders in which compiled code may be kept, the best first; each is asked for when it is needed."""
+def _candidates() -> Iterator[Path]:
+    """Folders in which compiled code may be kept, the best first; each is looked up when it is needed."""
     if settings.CACHE_DIR:
         yield Path(settings.CACHE_DIR)
     with suppress(RuntimeError):
@@ -88,7 +88,7 @@ def _places() -> Iterator[Path]:
 
 
 def _writable(folder: Path) -> bool:
-    """Whether the folder is there, made if need be, and files can be made in it."""
+    """Make the folder if it does not exist, and say whether files can be made in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -98,14 +98,14 @@ def _writable(folder: Path) -> bool:
 
 @lru_cache(maxsize=1)
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: a folder of their own below `NUMBA_CACHE_DIR` or the user's cache.
+    """The folder for compiled kernels, below `NUMBA_CACHE_DIR` or the user's cache.
 
-    A folder that cannot be written (a read-only home) gives way to the temporary folder. Where nothing can
-    be written, it is the first choice, in which nothing will be kept.
+    If that cannot be written (a read-only home), the temporary folder takes its place. If no folder can be
+    written, this is the first choice, and no code will be kept.
     """
     sources = sorted(Path(__file__).parent.glob("*.py"))
     fingerprint = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
-    folders = (place / f"{__version__}-{fingerprint}" for place in _places())
+    folders = (place / f"{__version__}-{fingerprint}" for place in _candidates())
     first = next(folders)
     if _writable(first):
         return first
@@ -121,15 +121,15 @@ def keeps_code() -> bool:
 
 
 class _Locator(caching.UserProvidedCacheLocator):
-    """Numba's name for the files of a function, in our folder, whether or not that can be written."""
+    """Tells Numba to keep a function's files in our folder, whether or not that can be written."""
 
     @classmethod
     def from_function(cls, py_func: Any, py_file: str) -> _Locator:
-        """Every function has its place."""
+        """A locator for any function: none is refused."""
         return cls(py_func, py_file)
 
     def get_cache_path(self) -> str:
-        """The folder for functions of the same file."""
+        """The folder for the functions of one source file."""
         return str(cache_folder() / self.get_suitable_cache_subpath(self._py_file))
 
 
@@ -139,12 +139,12 @@ class _SealedCode(caching.CompileResultCacheImpl):
     _locator_classes = (_Locator,)
 
     def reduce(self, cres: Any) -> tuple[bytes, bytes]:
-        """What is written."""
+        """The checksum and the bytes that are written to the disk."""
         content = serialize.dumps(super().reduce(cres))
         return hashlib.sha256(content).digest(), content
 
     def rebuild(self, target_context: Any, payload: tuple[bytes, bytes]) -> Any:
-        """The code from what was written; `ValueError` for anything else."""
+        """The compiled code. Raises `ValueError` if the bytes have changed since they were written."""
         checksum, content = payload
         if hashlib.sha256(content).digest() != checksum:
             raise ValueError("the bytes have changed since they were written")
@@ -152,12 +152,12 @@ class _SealedCode(caching.CompileResultCacheImpl):
 
 
 class _Cache(caching.FunctionCache):
-    """Numba's cache of a function, which tells of files it cannot read or write instead of raising."""
+    """Numba's cache of a function, which warns of files it cannot read or write instead of raising."""
 
     _impl_class = _SealedCode
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The code kept for these types; None where there is none, or none that can be used."""
+        """The code kept for these types; None if there is none that can be used."""
         try:
             found = super().load_overload(sig, target_context)
             if found is not None and found.signature.args != tuple(sigutils.normalize_signature(sig)[0]):
@@ -170,7 +170,7 @@ class _Cache(caching.FunctionCache):
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep the code where that is possible."""
+        """Write the code to the disk if that is possible."""
         try:
             super().save_overload(sig, data)
         except Exception as error:  # a damaged index that could not be flushed is read here, too
@@ -184,19 +184,19 @@ def kept_types(compiled: Any) -> list[tuple[Any, ...]]:
     try:
         index = compiled._cache._cache_file._load_index()
         return [types for types, made_for, _ in index if made_for == processor]
-    except Exception:  # damaged pickles raise anything; loading the code will tell
+    except Exception:  # damaged pickles raise anything; loading the code will warn
         return []
 
 
 def _tell(trouble: str, error: Exception, outcome: str) -> None:
-    """Say in one line what is wrong with the files and what comes of it."""
+    """Warn in one line what is wrong with the files and what follows from it."""
     why = (error.strerror or "unknown").lower() if isinstance(error, OSError) else "its files are damaged"
     _log(f"compiled code {trouble} in {cache_folder()} ({why}); {outcome}")
 
 
-@cache  # the same line is not said again
+@cache  # each line is logged once
 def _log(line: str) -> None:
-    """A warning, on stderr unless a program says otherwise; what workers meet their parent has told."""
+    """Log a warning. Worker processes stay silent: their parent has met the same trouble."""
     if parent_process() is None:
         logging.getLogger("refimpl").warning("refimpl: %s", line)
 
@@ -205,9 +205,9 @@ def _log(line: str) -> None:
 
 
 def inlined(function: Callable[..., Any]) -> Any:
-    """A part of one kernel, written apart for the reader: it is compiled inside its caller only.
+    """A part of a kernel that is compiled only inside its callers; its arguments may be functions.
 
-    As a kernel of its own it would be optimised once by itself and, with all it calls, again in its caller.
+    A kernel of its own would be optimised twice: once by itself and, with all it calls, again in its caller.
     """
     return numba.njit(inline="always", nogil=True, error_model="numpy")(function)
 
@@ -225,7 +225,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 @intrinsic
 def optimise_for_size(typingctx):
-    """Ask LLVM to keep the enclosing function small: for what runs once per call, such as filling tables.
+    """Ask LLVM to keep the enclosing function small, if it runs once per call and, say, fills tables.
 
     Otherwise it unrolls and vectorises every loop over a handful of entries, which makes compilation slow.
     """

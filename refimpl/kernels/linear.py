@@ -1,8 +1,8 @@
 """Fully connected layer: forward, input gradient, weight gradient, with per-sample masks.
 
 A mask over inputs may be coarser than the features: G columns over I features stand for G groups of
-I/G consecutive features, which is what a channel mask becomes when an image is flattened. Which compiled
-kernel does the work (`tiled_linear` or `plain`) is decided as in `conv`.
+I/G consecutive features, which is what a channel mask becomes when an image is flattened. The compiled
+kernel (`tiled_linear` or `plain`) is chosen as in `conv`.
 
 Wrong shapes, dtypes or masks raise `InputError`. Source: mathematics.md §2.1 and §2.3b.
 """
@@ -25,17 +25,14 @@ from refimpl.kernels.arrays import (
 from refimpl.kernels.jit import USE_TILE
 from refimpl.kernels.workspace import result_array, scratch
 
+Array = np.ndarray
+Mask = Array | None
 linear_scratch = lru_cache(maxsize=1024)(tiled_linear.scratch)  # as in `conv`
 
 
 def forward(
-    x: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray,
-    reads: np.ndarray | None = None,
-    writes: np.ndarray | None = None,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
+    x: Array, weight: Array, bias: Array, reads: Mask = None, writes: Mask = None, out: Array | None = None
+) -> Array:
     """x (N,I) weight (O,I)^T + bias (O,) -> (N,O), written to `out` if given.
 
     `reads` (N,G): groups of features that are not zero; `writes` (N,O): outputs wanted, the others are zero.
@@ -61,12 +58,8 @@ def forward(
 
 
 def input_grad(
-    dy: np.ndarray,
-    weight: np.ndarray,
-    dy_mask: np.ndarray | None = None,
-    dx_mask: np.ndarray | None = None,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
+    dy: Array, weight: Array, dy_mask: Mask = None, dx_mask: Mask = None, out: Array | None = None
+) -> Array:
     """dy (N,O) weight (O,I) -> dx (N,I); `dy_mask` (N,O), `dx_mask` (N,G): features wanted."""
     who = "linear.input_grad"
     dy, weight = tidy_floats(who, dy=dy, weight=weight)
@@ -88,12 +81,7 @@ def input_grad(
 
 
 def weight_grad(
-    x: np.ndarray,
-    dy: np.ndarray,
-    dweight: np.ndarray,
-    dbias: np.ndarray,
-    x_mask: np.ndarray | None = None,
-    dy_mask: np.ndarray | None = None,
+    x: Array, dy: Array, dweight: Array, dbias: Array, x_mask: Mask = None, dy_mask: Mask = None
 ) -> None:
     """Write dweight (O,I) = dy^T x and dbias (O,), summed over the batch in sample order."""
     who = "linear.weight_grad"

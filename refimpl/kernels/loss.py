@@ -35,7 +35,7 @@ def softmax_cross_entropy(logits, labels, dlogits):
 @checked(_check_labels, logits=given("NK"), labels=given("N", INDICES), dlogits=written("NK"))
 @kernel
 def add_cross_entropy(total, logits, labels, count, dlogits):
-    """total + the sum instead of the mean, for a part of a batch of `count`, by which dlogits is divided."""
+    """total + the losses of a part of a batch of `count` samples; dlogits is divided by `count`."""
     n_samples, classes = logits.shape
     powers = np.empty(classes, dtype=np.float64)
     for n in range(n_samples):

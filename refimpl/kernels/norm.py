@@ -20,7 +20,7 @@ from refimpl.kernels.sums import wide_product, wide_spread, wide_total
 
 @kernel
 def _normalise(x, mean, scale, gamma, beta, normalised, y):
-    """One channel of one sample."""
+    """Normalise one channel of one sample."""
     for p in range(x.size):
         normalised[p] = (np.float64(x[p]) - mean) * scale
         y[p] = gamma * normalised[p] + beta
@@ -53,7 +53,7 @@ def batch_norm_forward(x, gamma, beta, eps, normalised, inverse_std, y):
 
 @kernel
 def _denormalise(dy, normalised, mean, slope, scale, dx):
-    """One channel of one sample."""
+    """The input gradient of one channel of one sample."""
     for p in range(dy.size):
         dx[p] = scale * (dy[p] - mean - normalised[p] * slope)
 

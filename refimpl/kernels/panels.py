@@ -14,7 +14,7 @@ from refimpl.kernels.target import VECTOR_BYTES
 
 @shared
 def whole_vectors(size, itemsize):
-    """`size` rounded up to whole vectors, so that what follows starts where a vector does."""
+    """`size` rounded up to whole vectors, so that what follows it starts at a vector."""
     lanes = VECTOR_BYTES // itemsize
     return (size + lanes - 1) // lanes * lanes
 
@@ -141,8 +141,8 @@ def shift_table(size, down, right, stride, shape, table):
 def copy_planes(source, channels, count, size, stride, cols, table, panel, plane):
     """Fill the panel: for each listed channel all its shifted planes, one after the other.
 
-    Rows outside the image are left to `clear_rows`: they are the same for every sample. The loop over
-    shifts is the outer one, so that the masks of partial vectors are computed once per shift.
+    Rows outside the image are left to `clear_rows`: they are the same for every sample. The outer loop
+    runs over shifts, so that the masks of partial vectors are computed once per shift.
     """
     lanes = VECTOR_BYTES // panel.itemsize
     shifts, row, area = table.size // 5, stride[0] * size[1], size[0] * size[1]

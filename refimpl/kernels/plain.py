@@ -1,11 +1,11 @@
-"""Readable twins of the conv and linear kernels: the formula, one loop per index, masks honoured.
+"""Readable twins of the conv and linear kernels: the formula, with one loop for each index.
 
 Every output element is one chain of fused multiply-adds in a fixed order (noted at each function),
 starting from zero, or 16 such chains added pairwise; the bias is added last. A closed channel's output is
 exactly zero and nothing of it is computed; leaving a closed input channel out of the chain changes no bit,
 because its terms are `fma(w, 0, acc) = acc`. That holds for finite numbers: the fast kernels do multiply some
-of these zeros, and zeros of the padding, and get NaN where w is infinite or NaN. NaN in what an open channel
-reads comes out as NaN in both.
+of these zeros, and zeros of the padding, and get NaN where w is infinite or NaN. If an open
+channel reads NaN, both kernels give NaN.
 
 Masks are boolean (N, C), or (0, 0) for "all on". Shapes: x (N, C, H, W), weight (K, C, kh, kw),
 y (N, K, P, Q); linear x (N, I), weight (O, I), y (N, O). A mask of G columns over I > G features stands
@@ -20,6 +20,8 @@ import numpy as np
 
 from refimpl.kernels.elementary import fma
 from refimpl.kernels.jit import kernel
+
+OUTPUT, INPUT, WEIGHT = range(3)  # which factor of the terms of a layer is the result
 
 
 @kernel
@@ -49,7 +51,7 @@ def interleaved_sum(values):
 def add_pairwise(partial):
     """The sum of 16 partial sums, as ((0 + 8) + (4 + 12)) + ...: i with i + 8, + 4, + 2, + 1. In place.
 
-    A fixed number of them, not the machine's vector width, so that the order is the same everywhere.
+    Their number does not depend on the machine's vector width, so that the order is the same everywhere.
     """
     half = 8
     while half > 0:
@@ -60,59 +62,56 @@ def add_pairwise(partial):
 
 
 @kernel
-def conv_forward(x, weight, bias, stride, pad, reads, writes, y):
-    """y = conv(x, weight) + bias on the channels of `writes`. Chain: (c, ky, kx)."""
-    n_samples, channels, height, width = x.shape
-    filters, _, kh, kw = weight.shape
-    rows, cols = y.shape[2], y.shape[3]
-    y[:] = 0
+def _conv_terms(result, x, weight, y, stride, pad, x_mask, y_mask):
+    """Add all terms of a convolution to one of its three arrays, each a product of the other two.
+
+    The three passes run over the same terms y[n, k, p, q] ~ weight[k, c, ky, kx] * x[n, c, i, j] and differ
+    in the factor that is the result: OUTPUT (y), INPUT (x) or WEIGHT. Each of its elements takes its terms in
+    the order of these loops.
+    """
+    _, channels, height, width = x.shape
+    n_samples, filters, rows, cols = y.shape
+    kh, kw = weight.shape[2:]
     for n in range(n_samples):
         for k in range(filters):
-            if not is_on(writes, n, k):
+            if not is_on(y_mask, n, k):
                 continue
             for c in range(channels):
-                if not is_on(reads, n, c):
+                if not is_on(x_mask, n, c):
                     continue
                 for ky in range(kh):
                     top, bottom = _taps(height, kh, stride[0], pad[0], ky)
                     for kx in range(kw):
                         left, right = _taps(width, kw, stride[1], pad[1], kx)
-                        w = weight[k, c, ky, kx]
                         for p in range(top, min(bottom, rows)):
-                            line = x[n, c, p * stride[0] + ky - pad[0]]
-                            first = kx - pad[1]
+                            i = p * stride[0] + ky - pad[0]
                             for q in range(left, min(right, cols)):
-                                y[n, k, p, q] = fma(w, line[q * stride[1] + first], y[n, k, p, q])
-            for p in range(rows):
-                for q in range(cols):
-                    y[n, k, p, q] += bias[k]
+                                j = q * stride[1] + kx - pad[1]
+                                if result == OUTPUT:
+                                    y[n, k, p, q] = fma(weight[k, c, ky, kx], x[n, c, i, j], y[n, k, p, q])
+                                elif result == INPUT:
+                                    x[n, c, i, j] = fma(weight[k, c, ky, kx], y[n, k, p, q], x[n, c, i, j])
+                                else:
+                                    total = weight[k, c, ky, kx]
+                                    weight[k, c, ky, kx] = fma(y[n, k, p, q], x[n, c, i, j], total)
+
+
+@kernel
+def conv_forward(x, weight, bias, stride, pad, reads, writes, y):
+    """y = conv(x, weight) + bias on the channels of `writes`. Chain: (c, ky, kx)."""
+    y[:] = 0
+    _conv_terms(OUTPUT, x, weight, y, stride, pad, reads, writes)
+    for n in range(y.shape[0]):
+        for k in range(y.shape[1]):
+            if is_on(writes, n, k):
+                y[n, k] += bias[k]
 
 
 @kernel
 def conv_input_grad(dy, weight, stride, pad, dy_mask, dx_mask, dx):
     """dx = transposed convolution of dy, on the channels of `dx_mask`. Chain: (k, ky, kx)."""
-    n_samples, channels, height, width = dx.shape
-    filters, _, kh, kw = weight.shape
-    rows, cols = dy.shape[2], dy.shape[3]
     dx[:] = 0
-    for n in range(n_samples):
-        for c in range(channels):
-            if not is_on(dx_mask, n, c):
-                continue
-            for k in range(filters):
-                if not is_on(dy_mask, n, k):
-                    continue
-                for ky in range(kh):
-                    top, bottom = _taps(height, kh, stride[0], pad[0], ky)
-                    for kx in range(kw):
-                        left, right = _taps(width, kw, stride[1], pad[1], kx)
-                        w = weight[k, c, ky, kx]
-                        for p in range(top, min(bottom, rows)):
-                            line = dx[n, c, p * stride[0] + ky - pad[0]]
-                            first = kx - pad[1]
-                            for q in range(left, min(right, cols)):
-                                at = q * stride[1] + first
-                                line[at] = fma(w, dy[n, k, p, q], line[at])
+    _conv_terms(INPUT, dx, weight, dy, stride, pad, dx_mask, dy_mask)
 
 
 @kernel
@@ -122,30 +121,13 @@ def conv_weight_grad(x, dy, stride, pad, x_mask, dy_mask, dweight, dbias):
     The bias takes each sample's `interleaved_sum` in sample order: a single chain over its pixels would be
     bound by the latency of an addition and cost a fifth of the whole pass.
     """
-    n_samples, channels, height, width = x.shape
-    filters, _, kh, kw = dweight.shape
-    rows, cols = dy.shape[2], dy.shape[3]
     dweight[:] = 0
     dbias[:] = 0
-    for n in range(n_samples):
-        for k in range(filters):
-            if not is_on(dy_mask, n, k):
-                continue
-            dbias[k] += interleaved_sum(dy[n, k].ravel())
-            for c in range(channels):
-                if not is_on(x_mask, n, c):
-                    continue
-                for ky in range(kh):
-                    top, bottom = _taps(height, kh, stride[0], pad[0], ky)
-                    for kx in range(kw):
-                        left, right = _taps(width, kw, stride[1], pad[1], kx)
-                        total = dweight[k, c, ky, kx]
-                        for p in range(top, min(bottom, rows)):
-                            line = x[n, c, p * stride[0] + ky - pad[0]]
-                            first = kx - pad[1]
-                            for q in range(left, min(right, cols)):
-                                total = fma(dy[n, k, p, q], line[q * stride[1] + first], total)
-                        dweight[k, c, ky, kx] = total
+    _conv_terms(WEIGHT, x, dweight, dy, stride, pad, x_mask, dy_mask)
+    for n in range(dy.shape[0]):
+        for k in range(dy.shape[1]):
+            if is_on(dy_mask, n, k):
+                dbias[k] += interleaved_sum(dy[n, k].ravel())
 
 
 @kernel
@@ -153,7 +135,7 @@ def linear_forward(x, weight, bias, reads, writes, y):
     """y = x weight^T + bias on the outputs of `writes`. 16 chains: i = j, j + 16, ..., added pairwise.
 
     With a single chain per output, vectors would have to run along samples or outputs, and one of the
-    operands would have to be transposed first; this way both are read as they lie (`dot`).
+    operands would have to be transposed first; with 16 chains both are read in place (`dot`).
     """
     n_samples, features = x.shape
     size = features // max(1, reads.shape[1])
@@ -171,36 +153,37 @@ def linear_forward(x, weight, bias, reads, writes, y):
 
 
 @kernel
+def _linear_terms(result, x, weight, y, x_mask, y_mask):
+    """`_conv_terms` for a linear layer and two of its passes: INPUT and WEIGHT."""
+    n_samples, features = x.shape
+    size = features // max(1, x_mask.shape[1])
+    for n in range(n_samples):
+        for o in range(y.shape[1]):
+            if not is_on(y_mask, n, o):
+                continue
+            for i in range(features):
+                if not is_on(x_mask, n, i // size):
+                    continue
+                if result == INPUT:
+                    x[n, i] = fma(y[n, o], weight[o, i], x[n, i])
+                else:
+                    weight[o, i] = fma(y[n, o], x[n, i], weight[o, i])
+
+
+@kernel
 def linear_input_grad(dy, weight, dy_mask, dx_mask, dx):
     """dx = dy weight on the features of `dx_mask`. Chain: o."""
-    n_samples, outputs = dy.shape
-    features = weight.shape[1]
-    size = features // max(1, dx_mask.shape[1])
     dx[:] = 0
-    for n in range(n_samples):
-        for o in range(outputs):
-            if not is_on(dy_mask, n, o):
-                continue
-            for start in range(0, features, size):
-                if is_on(dx_mask, n, start // size):
-                    for i in range(start, start + size):
-                        dx[n, i] = fma(dy[n, o], weight[o, i], dx[n, i])
+    _linear_terms(INPUT, dx, weight, dy, dx_mask, dy_mask)
 
 
 @kernel
 def linear_weight_grad(x, dy, x_mask, dy_mask, dweight, dbias):
     """dweight = dy^T x and dbias = column sums of dy. Chains: n."""
-    n_samples, features = x.shape
-    outputs = dy.shape[1]
-    size = features // max(1, x_mask.shape[1])
     dweight[:] = 0
     dbias[:] = 0
-    for n in range(n_samples):
-        for o in range(outputs):
-            if not is_on(dy_mask, n, o):
-                continue
-            dbias[o] += dy[n, o]
-            for start in range(0, features, size):
-                if is_on(x_mask, n, start // size):
-                    for i in range(start, start + size):
-                        dweight[o, i] = fma(dy[n, o], x[n, i], dweight[o, i])
+    _linear_terms(WEIGHT, x, dweight, dy, x_mask, dy_mask)
+    for n in range(dy.shape[0]):
+        for o in range(dy.shape[1]):
+            if is_on(dy_mask, n, o):
+                dbias[o] += dy[n, o]

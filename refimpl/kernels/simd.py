@@ -1,4 +1,4 @@
-"""Vectors of the machine's width inside compiled code: the pieces that `tile` and `panels` are made of.
+"""Vectors of the machine's width inside compiled code, from which `tile` and `panels` are built.
 
 Nothing outside an array is ever read or written: partial vectors use LLVM's masked loads and stores.
 The width comes from `target`; LLVM turns the same description into AVX-512, AVX2, NEON or plain code.
@@ -101,6 +101,12 @@ def data_of(context: Any, builder: ir.IRBuilder, kind: Any, value: Any) -> Any:
     return context.make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value
 
 
+def unpacked(context: Any, builder: ir.IRBuilder, kind: Any, value: Any) -> list[Any]:
+    """The parts of a tuple, arrays as by `data_of`."""
+    parts = cgutils.unpack_tuple(builder, value)
+    return [data_of(context, builder, k, p) for k, p in zip(kind.types, parts, strict=True)]
+
+
 @intrinsic
 def copy_rows(typingctx, rows, lanes, source, source_at, target, target_at):
     """For r < rows: target[to + r * step + q] = source[from + r * step + q] for a vector's lanes q.
@@ -140,8 +146,7 @@ def copy_run(typingctx, count, length, source, source_at, target, target_at):
         with cgutils.for_range(builder, args[0], intp=INDEX) as loop:
             places = []
             for position, base in ((3, s), (5, t)):
-                start, table = cgutils.unpack_tuple(builder, args[position])
-                table = data_of(context, builder, signature.args[position].types[1], table)
+                start, table = unpacked(context, builder, signature.args[position], args[position])
                 places.append(builder.gep(base, [builder.add(start, entry(builder, table, loop.index))]))
             vectors.store(vectors.load(places[0], mask), places[1], mask)
         return context.get_dummy_value()
@@ -154,8 +159,7 @@ def clear_runs(typingctx, starts, length, target):
     """target[start[i] + q] = 0 for first <= i < last, q < length; starts = (table start, first, last)."""
 
     def codegen(context, builder, signature, args):
-        table, first, last = cgutils.unpack_tuple(builder, args[0])
-        table = data_of(context, builder, signature.args[0].types[0], table)
+        table, first, last = unpacked(context, builder, signature.args[0], args[0])
         t = data_of(context, builder, signature.args[2], args[2])
         vectors = Vectors(builder, t.type.pointee)
         lanes = INDEX(vectors.lanes)
@@ -195,10 +199,6 @@ def transpose_block(typingctx, counts, source, source_at, target, target_at):
     """
 
     def codegen(context, builder, signature, args):
-        def place(position):
-            start, table, first = cgutils.unpack_tuple(builder, args[position])
-            return start, data_of(context, builder, signature.args[position].types[1], table), first
-
         def emit(whole):
             def masked(i, limit, mask):
                 inside = builder.icmp_signed("<", INDEX(i), limit)
@@ -206,12 +206,8 @@ def transpose_block(typingctx, counts, source, source_at, target, target_at):
 
             def pointer(base, at, i, limit):
                 start, table, first = at
-                last = builder.sub(limit, INDEX(1))
-                i = (
-                    INDEX(i)
-                    if whole
-                    else builder.select(builder.icmp_signed("<", INDEX(i), last), INDEX(i), last)
-                )
+                i, last = INDEX(i), builder.sub(limit, INDEX(1))
+                i = i if whole else builder.select(builder.icmp_signed("<", i, last), i, last)
                 return builder.gep(base, [builder.add(start, entry(builder, table, builder.add(first, i)))])
 
             lanes = range(vectors.lanes)
@@ -221,7 +217,7 @@ def transpose_block(typingctx, counts, source, source_at, target, target_at):
 
         s, t = (data_of(context, builder, signature.args[i], args[i]) for i in (1, 3))
         rows, cols = cgutils.unpack_tuple(builder, args[0])
-        s_at, t_at = place(2), place(4)
+        s_at, t_at = (unpacked(context, builder, signature.args[i], args[i]) for i in (2, 4))
         vectors = Vectors(builder, s.type.pointee)
         nothing = ir.Constant(ir.VectorType(ir.IntType(1), vectors.lanes), None)
         row_mask, col_mask = vectors.lanes_below(rows), vectors.lanes_below(cols)

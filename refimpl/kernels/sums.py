@@ -58,22 +58,18 @@ def _loader(context: Any, builder: ir.IRBuilder, kind: Any, array: Any, start: A
     return load
 
 
-@intrinsic
-def _total(typingctx, x, start, count):
-    def codegen(context, builder, signature, args):
-        load = _loader(context, builder, signature.args[0], args[0], args[1], wide=False)
-        return _interleaved(builder, context.get_data_type(signature.return_type), args[2], load)
+def _sum_of(wide: bool) -> Any:
+    """The compiled sum of x[start : start + count], in float64 if `wide`."""
 
-    return x.dtype(x, types.intp, types.intp), codegen
+    @intrinsic
+    def total(typingctx, x, start, count):
+        def codegen(context, builder, signature, args):
+            load = _loader(context, builder, signature.args[0], args[0], args[1], wide)
+            return _interleaved(builder, context.get_data_type(signature.return_type), args[2], load)
 
+        return (types.float64 if wide else x.dtype)(x, types.intp, types.intp), codegen
 
-@intrinsic
-def _wide_total(typingctx, x, start, count):
-    def codegen(context, builder, signature, args):
-        load = _loader(context, builder, signature.args[0], args[0], args[1], wide=True)
-        return _interleaved(builder, ir.DoubleType(), args[2], load)
-
-    return types.float64(x, types.intp, types.intp), codegen
+    return total
 
 
 @intrinsic
@@ -119,25 +115,25 @@ def add_up(terms: np.ndarray) -> Any:
     return partial[0]
 
 
-def _python_total(x, start, count):
-    return add_up(x[start : start + count])
-
-
-def _python_wide_total(x, start, count):
-    return add_up(x[start : start + count].astype(np.float64))
-
-
-def _python_wide_product(x, x_start, y, y_start, count):
-    x, y = x[x_start : x_start + count], y[y_start : y_start + count]
-    return add_up(x.astype(np.float64) * y.astype(np.float64))
-
-
-def _python_wide_spread(x, start, count, centre):
-    return add_up((x[start : start + count].astype(np.float64) - centre) ** 2)
-
-
 COMPILED = not settings.DISABLE_JIT
-total = _total if COMPILED else _python_total  # (x, start, count): sum in the dtype of x
-wide_total = _wide_total if COMPILED else _python_wide_total  # the same in float64
-wide_product = _wide_product if COMPILED else _python_wide_product  # (x, start, y, start, count): x * y
-wide_spread = _wide_spread if COMPILED else _python_wide_spread  # (x, start, count, c): (x - c)**2
+if COMPILED:
+    total, wide_total = _sum_of(wide=False), _sum_of(wide=True)
+    wide_product, wide_spread = _wide_product, _wide_spread
+else:
+
+    def total(x, start, count):
+        """The sum of x[start : start + count], in the dtype of x."""
+        return add_up(x[start : start + count])
+
+    def wide_total(x, start, count):
+        """The same in float64."""
+        return total(x.astype(np.float64), start, count)
+
+    def wide_product(x, x_start, y, y_start, count):
+        """The sum of products of x from x_start on and y from y_start on, in float64."""
+        factor = y[y_start : y_start + count].astype(np.float64)
+        return total(x[x_start : x_start + count] * factor, 0, count)
+
+    def wide_spread(x, start, count, centre):
+        """The sum of (x - centre)**2, in float64."""
+        return total((x.astype(np.float64) - centre) ** 2, start, count)

@@ -1,8 +1,8 @@
 """Vector width and register count of the machine Numba compiles for, and the tile sizes that follow.
 
-The compiler itself is asked: a sixteen-lane fused multiply-add is compiled for Numba's target (which
-`NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES` may override) and the registers it uses are read from the
-assembly text. Numba's cache distinguishes targets by the same name and features, so the constants below
+The compiler itself tells: it compiles a sixteen-lane fused multiply-add for Numba's target (which
+`NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES` may override), and the assembly text shows which registers it
+uses. Numba's cache distinguishes targets by the same name and features, so the constants below
 never disagree with cached machine code.
 """
 

@@ -2,10 +2,10 @@
 
 The forward pass and the input gradient are one operation: every wanted channel of the target is a sum
 over open channels of the source and taps of the weight. Rows of the tile are target channels, terms are
-(source channel, tap), lanes are pixels. For the lanes of a term to be contiguous whatever the column of
-the tap, the panel holds one shifted copy of each open source plane per tap column; the tap's row is then
-only an offset. (Reading unaligned vectors from a single padded plane instead was measured to cost 12 % of
-the whole pass, the copies 4-5 %.)
+(source channel, tap), lanes are pixels. The panel holds one shifted copy of each open source plane per
+column of taps, so that the lanes of a term are contiguous for every tap; the tap's row is then only an
+offset. (Reading unaligned vectors from a single padded plane instead was measured to cost 12 % of the whole
+pass, the copies 4-5 %.)
 
 Source: mathematics.md §2.1, §2.3b. The use of the tile (`tile.py`) is derived.
 """
@@ -22,6 +22,7 @@ from refimpl.kernels.panels import (
     closed_channels,
     copy_planes,
     cut,
+    multiples,
     open_channels,
     pick,
     row_table,
@@ -75,9 +76,8 @@ def convolve(source, weight, bias, stride, pad, transposed, reads, writes, clear
     for a in range(residues[0] if transposed else 1):
         for b in range(residues[1] if transposed else 1):
             if transposed:
-                n_rows, n_cols = _transposed_taps(
-                    kh, kw, stride, pad, a, b, tap_s, tap_plane, tap_row, down, right
-                )
+                tables = (tap_s, tap_plane, tap_row, down, right)
+                n_rows, n_cols = _transposed_taps(kh, kw, stride, pad, (a, b), tables)
                 n_taps, n_planes = n_rows * n_cols, n_cols
                 rows = (target.shape[2] - a + stride[0] - 1) // stride[0]
                 panel_rows, steps = rows + n_rows - 1, (channels * taps, taps)
@@ -86,22 +86,11 @@ def convolve(source, weight, bias, stride, pad, transposed, reads, writes, clear
                 n_taps, n_planes, rows = taps, kw * phases, target.shape[2]
                 panel_rows, steps = (kh - 1) // stride[0] + rows, (taps, channels * taps)
                 source_step, target_step = stride, (one, one)
-            _correlate(
-                source,
-                weights,
-                steps,
-                (tap_s[:n_taps], tap_plane[:n_taps], tap_row[:n_taps]),
-                (down[:n_planes], right[:n_planes], panel_rows),
-                source_step,
-                rows,
-                (a, b),
-                target_step,
-                reads,
-                (writes, clears),
-                (not transposed, bias),
-                scratch,
-                target,
-            )
+            used = (tap_s[:n_taps], tap_plane[:n_taps], tap_row[:n_taps])
+            planes = (down[:n_planes], right[:n_planes], panel_rows)
+            grid, masks = (source_step, rows, (a, b), target_step), (reads, writes, clears)
+            shift = (not transposed, bias)
+            _correlate(source, weights, steps, used, planes, grid, masks, shift, scratch, target)
 
 
 @kernel
@@ -121,13 +110,14 @@ def forward_taps(kh, kw, stride_y, pad, phases, tap_s, tap_plane, tap_row, down,
 
 
 @kernel
-def _transposed_taps(kh, kw, stride, pad, a, b, tap_s, tap_plane, tap_row, down, right):
-    """The same for the pixels (a + sy * i, b + sx * j) of the input gradient; rows and columns of taps.
+def _transposed_taps(kh, kw, stride, pad, origin, tables):
+    """The same for the pixels (a + sy * i, b + sx * j) of the input gradient; returns rows, columns of taps.
 
     They receive from the taps with ky = a + pad and kx = b + pad modulo the stride, through
     dy[i + (a + pad - ky) / sy, j + (b + pad - kx) / sx].
     """
     optimise_for_size()
+    (a, b), (tap_s, tap_plane, tap_row, down, right) = origin, tables
     first_y, first_x = (a + pad[0]) % stride[0], (b + pad[1]) % stride[1]
     n_rows = max(0, (kh - first_y + stride[0] - 1) // stride[0])
     n_cols = max(0, (kw - first_x + stride[1] - 1) // stride[1])
@@ -163,32 +153,25 @@ def _scatter(part, channels, count, origin, stride, shape, target):
 
 
 @inlined
-def _correlate(
-    source, weights, steps, taps, planes, stride, rows, origin, spread, reads, writes, bias, scratch, target
-):
+def _correlate(source, weights, steps, taps, planes, grid, masks, bias, scratch, target):
     """target[n, t] = sum over (source channel c, tap) of weight * shifted source plane, for each sample.
 
     weights: flat, with steps = (per source channel, per target channel); taps = (offset in the weight,
-    plane, row of the plane) of each tap; planes = (down, right, rows) of the shifted copies, which step
-    over the source by `stride`. The result's `rows` rows are those of the target if spread is (1, 1);
-    otherwise they are every spread-th pixel of it from `origin` on. writes = (mask, whether to zero what it
-    closes); bias = (whether, values).
+    plane, row of the plane) of each tap; planes = (down, right, rows) of the shifted copies.
+    grid = (stride, rows, origin, spread): the copies step over the source by `stride`; the result's `rows`
+    rows are those of the target if spread is (1, 1), and otherwise every spread-th pixel of it from `origin`
+    on. masks = (reads, writes, whether to zero what `writes` closes); bias = (whether, values).
     """
     n_samples, channels, height, width = source.shape
-    targets, (writes, clears) = target.shape[1], writes
+    targets, (reads, writes, clears) = target.shape[1], masks
+    stride, rows, origin, spread = grid
     tap_s, tap_plane, tap_row = taps
     down, right, panel_rows = planes
     n_taps, n_planes = tap_s.size, down.size
     cols = (target.shape[3] - origin[1] + spread[1] - 1) // spread[1]
     size, shape = (height, width), (panel_rows, cols)
-    in_place = (
-        n_planes == 1
-        and stride[0] == 1
-        and stride[1] == 1
-        and shape == size
-        and down[0] == 0
-        and right[0] == 0
-    )
+    unmoved = n_planes == 1 and down[0] == 0 and right[0] == 0
+    in_place = unmoved and stride[0] == 1 and stride[1] == 1 and shape == size
     plane = height * width if in_place else whole_vectors(panel_rows * cols, source.itemsize)
 
     floats, ints = scratch
@@ -206,8 +189,7 @@ def _correlate(
 
     for t in range(n_taps):
         tap_v[t] = tap_plane[t] * plane + tap_row[t] * cols
-    for c in range(channels):
-        slots[c] = c
+    multiples(channels, np.int64(1), slots)
     shift_table(size, down, right, stride, shape, shifts)
     if not in_place:
         clear_rows(shape, shifts, panel, plane, channels * n_planes)

@@ -57,10 +57,10 @@ def _select(x, mask, out):
 
 
 @kernel
-def _silenced(x, mask, table, out):
-    """x flat, or if there is a mask a copy of it in `out` with zeros where it is closed.
+def _masked(x, mask, table, out):
+    """The flat x; with a mask, a copy of it in `out` that has zeros where the mask is closed.
 
-    table: scratch of an entry more than a sample has groups of features, if these have several.
+    table: scratch for one entry more than there are groups of features, if groups have several features.
     """
     flat = x.reshape(-1)
     if mask.shape[0] == 0:
@@ -113,7 +113,7 @@ def _runs(mask, features, starts, stops):
 
 @kernel
 def _rows_at(count, step, table):
-    """table[i] = i * step, and the last entry repeated to the end: blocks of rows may reach beyond."""
+    """table[i] = i * step; the last is repeated to the end of the table, which blocks of rows may reach."""
     optimise_for_size()
     for i in range(table.size):
         table[i] = max(0, min(i, count - 1)) * step
@@ -121,7 +121,7 @@ def _rows_at(count, step, table):
 
 @kernel
 def _whole_blocks(first, last, count, starts, lanes):
-    """Add the runs of 16 features from `first` to `last` - 1 to `count` others (see `_term_blocks`)."""
+    """Append the blocks of 16 features from `first` to `last` - 1 to the `count` that `_term_blocks` has."""
     optimise_for_size()
     for at in range(first, last, PARTIAL_SUMS):
         starts[count], lanes[count] = at, (1 << min(PARTIAL_SUMS, last - at)) - 1
@@ -131,9 +131,9 @@ def _whole_blocks(first, last, count, starts, lanes):
 
 @kernel
 def _term_blocks(mask, features, groups, starts, lanes):
-    """List where the runs of 16 features start of which some are open in some sample; returns how many.
+    """List the blocks of 16 features of which some are open in some sample; returns how many.
 
-    `lanes` tells which: bit i of its entry for feature start + i.
+    starts: the first feature of each block; lanes: bit i says whether feature start + i is open.
     """
     optimise_for_size()
     if mask.shape[0] == 0:
@@ -187,7 +187,7 @@ def forward(x, weight, bias, reads, writes, floats, ints, y):
         rows,
         n_samples,
         (weight.reshape(-1), w_at),
-        (_silenced(x, reads, groups, copy), x_at),
+        (_masked(x, reads, groups, copy), x_at),
         (blocks, lanes, n_blocks),
         bias_row if gated else bias,
         (result if gated else y.reshape(-1), y_at),
@@ -197,6 +197,17 @@ def forward(x, weight, bias, reads, writes, floats, ints, y):
             for i in range(rows):
                 y[n, used[i]] = result[n * rows + i]
         _close(writes, y)
+
+
+@kernel
+def _sweep_runs(rows, depth, runs, scalars, panel, result, add):
+    """`sweep` over runs of features (starts, stops, count); panel = (V, v_at), result = (C, c_row)."""
+    (starts, stops, count), (v, v_at), (c, c_row) = runs, panel, result
+    nothing, off = (c_row, np.int64(0)), np.bool_(False)
+    for run in range(count):
+        first = starts[run]
+        width = stops[run] - first
+        sweep(rows, depth, width, scalars, v[first:], v_at, c[first:], c_row, nothing, add, off, scalars[0])
 
 
 @kernel
@@ -210,20 +221,16 @@ def input_grad(dy, weight, dy_mask, dx_mask, floats, ints, dx):
     s_at, ints = cut(ints, outputs)
     v_at, ints = cut(ints, outputs)
     s_row, c_row = cut(ints, n_samples + 1)
-    signal = _silenced(dy, dy_mask, s_at, floats)
+    signal = _masked(dy, dy_mask, s_at, floats)
     depth = _used(dy_mask, outputs, s_at)
     for k in range(depth):
         v_at[k] = s_at[k] * features
     for n in range(n_samples + 1):
         s_row[n] = min(n, n_samples - 1) * outputs
         c_row[n] = min(n, n_samples - 1) * features
-    scalars, result = (signal, s_row, s_at), dx.reshape(-1)
-    panel, nothing, off = weight.reshape(-1), (c_row, np.int64(0)), np.bool_(False)
-    for run in range(_runs(dx_mask, features, starts, stops)):
-        first = starts[run]
-        width = stops[run] - first
-        v, c = panel[first:], result[first:]
-        sweep(n_samples, depth, width, scalars, v, v_at, c, c_row, nothing, off, off, signal)
+    runs = (starts, stops, _runs(dx_mask, features, starts, stops))
+    scalars, panel, result = (signal, s_row, s_at), (weight.reshape(-1), v_at), (dx.reshape(-1), c_row)
+    _sweep_runs(n_samples, depth, runs, scalars, panel, result, np.bool_(False))
     _close(dx_mask, dx)
 
 
@@ -241,7 +248,7 @@ def _add_rows(rows, out):
 def weight_grad(x, dy, x_mask, dy_mask, more, floats, ints, dweight, dbias):
     """dweight = dy^T x and dbias = column sums of dy; see `plain.linear_weight_grad`.
 
-    more: go on with the sums that dweight and dbias hold, for further samples of the same batch.
+    more: add to the sums that dweight and dbias hold, for further samples of the same batch.
     """
     optimise_for_size()
     n_samples, features = x.shape
@@ -253,7 +260,7 @@ def weight_grad(x, dy, x_mask, dy_mask, more, floats, ints, dweight, dbias):
     c_row, ints = cut(ints, outputs + 1)
     s_at, v_at = cut(ints, n_samples)
     copy, floats = cut(floats, n_samples * outputs)
-    signal, panel = _silenced(dy, dy_mask, used, copy), _silenced(x, x_mask, starts, floats)
+    signal, panel = _masked(dy, dy_mask, used, copy), _masked(x, x_mask, starts, floats)
     for n in range(n_samples):
         s_at[n], v_at[n] = n * outputs, n * features
     rows = _used(dy_mask, outputs, used)
@@ -261,12 +268,9 @@ def weight_grad(x, dy, x_mask, dy_mask, more, floats, ints, dweight, dbias):
     row_table(used, rows, features, c_row)
     if dy_mask.shape[0] + x_mask.shape[0] > 0 and not more:
         clear(dweight.reshape(-1))
-    scalars, result, nothing = (signal, s_row, s_at), dweight.reshape(-1), (c_row, np.int64(0))
-    for run in range(_runs(x_mask, features, starts, stops)):
-        first = starts[run]
-        width = stops[run] - first
-        v, c = panel[first:], result[first:]
-        sweep(rows, n_samples, width, scalars, v, v_at, c, c_row, nothing, more, np.bool_(False), signal)
+    runs = (starts, stops, _runs(x_mask, features, starts, stops))
+    result = (dweight.reshape(-1), c_row)
+    _sweep_runs(rows, n_samples, runs, (signal, s_row, s_at), (panel, v_at), result, more)
     if not more:
         clear(dbias)
     _add_rows(signal, dbias)

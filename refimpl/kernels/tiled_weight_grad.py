@@ -48,8 +48,8 @@ def unfolds(samples, open_in, channels, filters, kh, kw, pixels, more, itemsize)
     """Whether unfolding pays; `open_in` is the mean number of open input channels.
 
     Measured in multiply-adds of one vector: unfolding an entry costs 11 of them, taking a sum out and
-    putting it back 21 (per entry of the kernel), transposing it at the end (and, to go on with a sum, in
-    the beginning) about 14.
+    putting it back 21 (per entry of the kernel), transposing it at the end (and at the beginning, to
+    continue a sum) about 14.
     """
     lanes, window = VECTOR_BYTES // itemsize, kw * channels
     together, apart = whole_vectors(kh * window, itemsize), kh * whole_vectors(window, itemsize)
@@ -106,7 +106,7 @@ def _window_table(shape, row, col, v_at):
 
 @kernel
 def _load_image(sample, channels, count, plane_at, place, image):
-    """The sample with channels last; those not listed as zero."""
+    """image = the sample with channels last; channels that are not listed become zero."""
     optimise_for_size()
     everything = plane_at.size
     transpose(sample, plane_at, everything, place.size, image, place)
@@ -143,7 +143,7 @@ def _mean_open(mask, channels):
 def weight_grad(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweight, dbias):
     """dweight and dbias, summed over the batch; see `plain.conv_weight_grad`.
 
-    Masks are (N, C) or empty; more: go on with the sums that dweight and dbias hold, for further samples of
+    Masks are (N, C) or empty; more: add to the sums that dweight and dbias hold, for further samples of
     the same batch; floats, ints: scratch of the size `weight_grad_scratch` says.
     """
     optimise_for_size()

@@ -1,7 +1,7 @@
 """Operations on whole parameter vectors, in a fixed order: same bits on every machine and thread count.
 
-NumPy's own sums and BLAS products are avoided where they would enter a result that is promised to the
-byte: their order of summation depends on the version and the processor.
+NumPy's own sums and BLAS products are avoided in results that are promised to the byte: their order of
+summation depends on the version and the processor.
 """
 
 from __future__ import annotations
@@ -14,31 +14,43 @@ import numpy as np
 from refimpl.errors import InputError
 from refimpl.kernels.arrays import DOUBLE, FLOATS, INDICES
 from refimpl.kernels.checked import checked, given, written
-from refimpl.kernels.jit import kernel
+from refimpl.kernels.jit import inlined, kernel
 from refimpl.kernels.panels import clear, copy
 from refimpl.kernels.sums import wide_product
 
-BLOCK = 512  # entries at a time where intermediate results need memory: they stay in the cache
+BLOCK = 512  # entries treated at a time, so that intermediate results stay in the cache
+
+
+@inlined
+def sum_of(term, x):
+    """Sum of term(entry) over x in float64: eight interleaved partial sums, added in order."""
+    s0, s1, s2, s3, s4, s5, s6, s7 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    whole = x.size - x.size % 8
+    for i in range(0, whole, 8):
+        s0 += term(np.float64(x[i]))
+        s1 += term(np.float64(x[i + 1]))
+        s2 += term(np.float64(x[i + 2]))
+        s3 += term(np.float64(x[i + 3]))
+        s4 += term(np.float64(x[i + 4]))
+        s5 += term(np.float64(x[i + 5]))
+        s6 += term(np.float64(x[i + 6]))
+        s7 += term(np.float64(x[i + 7]))
+    for i in range(whole, x.size):
+        s0 += term(np.float64(x[i]))
+    return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+
+
+@inlined
+def _square(value):
+    """The square."""
+    return value * value
 
 
 @checked(x=given("D"))
 @kernel
 def squared_norm(x):
-    """Sum of squares in float64: eight interleaved partial sums, added in order."""
-    s0, s1, s2, s3, s4, s5, s6, s7 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    whole = x.size - x.size % 8
-    for i in range(0, whole, 8):
-        s0 += np.float64(x[i]) * np.float64(x[i])
-        s1 += np.float64(x[i + 1]) * np.float64(x[i + 1])
-        s2 += np.float64(x[i + 2]) * np.float64(x[i + 2])
-        s3 += np.float64(x[i + 3]) * np.float64(x[i + 3])
-        s4 += np.float64(x[i + 4]) * np.float64(x[i + 4])
-        s5 += np.float64(x[i + 5]) * np.float64(x[i + 5])
-        s6 += np.float64(x[i + 6]) * np.float64(x[i + 6])
-        s7 += np.float64(x[i + 7]) * np.float64(x[i + 7])
-    for i in range(whole, x.size):
-        s0 += np.float64(x[i]) * np.float64(x[i])
-    return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+    """Sum of squares in float64, in the order of `sum_of`."""
+    return sum_of(_square, x)
 
 
 @checked(x=given("D"))
