@@ -81,7 +81,6 @@ PROX = {key: case for penalty in PENALTIES for key, case in penalty_cases(penalt
         group=np.array([0, 3, 4]),
     ),
     place(prox.Groups.norms): Case(lambda x: prox.Groups.from_sizes([4, 5]).norms(x), x=eighths(9)),
-    place(prox.Groups.check): Case(lambda x: GROUPS.check("walk", x), x=eighths(9)),
 }
 
 

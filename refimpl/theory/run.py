@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -47,7 +46,8 @@ class ExactMetaGater(MetaGater):
         return LocalSolution(found.w, found.value, found.residual, 0, 0.0, 0.0)
 
 
-class Round(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Round:
     """The record of one iteration."""
 
     k: int

@@ -21,7 +21,8 @@ Source: mathematics.md §8.4, after Ghadimi & Lan 2016, Theorem 1 and Corollary 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from refimpl.theory.gap import ROUNDING, EnvelopePoint, envelope, envelope_objec
 from refimpl.theory.lemmas import curvature_bounds, inexactness_factor, norm, theory_beta
 from refimpl.theory.problems import Problem
 from refimpl.theory.rows import Row, Sides, at_most, largest, worst
-from refimpl.theory.run import Run, record
+from refimpl.theory.run import Round, Run, record
 
 Vector = np.ndarray
 SOLUTION = 1e-10  # gradient mapping at which a point is taken as x*
@@ -57,16 +58,10 @@ def theory_step(k: int, beta: float) -> Step:
     return Step(2.0 / (k + 1), 0.5 * k * beta, 2.0 / (k * (k + 1)))
 
 
-class Seen(NamedTuple):
-    """A round with the exact quantities at its points; the fields up to `gap` are those of `run.Round`."""
+@dataclass(frozen=True, eq=False)
+class Seen(Round):
+    """A round with what the theory says about it and the exact quantities at its points."""
 
-    k: int
-    md: Vector
-    gradient: Vector  # g_k
-    residual: float
-    x: Vector
-    ag: Vector
-    gap: float
     x_before: Vector
     ag_before: Vector
     a: float  # a_k, l_k and Gamma_k of `theory_step`
@@ -95,8 +90,9 @@ class Trial:
         for r in run.rounds:
             at_md, at_ag = envelope(problem, r.md, run.lam), envelope(problem, r.ag, run.lam)
             h_ag, delta = problem.penalty.value(r.ag), factor * r.residual + at_md.gradient_error
-            known = (*r, *run.before(r.k), *theory_step(r.k, run.beta))
-            self.seen.append(Seen(*known, delta, at_md, at_ag, before, h_ag, h_before))
+            stated: list[Any] = [*vars(r).values(), *run.before(r.k), *theory_step(r.k, run.beta)]
+            exact = [delta, at_md, at_ag, before, h_ag, h_before]
+            self.seen.append(Seen(*stated, *exact))
             before, h_before = at_ag, h_ag
 
 

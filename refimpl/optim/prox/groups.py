@@ -19,7 +19,6 @@ from refimpl.optim.prox.contract import (
     CheckedPenalty,
     Vector,
     check_form,
-    check_vector,
     radius_key,
     slack,
     times,
@@ -119,11 +118,6 @@ class Groups:
     def members(self, g: int) -> np.ndarray:
         """Coordinates of group g."""
         return self.indices[self.indptr[g] : self.indptr[g + 1]]
-
-    def check(self, who: str, x: Vector) -> None:
-        """Raise `InputError` unless x is a vector of the length the groups were made for."""
-        check_vector(who, "u", x)
-        self.check_size(who, x)
 
     def check_size(self, who: str, x: Vector) -> None:
         """Raise `InputError` unless x has the length the groups were made for."""
