@@ -8,8 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 from refimpl.data.source import plain_name
-from refimpl.data.unpack import LIMIT, Unpacked, decompress
-from refimpl.data.zips import read_zip
+from refimpl.data.unpack import LIMIT, Unpacked, decompress, read_zip
 from refimpl.errors import DataError
 from refimpl.files.sniff import ZIP, is_leftover, looks_like
 

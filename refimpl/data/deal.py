@@ -38,7 +38,7 @@ class Rule:
         raise NotImplementedError(f"{type(self).__name__} has no method deal")
 
     def room(self, stock: Counts, nodes: int) -> Fraction:
-        """The samples that each of `nodes` nodes may have, on average, if all are to get their share."""
+        """How many samples, training and test together, each of `nodes` nodes can have."""
         return Fraction(int(stock.sum()), nodes)
 
 
@@ -79,7 +79,7 @@ class Classes(Rule):
         raise InputError(_shortage(missing))
 
     def room(self, stock: Counts, nodes: int) -> Fraction:
-        """At most as many samples as the node's classes usually have."""
+        """Not more than its classes have, if they are of median size."""
         return min(super().room(stock, nodes), self.classes_per_node * Fraction(float(np.median(stock))))
 
 

@@ -1,4 +1,4 @@
-"""Read a data file, plain or packed with gzip, xz, bzip2 or zip, up to a limit of bytes.
+"""Read data files, plain or packed with gzip, xz, bzip2 or zip, up to a limit of bytes.
 
 The content of the file decides how it is packed. Its size is checked before reading and its expansion while
 decompressing, so that a small hostile file cannot fill the memory.
@@ -9,16 +9,18 @@ from __future__ import annotations
 import bz2
 import io
 import lzma
+import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from refimpl.data.zips import read_zip
 from refimpl.errors import DataError
-from refimpl.files.sniff import BZIP2, GZIP, XZ, ZIP
+from refimpl.files.npz import COMPRESSIONS, ZIP_DAMAGE
+from refimpl.files.sniff import BZIP2, GZIP, XZ, ZIP, is_leftover
 
 LIMIT = 256 * 2**20  # bytes of one file, packed or not; CIFAR-100's `train` has 155 million
+COUNT_LIMIT = 200_000  # files in one archive; Omniglot's larger one has 20 251
 _XZ_MEMORY = 256 * 2**20  # an xz header may ask for a 4 GiB dictionary; no data set needs more than this
 _PIECE = 1 << 14  # bytes read at once; small, because a decoder copies what follows the end of its stream
 _LAYERS = 3  # how often a file may be packed: a server packs a packed file, a site zips it once more
@@ -182,3 +184,37 @@ def _only(names: list[str], who: str) -> list[str]:
     if len(names) != 1:
         raise DataError(f"{who}: a zip archive of {len(names)} files where one is expected; unpack it here")
     return names
+
+
+def read_zip(
+    file: Path | BinaryIO, who: str, limit: int, choose: Callable[[list[str]], Iterable[str]]
+) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, content) of the files of a zip archive that `choose` picks from their names, in its order.
+
+    The names have `/` between folders, also if Windows wrote backslashes. Extra files that macOS adds are
+    left out. Raises `DataError` starting with `who` for a damaged archive and a file above `limit` bytes.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            if len(entries) > COUNT_LIMIT:
+                raise DataError(f"{who}: more than {COUNT_LIMIT} files in it")
+            named = {entry.filename.replace("\\", "/"): entry for entry in entries}
+            files = [name for name in named if not name.endswith("/") and not is_leftover(name)]
+            for name in choose(files):
+                yield name, _zipped(archive, named[name], f"{who}: {name!a}", limit)
+    except DataError:
+        raise
+    except (*ZIP_DAMAGE, OSError) as error:
+        raise DataError(
+            f"{who}: not a readable zip archive ({type(error).__name__}); fetch it again"
+        ) from error
+
+
+def _zipped(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, who: str, limit: int) -> bytes:
+    if entry.compress_type not in COMPRESSIONS:
+        raise NotImplementedError(entry.compress_type)
+    if entry.file_size > limit:
+        raise DataError(f"{who} has more than the {limit} bytes expected at most")
+    with archive.open(entry) as file:
+        return file.read(limit)

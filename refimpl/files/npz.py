@@ -157,19 +157,12 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any]:
 
 def _parse(written: str) -> Header:
     """The header that a member's text describes."""
-    text, found = written.strip(), dict[str, str]()
-    if text[:1] != "{" or text[-1:] != "}":
-        raise DamageError("an array with a damaged header")
-    text, position = text[1:-1].rstrip(), 0
-    while position < len(text):
-        match = _ENTRY.match(text, position)
-        if match is None:
-            raise DamageError("an array with a damaged header, or of objects or records")
-        position, value = (
-            match.end(),
-            next(v for v in match.group("descr", "order", "shape") if v is not None),
-        )
-        found[match["key"]] = value
+    text = written.strip()
+    inner = text[1:-1].rstrip()
+    entries = list(_ENTRY.finditer(inner))
+    if text[:1] + text[-1:] != "{}" or "".join(entry[0] for entry in entries) != inner:
+        raise DamageError("an array with a damaged header, or of objects or records")
+    found = {entry["key"]: entry["descr"] or entry["order"] or entry["shape"] or "" for entry in entries}
     if set(found) != {"descr", "fortran_order", "shape"}:
         raise DamageError("an array with an incomplete header")
     return Header(_shape(found["shape"]), _dtype(found["descr"]), found["fortran_order"] == "True")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refimpl.data import zips
+from refimpl.data import unpack
 from refimpl.data.png import decode_png
 from refimpl.data.sets import omniglot
 from refimpl.data.sets.omniglot import read_omniglot, shrink
@@ -182,7 +182,7 @@ def test_unfit_archives_are_refused(tmp_path, monkeypatch):
     refuse(path, r"bad\\nname.png': not a PNG")
     write_zip(path, {"s/a/c/bomb.png": bytes(10**6)}, compression=zipfile.ZIP_DEFLATED)
     refuse(path, "more than the 65536 bytes")
-    monkeypatch.setattr(zips, "COUNT_LIMIT", 5)
+    monkeypatch.setattr(unpack, "COUNT_LIMIT", 5)
     write_zip(path, FILES)
     refuse(path, "more than 5 files")
 

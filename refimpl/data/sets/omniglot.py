@@ -15,8 +15,7 @@ from refimpl.data.dataset import DataSet
 from refimpl.data.places import Found
 from refimpl.data.png import decode_png
 from refimpl.data.source import About, DataSource, Form, files_at, plain_name
-from refimpl.data.unpack import read_file
-from refimpl.data.zips import read_zip
+from refimpl.data.unpack import read_file, read_zip
 from refimpl.errors import DataError
 from refimpl.files.sniff import is_leftover
 from refimpl.registry import DATASETS
