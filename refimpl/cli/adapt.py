@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refimpl.cli.compiling import WARM_UP, notice
-from refimpl.cli.options import (
-    PATH,
-    Session,
-    config_options,
-    data_dir_option,
-    json_option,
-    session_options,
-    talk_options,
-)
+from refimpl.cli.options import PATH, Session, config_options, session_options
 from refimpl.cli.output import exit_unless, print_json, say_data, table
 from refimpl.cli.progress import Progress, adapted_text
 from refimpl.errors import InputError
@@ -34,7 +26,7 @@ if TYPE_CHECKING:
     epilog="\b\nExamples:\n  refimpl adapt runs/first\n  refimpl adapt runs/first --adapt-steps 3 --json"
 )
 @click.argument("run", type=PATH)
-@session_options(data_dir_option, json_option, talk_options)
+@session_options("data_dir", "json", "talk")
 @config_options(adaptation_keys())
 def command(run: Path, session: Session, **options: Any) -> None:
     """Adapt a run's meta-model at its target nodes, in two stages.

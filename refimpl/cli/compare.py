@@ -153,7 +153,8 @@ def run(comparison: Comparison, session: Session) -> int:
     if session.as_json:
         print_json({"folder": str(path), **content})
     else:
-        click.echo(f"{text(comparison.plan, outcomes)}\n\n{_where(path, figures)}")
+        names = ", ".join(["results.json, table.md, table.csv", *(figure.name for figure in figures)])
+        click.echo(f"{text(comparison.plan, outcomes)}\n\n{path}: {names}")
     return 0
 
 
@@ -176,7 +177,8 @@ def _outcomes(comparison: Comparison, talk: Talk) -> list[Outcome]:
     plan = comparison.plan
     trainings = len(plan.trainings())
     with Progress(comparison.steps(), talk) as progress, notice(progress, WARM_UP), stop_requests() as stop:
-        progress.say(f"{len(plan.rows)} rows at {_seeds(plan)} each: {trainings} trainings")
+        seeds = f"{len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}"
+        progress.say(f"{len(plan.rows)} rows at {seeds} each: {trainings} trainings")
 
         def on_round(cell: Cell, record: RoundRecord) -> None:
             name, config = f"{cell.label}, seed {cell.config.seed}", cell.config
@@ -188,10 +190,6 @@ def _outcomes(comparison: Comparison, talk: Talk) -> list[Outcome]:
         return comparison.run(on_round, on_adapted, stop)
 
 
-def _seeds(plan: Plan) -> str:
-    return f"{len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}"
-
-
 def _draw(path: Path, outcomes: list[Outcome]) -> list[Path]:
     """Draw the figures that have data, if matplotlib is installed."""
     from refimpl.experiments.compare.run import FIGURES
@@ -201,8 +199,3 @@ def _draw(path: Path, outcomes: list[Outcome]) -> list[Path]:
     if not has_matplotlib():
         return []
     return [save(path / FIGURES[name], draw) for name, draw in figures(outcomes).items()]
-
-
-def _where(path: Path, figures: list[Path]) -> str:
-    names = ", ".join(["results.json, table.md, table.csv", *(figure.name for figure in figures)])
-    return f"{path}: {names}"

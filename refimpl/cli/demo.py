@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from refimpl.cli import compare
-from refimpl.cli.options import PATH, Session, json_option, session_options, talk_options, threads_option
+from refimpl.cli.options import PATH, Session, session_options
 
 
 @click.command(epilog="\b\nExamples:\n  refimpl demo\n  refimpl demo --seeds 1 --rounds 10 --json")
@@ -16,7 +16,7 @@ from refimpl.cli.options import PATH, Session, json_option, session_options, tal
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Seeds per method.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The first seed.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Rounds per run.  [as in the preset]")
-@session_options(threads_option, json_option, talk_options)
+@session_options("threads", "json", "talk")
 @click.pass_context
 def command(
     ctx: click.Context,

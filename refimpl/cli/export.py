@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from refimpl.cli.compiling import notice
-from refimpl.cli.options import FILE, PATH, Session, data_dir_option, json_option, session_options
+from refimpl.cli.options import FILE, PATH, Session, session_options
 from refimpl.cli.output import exit_unless, facts, print_json
 from refimpl.cli.progress import Progress, Talk
 from refimpl.errors import DivergenceError, InputError
@@ -35,7 +35,7 @@ SAMPLES = 64
 @click.option("--out", type=FILE, required=True, help="The .onnx file to write.")
 @click.option("--node", metavar="NAME", help="Adapt at this target node first.  [the meta-model]")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
-@session_options(data_dir_option, json_option)
+@session_options("data_dir", "json")
 def command(run: Path, out: Path, node: str | None, force: bool, session: Session) -> None:
     """Export a run's model with its gates for inference, as ONNX.
 

@@ -12,16 +12,7 @@ import click
 from refimpl._version import __version__
 from refimpl.cli.compiling import notice
 from refimpl.cli.groups import SuggestingGroup
-from refimpl.cli.options import (
-    FILE,
-    MODEL,
-    PATH,
-    Session,
-    json_option,
-    quiet_option,
-    session_options,
-    talk_options,
-)
+from refimpl.cli.options import FILE, MODEL, PATH, Session, session_options, talk_options
 from refimpl.cli.output import exit_unless, print_json
 from refimpl.cli.progress import Progress, Talk
 from refimpl.errors import InputError
@@ -120,7 +111,7 @@ def _computed(cases: Sequence[Case], talk: Talk) -> list[tuple[Case, Arrays]]:
 @click.option("-v", "--verbose", is_flag=True, help="Show every array, not only those that depart.")
 @click.option("--report", type=FILE, help="Write a report as .md or .html.")
 @click.option("--force", is_flag=True, help="Replace the report if it is there.")
-@session_options(json_option, quiet_option)
+@session_options("json", "quiet")
 def check_command(
     golden: Path,
     theirs: Path | None,
@@ -154,13 +145,16 @@ def check_command(
 
 
 def _outcome(golden_path: Path, theirs_path: Path | None, partial: bool, talk: Talk) -> Outcome:
-    from refimpl.crosscheck.compare import compare, read_theirs
+    from refimpl.crosscheck.compare import as_theirs, compare, read_theirs
     from refimpl.crosscheck.conformance import Outcome
     from refimpl.crosscheck.golden.file import read_golden
     from refimpl.crosscheck.report import about
 
     golden = read_golden(golden_path)
-    theirs = _ours(golden, talk) if theirs_path is None else read_theirs(theirs_path, golden)
+    if theirs_path is None:  # this installation checks itself
+        theirs = as_theirs({case.name: outputs for case, outputs in _computed(golden.cases, talk)})
+    else:
+        theirs = read_theirs(theirs_path, golden)
     comparison = compare(golden, theirs)
     hints = _hints(golden, theirs, comparison, talk)
     facts = about(golden_path, theirs_path, golden, datetime.now(UTC).date())
@@ -180,13 +174,6 @@ def _hints(golden: Golden, theirs: Theirs, comparison: Comparison, talk: Talk) -
             progress.step(f"looking for causes  {progress.done + 1}/{total}  {case}")
 
         return find_hints(golden, theirs, comparison, tell=tell)
-
-
-def _ours(golden: Golden, talk: Talk) -> Theirs:
-    """The outputs that this installation computes."""
-    from refimpl.crosscheck.compare import as_theirs
-
-    return as_theirs({case.name: outputs for case, outputs in _computed(golden.cases, talk)})
 
 
 def _write_report(path: Path, outcome: Outcome) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refimpl.cli.compiling import notice
-from refimpl.cli.options import MODEL, Session, json_option, session_options, talk_options
+from refimpl.cli.options import MODEL, Session, session_options
 from refimpl.cli.output import exit_unless, print_json, table
 from refimpl.cli.progress import Progress, Talk
 
@@ -35,7 +35,7 @@ GATE_GRADS = ("dense", "active")
     "--directions", type=click.IntRange(min=1), default=1, show_default=True, help="Directions per parameter."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all numbers.")
-@session_options(json_option, talk_options)
+@session_options("json", "talk")
 def command(
     everything: bool,
     model: str | None,

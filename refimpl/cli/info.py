@@ -10,7 +10,7 @@ import click
 
 from refimpl.cli.app import CHECK_FAILED
 from refimpl.cli.compiling import notice
-from refimpl.cli.options import Session, json_option, session_options, talk_options, threads_option
+from refimpl.cli.options import Session, session_options
 from refimpl.cli.output import facts, print_json
 from refimpl.cli.progress import Progress
 from refimpl.files.environment import environment
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command(epilog="\b\nExamples:\n  refimpl info --json\n  refimpl info --check")
 @click.option("--check", is_flag=True, help="Check the kernels' results, and look for known traps.")
-@session_options(threads_option, json_option, talk_options)
+@session_options("threads", "json", "talk")
 @click.pass_context
 def command(ctx: click.Context, check: bool, session: Session) -> None:
     """Show versions, CPU features, threads, kernels and folders.

@@ -51,16 +51,14 @@ def _numbers(text: str) -> list[int]:
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    ends = [[int(end) for end in word.split("-")] for word in text.split(",")]
-    return tuple(seed for first, *last in ends for seed in range(first, _last(first, last) + 1))
-
-
-def _last(first: int, rest: list[int]) -> int:
-    """The last seed of a range; `ValueError` if it is none."""
-    (last,) = rest or [first]
-    if last < first:
-        raise ValueError
-    return last
+    found: list[int] = []
+    for word in text.split(","):
+        first, *rest = map(int, word.split("-"))
+        (last,) = rest or [first]
+        if last < first:
+            raise ValueError
+        found += range(first, last + 1)
+    return tuple(found)
 
 
 def _model(name: str) -> str:
@@ -191,8 +189,15 @@ class Session:
 USUAL_SESSION = Session()
 
 
-def session_options(*options: Decorator) -> Decorator:
-    """Those of the options above that a command takes; it gets their values as a `Session`."""
+def session_options(*names: str) -> Decorator:
+    """The options of that name; the command gets their values, and others of a `Session`, as one."""
+    named = {
+        "threads": threads_option,
+        "data_dir": data_dir_option,
+        "json": json_option,
+        "quiet": quiet_option,
+        "talk": talk_options,
+    }
 
     def decorate(function: Any) -> Any:
         @wraps(function)
@@ -200,12 +205,11 @@ def session_options(*options: Decorator) -> Decorator:
             own = {item.name: given.pop(item.name) for item in fields(Session) if item.name in given}
             return function(*args, session=Session(**own), **given)
 
-        return together(*options)(command)
+        return together(*(named[name] for name in names))(command)
 
     return decorate
 
 
 def run_options(without: Collection[str] = ()) -> Decorator:
     """What all commands that train take: a session's options, and the configuration (not `without`)."""
-    session = session_options(threads_option, data_dir_option, json_option, talk_options)
-    return together(session, config_options(without=without))
+    return together(session_options("threads", "data_dir", "json", "talk"), config_options(without=without))

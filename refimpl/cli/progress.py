@@ -46,7 +46,7 @@ class Progress:
         self.done = 0
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
-        self._terminal = self._stream.isatty() and talk != Talk.VERBOSE
+        self.terminal = self._stream.isatty() and talk != Talk.VERBOSE  # where a person watches one line
         self._talk = talk
         self._first: float | None = None  # when the first step was done; only that step includes compilation
         self._shown_at = -float("inf")
@@ -62,15 +62,6 @@ class Progress:
             self._stream.flush()
             self._open_line = False
 
-    def say(self, text: str) -> None:
-        """Show `text` at once, without counting a step."""
-        self._show(text)
-
-    @property
-    def terminal(self) -> bool:
-        """Whether progress is shown on a terminal, where a person watches it."""
-        return self._terminal
-
     def step(self, text: str) -> None:
         """Count one more step; `text` describes it."""
         self.done += 1
@@ -78,12 +69,12 @@ class Progress:
         self._first = now if self._first is None else self._first
         if self._due(now):
             self._shown_at, self._shown_done = now, self.done
-            self._show("  ".join([text, *self._pace(now)]))
+            self.say("  ".join([text, *self._pace(now)]))
 
     def _due(self, now: float) -> bool:
         if self._talk == Talk.VERBOSE or self.done in (1, self.total):
             return True
-        if self._terminal:
+        if self.terminal:
             return now - self._shown_at >= REDRAW_SECONDS
         many = self.done - self._shown_done >= PLAIN_SHARE * self.total
         return many or now - self._shown_at >= PLAIN_SECONDS
@@ -97,10 +88,11 @@ class Progress:
         shown = f"{rate:.3g}/s" if rate >= 1 else f"{1 / rate:.3g} s each"
         return [shown, f"{duration((self.total - self.done) / rate)} left"]
 
-    def _show(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Show `text` at once, without counting a step."""
         if self._talk == Talk.QUIET:
             return
-        if self._terminal:
+        if self.terminal:
             width = shutil.get_terminal_size().columns - 1
             self._stream.write(f"\r{text[:width]}\x1b[K")
             self._open_line = True

@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from refimpl.cli.compiling import WARM_UP, notice
-from refimpl.cli.options import (
-    PATH,
-    Session,
-    data_dir_option,
-    json_option,
-    session_options,
-    talk_options,
-    threads_option,
-)
+from refimpl.cli.options import PATH, Session, session_options
 from refimpl.cli.output import print_json
 from refimpl.cli.progress import Progress
 
@@ -42,7 +34,7 @@ Examples:
     help="Whether to do what takes long: repeat the training for accuracy by round and true gap, and draw "
     "the bound of Theorem 1.  [what takes a few seconds]",
 )
-@session_options(threads_option, data_dir_option, json_option, talk_options)
+@session_options("threads", "data_dir", "json", "talk")
 def command(runs: tuple[Path, ...], out: Path | None, full: bool | None, session: Session) -> None:
     """Write tables and figures of runs, as one page and PNG files.
 

@@ -17,8 +17,6 @@ from refimpl.cli.options import (
     Parsed,
     Session,
     data_dir_option,
-    json_option,
-    quiet_option,
     session_options,
     threads_option,
     together,
@@ -77,7 +75,7 @@ _checks = together(  # the options of every section
         "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Root of all numbers."
     ),
     click.option("--json", "as_json", is_flag=True, help="Print JSON, with every row."),
-    session_options(quiet_option),
+    session_options("quiet"),
 )
 
 
@@ -153,7 +151,7 @@ ROUNDS = Parsed(f"k,k,...|{CHECKPOINT}", _rounds, f"rounds from 1 on, like 1,10,
 @data_dir_option
 @click.option("-v", "--verbose", is_flag=True, help="Without a RUN: show every row.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Without a RUN: seed of all numbers.")
-@session_options(json_option, quiet_option)
+@session_options("json", "quiet")
 def gap(
     run: Path | None,
     rounds: list[int] | None,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from refimpl.federated.adapt import NodeReport
 from refimpl.report.canvas import (
     GREY,
     legend_below,
@@ -127,57 +126,49 @@ class Cloud(NamedTuple):
 def work_figure(views: Sequence[View]) -> Figure:
     """Executed FLOPs against measured seconds, of a round, a node's adaptation and a forward pass."""
     figure, panels = new_figure(3, 4.6, 4.4)
-    contents = _rounds(views), _adaptations(views), _forward_passes(views)
-    titles = (
-        "A round of meta-training",
-        "Adaptation of a target node",
-        "A sample (hollow: without gates)",
-    )
-    for axes, title, clouds in zip(panels, titles, contents, strict=True):
+    contents = {
+        "A round of meta-training": _rounds(views),
+        "Adaptation of a target node": _adaptations(views),
+        "A sample (hollow: without gates)": _forward_passes(views),
+    }
+    for axes, (title, clouds) in zip(panels, contents.items(), strict=True):
         axes.set_title(title)
         _draw_work(axes, clouds)
     legend_below(figure, _handles(views, ls=""))
     return figure
 
 
-def _points(number: int, **more: Any) -> dict[str, Any]:
-    return {**looks(number), "ls": "", **more}
+def _cloud(number: int, points: Sequence[tuple[float, float]], **look: Any) -> Cloud:
+    """The cloud of the numbered run from its points (FLOPs, seconds)."""
+    flops, seconds = np.array(points, dtype=np.float64).reshape(-1, 2).T
+    return Cloud(flops, seconds, {**looks(number), "ls": "", **look})
 
 
 def _rounds(views: Sequence[View]) -> list[Cloud]:
     return [
-        Cloud(
-            np.array([record.flops for record in view.records]),
-            np.array([record.seconds for record in view.records]),
-            _points(number, ms=3.5, alpha=0.5),
-        )
+        _cloud(number, [(record.flops, record.seconds) for record in view.records], ms=3.5, alpha=0.5)
         for number, _, view in trainings(views)
     ]
 
 
 def _adaptations(views: Sequence[View]) -> list[Cloud]:
-    return [
-        Cloud(
-            np.array([report.adapt_flops_executed for report in reports]),
-            np.array([report.seconds_gate + report.seconds_backbone for report in reports]),
-            _points(number, ms=5, alpha=0.8),
-        )
-        for number, reports in enumerate(map(_adapted, views))
-    ]
-
-
-def _adapted(view: View) -> list[NodeReport]:
-    """The reports of the nodes at which adaptation did not diverge."""
-    return [report for report in view.reports if not report.diverged]
+    """Without the nodes at which adaptation diverged."""
+    clouds = []
+    for number, view in enumerate(views):
+        told = [report for report in view.reports if not report.diverged]
+        points = [(one.adapt_flops_executed, one.seconds_gate + one.seconds_backbone) for one in told]
+        clouds.append(_cloud(number, points, ms=5, alpha=0.8))
+    return clouds
 
 
 def _forward_passes(views: Sequence[View]) -> list[Cloud]:
     clouds = []
     for number, view in enumerate(views):
-        executed, dense = np.array([one[1:] for one in view.forward]).reshape(-1, 2, 2).transpose(1, 2, 0)
-        clouds.append(Cloud(executed[0], executed[1], _points(number, ms=5, alpha=0.8)))
-        if np.any(executed[0] != dense[0]):
-            clouds.append(Cloud(dense[0], dense[1], _points(number, ms=5, alpha=0.8, fillstyle="none")))
+        executed = [(one.flops, one.seconds) for one in view.forward]
+        dense = [(one.flops_dense, one.seconds_dense) for one in view.forward]
+        clouds.append(_cloud(number, executed, ms=5, alpha=0.8))
+        if any(one.flops != one.flops_dense for one in view.forward):
+            clouds.append(_cloud(number, dense, ms=5, alpha=0.8, fillstyle="none"))
     return clouds
 
 
