@@ -14,10 +14,11 @@ from refimpl.bench.layers import Row, timed_rows
 from refimpl.bench.oracle import Arrays, Reference, length
 from refimpl.bench.programs import SEED, Adaptation, Inference, Program, Round
 from refimpl.bench.timing import Effort
+from refimpl.contracts import State
 from refimpl.federated.adapt import AdaptSettings, adapt
 from refimpl.federated.local import LocalSettings
 from refimpl.federated.methods.metagater import MetaGater
-from refimpl.federated.rounds import Participation, RoundRecord, State, run_rounds
+from refimpl.federated.rounds import Participation, RoundRecord, run_rounds
 from refimpl.nn.context import Gating
 from refimpl.nn.predict import Predictor
 from refimpl.nn.task import NetworkTask

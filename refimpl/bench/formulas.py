@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refimpl.contracts import Penalty
 from refimpl.kernels.loss import softmax_cross_entropy
 from refimpl.nn.layers import Back, BatchNorm2d, Flow, Layer
 from refimpl.nn.pointwise import ReLU, Softplus, Tanh
@@ -141,7 +142,7 @@ def proximal(dtype: str, rng: np.random.Generator) -> Iterator[Comparison]:
     kept = [max(0.0, 1 - step * rho * np.sqrt(part.size) / np.linalg.norm(part)) for part in parts]
     by_group = np.concatenate([share * part for share, part in zip(kept, parts, strict=True)])
     by_entry = np.sign(wide) * np.maximum(np.abs(wide) - step * rho, 0)
-    cases: tuple[tuple[str, prox.Penalty, np.ndarray], ...] = (
+    cases: tuple[tuple[str, Penalty, np.ndarray], ...] = (
         ("group prox", prox.GroupLasso(prox.Groups.from_sizes(GROUP_SIZES), rho), by_group),
         ("l1 prox", prox.L1(rho), by_entry),
     )

@@ -15,6 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
+from refimpl.contracts import Penalty
 from refimpl.nn import zoo
 from refimpl.nn.network import Network
 from refimpl.nn.task import draw_batches
@@ -98,7 +99,7 @@ class Round:
         return np.stack([draw_batches(rng, self.samples, self.batch, self.steps) for rng in streams])
 
     @property
-    def penalty(self) -> prox.Penalty:
+    def penalty(self) -> Penalty:
         """The penalty h: a group lasso on the gates, or nothing without gates."""
         network, phi = self.model.network, self.model.network.layout.phi
         if not network.gates:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refimpl.contracts import Method, State
 from refimpl.data.catalog import load
 from refimpl.data.dataset import DataSet
 from refimpl.data.identity import Identity, Recorded, identify
@@ -33,7 +34,7 @@ from refimpl.federated.adapt import (
     unknown,
     usual_adaptation,
 )
-from refimpl.federated.rounds import Method, Participation, RoundRecord, State, run_rounds
+from refimpl.federated.rounds import Participation, RoundRecord, run_rounds
 from refimpl.federated.warmup import warm_up
 from refimpl.files.environment import cores
 from refimpl.nn.context import Gating

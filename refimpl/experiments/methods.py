@@ -7,8 +7,8 @@ from collections.abc import Collection
 from dataclasses import fields
 from functools import lru_cache
 
+from refimpl.contracts import Method, Penalty
 from refimpl.experiments.config import Config, adaptation_keys
-from refimpl.federated.rounds import Method
 from refimpl.nn.network import Network
 from refimpl.optim import prox
 from refimpl.registry import METHODS, PENALTIES, SCHEDULES, keys_of
@@ -78,7 +78,7 @@ def prunes(config: Config) -> bool:
     return bool(METHODS[config.method].prunes)
 
 
-def build_penalty(config: Config, network: Network) -> prox.Penalty:
+def build_penalty(config: Config, network: Network) -> Penalty:
     """h(w): zero on the backbone, the configured regulariser on phi."""
     if not network.gates:
         return prox.Zero()

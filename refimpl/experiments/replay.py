@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from refimpl.contracts import State
 from refimpl.errors import RunError
 from refimpl.experiments.experiment import Experiment
 from refimpl.experiments.record import RunFolder
-from refimpl.federated.rounds import RoundRecord, State
+from refimpl.federated.rounds import RoundRecord
 from refimpl.files.storage import plain
 
 

@@ -8,48 +8,15 @@ Source: mathematics.md §3 ([MG] eq. 5).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 
+from refimpl.contracts import LocalSolution, Objective, Task
 from refimpl.errors import expect_numbers
 from refimpl.kernels import vector
 from refimpl.optim.prox.contract import check_alike
-
-
-class Objective(Protocol):
-    """A differentiable function: returns its value at w and writes the whole gradient."""
-
-    def __call__(self, w: np.ndarray, grad_out: np.ndarray) -> float:
-        """Value at w; gradient into grad_out."""
-
-
-class Measured(Protocol):
-    """An objective that can say what its last evaluation cost and how many channels it closed."""
-
-    def measure(self) -> tuple[float, float]:
-        """Executed FLOPs of the last evaluation, and the share of gated channels that were off in it."""
-
-
-@runtime_checkable
-class Curved(Protocol):
-    """An objective that can also multiply its Hessian by a vector."""
-
-    def hessian_vector(self, w: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """The Hessian at w times v (d,)."""
-
-
-class Task(Protocol):
-    """A node's learning problem."""
-
-    @property
-    def size(self) -> int:
-        """Number of samples, for weighting by |D_i|."""
-
-    def draw(self, rng: np.random.Generator, count: int) -> Iterable[Objective]:
-        """The objectives of the next `count` gradients: mini-batches drawn with rng, or the whole data."""
 
 
 class Descent(Protocol):
@@ -83,22 +50,6 @@ class LocalSettings:
         expect_numbers("LocalSettings", lam=self.lam)
         expect_numbers("LocalSettings", positive=True, eta=self.eta)
         expect_numbers("LocalSettings", positive=True, whole=True, steps=self.steps)
-
-
-class LocalSolution(NamedTuple):
-    """What a node sends back, and what it cost.
-
-    w: approximate solution; loss: objective at the centre (first step); residual: norm of the local
-    problem's gradient where it was last evaluated, i.e. before the last step; gradients: evaluations;
-    flops: executed; closed_share: gated channels off, mean over the steps.
-    """
-
-    w: np.ndarray
-    loss: float
-    residual: float
-    gradients: int
-    flops: float
-    closed_share: float
 
 
 class Tally:

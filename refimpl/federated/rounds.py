@@ -17,41 +17,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
+from refimpl.contracts import LocalSolution, Method, State, Task
 from refimpl.errors import DivergenceError, InputError, expect_numbers, shown
-from refimpl.federated.local import LocalSolution, Task
 from refimpl.kernels import vector
 from refimpl.optim.prox.contract import check_alike
 from refimpl.rng import SeedTree
 
-State = dict[str, np.ndarray]
 DIVERGED_FACTOR = 1e3  # a node's loss above this multiple of the first round's mean loss stops the run
-
-
-class Method(Protocol):
-    """A federated method: what the server broadcasts, what a node does, and how the server uses the mean."""
-
-    @property
-    def name(self) -> str:
-        """The name on the command line and in tables."""
-
-    def start(self, w0: np.ndarray) -> State:
-        """Server state before round 1, as plain arrays (it goes into checkpoints)."""
-
-    def broadcast(self, state: State, round_: int) -> np.ndarray:
-        """The point sent to the nodes of round `round_` (1-based)."""
-
-    def local(self, task: Task, point: np.ndarray, rng: np.random.Generator) -> LocalSolution:
-        """A node's work."""
-
-    def server(self, state: State, round_: int, point: np.ndarray, mean: np.ndarray) -> tuple[State, float]:
-        """The new state from the mean of the nodes' answers, and the surrogate gap (NaN if undefined)."""
-
-    def model(self, state: State) -> np.ndarray:
-        """The meta-model."""
 
 
 def vectors_of(who: str, state: State, *names: str) -> list[np.ndarray]:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refimpl.contracts import Objective
 from refimpl.errors import InputError
 from refimpl.kernels.arrays import tidy_group_mask
 from refimpl.nn.context import Anchor, Context
@@ -26,7 +27,6 @@ from refimpl.nn.network import Network
 from refimpl.nn.objective import NetworkObjective
 
 Value = Callable[[np.ndarray], float]
-Objective = Callable[[np.ndarray, np.ndarray], float]
 
 BOTH = Context(train=("theta", "phi"))
 STEPS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)

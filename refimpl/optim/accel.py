@@ -17,18 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
+from refimpl.contracts import Objective, Penalty, Schedule, Steps, Vector
 from refimpl.errors import DivergenceError, InputError, expect_numbers, shown
 from refimpl.kernels import vector
-from refimpl.optim.prox import Penalty
 from refimpl.optim.prox.contract import check_alike, check_keys
 from refimpl.registry import SCHEDULES, key
-
-Vector = np.ndarray
-Objective = Callable[[Vector, Vector], float]  # objective(w, grad_out) -> value; writes the whole gradient
 
 
 class State(NamedTuple):
@@ -59,21 +56,6 @@ class State(NamedTuple):
         if k.shape or k.dtype.kind not in "iu" or k < 0:
             raise InputError(f"`State.from_arrays`: expected k as a whole number >= 0, got {shown(k)}")
         return cls(int(k), x, ag)
-
-
-class Steps(NamedTuple):
-    """The three numbers of one iteration."""
-
-    a: float  # weight of x in the middle point
-    b: float  # step of the aggregated point
-    l: float  # step of the prox point
-
-
-class Schedule(Protocol):
-    """Steps as a function of the iteration number."""
-
-    def steps(self, k: int) -> Steps:
-        """a_k, b_k, l_k for iteration k = 1, 2, ..."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refimpl.contracts import Vector
 from refimpl.optim.accel import GhadimiLan
 from refimpl.rng import SeedTree
 from refimpl.theory import problems, rates, sweeps
@@ -16,8 +17,6 @@ from refimpl.theory.lemmas import curvature_bounds, norm, theory_beta
 from refimpl.theory.problems import Problem
 from refimpl.theory.run import Run, record
 from refimpl.theory.theorem import solution, theory_step
-
-Vector = np.ndarray
 
 
 class GapCurve(NamedTuple):

@@ -15,12 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import minimize
 
+from refimpl.contracts import Curved, Penalty, Vector
 from refimpl.errors import InputError
 from refimpl.kernels import vector
-from refimpl.optim.prox import Penalty
-from refimpl.theory.problems import ClosedForm, Curved, Loss, Problem
+from refimpl.theory.problems import ClosedForm, Loss, Problem
 
-Vector = np.ndarray
 EPS = float(np.finfo(np.float64).eps)
 ROUNDING = 8 * EPS  # assumed relative error of evaluating a gradient
 POLISHING_STEPS = 300
@@ -98,7 +97,7 @@ def _search(loss: Loss, centre: Vector, lam: float, start: Vector) -> Vector:
     if isinstance(loss, Curved):
 
         def bend(w: Vector, d: Vector) -> Vector:
-            return loss.hessian_product(w, d) + lam * d
+            return loss.hessian_vector(w, d) + lam * d
 
         solved = minimize(local, start, jac=True, hessp=bend, method="Newton-CG", options={"xtol": 1e-10})
     else:

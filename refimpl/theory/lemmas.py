@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from refimpl.contracts import Vector
 from refimpl.federated.local import LocalSettings, local_residual, solve_local
 from refimpl.kernels import vector
 from refimpl.theory.gap import envelope, exact_gap, solve_exactly
@@ -18,7 +19,6 @@ from refimpl.theory.problems import Problem, Quadratic, envelope_minimiser
 from refimpl.theory.rows import Row, Sides, at_most, equal, largest, worst
 from refimpl.theory.run import LossTask
 
-Vector = np.ndarray
 LOCAL_STEPS = (1, 2, 4, 8)
 MAX_AXES = 12  # above this dimension, random directions are used instead of the axes
 MEASURABLE = 1e10  # sizes above this many times their error must satisfy equalities to nine digits
@@ -98,9 +98,9 @@ class Opaque:
 class OpaqueCurved(Opaque):
     """The same, but it also offers its Hessian."""
 
-    def hessian_product(self, w: Vector, d: Vector) -> Vector:
+    def hessian_vector(self, w: Vector, d: Vector) -> Vector:
         """The Hessian times d."""
-        return self.loss.hessian_product(w, d)
+        return self.loss.hessian_vector(w, d)
 
 
 def closed_form_rows(problem: Problem, lam: float, rng: np.random.Generator) -> list[Row]:

@@ -26,13 +26,12 @@ import numpy as np
 from scipy.linalg import eigvalsh_tridiagonal
 from scipy.optimize import minimize
 
+from refimpl.contracts import Penalty, Vector
 from refimpl.errors import InputError
 from refimpl.kernels import vector
 from refimpl.optim.accel import Objective
-from refimpl.optim.prox import Penalty
 from refimpl.theory.gap import surrogate_gap
 
-Vector = np.ndarray
 DIFFERENCE = 1e-10  # step of differences of gradients, so short that few of them cross a kink
 LANCZOS_STEPS = 8
 PATIENCE = 12  # evaluations without real progress after which a solver is stopped

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refimpl.contracts import Vector
 from refimpl.optim.accel import GhadimiLan
 from refimpl.rng import SeedTree
 from refimpl.theory import problems
@@ -26,7 +27,6 @@ from refimpl.theory.problems import Problem, Quadratic
 from refimpl.theory.rows import Row, at_most, equal
 from refimpl.theory.run import Run, record
 
-Vector = np.ndarray
 ROUNDS = 1500  # of the runs whose slope is fitted
 FIRST = 10  # rounds left out of a fit: before the asymptotic regime
 FLOOR = 1e-24  # squared gaps below this are rounding

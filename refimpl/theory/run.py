@@ -13,14 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refimpl.federated.local import LocalSettings, LocalSolution, Objective, Task, local_residual
+from refimpl.contracts import LocalSolution, Objective, Schedule, Task, Vector
+from refimpl.federated.local import LocalSettings, local_residual
 from refimpl.federated.methods.metagater import MetaGater
 from refimpl.kernels import vector
-from refimpl.optim.accel import Schedule
 from refimpl.theory.gap import check_convexity, solve_exactly
 from refimpl.theory.problems import Loss, Problem
-
-Vector = np.ndarray
 
 
 @dataclass(frozen=True)

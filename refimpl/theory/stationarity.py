@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refimpl.contracts import Vector
 from refimpl.errors import InputError
 from refimpl.experiments.experiment import Experiment, default_threads
 from refimpl.experiments.record import RunFolder
@@ -39,8 +40,6 @@ from refimpl.nn.gradcheck import surrogate_context
 from refimpl.nn.network import Network
 from refimpl.nn.objective import NetworkObjective
 from refimpl.theory.measured import Effort, MeasuredGap, measured_gap
-
-Vector = np.ndarray
 
 
 class Point(NamedTuple):

@@ -21,7 +21,6 @@ from refimpl.theory.problems import Problem
 from refimpl.theory.rows import Row
 from refimpl.theory.theorem import solution
 
-Vector = np.ndarray
 Parts = Iterator[list[Row]]
 LAM_OVER_L = 2.5  # lam in units of L, unless a check says otherwise
 LOCAL_STEPS = (0, 1, 3)  # of the runs under the theorem; 0 means exact local solutions

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refimpl.contracts import Vector
 from refimpl.optim.accel import GhadimiLan
 from refimpl.optim.prox import Box
 from refimpl.rng import SeedTree
@@ -32,7 +33,6 @@ from refimpl.theory.rates import fit, floors, predicted_bias
 from refimpl.theory.rows import Row, at_most, equal
 from refimpl.theory.run import record
 
-Vector = np.ndarray
 RATIOS = (1.05, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)  # lam/L
 FLOOR_RATIOS = (1.5, 2.0, 3.0, 5.0, 10.0)
 SPREADS = (0.0, 0.01, 0.02, 0.04, 0.1, 0.3, 1.0, 3.0)

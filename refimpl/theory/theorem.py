@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refimpl.contracts import Vector
 from refimpl.kernels import vector
 from refimpl.optim.accel import GhadimiLan, Nesterov, minimize_composite
 from refimpl.theory.gap import ROUNDING, EnvelopePoint, envelope, envelope_objective, exact_gap
@@ -34,7 +35,6 @@ from refimpl.theory.problems import Problem
 from refimpl.theory.rows import Row, Sides, at_most, largest, worst
 from refimpl.theory.run import Round, Run, record
 
-Vector = np.ndarray
 SOLUTION = 1e-10  # gradient mapping at which a point is taken as x*
 
 

@@ -32,7 +32,7 @@ def problem(request):
 
 
 def hessian(loss, w):
-    return np.column_stack([loss.hessian_product(w, d) for d in np.eye(w.size)])
+    return np.column_stack([loss.hessian_vector(w, d) for d in np.eye(w.size)])
 
 
 def test_gradient_is_written_whole_and_right(problem):
@@ -57,14 +57,14 @@ def test_gradient_is_written_whole_and_right(problem):
         np.testing.assert_allclose(g, numeric, rtol=1e-9, atol=1e-9)
 
 
-def test_hessian_product_is_the_derivative_of_the_gradient(problem):
+def test_hessian_vector_is_the_derivative_of_the_gradient(problem):
     rng = np.random.default_rng(3)
     for loss in problem.losses:
         w, d = rng.standard_normal((2, problem.size))
         ahead, behind = np.empty_like(w), np.empty_like(w)
         loss(w + 1e-5 * d, ahead)
         loss(w - 1e-5 * d, behind)
-        np.testing.assert_allclose(loss.hessian_product(w, d), (ahead - behind) / 2e-5, rtol=1e-7, atol=1e-8)
+        np.testing.assert_allclose(loss.hessian_vector(w, d), (ahead - behind) / 2e-5, rtol=1e-7, atol=1e-8)
 
 
 def test_curvature_stays_within_the_stated_constants(problem):

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refimpl.federated.local import LocalSettings, LocalSolution, Task, solve_local
+from refimpl.contracts import LocalSolution, State, Task
+from refimpl.federated.local import LocalSettings, solve_local
 from refimpl.federated.methods.keys import eta_key, local_steps_key
-from refimpl.federated.rounds import State, vectors_of
+from refimpl.federated.rounds import vectors_of
 from refimpl.optim.prox.contract import check_alike
 from refimpl.registry import check_keys, key
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refimpl.contracts import Curved, Objective
 from refimpl.errors import InputError
-from refimpl.federated.local import Curved, Objective, Tally
+from refimpl.federated.local import Tally
 from refimpl.federated.methods.keys import inner_steps_key
 from refimpl.federated.methods.meta import LookingAhead, gradient_at, look_ahead
 from refimpl.registry import METHODS

@@ -15,7 +15,8 @@ from itertools import islice
 
 import numpy as np
 
-from refimpl.federated.local import LocalSolution, Objective, Tally, Task
+from refimpl.contracts import LocalSolution, Objective, Task
+from refimpl.federated.local import Tally
 from refimpl.federated.methods.averaging import Averaging
 from refimpl.federated.methods.keys import alpha_key
 from refimpl.kernels import vector

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from refimpl.contracts import LocalSolution, Penalty, Schedule, State, Task
 from refimpl.errors import ConfigError
-from refimpl.federated.local import LocalSettings, LocalSolution, Task, solve_local
+from refimpl.federated.local import LocalSettings, solve_local
 from refimpl.federated.methods.keys import eta_key, lam_key, local_steps_key
-from refimpl.federated.rounds import State, vectors_of
+from refimpl.federated.rounds import vectors_of
 from refimpl.optim import accel
-from refimpl.optim.prox import Penalty
 from refimpl.optim.prox.contract import check_alike
 from refimpl.registry import METHODS, check_keys
 
@@ -29,7 +29,7 @@ class MetaGater:
     """local_settings: how nodes solve problem (5); schedule: a_k, b_k, l_k; penalty: h over the whole w."""
 
     local_settings: LocalSettings
-    schedule: accel.Schedule
+    schedule: Schedule
     penalty: Penalty
     name = "metagater"
 

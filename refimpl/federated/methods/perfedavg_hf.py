@@ -19,7 +19,8 @@ from typing import Protocol
 
 import numpy as np
 
-from refimpl.federated.local import Curved, Objective, Tally
+from refimpl.contracts import Curved, Objective
+from refimpl.federated.local import Tally
 from refimpl.federated.methods.meta import LookingAhead, gradient_at
 from refimpl.kernels import vector
 from refimpl.optim.prox.contract import check_alike

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from refimpl.contracts import LocalSolution, Objective, Task
 from refimpl.errors import ConfigError, expect_numbers
 from refimpl.federated.adapt import Personal, Target, usual_adaptation
-from refimpl.federated.local import LocalSolution, Objective, Tally, Task
+from refimpl.federated.local import Tally
 from refimpl.federated.methods.averaging import PartialAveraging
 from refimpl.federated.methods.keys import alpha_key, eta_key, inner_steps_key, lam_key
 from refimpl.kernels import vector

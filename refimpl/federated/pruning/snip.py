@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from refimpl.contracts import Objective
 from refimpl.errors import DivergenceError, InputError, expect_numbers
-from refimpl.federated.local import Objective
 from refimpl.nn.layers import Conv2d, Linear
 from refimpl.nn.network import Network
 from refimpl.optim.prox.contract import check_alike

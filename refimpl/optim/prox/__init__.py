@@ -7,8 +7,9 @@ forms, without inner iteration; results are computed in float64 and rounded once
 Source: mathematics.md §5; Parikh & Boyd 2014, Proximal algorithms. Verified by test.
 """
 
+from refimpl.contracts import Penalty
 from refimpl.optim.prox.balls import L1Ball, L2Ball, LinfNorm, Simplex
-from refimpl.optim.prox.contract import Norm, Penalty
+from refimpl.optim.prox.contract import Norm
 from refimpl.optim.prox.elementwise import L1, Box, ElasticNet, LinfBall, NonNegativeL1, SquaredL2, Zero
 from refimpl.optim.prox.groups import BoundedGroupLasso, GroupLasso, Groups, SparseGroupLasso
 from refimpl.optim.prox.separable import Separable

@@ -17,18 +17,10 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from refimpl.contracts import Vector
 from refimpl.errors import InputError
 from refimpl.kernels import groups as kernels
-from refimpl.optim.prox.contract import (
-    CheckedNorm,
-    Indicator,
-    Vector,
-    radius_key,
-    slack,
-    times,
-    weight_key,
-    wide,
-)
+from refimpl.optim.prox.contract import CheckedNorm, Indicator, radius_key, slack, times, weight_key, wide
 from refimpl.optim.prox.elementwise import over
 from refimpl.registry import PENALTIES, key
 

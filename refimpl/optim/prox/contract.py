@@ -20,11 +20,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from refimpl.contracts import Penalty, Vector
 from refimpl.errors import InputError, expect_numbers
 from refimpl.kernels import groups as kernels
 from refimpl.registry import key, keys_of
-
-Vector = np.ndarray  # 1-D, C-contiguous, float32 or float64
 
 # A constraint holds only up to rounding: a bound r of one entry counts as active from r(1 - ACTIVE eps), as
 # violated from r(1 + ACTIVE eps), eps being the resolution of the vector's dtype; a bound on a norm or a sum
@@ -40,26 +39,6 @@ def weight_key() -> Any:
 def radius_key() -> Any:
     """The key `radius` of every penalty that bounds a norm."""
     return key(10.0, "largest norm that the penalty allows", above=0.0)
-
-
-@runtime_checkable
-class Penalty(Protocol):
-    """A closed convex function R on vectors, given by its value, its prox and its subdifferential.
-
-    Any object with these three methods is a penalty; arrays are 1-D contiguous float32 or float64.
-    """
-
-    def value(self, u: Vector) -> float:
-        """R(u); infinite outside the domain."""
-
-    def prox(self, v: Vector, step: float, out: Vector) -> float:
-        """Write argmin_u step R(u) + ||u - v||^2/2 into `out`; return R(out).
-
-        `out` is v itself or shares no memory with it. Step 0 gives the projection of v on the domain of R.
-        """
-
-    def subdifferential_distance(self, s: Vector, u: Vector) -> float:
-        """dist(s, dR(u)), Euclidean; infinite where dR(u) is empty. 0 iff s is a subgradient at u."""
 
 
 @runtime_checkable

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from refimpl.contracts import Vector
 from refimpl.errors import InputError, shown
 from refimpl.kernels import groups as kernels
 from refimpl.optim.prox.contract import (
     CheckedNorm,
     CheckedPenalty,
     Indicator,
-    Vector,
     check_keys,
     radius_key,
     rounding,

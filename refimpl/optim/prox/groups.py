@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from refimpl.contracts import Vector
 from refimpl.errors import InputError, expect_numbers, shown
 from refimpl.kernels import groups as kernels
 from refimpl.optim.prox.contract import (
     CheckedNorm,
     CheckedPenalty,
-    Vector,
     check_form,
     radius_key,
     slack,

@@ -8,9 +8,10 @@ from numbers import Integral
 
 import numpy as np
 
+from refimpl.contracts import Penalty, Vector
 from refimpl.errors import InputError, shown
 from refimpl.kernels import groups as kernels
-from refimpl.optim.prox.contract import CheckedPenalty, Penalty, Vector, add_up
+from refimpl.optim.prox.contract import CheckedPenalty, add_up
 
 
 def _ends(where: slice) -> tuple[int, int]:

@@ -7,7 +7,7 @@ Everything is float64 and drawn from the generator given.
 Source: mathematics.md §8 (families and their constants). Derived; verified by test.
 """
 
-from refimpl.theory.problems.contract import ClosedForm, Curved, Loss, Problem
+from refimpl.theory.problems.contract import ClosedForm, Loss, Problem
 from refimpl.theory.problems.cosines import Cosines, cosines
 from refimpl.theory.problems.logistic import Logistic, logistic_regression
 from refimpl.theory.problems.network import NetworkLoss, soft_network
@@ -22,7 +22,6 @@ from refimpl.theory.problems.quadratic import (
 __all__ = [
     "ClosedForm",
     "Cosines",
-    "Curved",
     "Logistic",
     "Loss",
     "NetworkLoss",

@@ -10,10 +10,9 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from refimpl.contracts import Penalty, Vector
 from refimpl.errors import InputError
-from refimpl.optim.prox import Penalty, Zero
-
-Vector = np.ndarray
+from refimpl.optim.prox import Zero
 
 
 class Loss(Protocol):
@@ -27,14 +26,6 @@ class Loss(Protocol):
 
     def __call__(self, w: Vector, grad_out: Vector) -> float:
         """Value at w (d,); writes the whole gradient."""
-
-
-@runtime_checkable
-class Curved(Protocol):
-    """A loss that also has its second derivative, as a product."""
-
-    def hessian_product(self, w: Vector, d: Vector) -> Vector:
-        """The Hessian at w times d (d,)."""
 
 
 @runtime_checkable

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from refimpl.contracts import Penalty
 from refimpl.errors import InputError
-from refimpl.optim.prox import Penalty, Zero
+from refimpl.optim.prox import Zero
 from refimpl.theory.problems.contract import Problem, Vector, check_family
 
 FIXED_POINT_STEPS = 400
@@ -31,7 +32,7 @@ class Cosines:
         grad_out[:] = self.q * w - self.a * self.b * np.sin(angle)
         return float(np.sum(self.a * np.cos(angle) + 0.5 * self.q * w**2))
 
-    def hessian_product(self, w: Vector, d: Vector) -> Vector:
+    def hessian_vector(self, w: Vector, d: Vector) -> Vector:
         """(q - a b^2 cos(b w + c)) d."""
         return (self.q - self.a * self.b**2 * np.cos(self.b * w + self.c)) * d
 
@@ -47,7 +48,7 @@ class Cosines:
             if moved > NEAR:
                 following = centre - gradient / lam
             else:
-                bend = self.hessian_product(w, np.ones_like(w)) + lam
+                bend = self.hessian_vector(w, np.ones_like(w)) + lam
                 following = w - (gradient + lam * (w - centre)) / bend
             moved, w = float(np.max(np.abs(following - w))), following
             if moved <= ROUNDING * max(1.0, float(np.max(np.abs(w)))):

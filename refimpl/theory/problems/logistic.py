@@ -26,7 +26,7 @@ class Logistic:
         grad_out[:] = self.x.T @ pull + self.l2 * w
         return float(np.mean(np.logaddexp(0.0, -margins))) + 0.5 * self.l2 * float(w @ w)
 
-    def hessian_product(self, w: Vector, d: Vector) -> Vector:
+    def hessian_vector(self, w: Vector, d: Vector) -> Vector:
         """X^T diag(p (1 - p)) X d/m + l2 d, p the probabilities at w."""
         p = _sigmoid(self.x @ w)
         return self.x.T @ (p * (1 - p) * (self.x @ d)) / len(self.y) + self.l2 * d

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from refimpl.contracts import Penalty
 from refimpl.errors import InputError
-from refimpl.optim.prox import GroupLasso, Groups, Penalty, Zero
+from refimpl.optim.prox import GroupLasso, Groups, Zero
 from refimpl.theory.problems.contract import Problem, Vector, check_family
 
 
@@ -36,7 +37,7 @@ class Quadratic:
         """A, (d, d)."""
         return (self.axes * self.eigenvalues) @ self.axes.T
 
-    def hessian_product(self, w: Vector, d: Vector) -> Vector:
+    def hessian_vector(self, w: Vector, d: Vector) -> Vector:
         """A d."""
         return self._map(self.eigenvalues, d)
 

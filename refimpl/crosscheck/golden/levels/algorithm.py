@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from refimpl.contracts import Penalty
 from refimpl.crosscheck.golden.case import NOISE, Arrays, Case
 from refimpl.crosscheck.golden.draw import Draw, gates_of, network_settings
 from refimpl.crosscheck.golden.levels.local import NO_RANDOM_NUMBERS, GivenBatches, batches_of, start
@@ -37,7 +38,7 @@ from refimpl.federated.methods.metagater import MetaGater
 from refimpl.kernels import vector
 from refimpl.nn.context import Gating
 from refimpl.nn.network import Network
-from refimpl.optim.prox import Penalty, Separable, Zero
+from refimpl.optim.prox import Separable, Zero
 from refimpl.registry import SCHEDULES
 
 ROUNDS, NODES, STEPS, BATCH = 10, 3, 2, 4

@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 
+from refimpl.contracts import Method
 from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.draw import Draw, network_settings
 from refimpl.crosscheck.golden.levels.algorithm import mean_of
 from refimpl.crosscheck.golden.levels.local import NO_RANDOM_NUMBERS, batches_of, start
 from refimpl.crosscheck.golden.models import tiny
-from refimpl.federated.rounds import Method
 from refimpl.nn.context import Gating
 from refimpl.registry import METHODS, keys_of
 

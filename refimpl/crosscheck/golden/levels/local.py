@@ -16,12 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refimpl.contracts import Objective
 from refimpl.crosscheck.golden.case import NOISE, Arrays, Case
 from refimpl.crosscheck.golden.describe import network_of
 from refimpl.crosscheck.golden.draw import Draw, network_settings
 from refimpl.crosscheck.golden.levels.networks import context_of
 from refimpl.crosscheck.golden.models import model, tiny
-from refimpl.federated.local import LocalSettings, Objective, solve_local
+from refimpl.federated.local import LocalSettings, solve_local
 from refimpl.nn.context import MODES, Gating
 from refimpl.nn.network import Network
 from refimpl.nn.objective import NetworkObjective

@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refimpl.contracts import Penalty
 from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.draw import Draw
 from refimpl.errors import one_of
@@ -39,7 +40,7 @@ STEP = 0.7
 GROUP_SIZES = (1, 4, 2, 3)  # four entries belong to no group
 
 # By type: the penalty, and the numbers of its case in the order in which it takes them, after any groups.
-PENALTIES: dict[str, tuple[Callable[..., prox.Penalty], dict[str, float]]] = {
+PENALTIES: dict[str, tuple[Callable[..., Penalty], dict[str, float]]] = {
     "zero": (prox.Zero, {}),
     "squared_l2": (prox.SquaredL2, {"rho": 0.8}),
     "l1": (prox.L1, {"rho": 0.6}),
@@ -79,7 +80,7 @@ def compute(case: Case) -> Arrays:
     return {"prox": out, "value": np.array(value)}
 
 
-def penalty_of(case: Case, size: int) -> prox.Penalty:
+def penalty_of(case: Case, size: int) -> Penalty:
     """The case's penalty on vectors of `size` entries."""
     table = case.settings["penalty"]
     one_of("golden", "penalty", table["type"], tuple(PENALTIES))
@@ -94,7 +95,7 @@ def penalty_of(case: Case, size: int) -> prox.Penalty:
 class _OtherStep(NamedTuple):
     """A penalty whose prox is taken with a power of the step."""
 
-    right: prox.Penalty
+    right: Penalty
     power: int
 
     def value(self, u: np.ndarray) -> float:
