@@ -111,7 +111,7 @@ def test_the_recipe_of_a_method_brings_it_to_every_command(mine, tmp_path):
     help_text = mine("train", "--help", use=use, COLUMNS="200")
     assert re.search(r"--method \[\S*\bmomentum\b", help_text)
     assert "share m of the velocity that the server keeps (momentum)  [0.5]" in help_text
-    stored = json.loads((tmp_path / "runs" / "momentum" / "config.json").read_text())
+    stored = tomllib.loads((tmp_path / "runs" / "momentum" / "config.toml").read_text())
     assert (stored["method"], stored["momentum"]) == ("momentum", 0.3)
     assert "momentum: the server keeps a velocity" in mine("adapt", "runs/momentum", use=use)
 
