@@ -43,7 +43,7 @@ from refimpl.federated.methods.pfedme import PFedMe
 from refimpl.federated.methods.reptile import Reptile
 from refimpl.federated.pruning import snip
 from refimpl.federated.rounds import Participation, check_state, run_rounds, vectors_of
-from refimpl.nn import chain, gradcheck, hessian, lowering, pointwise, tangent
+from refimpl.nn import gate, gradcheck, hessian, joins, lowering, pointwise, run, tangent
 from refimpl.nn.handover import Handover
 from refimpl.nn.layers import Conv2d
 from refimpl.nn.objective import NetworkObjective
@@ -225,13 +225,18 @@ REST = {
 
 CASES = NETWORKS | SINGLE | PROX | ACCEL | FEDERATED | REST
 
+PASSES = ("forward", "backward")
 # Functions that only their own room calls: what they are given has been checked.
 INNER = {
     place(function)
     for function in (
         accel.Result,
-        chain.chain_forward,  # called by networks and blocks
-        chain.chain_backward,
+        run.run_forward,  # called by networks and blocks
+        run.run_backward,
+        *(getattr(layer, name) for layer in (joins.Fork, joins.Add, joins.Product) for name in PASSES),
+        joins.scaled,
+        gate.Decide.forward,
+        gate.to_logits,
         hessian.loss_rate,
         tangent.sum_of,
         pointwise.as_maps,

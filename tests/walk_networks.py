@@ -12,13 +12,13 @@ from refimpl.federated import adapt as adaptation
 from refimpl.nn import zoo
 from refimpl.nn.chain import Residual
 from refimpl.nn.context import Context, Gating
-from refimpl.nn.gate import ChannelGate, Gated
+from refimpl.nn.gate import ChannelGate, Decide, Gated
 from refimpl.nn.hessian import hessian_vector
 from refimpl.nn.layers import Back, BatchNorm2d, Conv2d, Flow, Linear
 from refimpl.nn.layout import Layout
 from refimpl.nn.network import Network
 from refimpl.nn.objective import NetworkObjective
-from refimpl.nn.pointwise import ReLU, Softplus, Tanh
+from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus, Tanh
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 from refimpl.nn.predict import Predictor, open_channels, predict
 from refimpl.nn.task import CompiledObjective, NetworkTask
@@ -171,6 +171,7 @@ LAYERS = (
     (BatchNorm2d("norm", 2), (2, 4, 5), False),
     (ReLU(), (2, 4, 5), True),
     (Tanh(), (2, 4, 5), True),
+    (LeakyReLU(), (2, 4, 5), True),
     (Softplus(), (2, 4, 5), False),
     (MaxPool2d(2), (2, 4, 6), True),
     (AvgPool2d(2), (2, 4, 6), True),
@@ -179,7 +180,7 @@ LAYERS = (
     (Residual((Conv2d("conv", 2, 2, 3, padding=1), ReLU())), (2, 4, 5), False),
     (Gated(ChannelGate("gate", 2, 3), (Conv2d("conv", 2, 3, 3, padding=1), ReLU())), (2, 4, 5), True),
 )
-ANY_SHAPE = (ReLU, Tanh, Softplus, Flatten)
+ANY_SHAPE = (ReLU, LeakyReLU, Tanh, Softplus, Flatten)
 GRADIENT = "gradient of "
 
 
@@ -212,10 +213,10 @@ def layer_cases(layer, shape, reads_masks):
 
     grads, shape = gradients(params), ("x",) if type(layer) in ANY_SHAPE else ()
     return {
-        place(type(layer).forward): Case(
+        place(type(layer).forward, type(layer).__name__): Case(
             forward, any_length=() if masks else ("x",), any_shape=shape, x=x, **masks, **params
         ),
-        place(type(layer).backward): Case(
+        place(type(layer).backward, type(layer).__name__): Case(
             backward, written=tuple(grads), dy=eighths(*y.shape), **weights(params), **grads
         ),
     }
@@ -224,19 +225,13 @@ def layer_cases(layer, shape, reads_masks):
 def gate_cases():
     gate = ChannelGate("gate", 2, 4)
     params, x = {p.name: eighths(*p.shape) for p in gate.parameters()}, eighths(3, 2, 4, 5)
-    grads = gradients(params)
-    cache = gate.decide(params, x, None, SOFT)
-
-    def backward(dmask, **arrays):
-        given = {name: arrays[GRADIENT + name] for name in params}
-        return gate.backward(dmask, cache, params | arrays, given, Back(SOFT))
-
+    decision = gate.decide(params, x, None, SOFT)
     return {
         place(ChannelGate.decide): Case(
             lambda x, **params: gate.decide(params, x, None, SOFT).mask, any_length=("x",), x=x, **params
         ),
-        place(ChannelGate.backward): Case(
-            backward, written=tuple(grads), dmask=eighths(3, 4), **weights(params), **grads
+        place(Decide.backward): Case(
+            lambda dmask: Decide("gate").backward(dmask, decision, {}, {}, Back(SOFT)), dmask=eighths(3, 4)
         ),
     }
 

@@ -20,4 +20,4 @@ class LastMaxPool2d(MaxPool2d):
         windows = np.lib.stride_tricks.sliding_window_view(x, self.window, axis=(2, 3))
         chosen = windows[:, :, :: self.step[0], :: self.step[1]].reshape(*y.shape, -1)
         last = chosen.shape[-1] - 1 - np.argmax(chosen[..., ::-1], axis=-1)
-        return y, mask, cache._replace(where=last.astype(np.int32))
+        return y, mask, cache._replace(where=(last.astype(np.int32),))

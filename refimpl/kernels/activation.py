@@ -50,6 +50,27 @@ def relu_backward(dy, y, mask, dx):
                 clear(dx[n, c])
 
 
+@checked(x=given("NCP"), mask=mask("NC"), y=written("NCP"))
+@kernel
+def leaky_forward(x, slope, mask, y):
+    """y = x where positive, else slope * x; NaN passes through."""
+    leaky_backward(x, x, slope, mask, y)
+
+
+@checked(dy=given("NCP"), x=given("NCP"), mask=mask("NC"), dx=written("NCP"))
+@kernel
+def leaky_backward(dy, x, slope, mask, dx):
+    """dx = dy where x is positive or NaN, else slope * dy."""
+    zero, factor = dx.dtype.type(0), dx.dtype.type(slope)
+    for n in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            if is_on(mask, n, c):
+                for p in range(x.shape[2]):
+                    dx[n, c, p] = factor * dy[n, c, p] if x[n, c, p] <= zero else dy[n, c, p]
+            else:
+                clear(dx[n, c])
+
+
 @inlined
 def _apply(function, x, mask, y):
     """y = function(x), evaluated in float64."""

@@ -14,9 +14,22 @@ import numpy as np
 
 from refimpl.kernels.jit import kernel
 
-CONV, LINEAR, RELU, SOFTPLUS, TANH, MAX_POOL, AVERAGE_POOL, GLOBAL_POOL, DECIDE, PRODUCT = range(10)
+CONV, LINEAR, RELU, SOFTPLUS, TANH, MAX_POOL, AVERAGE_POOL, GLOBAL_POOL = range(8)
+DECIDE, PRODUCT, FORK, ADD, NOTHING, LEAKY, BATCH_NORM = range(8, 15)
 HARD, GUMBEL, STE, SOFT = range(4)
 NOWHERE = -1
+
+PLACES = (  # those that are NOWHERE unless a row says otherwise
+    "weight", "bias",  # in w and in the gradient
+    "x", "y",  # activations, per sample
+    "x2",  # the second input: of ADD, and of PRODUCT the mask as numbers
+    "dx", "dx2", "dy",  # gradients of activations; NOWHERE: not wanted
+    "own",  # the operation's own memory: where maxima lay, slopes of a gate, normalised values
+    "wide",  # its own memory in float64: 1/std
+    "reads", "writes", "dy_mask", "dx_mask",  # masks; NOWHERE: all on
+    "mask",  # the mask that a DECIDE makes
+    "gate",  # not a place but a number: of the gate that the operation belongs to
+)  # fmt: skip
 
 OPERATION = np.dtype(
     [
@@ -26,35 +39,32 @@ OPERATION = np.dtype(
         ("window", np.int64, 2),
         ("stride", np.int64, 2),
         ("pad", np.int64, 2),
-        ("weight", np.int64),  # places in w and in the gradient
-        ("bias", np.int64),
-        ("weight2", np.int64),  # the gate's second layer
-        ("bias2", np.int64),
-        ("hidden", np.int64),  # hidden units of a gate
-        ("x", np.int64),  # places of activations, per sample
-        ("y", np.int64),
-        ("dx", np.int64),  # places of their gradients; NOWHERE: not wanted
-        ("dy", np.int64),
-        ("spare", np.int64),  # the operation's own scratch: argmax, gate activations
-        ("sign", np.int64),  # RELU: place of the values whose sign its derivative goes by
-        ("reads", np.int64),  # places of masks, NOWHERE: all on
-        ("writes", np.int64),
-        ("dy_mask", np.int64),
-        ("dx_mask", np.int64),
+        *((place, np.int64) for place in PLACES),
         ("groups", np.int64),  # columns of the mask of x
-        ("gate", np.int64),  # number of the gate this operation belongs to
-        ("mask", np.int64),  # place of the mask a DECIDE makes and a PRODUCT applies
+        ("number", np.float64),  # LEAKY: the slope; BATCH_NORM: what is added to the variance
         ("clears", np.bool_),  # CONV: zero closed channels (else what reads them skips them)
         ("need_dw", np.bool_),
-        ("learns", np.bool_),  # gate rows: does the gate get a gradient
-        ("scales", np.bool_),  # PRODUCT: multiply forward (else closed channels were skipped)
+        ("learns", np.bool_),  # DECIDE: does the gate get a gradient
     ],
     align=True,
 )
 
 
+def blank(rows: int) -> np.ndarray:
+    """Operations that have nothing yet: no places, windows of one pixel."""
+    operations = np.zeros(rows, dtype=OPERATION)
+    for place in PLACES:
+        operations[place] = NOWHERE
+    operations["window"] = operations["stride"] = 1
+    return operations
+
+
 class Workspace(NamedTuple):
-    """One thread's memory: activations, their gradients, masks, pooling positions, kernels' scratch."""
+    """One thread's memory: activations, their gradients, masks, pooling positions, kernels' scratch.
+
+    wide: float64 numbers that operations keep; zeros: the bias of layers without one; unused: where the
+    gradients of parameters go that nobody wants.
+    """
 
     values: np.ndarray
     slopes: np.ndarray
@@ -62,6 +72,9 @@ class Workspace(NamedTuple):
     where: np.ndarray
     floats: np.ndarray
     ints: np.ndarray
+    wide: np.ndarray
+    zeros: np.ndarray
+    unused: np.ndarray
 
 
 class Activations(NamedTuple):
@@ -144,6 +157,12 @@ def filters_at(w, op):
 def vector_at(w, at, size):
     """A bias inside w."""
     return w[at : at + size]
+
+
+@kernel
+def bias_at(w, op, instead):
+    """An operation's bias inside w; the beginning of `instead` where it has none."""
+    return vector_at(w, op.bias, op.output[0]) if op.bias >= 0 else instead[: op.output[0]]
 
 
 @kernel

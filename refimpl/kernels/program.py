@@ -11,12 +11,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from refimpl.kernels import activation, loss, pool, tiled_conv, tiled_linear, tiled_weight_grad, vector
+from refimpl.kernels import activation, loss, norm, pool, tiled_conv, tiled_linear, tiled_weight_grad, vector
+from refimpl.kernels.add import add, share_out
 from refimpl.kernels.jit import inlined, kernel, optimise_for_size
 from refimpl.kernels.operation import (
+    ADD,
+    AVERAGE_POOL,
+    BATCH_NORM,
     CONV,
     DECIDE,
+    FORK,
     GLOBAL_POOL,
+    LEAKY,
     LINEAR,
     MAX_POOL,
     NOWHERE,
@@ -26,6 +32,7 @@ from refimpl.kernels.operation import (
     TANH,
     Decisions,
     Workspace,
+    bias_at,
     filters_at,
     images_at,
     maps_at,
@@ -35,8 +42,8 @@ from refimpl.kernels.operation import (
     rows_at,
     vector_at,
 )
-from refimpl.kernels.panels import clear, copy
-from refimpl.kernels.program_gate import decide, decide_backward
+from refimpl.kernels.panels import copy
+from refimpl.kernels.program_gate import decide, decide_backward, product, product_backward
 
 
 @kernel
@@ -52,60 +59,47 @@ def _open(mask, n):
 def _forward(op, w, n, how, space):
     """One operation forward."""
     values, masks, floats, ints = space.values, space.masks, space.floats, space.ints
+    reads, writes = mask_at(masks, op.reads, n, op.groups), mask_at(masks, op.writes, n, op.output[0])
+    stride, size = pair_of(op.stride), n * op.output[0] * op.output[1] * op.output[2]
     x, y = maps_at(values, op.x, n, op.input), maps_at(values, op.y, n, op.output)
-    stride, pad = pair_of(op.stride), pair_of(op.pad)
+    images, out = images_at(values, op.x, n, op.input), images_at(values, op.y, n, op.output)
+    bias = bias_at(w, op, space.zeros)
     if op.kind == CONV:
-        reads, writes = mask_at(masks, op.reads, n, op.groups), mask_at(masks, op.writes, n, op.output[0])
-        images, out = images_at(values, op.x, n, op.input), images_at(values, op.y, n, op.output)
-        bias = vector_at(w, op.bias, op.output[0])
+        weight, pad, forwards = filters_at(w, op), pair_of(op.pad), np.bool_(False)
         tiled_conv.convolve(
-            images,
-            filters_at(w, op),
-            bias,
-            stride,
-            pad,
-            np.bool_(False),
-            reads,
-            writes,
-            op.clears,
-            floats,
-            ints,
-            out,
+            images, weight, bias, stride, pad, forwards, reads, writes, op.clears, floats, ints, out
         )
     elif op.kind == LINEAR:
-        reads, writes = mask_at(masks, op.reads, n, op.groups), mask_at(masks, op.writes, n, op.output[0])
         rows, out2 = rows_at(values, op.x, n, op.input[0]), rows_at(values, op.y, n, op.output[0])
-        weight = matrix_at(w, op.weight, op.output[0], op.input[0])
-        tiled_linear.forward(
-            rows, weight, vector_at(w, op.bias, op.output[0]), reads, writes, floats, ints, out2
-        )
+        matrix = matrix_at(w, op.weight, op.output[0], op.input[0])
+        tiled_linear.forward(rows, matrix, bias, reads, writes, floats, ints, out2)
     elif op.kind == DECIDE:
-        decide(op, w, n, how, space)
+        decide(op, n, how, space)
     elif op.kind == PRODUCT:
-        factor = rows_at(values, op.spare, n, op.output[0])
-        if op.scales:
-            activation.scale_channels(x, factor, y)
-        activation.spread_nan(factor, y)
-    elif op.kind == RELU and op.writes == NOWHERE:
-        size = n * y.shape[1] * y.shape[2]  # one long channel: its loop is vectorised
-        activation.relu_forward(x.reshape(1, 1, size), mask_at(masks, NOWHERE, n, 1), y.reshape(1, 1, size))
+        product(op, n, space)
+    elif op.kind == ADD:
+        add(values[op.x * n :][:size], values[op.x2 * n :][:size], values[op.y * n :][:size])
+    elif op.kind == RELU and op.writes == NOWHERE:  # one long channel: its loop is vectorised
+        activation.relu_forward(x.reshape(1, 1, size), writes, y.reshape(1, 1, size))
     elif op.kind == RELU:
-        activation.relu_forward(x, mask_at(masks, op.writes, n, op.output[0]), y)
+        activation.relu_forward(x, writes, y)
+    elif op.kind == LEAKY:
+        activation.leaky_forward(x, op.number, writes, y)
+    elif op.kind == BATCH_NORM:
+        normalised, spread = maps_at(values, op.own, n, op.input), vector_at(space.wide, op.wide, bias.size)
+        gamma = vector_at(w, op.weight, bias.size)
+        norm.batch_norm_forward(x, gamma, bias, op.number, normalised, spread, y)
     elif op.kind == SOFTPLUS:
-        activation.softplus_forward(x, mask_at(masks, op.writes, n, op.output[0]), y)
+        activation.softplus_forward(x, writes, y)
     elif op.kind == TANH:
-        activation.tanh_forward(x, mask_at(masks, op.writes, n, op.output[0]), y)
+        activation.tanh_forward(x, writes, y)
     elif op.kind == GLOBAL_POOL:
-        writes = mask_at(masks, op.writes, n, op.output[0])
         activation.channel_means(x, writes, rows_at(values, op.y, n, op.output[0]))
-    else:
-        writes = mask_at(masks, op.writes, n, op.output[0])
-        images, out = images_at(values, op.x, n, op.input), images_at(values, op.y, n, op.output)
-        if op.kind == MAX_POOL:
-            at = images_at(space.where, op.spare, n, op.output)
-            pool.max_forward(images, pair_of(op.window), pair_of(op.stride), writes, out, at)
-        else:
-            pool.average_forward(images, pair_of(op.window), pair_of(op.stride), writes, out)
+    elif op.kind == MAX_POOL:
+        at = images_at(space.where, op.own, n, op.output)
+        pool.max_forward(images, pair_of(op.window), stride, writes, out, at)
+    elif op.kind == AVERAGE_POOL:
+        pool.average_forward(images, pair_of(op.window), stride, writes, out)
 
 
 @inlined
@@ -113,110 +107,96 @@ def _backward(op, w, n, more, space, gradient):
     """One operation backward: parameter gradients into `gradient` (added if `more`), dx to `space.slopes`."""
     values, slopes, masks = space.values, space.slopes, space.masks
     floats, ints = space.floats, space.ints
-    dy_mask = mask_at(masks, op.dy_mask, n, op.output[0])
-    need_dx = op.dx != NOWHERE
+    reads, dy_mask = mask_at(masks, op.reads, n, op.groups), mask_at(masks, op.dy_mask, n, op.output[0])
+    dx_mask, need_dx = mask_at(masks, op.dx_mask, n, op.groups), op.dx != NOWHERE
     stride, pad = pair_of(op.stride), pair_of(op.pad)
+    bias, dbias = bias_at(w, op, space.zeros), bias_at(gradient, op, space.unused)
     if op.kind == CONV:
-        images, dout = images_at(values, op.x, n, op.input), images_at(slopes, op.dy, n, op.output)
+        dout = images_at(slopes, op.dy, n, op.output)
         if op.need_dw:
-            reads, dbias = mask_at(masks, op.reads, n, op.groups), vector_at(gradient, op.bias, op.output[0])
-            dweight = filters_at(gradient, op)
+            images, dweight = images_at(values, op.x, n, op.input), filters_at(gradient, op)
             tiled_weight_grad.weight_grad(
                 images, dout, stride, pad, reads, dy_mask, more, floats, ints, dweight, dbias
             )
-        if need_dx:
-            dx_mask, dimages = mask_at(masks, op.dx_mask, n, op.groups), images_at(slopes, op.dx, n, op.input)
-            weight = filters_at(w, op)
-            bias = vector_at(w, op.bias, op.output[0])  # not used in this direction
+        if need_dx:  # the bias is not used in this direction
+            dimages, weight, yes = images_at(slopes, op.dx, n, op.input), filters_at(w, op), np.bool_(True)
             tiled_conv.convolve(
-                dout,
-                weight,
-                bias,
-                stride,
-                pad,
-                np.bool_(True),
-                dy_mask,
-                dx_mask,
-                np.bool_(True),
-                floats,
-                ints,
-                dimages,
+                dout, weight, bias, stride, pad, yes, dy_mask, dx_mask, yes, floats, ints, dimages
             )
     elif op.kind == LINEAR:
         rows, dout2 = rows_at(values, op.x, n, op.input[0]), rows_at(slopes, op.dy, n, op.output[0])
         if op.need_dw:
-            reads, dbias = mask_at(masks, op.reads, n, op.groups), vector_at(gradient, op.bias, op.output[0])
             dmatrix = matrix_at(gradient, op.weight, op.output[0], op.input[0])
             tiled_linear.weight_grad(rows, dout2, reads, dy_mask, more, floats, ints, dmatrix, dbias)
         if need_dx:
-            dx_mask, drows = mask_at(masks, op.dx_mask, n, op.groups), rows_at(slopes, op.dx, n, op.input[0])
+            drows = rows_at(slopes, op.dx, n, op.input[0])
             matrix = matrix_at(w, op.weight, op.output[0], op.input[0])
             tiled_linear.input_grad(dout2, matrix, dy_mask, dx_mask, floats, ints, drows)
     elif op.kind == DECIDE:
-        if op.learns:
-            decide_backward(op, w, n, more, space, gradient)
+        if need_dx:
+            decide_backward(op, n, space)
     elif op.kind == PRODUCT:
-        _product_backward(op, n, space)
+        product_backward(op, n, space)
+    elif op.kind == BATCH_NORM:
+        if op.learns:
+            _norm_backward(op, w, n, space, gradient)
     elif need_dx:
         _elementwise_backward(op, n, space, dy_mask)
 
 
 @inlined
-def _product_backward(op, n, space):
-    """dL/dM = sum of dy * z; and dz = M * dy for a smooth mask (a 0/1 mask is applied by `dy_mask`)."""
-    values, slopes = space.values, space.slopes
-    dy = maps_at(slopes, op.dy, n, op.output)
-    if op.learns:
-        dmask = rows_at(values, op.spare + op.output[0], n, op.output[0])
-        activation.channel_products(dy, maps_at(values, op.x, n, op.input), dmask)
-    if op.dx not in (NOWHERE, op.dy):
-        factor = rows_at(values, op.spare, n, op.output[0])
-        activation.scale_channels(dy, factor, maps_at(slopes, op.dx, n, op.input))
+def _norm_backward(op, w, n, space, gradient):
+    """Batch normalisation: the batch is a single part, so nothing is added to what earlier parts gave."""
+    channels = op.output[0]
+    dy, dx = maps_at(space.slopes, op.dy, n, op.output), maps_at(space.slopes, op.dx, n, op.input)
+    normalised, spread = maps_at(space.values, op.own, n, op.input), vector_at(space.wide, op.wide, channels)
+    gamma, dgamma = vector_at(w, op.weight, channels), vector_at(space.unused, 0, channels)
+    dbias = vector_at(space.unused, channels, channels)
+    if op.need_dw:
+        dgamma, dbias = vector_at(gradient, op.weight, channels), vector_at(gradient, op.bias, channels)
+    norm.batch_norm_backward(dy, normalised, spread, gamma, dgamma, dbias, dx)
 
 
 @inlined
 def _elementwise_backward(op, n, space, dy_mask):
-    """Activations and pooling."""
+    """Activations, pooling, and the gradient of a second reader. That of ADD lies where dy is."""
     values, slopes = space.values, space.slopes
     dy, dx = maps_at(slopes, op.dy, n, op.output), maps_at(slopes, op.dx, n, op.input)
-    if op.kind == RELU and op.dy_mask == NOWHERE:
-        y, size = maps_at(values, op.sign, n, op.output), n * dy.shape[1] * dy.shape[2]
+    dout, dimages = images_at(slopes, op.dy, n, op.output), images_at(slopes, op.dx, n, op.input)
+    x, size = maps_at(values, op.x, n, op.input), n * dx.shape[1] * dx.shape[2]
+    if op.kind == FORK:
+        add(dx.reshape(-1), dy.reshape(-1), dx.reshape(-1))
+    elif op.kind == RELU and op.dy_mask == NOWHERE:
         activation.relu_backward(
-            dy.reshape(1, 1, size), y.reshape(1, 1, size), dy_mask, dx.reshape(1, 1, size)
+            dy.reshape(1, 1, size), x.reshape(1, 1, size), dy_mask, dx.reshape(1, 1, size)
         )
     elif op.kind == RELU:
-        activation.relu_backward(dy, maps_at(values, op.sign, n, op.output), dy_mask, dx)
+        activation.relu_backward(dy, x, dy_mask, dx)
+    elif op.kind == LEAKY:
+        activation.leaky_backward(dy, x, op.number, dy_mask, dx)
     elif op.kind == SOFTPLUS:
-        activation.softplus_backward(dy, maps_at(values, op.x, n, op.input), dy_mask, dx)
+        activation.softplus_backward(dy, x, dy_mask, dx)
     elif op.kind == TANH:
         activation.tanh_backward(dy, maps_at(values, op.y, n, op.output), dy_mask, dx)
     elif op.kind == GLOBAL_POOL:
-        share = rows_at(slopes, op.dy, n, op.output[0])
-        pixels = op.input[1] * op.input[2]
-        for i in range(n):
-            for c in range(op.output[0]):
-                share[i, c] /= share.dtype.type(pixels)
-        clear(dx.reshape(-1))
-        activation.add_to_channels(share, dy_mask, dx)
-    else:
-        dout, dimages = images_at(slopes, op.dy, n, op.output), images_at(slopes, op.dx, n, op.input)
-        if op.kind == MAX_POOL:
-            at = images_at(space.where, op.spare, n, op.output)
-            pool.max_backward(dout, at, pair_of(op.window), pair_of(op.stride), dy_mask, dimages)
-        else:
-            pool.average_backward(dout, pair_of(op.window), pair_of(op.stride), dy_mask, dimages)
+        share_out(rows_at(slopes, op.dy, n, op.output[0]), dy_mask, dx)
+    elif op.kind == MAX_POOL:
+        at = images_at(space.where, op.own, n, op.output)
+        pool.max_backward(dout, at, pair_of(op.window), pair_of(op.stride), dy_mask, dimages)
+    elif op.kind == AVERAGE_POOL:
+        pool.average_backward(dout, pair_of(op.window), pair_of(op.stride), dy_mask, dimages)
 
 
 @inlined
 def add_gradient(program, w, labels, count, total, more, known, how, space, gradient):
     """total + the losses at w of the samples at the start of `space.values`, a part of a batch of `count`.
 
-    The results of the first `known` operations are there already, but for decisions. Writes the trained part
-    of the gradient, or adds to it if `more`; its other entries are left alone.
+    The results of the first `known` operations are there already, but for those of gates. Writes the trained
+    part of the gradient, or adds to it if `more`; its other entries are left alone.
     """
     n, last = labels.size, program[-1]
     for i in range(program.shape[0]):
-        if i >= known or program[i].kind == DECIDE:
+        if i >= known or program[i].gate != NOWHERE:
             _forward(program[i], w, n, how, space)
     logits = rows_at(space.values, last.y, n, last.output[0])
     dlogits = rows_at(space.slopes, last.dy, n, last.output[0])
@@ -280,6 +260,9 @@ def _from_sample(space, first, kept):
         space.where[kept.where * first :],
         space.floats,
         space.ints,
+        space.wide,
+        space.zeros,
+        space.unused,
     )
 
 

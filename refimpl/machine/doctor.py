@@ -27,11 +27,13 @@ from refimpl.kernels import conv, linear, plain
 from refimpl.kernels.arrays import ALL_ON
 from refimpl.kernels.jit import cache_folder, chosen_kernels, settings
 from refimpl.nn import zoo
+from refimpl.nn.lowering import uncompiled
 from refimpl.nn.task import NetworkTask
+from refimpl.registry import MODELS
 from refimpl.rng import SeedTree
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
-CHECKS = 13  # number of findings of `examine`
+CHECKS = 14  # number of findings of `examine`
 DIFFERS = "differs in some bit from the readable kernel's"
 SHAPES = (Geometry(5, 19, 9), Geometry(37, 19, 1, 1, 0))  # sizes that are no multiple of a vector's length
 SLOW_SECONDS = 0.1  # for a small file to reach the disk; a local one takes some milliseconds
@@ -60,6 +62,7 @@ def examine(threads: int | None = None) -> Iterator[Finding]:
         yield Finding(f"kernels {dtype}", *check_kernels(dtype))
         yield Finding(f"layers {dtype}", *check_layers(dtype))
         yield Finding(f"program {dtype}", *check_program(dtype))
+    yield Finding("compiled models", *check_models())
     yield Finding("denormals", *check_denormals())
     yield Finding("kernel choice", *check_choice())
     yield Finding("cache", *check_cache())
@@ -167,6 +170,15 @@ def check_program(dtype: str) -> Verdict:
     return Verdict(
         OK, f"loss and gradient of a gated network, {closed:.0%} of channels off: bits of the layers"
     )
+
+
+def check_models() -> Verdict:
+    """Whether every model runs as a compiled program, those of `--use` files among them."""
+    kinds = {name: uncompiled(zoo.network(name)) for name in MODELS}
+    slow = [f"{name} (no operation for {kind})" for name, kind in kinds.items() if kind]
+    if slow:
+        return Verdict(WARNING, f"these run layer by layer, several times slower: {', '.join(slow)}")
+    return Verdict(OK, "all")
 
 
 def check_denormals() -> Verdict:

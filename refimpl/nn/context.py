@@ -41,6 +41,31 @@ class Gating:
         object.__setattr__(self, "tau", float(self.tau))  # one type for compiled code
 
 
+class Routing(NamedTuple):
+    """What decides, besides the network, which channels and gradients are computed.
+
+    smooth: masks are not 0/1, so nothing is skipped; dense: closed channels are computed for gates that
+    learn; detach: gates pass no gradient on to their input; gated: False stands for the network without
+    its gates.
+    """
+
+    train: tuple[str, ...] = ()
+    smooth: bool = False
+    dense: bool = True
+    detach: bool = False
+    gated: bool = True
+
+    @property
+    def gates_learn(self) -> bool:
+        """Whether gates want a gradient: phi is trained, or masks depend smoothly on theta."""
+        return "phi" in self.train or self.smooth
+
+    @property
+    def closed_channels_matter(self) -> bool:
+        """Whether closed channels are computed all the same, because their gates learn from them."""
+        return self.gates_learn and self.dense
+
+
 class Anchor(NamedTuple):
     """Replaces a mask by `offset + gain * r(d)`, r the mode's relaxation.
 
@@ -72,11 +97,7 @@ class Context:
         object.__setattr__(self, "train", tuple(self.train))
 
     @property
-    def gates_learn(self) -> bool:
-        """Whether gates want a gradient: phi is trained, or masks depend smoothly on theta."""
-        return "phi" in self.train or self.gating.mode == "soft" or bool(self.anchors)
-
-    @property
-    def closed_channels_matter(self) -> bool:
-        """Whether off channels are computed all the same, because their gates learn from them."""
-        return self.gates_learn and self.gating.gate_grad == "dense"
+    def routing(self) -> Routing:
+        """What plans depend on."""
+        smooth = self.gating.mode == "soft" or bool(self.anchors)
+        return Routing(self.train, smooth, self.gating.gate_grad == "dense", self.gating.detach_gate_input)

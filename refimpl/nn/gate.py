@@ -6,17 +6,15 @@ Source: mathematics.md §2.2 (the gate), §2.3 (modes), §2.3b (back-propagation
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from refimpl.errors import InputError
-from refimpl.kernels import activation, linear
+from refimpl.kernels import activation
 from refimpl.kernels.arrays import check_like, tidy, tidy_float
-from refimpl.kernels.conv import ALL_ON, or_all_on
-from refimpl.nn.chain import Link, chain_backward, chain_forward, chain_parameters, chain_shape
+from refimpl.nn.chain import chain_parameters, chain_shape
 from refimpl.nn.context import Context
 from refimpl.nn.layers import (
     Arrays,
@@ -27,31 +25,95 @@ from refimpl.nn.layers import (
     Layer,
     Linear,
     Mask,
+    Plain,
     Shape,
     expect_sizes,
 )
-from refimpl.nn.layout import Parameter, kaiming_std
-from refimpl.nn.pointwise import as_maps
+from refimpl.nn.layout import Parameter
+from refimpl.nn.plan import Planner, Value
+from refimpl.nn.pointwise import ReLU
+from refimpl.nn.pooling import GlobalAvgPool2d
+from refimpl.nn.run import PlannedBlock
 
 HIDDEN_UNITS = 16  # [MG] section 3.1
 OPEN_MARGIN = 0.5  # initial b2 = (-0.5, +0.5): d starts near 1, every channel on
 LOGIT_STD = 0.01  # initial A2: hidden norms reach some 10, and every d must stay well above 0
 
 
-class GateCache(NamedTuple):
-    """What a decision leaves behind.
+class Decision(NamedTuple):
+    """What a gate decided.
 
     mask: bool (N,K) for 0/1 modes, float (N,K) for smooth ones; slope: dM/dd (N,K); relaxed: the smooth
     function of d (plus noise) whose derivative `slope` is;
-    summary (N,C), hidden (N,16): the gate MLP's activations; reads: open channels of the input.
+    summary (N,C), hidden (N,16): what the MLP made of the input.
     """
 
     mask: np.ndarray
     slope: np.ndarray
     relaxed: np.ndarray
-    summary: np.ndarray
-    hidden: np.ndarray
-    reads: Mask
+    summary: np.ndarray = np.empty(0)
+    hidden: np.ndarray = np.empty(0)
+
+
+@dataclass(frozen=True)
+class Decide(Plain):
+    """Logits (N,2K) of a gate -> its decision for K channels: on iff d = z_on - z_off > 0."""
+
+    name: str
+    decides: ClassVar[bool] = True
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Two logits for each channel."""
+        return (shape[0] // 2,)
+
+    def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[Decision, Mask, Decision]:
+        """The decision, and its mask where that is 0/1."""
+        context, margin = flow.context, x[:, 1::2] - x[:, 0::2]
+        if context.gating.mode == "gumbel":
+            margin = margin + self._noise(margin, context)
+        decision = self._decide(margin, context)
+        return decision, decision.mask if decision.mask.dtype == np.bool_ else None, decision
+
+    def _noise(self, margin: np.ndarray, context: Context) -> np.ndarray:
+        given = context.noise.get(self.name)
+        noise = tidy(given)
+        if noise.dtype.kind not in "iuf" or noise.shape != margin.shape:
+            got = "none" if given is None else f"shape {noise.shape} and {noise.dtype}"
+            raise InputError(
+                f"{self.name}: mode 'gumbel' needs noise of shape {margin.shape}, got {got}; "
+                "draw it with draw_gate_noise(network, batch, rng, dtype)"
+            )
+        return noise.astype(margin.dtype, copy=False)
+
+    def _decide(self, margin: np.ndarray, context: Context) -> Decision:
+        """Value and derivative of M as the table of §2.3 has them, and the relaxation behind them."""
+        gating = context.gating
+        relaxed, slope = np.empty_like(margin), np.empty_like(margin)
+        activation.sigmoid_scaled.kernel(margin, gating.tau, relaxed, slope)
+        if gating.mode == "ste":
+            relaxed, slope = margin, np.ones_like(margin)
+        anchor = context.anchors.get(self.name)
+        if anchor is not None:
+            return Decision(anchor.offset + anchor.gain * relaxed, anchor.gain * slope, relaxed)
+        if gating.mode == "soft":
+            return Decision(relaxed, slope, relaxed)
+        return Decision(~(margin <= 0), slope, relaxed)
+
+    def backward(
+        self, dy: np.ndarray, cache: Decision, params: Arrays, grads: Arrays, back: Back
+    ) -> np.ndarray:
+        """Gradient of the logits (N,2K) from dL/dM (N,K)."""
+        dmask = tidy(dy)
+        check_like(self.name, "dmask", dmask, cache.slope)
+        return to_logits(dmask * cache.slope)
+
+
+def to_logits(dmargin: np.ndarray) -> np.ndarray:
+    """Gradient of (z_off, z_on) pairs from that of d = z_on - z_off."""
+    dlogits = np.empty((dmargin.shape[0], 2 * dmargin.shape[1]), dtype=dmargin.dtype)
+    dlogits[:, 0::2] = -dmargin
+    dlogits[:, 1::2] = dmargin
+    return dlogits
 
 
 @dataclass(frozen=True)
@@ -70,94 +132,34 @@ class ChannelGate:
     def __post_init__(self) -> None:
         expect_sizes(self.name, self.in_channels, self.out_channels, self.hidden)
 
+    def layers(self, shape: Shape) -> tuple[Layer, ...]:
+        """The gate as layers on samples of `shape`; a vector is its own summary."""
+        pool = (GlobalAvgPool2d(),) if len(shape) == 3 else ()
+        return (*pool, *self._mlp(), Decide(self.name))
+
+    def _mlp(self) -> tuple[Linear, ReLU, Linear]:
+        first = Linear(f"{self.name}.fc1", self.in_channels, self.hidden, part="phi")
+        return first, ReLU(), Linear(f"{self.name}.fc2", self.hidden, 2 * self.out_channels, part="phi")
+
     def parameters(self) -> tuple[Parameter, ...]:
         """`fc1` (A1, b1) and `fc2` (A2, b2), all of part phi; b2 starts every channel open."""
-        name = self.name
-        first, second = (self.hidden, self.in_channels), (2 * self.out_channels, self.hidden)
+        first, _, second = self._mlp()
+        weight, bias = second.parameters()
         margin = (-OPEN_MARGIN, OPEN_MARGIN)
-        return (
-            Parameter(f"{name}.fc1.weight", first, "phi", std=kaiming_std(self.in_channels)),
-            Parameter(f"{name}.fc1.bias", (self.hidden,), "phi"),
-            Parameter(f"{name}.fc2.weight", second, "phi", std=LOGIT_STD),
-            Parameter(f"{name}.fc2.bias", (2 * self.out_channels,), "phi", fill=margin),
-        )
+        return (*first.parameters(), replace(weight, std=LOGIT_STD), replace(bias, fill=margin))
 
-    def decide(self, params: Arrays, x: np.ndarray, reads: Mask, context: Context) -> GateCache:
-        """The mask for input x (N,C,H,W) or (N,C), with what its backward pass needs."""
-        summary = x = tidy_float(self.name, "x", x)
-        if x.ndim == 4:
-            summary = np.empty(x.shape[:2], dtype=x.dtype)
-            activation.channel_means(as_maps(x), or_all_on(reads), summary)
-        pre = linear.forward(
-            summary, params[f"{self.name}.fc1.weight"], params[f"{self.name}.fc1.bias"], reads
-        )
-        hidden = np.empty_like(pre)
-        activation.relu_forward.kernel(as_maps(pre), ALL_ON, as_maps(hidden))
-        logits = linear.forward(hidden, params[f"{self.name}.fc2.weight"], params[f"{self.name}.fc2.bias"])
-        margin = logits[:, 1::2] - logits[:, 0::2]
-        if context.gating.mode == "gumbel":
-            margin = margin + self._noise(margin, context)
-        mask, slope, relaxed = self._mask(margin, context)
-        return GateCache(mask, slope, relaxed, summary, hidden, reads)
-
-    def _noise(self, margin: np.ndarray, context: Context) -> np.ndarray:
-        given = context.noise.get(self.name)
-        noise = tidy(given)
-        if noise.dtype.kind not in "iuf" or noise.shape != margin.shape:
-            got = "none" if given is None else f"shape {noise.shape} and {noise.dtype}"
-            raise InputError(
-                f"{self.name}: mode 'gumbel' needs noise of shape {margin.shape}, got {got}; "
-                "draw it with draw_gate_noise(network, batch, rng, dtype)"
-            )
-        return noise.astype(margin.dtype, copy=False)
-
-    def _mask(self, margin: np.ndarray, context: Context) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Value and derivative of M as the table of §2.3 has them, and the relaxation behind them."""
-        gating = context.gating
-        relaxed, slope = np.empty_like(margin), np.empty_like(margin)
-        activation.sigmoid_scaled.kernel(margin, gating.tau, relaxed, slope)
-        if gating.mode == "ste":
-            relaxed, slope = margin, np.ones_like(margin)
-        anchor = context.anchors.get(self.name)
-        if anchor is not None:
-            return anchor.offset + anchor.gain * relaxed, anchor.gain * slope, relaxed
-        if gating.mode == "soft":
-            return relaxed, slope, relaxed
-        return ~(margin <= 0), slope, relaxed
-
-    def backward(
-        self, dmask: np.ndarray, cache: GateCache, params: Arrays, grads: Arrays, back: Back
-    ) -> np.ndarray | None:
-        """Write the gate's gradients from dL/dM (N,K); return dL/ds (N,C) if `back.need_dx`."""
-        dmask = tidy(dmask)
-        check_like(self.name, "dmask", dmask, cache.slope)
-        dmargin = dmask * cache.slope
-        dlogits = np.empty((dmargin.shape[0], 2 * self.out_channels), dtype=dmargin.dtype)
-        dlogits[:, 0::2] = -dmargin
-        dlogits[:, 1::2] = dmargin
-        dhidden = linear.input_grad(dlogits, params[f"{self.name}.fc2.weight"])
-        dpre = np.empty_like(dhidden)
-        activation.relu_backward.kernel(as_maps(dhidden), as_maps(cache.hidden), ALL_ON, as_maps(dpre))
-        if back.need_dw:
-            second = grads[f"{self.name}.fc2.weight"], grads[f"{self.name}.fc2.bias"]
-            linear.weight_grad(cache.hidden, dlogits, *second)
-            first = grads[f"{self.name}.fc1.weight"], grads[f"{self.name}.fc1.bias"]
-            linear.weight_grad(cache.summary, dpre, *first, cache.reads)
-        if not back.need_dx:
-            return None
-        return linear.input_grad(dpre, params[f"{self.name}.fc1.weight"], None, back.dx_mask)
-
-
-class GatedCache(NamedTuple):
-    """A gated block's cache: the decision, the body's caches, the body's output before masking."""
-
-    gate: GateCache
-    body: list[Link]
-    z: np.ndarray
+    def decide(self, params: Arrays, x: np.ndarray, reads: Mask, context: Context) -> Decision:
+        """The decision for input x (N,C,H,W) or (N,C), of which the channels `reads` are not zero."""
+        seen: list[Any] = [tidy_float(self.name, "x", x)]
+        for layer in self.layers(x.shape[1:]):
+            y, reads, _ = layer.forward(params, seen[-1], Flow(context, reads))
+            seen.append(y)
+        decision: Decision = seen[-1]
+        return decision._replace(summary=seen[-5], hidden=seen[-3])
 
 
 @dataclass(frozen=True)
-class Gated:
+class Gated(PlannedBlock):
     """A layer with its gate: y = M(x) * body(x), body = (conv or linear, activation[, pooling]).
 
     All layers of the body act channel by channel after the first; so a closed channel can be skipped
@@ -167,8 +169,6 @@ class Gated:
 
     gate: ChannelGate
     body: tuple[Layer, ...]
-    keeps_zero: ClassVar[bool] = False
-    channelwise: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if any(isinstance(layer, BatchNorm2d) for layer in self.body):
@@ -186,6 +186,11 @@ class Gated:
                 "and flatten behind the gated block"
             )
 
+    @property
+    def inner(self) -> tuple[Layer, ...]:
+        """The layers of the body."""
+        return self.body
+
     def parameters(self) -> tuple[Parameter, ...]:
         """Those of the body and of the gate."""
         return chain_parameters(self.body) + self.gate.parameters()
@@ -200,62 +205,7 @@ class Gated:
             )
         return out
 
-    def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, GatedCache]:
-        """Decide, then run the body on open channels only (or on all, where off channels matter)."""
-        gate = self.gate.decide(params, x, flow.reads, flow.context)
-        binary = gate.mask.dtype == np.bool_
-        skip = binary and not flow.context.closed_channels_matter
-        inner = Flow(flow.context, flow.reads, gate.mask if skip else None)
-        z, _, body = chain_forward(self.body, params, x, inner)
-        y = z if skip else _scaled(z, gate.mask)
-        activation.spread_nan(gate.relaxed, as_maps(y))
-        return y, gate.mask if binary else None, GatedCache(gate, body, z)
-
-    def backward(
-        self, dy: np.ndarray, cache: GatedCache, params: Arrays, grads: Arrays, back: Back
-    ) -> np.ndarray | None:
-        """Through the body with the mask applied, and through the gate where gates learn (§2.3b)."""
-        dy = tidy(dy)
-        check_like(self.gate.name, "dy", dy, cache.z)
-        mask = cache.gate.mask
-        if mask.dtype == np.bool_:
-            inner = Back(back.context, mask, None, back.need_dx)
-            dx = chain_backward(self.body, dy, cache.body, params, grads, inner)
-        else:
-            inner = Back(back.context, None, None, back.need_dx)
-            dx = chain_backward(self.body, _scaled(dy, mask), cache.body, params, grads, inner)
-        if back.context.gates_learn:
-            self._gate_backward(dy, cache, params, grads, back, dx)
-        return dx
-
-    def _gate_backward(
-        self,
-        dy: np.ndarray,
-        cache: GatedCache,
-        params: Arrays,
-        grads: Arrays,
-        back: Back,
-        dx: np.ndarray | None,
-    ) -> None:
-        """Write the gate's gradients and add its share to dx."""
-        through_input = dx is not None and not back.context.gating.detach_gate_input
-        own = Back(back.context, None, back.dx_mask, through_input, "phi" in back.context.train)
-        if not (own.need_dx or own.need_dw):
-            return
-        dmask = np.empty(cache.gate.mask.shape, dtype=dy.dtype)
-        activation.channel_products(as_maps(dy), as_maps(cache.z), dmask)
-        dsummary = self.gate.backward(dmask, cache.gate, params, grads, own)
-        if dsummary is None or dx is None:
-            return
-        if dx.ndim == 2:
-            dx += dsummary  # the input is its own summary; `dx_mask` may hold groups of features
-        else:
-            share = dsummary / dsummary.dtype.type(math.prod(dx.shape[2:]))
-            activation.add_to_channels(share, or_all_on(back.dx_mask), as_maps(dx))
-
-
-def _scaled(maps: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """mask[n,c] * maps[n,c,...] in the dtype of the maps."""
-    out = np.empty_like(maps)
-    activation.scale_channels(as_maps(maps), mask.astype(maps.dtype), as_maps(out))
-    return out
+    def expand(self, planner: Planner, x: Value) -> Value:
+        """Gate, body and product."""
+        self.output_shape(x.shape)  # raises unless the gate fits
+        return planner.gated(self.gate, self.body, x)

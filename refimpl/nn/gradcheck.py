@@ -131,7 +131,7 @@ def surrogate_context(network: Network, w: np.ndarray, x: np.ndarray, context: C
     for name, decision in network.decisions(trace).items():
         mask = decision.mask.astype(w.dtype)
         gain = np.zeros_like(mask)
-        if context.gates_learn:
+        if context.routing.gates_learn:
             gain = np.ones_like(mask) if context.gating.gate_grad == "dense" else mask
         anchors[name] = Anchor(mask - gain * decision.relaxed, gain)
     return replace(context, anchors=anchors)

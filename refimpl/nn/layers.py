@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -23,9 +23,12 @@ from refimpl.kernels.arrays import check_shape, tidy_float
 from refimpl.nn.layout import Parameter, kaiming_std
 
 Arrays = Mapping[str, np.ndarray]
+Array = np.ndarray
 Mask = np.ndarray | None
+Gradient = np.ndarray | None  # None where it is not wanted
 Pair = tuple[int, int]
 Shape = tuple[int, ...]
+T = TypeVar("T")
 
 
 class Flow(NamedTuple):
@@ -66,10 +69,44 @@ class Layer(Protocol):
     def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, Any]:
         """Output, its channel mask, cache."""
 
-    def backward(
-        self, dy: np.ndarray, cache: Any, params: Arrays, grads: Arrays, back: Back
-    ) -> np.ndarray | None:
+    def backward(self, dy: Array, cache: Any, params: Arrays, grads: Arrays, back: Back) -> Gradient:
         """Write parameter gradients, return dx."""
+
+
+class Plain:
+    """A layer without parameters that keeps the shape; what differs is said in the layer itself."""
+
+    keeps_zero: ClassVar[bool] = False
+    channelwise: ClassVar[bool] = False
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """None."""
+        return ()
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """The input's shape."""
+        return shape
+
+
+class Block:
+    """Layers inside a layer: a plan (`plan.py`) takes it apart."""
+
+    keeps_zero: ClassVar[bool] = False
+    channelwise: ClassVar[bool] = False
+
+    @property
+    def inner(self) -> tuple[Layer, ...]:
+        """The layers inside, in order of declaration."""
+        raise NotImplementedError
+
+    def expand(self, planner: Any, x: Any) -> Any:
+        """Add the block's steps, which read the value x, to a `Planner`; return the value of the last."""
+        raise NotImplementedError
+
+
+def rule_of(layer: Any, rules: Mapping[type, T]) -> T | None:
+    """The rule for a kind of layer, or for the kind that it is derived from; None if there is none."""
+    return next((rules[kind] for kind in type(layer).__mro__ if kind in rules), None)
 
 
 def pair(value: int | Pair) -> Pair:
@@ -94,6 +131,11 @@ class WeightedCache(NamedTuple):
 
     x: np.ndarray
     reads: Mask
+
+
+def _bias(layer: Conv2d | Linear, arrays: Arrays, size: int, like: np.ndarray) -> np.ndarray:
+    """The layer's bias, or its gradient, in `arrays`; zeros that nobody keeps for a layer without one."""
+    return arrays[f"{layer.name}.bias"] if layer.bias else np.zeros(size, like.dtype)
 
 
 @dataclass(frozen=True)
@@ -153,25 +195,22 @@ class Conv2d:
             raise InputError(f"{self.name}: input {shape[1:]} is smaller than the kernel {self.window}")
         return (self.out_channels, rows, cols)
 
-    def _bias(self, params: Arrays, like: np.ndarray) -> np.ndarray:
-        return params[f"{self.name}.bias"] if self.bias else np.zeros(self.out_channels, like.dtype)
-
     def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, WeightedCache]:
         """Y = conv(X) + bias on the channels of `flow.writes`."""
         x = tidy_float(self.name, "x", x)
         weight = params[f"{self.name}.weight"]
-        bias = self._bias(params, x)
+        bias = _bias(self, params, self.out_channels, x)
         y = conv.forward(x, weight, bias, self.step, self.pad, flow.reads, flow.writes)
         return y, flow.writes, WeightedCache(x, flow.reads)
 
     def backward(
-        self, dy: np.ndarray, cache: WeightedCache, params: Arrays, grads: Arrays, back: Back
-    ) -> np.ndarray | None:
+        self, dy: Array, cache: WeightedCache, params: Arrays, grads: Arrays, back: Back
+    ) -> Gradient:
         """Weight gradient over open input and output channels; dx on the channels of `back.dx_mask`."""
         x, reads = cache
         dy = tidy_float(self.name, "dy", dy)
         if back.need_dw:
-            dweight, dbias = grads[f"{self.name}.weight"], self._bias(grads, dy)
+            dweight, dbias = grads[f"{self.name}.weight"], _bias(self, grads, self.out_channels, dy)
             conv.weight_grad(x, dy, self.step, self.pad, dweight, dbias, reads, back.dy_mask)
         if not back.need_dx:
             return None
@@ -182,7 +221,7 @@ class Conv2d:
 
 @dataclass(frozen=True)
 class Linear:
-    """Fully connected layer: x (N,I) -> y (N,O), weight (O,I), bias (O,).
+    """Fully connected layer: x (N,I) -> y (N,O), weight (O,I), bias (O,), if it has one.
 
     `gain` scales the initial weights: sqrt(2) before a ReLU, 1 for an output layer.
     Source: mathematics.md §2.2. Derived.
@@ -192,6 +231,8 @@ class Linear:
     in_features: int
     out_features: int
     gain: float = math.sqrt(2.0)
+    part: str = "theta"
+    bias: bool = True
     keeps_zero: ClassVar[bool] = False
     channelwise: ClassVar[bool] = False
 
@@ -202,10 +243,9 @@ class Linear:
         """Weight (Kaiming) and bias (zero)."""
         std = kaiming_std(self.in_features, self.gain)
         shape = (self.out_features, self.in_features)
-        return (
-            Parameter(f"{self.name}.weight", shape, std=std),
-            Parameter(f"{self.name}.bias", (self.out_features,)),
-        )
+        weight = Parameter(f"{self.name}.weight", shape, self.part, std)
+        bias = Parameter(f"{self.name}.bias", (self.out_features,), self.part)
+        return (weight, bias) if self.bias else (weight,)
 
     def output_shape(self, shape: Shape) -> Shape:
         """(I,) -> (O,)."""
@@ -215,16 +255,16 @@ class Linear:
     def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, WeightedCache]:
         """Y = X W^T + bias on the outputs of `flow.writes`."""
         x = tidy_float(self.name, "x", x)
-        weight, bias = params[f"{self.name}.weight"], params[f"{self.name}.bias"]
+        weight, bias = params[f"{self.name}.weight"], _bias(self, params, self.out_features, x)
         y = linear.forward(x, weight, bias, flow.reads, flow.writes)
         return y, flow.writes, WeightedCache(x, flow.reads)
 
     def backward(
-        self, dy: np.ndarray, cache: WeightedCache, params: Arrays, grads: Arrays, back: Back
-    ) -> np.ndarray | None:
+        self, dy: Array, cache: WeightedCache, params: Arrays, grads: Arrays, back: Back
+    ) -> Gradient:
         """Weight gradient over open inputs and outputs; dx on the features of `back.dx_mask`."""
         if back.need_dw:
-            dweight, dbias = grads[f"{self.name}.weight"], grads[f"{self.name}.bias"]
+            dweight, dbias = grads[f"{self.name}.weight"], _bias(self, grads, self.out_features, dy)
             linear.weight_grad(cache.x, dy, dweight, dbias, cache.reads, back.dy_mask)
         if not back.need_dx:
             return None
@@ -278,8 +318,8 @@ class BatchNorm2d:
         return y.reshape(x.shape), None, BatchNormCache(normalised, inverse_std, x.shape)
 
     def backward(
-        self, dy: np.ndarray, cache: BatchNormCache, params: Arrays, grads: Arrays, back: Back
-    ) -> np.ndarray | None:
+        self, dy: Array, cache: BatchNormCache, params: Arrays, grads: Arrays, back: Back
+    ) -> Gradient:
         """Gradients of scale and shift, and dx through the batch statistics."""
         dy = tidy_float(self.name, "dy", dy)
         check_shape(self.name, "dy", dy, cache.shape)

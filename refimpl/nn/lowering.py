@@ -1,56 +1,64 @@
-"""From layer specs to a compiled program (`kernels/program.py`): where everything lies, what is skipped.
+"""From a plan to a compiled program (`kernels/program.py`): one row for each step, and where everything lies.
 
-The routing of masks is that of `chain.py` and `gate.py` (mathematics.md §2.3b), written down once per
-network and setting instead of once per call. Networks with layers a program has no operation for
-(residual blocks, batch normalisation, bias-free convolutions) have no program: the layers run instead.
+Networks with layers that programs have no operation for have no program: the layers run instead, and the
+first use says so.
 
 Source: mathematics.md §2.3b. Derived.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
+from multiprocessing import parent_process
+from typing import Any
 
 import numpy as np
 
 from refimpl.kernels import operation as code
 from refimpl.kernels import tiled_linear
-from refimpl.kernels.arrays import INTS
+from refimpl.kernels.arrays import DOUBLE, INTS
 from refimpl.kernels.jit import USE_TILE
-from refimpl.kernels.operation import NOWHERE, Activations, Workspace
+from refimpl.kernels.operation import NOWHERE, Activations, Workspace, blank
 from refimpl.kernels.tiled_conv import convolve_scratch
 from refimpl.kernels.tiled_weight_grad import weight_grad_scratch
 from refimpl.kernels.workspace import scratch, scratch_array
 from refimpl.nn.context import Context, Gating
-from refimpl.nn.gate import ChannelGate, Gated
-from refimpl.nn.layers import Conv2d, Layer, Linear, Shape
+from refimpl.nn.gate import Decide, Gated
+from refimpl.nn.joins import Add, Fork, Product
+from refimpl.nn.layers import BatchNorm2d, Block, Conv2d, Layer, Linear
 from refimpl.nn.network import Network
-from refimpl.nn.pointwise import ReLU, Softplus, Tanh
+from refimpl.nn.plan import NONE, Step, every_layer, plan
+from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus, Tanh
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 
 MODES = {"hard": code.HARD, "gumbel": code.GUMBEL, "ste": code.STE, "soft": code.SOFT}
-ELEMENTWISE = {ReLU: code.RELU, Softplus: code.SOFTPLUS, Tanh: code.TANH, GlobalAvgPool2d: code.GLOBAL_POOL}
-POOLS = {MaxPool2d: code.MAX_POOL, AvgPool2d: code.AVERAGE_POOL}
-
+KINDS: dict[type, int] = {
+    Conv2d: code.CONV,
+    Linear: code.LINEAR,
+    BatchNorm2d: code.BATCH_NORM,
+    ReLU: code.RELU,
+    LeakyReLU: code.LEAKY,
+    Softplus: code.SOFTPLUS,
+    Tanh: code.TANH,
+    MaxPool2d: code.MAX_POOL,
+    AvgPool2d: code.AVERAGE_POOL,
+    GlobalAvgPool2d: code.GLOBAL_POOL,
+    Flatten: code.NOTHING,
+    Fork: code.FORK,
+    Add: code.ADD,
+    Decide: code.DECIDE,
+    Product: code.PRODUCT,
+}
 
 # Activations at work at a time, measured on 32x32 images. Gradients: 3 to 10 MB are equally good (weight
 # gradients cost something for each part). Without them: what the second-level cache holds; 7 MB take up to
 # 1.1 times as long.
 TRAINING_BYTES = 7 << 20
 PREDICTION_BYTES = 3 << 19
-
-
-class Tensor(NamedTuple):
-    """Places of an activation per sample: value, gradient (NOWHERE: not wanted), mask; and mask columns."""
-
-    value: int
-    gradient: int
-    mask: int
-    groups: int
 
 
 @dataclass(frozen=True)
@@ -63,15 +71,19 @@ class Program:
     where: int
     gates: int
     widest_gate: int
-    before_gate: int = 0  # operations in front of the first gate's decision
+    wide: int = 0
+    whole: bool = False  # whether samples depend on each other, so that a batch cannot be treated in parts
+    before_gate: int = 0  # operations in front of those of the first gate
     through_gate: int = 0  # operations up to the first gate's product, where closed channels may be anything
     needs: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # known sizes of scratch
 
     def part(self, batch: int, dtype: Any, gradients: bool) -> int:
         """How many of `batch` samples to treat at a time: equal parts whose activations the cache holds."""
+        if self.whole:
+            return batch
         size = self.values * np.dtype(dtype).itemsize * (2 if gradients else 1)
-        held = TRAINING_BYTES if gradients else PREDICTION_BYTES
-        parts = math.ceil(batch / max(1, held // size))
+        fits = TRAINING_BYTES if gradients else PREDICTION_BYTES
+        parts = math.ceil(batch / max(1, fits // size))
         return math.ceil(batch / parts)
 
     def workspace(self, batch: int, dtype: Any, own: Activations | None = None) -> Workspace:
@@ -89,7 +101,10 @@ class Program:
             scratch_array("where", INTS, max(1, self.where * batch)),
         )
         slopes = scratch_array("slopes", dtype, self.values * batch)
-        return Workspace(values, slopes, masks, where, *scratch(dtype, *self.needs[key]))
+        wide = scratch_array("wide", DOUBLE, max(1, self.wide))
+        widest = int(self.operations["output"][:, 0].max())
+        zeros, unused = np.zeros(widest, dtype), scratch_array("unused", dtype, 2 * widest)
+        return Workspace(values, slopes, masks, where, *scratch(dtype, *self.needs[key]), wide, zeros, unused)
 
     def stack_noise(self, steps: Sequence[Mapping[str, np.ndarray]], batch: int, dtype: Any) -> np.ndarray:
         """Noise by gate name for every step, as one array (steps, batch, gates, widest gate)."""
@@ -115,15 +130,23 @@ def _scratch(operations: np.recarray, batch: int, itemsize: int) -> tuple[int, i
             ]
         elif op.kind == code.LINEAR:
             needs.append(tiled_linear.scratch(batch, channels, filters, itemsize))
-        elif op.kind == code.DECIDE:
-            hidden = int(op.hidden)
-            needs.append(tiled_linear.scratch(batch, channels, hidden, itemsize))
-            needs.append(tiled_linear.scratch(batch, hidden, 2 * filters, itemsize))
     return max(need[0] for need in needs), max(need[1] for need in needs)
 
 
-class Unsupported(Exception):
-    """The network has a layer that programs have no operation for."""
+def uncompiled(network: Network) -> str:
+    """The kinds of layers in the network that programs have no operation for; empty where all have one."""
+    layers = [layer for layer in every_layer(network.layers) if not isinstance(layer, Block)]
+    return ", ".join(sorted({type(layer).__name__ for layer in layers if type(layer) not in KINDS}))
+
+
+@cache  # the same line is not said again
+def _say_slow(name: str, kinds: str) -> None:
+    """Tell, once, that a network runs layer by layer; what workers meet their parent has told."""
+    if parent_process() is None:
+        logging.getLogger("refimpl").warning(
+            "refimpl: the network %s runs layer by layer, several times slower than compiled, because "
+            "compiled programs have no operation for its %s (refimpl/nn/lowering.py)", name, kinds,
+        )  # fmt: skip
 
 
 @lru_cache(maxsize=64)
@@ -134,195 +157,175 @@ def lower(network: Network, gating: Gating, train: tuple[str, ...]) -> Program |
     """
     if not USE_TILE:
         return None
-    try:
-        return _Lowering(network, Context(gating, train)).program()
-    except Unsupported:
+    lacking = uncompiled(network)
+    if lacking:
+        _say_slow(network.name, lacking)
         return None
+    return _Lowering(network, Context(gating, train)).program()
 
 
-def pooling_first(layers: Sequence[Layer]) -> list[Layer]:
+def pooling_first(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     """The layers with each ReLU behind the max-pooling that follows it: the same bits from less work.
 
     max(relu(x)) = relu(max(x)), and where that is positive both orders choose the same first maximum; where
     it is not, ReLU's derivative is 0 in both.
     """
-    out = list(layers)
+    out = [
+        replace(layer, body=pooling_first(layer.body)) if isinstance(layer, Gated) else layer
+        for layer in layers
+    ]
     for i in range(len(out) - 1):
         if isinstance(out[i], ReLU) and isinstance(out[i + 1], MaxPool2d):
             out[i], out[i + 1] = out[i + 1], out[i]
-    return out
+    return tuple(out)
 
 
 class _Lowering:
-    """Walks the layers once, placing values, masks and gradients as it goes."""
+    """Gives every value and every gradient of the plan its place, then writes the rows."""
 
     def __init__(self, network: Network, context: Context) -> None:
-        self.network = network
-        self.context = context
-        self.rows: list[dict[str, Any]] = []
-        self.values = 0
-        self.masks = 0
-        self.where = 0
-        self.smooth = context.gating.mode == "soft"
-        self.gate_ends: list[tuple[int, int]] = []  # of every gate, its decision's and its product's number
-        self.gate_numbers = {block.gate.name: i for i, block in enumerate(network.gates)}
+        self.network, self.routing = network, context.routing
+        self.steps = plan(pooling_first(network.layers), network.input_shape, self.routing)
+        self.widths = [block.gate.out_channels for block in network.gates]
+        self.size = self.where = self.wide = 0
+        self.values = {0: self.reserve(math.prod(network.input_shape))}
+        for step in self.steps:
+            self.values[step.output] = self.value_place(step)
+        self.slopes = {len(self.steps): self.values[len(self.steps)]}
+        for step in reversed(self.steps):
+            self.place_gradients(step)
+
+    def reserve(self, size: int) -> int:
+        """`size` entries per sample for a value, its gradient, or both."""
+        self.size += size
+        return self.size - size
+
+    def value_place(self, step: Step) -> int:
+        """Where the output lies: with the input, if it is the same numbers."""
+        skipped = isinstance(step.layer, Product) and step.reads != NONE
+        if skipped or isinstance(step.layer, (Flatten, Fork)):
+            return self.values[step.inputs[0]]
+        return self.reserve(math.prod(step.result))
+
+    def place_gradients(self, step: Step) -> None:
+        """Where the gradients of the inputs lie: with that of the output, if they are the same numbers."""
+        product = isinstance(step.layer, Product)
+        for position, number in enumerate(step.inputs):
+            if not step.needs[position] or number in self.slopes:
+                continue
+            if isinstance(step.layer, (Add, Flatten)) or (
+                product and position == 0 and not self.routing.smooth
+            ):
+                self.slopes[number] = self.slopes[step.output]
+            elif number and isinstance(self.steps[number - 1].layer, Fork):
+                self.slopes[number] = self.reserve(math.prod(step.shape))
+            else:
+                self.slopes[number] = self.values[number]
 
     def program(self) -> Program:
-        """Lower the whole network."""
-        shape = self.network.input_shape
-        x = Tensor(self.place(math.prod(shape)), NOWHERE, NOWHERE, shape[0])
-        trained = False
-        for layer in pooling_first(self.network.layers):
-            x, trained = self.layer(layer, shape, x, trained, NOWHERE, NOWHERE)
-            shape = layer.output_shape(shape)
-        widest = max((block.gate.out_channels for block in self.network.gates), default=1)
-        operations = np.zeros(len(self.rows), dtype=code.OPERATION)
-        for operation, row in zip(operations, self.rows, strict=True):
+        """The rows, and what they need."""
+        rows = [self.row(step) for step in self.steps]
+        operations = blank(len(rows))
+        for operation, row in zip(operations, rows, strict=True):
             for name, value in row.items():
                 operation[name] = value
+        widest = max(self.widths, default=1)
         return Program(
             operations,
-            self.values,
-            self.masks,
+            self.size,
+            sum(self.widths),
             self.where,
-            len(self.network.gates),
+            len(self.widths),
             widest,
+            self.wide,
+            self.network.mixes_samples,
             *self.first_gate(),
         )
 
     def first_gate(self) -> tuple[int, int]:
-        """How many operations are in front of the first gate's decision, and how many up to its product.
+        """How many operations are in front of the first gate's own, and how many up to its product.
 
         The latter counts only where what reads the product skips closed channels, whose values may then be
         anything; elsewhere it is the former.
         """
-        if not self.gate_ends:
+        own = [at for at, step in enumerate(self.steps) if step.gate != NONE]
+        if not own:
             return 0, 0
-        decision, product = self.gate_ends[0]
-        skips = any(
-            row["kind"] in (code.CONV, code.LINEAR, code.DECIDE)
-            and row["reads"] == self.rows[decision]["mask"]
-            for row in self.rows[product + 1 : product + 2]
+        product = next(at for at in own if isinstance(self.steps[at].layer, Product))
+        mask = self.steps[product].writes
+        skips = mask != NONE and all(
+            step.reads == mask and isinstance(step.layer, (Conv2d, Linear, GlobalAvgPool2d))
+            for step in self.readers(product + 1)
         )
-        return decision, product if skips else decision
+        return own[0], product if skips else own[0]
 
-    def place(self, size: int) -> int:
-        """Reserve `size` entries per sample for a value and its gradient."""
-        at = self.values
-        self.values += size
-        return at
+    def readers(self, number: int) -> Iterator[Step]:
+        """The steps that read a value, under whatever shape or name."""
+        for step in self.steps:
+            if number in step.inputs:
+                if isinstance(step.layer, (Flatten, Fork)):
+                    yield from self.readers(step.output)
+                else:
+                    yield step
 
-    def trains(self, layer: Layer | ChannelGate) -> bool:
-        """Whether the layer has trained parameters."""
-        return any(parameter.part in self.context.train for parameter in layer.parameters())
+    def mask(self, gate: int) -> int:
+        """The place of a gate's mask."""
+        return NOWHERE if gate == NONE else sum(self.widths[:gate])
 
-    def wanted(self, x: Tensor) -> int:
-        """Mask of the channels of an input's gradient that are computed."""
-        return NOWHERE if self.context.closed_channels_matter else x.mask
-
-    def layer(
-        self, layer: Layer, shape: Shape, x: Tensor, trained: bool, writes: int, body_mask: int
-    ) -> tuple[Tensor, bool]:
-        """Lower one layer reading x; `writes`: channels computed, `body_mask`: a gated body's dy mask."""
-        if isinstance(layer, Gated):
-            return self.gated(layer, shape, x, trained)
-        if isinstance(layer, Flatten):
-            return x, trained
-        inside = body_mask != NOWHERE
-        row = self.row(layer, shape, x, trained, writes)
-        keeps = writes if writes != NOWHERE else x.mask if layer.keeps_zero else NOWHERE
-        if not isinstance(layer, (Conv2d, Linear)):
-            row["writes"] = keeps
-        row["dy_mask"] = body_mask if inside else self.wanted(x) if layer.keeps_zero else NOWHERE
-        row["dx_mask"] = self.wanted(x)
-        self.rows.append(row)
-        size = int(np.prod(row["output"]))
-        groups = row["output"][0]
-        return Tensor(row["y"], row["dy"] if size else NOWHERE, keeps, groups), trained or self.trains(layer)
-
-    def row(self, layer: Layer, shape: Shape, x: Tensor, trained: bool, writes: int) -> dict[str, Any]:
-        """The fields every operation has, with the geometry of this layer."""
-        out = layer.output_shape(shape)
-        y = self.place(math.prod(out))
+    def row(self, step: Step) -> dict[str, Any]:
+        """The operation of a step."""
+        layer, (first, *second) = step.layer, step.inputs
         row: dict[str, Any] = {
-            "input": _three(shape), "output": _three(out), "x": x.value, "y": y, "dy": y, "sign": y,
-            "dx": x.gradient if trained else NOWHERE, "reads": x.mask, "writes": writes, "groups": x.groups,
-            "need_dw": self.trains(layer), "window": (1, 1), "stride": (1, 1),
+            "kind": KINDS[type(layer)], "input": _three(step.shape), "output": _three(step.result),
+            "x": self.values[first], "y": self.values[step.output], "dx": self.gradient(step, 0),
+            "dy": self.slopes.get(step.output, self.values[step.output]), "reads": self.mask(step.reads),
+            "writes": self.mask(step.writes), "dy_mask": self.mask(step.dy_mask),
+            "dx_mask": self.mask(step.dx_mask), "need_dw": step.need_dw, "gate": step.gate,
+            "groups": step.shape[0] if step.reads == NONE else self.widths[step.reads],
         }  # fmt: skip
-        slots = self.network.layout.by_name
-        if isinstance(layer, Conv2d) and layer.bias:
-            row |= {"kind": code.CONV, "window": layer.window, "stride": layer.step, "pad": layer.pad}
-            row["clears"] = True
-        elif isinstance(layer, Linear):
-            row["kind"] = code.LINEAR
-        elif x.groups != shape[0]:
-            raise Unsupported("an element-wise layer behind a flattened mask")
-        elif type(layer) in ELEMENTWISE:
-            row["kind"] = ELEMENTWISE[type(layer)]
-        elif isinstance(layer, (MaxPool2d, AvgPool2d)):
-            geometry = {"window": layer.window, "stride": layer.step, "spare": self.where}
-            row |= {"kind": POOLS[type(layer)], **geometry}
-            self.where += math.prod(out) if isinstance(layer, MaxPool2d) else 0
-        else:
-            raise Unsupported(type(layer).__name__)
-        if isinstance(layer, (Conv2d, Linear)):
-            row |= {"weight": slots[f"{layer.name}.weight"].start, "bias": slots[f"{layer.name}.bias"].start}
-        return row
+        if second:
+            row |= {"x2": self.values[second[0]], "dx2": self.gradient(step, 1)}
+        for parameter in layer.parameters():  # `<layer>.weight`, `<layer>.bias`
+            row[parameter.name.rsplit(".", 1)[1]] = self.network.layout.by_name[parameter.name].start
+        if isinstance(layer, (Conv2d, MaxPool2d, AvgPool2d)):
+            row |= {"window": layer.window, "stride": layer.step}
+        return row | self.particulars(step)
 
-    def gated(self, block: Gated, shape: Shape, x: Tensor, trained: bool) -> tuple[Tensor, bool]:
-        """Decision, body, product; the decision comes first, so its gradient is added to dx last."""
-        context, out = self.context, block.output_shape(shape)
-        mask = self.masks
-        self.masks += block.gate.out_channels
-        skip = not self.smooth and not context.closed_channels_matter
-        binary = NOWHERE if self.smooth else mask
-        decide, decided = self.decide(block.gate, shape, x, trained, mask), len(self.rows)
-        self.rows.append(decide)
-        inside, inner, inner_shape = x, trained, shape
-        for layer in pooling_first(block.body):
-            inside, inner = self.layer(layer, inner_shape, inside, inner, binary if skip else NOWHERE, binary)
-            inner_shape = layer.output_shape(inner_shape)
-        if self.rows[-1]["kind"] == code.RELU and not isinstance(block.body[-1], ReLU):
-            self.rows[-1]["sign"] = self.rows[-1]["x"]  # the product may write NaN over y
-        self.gate_ends.append((decided, len(self.rows)))
-        if skip and len(self.rows) > decided + 2:  # a layer with the same mask is all that reads the first
-            self.rows[decided + 1]["clears"] = False
-        y = inside.value if skip else self.place(math.prod(out))
-        dy = y if not skip else inside.gradient
-        self.rows.append(
-            {
-                "kind": code.PRODUCT, "input": _three(out), "output": _three(out), "x": inside.value, "y": y,
-                "dy": dy, "dx": inside.gradient if self.smooth else dy, "mask": mask, "scales": not skip,
-                "spare": decide["spare"] + _gate_scratch(block.gate)[1], "learns": context.gates_learn,
-                "reads": NOWHERE, "writes": NOWHERE, "dy_mask": NOWHERE, "dx_mask": NOWHERE,
-            }
-        )  # fmt: skip
-        if not self.smooth:  # the body's gradient is the product's: 0/1 masks are applied by dy_mask
-            self.rows[-2]["dy"] = dy
-        return Tensor(y, dy, binary, out[0]), trained or self.trains(block)
+    def gradient(self, step: Step, position: int) -> int:
+        """Where the gradient of an input goes."""
+        return self.slopes[step.inputs[position]] if step.needs[position] else NOWHERE
 
-    def decide(self, gate: ChannelGate, shape: Shape, x: Tensor, trained: bool, mask: int) -> dict[str, Any]:
-        """The gate's own row."""
-        slots, name = self.network.layout.by_name, gate.name
-        learns_input = trained and not self.context.gating.detach_gate_input
-        return {
-            "kind": code.DECIDE, "input": _three(shape), "output": (gate.out_channels, 1, 1),
-            "hidden": gate.hidden, "x": x.value, "dx": x.gradient if learns_input else NOWHERE,
-            "weight": slots[f"{name}.fc1.weight"].start, "bias": slots[f"{name}.fc1.bias"].start,
-            "weight2": slots[f"{name}.fc2.weight"].start, "bias2": slots[f"{name}.fc2.bias"].start,
-            "reads": x.mask, "groups": x.groups, "dx_mask": self.wanted(x), "dy_mask": NOWHERE,
-            "writes": NOWHERE, "mask": mask, "gate": self.gate_numbers[name],
-            "spare": self.place(_gate_scratch(gate)[0]), "need_dw": "phi" in self.context.train,
-            "learns": self.context.gates_learn, "window": (1, 1), "stride": (1, 1),
-        }  # fmt: skip
+    def particulars(self, step: Step) -> dict[str, Any]:
+        """What only operations of this kind have."""
+        layer, size = step.layer, math.prod(step.result)
+        if isinstance(layer, Conv2d):  # what reads closed channels of a body's first layer skips them
+            after = self.steps[step.output] if step.output < len(self.steps) else step
+            skipped = (
+                step.writes != NONE and after.writes == step.writes and not isinstance(after.layer, Product)
+            )
+            return {"pad": layer.pad, "clears": not skipped}
+        if isinstance(layer, BatchNorm2d):
+            self.wide += layer.channels
+            dx = self.gradient(step, 0)
+            return {
+                "own": self.reserve(size), "wide": self.wide - layer.channels, "number": layer.eps,
+                "learns": step.learns, "dx": self.reserve(size) if dx == NOWHERE else dx,
+            }  # fmt: skip
+        if isinstance(layer, (ReLU, LeakyReLU, Softplus, Tanh)):  # a mask may stand for groups of features
+            groups = step.result[0] if step.writes == NONE else self.widths[step.writes]
+            view = dict.fromkeys(("input", "output"), (groups, size // groups, 1))
+            return view | ({"number": layer.slope} if isinstance(layer, LeakyReLU) else {})
+        if isinstance(layer, (Flatten, Fork)):  # whole vectors, whatever is open
+            whole = dict.fromkeys(("input", "output"), (size, 1, 1))
+            return whole | dict.fromkeys(("writes", "dy_mask"), NOWHERE)
+        if isinstance(layer, MaxPool2d):
+            self.where += size
+            return {"own": self.where - size}
+        if isinstance(layer, Decide):
+            return {"own": self.reserve(size), "mask": self.mask(step.gate), "learns": step.learns}
+        return {}
 
 
 def _three(shape: Sequence[int]) -> tuple[int, int, int]:
     """A sample's shape as (channels, height, width)."""
     return (shape[0], shape[1], shape[2]) if len(shape) == 3 else (shape[0], 1, 1)
-
-
-def _gate_scratch(gate: ChannelGate) -> tuple[int, int]:
-    """Entries per sample a gate keeps, and where among them its mask as floats begins."""
-    before = gate.in_channels + 2 * gate.hidden + 3 * gate.out_channels
-    return before + 2 * gate.out_channels, before

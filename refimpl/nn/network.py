@@ -6,59 +6,22 @@ A network owns no arrays, so that one network can be evaluated at many points.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from refimpl.errors import InputError
 from refimpl.kernels.arrays import INDICES, tidy
-from refimpl.nn.chain import (
-    Link,
-    Residual,
-    ResidualCache,
-    chain_backward,
-    chain_forward,
-    chain_parameters,
-    chain_shape,
-)
+from refimpl.nn.chain import chain_parameters, chain_shape
 from refimpl.nn.context import Context
-from refimpl.nn.gate import GateCache, Gated, GatedCache
-from refimpl.nn.layers import Back, BatchNorm2d, Flow, Layer, Shape
+from refimpl.nn.gate import Decision, Gated
+from refimpl.nn.layers import BatchNorm2d, Layer, Shape
 from refimpl.nn.layout import Layout, is_float
+from refimpl.nn.plan import every_layer, plan
 from refimpl.nn.pooling import Flatten
-
-
-class Trace(NamedTuple):
-    """What a forward pass leaves for the backward pass."""
-
-    context: Context
-    links: list[Link]
-
-
-def every_layer(layers: Sequence[Layer]) -> Iterator[Layer]:
-    """All layers, in order of execution, those inside residual and gated blocks included."""
-    for layer in layers:
-        yield layer
-        if isinstance(layer, Gated):
-            yield from every_layer(layer.body)
-        elif isinstance(layer, Residual):
-            yield from every_layer(layer.body)
-            yield from every_layer(layer.shortcut)
-
-
-def _collect(layers: Sequence[Layer], links: Sequence[Link], out: dict[str, GateCache]) -> None:
-    for layer, link in zip(layers, links, strict=True):
-        if isinstance(layer, Gated):
-            cache: GatedCache = link.cache
-            out[layer.gate.name] = cache.gate
-            _collect(layer.body, cache.body, out)
-        elif isinstance(layer, Residual):
-            branches: ResidualCache = link.cache
-            _collect(layer.body, branches.body, out)
-            _collect(layer.shortcut, branches.shortcut, out)
+from refimpl.nn.run import Trace, run_backward, run_forward
 
 
 @dataclass(frozen=True)
@@ -160,8 +123,7 @@ class Network:
         context = context or Context()
         params = self.layout.views(w)
         x = self.check_batch(f"{self.name}.forward", x, w.dtype)
-        logits, _, links = chain_forward(self.layers, params, x, Flow(context))
-        return logits, Trace(context, links)
+        return run_forward(plan(self.layers, self.input_shape, context.routing), params, x, context)
 
     def backward(self, w: np.ndarray, dlogits: np.ndarray, trace: Trace, grad: np.ndarray) -> None:
         """Write the whole gradient into `grad`; parts that are not trained get zeros."""
@@ -170,13 +132,16 @@ class Network:
         for part in ("theta", "phi"):
             if part not in trace.context.train:
                 grad[getattr(self.layout, part)] = 0
-        chain_backward(self.layers, dlogits, trace.links, params, grads, Back(trace.context, need_dx=False))
+        run_backward(trace, dlogits, params, grads)
 
-    def decisions(self, trace: Trace) -> dict[str, GateCache]:
+    def decisions(self, trace: Trace) -> dict[str, Decision]:
         """What each gate decided in a forward pass, by gate name."""
-        out: dict[str, GateCache] = {}
-        _collect(self.layers, trace.links, out)
-        return out
+        found: dict[int, Decision] = {}
+        for number, cache in enumerate(trace.caches):
+            if isinstance(cache, Decision):
+                first, _, second = trace.caches[number - 3 : number]
+                found[trace.steps[number].gate] = cache._replace(summary=first.x, hidden=second.x)
+        return {block.gate.name: found[number] for number, block in enumerate(self.gates)}
 
     def masks(self, trace: Trace) -> dict[str, np.ndarray]:
         """The masks of a forward pass by gate name: bool (N,K), or float for smooth modes."""

@@ -17,8 +17,7 @@ from refimpl.errors import InputError
 from refimpl.kernels import activation
 from refimpl.kernels.arrays import check_like, tidy, tidy_float, tidy_group_mask
 from refimpl.kernels.checked import CheckedKernel
-from refimpl.nn.layers import Arrays, Back, Flow, Layer, Mask, Shape
-from refimpl.nn.layout import Parameter
+from refimpl.nn.layers import Array, Arrays, Back, Flow, Gradient, Layer, Mask, Plain, Shape
 
 
 def as_maps(x: np.ndarray) -> np.ndarray:
@@ -33,8 +32,10 @@ class PointwiseCache(NamedTuple):
     mask: Mask
 
 
-def _apply(kernel: CheckedKernel, mask: Mask, *arrays: np.ndarray) -> np.ndarray:
-    """Run `kernel(*arrays, mask, out)`; without a mask the arrays are seen as one long channel.
+def _apply(
+    kernel: CheckedKernel, mask: Mask, arrays: tuple[np.ndarray, ...], numbers: tuple[float, ...]
+) -> np.ndarray:
+    """Run `kernel(*arrays, *numbers, mask, out)`; without a mask the arrays are seen as one long channel.
 
     The arrays, (N,C,...), are tidy and alike; the columns of a mask may stand for groups of features.
     """
@@ -44,7 +45,7 @@ def _apply(kernel: CheckedKernel, mask: Mask, *arrays: np.ndarray) -> np.ndarray
     if mask is not None:
         view = (*on.shape, first.size // max(1, on.size))
     out = np.empty(first.shape, dtype=first.dtype)
-    kernel.kernel(*[array.reshape(view) for array in arrays], on, out.reshape(view))
+    kernel.kernel(*[array.reshape(view) for array in arrays], *numbers, on, out.reshape(view))
     return out
 
 
@@ -56,27 +57,30 @@ def tidy_samples(who: str, x: np.ndarray) -> np.ndarray:
     return x
 
 
-def _derive(kernel: CheckedKernel, dy: np.ndarray, cache: PointwiseCache, back: Back) -> np.ndarray | None:
-    """Dx by the kernel, where it is wanted."""
-    if not back.need_dx:
-        return None
-    dy = tidy(dy)
-    check_like(kernel.who, "dy", dy, cache.kept)
-    return _apply(kernel, back.dy_mask, dy, cache.kept)
-
-
-class _Pointwise:
-    """Shared shape logic: no parameters, shape kept."""
+class _Pointwise(Plain):
+    """An activation: its kernels, and whether its derivative is computed from its input or its output."""
 
     channelwise: ClassVar[bool] = True
+    from_output: ClassVar[bool] = False
+    kernels: ClassVar[tuple[CheckedKernel, CheckedKernel]]
+    numbers: tuple[float, ...] = ()  # further arguments of the kernels
 
-    def parameters(self) -> tuple[Parameter, ...]:
-        """None."""
-        return ()
+    def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, PointwiseCache]:
+        """Y on the channels wanted, or on the open ones where zero stays zero."""
+        mask = flow.reads if flow.writes is None and self.keeps_zero else flow.writes
+        x = tidy_samples(type(self).__name__, x)
+        y = _apply(self.kernels[0], mask, (x,), self.numbers)
+        return y, mask, PointwiseCache(y if self.from_output else x, mask)
 
-    def output_shape(self, shape: Shape) -> Shape:
-        """The input's shape."""
-        return shape
+    def backward(
+        self, dy: Array, cache: PointwiseCache, params: Arrays, grads: Arrays, back: Back
+    ) -> Gradient:
+        """Dx = dy * f'(x)."""
+        if not back.need_dx:
+            return None
+        dy, kernel = tidy(dy), self.kernels[1]
+        check_like(kernel.who, "dy", dy, cache.kept)
+        return _apply(kernel, back.dy_mask, (dy, cache.kept), self.numbers)
 
 
 @dataclass(frozen=True)
@@ -84,56 +88,37 @@ class ReLU(_Pointwise):
     """max(x, 0), with derivative 0 at 0."""
 
     keeps_zero: ClassVar[bool] = True
+    kernels = (activation.relu_forward, activation.relu_backward)
 
-    def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, PointwiseCache]:
-        """Y = max(X, 0) on open channels."""
-        mask = flow.reads if flow.writes is None else flow.writes
-        y = _apply(activation.relu_forward, mask, tidy_samples("ReLU", x))
-        return y, mask, PointwiseCache(y, mask)
 
-    def backward(
-        self, dy: np.ndarray, cache: PointwiseCache, params: Arrays, grads: Arrays, back: Back
-    ) -> np.ndarray | None:
-        """Dx = dy where y > 0."""
-        return _derive(activation.relu_backward, dy, cache, back)
+@dataclass(frozen=True)
+class LeakyReLU(_Pointwise):
+    """x where it is positive, else slope * x; its derivative at 0 is the slope."""
+
+    slope: float = 0.01
+    keeps_zero: ClassVar[bool] = True
+    kernels = (activation.leaky_forward, activation.leaky_backward)
+
+    @property
+    def numbers(self) -> tuple[float, ...]:  # type: ignore[override]
+        """The slope."""
+        return (float(self.slope),)
 
 
 @dataclass(frozen=True)
 class Softplus(_Pointwise):
-    """log(1 + e**x)."""
+    """log(1 + e**x), with derivative sigmoid(x)."""
 
-    keeps_zero: ClassVar[bool] = False
-
-    def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, PointwiseCache]:
-        """Y = log(1 + e**X) on the channels of `flow.writes`."""
-        x = tidy_samples("Softplus", x)
-        y = _apply(activation.softplus_forward, flow.writes, x)
-        return y, flow.writes, PointwiseCache(x, flow.writes)
-
-    def backward(
-        self, dy: np.ndarray, cache: PointwiseCache, params: Arrays, grads: Arrays, back: Back
-    ) -> np.ndarray | None:
-        """Dx = dy * sigmoid(x)."""
-        return _derive(activation.softplus_backward, dy, cache, back)
+    kernels = (activation.softplus_forward, activation.softplus_backward)
 
 
 @dataclass(frozen=True)
 class Tanh(_Pointwise):
-    """Hyperbolic tangent."""
+    """Hyperbolic tangent, with derivative 1 - y**2."""
 
     keeps_zero: ClassVar[bool] = True
-
-    def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, PointwiseCache]:
-        """Y = tanh(X) on open channels."""
-        mask = flow.reads if flow.writes is None else flow.writes
-        y = _apply(activation.tanh_forward, mask, tidy_samples("Tanh", x))
-        return y, mask, PointwiseCache(y, mask)
-
-    def backward(
-        self, dy: np.ndarray, cache: PointwiseCache, params: Arrays, grads: Arrays, back: Back
-    ) -> np.ndarray | None:
-        """Dx = dy * (1 - y**2)."""
-        return _derive(activation.tanh_backward, dy, cache, back)
+    from_output: ClassVar[bool] = True
+    kernels = (activation.tanh_forward, activation.tanh_backward)
 
 
 ACTIVATIONS: dict[str, Layer] = {"relu": ReLU(), "softplus": Softplus(), "tanh": Tanh()}

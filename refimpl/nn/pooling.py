@@ -14,28 +14,32 @@ import numpy as np
 from refimpl.errors import InputError
 from refimpl.kernels import activation, pool
 from refimpl.kernels.arrays import check_axes, check_shape, output_size, tidy_float, tidy_mask
-from refimpl.nn.layers import Arrays, Back, Flow, Mask, Pair, Shape, pair
-from refimpl.nn.layout import Parameter
+from refimpl.kernels.checked import CheckedKernel
+from refimpl.nn.layers import Array, Arrays, Back, Flow, Gradient, Mask, Pair, Plain, Shape, pair
 from refimpl.nn.pointwise import as_maps, tidy_samples
 
 
 class PoolCache(NamedTuple):
-    """Input shape, and where the maximum lay (empty for averages)."""
+    """Input shape, and where the maximum lay (nothing for averages)."""
 
     shape: Shape
-    where: np.ndarray
+    where: tuple[np.ndarray, ...]
 
 
 def _open_channels(flow: Flow) -> Mask:
     return flow.reads if flow.writes is None else flow.writes
 
 
-class _Window:
+@dataclass(frozen=True)
+class _Window(Plain):
     """Shared by the windowed pools: window, stride (default: the window), no padding, no parameters."""
 
-    kernel_size: int | Pair
-    stride: int | Pair | None
+    kernel_size: int | Pair = 2
+    stride: int | Pair | None = None
+    keeps_zero: ClassVar[bool] = True
     channelwise: ClassVar[bool] = True
+    records: ClassVar[bool] = False  # whether the place of the winner is kept
+    kernels: ClassVar[tuple[CheckedKernel, CheckedKernel]]
 
     @property
     def window(self) -> Pair:
@@ -53,10 +57,6 @@ class _Window:
                 f"{type(self).__name__}: window and stride must be at least 1, got {self.window}, {self.step}"
             )
 
-    def parameters(self) -> tuple[Parameter, ...]:
-        """None."""
-        return ()
-
     def output_shape(self, shape: Shape) -> Shape:
         """(C,H,W) -> (C,P,Q); positions that do not fill a window are dropped."""
         if len(shape) != 3:
@@ -68,83 +68,50 @@ class _Window:
             )
         return (shape[0], rows, cols)
 
-    def _enter(self, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The input and the mask as compiled code takes them, and where the output goes."""
+    def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, PoolCache]:
+        """Y on open channels."""
         who = type(self).__name__
         x = tidy_float(who, "x", x)
         check_axes(who, "x", x, "NCHW")
         y = np.empty((x.shape[0], *self.output_shape(x.shape[1:])), dtype=x.dtype)
-        return x, tidy_mask(who, "mask", _open_channels(flow), *x.shape[:2]), y
+        mask = tidy_mask(who, "mask", _open_channels(flow), *x.shape[:2])
+        where = (np.empty(y.shape, dtype=np.int32),) if self.records else ()
+        self.kernels[0].kernel(x, self.window, self.step, mask, y, *where)
+        return y, _open_channels(flow), PoolCache(x.shape, where)
 
-    def _return(self, dy: np.ndarray, shape: Shape, back: Back) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The output's gradient and its mask as compiled code takes them, and where the input's goes."""
-        who = type(self).__name__
+    def backward(self, dy: Array, cache: PoolCache, params: Arrays, grads: Arrays, back: Back) -> Gradient:
+        """Dx on open channels."""
+        if not back.need_dx:
+            return None
+        who, shape = type(self).__name__, cache.shape
         dy = tidy_float(who, "dy", dy)
         check_shape(who, "dy", dy, (shape[0], *self.output_shape(shape[1:])))
-        return dy, tidy_mask(who, "dy_mask", back.dy_mask, *shape[:2]), np.empty(shape, dtype=dy.dtype)
+        mask, dx = tidy_mask(who, "dy_mask", back.dy_mask, *shape[:2]), np.empty(shape, dtype=dy.dtype)
+        self.kernels[1].kernel(dy, *cache.where, self.window, self.step, mask, dx)
+        return dx
 
 
 @dataclass(frozen=True)
 class MaxPool2d(_Window):
-    """Largest value of each window; the first one wins a tie."""
+    """Largest value of each window, which gets the gradient; the first one wins a tie."""
 
-    kernel_size: int | Pair = 2
-    stride: int | Pair | None = None
-    keeps_zero: ClassVar[bool] = True
-
-    def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, PoolCache]:
-        """Y = window maximum on open channels."""
-        x, mask, y = self._enter(x, flow)
-        where = np.empty(y.shape, dtype=np.int32)
-        pool.max_forward.kernel(x, self.window, self.step, mask, y, where)
-        return y, _open_channels(flow), PoolCache(x.shape, where)
-
-    def backward(
-        self, dy: np.ndarray, cache: PoolCache, params: Arrays, grads: Arrays, back: Back
-    ) -> np.ndarray | None:
-        """Dx = dy at the winner of each window."""
-        if not back.need_dx:
-            return None
-        dy, mask, dx = self._return(dy, cache.shape, back)
-        pool.max_backward.kernel(dy, cache.where, self.window, self.step, mask, dx)
-        return dx
+    records: ClassVar[bool] = True
+    kernels = (pool.max_forward, pool.max_backward)
 
 
 @dataclass(frozen=True)
 class AvgPool2d(_Window):
-    """Mean of each window."""
+    """Mean of each window; the gradient is shared out over it."""
 
-    kernel_size: int | Pair = 2
-    stride: int | Pair | None = None
-    keeps_zero: ClassVar[bool] = True
-
-    def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, PoolCache]:
-        """Y = window mean on open channels."""
-        x, mask, y = self._enter(x, flow)
-        pool.average_forward.kernel(x, self.window, self.step, mask, y)
-        return y, _open_channels(flow), PoolCache(x.shape, np.empty(0, dtype=np.int32))
-
-    def backward(
-        self, dy: np.ndarray, cache: PoolCache, params: Arrays, grads: Arrays, back: Back
-    ) -> np.ndarray | None:
-        """Dx = dy/area over each window."""
-        if not back.need_dx:
-            return None
-        dy, mask, dx = self._return(dy, cache.shape, back)
-        pool.average_backward.kernel(dy, self.window, self.step, mask, dx)
-        return dx
+    kernels = (pool.average_forward, pool.average_backward)
 
 
 @dataclass(frozen=True)
-class GlobalAvgPool2d:
+class GlobalAvgPool2d(Plain):
     """Mean over all pixels of a channel: (N,C,H,W) -> (N,C)."""
 
     keeps_zero: ClassVar[bool] = True
     channelwise: ClassVar[bool] = True
-
-    def parameters(self) -> tuple[Parameter, ...]:
-        """None."""
-        return ()
 
     def output_shape(self, shape: Shape) -> Shape:
         """(C,H,W) -> (C,)."""
@@ -161,9 +128,7 @@ class GlobalAvgPool2d:
         activation.channel_means.kernel(as_maps(x), mask, y)
         return y, _open_channels(flow), x.shape
 
-    def backward(
-        self, dy: np.ndarray, cache: Shape, params: Arrays, grads: Arrays, back: Back
-    ) -> np.ndarray | None:
+    def backward(self, dy: Array, cache: Shape, params: Arrays, grads: Arrays, back: Back) -> Gradient:
         """Dx = dy/(H*W) at every pixel."""
         if not back.need_dx:
             return None
@@ -177,15 +142,10 @@ class GlobalAvgPool2d:
 
 
 @dataclass(frozen=True)
-class Flatten:
+class Flatten(Plain):
     """(N,C,H,W) -> (N,C*H*W); the channel mask lives on as a mask over groups of H*W features."""
 
     keeps_zero: ClassVar[bool] = True
-    channelwise: ClassVar[bool] = False  # its outputs are not as many as the channels
-
-    def parameters(self) -> tuple[Parameter, ...]:
-        """None."""
-        return ()
 
     def output_shape(self, shape: Shape) -> Shape:
         """All dimensions in one."""
@@ -196,9 +156,7 @@ class Flatten:
         x = tidy_samples("Flatten", x)
         return x.reshape(len(x), math.prod(x.shape[1:])), _open_channels(flow), x.shape
 
-    def backward(
-        self, dy: np.ndarray, cache: Shape, params: Arrays, grads: Arrays, back: Back
-    ) -> np.ndarray | None:
+    def backward(self, dy: Array, cache: Shape, params: Arrays, grads: Arrays, back: Back) -> Gradient:
         """A reshaped view."""
         if not back.need_dx:
             return None

@@ -29,12 +29,14 @@ def sharing(first: NetworkTask, second: NetworkTask, steps: int) -> tuple[Networ
     not at all, `second` computes everything itself. Executed FLOPs are fewer.
     """
     one, two = first.program, second.program
-    if one is None or two is None or not one.gates or first.x is not second.x:
+    if one is None or two is None or one.whole or not one.gates or first.x is not second.x:
         return first, second
     sizes = (max(one.values, two.values), max(one.masks, two.masks), max(one.where, two.where))
     if sizes[0] * first.size * first.x.itemsize > KEPT_BYTES:
         return first, second
-    everything = Context(first.gating, first.train).closed_channels_matter and first.gating.mode != "soft"
+    everything = (
+        Context(first.gating, first.train).routing.closed_channels_matter and first.gating.mode != "soft"
+    )
     known = two.through_gate if everything and steps == 1 else two.before_gate
     if not known:
         return first, second

@@ -21,6 +21,8 @@ import numpy as np
 
 from refimpl.kernels import activation, vector
 from refimpl.nn.context import Gating
+from refimpl.nn.gate import Decide, Decision, to_logits
+from refimpl.nn.joins import Add, Fork, Product
 from refimpl.nn.layers import (
     Arrays,
     Back,
@@ -32,7 +34,7 @@ from refimpl.nn.layers import (
     Linear,
     WeightedCache,
 )
-from refimpl.nn.pointwise import PointwiseCache, ReLU, Softplus, Tanh, as_maps
+from refimpl.nn.pointwise import LeakyReLU, PointwiseCache, ReLU, Softplus, Tanh, as_maps
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d, PoolCache
 
 Rate = np.ndarray | None  # how fast a value moves; None where it does not
@@ -68,10 +70,11 @@ class Rule(NamedTuple):
 
     forward(layer, cache, x_dot, along) -> y_dot;
     backward(layer, dy, cache, x_dot, along, need_dx) -> dx, None unless needed.
+    With two inputs, x_dot and dx are tuples.
     """
 
-    forward: Callable[[Any, Any, Rate, Direction], Rate]
-    backward: Callable[[Any, Dual, Any, Rate, Direction, bool], Dual | None]
+    forward: Callable[[Any, Any, Any, Direction], Rate]
+    backward: Callable[[Any, Dual, Any, Any, Direction, bool], Any]
 
 
 def sum_of(a: Rate, b: Rate) -> Rate:
@@ -146,7 +149,7 @@ def _pointwise_backward(
     if not need_dx:
         return None
     dx = both(layer, dy, cache, along)
-    if isinstance(layer, ReLU) or x_dot is None:
+    if x_dot is None:
         return dx
     return Dual(dx.value, dx.dot + _bend(layer, cache) * x_dot * dy.value)
 
@@ -174,11 +177,12 @@ def _max_forward(layer: MaxPool2d, cache: PoolCache, x_dot: Rate, along: Directi
     """The rate of each window's winner, at the position recorded by the forward pass."""
     if x_dot is None:
         return None
-    _, _, rows, cols = cache.where.shape
-    height = np.arange(rows)[:, None] * layer.step[0] + cache.where // layer.window[1]
-    width = np.arange(cols) * layer.step[1] + cache.where % layer.window[1]
+    (where,) = cache.where
+    rows, cols = where.shape[2:]
+    height = np.arange(rows)[:, None] * layer.step[0] + where // layer.window[1]
+    width = np.arange(cols) * layer.step[1] + where % layer.window[1]
     flat = as_maps(height * x_dot.shape[3] + width)
-    return np.take_along_axis(as_maps(x_dot), flat, axis=2).reshape(cache.where.shape)
+    return np.take_along_axis(as_maps(x_dot), flat, axis=2).reshape(where.shape)
 
 
 def _linear_backward(
@@ -247,6 +251,69 @@ def _norm_backward(
     return Dual(value, dot) if need_dx else None
 
 
+# Where values meet or part
+
+
+def _over(mask: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """mask[n,c] * maps[n,c,...]."""
+    return mask.reshape(*mask.shape, *(1,) * (maps.ndim - 2)) * maps
+
+
+def _products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Sum over pixels of a * b, (N,C)."""
+    out = np.empty(a.shape[:2], dtype=a.dtype)
+    activation.channel_products(as_maps(a), as_maps(b), out)
+    return out
+
+
+def _product_forward(
+    layer: Product, cache: tuple[np.ndarray, np.ndarray], x_dot: tuple[Rate, Rate], along: Direction
+) -> Rate:
+    """y = M z moves with both: y_dot = M_dot z + M z_dot."""
+    (z, mask), (z_dot, mask_dot) = cache, x_dot
+    y_dot = None if mask_dot is None else _over(mask_dot, z)
+    return y_dot if z_dot is None else sum_of(y_dot, _over(mask, z_dot))
+
+
+def _product_backward(
+    layer: Product,
+    dy: Dual,
+    cache: tuple[np.ndarray, np.ndarray],
+    x_dot: tuple[Rate, Rate],
+    along: Direction,
+    need_dx: bool,
+) -> tuple[Dual, Dual]:
+    """dz = M dy and dM = sum of dy z, with their rates."""
+    (z, mask), (z_dot, mask_dot) = cache, x_dot
+    dz_dot, dmask_dot = _over(mask, dy.dot), _products(dy.dot, z)
+    if mask_dot is not None:
+        dz_dot = dz_dot + _over(mask_dot, dy.value)
+    if z_dot is not None:
+        dmask_dot = dmask_dot + _products(dy.value, z_dot)
+    return Dual(_over(mask, dy.value), dz_dot), Dual(_products(dy.value, z), dmask_dot)
+
+
+def _decide_forward(layer: Decide, cache: Decision, x_dot: Rate, along: Direction) -> Rate:
+    """M_dot = slope d_dot."""
+    return None if x_dot is None else cache.slope * _margin(x_dot)
+
+
+def _margin(logits: np.ndarray) -> np.ndarray:
+    """d = z_on - z_off."""
+    return logits[:, 1::2] - logits[:, 0::2]
+
+
+def _decide_backward(
+    layer: Decide, dy: Dual, cache: Decision, x_dot: Rate, along: Direction, need_dx: bool
+) -> Dual:
+    """dd = slope dM; slope' = slope (1 - 2 M)/tau."""
+    dot = cache.slope * dy.dot
+    if x_dot is not None:
+        bend = cache.slope * (1 - 2 * cache.mask) / cache.mask.dtype.type(along.gating.tau)
+        dot = dot + dy.value * bend * _margin(x_dot)
+    return Dual(to_logits(cache.slope * dy.value), to_logits(dot))
+
+
 _WEIGHTED = Rule(_weighted_forward, _weighted_backward)
 _POINTWISE = Rule(_pointwise_forward, _pointwise_backward)
 _LINEAR = Rule(_linear_forward, _linear_backward)
@@ -254,7 +321,7 @@ _LINEAR = Rule(_linear_forward, _linear_backward)
 RULES: dict[type, Rule] = {
     Conv2d: _WEIGHTED,
     Linear: _WEIGHTED,
-    ReLU: _POINTWISE,
+    **dict.fromkeys((ReLU, LeakyReLU), Rule(_pointwise_forward, _linear_backward)),
     Softplus: _POINTWISE,
     Tanh: _POINTWISE,
     MaxPool2d: Rule(_max_forward, _linear_backward),
@@ -262,4 +329,8 @@ RULES: dict[type, Rule] = {
     GlobalAvgPool2d: _LINEAR,
     Flatten: _LINEAR,
     BatchNorm2d: Rule(_norm_forward, _norm_backward),
+    Decide: Rule(_decide_forward, _decide_backward),
+    Product: Rule(_product_forward, _product_backward),
+    Fork: Rule(lambda layer, cache, x_dot, along: x_dot, lambda layer, dy, *_: dy),
+    Add: Rule(lambda layer, cache, x_dot, along: sum_of(*x_dot), lambda layer, dy, *_: (dy, dy)),
 }

@@ -189,8 +189,7 @@ class NetworkTask:
         for known, times in ((kept.first, 1), (kept.later, steps - 1)):
             if known and times:
                 assert self.program is not None
-                through_gate = known > self.program.before_gate
-                table = leading_table(self.network, Context(self.gating, self.train), through_gate)
+                table = leading_table(self.network, Context(self.gating, self.train).routing, known)
                 found += float(np.vdot(table, moments)) * times / steps
         return found
 

@@ -11,12 +11,13 @@ import pytest
 from refimpl.federated.local import LocalSettings, solve_local
 from refimpl.nn import zoo
 from refimpl.nn.chain import Residual
-from refimpl.nn.context import GATE_GRADS, MODES, Gating
-from refimpl.nn.layers import Conv2d, Linear
+from refimpl.nn.context import GATE_GRADS, MODES, Context, Gating
+from refimpl.nn.gradcheck import check_network
+from refimpl.nn.layers import BatchNorm2d, Conv2d, Linear
 from refimpl.nn.lowering import Program, lower
 from refimpl.nn.network import Network
-from refimpl.nn.pointwise import ReLU, Softplus
-from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d
+from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus
+from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 from refimpl.nn.task import NetworkTask, draw_batches
 from refimpl.rng import SeedTree
 
@@ -69,6 +70,29 @@ SMALL = {
         ),
         (2, 9, 8),
     ),
+    "residual, gates in both branches": Network(
+        "residual",
+        (
+            *zoo.with_gates([(Conv2d("c1", 2, 4, 3, padding=1), ReLU())], ("c1",)),
+            Residual(
+                (
+                    *zoo.with_gates([(Conv2d("c2", 4, 5, 3, padding=1), ReLU())], ("c2",)),
+                    Conv2d("c3", 5, 4, 1),
+                )
+            ),
+            ReLU(),
+            Residual(
+                (Conv2d("c4", 4, 3, 3, stride=2, padding=1),),
+                zoo.with_gates([(Conv2d("c5", 4, 3, 1, stride=2),)], ("c5",)),
+            ),
+            Flatten(),
+            Linear("fc", 27, 3),
+        ),
+        (2, 5, 5),
+    ),
+    "residual vectors": Network(
+        "vectors", (Residual((Linear("fc1", 6, 6), ReLU())), Linear("fc", 6, 3)), (6,)
+    ),
     "gated convolution, all its zeros read": Network(
         "bare",
         (*zoo.with_gates([(Conv2d("c1", 2, 5, 3),)], ("c1",)), Softplus(), Flatten(), Linear("fc", 30, 3)),
@@ -88,6 +112,61 @@ def test_compiled_solve_is_the_layers_bit_for_bit(name, dtype, part, monkeypatch
         assert_same(*make_task(network, Gating(mode, 0.7, gate_grad, detach), train, dtype))
 
 
+def basic_block(name, ins, outs, stride):
+    """Two convolutions without biases, each normalised; the shortcut is projected where shapes differ."""
+    conv = [
+        Conv2d(f"{name}a", ins, outs, 3, stride, 1, bias=False),
+        Conv2d(f"{name}b", outs, outs, 3, 1, 1, bias=False),
+    ]
+    body = (conv[0], BatchNorm2d(f"{name}an", outs), LeakyReLU(0.1), conv[1], BatchNorm2d(f"{name}bn", outs))
+    beside = (Conv2d(f"{name}s", ins, outs, 1, stride, bias=False), BatchNorm2d(f"{name}sn", outs))
+    return Residual(body, beside if stride > 1 or ins != outs else ())
+
+
+NORMALISED = {
+    "residual blocks": Network(
+        "blocks",
+        (
+            Conv2d("c1", 2, 4, 3, padding=1, bias=False),
+            BatchNorm2d("n1", 4),
+            LeakyReLU(0.1),
+            basic_block("b1", 4, 4, 1),
+            ReLU(),
+            *zoo.with_gates([(Conv2d("c2", 4, 5, 3, padding=1, bias=False), LeakyReLU(0.2))], ("c2",)),
+            basic_block("b2", 5, 6, 2),
+            LeakyReLU(0.1),
+            MaxPool2d(2),
+            GlobalAvgPool2d(),
+            Linear("fc", 6, 3, bias=False),
+        ),
+        (2, 8, 7),
+    ),
+    "normalised input": Network(
+        "input", (BatchNorm2d("n", 2), Conv2d("c", 2, 3, 3), Flatten(), Linear("fc", 27, 3)), (2, 5, 5)
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", NORMALISED)
+def test_normalised_networks_are_the_layers_bit_for_bit(name, dtype):
+    network = NORMALISED[name]
+    trains = [("theta", "phi"), ("theta",), ("phi",)] if network.gates else [("theta",)]
+    modes = MODES if network.gates else ("hard",)
+    for mode, gate_grad, train in itertools.product(modes, GATE_GRADS, trains):
+        assert_same(*make_task(network, Gating(mode, 0.7, gate_grad), train, dtype))
+
+
+@pytest.mark.parametrize("name", NORMALISED)
+def test_gradients_of_normalised_networks_against_differences(name):
+    network = NORMALISED[name]
+    rng = np.random.default_rng(4)
+    task, w = make_task(network, Gating("soft"), dtype="float64")
+    w += 0.1 * rng.standard_normal(w.size)
+    errors = check_network(network, w, task.x, task.y, Context(Gating("soft"), ("theta", "phi")), rng)
+    assert all(error < 1e-6 for _, error in errors), errors
+
+
 @pytest.mark.parametrize("model", [zoo.cnn3, zoo.cnn7])
 @pytest.mark.parametrize("part", [3, 2])
 def test_compiled_solve_of_the_papers_networks(model, part, monkeypatch):
@@ -102,10 +181,16 @@ def test_parts_keep_the_working_memory_small():
     assert program.part(2, "float32", gradients=False) == 2
 
 
-def test_networks_without_a_program_run_by_layers():
-    block = Residual((Conv2d("c", 2, 2, 3, padding=1), ReLU()))
-    network = Network("residual", (block, GlobalAvgPool2d(), Linear("fc", 2, 3)), (2, 4, 4))
+def test_networks_without_a_program_run_by_layers_and_say_so(caplog):
+    class Mine(ReLU):
+        """A layer of a user's own."""
+
+    network = Network(
+        "mine", (Conv2d("c", 2, 2, 3), Mine(), GlobalAvgPool2d(), Linear("fc", 2, 3)), (2, 4, 4)
+    )
     assert lower(network, Gating(), ("theta",)) is None
+    assert "network mine runs layer by layer" in caplog.text
+    assert "no operation for its Mine" in caplog.text
     task, w = make_task(network, Gating(), ("theta",))
     assert task.descend(w, 0.1, 1.0, 2, np.random.default_rng(0)) is None
     assert_same(task, w)

@@ -262,6 +262,6 @@ def test_every_check_has_its_turn():
     assert checks == [
         *("kernels float32", "layers float32", "program float32"),
         *("kernels float64", "layers float64", "program float64"),
-        *("denormals", "kernel choice", "cache", "threads", "cpu quota", "load", "blas"),
+        *("compiled models", "denormals", "kernel choice", "cache", "threads", "cpu quota", "load", "blas"),
     ]
     assert len(checks) == doctor.CHECKS

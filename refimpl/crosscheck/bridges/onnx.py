@@ -22,7 +22,7 @@ from refimpl.nn.context import Gating
 from refimpl.nn.gate import ChannelGate, Gated
 from refimpl.nn.layers import BatchNorm2d, Conv2d, Layer, Linear, Shape
 from refimpl.nn.network import Network
-from refimpl.nn.pointwise import ReLU, Softplus, Tanh
+from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus, Tanh
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 
 try:
@@ -39,6 +39,7 @@ INPUT, OUTPUT, BATCH = "x", "logits", "N"
 # Layers without parameters: the operators that compute them, one after the other.
 PLAIN: dict[type[Any], tuple[str, ...]] = {
     ReLU: ("Relu",),
+    LeakyReLU: ("LeakyRelu",),
     Softplus: ("Softplus",),
     Tanh: ("Tanh",),
     Flatten: ("Flatten",),
@@ -132,16 +133,19 @@ def _layer(graph: Graph, layer: Layer, x: str, shape: Shape, gating: Gating) -> 
         return _batch_norm(graph, layer, x)
     if type(layer) not in PLAIN:
         raise InputError(f"export: a {type(layer).__name__} has no ONNX counterpart here")
-    windows: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if isinstance(layer, (MaxPool2d, AvgPool2d)):
-        windows = {"kernel_shape": layer.window, "strides": layer.step}
+        settings = {"kernel_shape": layer.window, "strides": layer.step}
+    elif isinstance(layer, LeakyReLU):
+        settings = {"alpha": layer.slope}
     for operator in PLAIN[type(layer)]:
-        x = graph.add(operator, x, **windows)
+        x = graph.add(operator, x, **settings)
     return x
 
 
 def _linear(graph: Graph, name: str, x: str) -> str:
-    return graph.add("Gemm", x, f"{name}.weight", f"{name}.bias", transB=1)
+    bias = [f"{name}.bias"] if f"{name}.bias" in graph.constants else []
+    return graph.add("Gemm", x, f"{name}.weight", *bias, transB=1)
 
 
 def _mask(graph: Graph, gate: ChannelGate, x: str, shape: Shape, gating: Gating) -> str:

@@ -1,6 +1,6 @@
 """Copies of layers that record what passes through them, forward and backward.
 
-The chain runs them like the layers themselves, so they record what training computes.
+A plan runs them like the layers themselves, so they record what training computes.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 
 from refimpl.crosscheck.golden.case import Arrays
 from refimpl.crosscheck.golden.describe import Description
-from refimpl.kernels import linear
-from refimpl.nn.context import Context
-from refimpl.nn.gate import ChannelGate, GateCache
+from refimpl.nn.gate import ChannelGate, Decide, Decision, Gated
+from refimpl.nn.joins import Fork
 from refimpl.nn.layers import Arrays as Parameters
-from refimpl.nn.layers import Back, Flow, Layer, Mask
+from refimpl.nn.layers import Back, Block, Flow, Layer, Linear, Mask, Shape, WeightedCache
+from refimpl.nn.plan import Planner, Value
 
 
 def watched(layers: Sequence[Layer], description: Description, notes: Arrays) -> tuple[Layer, ...]:
@@ -26,14 +26,17 @@ def watched(layers: Sequence[Layer], description: Description, notes: Arrays) ->
 
 
 def _twin(layer: Any, entry: dict[str, Any], notes: Arrays) -> Layer:
+    if not isinstance(layer, Block):
+        recording: Layer = _rebuilt(layer, _layer_class(type(layer), entry["name"], notes), {})
+        return recording
     inner: dict[str, Any] = {
         branch: watched(getattr(layer, branch), entry[branch], notes)
         for branch in ("body", "shortcut")
         if branch in entry
     }
-    if "gate" in entry:
+    if isinstance(layer, Gated):
         inner["gate"] = _rebuilt(layer.gate, _gate_class(notes), {})
-    twin: Layer = _rebuilt(layer, _layer_class(type(layer), entry["name"], notes), inner)
+    twin: Layer = _rebuilt(layer, _block_class(type(layer), entry["name"], notes), inner)
     return twin
 
 
@@ -61,27 +64,56 @@ def _layer_class(kind: Any, name: str, notes: Arrays) -> type:
     return Watched
 
 
+def _block_class(kind: Any, name: str, notes: Arrays) -> type:
+    """A subclass of `kind` whose blocks end with a step that records."""
+
+    class WatchedEnd(Fork):
+        def forward(self, params: Parameters, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, None]:
+            notes[f"forward.{name}"] = x
+            return super().forward(params, x, flow)
+
+        def backward(
+            self, dy: np.ndarray, cache: None, params: Parameters, grads: Parameters, back: Back
+        ) -> np.ndarray:
+            notes[f"backward.{name}"] = dy
+            return super().backward(dy, cache, params, grads, back)
+
+    class WatchedBlock(kind):
+        def expand(self, planner: Planner, x: Value) -> Value:
+            return planner.add(WatchedEnd(), super().expand(planner, x))
+
+    return WatchedBlock
+
+
 def _gate_class(notes: Arrays) -> type:
     """A subclass whose gates record every step of a decision, and the gradient of the mask."""
 
-    class WatchedGate(ChannelGate):
-        def decide(self, params: Parameters, x: np.ndarray, reads: Mask, context: Context) -> GateCache:
-            cache = super().decide(params, x, reads, context)
-            second = params[f"{self.name}.fc2.weight"], params[f"{self.name}.fc2.bias"]
-            steps = {
-                "summary": cache.summary,
-                "hidden": cache.hidden,
-                "logits": linear.forward(cache.hidden, *second),  # a decision keeps only their difference
-                "mask": cache.mask,
-            }
-            notes.update({f"forward.{self.name}.{step}": array for step, array in steps.items()})
-            return cache
+    class WatchedDecide(Decide):
+        def forward(self, params: Parameters, x: np.ndarray, flow: Flow) -> tuple[Decision, Mask, Decision]:
+            found = super().forward(params, x, flow)
+            notes.update({f"forward.{self.name}.logits": x, f"forward.{self.name}.mask": found[0].mask})
+            return found
 
         def backward(
-            self, dmask: np.ndarray, cache: GateCache, params: Parameters, grads: Parameters, back: Back
-        ) -> np.ndarray | None:
-            notes[f"backward.{self.name}"] = dmask
-            return super().backward(dmask, cache, params, grads, back)
+            self, dy: np.ndarray, cache: Decision, params: Parameters, grads: Parameters, back: Back
+        ) -> np.ndarray:
+            notes[f"backward.{self.name}"] = dy
+            return super().backward(dy, cache, params, grads, back)
+
+    class WatchedLinear(Linear):
+        def forward(
+            self, params: Parameters, x: np.ndarray, flow: Flow
+        ) -> tuple[np.ndarray, Mask, WeightedCache]:
+            gate, number = self.name.rsplit(".", 1)
+            notes[f"forward.{gate}.{'summary' if number == 'fc1' else 'hidden'}"] = x
+            return super().forward(params, x, flow)
+
+    class WatchedGate(ChannelGate):
+        def layers(self, shape: Shape) -> tuple[Layer, ...]:
+            kinds: dict[type, type] = {Linear: WatchedLinear, Decide: WatchedDecide}
+            return tuple(
+                _rebuilt(layer, kinds.get(type(layer), type(layer)), {}) for layer in super().layers(shape)
+            )
 
     return WatchedGate
 

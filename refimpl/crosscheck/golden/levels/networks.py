@@ -21,9 +21,9 @@ from refimpl.crosscheck.golden.models import NAMES, model
 from refimpl.crosscheck.golden.names import network_outputs
 from refimpl.crosscheck.golden.watch import watched
 from refimpl.kernels.loss import softmax_cross_entropy
-from refimpl.nn.chain import chain_backward, chain_forward
 from refimpl.nn.context import GATE_GRADS, MODES, Context, Gating
-from refimpl.nn.layers import Back, Flow
+from refimpl.nn.plan import plan
+from refimpl.nn.run import run_backward, run_forward
 
 BATCH = 3
 
@@ -73,8 +73,9 @@ def _through(case: Case, loss_gradient: Callable[[np.ndarray, Arrays], np.ndarra
     layers = watched(build(case.settings["layers"]), case.settings["layers"], notes)
     params, context = case.params(), context_of(case, case.named(NOISE))
     grads = {name: np.full_like(array, np.nan) for name, array in params.items()}
-    y, _, links = chain_forward(layers, params, case.inputs["x"], Flow(context))
-    dx = chain_backward(layers, loss_gradient(y, notes), links, params, grads, Back(context))
+    steps = plan(layers, case.inputs["x"].shape[1:], context.routing, inside=True)
+    y, trace = run_forward(steps, params, case.inputs["x"], context)
+    dx = run_backward(trace, loss_gradient(y, notes), params, grads)
     if dx is not None:
         notes["grad.x"] = dx
     return notes | {f"grad.{name}": array for name, array in grads.items()}
