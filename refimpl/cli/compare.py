@@ -22,7 +22,7 @@ from refimpl.files.storage import json_text, write_whole
 from refimpl.registry import METHODS as KNOWN
 
 if TYPE_CHECKING:
-    from refimpl.experiments.compare.plan import Cell, Plan
+    from refimpl.experiments.compare.plan import Cell, Claims, Plan
     from refimpl.experiments.compare.run import Comparison
     from refimpl.experiments.compare.work import Outcome
     from refimpl.federated.rounds import RoundRecord
@@ -39,6 +39,7 @@ Examples:
   refimpl compare --resume --out results/mnist --data-dir ~/data
   refimpl compare --dataset digits --methods metagater,fedavg --seeds 0,1 --rounds 10
   refimpl compare --config fedavg.toml --methods fedavg,reptile
+  refimpl compare --methods fedavg,metagater --seeds 0-9 --baseline fedavg --margin 1
 \b
 One method under varied keys (lists joined by +):
   refimpl compare --methods metagater --vary gates=conv1,conv2,conv1+conv2
@@ -63,6 +64,13 @@ One method under varied keys (lists joined by +):
     "--vary", multiple=True, metavar="KEY=V,V,...", help="Make a row for each value; may be repeated."
 )
 @click.option("--every", type=click.IntRange(min=1), help="Measure accuracy every so many rounds.  [never]")
+@click.option("--baseline", metavar="ROW", help="The row from which all others are told apart.  [none]")
+@click.option(
+    "--margin",
+    metavar="POINTS",
+    type=click.FloatRange(min=0),
+    help="Differences within +-POINTS (of 100) are as good as none; needs --baseline.  [no margin]",
+)
 @click.option("--out", type=PATH, help="Folder.  [runs/compare-..., or the next free]")
 @click.option("--resume", is_flag=True, help="Continue the comparison in --out.")
 @click.option("--force", is_flag=True, help="Replace the comparison in --out.")
@@ -73,6 +81,8 @@ def command(
     out: Path | None,
     resume: bool,
     force: bool,
+    baseline: str | None,
+    margin: float | None,
     session: Session,
     **wanted: Any,
 ) -> None:
@@ -84,17 +94,27 @@ def command(
     such seeds are counted and left out of every mean. --vary makes a row for every value of a key, for the
     methods that take that key. The options at the end hold for all methods; they override preset and file.
 
+    --baseline adds a table of the differences to one row: paired by seed and node, each with a 95 % interval,
+    a p-value adjusted over the table, and a verdict: above, below, not separated or within the margin. One
+    to three seeds bound no difference. Both options are stated with the comparison. With --resume they may
+    be added to a comparison that has none, which then says so; others than the stated ones are refused.
+
     The folder holds plan.json, runs/, results.json, table.md and table.csv. With matplotlib it also holds
     figures of accuracy by round (with --every) and of accuracy against FLOPs. Finished work is kept, and
     --resume does the rest.
     """
+    from refimpl.experiments.compare.plan import Claims
     from refimpl.experiments.compare.run import Comparison
 
+    if margin is not None and baseline is None:
+        raise click.UsageError("--margin needs --baseline ROW, the row that differences are taken to", ctx)
+    claims = Claims(baseline, margin or 0.0) if baseline is not None else None
     if resume:
         if out is None or force or any(value not in (None, ()) for value in wanted.values()):
             raise click.UsageError("--resume needs --out FOLDER, and takes what to compare from there", ctx)
-        ctx.exit(run(Comparison.open(out, session.data_dir, session.threads), session))
-    plan = make_plan(**wanted)
+        comparison = Comparison.open(out, session.data_dir, session.threads)
+        ctx.exit(run(comparison.claiming(claims) if claims else comparison, session))
+    plan = make_plan(claims=claims, **wanted)
     name = f"compare-{wanted['from_preset'] or Path(plan.rows[0][1].dataset).stem}"
     ctx.exit(run(begin(out, name, plan, force, session), session))
 
@@ -106,6 +126,7 @@ def make_plan(
     seeds: tuple[int, ...] | None = None,
     vary: tuple[str, ...] = (),
     every: int | None = None,
+    claims: Claims | None = None,
     **options: Any,
 ) -> Plan:
     """The plan that the options describe; an option that was not given is None."""
@@ -120,7 +141,7 @@ def make_plan(
         return resolve(file, from_preset, **{**options, **setting})
 
     rows = tuple(varied(methods or METHODS, [parse_vary(text) for text in vary], configure))
-    return Plan(rows, tuple(seeds or SEEDS), every or 0)
+    return Plan(rows, tuple(seeds or SEEDS), every or 0, claims)
 
 
 def begin(
@@ -160,15 +181,17 @@ def run(comparison: Comparison, session: Session) -> int:
 
 def _write(comparison: Comparison, outcomes: list[Outcome]) -> tuple[dict[str, Any], list[Path]]:
     """Write results as JSON, tables and figures; returns the results, and the paths of the figures."""
+    from refimpl.experiments.compare.claims import claims_of
     from refimpl.experiments.compare.layout import csv_text, markdown_text, results
     from refimpl.experiments.compare.run import CSV, RESULTS, TABLE
     from refimpl.experiments.compare.summary import summarise
 
     path, plan = comparison.path, comparison.plan
     content = results(plan, outcomes, comparison.threads)
+    claims = claims_of(outcomes, plan.claims)
     write_whole(path / RESULTS, json_text(content).encode())
     write_whole(path / TABLE, markdown_text(plan, outcomes).encode())
-    write_whole(path / CSV, csv_text(summarise(outcomes)).encode())
+    write_whole(path / CSV, csv_text(summarise(outcomes), claims).encode())
     return content, _draw(path, outcomes)
 
 

@@ -57,7 +57,8 @@ def paired_difference(
     """Mean of values - baseline over the (seed, node) pairs that both have, with a cluster bootstrap.
 
     Both map (seed, node) to a finite number. Raises `InputError` where no pair is shared or a value is not
-    finite. With one seed nothing can be resampled: the interval is unbounded and p is 1.
+    finite. With one seed nothing can be resampled: the interval is unbounded and p is 1. With two or three
+    seeds it is unbounded as well, since one of them is often drawn over and over.
     """
     expect_numbers("paired_difference", positive=True, whole=True, draws=draws)
     shared = sorted(values.keys() & baseline.keys())
@@ -72,8 +73,9 @@ def paired_difference(
     ratios = np.abs(_resampled(sums, sizes, mean, draws))
     reach = np.quantile(ratios, level, method="higher") * error if error > 0 else 0.0
     p = float(np.mean(ratios >= abs(mean) / error)) if error > 0 else float(mean == 0)
-    if len(sizes) == 1:
-        reach, p = np.inf, 1.0
+    unbounded = float(np.mean(np.isinf(ratios)))
+    if unbounded >= 1 - level:  # too few clusters, even if their differences are equal by chance
+        reach, p = np.inf, max(p, unbounded)
     return Difference(mean, mean - float(reach), mean + float(reach), p, len(shared), len(sizes), level)
 
 

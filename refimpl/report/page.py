@@ -87,9 +87,8 @@ def _comparison(one: Compared) -> str:
     plan = one.comparison.plan
     lines = "".join(f"<li>{_text(line)}</li>" for line in plan_notes(plan, one.outcomes))
     title = f"<h2>Comparison {escape(str(one.path))}</h2>"
-    return "\n".join(
-        [title, *(_table(*each) for each in tables(one.outcomes)), f'<ul class="note">{lines}</ul>']
-    )
+    found = [_table(*each) for each in tables(one.outcomes, plan.claims)]
+    return "\n".join([title, *found, f'<ul class="note">{lines}</ul>'])
 
 
 def _summary(views: Sequence[View], compared: Sequence[Compared]) -> str:

@@ -108,6 +108,26 @@ def test_a_finished_comparison_is_only_printed_again(refimpl, tmp_path):
     assert (tmp_path / "a" / "table.md").read_bytes() == before
 
 
+def test_a_baseline_adds_differences_to_everything_that_is_written(refimpl, tmp_path):
+    code, out, _ = refimpl("compare", *FEW, "--baseline", "fedavg", "--margin", 1, "-q")
+    assert code == 0
+    assert "against fedavg" in out
+    assert "not separated, only 2 seeds" in out
+    folder = tmp_path / "a"
+    assert "not separated, only 2 seeds" in (folder / "table.md").read_text()
+    (claim,) = json.loads((folder / "results.json").read_text())["claims"]
+    assert (claim["label"], claim["seeds"], claim["low"]) == ("metagater", 2, None)
+    with open(folder / "table.csv", newline="") as file:
+        assert [row["difference_seeds"] for row in csv.DictReader(file)] == ["", "2"]
+    again = ("compare", "--resume", "--out", "a", "--threads", 1, "-q")
+    assert refimpl(*again, "--baseline", "fedavg", "--margin", 1) == (0, out, "")
+    refused = refimpl(*again, "--baseline", "fedavg", "--margin", 5)
+    assert refused[0] == app.WRONG_USE
+    assert "states the baseline fedavg and the margin 1" in refused[2]
+    assert refimpl("report", "a", "--quick", "--out", "page", "-q")[0] == 0
+    assert "against fedavg" in (tmp_path / "page" / "report.html").read_text()
+
+
 def test_one_method_under_a_varied_key(refimpl, tmp_path):
     arguments = (
         "--methods",
@@ -221,6 +241,9 @@ WRONG = [
     (("--preset", "demo", "--dataset", "mnist"), ["digits", "mnist"]),
     (("--targets", "0"), ["target"]),
     (("--gates", "conv9"), ["conv9"]),
+    (("--margin", "1"), ["--margin", "--baseline"]),
+    (("--methods", "fedavg", "--baseline", "fedvg"), ["unknown row 'fedvg'", "fedavg"]),
+    (("--baseline", "fedavg", "--margin", "-1"), ["--margin"]),
     (("--resume",), ["--out"]),
     (("--resume", "--out", "a", "--seeds", "0"), ["--resume"]),
     (("--resume", "--out", "a", "--rounds", "5"), ["--resume"]),

@@ -83,6 +83,15 @@ def test_equal_methods_and_constant_differences():
     assert (more.low, more.high, more.p) == (2.0, 2.0, 0.0)
 
 
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_differences_of_few_seeds_that_are_equal_by_chance_separate_nothing(seeds):
+    one = paired_difference(
+        dict.fromkeys([(seed, "a") for seed in range(seeds)], 1.0),
+        dict.fromkeys([(seed, "a") for seed in range(seeds)], 0.0),
+    )
+    assert (one.low, one.high, one.verdict(margin=9.0)) == (-np.inf, np.inf, "not separated")
+
+
 def test_the_margin_is_judged_by_the_whole_interval():
     rng = np.random.default_rng(8)
     one = paired_difference(*drawn(rng, 20, 0.0))

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from refimpl.experiments.compare.plan import Plan
+from refimpl.experiments.compare.claims import Claim, claims_of, dealt_otherwise
+from refimpl.experiments.compare.plan import Claims, Plan
 from refimpl.experiments.compare.summary import Row, curves, gaps, summarise
 from refimpl.experiments.compare.work import Outcome
 from refimpl.experiments.methods import notes
@@ -37,14 +38,18 @@ def markdown_text(plan: Plan, outcomes: Sequence[Outcome]) -> str:
     return "\n\n".join(_blocks(plan, outcomes, markdown)) + "\n"
 
 
-def csv_text(rows: Sequence[Row]) -> str:
-    """The rows as CSV with all digits; a cell is empty if there is no number."""
-    file = io.StringIO()
+def csv_text(rows: Sequence[Row], claims: Sequence[Claim] = ()) -> str:
+    """The rows as CSV with all digits; a cell is empty if there is no number.
+
+    If there are claims, the last columns show them, as `difference_points` and so on; the baseline has none.
+    """
+    file, own = io.StringIO(), {claim.label: asdict(claim) for claim in claims}
+    names = [item.name for item in fields(Claim)[1:]] if claims else []
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(item.name for item in fields(Row))
+    writer.writerow([*(item.name for item in fields(Row)), *(f"difference_{name}" for name in names)])
     for row in rows:
-        cells = asdict(row).values()
-        writer.writerow("" if isinstance(cell, float) and math.isnan(cell) else cell for cell in cells)
+        cells = [*asdict(row).values(), *(own.get(row.label, {}).get(name, "") for name in names)]
+        writer.writerow("" if isinstance(cell, float) and not math.isfinite(cell) else cell for cell in cells)
     return file.getvalue()
 
 
@@ -55,6 +60,7 @@ def results(plan: Plan, outcomes: Sequence[Outcome], threads: int | None) -> dic
         "environment": environment(threads),
         "notes": plan_notes(plan, outcomes),
         "rows": [asdict(row) for row in summarise(outcomes)],
+        "claims": [asdict(claim) for claim in claims_of(outcomes, plan.claims)],
         "accuracy_by_round": [asdict(curve) for curve in curves(outcomes)],
         "runs": [_run(outcome) for outcome in outcomes],
     }
@@ -71,9 +77,12 @@ def _run(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def tables(outcomes: Sequence[Outcome]) -> list[tuple[Cells, list[Cells]]]:
-    """Header and rows of the tables about training and about adaptation, and of the gaps if there are any."""
+def tables(outcomes: Sequence[Outcome], claims: Claims | None = None) -> list[tuple[Cells, list[Cells]]]:
+    """Header and rows of the tables about training and about adaptation, then of claims and gaps if any."""
     found = row_tables(summarise(outcomes))
+    if claims:
+        lines = [tuple(cell(one) for cell in CLAIM.values()) for one in claims_of(outcomes, claims)]
+        found.append(((f"against {claims.baseline}", *tuple(CLAIM)[1:]), lines))
     labels, by_round = gaps(outcomes)
     if labels:
         lines = [(str(round_), *(_number(v, ".2e") for v in values)) for round_, values in by_round]
@@ -84,7 +93,7 @@ def tables(outcomes: Sequence[Outcome]) -> list[tuple[Cells, list[Cells]]]:
 def _blocks(plan: Plan, outcomes: Sequence[Outcome], write: Writer) -> list[str]:
     lines = plan_notes(plan, outcomes)
     return [
-        *(write(*one) for one in tables(outcomes)),
+        *(write(*one) for one in tables(outcomes, plan.claims)),
         "\n".join(f"- {line}" if write is markdown else line for line in lines),
     ]
 
@@ -102,9 +111,29 @@ def plan_notes(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
         "FLOPs dense and executed: one sample, forward; adapt: one node, all stages; train: rounds alone "
         "(other trainings beside them where there were threads); floats sent: up and down",
     ]
+    lines += _claim_notes(plan)
     lines += sorted({f"data: {outcome.note}" for outcome in outcomes if outcome.note})
     lines += notes({config.method for _, config in plan.rows})
     return lines + [f"{o.label}, seed {o.config.seed}: {o.failure}" for o in outcomes if o.failure]
+
+
+def _claim_notes(plan: Plan) -> list[str]:
+    """How the differences to the baseline are meant, and for which rows they are not at the same nodes."""
+    if not (claims := plan.claims):
+        return []
+    stated = "stated after the comparison had begun" if claims.afterwards else "stated before the run"
+    margin = f"margin {claims.margin:g} points" if claims.margin else "no margin"
+    lines = [
+        f"against {claims.baseline}: differences of accuracy in percentage points, paired by seed and node; "
+        "95 % interval by a bootstrap over seeds; p: adjusted over the rows of the table (Holm); above, "
+        f"below: p < 0.05; within the margin: the whole interval is; {margin}, {stated}"
+    ]
+    if others := dealt_otherwise(plan):
+        listed = ", ".join(others)
+        lines.append(
+            f"other nodes than those of {claims.baseline}, so paired by their numbers only: {listed}"
+        )
+    return lines
 
 
 def _common(plan: Plan, key: str, zero: str = "0") -> str:
@@ -165,6 +194,22 @@ ADAPTATION: dict[str, Callable[[Row], str]] = {
     "executed": lambda row: _number(row.flops_executed / 1e3, ".1f"),
     "adapt ms": lambda row: _number(row.adapt_seconds * 1e3, ".2f"),
     "adapt MFLOP": lambda row: _number(row.adapt_flops / 1e6, ".4g"),
+}
+
+
+def _interval(claim: Claim) -> str:
+    bounded = math.isfinite(claim.high)
+    return f"[{claim.low:.2f}, {claim.high:.2f}]" if bounded else "unbounded" if claim.pairs else "-"
+
+
+CLAIM: dict[str, Callable[[Claim], str]] = {
+    "method": lambda claim: claim.label,
+    "points": lambda claim: _number(claim.points, "+.2f"),
+    "95 % interval": _interval,
+    "p": lambda claim: _number(claim.p_holm, ".4f"),
+    "pairs": lambda claim: str(claim.pairs),
+    "seeds": lambda claim: f"{claim.seeds}" + (f" ({claim.left_out} left out)" if claim.left_out else ""),
+    "verdict": lambda claim: claim.verdict,
 }
 
 

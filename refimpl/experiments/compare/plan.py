@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from refimpl.errors import ConfigError, DataError, cause, one_of
+from refimpl.errors import ConfigError, DataError, cause, expect_numbers, one_of
 from refimpl.experiments.config import Config, from_table, keys, resolve
 from refimpl.experiments.methods import takes, training_key
 from refimpl.files.storage import json_value
@@ -41,16 +41,35 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Claims:
+    """The row that all others are compared with, and the margin of "as good as" in percentage points.
+
+    margin 0 judges no row as good as the baseline; afterwards: whether both were stated only after the
+    comparison had begun.
+    """
+
+    baseline: str
+    margin: float = 0.0
+    afterwards: bool = False
+
+    def __post_init__(self) -> None:
+        expect_numbers("compare", margin=self.margin)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Rows, each a label and a configuration (whose own seed is ignored), and the seeds that all rows use.
 
-    every: accuracy is also measured after every `every` rounds (0: only after the last round).
-    Raises `ConfigError` unless there are rows and seeds, and all labels and all seeds differ.
+    every: accuracy is also measured after every `every` rounds (0: only after the last round); claims: the
+    baseline of differences and the margin by which they are judged (None: no differences).
+    Raises `ConfigError` unless there are rows and seeds, and all labels and all seeds differ; `InputError`
+    for a baseline that is not a row.
     """
 
     rows: tuple[tuple[str, Config], ...]
     seeds: tuple[int, ...]
     every: int = 0
+    claims: Claims | None = None
 
     def __post_init__(self) -> None:
         labels = [slug(label) for label, _ in self.rows]
@@ -62,6 +81,8 @@ class Plan:
         without = [label for label, config in self.rows if config.targets < 1]
         if without:
             raise ConfigError(f"compare: {without[0]} has no target nodes to test at; set targets")
+        if self.claims:
+            one_of("compare: baseline", "row", self.claims.baseline, tuple(label for label, _ in self.rows))
 
     def trainings(self) -> list[Training]:
         """The meta-trainings that the plan needs, seed by seed, each with the cells that share it."""
@@ -76,7 +97,8 @@ class Plan:
     def table(self) -> dict[str, Any]:
         """The plan as JSON holds it."""
         rows = [{"label": label, "config": config.table()} for label, config in self.rows]
-        return {"rows": rows, "seeds": list(self.seeds), "every": self.every}
+        claims = asdict(self.claims) if self.claims else None
+        return {"rows": rows, "seeds": list(self.seeds), "every": self.every, "claims": claims}
 
 
 def plan_from_text(source: str, text: str) -> Plan:
@@ -84,7 +106,8 @@ def plan_from_text(source: str, text: str) -> Plan:
     try:
         table = json_value(text)
         rows = tuple((str(row["label"]), from_table(row["config"], source)) for row in table["rows"])
-        return Plan(rows, tuple(int(seed) for seed in table["seeds"]), int(table["every"]))
+        claims = Claims(**table["claims"]) if table.get("claims") else None  # older versions had none
+        return Plan(rows, tuple(int(seed) for seed in table["seeds"]), int(table["every"]), claims)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{source}: expected a comparison's plan, found damage ({cause(error)})") from None
 

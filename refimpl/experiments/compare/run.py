@@ -11,12 +11,12 @@ one at a time with nothing beside it, since its seconds are a result.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refimpl.data.identity import Identity, identities_from
 from refimpl.errors import DivergenceError, RefimplError, RunError
-from refimpl.experiments.compare.plan import Cell, Plan, plan_from_text
+from refimpl.experiments.compare.plan import Cell, Claims, Plan, plan_from_text
 from refimpl.experiments.compare.work import (
     Job,
     Outcome,
@@ -81,6 +81,24 @@ class Comparison:
             raise RunError(f"{path}: not a comparison (it has no {PLAN}); start one with refimpl compare")
         text = read_bytes(path / PLAN).decode(errors="replace")
         return cls(path, plan_from_text(str(path / PLAN), text), data_dir, threads)
+
+    def claiming(self, claims: Claims) -> Comparison:
+        """The same comparison with these claims, recorded as stated afterwards where it had none.
+
+        Raises `RunError` if it states others: they do not change when results are known.
+        """
+        stated = self.plan.claims
+        if stated:
+            if (stated.baseline, stated.margin) == (claims.baseline, claims.margin):
+                return self
+            raise RunError(
+                f"{self.path}: states the baseline {stated.baseline} and the margin {stated.margin:g}, which "
+                "do not change afterwards; leave both out, or compare anew in another folder"
+            )
+        plan = replace(self.plan, claims=replace(claims, afterwards=True))
+        with locked(self.path / LOCK, self.path):
+            write_whole(self.path / PLAN, json_text(plan.table()).encode())
+        return replace(self, plan=plan)
 
     def jobs(self) -> list[Job]:
         """All trainings, with the threads for each."""
