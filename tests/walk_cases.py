@@ -43,7 +43,7 @@ from refimpl.federated.methods.pfedme import PFedMe
 from refimpl.federated.methods.reptile import Reptile
 from refimpl.federated.pruning import snip
 from refimpl.federated.rounds import Participation, check_state, run_rounds, vectors_of
-from refimpl.nn import gate, gradcheck, hessian, joins, lowering, pointwise, run, tangent
+from refimpl.nn import gate, gradcheck, hessian, joins, lowering, norms, pointwise, run, tangent
 from refimpl.nn.handover import Handover
 from refimpl.nn.layers import Conv2d
 from refimpl.nn.objective import NetworkObjective
@@ -233,6 +233,10 @@ INNER = {
         accel.Result,
         run.run_forward,  # called by networks and blocks
         run.run_backward,
+        *(
+            getattr(norms.FrozenNorm2d, name) for name in PASSES
+        ),  # positive variances only: see test_doors_nn.py
+        norms.batch_means,
         *(getattr(layer, name) for layer in (joins.Fork, joins.Add, joins.Product) for name in PASSES),
         joins.scaled,
         gate.Decide.forward,

@@ -17,6 +17,7 @@ from refimpl.nn.hessian import hessian_vector
 from refimpl.nn.layers import Back, BatchNorm2d, Conv2d, Flow, Linear
 from refimpl.nn.layout import Layout
 from refimpl.nn.network import Network
+from refimpl.nn.norms import GroupNorm, calibrate, frozen
 from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus, Tanh
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
@@ -106,10 +107,18 @@ def named(network, arrays):
     }
 
 
+STILL = frozen(Network("still", (BatchNorm2d("norm", 1), Flatten(), Linear("fc", 16, 3)), (1, 4, 4)))
 SETTINGS = adaptation.AdaptSettings(0.125, 0.125, 2)
 NETWORKS = {
     **named(NET, network_arrays(NET)),
     **named(LAYERS_ONLY, network_arrays(LAYERS_ONLY)),
+    place(calibrate): Case(
+        lambda w, x: calibrate(STILL, w, x),
+        any_length=("x",),
+        blind=("w",),  # only the statistics are looked at, and they are replaced
+        w=start_of(STILL),
+        x=eighths(5, 1, 4, 4),
+    ),
     place(Layout.check): Case(lambda w: (NET.layout.check("walk", w), w), w=W),
     place(Layout.check_pair): Case(
         lambda w, v: (NET.layout.check_pair("walk", w, v, "v"), w, v), w=W, v=DIRECTION
@@ -169,6 +178,7 @@ LAYERS = (
     (Conv2d("conv", 2, 3, 3, padding=1), (2, 4, 5), True),
     (Linear("fc", 6, 4), (6,), True),
     (BatchNorm2d("norm", 2), (2, 4, 5), False),
+    (GroupNorm("norm", 2, groups=2), (2, 4, 5), False),
     (ReLU(), (2, 4, 5), True),
     (Tanh(), (2, 4, 5), True),
     (LeakyReLU(), (2, 4, 5), True),

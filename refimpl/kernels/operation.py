@@ -15,12 +15,13 @@ import numpy as np
 from refimpl.kernels.jit import kernel
 
 CONV, LINEAR, RELU, SOFTPLUS, TANH, MAX_POOL, AVERAGE_POOL, GLOBAL_POOL = range(8)
-DECIDE, PRODUCT, FORK, ADD, NOTHING, LEAKY, BATCH_NORM = range(8, 15)
+DECIDE, PRODUCT, FORK, ADD, NOTHING, LEAKY, BATCH_NORM, GROUP_NORM, FROZEN_NORM = range(8, 17)
 HARD, GUMBEL, STE, SOFT = range(4)
 NOWHERE = -1
 
 PLACES = (  # those that are NOWHERE unless a row says otherwise
     "weight", "bias",  # in w and in the gradient
+    "running_mean", "running_var",  # in w: statistics of a FROZEN_NORM
     "x", "y",  # activations, per sample
     "x2",  # the second input: of ADD, and of PRODUCT the mask as numbers
     "dx", "dx2", "dy",  # gradients of activations; NOWHERE: not wanted
@@ -41,10 +42,10 @@ OPERATION = np.dtype(
         ("pad", np.int64, 2),
         *((place, np.int64) for place in PLACES),
         ("groups", np.int64),  # columns of the mask of x
-        ("number", np.float64),  # LEAKY: the slope; BATCH_NORM: what is added to the variance
+        ("number", np.float64),  # LEAKY: the slope; norms: what is added to the variance
         ("clears", np.bool_),  # CONV: zero closed channels (else what reads them skips them)
         ("need_dw", np.bool_),
-        ("learns", np.bool_),  # DECIDE: does the gate get a gradient
+        ("learns", np.bool_),  # DECIDE and norms: is there a backward pass
     ],
     align=True,
 )

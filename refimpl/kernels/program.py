@@ -21,7 +21,9 @@ from refimpl.kernels.operation import (
     CONV,
     DECIDE,
     FORK,
+    FROZEN_NORM,
     GLOBAL_POOL,
+    GROUP_NORM,
     LEAKY,
     LINEAR,
     MAX_POOL,
@@ -86,9 +88,20 @@ def _forward(op, w, n, how, space):
     elif op.kind == LEAKY:
         activation.leaky_forward(x, op.number, writes, y)
     elif op.kind == BATCH_NORM:
-        normalised, spread = maps_at(values, op.own, n, op.input), vector_at(space.wide, op.wide, bias.size)
+        normalised, spread = (
+            maps_at(values, op.own, n, op.input),
+            vector_at(space.wide, op.wide * n, bias.size),
+        )
         gamma = vector_at(w, op.weight, bias.size)
         norm.batch_norm_forward(x, gamma, bias, op.number, normalised, spread, y)
+    elif op.kind == GROUP_NORM:
+        normalised, spreads = maps_at(values, op.own, n, op.input), rows_at(space.wide, op.wide, n, op.groups)
+        gamma = vector_at(w, op.weight, bias.size)
+        norm.group_norm_forward(x, gamma, bias, op.number, normalised, spreads, y)
+    elif op.kind == FROZEN_NORM:
+        gamma, mean = vector_at(w, op.weight, bias.size), vector_at(w, op.running_mean, bias.size)
+        variance = vector_at(w, op.running_var, bias.size)
+        norm.frozen_norm_forward(x, gamma, bias, mean, variance, op.number, writes, y)
     elif op.kind == SOFTPLUS:
         activation.softplus_forward(x, writes, y)
     elif op.kind == TANH:
@@ -137,24 +150,32 @@ def _backward(op, w, n, more, space, gradient):
             decide_backward(op, n, space)
     elif op.kind == PRODUCT:
         product_backward(op, n, space)
-    elif op.kind == BATCH_NORM:
+    elif op.kind == BATCH_NORM or op.kind == GROUP_NORM or op.kind == FROZEN_NORM:
         if op.learns:
-            _norm_backward(op, w, n, space, gradient)
+            _norm_backward(op, w, n, more, space, gradient, dy_mask)
     elif need_dx:
         _elementwise_backward(op, n, space, dy_mask)
 
 
 @inlined
-def _norm_backward(op, w, n, space, gradient):
-    """Batch normalisation: the batch is a single part, so nothing is added to what earlier parts gave."""
+def _norm_backward(op, w, n, more, space, gradient, dy_mask):
+    """Normalisation. Where that is by batch, the batch is a single part: nothing is added to earlier sums."""
     channels = op.output[0]
     dy, dx = maps_at(space.slopes, op.dy, n, op.output), maps_at(space.slopes, op.dx, n, op.input)
-    normalised, spread = maps_at(space.values, op.own, n, op.input), vector_at(space.wide, op.wide, channels)
     gamma, dgamma = vector_at(w, op.weight, channels), vector_at(space.unused, 0, channels)
     dbias = vector_at(space.unused, channels, channels)
     if op.need_dw:
         dgamma, dbias = vector_at(gradient, op.weight, channels), vector_at(gradient, op.bias, channels)
-    norm.batch_norm_backward(dy, normalised, spread, gamma, dgamma, dbias, dx)
+    x, normalised = maps_at(space.values, op.x, n, op.input), maps_at(space.values, op.own, n, op.input)
+    if op.kind == BATCH_NORM:
+        spread = vector_at(space.wide, op.wide * n, channels)
+        norm.batch_norm_backward(dy, normalised, spread, gamma, dgamma, dbias, dx)
+    elif op.kind == GROUP_NORM:
+        spreads = rows_at(space.wide, op.wide, n, op.groups)
+        norm.group_norm_backward(dy, normalised, spreads, gamma, more, dgamma, dbias, dx)
+    else:
+        mean, variance = vector_at(w, op.running_mean, channels), vector_at(w, op.running_var, channels)
+        norm.frozen_norm_backward(dy, x, gamma, mean, variance, op.number, dy_mask, more, dgamma, dbias, dx)
 
 
 @inlined

@@ -18,7 +18,8 @@ from refimpl.nn.context import GATE_GRADS, MODES, Context, Gating
 from refimpl.nn.gradcheck import SlotError, check_network, probe, slot_errors
 from refimpl.nn.layers import BatchNorm2d, Conv2d, Layer, Linear, Shape
 from refimpl.nn.network import Network, draw_gate_noise
-from refimpl.nn.pointwise import ReLU, Softplus, Tanh
+from refimpl.nn.norms import GroupNorm
+from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus, Tanh
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 from refimpl.nn.zoo import network, residual
 from refimpl.rng import SeedTree
@@ -74,7 +75,9 @@ def layer_cases(seed: int, batch: int, directions: int) -> list[Case]:
         ("linear", Linear("linear", 7, 5), (7,), False),
         ("linear masked", Linear("linear", 7, 5), (7,), True),
         ("batch norm", BatchNorm2d("norm", 3), maps, False),
+        ("group norm", GroupNorm("norm", 4, groups=2), (4, 6, 6), False),
         ("relu", ReLU(), maps, False),
+        ("leaky relu", LeakyReLU(0.1), maps, False),
         ("softplus", Softplus(), maps, False),
         ("tanh", Tanh(), maps, False),
         ("max pool", MaxPool2d(2), maps, False),

@@ -280,13 +280,8 @@ class BatchNormCache(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BatchNorm2d:
-    """Batch normalisation with the statistics of the batch, in training and evaluation alike.
-
-    x (N,C,H,W) -> same shape; weight (C,) starts at 1, bias (C,) at 0. Channel masks of its input are
-    not used: a channel's statistics need all samples. Inside a gated body it is refused (`Gated`).
-    Source: Ioffe & Szegedy 2015, Algorithm 1. Derived (backward).
-    """
+class Normalisation:
+    """What all normalisations have: x (N,C,H,W) -> same shape; weight (C,) starts at 1, bias (C,) at 0."""
 
     name: str
     channels: int
@@ -306,16 +301,37 @@ class BatchNorm2d:
         expect(self.name, "channels and dimensions", (self.channels, 3), (*shape[:1], len(shape)))
         return shape
 
-    def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, BatchNormCache]:
-        """Y = weight * (X - mean)/std + bias per channel."""
+    def _enter(self, x: np.ndarray) -> np.ndarray:
+        """The samples (N,C,H,W) as maps (N,C,P)."""
         x = tidy_float(self.name, "x", x)
         self.output_shape(x.shape[1:])  # raises unless it fits
-        maps = x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])
+        return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])
+
+    def _gradients(self, grads: Arrays, back: Back, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the gradients of scale and shift go; nobody looks there if they are not wanted."""
+        if back.need_dw:
+            return grads[f"{self.name}.weight"], grads[f"{self.name}.bias"]
+        unused = np.empty((2, self.channels), like.dtype)
+        return unused[0], unused[1]
+
+
+@dataclass(frozen=True)
+class BatchNorm2d(Normalisation):
+    """Batch normalisation with the statistics of the batch, in training and evaluation alike.
+
+    Channel masks of its input are not used: a channel's statistics need all samples. Inside a gated body it
+    is refused (`Gated`).
+    Source: Ioffe & Szegedy 2015, Algorithm 1. Derived (backward).
+    """
+
+    def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, BatchNormCache]:
+        """Y = weight * (X - mean)/std + bias per channel."""
+        maps = self._enter(x)
         normalised, y = np.empty_like(maps), np.empty_like(maps)
         inverse_std = np.empty(self.channels, dtype=np.float64)
         weight, bias = params[f"{self.name}.weight"], params[f"{self.name}.bias"]
         norm.batch_norm_forward(maps, weight, bias, self.eps, normalised, inverse_std, y)
-        return y.reshape(x.shape), None, BatchNormCache(normalised, inverse_std, x.shape)
+        return y.reshape(np.shape(x)), None, BatchNormCache(normalised, inverse_std, np.shape(x))
 
     def backward(
         self, dy: Array, cache: BatchNormCache, params: Arrays, grads: Arrays, back: Back
@@ -326,9 +342,6 @@ class BatchNorm2d:
         maps = dy.reshape(cache.normalised.shape)
         dx = np.empty_like(maps)
         weight = params[f"{self.name}.weight"]
-        if back.need_dw:
-            dweight, dbias = grads[f"{self.name}.weight"], grads[f"{self.name}.bias"]
-        else:
-            dweight, dbias = np.empty_like(weight), np.empty_like(weight)
-        norm.batch_norm_backward(maps, cache.normalised, cache.inverse_std, weight, dweight, dbias, dx)
+        targets = self._gradients(grads, back, dy)
+        norm.batch_norm_backward(maps, cache.normalised, cache.inverse_std, weight, *targets, dx)
         return dx.reshape(cache.shape) if back.need_dx else None

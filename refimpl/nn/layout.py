@@ -1,4 +1,4 @@
-"""One contiguous parameter vector w = (theta, phi) and the table that says what lies where.
+"""One contiguous parameter vector w = (theta, phi, statistics) and the table that says what lies where.
 
 The same table drives initialisation, gradients, proximal groups, checkpoints, exchange with other
 frameworks and error labels. Source: mathematics.md §1.
@@ -16,7 +16,8 @@ import numpy as np
 from refimpl.errors import InputError, one_of
 from refimpl.rng import SeedTree
 
-PARTS = ("theta", "phi")
+PARTS = ("theta", "phi")  # those that can be trained
+STORED = (*PARTS, "stats")
 DTYPES = ("float32", "float64")
 
 
@@ -67,13 +68,13 @@ class Slot:
 
 
 class Layout:
-    """The table of slots: backbone (theta) first, gates (phi) last, each in order of declaration."""
+    """The table of slots: backbone (theta), gates (phi), statistics, each in order of declaration."""
 
     def __init__(self, parameters: Iterable[Parameter]) -> None:
         declared = tuple(parameters)
         for parameter in declared:
-            one_of("Layout", "part", parameter.part, PARTS)
-        ordered = [p for part in PARTS for p in declared if p.part == part]
+            one_of("Layout", "part", parameter.part, STORED)
+        ordered = [p for part in STORED for p in declared if p.part == part]
         slots, start = [], 0
         for parameter in ordered:
             stop = start + math.prod(parameter.shape)
@@ -96,16 +97,24 @@ class Layout:
     @cached_property
     def theta(self) -> slice:
         """Where the backbone's parameters lie."""
-        return slice(0, self._theta_size)
+        return self._part("theta")
 
     @cached_property
     def phi(self) -> slice:
         """Where the gates' parameters lie (empty without gates)."""
-        return slice(self._theta_size, self.size)
+        return self._part("phi")
 
     @cached_property
-    def _theta_size(self) -> int:
-        return sum(slot.stop - slot.start for slot in self.slots if slot.parameter.part == "theta")
+    def stats(self) -> slice:
+        """Where the statistics of frozen normalisations lie (empty without them)."""
+        return self._part("stats")
+
+    def _part(self, part: str) -> slice:
+        sizes = dict.fromkeys(STORED, 0)
+        for slot in self.slots:
+            sizes[slot.parameter.part] += slot.stop - slot.start
+        start = sum(sizes[name] for name in STORED[: STORED.index(part)])
+        return slice(start, start + sizes[part])
 
     def check(self, who: str, w: np.ndarray) -> None:
         """Raise `InputError` unless w is a contiguous float vector of this layout's size."""

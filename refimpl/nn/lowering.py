@@ -29,8 +29,9 @@ from refimpl.kernels.workspace import scratch, scratch_array
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.gate import Decide, Gated
 from refimpl.nn.joins import Add, Fork, Product
-from refimpl.nn.layers import BatchNorm2d, Block, Conv2d, Layer, Linear
+from refimpl.nn.layers import BatchNorm2d, Block, Conv2d, Layer, Linear, Normalisation
 from refimpl.nn.network import Network
+from refimpl.nn.norms import FrozenNorm2d, GroupNorm
 from refimpl.nn.plan import NONE, Step, every_layer, plan
 from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus, Tanh
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
@@ -40,6 +41,8 @@ KINDS: dict[type, int] = {
     Conv2d: code.CONV,
     Linear: code.LINEAR,
     BatchNorm2d: code.BATCH_NORM,
+    GroupNorm: code.GROUP_NORM,
+    FrozenNorm2d: code.FROZEN_NORM,
     ReLU: code.RELU,
     LeakyReLU: code.LEAKY,
     Softplus: code.SOFTPLUS,
@@ -101,7 +104,7 @@ class Program:
             scratch_array("where", INTS, max(1, self.where * batch)),
         )
         slopes = scratch_array("slopes", dtype, self.values * batch)
-        wide = scratch_array("wide", DOUBLE, max(1, self.wide))
+        wide = scratch_array("wide", DOUBLE, max(1, self.wide * batch))
         widest = int(self.operations["output"][:, 0].max())
         zeros, unused = np.zeros(widest, dtype), scratch_array("unused", dtype, 2 * widest)
         return Workspace(values, slopes, masks, where, *scratch(dtype, *self.needs[key]), wide, zeros, unused)
@@ -304,13 +307,17 @@ class _Lowering:
                 step.writes != NONE and after.writes == step.writes and not isinstance(after.layer, Product)
             )
             return {"pad": layer.pad, "clears": not skipped}
-        if isinstance(layer, BatchNorm2d):
-            self.wide += layer.channels
-            dx = self.gradient(step, 0)
-            return {
-                "own": self.reserve(size), "wide": self.wide - layer.channels, "number": layer.eps,
-                "learns": step.learns, "dx": self.reserve(size) if dx == NOWHERE else dx,
+        if isinstance(layer, Normalisation):
+            dx, frozen = self.gradient(step, 0), isinstance(layer, FrozenNorm2d)
+            wide = 0 if frozen else layer.groups if isinstance(layer, GroupNorm) else layer.channels
+            self.wide += wide
+            row = {
+                "number": layer.eps, "learns": step.learns, "wide": self.wide - wide,
+                "own": self.values[step.output] if frozen else self.reserve(size),
+                "dx": self.reserve(size) if dx == NOWHERE else dx,
             }  # fmt: skip
+            grouped = {"groups": wide, "reads": NOWHERE, "dx_mask": NOWHERE}
+            return row | (grouped if isinstance(layer, GroupNorm) else {})
         if isinstance(layer, (ReLU, LeakyReLU, Softplus, Tanh)):  # a mask may stand for groups of features
             groups = step.result[0] if step.writes == NONE else self.widths[step.writes]
             view = dict.fromkeys(("input", "output"), (groups, size // groups, 1))

@@ -18,7 +18,7 @@ from refimpl.nn.chain import chain_parameters, chain_shape
 from refimpl.nn.context import Context
 from refimpl.nn.gate import Decision, Gated
 from refimpl.nn.layers import BatchNorm2d, Layer, Shape
-from refimpl.nn.layout import Layout, is_float
+from refimpl.nn.layout import STORED, Layout, is_float
 from refimpl.nn.plan import every_layer, plan
 from refimpl.nn.pooling import Flatten
 from refimpl.nn.run import Trace, run_backward, run_forward
@@ -129,7 +129,7 @@ class Network:
         """Write the whole gradient into `grad`; parts that are not trained get zeros."""
         self.layout.check_pair(f"{self.name}.backward", w, grad, "grad")
         params, grads = self.layout.views(w), self.layout.views(grad)
-        for part in ("theta", "phi"):
+        for part in STORED:
             if part not in trace.context.train:
                 grad[getattr(self.layout, part)] = 0
         run_backward(trace, dlogits, params, grads)

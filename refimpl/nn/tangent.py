@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refimpl.kernels import activation, vector
+from refimpl.kernels import activation
 from refimpl.nn.context import Gating
 from refimpl.nn.gate import Decide, Decision, to_logits
 from refimpl.nn.joins import Add, Fork, Product
@@ -34,6 +34,7 @@ from refimpl.nn.layers import (
     Linear,
     WeightedCache,
 )
+from refimpl.nn.norms import batch_means
 from refimpl.nn.pointwise import LeakyReLU, PointwiseCache, ReLU, Softplus, Tanh, as_maps
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d, PoolCache
 
@@ -203,15 +204,6 @@ def _normalised_rate(layer: BatchNorm2d, cache: BatchNormCache, x_dot: np.ndarra
     return as_maps(moved)
 
 
-def _batch_means(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Mean over samples and pixels of a * b for each channel, (C,), in a fixed order."""
-    sums = np.empty(a.shape[:2], dtype=np.float64)
-    activation.channel_products(as_maps(a), as_maps(b), sums)
-    out = np.empty(a.shape[1], dtype=np.float64)
-    vector.mean_of_rows(sums, np.full(len(a), 1.0 / (len(a) * as_maps(a).shape[2])), out)
-    return out
-
-
 def _norm_forward(layer: BatchNorm2d, cache: BatchNormCache, x_dot: Rate, along: Direction) -> Rate:
     """y_dot = gamma n_dot + gamma_dot n + beta_dot, n the normalised input."""
     y_dot = None
@@ -235,13 +227,13 @@ def _norm_backward(
     assert dot is not None
     if x_dot is not None:
         n, n_dot = cache.normalised, _normalised_rate(layer, cache, x_dot)
-        tilt, tilt_dot = _batch_means(as_maps(dy.value), n), _batch_means(as_maps(dy.value), n_dot)
+        tilt, tilt_dot = batch_means(as_maps(dy.value), n), batch_means(as_maps(dy.value), n_dot)
         if trained:
             count = n.shape[0] * n.shape[2]
             along.out[weight][...] += (count * tilt_dot).astype(n.dtype)
         scale = along.params[weight] * cache.inverse_std
         bend = scale[:, None] * (n_dot * tilt[:, None] + n * tilt_dot[:, None])
-        stretch = -cache.inverse_std * _batch_means(as_maps(x_dot), n)  # rate of log(1/std)
+        stretch = -cache.inverse_std * batch_means(as_maps(x_dot), n)  # rate of log(1/std)
         dot = dot + (stretch[:, None] * as_maps(value) - bend).reshape(dot.shape).astype(n.dtype)
     if trained:  # dx is proportional to gamma
         ones = {weight: np.ones(layer.channels, value.dtype)}

@@ -35,7 +35,7 @@ from refimpl.errors import InputError
 from refimpl.nn.context import Context, Routing
 from refimpl.nn.gate import Decide
 from refimpl.nn.joins import Add, Fork, Product
-from refimpl.nn.layers import BatchNorm2d, Conv2d, Linear, rule_of
+from refimpl.nn.layers import Conv2d, Linear, Normalisation, rule_of
 from refimpl.nn.network import Network
 from refimpl.nn.plan import NONE, Step, plan
 from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus, Tanh
@@ -240,7 +240,7 @@ RULES: dict[type, Callable[[Tally, Step], None]] = {
     Conv2d: _weighted,
     Linear: _weighted,
     **dict.fromkeys(
-        (ReLU, LeakyReLU, Softplus, Tanh, MaxPool2d, AvgPool2d, GlobalAvgPool2d, BatchNorm2d), _elementwise
+        (ReLU, LeakyReLU, Softplus, Tanh, MaxPool2d, AvgPool2d, GlobalAvgPool2d, Normalisation), _elementwise
     ),
     **dict.fromkeys((Flatten, Decide), _free),
     Fork: _fork,

@@ -12,12 +12,15 @@ from refimpl.federated.local import LocalSettings, solve_local
 from refimpl.nn import zoo
 from refimpl.nn.chain import Residual
 from refimpl.nn.context import GATE_GRADS, MODES, Context, Gating
+from refimpl.nn.gate import ChannelGate, Gated
 from refimpl.nn.gradcheck import check_network
 from refimpl.nn.layers import BatchNorm2d, Conv2d, Linear
 from refimpl.nn.lowering import Program, lower
 from refimpl.nn.network import Network
+from refimpl.nn.norms import FrozenNorm2d, GroupNorm, calibrate, frozen
 from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
+from refimpl.nn.predict import predict
 from refimpl.nn.task import NetworkTask, draw_batches
 from refimpl.rng import SeedTree
 
@@ -141,6 +144,35 @@ NORMALISED = {
         ),
         (2, 8, 7),
     ),
+    "groups": Network(
+        "groups",
+        (
+            Conv2d("c1", 2, 6, 3),
+            GroupNorm("n1", 6, groups=3),
+            ReLU(),
+            *zoo.with_gates([(Conv2d("c2", 6, 4, 3), LeakyReLU())], ("c2",)),
+            GroupNorm("n2", 4, groups=2),
+            Flatten(),
+            Linear("fc", 12, 3),
+        ),
+        (2, 5, 7),
+    ),
+    "frozen": frozen(
+        Network(
+            "frozen",
+            (
+                Conv2d("c1", 2, 4, 3, padding=1, bias=False),
+                BatchNorm2d("n1", 4),
+                ReLU(),
+                basic_block("b1", 4, 6, 2),
+                ReLU(),
+                Gated(ChannelGate("g", 6, 5), (Conv2d("c2", 6, 5, 3), FrozenNorm2d("n2", 5), LeakyReLU())),
+                Flatten(),
+                Linear("fc", 20, 3),
+            ),
+            (2, 7, 8),
+        )
+    ),
     "normalised input": Network(
         "input", (BatchNorm2d("n", 2), Conv2d("c", 2, 3, 3), Flatten(), Linear("fc", 27, 3)), (2, 5, 5)
     ),
@@ -155,6 +187,28 @@ def test_normalised_networks_are_the_layers_bit_for_bit(name, dtype):
     modes = MODES if network.gates else ("hard",)
     for mode, gate_grad, train in itertools.product(modes, GATE_GRADS, trains):
         assert_same(*make_task(network, Gating(mode, 0.7, gate_grad), train, dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["groups", "frozen"])
+def test_normalisations_of_single_samples_do_not_depend_on_parts(name, dtype, monkeypatch):
+    monkeypatch.setattr(Program, "part", lambda *_, **__: 2)
+    assert_same(*make_task(NORMALISED[name], Gating(), dtype=dtype))
+
+
+def test_calibrated_statistics_give_what_the_batch_gives():
+    """On the samples themselves; and then a sample's logits do not depend on the others."""
+    network = NORMALISED["residual blocks"]
+    task, w = make_task(network, Gating(), dtype="float64")
+    still = frozen(network)
+    assert still.layout.size > network.layout.size
+    statistics = still.layout.initialise(SeedTree(0), "float64")[still.layout.stats]
+    at = calibrate(still, np.concatenate([w, statistics]), task.x)
+    assert at[: w.size].tobytes() == w.tobytes()
+    wanted = predict(network, w, task.x).logits
+    np.testing.assert_allclose(predict(still, at, task.x).logits, wanted, rtol=1e-9, atol=1e-12)
+    alone = [predict(still, at, task.x[n : n + 1]).logits[0] for n in range(len(task.x))]
+    assert np.array(alone).tobytes() == predict(still, at, task.x).logits.tobytes()
 
 
 @pytest.mark.parametrize("name", NORMALISED)

@@ -21,8 +21,9 @@ from refimpl.nn.gate import ChannelGate, Gated
 from refimpl.nn.hessian import hessian_vector
 from refimpl.nn.layers import Back, BatchNorm2d, Conv2d, Flow, Linear
 from refimpl.nn.layout import Layout
+from refimpl.nn.norms import FrozenNorm2d, GroupNorm
 from refimpl.nn.objective import NetworkObjective
-from refimpl.nn.pointwise import ReLU, Softplus, Tanh
+from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus, Tanh
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 from refimpl.nn.predict import open_channels, predict
 from refimpl.nn.task import NetworkTask
@@ -74,7 +75,10 @@ LAYERS = {
     "conv without bias": (Conv2d("c", 3, 4, 3, bias=False), (3, 6, 5)),
     "linear": (Linear("l", 6, 4), (6,)),
     "batch norm": (BatchNorm2d("b", 3), (3, 6, 5)),
+    "group norm": (GroupNorm("b", 4, groups=2), (4, 6, 5)),
+    "frozen norm": (FrozenNorm2d("b", 3), (3, 6, 5)),
     "relu": (ReLU(), (3, 6, 5)),
+    "leaky relu": (LeakyReLU(0.1), (3, 6, 5)),
     "softplus": (Softplus(), (3, 6, 5)),
     "tanh": (Tanh(), (3, 6, 5)),
     "max": (MaxPool2d(2), (3, 6, 4)),
@@ -86,8 +90,16 @@ LAYERS = {
     "residual": (Residual((Conv2d("c", 3, 3, 3, padding=1), ReLU())), (3, 6, 5)),
     "gated": (Gated(ChannelGate("g", 3, 4), (Conv2d("c", 3, 4, 3), ReLU())), (3, 6, 5)),
 }
-ANY_SHAPE = {"relu", "softplus", "tanh", "flatten"}  # these take samples with any number of axes
-MASKED = [name for name in LAYERS if name not in ("batch norm", "residual", "gated")]
+ANY_SHAPE = {
+    "relu",
+    "leaky relu",
+    "softplus",
+    "tanh",
+    "flatten",
+}  # these take samples with any number of axes
+MASKED = [
+    name for name in LAYERS if name not in ("batch norm", "group norm", "frozen norm", "residual", "gated")
+]
 both_dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 
@@ -219,6 +231,21 @@ def kernel_calls():
         norm.batch_norm_backward: (
             maps, reals(4, 3, 5), rng.random(3), reals(3), new(3), new(3), new(4, 3, 5)
         ),
+        norm.group_norm_forward: (
+            maps, reals(3), reals(3), 1e-5, new(4, 3, 5), new(4, 3, dtype=double), new(4, 3, 5)
+        ),
+        norm.group_norm_backward: (
+            maps, reals(4, 3, 5), rng.random((4, 3)), reals(3), False, new(3), new(3), new(4, 3, 5)
+        ),
+        norm.frozen_norm_forward: (
+            maps, reals(3), reals(3), reals(3), reals(3) ** 2, 1e-5, on, new(4, 3, 5)
+        ),
+        norm.frozen_norm_backward: (
+            *(maps, reals(4, 3, 5), reals(3), reals(3), reals(3) ** 2, 1e-5, on, False),
+            *(new(3), new(3), new(4, 3, 5)),
+        ),
+        activation.leaky_forward: (maps, 0.1, on, new(4, 3, 5)),
+        activation.leaky_backward: (maps, reals(4, 3, 5), 0.1, on, new(4, 3, 5)),
         loss.softmax_cross_entropy: (reals(4, 3), np.array([0, 2, 1, 1]), new(4, 3)),
         vector.squared_norm: (reals(9),),
         vector.norm: (reals(9),),
