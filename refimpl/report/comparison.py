@@ -32,7 +32,8 @@ def accuracy_figure(curves: Sequence[Curve]) -> Figure:
     for number, curve in enumerate(curves):
         look, mean = looks(number), 100 * np.array(curve.mean)
         spread = 100 * np.nan_to_num(np.array(curve.std))
-        axes.plot(curve.rounds, mean, ms=4, lw=1.4, label=curve.label, **look)
+        label = curve.label + (f" ({curve.left_out} diverged)" if curve.left_out else "")
+        axes.plot(curve.rounds, mean, ms=4, lw=1.4, label=label, **look)
         axes.fill_between(curve.rounds, mean - spread, mean + spread, color=look["color"], alpha=0.12, lw=0)
     axes.set(xlabel="round", ylabel="accuracy after adaptation, %", title="Target nodes")
     percent_axis(axes)

@@ -87,6 +87,25 @@ def test_a_diverged_seed_is_counted_and_left_out():
     assert "diverged" in layout.text(both, [lost])
 
 
+def test_median_and_worst_node_are_those_of_a_seed_then_the_mean_over_seeds():
+    (row,) = summarise([outcome(0, (0.9, 0.5, 0.8), sparsities=(0, 0, 0)), outcome(1, (0.6, 0.7))])
+    assert row.accuracy_adapted_last_median == pytest.approx((0.8 + 0.65) / 2)
+    assert row.accuracy_adapted_last_worst == pytest.approx((0.5 + 0.6) / 2)
+    older = replace(row, accuracy_adapted_last_median=math.nan, accuracy_adapted_last_worst=math.nan)
+    for rows, shown in (([row], True), ([older], False), ([older, row], True)):
+        header = layout.row_tables(rows)[1][0]
+        assert ("median %" in header, "worst %" in header) == (shown, shown)
+
+
+def test_runs_that_are_left_out_are_counted_in_the_notes_and_in_the_curve():
+    lost = replace(outcome(1, ()), reports=(), failure="training diverged in round 7")
+    whole = [replace(outcome(0, (0.8,)), accuracy_by_round=((1, 0.5),)), lost]
+    text = layout.text(Plan((("metagater", Config()),), (0, 1)), whole)
+    assert "left out of every mean, median and worst node: 1 of 2 runs" in text
+    assert [curve.left_out for curve in curves(whole)] == [1]
+    assert "left out" not in layout.text(Plan((("metagater", Config()),), (0,)), whole[:1])
+
+
 def test_one_seed_has_no_spread():
     (row,) = summarise([outcome(0, (0.8, 1.0))])
     assert math.isnan(row.accuracy_adapted_last_std)

@@ -104,9 +104,9 @@ def test_gaps_of_several_runs_are_in_one_figure():
     np.testing.assert_allclose(axes.get_lines()[-1].get_xydata(), [(1, 4), (9, 4 / 9)])
 
 
-def curve(label, *mean, std=0.05):
+def curve(label, *mean, std=0.05, left_out=0):
     rounds = tuple(range(1, len(mean) + 1))
-    return SimpleNamespace(label=label, rounds=rounds, mean=mean, std=(std,) * len(mean))
+    return SimpleNamespace(label=label, rounds=rounds, mean=mean, std=(std,) * len(mean), left_out=left_out)
 
 
 def point(method, setting, executed, accuracy, std=0.01):
@@ -128,6 +128,8 @@ def test_accuracy_by_round_has_a_line_and_a_band_for_every_row():
     first, second = (line.get_xydata() for line in axes.get_lines())
     np.testing.assert_allclose(first, [(1, 50), (2, 60)])
     np.testing.assert_allclose(second, [(1, 70), (2, 90)])
+    lost = comparison.accuracy_figure([curve("fedavg", 0.5, 0.6, left_out=2)])
+    assert axes_of(lost).get_lines()[0].get_label() == "fedavg (2 diverged)"
     heights = [np.ptp(band.get_paths()[0].vertices[:, 1]) for band in axes.collections]
     np.testing.assert_allclose(heights, [20, 20])  # 45..65, and without a spread the line itself
 

@@ -106,7 +106,8 @@ def plan_notes(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
         f"{_common(plan, 'nodes')} training nodes ({_common(plan, 'per_round', 'all')} a round), "
         f"{_common(plan, 'targets')} target nodes, seeds {seeds}",
         "accuracy: target nodes' test parts, last round, after adaptation; mean over nodes, then mean +- "
-        "standard deviation over seeds (ddof 1); before: the meta-model as it comes to the nodes",
+        "standard deviation over seeds (ddof 1); median, worst: over a seed's nodes, then mean over seeds; "
+        "before: the meta-model as it comes to the nodes",
         "off: gated channels off, mean +- standard deviation over nodes (ddof 0; both are means over seeds); "
         "FLOPs dense and executed: one sample, forward; adapt: one node, all stages; train: rounds alone "
         "(other trainings beside them where there were threads); floats sent: up and down",
@@ -114,7 +115,16 @@ def plan_notes(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
     lines += _claim_notes(plan)
     lines += sorted({f"data: {outcome.note}" for outcome in outcomes if outcome.note})
     lines += notes({config.method for _, config in plan.rows})
-    return lines + [f"{o.label}, seed {o.config.seed}: {o.failure}" for o in outcomes if o.failure]
+    return lines + _failures(outcomes)
+
+
+def _failures(outcomes: Sequence[Outcome]) -> list[str]:
+    """How many runs are left out of the numbers, then each of them with its reason."""
+    lines = [f"{o.label}, seed {o.config.seed}: {o.failure}" for o in outcomes if o.failure]
+    many = (
+        f"left out of every mean, median and worst node: {len(lines)} of {len(outcomes)} runs, which diverged"
+    )
+    return [many, *lines] if lines else []
 
 
 def _claim_notes(plan: Plan) -> list[str]:
@@ -183,10 +193,17 @@ TRAINING: dict[str, Callable[[Row], str]] = {
     "Mfloats sent": lambda row: _number(row.floats_sent / 1e6, ".4g"),
     "nonzero": lambda row: _number(row.floats_sent_nonzero / 1e6, ".4g"),
 }
-PRUNED = "pruned %"  # a column that is shown only if any method prunes
+MEDIAN, WORST, PRUNED = "median %", "worst %", "pruned %"
+OPTIONAL = {  # columns that are shown only if a row has a number of that name
+    MEDIAN: "accuracy_adapted_last_median",
+    WORST: "accuracy_adapted_last_worst",
+    PRUNED: "accuracy_pruned_last_mean",
+}
 ADAPTATION: dict[str, Callable[[Row], str]] = {
     "method": lambda row: row.label,
     "accuracy %": _accuracy,
+    MEDIAN: lambda row: _percent(row.accuracy_adapted_last_median),
+    WORST: lambda row: _percent(row.accuracy_adapted_last_worst),
     "before %": lambda row: _percent(row.accuracy_unadapted_last_mean),
     PRUNED: lambda row: _percent(row.accuracy_pruned_last_mean),
     "off %": _off,
@@ -213,10 +230,14 @@ CLAIM: dict[str, Callable[[Claim], str]] = {
 }
 
 
+def _has_numbers(rows: Sequence[Row], label: str) -> bool:
+    """Whether the column is to be shown: always, or if it is optional where a row has a number for it."""
+    return label not in OPTIONAL or any(not math.isnan(getattr(row, OPTIONAL[label])) for row in rows)
+
+
 def row_tables(rows: Sequence[Row]) -> list[tuple[Cells, list[Cells]]]:
     """Header and rows of the tables about training and about adaptation."""
-    pruned = any(not math.isnan(row.accuracy_pruned_last_mean) for row in rows)
-    adaptation = {label: cell for label, cell in ADAPTATION.items() if pruned or label != PRUNED}
+    adaptation = {label: cell for label, cell in ADAPTATION.items() if _has_numbers(rows, label)}
     return [
         (tuple(columns), [tuple(cell(row) for cell in columns.values()) for row in rows])
         for columns in (TRAINING, adaptation)

@@ -20,7 +20,8 @@ class Row:
 
     Shares lie in 0..1. accuracy_*: mean over target nodes after the last round, of the adapted model, of the
     meta-model before adaptation, and of the model after pruning (NaN for methods that do not prune);
-    accuracy_adapted_last_std: standard deviation over seeds (ddof 1). sparsity_*: gated channels off on test
+    accuracy_adapted_last_std: standard deviation over seeds (ddof 1); _median, _worst: of the adapted model,
+    the median and the lowest over a seed's nodes instead of the mean. sparsity_*: gated channels off on test
     samples, mean and standard deviation over nodes (ddof 0, then the mean over seeds); weights_off_mean:
     weights pruned one by one, which skips nothing. flops_*: one test sample, forward; adapt_*: one node, all
     its support samples, all stages. train_*, gradients, floats_sent*: a whole training (nonzero: without
@@ -53,6 +54,8 @@ class Row:
     floats_sent_nonzero: float = NAN
     gap_first: float = NAN
     gap_last: float = NAN
+    accuracy_adapted_last_median: float = NAN
+    accuracy_adapted_last_worst: float = NAN
 
 
 def read_row(table: Mapping[str, Any]) -> Row:
@@ -81,7 +84,8 @@ def _row(outcomes: Sequence[Outcome]) -> Row:
 
 def _numbers(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """The numbers of a row by name."""
-    accuracies = [_over_nodes(outcome, "accuracy_after") for outcome in outcomes]
+    adapted = [[report.accuracy_after for report in outcome.reports] for outcome in outcomes]
+    accuracies = list(map(statistics.fmean, adapted))
     spreads = [_spread([r.sparsity_mean for r in outcome.reports], statistics.pstdev) for outcome in outcomes]
 
     def nodes(field: str) -> float:
@@ -109,6 +113,8 @@ def _numbers(outcomes: Sequence[Outcome]) -> dict[str, float]:
         "floats_sent_nonzero": rounds("floats_sent_sparse"),
         "gap_first": _geometric(outcome.records[0].gap for outcome in outcomes),
         "gap_last": _geometric(outcome.records[-1].gap for outcome in outcomes),
+        "accuracy_adapted_last_median": statistics.fmean(map(statistics.median, adapted)),
+        "accuracy_adapted_last_worst": statistics.fmean(map(min, adapted)),
     }
 
 
@@ -134,25 +140,29 @@ def _geometric(values: Iterable[float]) -> float:
 class Curve:
     """Adapted accuracy of a row by round: mean and standard deviation (ddof 1; NaN for one seed) over seeds.
 
-    Both are NaN after rounds whose meta-model diverged in adaptation at some node of some seed.
+    Both are NaN after rounds whose meta-model diverged in adaptation at some node of some seed. left_out: the
+    number of seeds that are not in it, since they diverged.
     """
 
     label: str
     rounds: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    left_out: int = 0
 
 
 def curves(outcomes: Sequence[Outcome]) -> list[Curve]:
     """A curve for each row whose accuracy was measured by round, at the rounds that all its seeds share."""
     found = []
     for label in dict.fromkeys(outcome.label for outcome in outcomes):
-        own = [dict(o.accuracy_by_round) for o in outcomes if o.label == label and not o.failure]
+        runs = [outcome for outcome in outcomes if outcome.label == label]
+        own = [dict(run.accuracy_by_round) for run in runs if not run.failure]
         rounds = sorted(set.intersection(*(set(curve) for curve in own))) if own else []
         if rounds:
             values = [[curve[round_] for curve in own] for round_ in rounds]
             std = tuple(_spread(v, statistics.stdev) for v in values)
-            found.append(Curve(label, tuple(rounds), tuple(map(statistics.fmean, values)), std))
+            mean = tuple(map(statistics.fmean, values))
+            found.append(Curve(label, tuple(rounds), mean, std, len(runs) - len(own)))
     return found
 
 
