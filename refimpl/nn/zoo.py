@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import count, pairwise
+from itertools import count, pairwise, product
 from typing import Any, ClassVar
 
 from refimpl.errors import InputError, one_of
@@ -23,7 +23,8 @@ from refimpl.nn.chain import Residual, chain_shape
 from refimpl.nn.gate import ChannelGate, Gated
 from refimpl.nn.layers import BatchNorm2d, Conv2d, Layer, Linear, Pair, Shape
 from refimpl.nn.network import Network
-from refimpl.nn.pointwise import ACTIVATIONS, ReLU
+from refimpl.nn.plan import every_layer
+from refimpl.nn.pointwise import ACTIVATIONS, LeakyReLU, ReLU
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 from refimpl.registry import MODELS, key
 
@@ -275,6 +276,92 @@ def residual(
         Linear("fc", outer, classes, gain=1.0),
     )
     return Network("residual", layers, input_shape)
+
+
+def _norm_conv(name: str, channels: Pair, stride: int, gates: Collection[str], kernel: int = 3) -> Block:
+    """A convolution without bias that keeps the size (divided by the stride), gated or not, and its norm."""
+    conv = Conv2d(name, *channels, kernel, stride, kernel // 2, bias=False)
+    return (*with_gates([(conv,)], [name] if name in gates else []), BatchNorm2d(f"{name}.norm", channels[1]))
+
+
+def _check_gates(who: str, layers: Sequence[Layer], gates: Collection[str]) -> None:
+    """Raise `InputError` for a gate that no convolution has."""
+    known = tuple(layer.name for layer in every_layer(layers) if isinstance(layer, Conv2d))
+    for name in gates:
+        one_of(who, "layer", name, known)
+
+
+def conv4(
+    input_shape: Shape = (3, 32, 32), width: int = 64, classes: int = 5, gates: Collection[str] = ()
+) -> Network:
+    """Four blocks of 3x3 convolution, batch normalisation, ReLU and 2x2 max-pooling; then linear.
+
+    The usual network of few-shot learning; layers `conv1` to `conv4`. Source: Vinyals et al. 2016, §4.1.
+    """
+    _check_images("conv4", input_shape, [width], 1)
+    ins = (input_shape[0], width, width, width)
+    blocks = [
+        (*_norm_conv(f"conv{number}", (channels, width), 1, gates), ReLU(), MaxPool2d(2))
+        for number, channels in enumerate(ins, start=1)
+    ]
+    _check_gates("conv4", [layer for block in blocks for layer in block], gates)
+    features = _features("conv4", blocks, input_shape)
+    layers = [layer for block in blocks for layer in block]
+    return Network("conv4", (*layers, Flatten(), Linear("fc", features, classes, gain=1.0)), input_shape)
+
+
+def resnet12(
+    input_shape: Shape = (3, 32, 32),
+    widths: Sequence[int] = (64, 128, 256, 512),
+    classes: int = 5,
+    gates: Collection[str] = (),
+) -> Network:
+    """Four residual blocks of three convolutions with LeakyReLU(0.1), each halved by 2x2 max-pooling.
+
+    The k-th convolution of block n is `block<n>.conv<k>`, its projection `block<n>.shortcut`.
+    Source: Oreshkin et al. 2018, §3 (TADAM); the form without dropout is reconstructed.
+    """
+    _check_images("resnet12", input_shape, widths, 4)
+    layers: list[Layer] = []
+    for number, (ins, outs) in enumerate(pairwise((input_shape[0], *widths)), start=1):
+        name, body = f"block{number}", list[Layer]()
+        for k, channels in enumerate(((ins, outs), (outs, outs), (outs, outs)), start=1):
+            body += [*_norm_conv(f"{name}.conv{k}", channels, 1, gates), LeakyReLU(0.1)]
+        shortcut = _norm_conv(f"{name}.shortcut", (ins, outs), 1, gates, kernel=1)
+        layers += [Residual(tuple(body[:-1]), shortcut), LeakyReLU(0.1), MaxPool2d(2)]
+    _check_gates("resnet12", layers, gates)
+    layers += [GlobalAvgPool2d(), Linear("fc", widths[-1], classes, gain=1.0)]
+    return Network("resnet12", tuple(layers), input_shape)
+
+
+def resnet(
+    depth: int = 20,
+    input_shape: Shape = (3, 32, 32),
+    widths: Sequence[int] = (16, 32, 64),
+    classes: int = 10,
+    gates: Collection[str] = (),
+) -> Network:
+    """ResNet of depth 6n + 2 (20, 32, 56, ...) for small images: `conv`, three stages of n blocks, linear.
+
+    The k-th convolution of block b of stage s is `stage<s>.block<b>.conv<k>`; where the shape changes, the
+    shortcut is the projection `stage<s>.block<b>.shortcut`. Source: He et al. 2016, §4.2 (option B).
+    """
+    _check_images("resnet", input_shape, widths, 3)
+    if depth < 8 or depth % 6 != 2:
+        raise InputError(f"resnet: depth must be 8, 14, 20, ... (6n + 2), got {depth}")
+    layers: list[Layer] = [*_norm_conv("conv", (input_shape[0], widths[0]), 1, gates), ReLU()]
+    ins = widths[0]
+    for stage, block in product(range(1, 4), range(1, depth // 6 + 1)):
+        name, outs, stride = f"stage{stage}.block{block}", widths[stage - 1], 2 if stage > block == 1 else 1
+        first = _norm_conv(f"{name}.conv1", (ins, outs), stride, gates)
+        body = (*first, ReLU(), *_norm_conv(f"{name}.conv2", (outs, outs), 1, gates))
+        changes = stride > 1 or ins != outs
+        shortcut = _norm_conv(f"{name}.shortcut", (ins, outs), stride, gates, kernel=1) if changes else ()
+        layers += [Residual(body, shortcut), ReLU()]
+        ins = outs
+    _check_gates("resnet", layers, gates)
+    layers += [GlobalAvgPool2d(), Linear("fc", ins, classes, gain=1.0)]
+    return Network(f"resnet{depth}", tuple(layers), input_shape)
 
 
 def checked_names() -> tuple[str, ...]:
