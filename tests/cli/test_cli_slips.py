@@ -23,6 +23,8 @@ SUGGESTED = [
     (("train", "--outt", "a"), "Did you mean --out"),
     (("doctor",), "no command 'doctor'; did you mean info --check?"),
     (("help",), "no command 'help'; did you mean --help?"),
+    (("train", "--use", "a.py"), "It stands before the command: refimpl --use FILE.py COMMAND"),
+    (("data",), "refimpl data expects one of its commands: fetch, list, partition, verify"),
     (("data", "help"), "no command 'help'; did you mean --help?"),
 ]
 
