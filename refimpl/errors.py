@@ -28,10 +28,6 @@ class ConfigError(InputError):
     """A configuration that does not make sense: unknown key, wrong type, impossible combination."""
 
 
-class UnknownChoiceError(ConfigError):
-    """A stored configuration with a key or a choice that nothing registers here; a file of a user's may."""
-
-
 class RunError(RefimplError):
     """A run folder that cannot be used as asked: missing, already there, in use or not resumable."""
 

@@ -146,12 +146,11 @@ def check_keys(who: str, choice: Any) -> None:
 class Registry:
     """The choices of one kind, by name; `home` is the module or package whose modules register them.
 
-    needs: the names of what every class must have. hooks: attributes that a class may have besides, with
-    their values for classes that have none.
+    hooks: attributes that a class may have besides its keys, with their values for classes that have none.
     """
 
-    def __init__(self, kind: str, home: str, needs: str = "", **hooks: Any) -> None:
-        self.kind, self.home, self.needs, self.hooks = kind, home, needs.split(), hooks
+    def __init__(self, kind: str, home: str, **hooks: Any) -> None:
+        self.kind, self.home, self.hooks = kind, home, hooks
         self._classes: dict[str, type[Any]] = {}
         self._keys: dict[str, Key] = {}
         self._complete = False
@@ -159,20 +158,13 @@ class Registry:
     def register(self, name: str) -> Callable[[type[C]], type[C]]:
         """Decorator: the class is chosen by `name`, which becomes its attribute `name`.
 
-        A name that another class has, and a class without what it needs, are an `InputError`. The same class
-        may come again, for example when its file is imported under a second name.
+        A name that another class has is an `InputError`.
         """
 
         def add(declared: type[C]) -> type[C]:
-            known = self._classes.get(name, declared)
-            if _written_at(known) != _written_at(declared):
-                raise InputError(
-                    f"{self.kind} {name!r} is registered already, by {' of '.join(_written_at(known))}; "
-                    "choose another name"
-                )
-            having = {*dir(declared), *getattr(declared, "__dataclass_fields__", ())}
-            if lacking := [need for need in self.needs if need not in having]:
-                raise InputError(f"{self.kind} {name!r} has no {', '.join(lacking)}; add what it lacks")
+            known = self._classes.setdefault(name, declared)
+            if known.__qualname__ != declared.__qualname__:
+                raise InputError(f"{self.kind} {name!r} is registered already; choose another name")
             self._classes[name] = declared
             self._keys = {}
             for hook, usual in {**self.hooks, "name": name}.items():
@@ -230,12 +222,6 @@ class Registry:
         return declared(**own, **{key: value for key, value in context.items() if key in wanted})
 
 
-def _written_at(declared: type[Any]) -> tuple[str, str]:
-    """The name of a class and the file that it is written in."""
-    file = getattr(sys.modules.get(declared.__module__), "__file__", None)
-    return declared.__qualname__, os.path.realpath(file) if file else declared.__module__
-
-
 def agree(who: str, mine: Key, known: Key) -> None:
     """Raise `InputError` unless both declarations of a key give it one type and one default."""
     if (mine.type, mine.default) != (known.type, known.default):
@@ -280,7 +266,6 @@ def _import_file(name: str, path: Path) -> None:
 METHODS = Registry(
     "method",
     "refimpl.federated.methods",
-    needs="start broadcast local server model",
     gated=False,  # whether its network has gates, which are trained
     trains_as="",  # the method whose meta-training it shares; by default it has its own
     prunes="",  # `channels` or `weights` if it prunes the meta-model at a target node
@@ -290,8 +275,8 @@ METHODS = Registry(
     note="",  # what a reader of its results must know
     labels={},  # columns of its table that mean something else, by their usual names
 )
-MODELS = Registry("model", "refimpl.nn.zoo", needs="build input_shape usual_gates")
-PENALTIES = Registry("penalty", "refimpl.optim.prox", needs="value prox subdifferential_distance")
-SCHEDULES = Registry("schedule", "refimpl.optim.accel", needs="steps")
+MODELS = Registry("model", "refimpl.nn.zoo")
+PENALTIES = Registry("penalty", "refimpl.optim.prox")
+SCHEDULES = Registry("schedule", "refimpl.optim.accel")
 DATASETS = Registry("dataset", "refimpl.data.sets")
 PARTITIONS = Registry("partition", "refimpl.data.deal")

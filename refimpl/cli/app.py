@@ -20,7 +20,6 @@ from refimpl.cli.groups import SuggestingGroup, said
 from refimpl.errors import OlderVersionWarning, RefimplError
 from refimpl.registry import use
 
-USED = "refimpl.use"  # where Click keeps the files that the option `--use` names
 CHECK_FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
 # The name of each command with one line of help, in the order in which they are listed. The command itself is
@@ -75,11 +74,6 @@ class LazyGroup(SuggestingGroup):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-def _use(context: click.Context, files: tuple[str, ...]) -> None:
-    use(files)
-    context.meta[USED] = files  # for the commands that are suggested next
-
-
 @click.group(
     cls=LazyGroup,
     invoke_without_command=True,
@@ -90,10 +84,9 @@ def _use(context: click.Context, files: tuple[str, ...]) -> None:
     "--use",
     multiple=True,
     metavar="FILE.py",
-    callback=lambda ctx, param, files: _use(ctx, files),
+    callback=lambda ctx, param, files: use(files),
     expose_value=False,
-    help="Python file that registers methods, models, data sets, partitions, penalties or schedules of your "
-    "own; several may be given.",
+    help="Python file that registers penalties and other choices of your own.",
 )
 @click.version_option(__version__, prog_name="refimpl", message="%(prog)s %(version)s")
 @click.pass_context

@@ -53,7 +53,7 @@ def command(
     surrogate derivative. A difference means nothing where a kink of ReLU or max-pooling lies within the
     finest step, so a case above the limit is repeated at two other points and must pass at both.
 
-    With --all the models cnn3 and cnn7 have fewer channels, as the output says.
+    With --all the large models have fewer channels, as the output says.
     """
     from refimpl.nn import gradcases
     from refimpl.nn.zoo import checked_names

@@ -16,13 +16,6 @@ class SuggestingGroup(click.Group):
 
     OTHERWISE: ClassVar[Mapping[str, str]] = {"help": "--help"}  # what to use for names that people expect
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the words after the group's name; where there are none, list its commands in one line."""
-        if not args and not self.invoke_without_command:
-            known = ", ".join(self.list_commands(ctx))
-            raise click.UsageError(f"{ctx.command_path} expects one of its commands: {known}", ctx)
-        return super().parse_args(ctx, args)
-
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -37,8 +30,6 @@ class SuggestingGroup(click.Group):
 
 def said(error: click.UsageError) -> str:
     """The error's message, followed by the nearest options or the nearest choice if there are any."""
-    if isinstance(error, click.NoSuchOption) and error.option_name == "--use":
-        return f"{error.message} It stands before the command: refimpl --use FILE.py COMMAND ..."
     if isinstance(error, click.NoSuchOption) and error.possibilities:  # nearest first
         return f"{error.message} Did you mean {' or '.join(error.possibilities[:2])}?"
     if isinstance(error, click.BadParameter) and error.param and isinstance(error.param.type, click.Choice):

@@ -63,9 +63,9 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def _model(name: str) -> str:
     """A model that is registered, or `residual`; which ones there are is looked up only when one is given."""
-    from refimpl.nn.zoo import checked_names
+    from refimpl.nn.zoo import MODELS
 
-    one_of("--model", "model", name, checked_names())
+    one_of("--model", "model", name, (*MODELS, "residual"))
     return name
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from refimpl.cli.app import CHECK_FAILED, USED
+from refimpl.cli.app import CHECK_FAILED
 from refimpl.cli.options import Session
 from refimpl.files.storage import json_text
 from refimpl.files.tables import table
@@ -40,10 +40,7 @@ def facts(pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def command_line(*words: object, session: Session, threads: bool = True) -> str:
-    """A command to type next: the words with the same `--use`, data folder (and threads) as before."""
-    context = click.get_current_context(silent=True)
-    files = context.meta.get(USED, ()) if context else ()
+    """A command to type next: `refimpl`, the words, and the same data folder (and threads) as before."""
     given = [("--data-dir", session.data_dir), ("--threads", session.threads if threads else None)]
     options = [word for option, value in given if value is not None for word in (option, value)]
-    used = [word for file in files for word in ("--use", file)]
-    return shlex.join(["refimpl", *used, *map(str, words), *map(str, options)])
+    return shlex.join(["refimpl", *map(str, words), *map(str, options)])

@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from refimpl.errors import ConfigError, OlderVersionWarning, UnknownChoiceError, cause, nearest, one_of, shown
+from refimpl.errors import ConfigError, OlderVersionWarning, cause, nearest, one_of, shown
 from refimpl.files.paths import OWN_DATA, expanded, is_own_data
 from refimpl.files.sniff import decoded
 from refimpl.registry import (
@@ -255,14 +255,14 @@ def completed(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _expect_stored(source: str, table: Mapping[str, Any]) -> None:
-    """Raise `UnknownChoiceError` where a stored table has keys or choices that nothing declares here."""
+    """Raise `ConfigError` where a stored table has keys, or names of choices, that nothing declares here."""
     known = keys()
     chosen = [one for one in known.values() if isinstance(one.choices, Registry) and one.name in table]
     found: list[tuple[str, Any, Iterable[str]]] = [("key", name, known) for name in table]
     found += [(one.name, table[one.name], one.choices) for one in chosen if not one.ending]
     for what, value, allowed in found:
         if isinstance(value, str) and value not in allowed:
-            raise UnknownChoiceError(
+            raise ConfigError(
                 f"{source}: unknown {what} {shown(value)}; {nearest(value, allowed)}the run was made with "
                 "a file of your own or by a newer version; name such a file with refimpl --use FILE.py"
             )

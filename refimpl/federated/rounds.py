@@ -127,21 +127,11 @@ def run_rounds(
         rows = np.stack([answer.w for answer in answers])
         vector.mean_of_rows(rows, participation.weights(tasks, nodes), mean)
         with np.errstate(all="ignore"):  # `check_state` reports overflow
-            state, gap = _pair(method, method.server(state, round_, point, mean))
+            state, gap = method.server(state, round_, point, mean)
         check_state(state, round_)
         record = _record(round_, nodes, answers, point, gap, time.perf_counter() - started)
         first_loss = record.loss if math.isnan(first_loss) else first_loss
         yield state, record
-
-
-def _pair(method: Method, answer: tuple[State, float]) -> tuple[State, float]:
-    """What a server returned; `InputError` unless it is a state and a number."""
-    if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], dict)):
-        raise InputError(
-            f"method {method.name}: expected `server` to return a dict of arrays and the stationarity gap "
-            f"(NaN if there is none), got {shown(answer)}"
-        )
-    return answer
 
 
 @lru_cache(maxsize=1)

@@ -25,7 +25,13 @@ from refimpl.nn.zoo import network, residual
 from refimpl.rng import SeedTree
 
 # Channel counts of the large models under --all: each evaluation is done hundreds of times.
-NARROW = {"cnn3": (8, 16, 32), "cnn7": (4, 4, 8, 8, 16, 16)}
+NARROW = {
+    "cnn3": (8, 16, 32),
+    "cnn7": (4, 4, 8, 8, 16, 16),
+    "conv4": (4, 4, 8, 8),
+    "resnet12": (2, 3, 4, 5),
+    "resnet20": (2, 3, 4),
+}
 GATE_NOISE = 1.0  # added to the initial gate parameters, so that some channels are off
 BIAS_NOISE = 0.1  # added to all biases: with zero biases, ReLUs of skipped inputs sit exactly on their kink
 

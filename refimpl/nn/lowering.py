@@ -70,7 +70,6 @@ class Program:
 
     operations: np.ndarray  # records `OPERATION`
     values: int
-    slopes: int
     masks: int
     where: int
     gates: int
@@ -85,7 +84,7 @@ class Program:
         """How many of `batch` samples to treat at a time: equal parts whose activations the cache holds."""
         if self.whole:
             return batch
-        size = (self.values + (self.slopes if gradients else 0)) * np.dtype(dtype).itemsize
+        size = self.values * np.dtype(dtype).itemsize * (2 if gradients else 1)
         fits = TRAINING_BYTES if gradients else PREDICTION_BYTES
         parts = math.ceil(batch / max(1, fits // size))
         return math.ceil(batch / parts)
@@ -104,7 +103,7 @@ class Program:
             scratch_array("masks", np.dtype(np.bool_), max(1, self.masks * batch)),
             scratch_array("where", INTS, max(1, self.where * batch)),
         )
-        slopes = scratch_array("slopes", dtype, self.slopes * batch)
+        slopes = scratch_array("slopes", dtype, self.values * batch)
         wide = scratch_array("wide", DOUBLE, max(1, self.wide * batch))
         widest = int(self.operations["output"][:, 0].max())
         zeros, unused = np.zeros(widest, dtype), scratch_array("unused", dtype, 2 * widest)
@@ -184,37 +183,6 @@ def pooling_first(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     return tuple(out)
 
 
-class _Regions:
-    """Places for gradients: a region that is released is given away again. Sizes are entries per sample."""
-
-    def __init__(self, least: int) -> None:
-        self.size = least  # of all regions together, and at least so much
-        self.taken: dict[int, tuple[int, int]] = {}  # size and number of users by place
-
-    def claim(self, size: int) -> int:
-        """The first place where so much is free."""
-        place = 0
-        for start, (length, _) in sorted(self.taken.items()):
-            if start - place >= size:
-                break
-            place = max(place, start + length)
-        self.taken[place] = (size, 1)
-        self.size = max(self.size, place + size)
-        return place
-
-    def share(self, place: int) -> int:
-        """The same place, for one more user."""
-        size, users = self.taken[place]
-        self.taken[place] = (size, users + 1)
-        return place
-
-    def release(self, place: int) -> None:
-        """One user has done with it."""
-        size, users = self.taken.pop(place)
-        if users > 1:
-            self.taken[place] = (size, users - 1)
-
-
 class _Lowering:
     """Gives every value and every gradient of the plan its place, then writes the rows."""
 
@@ -226,9 +194,7 @@ class _Lowering:
         self.values = {0: self.reserve(math.prod(network.input_shape))}
         for step in self.steps:
             self.values[step.output] = self.value_place(step)
-        self.gradients = _Regions(max(math.prod(step.result) for step in self.steps))
-        self.slopes = {len(self.steps): self.gradients.claim(math.prod(network.output_shape))}
-        self.unwanted: dict[int, int] = {}  # where norms put gradients that nobody reads
+        self.slopes = {len(self.steps): self.values[len(self.steps)]}
         for step in reversed(self.steps):
             self.place_gradients(step)
 
@@ -245,10 +211,7 @@ class _Lowering:
         return self.reserve(math.prod(step.result))
 
     def place_gradients(self, step: Step) -> None:
-        """Where the gradients of the inputs lie: with that of the output, if they are the same numbers.
-
-        Going backward, the gradient of the output is not needed after this step.
-        """
+        """Where the gradients of the inputs lie: with that of the output, if they are the same numbers."""
         product = isinstance(step.layer, Product)
         for position, number in enumerate(step.inputs):
             if not step.needs[position] or number in self.slopes:
@@ -256,15 +219,11 @@ class _Lowering:
             if isinstance(step.layer, (Add, Flatten)) or (
                 product and position == 0 and not self.routing.smooth
             ):
-                self.slopes[number] = self.gradients.share(self.slopes[step.output])
+                self.slopes[number] = self.slopes[step.output]
+            elif number and isinstance(self.steps[number - 1].layer, Fork):
+                self.slopes[number] = self.reserve(math.prod(step.shape))
             else:
-                size = step.result if position else step.shape  # the second input of a product is a decision
-                size = size[:1] if product and position else size
-                self.slopes[number] = self.gradients.claim(math.prod(size))
-        if isinstance(step.layer, Normalisation) and step.learns and not any(step.needs):
-            self.unwanted[step.output] = self.gradients.claim(math.prod(step.shape))
-        if step.output in self.slopes:
-            self.gradients.release(self.slopes[step.output])
+                self.slopes[number] = self.values[number]
 
     def program(self) -> Program:
         """The rows, and what they need."""
@@ -277,7 +236,6 @@ class _Lowering:
         return Program(
             operations,
             self.size,
-            self.gradients.size,
             sum(self.widths),
             self.where,
             len(self.widths),
@@ -323,7 +281,7 @@ class _Lowering:
         row: dict[str, Any] = {
             "kind": KINDS[type(layer)], "input": _three(step.shape), "output": _three(step.result),
             "x": self.values[first], "y": self.values[step.output], "dx": self.gradient(step, 0),
-            "dy": self.slopes.get(step.output, 0), "reads": self.mask(step.reads),
+            "dy": self.slopes.get(step.output, self.values[step.output]), "reads": self.mask(step.reads),
             "writes": self.mask(step.writes), "dy_mask": self.mask(step.dy_mask),
             "dx_mask": self.mask(step.dx_mask), "need_dw": step.need_dw, "gate": step.gate,
             "groups": step.shape[0] if step.reads == NONE else self.widths[step.reads],
@@ -356,7 +314,7 @@ class _Lowering:
             row = {
                 "number": layer.eps, "learns": step.learns, "wide": self.wide - wide,
                 "own": self.values[step.output] if frozen else self.reserve(size),
-                "dx": self.unwanted.get(step.output, dx),
+                "dx": self.reserve(size) if dx == NOWHERE else dx,
             }  # fmt: skip
             grouped = {"groups": wide, "reads": NOWHERE, "dx_mask": NOWHERE}
             return row | (grouped if isinstance(layer, GroupNorm) else {})

@@ -13,10 +13,8 @@ from refimpl.errors import InputError
 from refimpl.nn import zoo
 from refimpl.nn.context import Gating
 from refimpl.nn.network import Network
-from refimpl.nn.norms import calibrate, frozen
 from refimpl.nn.pointwise import Softplus
 from refimpl.nn.predict import predict
-from refimpl.rng import SeedTree
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -45,16 +43,6 @@ def test_every_network_of_the_zoo_in_full(name, gated):
         if gated and gating.mode == "hard":
             channels = sum(block.gate.out_channels for block in network.gates)
             assert 0 < expected.opened.sum() < len(x) * channels  # some on, some off
-
-
-@pytest.mark.parametrize(
-    "network", [zoo.resnet(8, (1, 8, 8), (2, 3, 4), 3), zoo.resnet12((1, 16, 16), (2, 3, 4, 5))]
-)
-def test_frozen_statistics(network):
-    still = frozen(network)
-    x = np.random.default_rng(0).standard_normal((9, *network.input_shape)).astype("float32")
-    w = calibrate(still, still.layout.initialise(SeedTree(3)), x)
-    assert disagreement(export(still, w), x, predict(still, w, x).logits) <= TOLERANCE
 
 
 @pytest.mark.parametrize("activation", ["softplus", "tanh"])

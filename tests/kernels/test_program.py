@@ -173,9 +173,6 @@ NORMALISED = {
             (2, 7, 8),
         )
     ),
-    "resnet8": zoo.resnet(8, (2, 8, 8), (3, 4, 5), 4, ("stage1.block1.conv1", "stage2.block1.shortcut")),
-    "conv4": zoo.conv4((1, 16, 16), 3, 4, ("conv2",)),
-    "resnet12": zoo.resnet12((1, 16, 16), (2, 3, 4, 5), 4),
     "normalised input": Network(
         "input", (BatchNorm2d("n", 2), Conv2d("c", 2, 3, 3), Flatten(), Linear("fc", 27, 3)), (2, 5, 5)
     ),

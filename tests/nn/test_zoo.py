@@ -19,7 +19,6 @@ from refimpl.nn.layers import Conv2d, Linear
 from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.pointwise import ReLU, Softplus, Tanh
 from refimpl.nn.pooling import AvgPool2d, Flatten, MaxPool2d
-from refimpl.nn.work import dense_work
 from refimpl.rng import SeedTree
 
 
@@ -183,54 +182,6 @@ def test_models_know_their_name(name):
     assert zoo.network(name).name == name
     assert zoo.network(name) == zoo.network(name)
     assert hash(zoo.network(name)) == hash(zoo.network(name))
-
-
-@pytest.mark.parametrize(
-    ("network", "parameters", "products"),
-    [
-        (zoo.resnet(20), 272_474, 41_000_000),  # sizes that others print for the form with projections
-        (zoo.resnet(32), 466_906, 69_500_000),
-        (zoo.resnet(56), 855_770, 126_000_000),
-        (zoo.resnet12(classes=64), 8_029_632, 367_000_000),
-        (zoo.conv4((3, 84, 84)), 112_832 + 5 * 1601, 97_000_000),
-    ],
-)
-def test_sizes_of_residual_and_few_shot_networks(network, parameters, products):
-    assert network.layout.size == parameters
-    assert dense_work(network, 1).forward == pytest.approx(2 * products, rel=0.02)
-
-
-NORMALISED = {
-    "conv4": zoo.conv4((1, 16, 16), 3, 4),
-    "resnet12": zoo.resnet12((1, 16, 16), (2, 3, 4, 5), 4),
-    "resnet14": zoo.resnet(14, (2, 8, 8), (3, 4, 5), 4),
-}
-
-
-@pytest.mark.parametrize("name", NORMALISED)
-def test_gradients_and_second_derivatives_of_normalised_models(name):
-    network, rng = NORMALISED[name], np.random.default_rng(1)
-    w = network.layout.initialise(SeedTree(1), "float64")
-    w += 0.05 * rng.standard_normal(w.size)
-    x, y = rng.standard_normal((5, *network.input_shape)), rng.integers(0, 4, 5)
-    assert all(error < 1e-6 for _, error in check_network(network, w, x, y, Context(train=("theta",)), rng))
-    objective, v = NetworkObjective(network, x, y), rng.standard_normal(w.size) / np.sqrt(w.size)
-    found = objective.hessian_vector(w, v)
-    ends = [np.empty_like(w), np.empty_like(w)]
-    for end, step in zip(ends, (1e-6, -1e-6), strict=True):
-        objective(w + step * v, end)
-    wanted = (ends[0] - ends[1]) / 2e-6
-    assert np.linalg.norm(found - wanted) < 1e-5 * np.linalg.norm(wanted)
-
-
-def test_any_convolution_of_a_normalised_model_can_be_gated():
-    gates = ("conv", "stage2.block1.shortcut", "stage3.block2.conv1")
-    network = zoo.resnet(14, (2, 8, 8), (3, 4, 5), 4, gates)
-    assert [block.gate.out_channels for block in network.gates] == [3, 4, 5]
-    with pytest.raises(InputError, match=r"resnet: unknown layer 'conv9'"):
-        zoo.resnet(14, gates=("conv9",))
-    with pytest.raises(InputError, match="depth must be 8, 14, 20"):
-        zoo.resnet(18)
 
 
 SMALL = {

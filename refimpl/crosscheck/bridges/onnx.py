@@ -22,7 +22,6 @@ from refimpl.nn.context import Gating
 from refimpl.nn.gate import ChannelGate, Gated
 from refimpl.nn.layers import BatchNorm2d, Conv2d, Layer, Linear, Shape
 from refimpl.nn.network import Network
-from refimpl.nn.norms import FrozenNorm2d
 from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus, Tanh
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 
@@ -132,9 +131,6 @@ def _layer(graph: Graph, layer: Layer, x: str, shape: Shape, gating: Gating) -> 
         return _linear(graph, layer.name, x)
     if isinstance(layer, BatchNorm2d):
         return _batch_norm(graph, layer, x)
-    if isinstance(layer, FrozenNorm2d):
-        inputs = [x, *(parameter.name for parameter in layer.parameters())]
-        return graph.add("BatchNormalization", *inputs, epsilon=layer.eps)
     if type(layer) not in PLAIN:
         raise InputError(f"export: a {type(layer).__name__} has no ONNX counterpart here")
     settings: dict[str, Any] = {}

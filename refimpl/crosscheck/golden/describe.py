@@ -5,6 +5,7 @@
     {"type": "linear", "name": "fc", "in": 32, "out": 10}
     {"type": "batch_norm2d", "name": "norm", "channels": 6, "eps": 1e-05}     always batch statistics
     {"type": "relu" | "softplus" | "tanh" | "flatten" | "global_avg_pool2d", "name": ...}
+    {"type": "leaky_relu", "name": ..., "slope": 0.1}
     {"type": "max_pool2d" | "avg_pool2d", "name": ..., "kernel": [2, 2], "stride": [2, 2]}
     {"type": "gated", "name": "conv3.gated", "gate": {"name": "conv3.gate", "in": 8, "out": 16, "hidden": 16},
      "body": [layers]}                                       y = M(x) * body(x), mathematics.md §2.2, §2.3b
@@ -30,7 +31,7 @@ from refimpl.nn.chain import Residual
 from refimpl.nn.gate import ChannelGate, Gated
 from refimpl.nn.layers import BatchNorm2d, Conv2d, Layer, Linear
 from refimpl.nn.network import Network
-from refimpl.nn.pointwise import ReLU, Softplus, Tanh
+from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus, Tanh
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 
 Description = list[dict[str, Any]]
@@ -47,6 +48,7 @@ LAYERS: dict[str, tuple[type[Any], dict[str, str]]] = {
     "linear": (Linear, {"in": "in_features", "out": "out_features"}),
     "batch_norm2d": (BatchNorm2d, {"channels": "channels", "eps": "eps"}),
     "relu": (ReLU, {}),
+    "leaky_relu": (LeakyReLU, {"slope": "slope"}),
     "softplus": (Softplus, {}),
     "tanh": (Tanh, {}),
     "flatten": (Flatten, {}),
@@ -55,7 +57,13 @@ LAYERS: dict[str, tuple[type[Any], dict[str, str]]] = {
     "avg_pool2d": (AvgPool2d, {"kernel": "window", "stride": "step"}),
 }
 _TYPES = {kind: name for name, (kind, _) in LAYERS.items()}
-_READ: dict[str, Callable[[Any], Any]] = {"kernel": tuple, "stride": tuple, "padding": tuple, "eps": float}
+_READ: dict[str, Callable[[Any], Any]] = {
+    "kernel": tuple,
+    "stride": tuple,
+    "padding": tuple,
+    "eps": float,
+    "slope": float,
+}
 
 
 @dataclass

@@ -17,6 +17,9 @@ NARROW: dict[str, dict[str, Any]] = {
     "digits": {"widths": [3, 5], "classes": 4},
     "cnn3": {"input_shape": (2, 8, 8), "widths": [3, 4, 5], "classes": 4},
     "cnn7": {"input_shape": (2, 8, 8), "widths": [2, 3, 3, 4, 4, 5], "classes": 4},
+    "conv4": {"input_shape": (2, 16, 16), "widths": [2, 3, 3, 4], "classes": 4},
+    "resnet12": {"input_shape": (2, 16, 16), "widths": [2, 3, 3, 4], "classes": 4},
+    "resnet20": {"input_shape": (2, 8, 8), "widths": [2, 3, 4], "classes": 4},
 }
 NAMES = checked_names()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from refimpl.errors import ConfigError, DataError, UnknownChoiceError, cause, expect_numbers, one_of
+from refimpl.errors import ConfigError, DataError, cause, expect_numbers, one_of
 from refimpl.experiments.config import Config, from_table, keys, resolve
 from refimpl.experiments.methods import takes, training_key
 from refimpl.files.storage import json_value
@@ -108,8 +108,6 @@ def plan_from_text(source: str, text: str) -> Plan:
         rows = tuple((str(row["label"]), from_table(row["config"], source)) for row in table["rows"])
         claims = Claims(**table["claims"]) if table.get("claims") else None  # older versions had none
         return Plan(rows, tuple(int(seed) for seed in table["seeds"]), int(table["every"]), claims)
-    except UnknownChoiceError:
-        raise
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{source}: expected a comparison's plan, found damage ({cause(error)})") from None
 

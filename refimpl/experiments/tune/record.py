@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.data.identity import Identity, Recorded, identities_from
-from refimpl.errors import DataError, RefimplError, RunError, UnknownChoiceError, cause
+from refimpl.errors import DataError, RefimplError, RunError, cause
 from refimpl.experiments.config import keys
 from refimpl.experiments.experiment import UNRECORDED, default_threads, try_out
 from refimpl.experiments.jobs import Stop, run_jobs
@@ -71,8 +71,6 @@ class Tuning:
             searches = tuple(search_from(table, str(path)) for table in first["searches"])
             trials = _trials(searches, rest)
             data = identities_from(str(path), first.get("data", {}))
-        except UnknownChoiceError:
-            raise
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: expected a record of trials, found damage ({cause(error)})") from None
         return cls(path, searches, trials, data, "" if data else UNRECORDED)

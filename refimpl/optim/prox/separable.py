@@ -9,7 +9,7 @@ from numbers import Integral
 import numpy as np
 
 from refimpl.contracts import Penalty, Vector
-from refimpl.errors import InputError, cause, shown
+from refimpl.errors import InputError, shown
 from refimpl.kernels import groups as kernels
 from refimpl.optim.prox.contract import CheckedPenalty, add_up
 
@@ -27,19 +27,6 @@ def _no_range(where: object) -> InputError:
     return InputError(
         f"`Separable`: expected disjoint slices(start, stop) with 0 <= start <= stop, got {shown(where)}"
     )
-
-
-def _prox(penalty: Penalty, v: Vector, step: float, out: Vector) -> float:
-    """The prox of a part, which a user may have written; `InputError` where it is not what a prox must be."""
-    try:
-        return float(penalty.prox(v, step, out))
-    except InputError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"`{type(penalty).__name__}.prox`: expected prox(v, step, out) to write into `out`, of shape "
-            f"{v.shape} like v, and to return the penalty's value there, a number; it failed: {cause(error)}"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -87,7 +74,7 @@ class Separable(CheckedPenalty):
         if out is not v:
             for gap in self._gaps(v.size):
                 out[gap] = v[gap]
-        return add_up(_prox(penalty, v[where], step, out[where]) for where, penalty in self.parts)
+        return add_up(penalty.prox(v[where], step, out[where]) for where, penalty in self.parts)
 
     def _distance(self, s: Vector, u: Vector) -> float:
         """Root of the sum of squared distances of the parts; ||s|| where there is no penalty."""

@@ -26,6 +26,7 @@ LAYERS: dict[str, Callable[..., Tensor]] = {
     "global_avg_pool2d": lambda entry, x: summary(x),
     "flatten": lambda entry, x: x.flatten(1),
     "relu": lambda entry, x: functional.relu(x),
+    "leaky_relu": lambda entry, x: functional.leaky_relu(x, entry["slope"]),
     "softplus": lambda entry, x: torch.logaddexp(x, torch.zeros_like(x)),  # PyTorch's is linear above 20
     "tanh": lambda entry, x: torch.tanh(x),
 }
