@@ -25,7 +25,7 @@ from refimpl.crosscheck.golden.names import network_outputs
 from refimpl.crosscheck.golden.ours import run as ours
 from refimpl.errors import InputError
 from refimpl.nn import zoo
-from refimpl.nn.context import MODES, Gating
+from refimpl.nn.context import MODES, Context, Gating
 from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.pooling import MaxPool2d
 from refimpl.nn.predict import predict
@@ -189,6 +189,28 @@ def test_networks_of_the_zoo_in_full(name, dtype, mode):
     for case in build_cases("networks", seed, dtype, (name,), full=True):
         if f"-{mode}" in case.name:
             assert_conforms(case)
+
+
+@pytest.mark.parametrize("gates", [(), None], ids=["ungated", "gated"])
+@pytest.mark.parametrize(
+    ("name", "shape", "widths"),
+    [
+        ("conv4", (2, 16, 16), [5, 6, 7, 8]),
+        ("resnet12", (2, 16, 16), [4, 5, 6, 7]),
+        ("resnet20", (2, 8, 8), [4, 6, 8]),
+        ("resnet56", (2, 8, 8), [4, 6, 8]),
+    ],
+)
+def test_gradients_of_normalised_models(name, shape, widths, gates):
+    """Through batch statistics and residual sums, to 1e-10 of the largest entry."""
+    network = zoo.network(name, gates, shape, 5, widths=widths)
+    point = sample(network, Context(Gating("hard"), ("theta", "phi")), seed=1)
+    expected = np.empty_like(point.w)
+    loss = NetworkObjective(network, point.x, point.y, point.context)(point.w, expected)
+    module = build(network, point.w, point.context.gating)
+    theirs, gradient = Objective(module, Batch(tensor(point.x), tensor(point.y))).both(tensor(point.w))
+    assert_close(np.array(float(theirs)), np.array(loss), "network")
+    assert_close(array(gradient), expected, "network")
 
 
 @pytest.mark.parametrize("level", ["ops", "prox", "local", "algorithm", "adapt", "baselines"])
