@@ -74,7 +74,7 @@ One method under varied keys (lists joined by +):
 @click.option("--out", type=PATH, help="Folder.  [runs/compare-..., or the next free]")
 @click.option("--resume", is_flag=True, help="Continue the comparison in --out.")
 @click.option("--force", is_flag=True, help="Replace the comparison in --out.")
-@run_options(without=("method", "seed"))
+@run_options(without=("method", "seed", "fold"))
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -98,6 +98,9 @@ def command(
     a p-value adjusted over the table, and a verdict: above, below, not separated or within the margin. One
     to three seeds bound no difference. Both options are stated with the comparison. With --resume they may
     be added to a comparison that has none, which then says so; others than the stated ones are refused.
+
+    --folds makes every node a target once: each seed is then trained in so many folds, which count together
+    as one seed.
 
     The folder holds plan.json, runs/, results.json, table.md and table.csv. With matplotlib it also holds
     figures of accuracy by round (with --every) and of accuracy against FLOPs. Finished work is kept, and
@@ -204,11 +207,11 @@ def _outcomes(comparison: Comparison, talk: Talk) -> list[Outcome]:
         progress.say(f"{len(plan.rows)} rows at {seeds} each: {trainings} trainings")
 
         def on_round(cell: Cell, record: RoundRecord) -> None:
-            name, config = f"{cell.label}, seed {cell.config.seed}", cell.config
-            progress.step(round_text(name, record, config.rounds, KNOWN[config.method].gated))
+            config = cell.config
+            progress.step(round_text(cell.title, record, config.rounds, KNOWN[config.method].gated))
 
         def on_adapted(cell: Cell, accuracy: float) -> None:
-            progress.step(f"{cell.label}, seed {cell.config.seed}  adapted  {adapted_text(accuracy)}")
+            progress.step(f"{cell.title}  adapted  {adapted_text(accuracy)}")
 
         return comparison.run(on_round, on_adapted, stop)
 

@@ -40,6 +40,7 @@ Examples:
 LISTED = ("data set", "training", "test", "image", "classes", "state")
 CHOICES = (
     "dataset", "seed", "nodes", "targets", "partition", *PARTITIONS.keys(), "node_min", "node_max", "sizes",
+    "target_min", "target_max", "folds", "fold",
     "support", "test_share",
 )  # fmt: skip
 NODES = ("node", "training", "support", "test", "classes (samples)")

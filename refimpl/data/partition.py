@@ -34,8 +34,11 @@ class Partition:
     sizes: training samples (support and query) per node: a pair (smallest, largest) for evenly
     spread sizes, or one number per node, training nodes first; None for the data set's default.
     (With two nodes in all, a pair is one number per node.)
+    target_sizes: the pair (smallest, largest) for target nodes, where `sizes` is not for them too.
     test: share of a node's samples held out for testing, on top of `sizes`.
-    support: samples for adaptation out of the training samples, as a whole number or a share.
+    support: samples for adaptation out of the training samples, as a whole number or a share; 0 for all.
+    folds, fold: if there are several folds, all nodes are dealt as one kind, and every node is a target node
+    in one of the folds; `fold` says in which of them we are. A target node has the same name in every seed.
     Shares become the nearest whole number, but at least one; halves are rounded to even (`refimpl.shares`).
 
     Raises `InputError` for values out of range.
@@ -49,6 +52,9 @@ class Partition:
     sizes: tuple[int, ...] | None = None
     test: float = 0.25
     support: int | float = 20
+    target_sizes: tuple[int, int] | None = None
+    folds: int = 1
+    fold: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.rule, Rule):
@@ -60,10 +66,27 @@ class Partition:
         if isinstance(self.support, float) and not 0.0 < self.support <= 1.0:
             raise InputError(f"partition: expected support as a share above 0 up to 1, got {self.support!r}")
         if not isinstance(self.support, float):
-            whole("support", self.support, 1)
+            whole("support", self.support, 0)
         self._check_sizes()
+        self._check_folds()
+
+    def _check_folds(self) -> None:
+        whole("folds", self.folds, 1)
+        whole("fold", self.fold, 0)
+        if self.fold >= self.folds:
+            raise InputError(f"partition: expected fold below folds {self.folds}, got {self.fold}")
+        if self.folds > 1 and (self.folds * self.targets != self.total or self.target_sizes):
+            raise InputError(
+                f"partition: {self.folds} folds of {self.targets} target nodes must be all {self.nodes} + "
+                f"{self.targets} nodes, of one range of sizes; set nodes to folds - 1 times targets"
+            )
 
     def _check_sizes(self) -> None:
+        if self.target_sizes is not None:
+            whole("the smallest target node", self.target_sizes[0], 1)
+            whole("the largest target node", self.target_sizes[1], self.target_sizes[0])
+            if self.sizes is not None and len(self.sizes) != 2:
+                raise InputError("partition: sizes of each node and target_sizes exclude each other")
         if self.sizes is None:
             return
         for size in self.sizes:
@@ -144,15 +167,27 @@ def plan(dataset: DataSet, partition: Partition, seeds: SeedTree | int = 0) -> l
     for i, index in enumerate(fill_counts(dataset.y, counts, rng)):
         order = stratified_order(dataset.y[index], tree.generator("partition-order", node=i))
         n_support = _support_size(partition.support, int(train[i]))
-        name = f"train-{i}" if i < partition.nodes else f"target-{i - partition.nodes}"
-        shares.append(Share(name, index[order], n_support, int(train[i]) - n_support))
-    return shares
+        shares.append(Share("", index[order], n_support, int(train[i]) - n_support))
+    return [shares[i]._replace(name=name) for i, name in _roles(partition)]
+
+
+def _roles(partition: Partition) -> list[tuple[int, str]]:
+    """The nodes as they were dealt, by number, with their names: training nodes first, then target nodes."""
+    skipped = partition.fold * partition.targets  # targets of the folds before; fold 0 has the last nodes
+    end = partition.total - skipped
+    targets = range(end - partition.targets, end)
+    train = [i for i in range(partition.total) if i not in targets]
+    return [
+        *((i, f"train-{number}") for number, i in enumerate(train)),
+        *((i, f"target-{number}") for number, i in enumerate(targets, skipped)),
+    ]
 
 
 def _deal(partition: Partition, stock: Counts, sizes: Counts, rng: np.random.Generator) -> Counts:
     """What the rule deals; a rule of a user's that deals something else than asked for is an `InputError`."""
     check_total(stock, sizes)
-    counts = partition.rule.deal(stock, sizes, partition.targets, rng)
+    targets = partition.targets if partition.folds == 1 else 0  # else every node is both in turn
+    counts = partition.rule.deal(stock, sizes, targets, rng)
     right = counts.shape == (len(sizes), len(stock)) and counts.min() >= 0
     if not right or (counts.sum(axis=1) != sizes).any() or (counts.sum(axis=0) > stock).any():
         raise InputError(
@@ -185,6 +220,9 @@ def statistics(dataset: DataSet, shares: list[Share]) -> Statistics:
 def node_sizes(dataset: DataSet, partition: Partition, rng: np.random.Generator) -> Counts:
     """Training samples of every node, (nodes + targets,), training nodes first."""
     sizes = _default_sizes(dataset, partition) if partition.sizes is None else partition.sizes
+    if partition.target_sizes is not None:
+        train = spread_sizes(sizes[0], sizes[1], partition.nodes, rng)
+        return np.concatenate([train, spread_sizes(*partition.target_sizes, partition.targets, rng)])
     if len(sizes) == 2 and partition.total != 2:
         return spread_sizes(sizes[0], sizes[1], partition.total, rng)
     return np.array(sizes, dtype=np.int64)
@@ -210,7 +248,7 @@ def _test_sizes(train: Counts, share: float) -> Counts:
 
 
 def _support_size(support: int | float, train: int) -> int:
-    size = max(nearest(support, train), 1) if isinstance(support, float) else int(support)
+    size = max(nearest(support, train), 1) if isinstance(support, float) else int(support) or train
     if size > train:
         raise InputError(
             f"partition: {size} support samples asked for, but a node has only {train} training samples; "

@@ -61,7 +61,11 @@ class Config:
     sizes: list[int] = key(
         [], "training samples of each node, training nodes first, instead of node_min and node_max"
     )
-    support: int = key(20, "samples of a target node used for adaptation", at_least=1)
+    target_min: int = key(0, "fewest training samples of a target node", at_least=0)
+    target_max: int = key(0, "most training samples of a target node (0: as training nodes)", at_least=0)
+    folds: int = key(1, "runs of a seed over which every node is a target once (1: no rotation)", at_least=1)
+    fold: int = key(0, "which of the folds the run is, from 0", at_least=0)
+    support: int = key(20, "samples of a target node used for adaptation (0: all but its test)", at_least=0)
     test_share: float = key(0.5, "share of a node's samples held out for testing", above=0.0, below=1.0)
 
     rounds: int = key(60, "communication rounds", at_least=1)
@@ -137,6 +141,7 @@ def _check_ranges(config: Config) -> None:
         raise ConfigError(f"config: node_min must be at least 1, got {config.node_min}: no node may be empty")
     if 0 < config.node_max < config.node_min:
         raise ConfigError(f"config: node_max {config.node_max} is below node_min {config.node_min}")
+    _check_targets(config)
     PARTITIONS.make(config.partition, config.own)
     if config.sizes and len(config.sizes) != config.nodes + config.targets:
         raise ConfigError(
@@ -149,6 +154,26 @@ def _check_ranges(config: Config) -> None:
         raise ConfigError(f"config: per_round {config.per_round} exceeds nodes {config.nodes}; use 0 for all")
     if check := METHODS[config.method].check:
         check(config)
+
+
+def _check_targets(config: Config) -> None:
+    nodes, targets, folds = config.nodes, config.targets, config.folds
+    own_sizes = config.target_max > 0
+    if config.target_min > config.target_max or (own_sizes and config.target_min < 1):
+        raise ConfigError(
+            f"config: expected target_min from 1 up to target_max, got {config.target_min} and "
+            f"{config.target_max}; set both, or neither to have target nodes as large as training nodes"
+        )
+    if own_sizes and (config.sizes or folds > 1):
+        other = "sizes" if config.sizes else "folds"
+        raise ConfigError(f"config: target_max and {other} exclude each other; leave one of them out")
+    if config.fold >= folds:
+        raise ConfigError(f"config: fold must be below folds {folds}, got {config.fold}")
+    if folds > 1 and folds * targets != nodes + targets:
+        raise ConfigError(
+            f"config: {folds} folds of {targets} targets must be all {nodes} + {targets} nodes; "
+            f"set nodes to {max((folds - 1) * targets, 1)}"
+        )
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

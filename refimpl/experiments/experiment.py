@@ -121,6 +121,9 @@ def build_partition(config: Config) -> Partition:
         sizes=tuple(config.sizes) or sizes,
         test=config.test_share,
         support=config.support,
+        target_sizes=(config.target_min, config.target_max) if config.target_max > 0 else None,
+        folds=config.folds,
+        fold=config.fold,
     )
 
 

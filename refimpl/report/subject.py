@@ -42,15 +42,16 @@ class Compared:
         return self.comparison.path
 
     def subjects(self) -> list[Subject]:
-        """The trained rows of the first seed, each with the folder of its training."""
+        """The trained rows of the first seed and fold, each with the folder of its training."""
         plan = self.comparison.plan
-        first = [outcome for outcome in self.outcomes if outcome.config.seed == plan.seeds[0]]
+        start = (plan.seeds[0], 0)  # seed and fold
+        first = [o for o in self.outcomes if (o.config.seed, o.config.fold) == start]
         done = {outcome.label for outcome in first if outcome.records}
         return [
             Subject(cell.label, job.folder, cell.config, cell.label)
             for job in self.comparison.jobs()
             for cell in job.training.cells
-            if cell.config.seed == plan.seeds[0] and cell.label in done
+            if (cell.config.seed, cell.config.fold) == start and cell.label in done
         ]
 
 

@@ -226,8 +226,14 @@ def test_what_does_not_fit_is_refused(partition, pattern):
         ({"nodes": 2.0}, "nodes as a whole number"),
         ({"targets": -1}, "targets as a whole number of at least 0"),
         ({"test": 1.0}, "test as a share"),
-        ({"support": 0}, "support as a whole number"),
+        ({"support": -1}, "support as a whole number"),
         ({"support": 1.5}, "support as a share"),
+        ({"nodes": 6, "targets": 2, "folds": 3}, "3 folds of 2 target nodes must be all 6"),
+        ({"nodes": 4, "targets": 2, "folds": 3, "fold": 3}, "fold below folds 3, got 3"),
+        ({"nodes": 4, "targets": 2, "folds": 3, "target_sizes": (3, 4)}, "of one range of sizes"),
+        ({"target_sizes": (0, 4)}, "the smallest target node as a whole number of at least 1"),
+        ({"target_sizes": (5, 4)}, "the largest target node as a whole number of at least 5"),
+        ({"nodes": 2, "targets": 1, "sizes": (9, 9, 9), "target_sizes": (3, 4)}, "exclude each other"),
         ({"sizes": (1, 2, 3)}, r"sizes as \(smallest, largest\)"),
         ({"sizes": (5, 2)}, r"sizes as \(smallest, largest\)"),
         ({"sizes": (0, 2)}, "sizes as a whole number of at least 1, got 0"),
@@ -237,6 +243,37 @@ def test_what_does_not_fit_is_refused(partition, pattern):
 def test_wrong_options_are_refused(options, pattern):
     with pytest.raises(InputError, match=pattern):
         Partition(**options)
+
+
+def dealt(fold, **options):
+    options = {"nodes": 6, "targets": 2, "sizes": (8, 12), "support": 3, "folds": 4, **options}
+    return plan(fake([60] * 5), Partition(fold=fold, **options), 7)
+
+
+def test_over_the_folds_every_node_is_a_target_once():
+    runs = [dealt(fold) for fold in range(4)]
+    tested = [share for run in runs for share in run[6:]]
+    assert [share.name for share in tested] == [f"target-{number}" for number in range(8)]
+    for run in runs:  # the same nodes in every fold, cut into parts alike
+        assert [share.name for share in run[:6]] == [f"train-{number}" for number in range(6)]
+        nodes = {(tuple(share.samples), share.n_support, share.n_query) for share in run}
+        assert nodes == {(tuple(share.samples), share.n_support, share.n_query) for share in tested}
+
+
+def test_target_nodes_have_sizes_of_their_own():
+    shares = dealt(0, targets=4, folds=1, target_sizes=(4, 5), test=0.5)
+    sizes = [share.n_support + share.n_query for share in shares]
+    assert sorted(sizes[:6]) == [8, 9, 10, 10, 11, 12]
+    assert sorted(sizes[6:]) == [4, 4, 5, 5]
+    assert [len(share.samples) for share in shares] == [2 * size for size in sizes]
+
+
+def test_all_but_the_test_part_can_be_support():
+    some, whole = (dealt(0, folds=1, support=support) for support in (3, 0))
+    assert all(share.n_query == 0 < share.n_support for share in whole)
+    for one, other in zip(some, whole, strict=True):
+        assert one.n_support + one.n_query == other.n_support
+        np.testing.assert_array_equal(one.samples, other.samples)
 
 
 @pytest.mark.parametrize("classes", [0, 2.0, True])

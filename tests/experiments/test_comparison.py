@@ -26,6 +26,7 @@ from refimpl.experiments.record import RunFolder
 from refimpl.federated.adapt import NodeReport
 from refimpl.federated.rounds import RoundRecord
 from refimpl.registry import METHODS
+from refimpl.report.subject import find
 
 TINY = {"nodes": 3, "targets": 2, "rounds": 3, "local_steps": 1}
 
@@ -276,6 +277,61 @@ def test_claims_are_recorded_and_not_changed_afterwards(tmp_path):
     assert Comparison.open(tmp_path / "b").plan == later.plan
     older = {key: value for key, value in stated.table().items() if key != "claims"}
     assert plan_from_text("plan.json", json.dumps(older)).claims is None
+
+
+# --- rotation of targets
+
+
+def fold(number, accuracies, seed=0, **changes):
+    reports = tuple(
+        report(value)._replace(node=f"target-{2 * number + k}") for k, value in enumerate(accuracies)
+    )
+    one = outcome(seed, (), nodes=2, targets=2, folds=2, fold=number)
+    return replace(one, **{"reports": reports, "accuracy_by_round": ((1, accuracies[0]),), **changes})
+
+
+def test_the_folds_of_a_seed_count_as_one_seed():
+    runs = [fold(0, (0.9, 0.7)), fold(1, (0.5, 0.7)), fold(0, (0.8, 0.8), 1), fold(1, (0.8, 0.8), 1)]
+    (row,) = summarise(runs)
+    assert (row.seeds, row.diverged) == (2, 0)
+    assert row.accuracy_adapted_last_mean == pytest.approx(0.75)
+    assert row.accuracy_adapted_last_std == pytest.approx(math.sqrt(0.005))  # of 0.7 and 0.8
+    assert row.accuracy_adapted_last_worst == pytest.approx((0.5 + 0.8) / 2)
+    assert row.gradients == 6.0  # of one training
+    (curve,) = curves(runs)
+    assert (curve.mean, curve.std) == ((pytest.approx(0.75),), (pytest.approx(math.sqrt(0.005)),))
+    assert [len(values) for _, values in gaps(runs)[1]] == [1, 1]
+    others = [replace(run, label="other") for run in runs]
+    (claim,) = claims_of([*runs, *others], Claims("metagater"))
+    assert (claim.pairs, claim.seeds) == (8, 2)
+
+
+def test_a_seed_with_a_diverged_fold_is_in_no_mean():
+    lost = fold(1, (0.1,), 1, reports=(), failure="training diverged in round 7")
+    runs = [fold(0, (0.9, 0.7)), fold(1, (0.5, 0.7)), fold(0, (0.1, 0.1), 1), lost]
+    (row,) = summarise(runs)
+    assert (row.seeds, row.diverged) == (2, 1)
+    assert row.accuracy_adapted_last_mean == pytest.approx(0.7)
+    text = layout.text(Plan((("metagater", lost.config),), (0, 1)), runs)
+    assert "metagater, seed 1, fold 1: training diverged in round 7" in text
+    assert "worst node: 2 of 4 runs" in text
+    assert "every node a target once in 2 folds of a seed" in text
+    (claim,) = claims_of([*runs, *(replace(run, label="other") for run in runs)], Claims("other"))
+    assert (claim.pairs, claim.seeds, claim.left_out) == (4, 1, 1)
+
+
+def test_a_comparison_runs_every_fold(tmp_path):
+    rotated = plan("fedavg", nodes=3, targets=3, folds=2, rounds=1)
+    comparison = Comparison.create(tmp_path / "a", rotated, threads=1)
+    outcomes = comparison.run()
+    assert sorted(path.name for path in (tmp_path / "a" / "runs").iterdir()) == [
+        "fedavg-seed0-fold0",
+        "fedavg-seed0-fold1",
+    ]
+    assert [r.node for o in outcomes for r in o.reports] == [f"target-{number}" for number in range(6)]
+    runs = layout.results(rotated, outcomes, 1)["runs"]
+    assert [(run["seed"], run["fold"]) for run in runs] == [(0, 0), (0, 1)]
+    assert [len(one.subjects()) for one in find([tmp_path / "a"], None)[1]] == [1]
 
 
 # --- plans

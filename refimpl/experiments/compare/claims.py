@@ -5,11 +5,13 @@ Source: mathematics.md §12.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from refimpl.experiments.compare.plan import Claims, Plan
+from refimpl.experiments.compare.summary import finished
 from refimpl.experiments.compare.work import Outcome
 from refimpl.experiments.differences import Difference, holm, paired_difference
 from refimpl.registry import PARTITIONS
@@ -21,6 +23,9 @@ DEALING = (  # the keys that say which samples a node has, besides those of part
     "targets",
     "node_min",
     "node_max",
+    "target_min",
+    "target_max",
+    "folds",
     "sizes",
     "test_share",
 )
@@ -87,12 +92,11 @@ def dealt_otherwise(plan: Plan) -> list[str]:
 
 
 def _accuracies(outcomes: Sequence[Outcome], label: str) -> Values:
-    """Adapted accuracy in points by seed and node, of the row's runs that did not diverge."""
+    """Adapted accuracy in points by seed and node, at the row's seeds of which no run diverged."""
     return {
-        (outcome.config.seed, report.node): 100 * report.accuracy_after
-        for outcome in outcomes
-        if outcome.label == label and not outcome.failure
-        for report in outcome.reports
+        (run.config.seed, report.node): 100 * report.accuracy_after
+        for run in itertools.chain(*finished([o for o in outcomes if o.label == label]))
+        for report in run.reports
     }
 
 

@@ -17,8 +17,8 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from refimpl.experiments.compare.claims import Claim, claims_of, dealt_otherwise
-from refimpl.experiments.compare.plan import Claims, Plan
-from refimpl.experiments.compare.summary import Row, curves, gaps, summarise
+from refimpl.experiments.compare.plan import Cell, Claims, Plan, run_of
+from refimpl.experiments.compare.summary import Row, by_label, curves, finished, gaps, summarise
 from refimpl.experiments.compare.work import Outcome
 from refimpl.experiments.methods import notes
 from refimpl.files.environment import environment
@@ -69,7 +69,7 @@ def results(plan: Plan, outcomes: Sequence[Outcome], threads: int | None) -> dic
 def _run(outcome: Outcome) -> dict[str, Any]:
     return {
         "label": outcome.label,
-        "seed": outcome.config.seed,
+        **run_of(outcome.config),
         "failure": outcome.failure,
         "train_seconds": math.fsum(record.seconds for record in outcome.records),
         "accuracy_by_round": [list(point) for point in outcome.accuracy_by_round],
@@ -104,7 +104,7 @@ def plan_notes(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
     lines = [
         f"data set {_common(plan, 'dataset')}, model {_common(plan, 'model')}, "
         f"{_common(plan, 'nodes')} training nodes ({_common(plan, 'per_round', 'all')} a round), "
-        f"{_common(plan, 'targets')} target nodes, seeds {seeds}",
+        f"{_common(plan, 'targets')} target nodes{_rotation(plan)}, seeds {seeds}",
         "accuracy: target nodes' test parts, last round, after adaptation; mean over nodes, then mean +- "
         "standard deviation over seeds (ddof 1); median, worst: over a seed's nodes, then mean over seeds; "
         "before: the meta-model as it comes to the nodes",
@@ -118,13 +118,17 @@ def plan_notes(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
     return lines + _failures(outcomes)
 
 
+def _rotation(plan: Plan) -> str:
+    rotated = any(config.folds > 1 for _, config in plan.rows)
+    return f", every node a target once in {_common(plan, 'folds')} folds of a seed" if rotated else ""
+
+
 def _failures(outcomes: Sequence[Outcome]) -> list[str]:
     """How many runs are left out of the numbers, then each of them with its reason."""
-    lines = [f"{o.label}, seed {o.config.seed}: {o.failure}" for o in outcomes if o.failure]
-    many = (
-        f"left out of every mean, median and worst node: {len(lines)} of {len(outcomes)} runs, which diverged"
-    )
-    return [many, *lines] if lines else []
+    lines = [f"{Cell(o.label, o.config).title}: {o.failure}" for o in outcomes if o.failure]
+    used = sum(len(runs) for own in by_label(outcomes).values() for runs in finished(own))
+    many = f"{len(outcomes) - used} of {len(outcomes)} runs"
+    return [f"left out of every mean, median and worst node: {many}", *lines] if lines else []
 
 
 def _claim_notes(plan: Plan) -> list[str]:

@@ -26,6 +26,16 @@ class Cell:
         """The label as a file name."""
         return slug(self.label)
 
+    @property
+    def title(self) -> str:
+        """The label with what tells its runs apart, for messages."""
+        return ", ".join([self.label, *(f"{key} {value}" for key, value in run_of(self.config).items())])
+
+
+def run_of(config: Config) -> dict[str, int]:
+    """What tells the runs of a row apart: the seed, and the fold where there are several."""
+    return {"seed": config.seed, **({"fold": config.fold} if config.folds > 1 else {})}
+
 
 @dataclass(frozen=True)
 class Training:
@@ -58,7 +68,9 @@ class Claims:
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows, each a label and a configuration (whose own seed is ignored), and the seeds that all rows use.
+    """Rows, each a label and a configuration, and the seeds that all rows use.
+
+    The seed and the fold of a row's configuration are ignored: it is run at every seed, in all of its folds.
 
     every: accuracy is also measured after every `every` rounds (0: only after the last round); claims: the
     baseline of differences and the margin by which they are judged (None: no differences).
@@ -88,10 +100,14 @@ class Plan:
         """The meta-trainings that the plan needs, seed by seed, each with the cells that share it."""
         found: dict[str, list[Cell]] = {}
         for seed, (label, config) in itertools.product(self.seeds, self.rows):
-            cell = Cell(label, replace(config, seed=seed))
-            found.setdefault(training_key(cell.config), []).append(cell)
+            for fold in range(config.folds):
+                cell = Cell(label, replace(config, seed=seed, fold=fold))
+                found.setdefault(training_key(cell.config), []).append(cell)
         return [
-            Training(f"{cells[0].name}-seed{cells[0].config.seed}", tuple(cells)) for cells in found.values()
+            Training(
+                "-".join([cell.name, *(f"{key}{value}" for key, value in run_of(cell.config).items())]), own
+            )
+            for cell, own in ((cells[0], tuple(cells)) for cells in found.values())
         ]
 
     def table(self) -> dict[str, Any]:
@@ -126,7 +142,7 @@ def parse_vary(text: str) -> tuple[str, list[Any]]:
     key = key.strip().replace("-", "_")
     if not equals or not values.strip():
         raise ConfigError(f"--vary: expected KEY=VALUE,VALUE,..., got {text!r}")
-    one_of("--vary", "key", key, tuple(sorted(set(keys()) - {"method", "seed"})))
+    one_of("--vary", "key", key, tuple(sorted(set(keys()) - {"method", "seed", "fold"})))
     return key, [_value(key, word.strip()) for word in values.split(",")]
 
 

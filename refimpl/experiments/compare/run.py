@@ -124,7 +124,7 @@ class Comparison:
         on_adapted: Callable[[Cell, float], None] = lambda cell, accuracy: None,
         stop: Stop = lambda: False,
     ) -> list[Outcome]:
-        """Do what is still to be done and return all outcomes, in the plan's order of rows, then seeds.
+        """Do what is still to be done and return all outcomes, by row, then seed, then fold.
 
         Raises `KeyboardInterrupt` if `stop` ended it early; finished work is kept. Raises `RunError` if
         another process is working on this comparison.
@@ -145,11 +145,18 @@ class Comparison:
 
     def _outcomes(self, jobs: list[Job], failures: Mapping[str, str]) -> list[Outcome]:
         found = {
-            (cell.label, cell.config.seed): outcome_of(job, cell, failures.get(job.training.name, ""))
+            (cell.label, cell.config.seed, cell.config.fold): outcome_of(
+                job, cell, failures.get(job.training.name, "")
+            )
             for job in jobs
             for cell in job.training.cells
         }
-        return [found[label, seed] for label, _ in self.plan.rows for seed in self.plan.seeds]
+        return [
+            found[label, seed, fold]
+            for label, config in self.plan.rows
+            for seed in self.plan.seeds
+            for fold in range(config.folds)
+        ]
 
     def _train(
         self, jobs: list[Job], on_round: Callable[[Cell, RoundRecord], None], stop: Stop
@@ -184,6 +191,6 @@ def check_plan(plan: Plan, data_dir: Path | None) -> dict[str, Identity]:
     Raises the error of the first row that does not work.
     """
     cells = [(training.name, cell) for training in plan.trainings() for cell in training.cells]
-    named = [(f"compare: {cell.label}, seed {cell.config.seed}", cell.config) for _, cell in cells]
+    named = [(f"compare: {cell.title}", cell.config) for _, cell in cells]
     found = try_out(named, data_dir)
     return {name: sound.data for (name, _), sound in zip(cells, found, strict=True)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +28,8 @@ class Row:
     its support samples, all stages. train_*, gradients, floats_sent*: a whole training (nonzero: without
     exact zeros); train_seconds: its rounds alone. gap_*: surrogate stationarity gap in the first and last
     round, geometric mean over seeds (NaN for methods without one). diverged: number of seeds whose training
-    diverged, or whose adaptation diverged at any target node; the means are over the other seeds.
+    diverged, or whose adaptation diverged at any target node; the means are over the other seeds. Where the
+    targets rotate, the target nodes of a seed are those of all its folds.
     """
 
     label: str
@@ -65,28 +67,46 @@ def read_row(table: Mapping[str, Any]) -> Row:
 
 def summarise(outcomes: Sequence[Outcome]) -> list[Row]:
     """The rows, in the order in which their labels first appear."""
+    return [_row(own) for own in by_label(outcomes).values()]
+
+
+def by_label(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """The runs of each row, in the order in which the labels first appear."""
     labels = dict.fromkeys(outcome.label for outcome in outcomes)
-    return [_row([outcome for outcome in outcomes if outcome.label == label]) for label in labels]
+    return {label: [outcome for outcome in outcomes if outcome.label == label] for label in labels}
+
+
+def seeds_of(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
+    """A row's runs by seed: one of each seed, or one for each fold."""
+    seeds = dict.fromkeys(outcome.config.seed for outcome in outcomes)
+    return [[outcome for outcome in outcomes if outcome.config.seed == seed] for seed in seeds]
+
+
+def finished(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
+    """A row's runs by seed, without the seeds of which a run diverged: what means are over."""
+    return [runs for runs in seeds_of(outcomes) if not any(run.failure for run in runs)]
 
 
 def _row(outcomes: Sequence[Outcome]) -> Row:
-    good, config = [outcome for outcome in outcomes if not outcome.failure], outcomes[0].config
+    good, config, seeds = finished(outcomes), outcomes[0].config, len(seeds_of(outcomes))
     return Row(
         label=outcomes[0].label,
         method=config.method,
-        seeds=len(outcomes),
-        diverged=len(outcomes) - len(good),
+        seeds=seeds,
+        diverged=seeds - len(good),
         local_steps=config.local_steps,
         rounds=config.rounds,
         **(_numbers(good) if good else {}),
     )
 
 
-def _numbers(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """The numbers of a row by name."""
-    adapted = [[report.accuracy_after for report in outcome.reports] for outcome in outcomes]
+def _numbers(seeds: Sequence[Sequence[Outcome]]) -> dict[str, float]:
+    """The numbers of a row by name, from its runs by seed."""
+    outcomes = list(itertools.chain(*seeds))
+    reports = [[report for run in runs for report in run.reports] for runs in seeds]
+    adapted = [[report.accuracy_after for report in own] for own in reports]
     accuracies = list(map(statistics.fmean, adapted))
-    spreads = [_spread([r.sparsity_mean for r in outcome.reports], statistics.pstdev) for outcome in outcomes]
+    spreads = [_spread([report.sparsity_mean for report in own], statistics.pstdev) for own in reports]
 
     def nodes(field: str) -> float:
         return statistics.fmean(_over_nodes(outcome, field) for outcome in outcomes)
@@ -154,15 +174,15 @@ class Curve:
 def curves(outcomes: Sequence[Outcome]) -> list[Curve]:
     """A curve for each row whose accuracy was measured by round, at the rounds that all its seeds share."""
     found = []
-    for label in dict.fromkeys(outcome.label for outcome in outcomes):
-        runs = [outcome for outcome in outcomes if outcome.label == label]
-        own = [dict(run.accuracy_by_round) for run in runs if not run.failure]
-        rounds = sorted(set.intersection(*(set(curve) for curve in own))) if own else []
+    for label, runs in by_label(outcomes).items():
+        own = [[dict(run.accuracy_by_round) for run in seed] for seed in finished(runs)]
+        known = [set(curve) for seed in own for curve in seed]
+        rounds = sorted(set.intersection(*known)) if known else []
         if rounds:
-            values = [[curve[round_] for curve in own] for round_ in rounds]
+            values = [[statistics.fmean(c[round_] for c in seed) for seed in own] for round_ in rounds]
             std = tuple(_spread(v, statistics.stdev) for v in values)
             mean = tuple(map(statistics.fmean, values))
-            found.append(Curve(label, tuple(rounds), mean, std, len(runs) - len(own)))
+            found.append(Curve(label, tuple(rounds), mean, std, len(seeds_of(runs)) - len(own)))
     return found
 
 
@@ -172,11 +192,12 @@ GAP_ROWS = 8  # number of rounds shown for a run
 def gaps(outcomes: Sequence[Outcome]) -> tuple[list[str], list[tuple[int, list[float]]]]:
     """Labels, and the surrogate stationarity gap of each at some logarithmically spaced rounds.
 
-    Only the first seed is shown, only methods that have such a gap, and each training once.
+    Only the first seed is shown, in its first fold, only methods that have such a gap, each training once.
     """
     runs: dict[str, Outcome] = {}
+    shown_run = (outcomes[0].config.seed, outcomes[0].config.fold) if outcomes else None
     for outcome in outcomes:
-        if outcome.records and outcome.config.seed == outcomes[0].config.seed:
+        if outcome.records and (outcome.config.seed, outcome.config.fold) == shown_run:
             runs.setdefault(training_key(outcome.config), outcome)
     shown = [run for run in runs.values() if not math.isnan(run.records[0].gap)]
     last = max((len(run.records) for run in shown), default=0)

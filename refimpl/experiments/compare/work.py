@@ -41,7 +41,7 @@ REPEATS = 5  # adaptations of a node; the median of their seconds is reported
 
 @dataclass(frozen=True)
 class Outcome:
-    """One row at one seed: its rounds and its adapted target nodes, or why there are none.
+    """One run of a row, at a seed and a fold: its rounds and its adapted target nodes, or why there are none.
 
     accuracy_by_round: mean adapted accuracy over the target nodes after some rounds, NaN if adaptation
     diverged at one; note: what the data set says a result should mention; failure: where and how training
