@@ -175,12 +175,13 @@ class Registry:
         return add
 
     def classes(self) -> dict[str, type[Any]]:
-        """All classes by name: the package's own, then those of the user's files."""
+        """All classes by name: the package's own by module, then those of the user's files."""
         if not self._complete:
             self._complete = True
             home = import_module(self.home)
             for module in pkgutil.iter_modules(getattr(home, "__path__", [])):
                 import_module(f"{self.home}.{module.name}")
+            self._classes = dict(sorted(self._classes.items(), key=_place))
         import_user_files()
         return self._classes
 
@@ -220,6 +221,12 @@ class Registry:
         wanted = {item.name for item in fields(declared) if item.init}
         own = {key: values[key] for key in keys_of(declared)}
         return declared(**own, **{key: value for key, value in context.items() if key in wanted})
+
+
+def _place(entry: tuple[str, type[Any]]) -> tuple[bool, str]:
+    """Where a choice stands in lists: as modules are named, whichever of them was imported first."""
+    module = entry[1].__module__
+    return not module.startswith("refimpl."), module
 
 
 def agree(who: str, mine: Key, known: Key) -> None:

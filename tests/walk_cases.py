@@ -259,6 +259,10 @@ INNER = {
         local.Tally.solution,
         meta.look_ahead,
         meta.gradient_at,
+        meta.LookingAhead.meta_gradient,  # called by `local`, which has cases
+        MAML.meta_gradient,
+        PerFedAvgHF.meta_gradient,
+        Experiment.rounds,  # called by `train` and by replays
         DataSet.x,  # indexed as NumPy does it
         RunFolder.load_checkpoint,  # to and from files, which have tests of their own
         RunFolder.load_model,

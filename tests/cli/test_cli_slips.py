@@ -11,9 +11,9 @@ from commands import assert_one_line
 from refimpl.cli import app
 
 SUGGESTED = [
-    (("train", "--method", "metagatr"), "did you mean metagater? 'metagatr' is not one of 'metagater',"),
+    (("train", "--method", "metagatr"), "did you mean metagater? 'metagatr' is not one of 'fedavg',"),
     (("train", "--preset", "mnst"), "did you mean mnist? 'mnst' is not one of "),
-    (("train", "--dataset", "mnst"), "unknown dataset 'mnst'; did you mean mnist? choose one of digits,"),
+    (("train", "--dataset", "mnst"), "unknown dataset 'mnst'; did you mean mnist? choose one of cifar10,"),
     (("train", "--model", "cnn33"), "did you mean cnn3? 'cnn33' is not one of "),
     (("compare", "--methods", "fedavgg"), "unknown method 'fedavgg'; did you mean fedavg? choose one of "),
     (("golden", "make", "--level", "op"), "did you mean ops? 'op' is not one of "),
@@ -34,7 +34,7 @@ def test_the_nearest_is_suggested(refimpl, args, expected):
 
 def test_what_is_near_nothing_is_only_told_the_choices(refimpl):
     _, _, err = refimpl("train", "--method", "xyzzy")
-    assert "'xyzzy' is not one of 'metagater', " in err
+    assert "'xyzzy' is not one of 'fedavg', " in err
     assert "did you mean" not in err
 
 

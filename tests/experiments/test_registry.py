@@ -380,3 +380,14 @@ def test_the_data_commands_know_a_users_data_set(my_data, tmp_path):
     assert (listed["stripes"]["state"], listed["bytes"]["state"]) == ("made by its code", "there")
     assert "ok" in my_data("data", "verify", "bytes", "--data-dir", ".")
     my_data("data", "partition", "--dataset", "bytes", "--data-dir", ".", "--nodes", 2, "--targets", 1)
+
+
+def test_choices_are_listed_in_one_order_whichever_module_was_imported_first():
+    listed = "from refimpl.registry import METHODS; print(*METHODS)"
+    first = "import refimpl.federated.methods.reptile, refimpl.federated.methods.maml; "
+    plain, other = (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for code in (listed, first + listed)
+    )
+    assert plain == other
+    assert plain.startswith("fedavg")
