@@ -241,6 +241,10 @@ def test_an_interrupt_outside_a_run_exits_with_130(refimpl, monkeypatch):
 # --- configuration: flags and file are the same thing
 
 
+# What makes another value of a key valid.
+COMPANIONS = {"target_min": {"target_max": 9}, "target_max": {"target_min": 1}, "fold": {"folds": 2}}
+
+
 def other_value(item) -> object:
     """A valid value that differs from the default."""
     default = getattr(Config(), item.name)
@@ -265,10 +269,12 @@ def as_flag(name: str, value: object) -> list[str]:
 @pytest.mark.parametrize("item", keys().values(), ids=lambda item: item.name)
 def test_every_key_is_a_flag_and_the_other_way_round(refimpl, tmp_path, item):
     value = other_value(item)
-    code, by_flag, err = refimpl("train", "--dry-run", *as_flag(item.name, value))
+    table = {item.name: value, **COMPANIONS.get(item.name, {})}
+    flags = [flag for name, entry in table.items() for flag in as_flag(name, entry)]
+    code, by_flag, err = refimpl("train", "--dry-run", *flags)
     assert (code, err) == (0, "")
     assert tomllib.loads(by_flag)[item.name] == value
-    (tmp_path / "my.toml").write_text(toml_text({item.name: value}))
+    (tmp_path / "my.toml").write_text(toml_text(table))
     assert refimpl("train", "--dry-run", "--config", "my.toml") == (0, by_flag, "")
 
 
