@@ -14,9 +14,9 @@ from refimpl.nn.zoo import network, residual
 # With these sizes a file stays small; every architecture keeps all its layers.
 NARROW: dict[str, dict[str, Any]] = {
     "mlp": {"input_shape": (12,), "hidden": [7], "classes": 4},
-    "digits": {"widths": [3, 5], "classes": 4},
     "cnn3": {"input_shape": (2, 8, 8), "widths": [3, 4, 5], "classes": 4},
     "cnn7": {"input_shape": (2, 8, 8), "widths": [2, 3, 3, 4, 4, 5], "classes": 4},
+    "digits": {"widths": [3, 5], "classes": 4},
 }
 NAMES = (*NARROW, "residual")
 
