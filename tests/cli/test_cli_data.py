@@ -310,8 +310,9 @@ def test_every_value_of_a_preset_is_known_and_has_its_data_set(name):
     ("name", "model", "dataset"),
     [
         ("cifar10-moderate", "cnn7", "cifar10"),
-        ("cifar10-small", "cnn3", "cifar10"),
-        ("cifar100-small", "cnn3", "cifar100"),
+        ("cifar10-small", "cnn7", "cifar10"),
+        ("cifar100-small", "cnn7", "cifar100"),
+        ("cifar10-small-minibatch", "cnn3", "cifar10"),
     ],
 )
 def test_the_presets_of_the_papers_other_experiments(refimpl, name, model, dataset):
@@ -320,3 +321,17 @@ def test_the_presets_of_the_papers_other_experiments(refimpl, name, model, datas
     code, out, _ = refimpl("train", "--preset", name, "--dry-run")
     assert code == 0
     assert f'model = "{model}"' in out
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar10-moderate", "cifar10-small", "cifar100-small"])
+def test_presets_of_the_papers_experiments_follow_its_protocol(name):
+    config, drawn, ours = (
+        resolve(None, name),
+        5 if name == "mnist" else 20,
+        resolve(None, f"{name}-minibatch"),
+    )
+    assert (config.batch_size, config.local_steps, config.support) == (0, 1, 0)  # the node's whole data
+    assert (config.per_round, config.targets) == (drawn, drawn)
+    assert config.nodes + config.targets >= 4 * drawn
+    assert (ours.dataset, ours.batch_size) == (config.dataset, 20)
+    assert ours.local_steps > 2
