@@ -118,6 +118,8 @@ class DataSource:
     sizes: training samples of the smallest and the largest of 20 nodes; by default computed from the data.
     usual: keys of a configuration that begin with other values than those of the preset `npz`, for a data set
     without a preset of its own.
+    class_parts: the published split of its classes for few-shot learning, as a letter for each class (T for
+    training, V for validation, E for the test), and where the split comes from.
     """
 
     name: str
@@ -129,6 +131,7 @@ class DataSource:
     contents: ClassVar[Mapping[str, str]] = {}
     sizes: ClassVar[tuple[int, int] | None] = None
     usual: ClassVar[Mapping[str, Any]] = {}
+    class_parts: ClassVar[tuple[str, str]] = ("", "")
 
     def read(self, found: Found) -> DataSet:
         """The data in the files that were found; raises `DataError` for files that are not as expected."""

@@ -252,3 +252,7 @@ class Cifar100(Cifar):
     }
     downloads = files_at("", _ADDRESSES, contents, "cifar-100-python.tar.gz")
     sizes = (150, 300)  # ours; small enough for the test part alone
+    class_parts = (
+        "TTETVETVETTTTTVVTTTVTETTTTVVTTTTVTETTTTTVTETTTEVVTTTTTTVTTETETETTTTTTEEVTVTTTETTTTTEETEVTVTTTTEETTEE",
+        "CIFAR-FS (Bertinetto et al. 2019)",
+    )

@@ -60,6 +60,17 @@ class Omniglot(DataSource):
         "images_background": "c6bfe6bc9f679b95551415e853ed9a92",
         "images_evaluation": "86a1a6769d029cbd4a2ab4ac544cd8fb",
     }
+    # The validation classes are the alphabets Armenian, Bengali, Early Aramaic, Hebrew and Mkhedruli. The
+    # test classes begin with character 42 of Gurmukhi.
+    class_parts = (
+        "".join(
+            letter * count
+            for letter, count in zip(
+                "TVTVTVTVTVTE", (75, 41, 64, 46, 107, 22, 141, 22, 221, 41, 420, 423), strict=True
+            )
+        ),
+        "of Vinyals et al. 2016",
+    )
 
     def read(self, found: Found) -> DataSet:
         """All characters of the two sets, or of the one that is there; their labels go on counting."""
