@@ -283,6 +283,7 @@ METHODS = Registry(
     labels={},  # columns of its table that mean something else, by their usual names
 )
 MODELS = Registry("model", "refimpl.nn.zoo")
+STARTS = Registry("gate start", "refimpl.nn.starts")
 PENALTIES = Registry("penalty", "refimpl.optim.prox")
 SCHEDULES = Registry("schedule", "refimpl.optim.accel")
 DATASETS = Registry("dataset", "refimpl.data.sets")

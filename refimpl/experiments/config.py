@@ -27,6 +27,7 @@ from refimpl.registry import (
     PARTITIONS,
     PENALTIES,
     SCHEDULES,
+    STARTS,
     Key,
     Registry,
     agree,
@@ -79,6 +80,7 @@ class Config:
     gate_mode: str = key("hard", "how gates decide in training", choices=("hard", "gumbel", "ste", "soft"))
     tau: float = key(1.0, "gate temperature", above=0.0)
     gate_grad: str = key("dense", "gradient of off channels' gates", choices=("dense", "active"))
+    gate_start: str = key("open", "how gates start", choices=STARTS)
 
     eta_phi: float = key(
         0.05, "adaptation rate of the gate (stage I)", at_least=0.0, search=RATES, adapts=True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +41,7 @@ from refimpl.files.environment import cores
 from refimpl.nn.context import Gating
 from refimpl.nn.network import Network
 from refimpl.nn.task import NetworkTask
-from refimpl.registry import METHODS, MODELS, PARTITIONS
+from refimpl.registry import METHODS, MODELS, PARTITIONS, STARTS
 from refimpl.rng import SeedTree
 
 OnRound = Callable[[RoundRecord], None]
@@ -91,7 +92,14 @@ class Experiment:
 
     def start(self) -> State:
         """The method's state before round 1."""
-        return self.method.start(self.network.layout.initialise(self.seeds, self.config.dtype))
+        return self.method.start(self._first)
+
+    @cached_property
+    def _first(self) -> np.ndarray:
+        """The first parameters w (d,), drawn from the seed; gates start as configured."""
+        w = self.network.layout.initialise(self.seeds, self.config.dtype)
+        start = STARTS.make(self.config.gate_start, self.config.table())
+        return start.begin(self.network, w, [node.train[0] for node in self.train_nodes])
 
     def rounds(
         self, state: State, rounds: range, threads: int | None = None, first_loss: float = math.nan

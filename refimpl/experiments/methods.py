@@ -11,9 +11,9 @@ from refimpl.contracts import Method, Penalty
 from refimpl.experiments.config import Config, adaptation_keys
 from refimpl.nn.network import Network
 from refimpl.optim import prox
-from refimpl.registry import METHODS, PENALTIES, SCHEDULES, keys_of
+from refimpl.registry import METHODS, PENALTIES, SCHEDULES, STARTS, keys_of
 
-GATES = ("gates", "gate_mode", "tau", "gate_grad", "eta_phi")  # what methods with gates take
+GATES = ("gates", "gate_mode", "tau", "gate_grad", "gate_start", "eta_phi")  # what methods with gates take
 
 
 def keys_taken(method: str) -> frozenset[str]:
@@ -28,7 +28,7 @@ def keys_taken(method: str) -> frozenset[str]:
     if "schedule" in made_with:
         taken |= {"schedule", *SCHEDULES.keys()}
     if kind.gated:
-        taken |= {*GATES, *({"penalty", *PENALTIES.keys()} if "penalty" in made_with else ())}
+        taken |= {*GATES, *STARTS.keys(), *({"penalty", *PENALTIES.keys()} if "penalty" in made_with else ())}
     return frozenset(taken | ({"gates"} if kind.prunes == "channels" else set()))
 
 

@@ -18,7 +18,7 @@ from refimpl.errors import InputError
 from refimpl.experiments.config import Config, from_table, keys
 from refimpl.experiments.methods import keys_taken
 from refimpl.optim import prox
-from refimpl.registry import METHODS, PENALTIES, SCHEDULES, USE, Registry, key, keys_of
+from refimpl.registry import METHODS, PENALTIES, SCHEDULES, STARTS, USE, Registry, key, keys_of
 
 SMALL = {"nodes": 2, "targets": 1, "rounds": 1, "local_steps": 1, "node_min": 40, "node_max": 44}
 
@@ -148,7 +148,7 @@ def test_the_table_of_methods_is_that_of_their_declarations():
     lines = re.findall(
         r"^\| `([\w-]+)` \| [^|]+ \| `([\w ]+)` \|$", document("refimpl/federated/README.md"), flags=re.M
     )
-    others = {*PENALTIES.keys(), *SCHEDULES.keys()}  # the keys of what a method is made with
+    others = {*PENALTIES.keys(), *SCHEDULES.keys(), *STARTS.keys()}  # the keys of what a method is made with
     assert {name: set(listed.split()) for name, listed in lines} == {
         name: keys_taken(name) - others for name in METHODS
     }
