@@ -87,10 +87,13 @@ def channelwise_cases(draw, layers: st.SearchStrategy[Layer]) -> LayerCase:
 
 
 pools = st.builds(
-    lambda kind, size, stride: kind(size, stride),
+    lambda kind, size, stride, pad: kind(
+        size, stride, tuple(p * (k // 2) for p, k in zip(pad, size, strict=True))
+    ),
     st.sampled_from((MaxPool2d, AvgPool2d)),
     pairs,
     st.none() | pairs,
+    st.tuples(st.integers(0, 1), st.integers(0, 1)),
 )
 activations = st.sampled_from(tuple(ACTIVATIONS.values()))
 

@@ -133,24 +133,25 @@ def windows(x, size, step):
 
 
 def convolution(x, weight, bias, step, pad):
-    padded = np.pad(x.value, ((0, 0), (0, 0), (pad[0], pad[0]), (pad[1], pad[1])))
-    view, scatter = windows(padded, weight.value.shape[2:], step)
-    height, width = x.value.shape[2:]
-
-    def to_x(g):
-        full = scatter(np.einsum("nkpq,kcij->ncpqij", g, weight.value))
-        return full[:, :, pad[0] : pad[0] + height, pad[1] : pad[1] + width]
-
+    view, scatter = padded_windows(x.value, weight.value.shape[2:], step, pad)
     y = Var(
         np.einsum("ncpqij,kcij->nkpq", view, weight.value),
-        (x, to_x),
+        (x, lambda g: scatter(np.einsum("nkpq,kcij->ncpqij", g, weight.value))),
         (weight, lambda g: np.einsum("ncpqij,nkpq->kcij", view, g)),
     )
     return y if bias is None else add(y, reshape(bias, 1, -1, 1, 1))
 
 
-def max_pool(x, size, step):
-    view, scatter = windows(x.value, size, step)
+def padded_windows(x, size, step, pad, fill=0.0):
+    """`windows` of x with `fill` around it; the map gives back what belongs to x itself."""
+    edges = ((0, 0), (0, 0), *((p, p) for p in pad))
+    view, scatter = windows(np.pad(x, edges, constant_values=fill), size, step)
+    height, width = x.shape[2:]
+    return view, lambda g: scatter(g)[:, :, pad[0] : pad[0] + height, pad[1] : pad[1] + width]
+
+
+def max_pool(x, size, step, pad):
+    view, scatter = padded_windows(x.value, size, step, pad, -np.inf)
     flat = view.reshape(*view.shape[:4], -1)
     winner = np.arange(flat.shape[-1]) == flat.argmax(-1)[..., None]  # argmax: the first one wins a tie
 
@@ -160,8 +161,8 @@ def max_pool(x, size, step):
     return Var(flat.max(-1), (x, vjp))
 
 
-def average_pool(x, size, step):
-    view, scatter = windows(x.value, size, step)
+def average_pool(x, size, step, pad):
+    view, scatter = padded_windows(x.value, size, step, pad)
 
     def vjp(g):
         return scatter(np.broadcast_to(g[..., None, None], view.shape) / (size[0] * size[1]))
@@ -265,9 +266,9 @@ def run_layer(layer, params, x, context):
         case Softplus():
             return softplus(x)
         case MaxPool2d():
-            return max_pool(x, layer.window, layer.step)
+            return max_pool(x, layer.window, layer.step, layer.pad)
         case AvgPool2d():
-            return average_pool(x, layer.window, layer.step)
+            return average_pool(x, layer.window, layer.step, layer.pad)
         case GlobalAvgPool2d():
             return channel_mean(x)
         case Flatten():

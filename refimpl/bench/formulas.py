@@ -41,8 +41,10 @@ def comparisons(dtype: str) -> Iterator[Comparison]:
     formulas: tuple[tuple[str, Layer, Callable[[np.ndarray, np.ndarray], Passes]], ...] = (
         ("max pooling", MaxPool2d(2), lambda x, dy: max_pool(x, dy, 2, 2)),
         ("max pooling", MaxPool2d(3, 2), lambda x, dy: max_pool(x, dy, 3, 2)),
+        ("max pooling", MaxPool2d(3, 2, 1), lambda x, dy: max_pool(x, dy, 3, 2, 1)),
         ("average pooling", AvgPool2d(2), lambda x, dy: average_pool(x, dy, 2, 2)),
         ("average pooling", AvgPool2d(3, 2), lambda x, dy: average_pool(x, dy, 3, 2)),
+        ("average pooling", AvgPool2d(3, 2, 1), lambda x, dy: average_pool(x, dy, 3, 2, 1)),
         ("global pooling", GlobalAvgPool2d(), global_pool),
         ("relu", ReLU(), lambda x, dy: (np.maximum(x, 0), dy * (x > 0))),
         ("softplus", Softplus(), lambda x, dy: (np.logaddexp(x, 0), dy / (1 + np.exp(-x)))),
@@ -61,33 +63,37 @@ def comparisons(dtype: str) -> Iterator[Comparison]:
     yield from proximal(dtype, rng)
 
 
-def _windows(x: np.ndarray, size: int, stride: int) -> np.ndarray:
-    """x (N,C,H,W) -> (N,C,P,Q,size*size)."""
+def _windows(x: np.ndarray, size: int, stride: int, pad: int, fill: float) -> np.ndarray:
+    """x (N,C,H,W) -> (N,C,P,Q,size*size), with `fill` on the padding."""
+    x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)), constant_values=fill)
     view = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(2, 3))[:, :, ::stride, ::stride]
     return view.reshape(*view.shape[:4], -1)
 
 
-def _send_back(x: np.ndarray, dy: np.ndarray, shares: np.ndarray, size: int, stride: int) -> np.ndarray:
+def _send_back(
+    x: np.ndarray, dy: np.ndarray, shares: np.ndarray, size: int, stride: int, pad: int
+) -> np.ndarray:
     """dx, shaped like x: every dy is spread over the pixels of its window by `shares` (N,C,P,Q,size*size)."""
-    dx, (rows, cols) = np.zeros_like(x), dy.shape[2:]
+    (height, width), (rows, cols) = x.shape[2:], dy.shape[2:]
+    dx = np.zeros((*x.shape[:2], height + 2 * pad, width + 2 * pad))
     for at in range(size * size):
         i, j = divmod(at, size)
         dx[:, :, i : i + stride * rows : stride, j : j + stride * cols : stride] += dy * shares[..., at]
-    return dx
+    return dx[:, :, pad : pad + height, pad : pad + width]
 
 
-def max_pool(x: np.ndarray, dy: np.ndarray, size: int, stride: int) -> Passes:
+def max_pool(x: np.ndarray, dy: np.ndarray, size: int, stride: int, pad: int = 0) -> Passes:
     """The largest value of each window; dy goes to the first pixel that has it."""
-    windows = _windows(x, size, stride)
+    windows = _windows(x, size, stride, pad, -np.inf)
     first = np.arange(size * size) == windows.argmax(axis=-1)[..., None]
-    return windows.max(axis=-1), _send_back(x, dy, first, size, stride)
+    return windows.max(axis=-1), _send_back(x, dy, first, size, stride, pad)
 
 
-def average_pool(x: np.ndarray, dy: np.ndarray, size: int, stride: int) -> Passes:
-    """The mean of each window; dy is spread in equal shares."""
-    windows = _windows(x, size, stride)
+def average_pool(x: np.ndarray, dy: np.ndarray, size: int, stride: int, pad: int = 0) -> Passes:
+    """The mean of each window, zeros of the padding included; dy is spread in equal shares."""
+    windows = _windows(x, size, stride, pad, 0.0)
     shares = np.full(windows.shape, 1 / size**2)
-    return windows.mean(axis=-1), _send_back(x, dy, shares, size, stride)
+    return windows.mean(axis=-1), _send_back(x, dy, shares, size, stride, pad)
 
 
 def global_pool(x: np.ndarray, dy: np.ndarray) -> Passes:

@@ -57,8 +57,8 @@ def forward(dtype: str) -> None:
     small = _Small(dtype)
     conv.forward(small.image, small.pixel, small.vector, ONE, NONE)  # the same kernel has its input gradient
     linear.forward(small.matrix, small.matrix, small.vector)
-    pool.max_forward(small.image, TWO, TWO, ALL_ON, small.pixel, small.where)
-    pool.average_forward(small.image, TWO, TWO, ALL_ON, small.pixel)
+    pool.max_forward(small.image, TWO, TWO, NONE, ALL_ON, small.pixel, small.where)
+    pool.average_forward(small.image, TWO, TWO, NONE, ALL_ON, small.pixel)
     for apply in (activation.relu_forward, activation.softplus_forward, activation.tanh_forward):
         apply(small.map, ALL_ON, small.map)
     activation.channel_means(small.map, ALL_ON, small.matrix)
@@ -71,8 +71,8 @@ def backward(dtype: str) -> None:
     conv.weight_grad(small.image, small.image, ONE, NONE, small.pixel, small.vector)
     linear.weight_grad(small.matrix, small.matrix, small.matrix.copy(), small.vector)
     linear.input_grad(small.matrix, small.matrix)
-    pool.max_backward(small.pixel, small.where, TWO, TWO, ALL_ON, small.image)
-    pool.average_backward(small.pixel, TWO, TWO, ALL_ON, small.image)
+    pool.max_backward(small.pixel, small.where, TWO, TWO, NONE, ALL_ON, small.image)
+    pool.average_backward(small.pixel, TWO, TWO, NONE, ALL_ON, small.image)
     for derive in (activation.softplus_backward, activation.tanh_backward):
         derive(small.map, small.map, ALL_ON, small.map)
     activation.channel_products(small.map, small.map, small.matrix)

@@ -85,10 +85,10 @@ def batch_norm_backward(dy, normalised, inverse_std, gamma, dgamma, dbeta, dx):
             weighted_sum += wide_product(flat, start, flat_normalised, start, pixels)
         dbeta[c] = plain_sum
         dgamma[c] = weighted_sum
+        mean, slope = plain_sum / count, weighted_sum / count
         scale = np.float64(gamma[c]) * np.float64(inverse_std[c])
         for n in range(n_samples):
-            means = plain_sum / count, weighted_sum / count
-            _denormalise(dy[n, c], normalised[n, c], means[0], means[1], scale, dx[n, c])
+            _denormalise(dy[n, c], normalised[n, c], mean, slope, scale, dx[n, c])
 
 
 @checked(

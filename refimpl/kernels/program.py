@@ -62,12 +62,13 @@ def _forward(op, w, n, how, space):
     """One operation forward."""
     values, masks, floats, ints = space.values, space.masks, space.floats, space.ints
     reads, writes = mask_at(masks, op.reads, n, op.groups), mask_at(masks, op.writes, n, op.output[0])
-    stride, size = pair_of(op.stride), n * op.output[0] * op.output[1] * op.output[2]
+    stride, pad = pair_of(op.stride), pair_of(op.pad)
+    size = n * op.output[0] * op.output[1] * op.output[2]
     x, y = maps_at(values, op.x, n, op.input), maps_at(values, op.y, n, op.output)
     images, out = images_at(values, op.x, n, op.input), images_at(values, op.y, n, op.output)
     bias = bias_at(w, op, space.zeros)
     if op.kind == CONV:
-        weight, pad, forwards = filters_at(w, op), pair_of(op.pad), np.bool_(False)
+        weight, forwards = filters_at(w, op), np.bool_(False)
         tiled_conv.convolve(
             images, weight, bias, stride, pad, forwards, reads, writes, op.clears, floats, ints, out
         )
@@ -110,9 +111,9 @@ def _forward(op, w, n, how, space):
         activation.channel_means(x, writes, rows_at(values, op.y, n, op.output[0]))
     elif op.kind == MAX_POOL:
         at = images_at(space.where, op.own, n, op.output)
-        pool.max_forward(images, pair_of(op.window), stride, writes, out, at)
+        pool.max_forward(images, pair_of(op.window), stride, pad, writes, out, at)
     elif op.kind == AVERAGE_POOL:
-        pool.average_forward(images, pair_of(op.window), stride, writes, out)
+        pool.average_forward(images, pair_of(op.window), stride, pad, writes, out)
 
 
 @inlined
@@ -185,6 +186,7 @@ def _elementwise_backward(op, n, space, dy_mask):
     dy, dx = maps_at(slopes, op.dy, n, op.output), maps_at(slopes, op.dx, n, op.input)
     dout, dimages = images_at(slopes, op.dy, n, op.output), images_at(slopes, op.dx, n, op.input)
     x, size = maps_at(values, op.x, n, op.input), n * dx.shape[1] * dx.shape[2]
+    window, stride, pad = pair_of(op.window), pair_of(op.stride), pair_of(op.pad)
     if op.kind == FORK:
         add(dx.reshape(-1), dy.reshape(-1), dx.reshape(-1))
     elif op.kind == RELU and op.dy_mask == NOWHERE:
@@ -203,9 +205,9 @@ def _elementwise_backward(op, n, space, dy_mask):
         share_out(rows_at(slopes, op.dy, n, op.output[0]), dy_mask, dx)
     elif op.kind == MAX_POOL:
         at = images_at(space.where, op.own, n, op.output)
-        pool.max_backward(dout, at, pair_of(op.window), pair_of(op.stride), dy_mask, dimages)
+        pool.max_backward(dout, at, window, stride, pad, dy_mask, dimages)
     elif op.kind == AVERAGE_POOL:
-        pool.average_backward(dout, pair_of(op.window), pair_of(op.stride), dy_mask, dimages)
+        pool.average_backward(dout, window, stride, pad, dy_mask, dimages)
 
 
 @inlined

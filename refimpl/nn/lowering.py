@@ -291,7 +291,7 @@ class _Lowering:
         for parameter in layer.parameters():  # `<layer>.weight`, `<layer>.bias`
             row[parameter.name.rsplit(".", 1)[1]] = self.network.layout.by_name[parameter.name].start
         if isinstance(layer, (Conv2d, MaxPool2d, AvgPool2d)):
-            row |= {"window": layer.window, "stride": layer.step}
+            row |= {"window": layer.window, "stride": layer.step, "pad": layer.pad}
         return row | self.particulars(step)
 
     def gradient(self, step: Step, position: int) -> int:
@@ -306,7 +306,7 @@ class _Lowering:
             skipped = (
                 step.writes != NONE and after.writes == step.writes and not isinstance(after.layer, Product)
             )
-            return {"pad": layer.pad, "clears": not skipped}
+            return {"clears": not skipped}
         if isinstance(layer, Normalisation):
             dx, frozen = self.gradient(step, 0), isinstance(layer, FrozenNorm2d)
             wide = 0 if frozen else layer.groups if isinstance(layer, GroupNorm) else layer.channels

@@ -32,10 +32,11 @@ def _open_channels(flow: Flow) -> Mask:
 
 @dataclass(frozen=True)
 class _Window(Plain):
-    """Shared by the windowed pools: window, stride (default: the window), no padding, no parameters."""
+    """Shared by the windowed pools: window, stride (default: the window), padding on each side."""
 
     kernel_size: int | Pair = 2
     stride: int | Pair | None = None
+    padding: int | Pair = 0
     keeps_zero: ClassVar[bool] = True
     channelwise: ClassVar[bool] = True
     records: ClassVar[bool] = False  # whether the place of the winner is kept
@@ -51,17 +52,23 @@ class _Window(Plain):
         """Vertical and horizontal stride."""
         return self.window if self.stride is None else pair(self.stride)
 
+    @property
+    def pad(self) -> Pair:
+        """Vertical and horizontal padding, on each side."""
+        return pair(self.padding)
+
     def __post_init__(self) -> None:
+        who = type(self).__name__
         if min(*self.window, *self.step) < 1:
-            raise InputError(
-                f"{type(self).__name__}: window and stride must be at least 1, got {self.window}, {self.step}"
-            )
+            raise InputError(f"{who}: window and stride must be at least 1, got {self.window}, {self.step}")
+        if not all(0 <= 2 * p <= size for p, size in zip(self.pad, self.window, strict=True)):
+            raise InputError(f"{who}: padding must be 0 to half of the window {self.window}, got {self.pad}")
 
     def output_shape(self, shape: Shape) -> Shape:
         """(C,H,W) -> (C,P,Q); positions that do not fill a window are dropped."""
         if len(shape) != 3:
             raise InputError(f"{type(self).__name__}: expected an input of shape (C,H,W), got {shape}")
-        rows, cols = output_size((shape[1], shape[2]), self.window, self.step, (0, 0))
+        rows, cols = output_size((shape[1], shape[2]), self.window, self.step, self.pad)
         if rows < 1 or cols < 1:
             raise InputError(
                 f"{type(self).__name__}: input {shape[1:]} is smaller than the window {self.window}"
@@ -76,7 +83,7 @@ class _Window(Plain):
         y = np.empty((x.shape[0], *self.output_shape(x.shape[1:])), dtype=x.dtype)
         mask = tidy_mask(who, "mask", _open_channels(flow), *x.shape[:2])
         where = (np.empty(y.shape, dtype=np.int32),) if self.records else ()
-        self.kernels[0].kernel(x, self.window, self.step, mask, y, *where)
+        self.kernels[0].kernel(x, self.window, self.step, self.pad, mask, y, *where)
         return y, _open_channels(flow), PoolCache(x.shape, where)
 
     def backward(self, dy: Array, cache: PoolCache, params: Arrays, grads: Arrays, back: Back) -> Gradient:
@@ -87,13 +94,16 @@ class _Window(Plain):
         dy = tidy_float(who, "dy", dy)
         check_shape(who, "dy", dy, (shape[0], *self.output_shape(shape[1:])))
         mask, dx = tidy_mask(who, "dy_mask", back.dy_mask, *shape[:2]), np.empty(shape, dtype=dy.dtype)
-        self.kernels[1].kernel(dy, *cache.where, self.window, self.step, mask, dx)
+        self.kernels[1].kernel(dy, *cache.where, self.window, self.step, self.pad, mask, dx)
         return dx
 
 
 @dataclass(frozen=True)
 class MaxPool2d(_Window):
-    """Largest value of each window, which gets the gradient; the first one wins a tie."""
+    """Largest value of each window, which gets the gradient; the first one wins a tie.
+
+    Padding counts as minus infinity, so it never wins.
+    """
 
     records: ClassVar[bool] = True
     kernels = (pool.max_forward, pool.max_backward)
@@ -101,7 +111,7 @@ class MaxPool2d(_Window):
 
 @dataclass(frozen=True)
 class AvgPool2d(_Window):
-    """Mean of each window; the gradient is shared out over it."""
+    """Mean of each window, zeros of the padding included; the gradient is shared out over it."""
 
     kernels = (pool.average_forward, pool.average_backward)
 

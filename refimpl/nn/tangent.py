@@ -180,8 +180,8 @@ def _max_forward(layer: MaxPool2d, cache: PoolCache, x_dot: Rate, along: Directi
         return None
     (where,) = cache.where
     rows, cols = where.shape[2:]
-    height = np.arange(rows)[:, None] * layer.step[0] + where // layer.window[1]
-    width = np.arange(cols) * layer.step[1] + where % layer.window[1]
+    height = np.arange(rows)[:, None] * layer.step[0] - layer.pad[0] + where // layer.window[1]
+    width = np.arange(cols) * layer.step[1] - layer.pad[1] + where % layer.window[1]
     flat = as_maps(height * x_dot.shape[3] + width)
     return np.take_along_axis(as_maps(x_dot), flat, axis=2).reshape(where.shape)
 

@@ -116,11 +116,11 @@ def test_convolutions_of_any_shape_stride_and_mask(drawn, dtype):
 
 @examples(25)
 @given(pools, st.integers(3, 7), st.integers(3, 7), seeds, dtypes)
-def test_pools_of_any_window_and_stride_with_ties(layer, rows, columns, seed, dtype):
+def test_pools_of_any_window_stride_and_padding_with_ties(layer, rows, columns, seed, dtype):
     draw, shape = Draw(seed, "pool", dtype), (2, rows, columns)
     inputs = {"x": draw.coarse(2, *shape), "dy": draw.normal(2, *layer.output_shape(shape))}
     kind = "max_pool2d" if isinstance(layer, MaxPool2d) else "avg_pool2d"
-    settings = {"kernel": list(layer.window), "stride": list(layer.step)}
+    settings = {"kernel": list(layer.window), "stride": list(layer.step), "padding": list(layer.pad)}
     assert_agree(Case("ops/drawn", kind, dtype, inputs, settings, ("y", "grad.x")), "reference")
 
 

@@ -58,10 +58,10 @@ def test_element_wise_kernels_and_pooling_do_nothing(mask):
     activation.add_to_channels(empty(3), mask, empty(3, 4))
     for size in ((2, 2), (3, 3)):
         y, where = empty(3, 6 // size[0], 6 // size[1]), empty(3, 6 // size[0], 6 // size[1], dtype=np.int32)
-        pool.max_forward(empty(3, 6, 6), size, size, mask, y, where)
-        pool.max_backward(y, where, size, size, mask, empty(3, 6, 6))
-        pool.average_forward(empty(3, 6, 6), size, size, mask, y)
-        pool.average_backward(y, size, size, mask, empty(3, 6, 6))
+        pool.max_forward(empty(3, 6, 6), size, size, (0, 0), mask, y, where)
+        pool.max_backward(y, where, size, size, (0, 0), mask, empty(3, 6, 6))
+        pool.average_forward(empty(3, 6, 6), size, size, (0, 0), mask, y)
+        pool.average_backward(y, size, size, (0, 0), mask, empty(3, 6, 6))
 
 
 def test_products_of_masks_and_sums_over_nothing():

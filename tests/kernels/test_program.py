@@ -66,8 +66,10 @@ SMALL = {
     "average and global pools": Network(
         "pools",
         (
-            *zoo.with_gates([(Conv2d("c1", 2, 5, 3, stride=2, padding=2), ReLU(), AvgPool2d(2))], ("c1",)),
-            Conv2d("c2", 5, 4, 2),
+            *zoo.with_gates(
+                [(Conv2d("c1", 2, 5, 3, stride=2, padding=2), ReLU(), AvgPool2d(3, 2, 1))], ("c1",)
+            ),
+            *zoo.with_gates([(Conv2d("c2", 5, 4, 2), ReLU(), MaxPool2d(2, 1, 1))], ("c2",)),
             GlobalAvgPool2d(),
             Linear("fc", 4, 3),
         ),

@@ -85,6 +85,7 @@ LAYERS = {
     "overlapping max": (MaxPool2d(3, 1), (3, 6, 5)),
     "average": (AvgPool2d(2), (3, 6, 4)),
     "overlapping average": (AvgPool2d(3, 2), (3, 7, 5)),
+    "padded max": (MaxPool2d(3, 2, 1), (3, 6, 5)),
     "global": (GlobalAvgPool2d(), (3, 6, 5)),
     "flatten": (Flatten(), (3, 6, 5)),
     "residual": (Residual((Conv2d("c", 3, 3, 3, padding=1), ReLU())), (3, 6, 5)),
@@ -214,12 +215,17 @@ def kernel_calls():
         return np.zeros(shape, dtype)
 
     maps, on, image, small = reals(4, 3, 5), rng.random((4, 3)) < 0.5, reals(4, 3, 6, 4), reals(4, 3, 3, 2)
-    where, window, double = rng.integers(0, 4, (4, 3, 3, 2)).astype(np.int32), (2, 2), np.float64
+    where, window, none, double = (
+        rng.integers(0, 4, (4, 3, 3, 2)).astype(np.int32),
+        (2, 2),
+        (0, 0),
+        np.float64,
+    )
     calls = {
-        pool.max_forward: (image, window, window, on, new(4, 3, 3, 2), new(4, 3, 3, 2, dtype=np.int32)),
-        pool.max_backward: (small, where, window, window, on, new(4, 3, 6, 4)),
-        pool.average_forward: (image, window, window, on, new(4, 3, 3, 2)),
-        pool.average_backward: (small, window, window, on, new(4, 3, 6, 4)),
+        pool.max_forward: (image, window, window, none, on, new(4, 3, 3, 2), new(4, 3, 3, 2, dtype=np.int32)),
+        pool.max_backward: (small, where, window, window, none, on, new(4, 3, 6, 4)),
+        pool.average_forward: (image, window, window, none, on, new(4, 3, 3, 2)),
+        pool.average_backward: (small, window, window, none, on, new(4, 3, 6, 4)),
         activation.sigmoid_scaled: (reals(4, 3), 0.5, new(4, 3), new(4, 3)),
         activation.scale_channels: (maps, reals(4, 3), new(4, 3, 5)),
         activation.channel_products: (maps, reals(4, 3, 5), new(4, 3)),
@@ -340,12 +346,28 @@ def test_kernels_refuse_wrong_arrays_in_one_line(name):
             np.ones((1, 1, 4, 4)),
             (3, 3),
             (1, 1),
+            (0, 0),
             None,
             np.ones((1, 1, 3, 3)),
             np.zeros((1, 1, 3, 3), np.int32),
         ),
         lambda: pool.max_backward(
-            np.ones((1, 1, 2, 2)), np.full((1, 1, 2, 2), 4), (2, 2), (2, 2), None, np.ones((1, 1, 4, 4))
+            np.ones((1, 1, 2, 2)),
+            np.full((1, 1, 2, 2), 4),
+            (2, 2),
+            (2, 2),
+            (0, 0),
+            None,
+            np.ones((1, 1, 4, 4)),
+        ),
+        lambda: pool.max_backward(  # the first place of the first window is on the padding
+            np.ones((1, 1, 2, 2)),
+            np.zeros((1, 1, 2, 2), int),
+            (3, 3),
+            (2, 2),
+            (1, 1),
+            None,
+            np.ones((1, 1, 4, 4)),
         ),
         lambda: vector.partial_shuffles(np.array([[0, 3]]), np.arange(4), np.zeros((1, 2), int)),
         lambda: vector.partial_shuffles(np.array([[-1]]), np.arange(4), np.zeros((1, 1), int)),

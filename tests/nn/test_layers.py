@@ -293,6 +293,7 @@ def test_unwanted_gradients_are_left_alone(case):
         (Linear("f", 6, 4), (6,), (4,)),
         (MaxPool2d(2), (5, 7, 8), (5, 3, 4)),
         (AvgPool2d((3, 2), (1, 2)), (5, 7, 8), (5, 5, 4)),
+        (MaxPool2d(3, 2, 1), (5, 7, 8), (5, 4, 4)),
         (GlobalAvgPool2d(), (5, 7, 8), (5,)),
         (Flatten(), (5, 7, 8), (280,)),
         (BatchNorm2d("b", 5), (5, 7, 8), (5, 7, 8)),
@@ -322,6 +323,7 @@ def test_output_shapes(layer, shape, expected):
         (lambda: AvgPool2d(2).output_shape((4,)), "AvgPool2d: expected an input of shape"),
         (lambda: MaxPool2d(0), "at least 1"),
         (lambda: AvgPool2d(2, 0), "at least 1"),
+        (lambda: MaxPool2d(3, 2, 2), "padding must be 0 to half of the window"),
         (lambda: GlobalAvgPool2d().output_shape((4,)), "GlobalAvgPool2d: expected"),
     ],
 )

@@ -211,12 +211,12 @@ def test_pooling_at_every_place(size, dtype):
             x = np.arange(size[0] * width, dtype=dtype).reshape(1, 1, size[0], width)
             x[0, 0, row, column] = value
             y, where = np.empty(shape, dtype), np.empty(shape, np.int32)
-            pool.max_forward(x, size, size, ALL_ON, y, where)
+            pool.max_forward(x, size, size, (0, 0), ALL_ON, y, where)
             hit = column // size[1]
             np.testing.assert_array_equal(y[..., hit], value)
             assert where[0, 0, 0, hit] == row * size[1] + column % size[1]
             assert np.isfinite(np.delete(y, hit)).all()
-            pool.average_forward(x, size, size, ALL_ON, y)
+            pool.average_forward(x, size, size, (0, 0), ALL_ON, y)
             np.testing.assert_array_equal(y[..., hit], value)
             assert np.isfinite(np.delete(y, hit)).all()
 

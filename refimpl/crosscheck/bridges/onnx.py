@@ -135,7 +135,9 @@ def _layer(graph: Graph, layer: Layer, x: str, shape: Shape, gating: Gating) -> 
         raise InputError(f"export: a {type(layer).__name__} has no ONNX counterpart here")
     settings: dict[str, Any] = {}
     if isinstance(layer, (MaxPool2d, AvgPool2d)):
-        settings = {"kernel_shape": layer.window, "strides": layer.step}
+        settings = {"kernel_shape": layer.window, "strides": layer.step, "pads": [*layer.pad, *layer.pad]}
+        if isinstance(layer, AvgPool2d):
+            settings["count_include_pad"] = 1
     elif isinstance(layer, LeakyReLU):
         settings = {"alpha": layer.slope}
     for operator in PLAIN[type(layer)]:

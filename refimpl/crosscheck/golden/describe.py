@@ -53,8 +53,13 @@ LAYERS: dict[str, tuple[type[Any], dict[str, str]]] = {
     "tanh": (Tanh, {}),
     "flatten": (Flatten, {}),
     "global_avg_pool2d": (GlobalAvgPool2d, {}),
-    "max_pool2d": (MaxPool2d, {"kernel": "window", "stride": "step"}),
-    "avg_pool2d": (AvgPool2d, {"kernel": "window", "stride": "step"}),
+    "max_pool2d": (MaxPool2d, {"kernel": "window", "stride": "step", "padding": "pad"}),
+    "avg_pool2d": (AvgPool2d, {"kernel": "window", "stride": "step", "padding": "pad"}),
+}
+# What tables leave out where it is as here.
+USUAL: dict[str, dict[str, Any]] = {
+    "max_pool2d": {"padding": [0, 0]},
+    "avg_pool2d": {"padding": [0, 0]},
 }
 _TYPES = {kind: name for name, (kind, _) in LAYERS.items()}
 _READ: dict[str, Callable[[Any], Any]] = {
@@ -102,7 +107,8 @@ def _entry(layer: Any, names: _Names) -> dict[str, Any]:
         names.last = layer.name
     values = {key: getattr(layer, attribute) for key, attribute in LAYERS[kind][1].items()}
     lists = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    return {"type": kind, "name": layer.name if kind in WEIGHTED else names.after(kind), **lists}
+    told = {key: value for key, value in lists.items() if USUAL.get(kind, {}).get(key) != value}
+    return {"type": kind, "name": layer.name if kind in WEIGHTED else names.after(kind), **told}
 
 
 def build(description: Iterable[Mapping[str, Any]]) -> tuple[Layer, ...]:
@@ -131,7 +137,7 @@ def build_layer(entry: Mapping[str, Any]) -> Layer:
     own, keys = LAYERS[kind]
     if kind == "max_pool2d" and entry.get("tie") == "last":  # a deliberate mistake, to compute its results
         own = LastMaxPool2d
-    named = (name,) if kind in WEIGHTED else ()
+    named, entry = (name,) if kind in WEIGHTED else (), {**USUAL.get(kind, {}), **entry}
     layer: Layer = own(*named, *(_READ[key](entry[key]) if key in _READ else entry[key] for key in keys))
     return layer
 

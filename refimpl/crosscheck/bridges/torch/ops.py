@@ -5,7 +5,8 @@ Source: mathematics.md §2 and PyTorch's documentation of the functions called.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,8 @@ LAYERS: dict[str, Callable[..., Tensor]] = {
     "batch_norm2d": lambda entry, x, weight, bias: functional.batch_norm(
         x, None, None, weight, bias, training=True, eps=entry["eps"]
     ),
-    "max_pool2d": lambda entry, x: functional.max_pool2d(x, tuple(entry["kernel"]), tuple(entry["stride"])),
-    "avg_pool2d": lambda entry, x: functional.avg_pool2d(x, tuple(entry["kernel"]), tuple(entry["stride"])),
+    "max_pool2d": lambda entry, x: functional.max_pool2d(x, *_window(entry)),
+    "avg_pool2d": lambda entry, x: functional.avg_pool2d(x, *_window(entry)),
     "global_avg_pool2d": lambda entry, x: summary(x),
     "flatten": lambda entry, x: x.flatten(1),
     "relu": lambda entry, x: functional.relu(x),
@@ -30,6 +31,11 @@ LAYERS: dict[str, Callable[..., Tensor]] = {
     "softplus": lambda entry, x: torch.logaddexp(x, torch.zeros_like(x)),  # PyTorch's is linear above 20
     "tanh": lambda entry, x: torch.tanh(x),
 }
+
+
+def _window(entry: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
+    """Size, stride and padding of a pool's windows; a table without padding has none."""
+    return tuple(entry["kernel"]), tuple(entry["stride"]), tuple(entry.get("padding", (0, 0)))
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
