@@ -174,7 +174,7 @@ class Gated(PlannedBlock):
         if any(isinstance(layer, BatchNorm2d) for layer in self.body):
             raise InputError(
                 f"{self.gate.name}: batch normalisation cannot be inside a gated body (its statistics "
-                "need the samples that are skipped); put it before the gated layer, or freeze its statistics"
+                "need the samples that are skipped); put it before the gated layer, or use FrozenNorm2d"
             )
         if not isinstance(self.body[0] if self.body else None, (Conv2d, Linear)) or not all(
             layer.channelwise for layer in self.body[1:]

@@ -271,8 +271,8 @@ class Linear:
         return linear.input_grad(dy, params[f"{self.name}.weight"], back.dy_mask, back.dx_mask)
 
 
-class BatchNormCache(NamedTuple):
-    """What batch normalisation keeps: normalised input (N,C,P), 1/std (C,), input shape."""
+class NormCache(NamedTuple):
+    """What a normalisation keeps: normalised input (frozen: the input) (N,C,P), 1/std, input shape."""
 
     normalised: np.ndarray
     inverse_std: np.ndarray
@@ -307,12 +307,28 @@ class Normalisation:
         self.output_shape(x.shape[1:])  # raises unless it fits
         return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])
 
-    def _gradients(self, grads: Arrays, back: Back, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the gradients of scale and shift go; nobody looks there if they are not wanted."""
-        if back.need_dw:
-            return grads[f"{self.name}.weight"], grads[f"{self.name}.bias"]
-        unused = np.empty((2, self.channels), like.dtype)
-        return unused[0], unused[1]
+    def _affine(self, params: Arrays) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and shift."""
+        return params[f"{self.name}.weight"], params[f"{self.name}.bias"]
+
+    def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, NormCache]:
+        """Y = weight * (X - mean)/std + bias."""
+        raise NotImplementedError
+
+    def backward(self, dy: Array, cache: NormCache, params: Arrays, grads: Arrays, back: Back) -> Gradient:
+        """Gradients of scale and shift, and dx through the statistics, unless these are frozen."""
+        dy = tidy_float(self.name, "dy", dy)
+        check_shape(self.name, "dy", dy, cache.shape)
+        dx, unused = np.empty_like(cache.normalised), np.empty((2, self.channels), dy.dtype)
+        targets = self._affine(grads) if back.need_dw else (unused[0], unused[1])
+        self._backward(dy.reshape(dx.shape), cache, params, back.dy_mask, (*targets, dx))
+        return dx.reshape(cache.shape) if back.need_dx else None
+
+    def _backward(
+        self, dy: Array, cache: NormCache, params: Arrays, mask: Mask, targets: tuple[Array, Array, Array]
+    ) -> None:
+        """Write the gradients of scale, shift and input; `mask` says which channels of dy count."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -324,24 +340,16 @@ class BatchNorm2d(Normalisation):
     Source: Ioffe & Szegedy 2015, Algorithm 1. Derived (backward).
     """
 
-    def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, BatchNormCache]:
+    def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, NormCache]:
         """Y = weight * (X - mean)/std + bias per channel."""
         maps = self._enter(x)
         normalised, y = np.empty_like(maps), np.empty_like(maps)
         inverse_std = np.empty(self.channels, dtype=np.float64)
-        weight, bias = params[f"{self.name}.weight"], params[f"{self.name}.bias"]
-        norm.batch_norm_forward(maps, weight, bias, self.eps, normalised, inverse_std, y)
-        return y.reshape(np.shape(x)), None, BatchNormCache(normalised, inverse_std, np.shape(x))
+        norm.batch_norm_forward(maps, *self._affine(params), self.eps, normalised, inverse_std, y)
+        return y.reshape(np.shape(x)), None, NormCache(normalised, inverse_std, np.shape(x))
 
-    def backward(
-        self, dy: Array, cache: BatchNormCache, params: Arrays, grads: Arrays, back: Back
-    ) -> Gradient:
-        """Gradients of scale and shift, and dx through the batch statistics."""
-        dy = tidy_float(self.name, "dy", dy)
-        check_shape(self.name, "dy", dy, cache.shape)
-        maps = dy.reshape(cache.normalised.shape)
-        dx = np.empty_like(maps)
-        weight = params[f"{self.name}.weight"]
-        targets = self._gradients(grads, back, dy)
-        norm.batch_norm_backward(maps, cache.normalised, cache.inverse_std, weight, *targets, dx)
-        return dx.reshape(cache.shape) if back.need_dx else None
+    def _backward(
+        self, dy: Array, cache: NormCache, params: Arrays, mask: Mask, targets: tuple[Array, Array, Array]
+    ) -> None:
+        weight, _ = self._affine(params)
+        norm.batch_norm_backward(dy, cache.normalised, cache.inverse_std, weight, *targets)

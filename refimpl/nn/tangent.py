@@ -15,6 +15,7 @@ Source: Pearlmutter 1994, Fast exact multiplication by the Hessian; mathematics.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,15 +27,15 @@ from refimpl.nn.joins import Add, Fork, Product
 from refimpl.nn.layers import (
     Arrays,
     Back,
-    BatchNorm2d,
-    BatchNormCache,
     Conv2d,
     Flow,
     Layer,
     Linear,
+    Normalisation,
+    NormCache,
     WeightedCache,
 )
-from refimpl.nn.norms import batch_means
+from refimpl.nn.norms import FrozenNorm2d, GroupNorm, batch_means
 from refimpl.nn.pointwise import LeakyReLU, PointwiseCache, ReLU, Softplus, Tanh, as_maps
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d, PoolCache
 
@@ -193,53 +194,93 @@ def _linear_backward(
     return both(layer, dy, cache, along) if need_dx else None
 
 
-# Batch normalisation
+# Normalisation
 
 
-def _normalised_rate(layer: BatchNorm2d, cache: BatchNormCache, x_dot: np.ndarray) -> np.ndarray:
-    """Rate of the normalised input, (N,C,P): its Jacobian is symmetric, so the backward pass applies it."""
-    ones = {f"{layer.name}.weight": np.ones(layer.channels, x_dot.dtype)}
-    moved = layer.backward(x_dot, cache, ones, {}, Back(need_dw=False))
-    assert moved is not None
-    return as_maps(moved)
+@dataclass(frozen=True)
+class _Normalised:
+    """The normalised input n (N,C,P), and 1/std, one number for each set of entries with common statistics.
+
+    A set is a channel, or with `groups` a sample's group of channels; frozen statistics do not move.
+    """
+
+    n: np.ndarray
+    inverse_std: np.ndarray
+    groups: int = 0
+    still: bool = False
+
+    def means(self, a: np.ndarray, b: np.ndarray) -> np.ndarray | float:
+        """Mean of a * b over the set that an entry is in; zero for frozen statistics, which do not move."""
+        if self.still:
+            return 0.0
+        if not self.groups:
+            return batch_means(a, b)[:, None]
+        samples, channels, pixels = a.shape
+        sets = (1, samples * self.groups, channels // self.groups * pixels)
+        means = batch_means(a.reshape(sets), b.reshape(sets)).reshape(samples, self.groups)
+        return np.repeat(means, channels // self.groups, axis=1)[:, :, None]
+
+    def moved(self, x_dot: np.ndarray) -> np.ndarray:
+        """The rate of n: (x_dot - mean x_dot - n mean(x_dot n))/std."""
+        mean = self.means(x_dot, np.ones_like(x_dot))
+        return self.inverse_std * (x_dot - mean - self.n * self.means(x_dot, self.n))
 
 
-def _norm_forward(layer: BatchNorm2d, cache: BatchNormCache, x_dot: Rate, along: Direction) -> Rate:
+def _wide(x: np.ndarray) -> np.ndarray:
+    """Maps (N,C,P) in float64."""
+    return as_maps(x).astype(np.float64, copy=False)
+
+
+def _normalised(layer: Normalisation, cache: NormCache, params: Arrays) -> _Normalised:
+    n = _wide(cache.normalised)
+    if isinstance(layer, FrozenNorm2d):
+        mean, variance, eps = layer.statistics(params)
+        inverse_std = 1 / np.sqrt(variance.astype(np.float64) + eps)[:, None]
+        return _Normalised((n - mean[:, None]) * inverse_std, inverse_std, still=True)
+    if isinstance(layer, GroupNorm):
+        inverse_std = np.repeat(cache.inverse_std, layer.channels // layer.groups, axis=1)[:, :, None]
+        return _Normalised(n, inverse_std, layer.groups)
+    return _Normalised(n, cache.inverse_std[:, None])
+
+
+def _norm_forward(layer: Normalisation, cache: NormCache, x_dot: Rate, along: Direction) -> Rate:
     """y_dot = gamma n_dot + gamma_dot n + beta_dot, n the normalised input."""
-    y_dot = None
+    y_dot, own, names = (
+        None,
+        _normalised(layer, cache, along.params),
+        (f"{layer.name}.weight", f"{layer.name}.bias"),
+    )
     if along.trains(layer):
-        scale, shift = along.moves[f"{layer.name}.weight"], along.moves[f"{layer.name}.bias"]
-        y_dot = scale[:, None] * cache.normalised + shift[:, None]
+        scale, shift = (along.moves[name][:, None] for name in names)
+        y_dot = scale * own.n + shift
     if x_dot is not None:
-        scale = along.params[f"{layer.name}.weight"]
-        y_dot = sum_of(y_dot, scale[:, None] * _normalised_rate(layer, cache, x_dot))
-    return None if y_dot is None else y_dot.reshape(cache.shape)
+        y_dot = sum_of(y_dot, along.params[names[0]][:, None] * own.moved(_wide(x_dot)))
+    return None if y_dot is None else y_dot.reshape(cache.shape).astype(cache.normalised.dtype)
 
 
 def _norm_backward(
-    layer: BatchNorm2d, dy: Dual, cache: BatchNormCache, x_dot: Rate, along: Direction, need_dx: bool
+    layer: Normalisation, dy: Dual, cache: NormCache, x_dot: Rate, along: Direction, need_dx: bool
 ) -> Dual | None:
-    """Rates of dgamma = sum dy n, dbeta = sum dy and dx = gamma/std (dy - mean dy - n mean(dy n))."""
+    """Rates of dgamma = sum dy n, dbeta = sum dy and dx = (g - mean g - n mean(g n))/std, g = gamma dy."""
     weight, trained = f"{layer.name}.weight", along.trains(layer)
     value = layer.backward(dy.value, cache, along.params, {}, Back(need_dw=False))
     dot = layer.backward(dy.dot, cache, along.params, along.out, Back(need_dw=trained))
     assert value is not None
     assert dot is not None
     if x_dot is not None:
-        n, n_dot = cache.normalised, _normalised_rate(layer, cache, x_dot)
-        tilt, tilt_dot = batch_means(as_maps(dy.value), n), batch_means(as_maps(dy.value), n_dot)
+        own, maps, moving = _normalised(layer, cache, along.params), _wide(dy.value), _wide(x_dot)
+        n_dot, g = own.moved(moving), along.params[weight][:, None] * maps
         if trained:
-            count = n.shape[0] * n.shape[2]
-            along.out[weight][...] += (count * tilt_dot).astype(n.dtype)
-        scale = along.params[weight] * cache.inverse_std
-        bend = scale[:, None] * (n_dot * tilt[:, None] + n * tilt_dot[:, None])
-        stretch = -cache.inverse_std * batch_means(as_maps(x_dot), n)  # rate of log(1/std)
-        dot = dot + (stretch[:, None] * as_maps(value) - bend).reshape(dot.shape).astype(n.dtype)
+            count = maps.shape[0] * maps.shape[2]
+            along.out[weight][...] += (count * batch_means(maps, n_dot)).astype(dot.dtype)
+        bend = own.inverse_std * (n_dot * own.means(g, own.n) + own.n * own.means(g, n_dot))
+        stretch = -own.inverse_std * own.means(moving, own.n)  # rate of log(1/std)
+        dot = dot + (stretch * as_maps(value) - bend).reshape(dot.shape).astype(dot.dtype)
     if trained:  # dx is proportional to gamma
-        ones = {weight: np.ones(layer.channels, value.dtype)}
-        plain = layer.backward(dy.value, cache, ones, {}, Back(need_dw=False))
-        assert plain is not None
-        dot = dot + (along.moves[weight][:, None] * as_maps(plain)).reshape(dot.shape)
+        turned = {**along.params, weight: along.moves[weight]}
+        share = layer.backward(dy.value, cache, turned, {}, Back(need_dw=False))
+        assert share is not None
+        dot = dot + share
     return Dual(value, dot) if need_dx else None
 
 
@@ -320,7 +361,7 @@ RULES: dict[type, Rule] = {
     AvgPool2d: _LINEAR,
     GlobalAvgPool2d: _LINEAR,
     Flatten: _LINEAR,
-    BatchNorm2d: Rule(_norm_forward, _norm_backward),
+    Normalisation: Rule(_norm_forward, _norm_backward),
     Decide: Rule(_decide_forward, _decide_backward),
     Product: Rule(_product_forward, _product_backward),
     Fork: Rule(lambda layer, cache, x_dot, along: x_dot, lambda layer, dy, *_: dy),

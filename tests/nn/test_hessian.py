@@ -27,7 +27,9 @@ from refimpl.nn import zoo
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.gate import ChannelGate, Gated
 from refimpl.nn.layers import BatchNorm2d, Conv2d, Flow, Linear
+from refimpl.nn.layout import STORED
 from refimpl.nn.network import Network
+from refimpl.nn.norms import FrozenNorm2d, GroupNorm
 from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.pointwise import ReLU, Softplus, Tanh
 from refimpl.nn.pooling import Flatten, GlobalAvgPool2d, MaxPool2d
@@ -67,7 +69,7 @@ def directions(objective, w, count, seed=0):
     rng = np.random.default_rng(seed)
     chosen = rng.standard_normal((count, w.size))
     layout = objective.network.layout
-    for part in BOTH:
+    for part in STORED:
         if part not in objective.context.train:
             chosen[:, getattr(layout, part)] = 0
     return chosen / np.maximum(np.linalg.norm(chosen, axis=1, keepdims=True), 1e-300)
@@ -147,11 +149,21 @@ def test_drawn_shapes_of_single_layers(case):
     assert_hessian(NetworkObjective(network, x, y, context), w, case.seed)
 
 
+NORMS = {
+    "batch": BatchNorm2d,
+    "frozen": FrozenNorm2d,
+    "one group": GroupNorm,
+    "groups": lambda name, channels: GroupNorm(name, channels, groups=channels),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
 @given(channelwise_cases(activations))
-@examples(15)
-def test_drawn_shapes_of_batch_normalisation(case):
-    network = between(BatchNorm2d("norm", case.shape[0]), case.shape)
+@examples(5)
+def test_drawn_shapes_of_normalisation(norm, case):
+    network = between(NORMS[norm]("norm", case.shape[0]), case.shape)
     w, x, y, context = sample(network, Context(train=BOTH), case.seed, case.batch)
+    w[network.layout.stats] = 0.5 + np.abs(w[network.layout.stats])  # a variance is not negative
     assert_hessian(NetworkObjective(network, x, y, context), w, case.seed)
 
 

@@ -13,8 +13,10 @@ from refimpl.errors import InputError
 from refimpl.nn import zoo
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.gradcheck import check_network
+from refimpl.nn.layers import Conv2d, Flow
 from refimpl.nn.lowering import uncompiled
 from refimpl.nn.network import Network
+from refimpl.nn.norms import calibrate, frozen
 from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.predict import predict
 from refimpl.nn.task import NetworkTask
@@ -118,12 +120,41 @@ def convolutions(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_every_convolution_can_carry_a_gate(name):
+def test_every_convolution_can_carry_a_gate_and_keeps_its_normalisation(name):
     names = convolutions(name)
     network = small(name, names)
+    assert frozen(network) == network  # nothing is left to freeze
+    assert set(frozen(small(name, ())).layout.by_name) < set(network.layout.by_name)
     assert [block.gate.name for block in network.gates] == [f"{layer}.gate" for layer in names]
     w, x, _ = point(network)
     assert 0 < predict(network, w, x).opened.sum() < len(x) * sum(g.gate.out_channels for g in network.gates)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_trained_network_is_frozen_and_then_gated(name):
+    """With open gates the gated, calibrated network computes what batch statistics do."""
+    network = small(name, ())
+    gated = small(name, convolutions(name))
+    w, x, _ = point(network)
+    views, at = network.layout.views(w), gated.layout.initialise(SeedTree(0), "float64")
+    for part, view in gated.layout.views(at).items():
+        view[...] = views.get(part, view)  # the gates are all open at the start
+    found = calibrate(gated, at, x)
+    assert_close(predict(gated, found, x).logits, network.forward(w, x)[0], "network")
+    unlike = found != at
+    assert unlike[gated.layout.stats].all()
+    assert not unlike[: gated.layout.stats.start].any()
+
+
+def test_closed_channels_are_calibrated_as_well():
+    """The statistics of the gated layer are those of what all of its channels would be, for all samples."""
+    network = small("conv4", ("conv1",))
+    w, x, _ = point(network)
+    assert 0 < predict(network, w, x).opened.sum() < 3 * len(x)
+    maps = Conv2d("conv1", 2, 3, 3, padding=1, bias=False).forward(network.layout.views(w), x, Flow())[0]
+    found = network.layout.views(calibrate(network, w, x))
+    np.testing.assert_allclose(found["conv1.norm.running_mean"], maps.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(found["conv1.norm.running_var"], maps.var((0, 2, 3)), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -23,6 +23,7 @@ from refimpl.nn.chain import Residual, chain_shape
 from refimpl.nn.gate import ChannelGate, Gated
 from refimpl.nn.layers import BatchNorm2d, Conv2d, Layer, Linear, Pair, Shape
 from refimpl.nn.network import Network
+from refimpl.nn.norms import FrozenNorm2d
 from refimpl.nn.pointwise import ACTIVATIONS, ReLU
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 from refimpl.registry import MODELS, key
@@ -96,13 +97,13 @@ def _channels_hint(shape: Shape) -> str:
 
 
 def normalised(name: str, channels: Pair, gates: Collection[str], kernel: int = 3, stride: int = 1) -> Block:
-    """A padded convolution without bias, and its batch normalisation `<name>.norm`; with a gate, only a bias.
+    """A padded convolution without bias, and its normalisation `<name>.norm`.
 
-    The statistics of a batch need the samples that a gate skips, and a channel that is off in all of them
-    would be divided by the square root of eps.
+    With a gate its statistics are frozen: those of a batch need the samples that a gate skips (`norms.py`).
     """
-    conv = Conv2d(name, *channels, kernel, stride, kernel // 2, bias=name in gates)
-    return (conv,) if conv.bias else (conv, BatchNorm2d(f"{name}.norm", channels[1]))
+    norm = FrozenNorm2d if name in gates else BatchNorm2d
+    conv = Conv2d(name, *channels, kernel, stride, kernel // 2, bias=False)
+    return conv, norm(f"{name}.norm", channels[1])
 
 
 @MODELS.register("mlp")
@@ -208,8 +209,7 @@ class Conv4(Convolutional):
     """Four 3x3 convolutions (64 channels each) with batch normalisation and 2x2 max-pooling, then linear.
 
     The usual small network of few-shot learning, also with 32 channels. Source: Vinyals et al. 2016, section
-    4; Finn et al. 2017, section 5.2 (32 channels). A convolution with a gate has a bias instead of its
-    normalisation, the others have none (`normalised`).
+    4; Finn et al. 2017, section 5.2 (32 channels). Derived: frozen statistics under a gate (`normalised`).
     """
 
     name = "conv4"

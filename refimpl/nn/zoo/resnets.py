@@ -1,11 +1,12 @@
 """Residual networks: ResNet-12 of few-shot learning, and ResNet-20, -32 and -56 for images of 32x32 pixels.
 
-Every convolution is without bias and followed by batch normalisation `<convolution>.norm`; one with a gate
-has a bias instead. Where a residual block changes the channels or the size of the image, its shortcut is a
-projection: a 1x1 convolution and its normalisation (option B of He et al. 2016).
+Every convolution is without bias and followed by its normalisation `<convolution>.norm`, whose statistics are
+those of the batch, or frozen ones under a gate (`normalised`). Where a residual block changes the channels or
+the size of the image, its shortcut is a projection: a 1x1 convolution and its normalisation (option B of
+He et al. 2016).
 
 Source: He et al. 2016, sections 3.3 and 4.2; Oreshkin et al. 2018, appendix; Lee et al. 2019, section 4.1.
-Derived: what a gate does to a normalised convolution.
+Derived: frozen statistics under a gate.
 """
 
 from __future__ import annotations
