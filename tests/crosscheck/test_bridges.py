@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import make_golden
 import pytest
+import worst
 from readme_commands import document
 
-from refimpl.crosscheck.bridges import make_golden, run, worst
+from refimpl.crosscheck.bridges import run
 from refimpl.crosscheck.golden.models import NAMES
 from refimpl.files.tables import inside, put_into
 

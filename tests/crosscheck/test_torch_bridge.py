@@ -34,7 +34,9 @@ from refimpl.rng import SeedTree
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from refimpl.crosscheck.bridges import make_golden  # noqa: E402
+import make_golden  # noqa: E402
+from worst import rows_of  # noqa: E402
+
 from refimpl.crosscheck.bridges import run as run_command  # noqa: E402
 from refimpl.crosscheck.bridges.torch.network import build  # noqa: E402
 from refimpl.crosscheck.bridges.torch.run import run  # noqa: E402
@@ -45,7 +47,6 @@ from refimpl.crosscheck.bridges.torch.weights import (  # noqa: E402
     tensor,
     to_state_dict,
 )
-from refimpl.crosscheck.bridges.worst import rows_of  # noqa: E402
 
 dtypes = st.sampled_from(("float64", "float32"))
 

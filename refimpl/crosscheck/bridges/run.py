@@ -7,11 +7,13 @@ refimpl golden check F.npz THEIRS.npz
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
-from refimpl.crosscheck.bridges import leave_with
 from refimpl.crosscheck.golden.file import read_golden
-from refimpl.errors import InputError
+from refimpl.errors import InputError, RefimplError
 from refimpl.files.paths import expanded
 from refimpl.files.storage import check_new, npz_bytes, write_whole
 
@@ -46,6 +48,14 @@ def main(arguments: list[str] | None = None) -> int:
     check_new(options.out, options.force)
     write_whole(options.out, outputs_of(options.golden))
     return 0
+
+
+def leave_with(name: str, main: Callable[[], int]) -> NoReturn:
+    """Run a script and end the process; a user's mistake prints one line."""
+    try:
+        sys.exit(main())
+    except RefimplError as problem:
+        sys.exit(f"{name}: {problem}")
 
 
 if __name__ == "__main__":

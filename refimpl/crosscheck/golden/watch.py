@@ -1,124 +1,80 @@
-"""Copies of layers that record what passes through them, forward and backward.
+"""The steps of a plan with layers that record what passes through them, forward and backward.
 
-A plan runs them like the layers themselves, so they record what training computes.
+They run like the steps themselves, so what they record is what training computes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from refimpl.crosscheck.golden.case import Arrays
-from refimpl.crosscheck.golden.describe import Description
-from refimpl.nn.gate import ChannelGate, Decide, Decision, Gated
-from refimpl.nn.joins import Fork
+from refimpl.crosscheck.golden.describe import Description, gated_blocks
+from refimpl.nn.gate import Decide
+from refimpl.nn.joins import Add, Fork, Product
 from refimpl.nn.layers import Arrays as Parameters
-from refimpl.nn.layers import Back, Block, Flow, Layer, Linear, Mask, Shape, WeightedCache
-from refimpl.nn.plan import Planner, Value
+from refimpl.nn.layers import Back, Flow, Linear, Mask
+from refimpl.nn.plan import NONE, Step
+
+GATE_INPUTS = {"fc1": "summary", "fc2": "hidden"}  # what the linear layers of a gate read
+Seen = Callable[[Any, Any], Arrays]  # from a layer's input and output to what is recorded of them
 
 
-def watched(layers: Sequence[Layer], description: Description, notes: Arrays) -> tuple[Layer, ...]:
-    """Copies of the layers that record under the names of the description (`names.py`)."""
-    return tuple(_twin(layer, entry, notes) for layer, entry in zip(layers, description, strict=True))
+class Watched:
+    """A layer that records what `seen` makes of its input and output, and the gradient of its output."""
+
+    def __init__(self, layer: Any, notes: Arrays, seen: Seen, backward: str = "") -> None:
+        self.layer, self.notes, self.seen, self.name = layer, notes, seen, backward
+        self.decides = getattr(layer, "decides", False)
+
+    def forward(self, params: Parameters, x: Any, flow: Flow) -> tuple[Any, Mask, Any]:
+        """Run the layer, and record what is seen."""
+        found: tuple[Any, Mask, Any] = self.layer.forward(params, x, flow)
+        self.notes.update(self.seen(x, found[0]))
+        return found
+
+    def backward(self, dy: np.ndarray, cache: Any, params: Parameters, grads: Parameters, back: Back) -> Any:
+        """Record the gradient of the output, with zeros where the layer does not read it."""
+        if self.name:
+            joins = isinstance(self.layer, (Add, Product))
+            self.notes[self.name] = dy if joins else _read(dy, back.dy_mask)
+        return self.layer.backward(dy, cache, params, grads, back)
 
 
-def _twin(layer: Any, entry: dict[str, Any], notes: Arrays) -> Layer:
-    if not isinstance(layer, Block):
-        recording: Layer = _rebuilt(layer, _layer_class(type(layer), entry["name"], notes), {})
-        return recording
-    inner: dict[str, Any] = {
-        branch: watched(getattr(layer, branch), entry[branch], notes)
-        for branch in ("body", "shortcut")
-        if branch in entry
-    }
-    if isinstance(layer, Gated):
-        inner["gate"] = _rebuilt(layer.gate, _gate_class(notes), {})
-    twin: Layer = _rebuilt(layer, _block_class(type(layer), entry["name"], notes), inner)
-    return twin
+def watched(steps: Sequence[Step], description: Description, notes: Arrays) -> list[Step]:
+    """The steps of a chain of layers, recording under the names of its description (`names.py`)."""
+    names = _in_order(description)
+    blocks = {block["gate"]["name"]: block["name"] for block in gated_blocks(description)}
+    return [step._replace(layer=_watched(step, names, blocks, notes)) for step in steps]
 
 
-def _rebuilt(spec: Any, kind: type, changed: dict[str, Any]) -> Any:
-    """The frozen specification as an instance of `kind`, a subclass of its own class."""
-    return kind(**{field.name: getattr(spec, field.name) for field in fields(spec)} | changed)
+def _watched(step: Step, names: Iterator[str], blocks: dict[str, str], notes: Arrays) -> Any:
+    """The layer of a step as one that records; names: those of the layers outside gates that are to come."""
+    layer = step.layer
+    if isinstance(layer, Decide):
+        logits, mask = (f"forward.{layer.name}.{what}" for what in ("logits", "mask"))
+        return Watched(layer, notes, lambda x, y: {logits: x, mask: y.mask}, f"backward.{layer.name}")
+    if isinstance(layer, Linear) and step.gate != NONE:
+        gate, _, number = layer.name.rpartition(".")
+        return Watched(layer, notes, lambda x, y: {f"forward.{gate}.{GATE_INPUTS[number]}": x})
+    if isinstance(layer, Fork) or (step.gate != NONE and not isinstance(layer, Product)):
+        return layer
+    name = blocks[layer.name] if isinstance(layer, Product) else next(names)
+    return Watched(layer, notes, lambda x, y: {f"forward.{name}": y}, f"backward.{name}")
 
 
-def _layer_class(kind: Any, name: str, notes: Arrays) -> type:
-    """A subclass of `kind` whose layers record their output and its gradient."""
-
-    class Watched(kind):
-        def forward(self, params: Parameters, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, Any]:
-            y, mask, cache = super().forward(params, x, flow)
-            notes[f"forward.{name}"] = y
-            return y, mask, cache
-
-        def backward(
-            self, dy: np.ndarray, cache: Any, params: Parameters, grads: Parameters, back: Back
-        ) -> np.ndarray | None:
-            notes[f"backward.{name}"] = _seen(dy, back.dy_mask)
-            dx: np.ndarray | None = super().backward(dy, cache, params, grads, back)
-            return dx
-
-    return Watched
+def _in_order(description: Description) -> Iterator[str]:
+    """The names of the layers outside gates, in the order of their steps."""
+    for entry in description:
+        for branch in ("shortcut", "body"):
+            yield from _in_order(entry.get(branch, []))
+        if entry["type"] != "gated":
+            yield entry["name"]
 
 
-def _block_class(kind: Any, name: str, notes: Arrays) -> type:
-    """A subclass of `kind` whose blocks end with a step that records."""
-
-    class WatchedEnd(Fork):
-        def forward(self, params: Parameters, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, None]:
-            notes[f"forward.{name}"] = x
-            return super().forward(params, x, flow)
-
-        def backward(
-            self, dy: np.ndarray, cache: None, params: Parameters, grads: Parameters, back: Back
-        ) -> np.ndarray:
-            notes[f"backward.{name}"] = dy
-            return super().backward(dy, cache, params, grads, back)
-
-    class WatchedBlock(kind):
-        def expand(self, planner: Planner, x: Value) -> Value:
-            return planner.add(WatchedEnd(), super().expand(planner, x))
-
-    return WatchedBlock
-
-
-def _gate_class(notes: Arrays) -> type:
-    """A subclass whose gates record every step of a decision, and the gradient of the mask."""
-
-    class WatchedDecide(Decide):
-        def forward(self, params: Parameters, x: np.ndarray, flow: Flow) -> tuple[Decision, Mask, Decision]:
-            found = super().forward(params, x, flow)
-            notes.update({f"forward.{self.name}.logits": x, f"forward.{self.name}.mask": found[0].mask})
-            return found
-
-        def backward(
-            self, dy: np.ndarray, cache: Decision, params: Parameters, grads: Parameters, back: Back
-        ) -> np.ndarray:
-            notes[f"backward.{self.name}"] = dy
-            return super().backward(dy, cache, params, grads, back)
-
-    class WatchedLinear(Linear):
-        def forward(
-            self, params: Parameters, x: np.ndarray, flow: Flow
-        ) -> tuple[np.ndarray, Mask, WeightedCache]:
-            gate, number = self.name.rsplit(".", 1)
-            notes[f"forward.{gate}.{'summary' if number == 'fc1' else 'hidden'}"] = x
-            return super().forward(params, x, flow)
-
-    class WatchedGate(ChannelGate):
-        def layers(self, shape: Shape) -> tuple[Layer, ...]:
-            kinds: dict[type, type] = {Linear: WatchedLinear, Decide: WatchedDecide}
-            return tuple(
-                _rebuilt(layer, kinds.get(type(layer), type(layer)), {}) for layer in super().layers(shape)
-            )
-
-    return WatchedGate
-
-
-def _seen(dy: np.ndarray, mask: Mask) -> np.ndarray:
+def _read(dy: np.ndarray, mask: Mask) -> np.ndarray:
     """dy with zeros at the entries that a layer does not read."""
     if mask is None:
         return dy

@@ -70,11 +70,11 @@ def network(case: Case) -> Arrays:
 def _through(case: Case, loss_gradient: Callable[[np.ndarray, Arrays], np.ndarray]) -> Arrays:
     """Run forward, then backward from the gradient that `loss_gradient` gives for the last output."""
     notes: Arrays = {}
-    layers = watched(build(case.settings["layers"]), case.settings["layers"], notes)
+    layers = case.settings["layers"]
     params, context = case.params(), context_of(case, case.named(NOISE))
     grads = {name: np.full_like(array, np.nan) for name, array in params.items()}
-    steps = plan(layers, case.inputs["x"].shape[1:], context.routing, inside=True)
-    y, trace = run_forward(steps, params, case.inputs["x"], context)
+    steps = plan(build(layers), case.inputs["x"].shape[1:], context.routing, inside=True)
+    y, trace = run_forward(watched(steps, layers, notes), params, case.inputs["x"], context)
     dx = run_backward(trace, loss_gradient(y, notes), params, grads)
     if dx is not None:
         notes["grad.x"] = dx

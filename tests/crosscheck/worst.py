@@ -1,7 +1,7 @@
 """Measure how much this package and PyTorch differ: the worst error of every network, mode and dtype.
 
-    python -m refimpl.crosscheck.bridges.worst measure tests/crosscheck/golden/worst.json  # needs PyTorch
-    python -m refimpl.crosscheck.bridges.worst readme tests/crosscheck/golden/worst.json \
+    python tests/crosscheck/worst.py measure tests/crosscheck/golden/worst.json  # needs PyTorch
+    python tests/crosscheck/worst.py readme tests/crosscheck/golden/worst.json \
         --into refimpl/crosscheck/README.md
 
 Errors are those of `refimpl golden check`: the norm of the difference relative to that of this package's
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from refimpl._version import __version__
-from refimpl.crosscheck.bridges import leave_with
+from refimpl.crosscheck.bridges.run import leave_with
 from refimpl.crosscheck.compare import DEPARTS, FINE, Row, as_theirs, compare
 from refimpl.crosscheck.golden.case import LEVELS, Case
 from refimpl.crosscheck.golden.file import golden_of
@@ -32,7 +32,7 @@ from refimpl.nn.context import MODES
 DTYPES = ("float64", "float32")
 COLUMNS = ("ungated", *MODES)
 SEED = 0
-COMMAND = "python -m refimpl.crosscheck.bridges.worst readme"  # the command in the README's marks
+COMMAND = "python tests/crosscheck/worst.py readme"  # the command in the README's marks
 Worst = dict[str, Any]
 
 
@@ -99,9 +99,7 @@ def _table(what: str, columns: Sequence[str], content: Worst) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m refimpl.crosscheck.bridges.worst",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("measure", help="compare both, and write the errors as JSON").add_argument(

@@ -1,6 +1,6 @@
 """Golden files computed by PyTorch, small enough to be kept with the tests.
 
-    python -m refimpl.crosscheck.bridges.make_golden tests/crosscheck/golden --force
+    python tests/crosscheck/make_golden.py tests/crosscheck/golden --force
 
 writes one file for each level and dtype of `SELECTION`. The outputs owe nothing to this package's own
 arithmetic, so the files can be used to test it where PyTorch is not installed.
@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Iterator
 from fnmatch import fnmatch
 
-from refimpl.crosscheck.bridges import leave_with
+from refimpl.crosscheck.bridges.run import leave_with
 from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.file import golden_bytes
 from refimpl.crosscheck.golden.levels import build_cases
@@ -69,8 +69,9 @@ def file_bytes(level: str, dtype: str) -> bytes:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the files; returns the exit code."""
-    program = "python -m refimpl.crosscheck.bridges.make_golden"
-    parser = argparse.ArgumentParser(prog=program, description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=expanded, help="folder for the files; it is made if it is missing")
     parser.add_argument("--force", action="store_true", help="replace files that are there")
     options = parser.parse_args(arguments)
