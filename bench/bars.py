@@ -11,8 +11,7 @@ from bench.plans import BATCHES, CONVS
 from refimpl.bench.candidates import OURS
 from refimpl.bench.cases import FIRST_LAYER, GRID, PASSES
 from refimpl.bench.programs import MLP_ROUND, Adaptation, Inference, Model, Round, cnn3_round
-from refimpl.bench.session import Results
-from refimpl.bench.sizes import gated
+from refimpl.bench.session import Results, gated
 from refimpl.bench.tables import CASE, PROGRAM, pivot
 
 

@@ -45,7 +45,7 @@ def measure(name: str, smallest: bool) -> dict[str, object]:
     bare = status("VmRSS")
     from refimpl.bench.endtoend import INSTALLED
     from refimpl.bench.programs import cnn3_round
-    from refimpl.bench.sizes import smallest_programs
+    from refimpl.bench.session import smallest_programs
 
     harness = status("VmRSS")
     module, number = CANDIDATES[name]

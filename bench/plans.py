@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bench.peers import available
-from refimpl.bench import candidates, endtoend, sizes
+from refimpl.bench import candidates, endtoend, session
 from refimpl.bench.cases import FIRST_LAYER, GRID, LINEARS, OFF_SHARES, Case, grid
 from refimpl.bench.peaks import SIZES, blas
 from refimpl.bench.programs import MLP_ROUND, Adaptation, Inference, Model, Program, Round
@@ -27,14 +27,14 @@ def all_cases() -> list[Case]:
 
 def all_programs() -> list[Program]:
     """Rounds of one and five steps, adaptations, inference at every batch size."""
-    gated = [sizes.gated(off) for off in sizes.GATED]
+    gated = [session.gated(off) for off in session.GATED]
     models = [Model("cnn3"), *gated, Model("cnn3", CONVS, 0.75)]
     inferences = [Inference(model, batch) for model in models for batch in BATCHES]
-    return [MLP_ROUND, *sizes.rounds(1), *sizes.rounds(5), *map(Adaptation, gated), *inferences]
+    return [MLP_ROUND, *session.rounds(1), *session.rounds(5), *map(Adaptation, gated), *inferences]
 
 
-CASES = {"smallest": sizes.smallest_cases, "usual": sizes.usual_cases, "all": all_cases}
-PROGRAMS = {"smallest": sizes.smallest_programs, "usual": sizes.usual_programs, "all": all_programs}
+CASES = {"smallest": session.smallest_cases, "usual": session.usual_cases, "all": all_cases}
+PROGRAMS = {"smallest": session.smallest_programs, "usual": session.usual_programs, "all": all_programs}
 
 
 def plan(section: str, threads: int, peers: list[str], size: str, clock: str) -> Plan:

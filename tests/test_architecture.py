@@ -41,7 +41,7 @@ SEES_NETWORKS = {  # networks are what these are about
     "refimpl.federated.warmup",
     "refimpl.federated.methods.metasnip",
     "refimpl.federated.pruning.snip",
-    "refimpl.theory.problems.network",
+    "refimpl.theory.soft_network",
     "refimpl.theory.stationarity",
 }
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 
-from refimpl.bench.process import Event, emit, pin
+from refimpl.bench.process import emit, pin
 
 
 def main() -> None:
@@ -17,14 +16,9 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     options = parser.parse_args()
     pin(options.threads)
-    emit(_events(options))
+    from refimpl.bench.session import installed_plan, play
 
-
-def _events(options: argparse.Namespace) -> Iterator[Event]:
-    from refimpl.bench import sizes
-    from refimpl.bench.session import play
-
-    return play(sizes.installed_plan(options.smallest, options.only, options.threads, options.clock))
+    emit(play(installed_plan(options.smallest, options.only, options.threads, options.clock)))
 
 
 main()

@@ -1,14 +1,18 @@
-"""Programs that compute a case; every installation has two of them, this package and NumPy."""
+"""Programs that compute a case: each is checked against the oracle, then timed if it is right.
+
+Every installation has two of them, this package and NumPy.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from refimpl.bench.cases import RESULTS, Case, LayerData
-from refimpl.bench.oracle import Arrays, Reference, windows
+from refimpl.bench.cases import RESULTS, Case, LayerData, layer_data
+from refimpl.bench.oracle import Arrays, Reference, WrongResultError, check, reference, windows
+from refimpl.bench.timing import Effort, interleave
 from refimpl.kernels import conv, linear
 
 OURS = "refimpl"
@@ -54,40 +58,25 @@ class Passes(NamedTuple):
 
 def ours(case: Case, data: LayerData) -> Candidate:
     """This package's kernels: closed channels are skipped."""
-    passes = (_our_linear if case.geometry.linear else _our_conv)(case, data)
-    return passes.candidate(OURS, case, data, skips=True)
-
-
-def _our_conv(case: Case, data: LayerData) -> Passes:
     x, weight, bias, dy, mask = data
-    step, pad, size = (1, 1), (case.geometry.pad, case.geometry.pad), (case.geometry.size, case.geometry.size)
+    kernels: Any = conv
+    place: tuple[Any, ...] = ((1, 1), (case.geometry.pad, case.geometry.pad))  # step and padding
+    size: tuple[Any, ...] = (x.shape[2:],)
+    if case.geometry.linear:
+        kernels, place, size = linear, (), ()
+        x, weight, dy = (np.ascontiguousarray(array) for array in _flat(data))
     dw, db = np.empty_like(weight), np.empty_like(bias)
 
     def weight_grad() -> tuple[np.ndarray, np.ndarray]:
-        conv.weight_grad(x, dy, step, pad, dw, db, None, mask)
+        kernels.weight_grad(x, dy, *place, dw, db, None, mask)
         return dw, db
 
-    return Passes(
-        lambda: conv.forward(x, weight, bias, step, pad, None, mask),
-        lambda: conv.input_grad(dy, weight, step, pad, size, mask),
+    passes = Passes(
+        lambda: kernels.forward(x, weight, bias, *place, None, mask),
+        lambda: kernels.input_grad(dy, weight, *place, *size, mask),
         weight_grad,
     )
-
-
-def _our_linear(case: Case, data: LayerData) -> Passes:
-    bias, mask = data.bias, data.mask
-    x, weight, dy = (np.ascontiguousarray(array) for array in _flat(data))
-    dw, db = np.empty_like(weight), np.empty_like(bias)
-
-    def weight_grad() -> tuple[np.ndarray, np.ndarray]:
-        linear.weight_grad(x, dy, dw, db, None, mask)
-        return dw, db
-
-    return Passes(
-        lambda: linear.forward(x, weight, bias, None, mask),
-        lambda: linear.input_grad(dy, weight, mask),
-        weight_grad,
-    )
+    return passes.candidate(OURS, case, data, skips=True)
 
 
 def _flat(data: LayerData) -> Iterator[np.ndarray]:
@@ -155,3 +144,49 @@ def _numpy_conv(case: Case, data: LayerData) -> Passes:
 
 
 INSTALLED: tuple[Maker, ...] = (ours, numpy_blas)
+
+
+# --- timing them
+
+Row = dict[str, Any]  # one candidate on one case, as in the JSON file
+
+
+def time_case(case: Case, makers: Iterable[Maker], effort: Effort) -> list[Row]:
+    """One row for each candidate that can run this case; a refused one has `refused` instead of times."""
+    data = layer_data(case)
+    made = [candidate for make in makers if (candidate := make(case, data)) is not None]
+    facts = {
+        "layer": case.geometry.label,
+        "channels": case.geometry.channels,
+        "pass": case.pass_,
+        "batch": case.batch,
+        "off": case.off,
+        "dtype": case.dtype,
+        "dense_flops": case.dense_flops,
+    }
+    return timed_rows(facts, made, reference(case, data), case.flops, effort)
+
+
+def timed_rows(
+    facts: Row, candidates: Iterable[Candidate], wanted: Reference, executed: float, effort: Effort
+) -> list[Row]:
+    """`facts` with what was measured of each candidate, or with the reason why it was refused.
+
+    executed: FLOPs of a candidate that skips closed channels; others execute `facts["dense_flops"]`.
+    """
+    errors: dict[str, float] = {}
+    right: dict[str, Candidate] = {}
+    refused: list[Row] = []
+    for candidate in candidates:
+        try:
+            arrays = candidate.arrays(candidate.run())
+            errors[candidate.name] = check(candidate.name, arrays, candidate.own or wanted)
+            right[candidate.name] = candidate
+        except WrongResultError as error:
+            refused.append(facts | {"candidate": candidate.name, "refused": str(error)})
+    rows = []
+    for name, timing in interleave({name: one.run for name, one in right.items()}, effort).items():
+        flops = executed if right[name].skips else facts["dense_flops"]
+        rates = {"noise": timing.noise, "executed_flops": flops, "gflops": 1e-9 * flops / timing.seconds}
+        rows.append(facts | {"candidate": name, "error": errors[name]} | timing._asdict() | rates)
+    return rows + refused

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from refimpl.bench.candidates import OURS, Candidate
-from refimpl.bench.layers import Row, timed_rows
+from refimpl.bench.candidates import OURS, Candidate, Row, timed_rows
 from refimpl.bench.oracle import Arrays, Reference, length
 from refimpl.bench.programs import SEED, Adaptation, Inference, Program, Round
 from refimpl.bench.timing import Effort

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from refimpl.bench.candidates import OURS
-from refimpl.bench.layers import Row
+from refimpl.bench.candidates import OURS, Row
 from refimpl.bench.session import Results
 
 Table = tuple[list[str], list[list[str]]]

@@ -90,9 +90,8 @@ def interleave(runs: Mapping[str, Run], effort: Effort) -> dict[str, Timing]:
             for i in range(len(names)):
                 name = names[(turn + i) % len(names)]
                 samples[name].append(_sample(runs[name], calls[name], clock))
-    return {name: _timing(samples[name], calls[name]) for name in names}
-
-
-def _timing(samples: list[float], calls: int) -> Timing:
-    low, median, high = np.quantile(samples, (0.25, 0.5, 0.75))
-    return Timing(float(median), float(low), float(high), len(samples), calls)
+    timings = {}
+    for name, seconds in samples.items():
+        low, median, high = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
+        timings[name] = Timing(median, low, high, len(seconds), calls[name])
+    return timings

@@ -18,6 +18,7 @@ from refimpl.files.npz import Header
 from refimpl.files.storage import npz_headers, read_npz
 
 FINE, DEPARTS, MISSING, SHAPE, DTYPE, BROKEN = "ok", "departs", "missing", "shape", "dtype", "not finite"
+NUMBERS = "biuf"  # the kinds of NumPy types that can be compared
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,12 @@ def read_theirs(path: Path, golden: Golden) -> Theirs:
     if headers and not set(headers) & set(wanted):
         known, found = next(iter(wanted), "none"), shown(next(iter(headers)))
         raise DataError(f"{path}: none of its arrays is expected; names are like {known}, found {found}")
-    fitting = {name for name in headers if name in wanted and _could_fit(headers[name], wanted[name])}
+    fitting = {
+        name
+        for name, (shape, dtype, _) in headers.items()
+        if name in wanted and math.prod(shape) == wanted[name].value.size and dtype.kind in NUMBERS
+    }
     return Theirs(headers, read_npz(path, fitting))
-
-
-def _could_fit(header: Header, expected: Expected) -> bool:
-    """Whether the array has as many entries as expected, of a numeric type."""
-    return math.prod(header.shape) == expected.value.size and header.dtype.kind in "biuf"
 
 
 def _check_same_inputs(path: Path, theirs: Golden, golden: Golden) -> None:
@@ -117,18 +117,14 @@ def _check_same_inputs(path: Path, theirs: Golden, golden: Golden) -> None:
     known = {case.name: case for case in theirs.cases}
     for case in golden.cases:
         other = known.get(case.name)
-        if other and not _same_inputs(case, other):
+        if other is None:
+            continue
+        facts, others = ((c.kind, c.dtype, c.settings, set(c.inputs)) for c in (case, other))
+        if facts != others or not all(np.array_equal(case.inputs[n], other.inputs[n]) for n in case.inputs):
             raise DataError(
                 f"{path}: {case.name} has other inputs there, or settings; "
                 "were both made with one seed and dtype?"
             )
-
-
-def _same_inputs(one: Case, other: Case) -> bool:
-    facts, others = ((c.kind, c.dtype, c.settings, set(c.inputs)) for c in (one, other))
-    return facts == others and all(
-        np.array_equal(one.inputs[name], other.inputs[name]) for name in one.inputs
-    )
 
 
 def compare(golden: Golden, theirs: Theirs) -> Comparison:
@@ -161,7 +157,7 @@ def _row(case: Case, name: str, expected: Expected, theirs: Theirs) -> Row:
 
     if header is None:
         return row(MISSING)
-    if header.dtype.kind not in "biuf":
+    if header.dtype.kind not in NUMBERS:
         return row(DTYPE, note=f"expected {value.dtype}, got {header.dtype}")
     if header.shape != value.shape:
         return row(SHAPE, note=f"expected shape {value.shape}, got {header.shape}")
@@ -171,12 +167,9 @@ def _row(case: Case, name: str, expected: Expected, theirs: Theirs) -> Row:
         return row(BROKEN, note=f"first at [{', '.join(map(str, bad))}]")
     note = "" if header.dtype == value.dtype or value.dtype == np.bool_ else f"given as {header.dtype}"
     status = FINE if is_close(array, expected) else DEPARTS
-    narrower = (str(header.dtype), str(value.dtype)) if _is_narrower(header.dtype, value.dtype) else None
+    floats, fewer = header.dtype.kind == value.dtype.kind == "f", header.dtype.itemsize < value.dtype.itemsize
+    narrower = (str(header.dtype), str(value.dtype)) if floats and fewer else None
     return row(status, note=note, narrower=narrower, **_distances(case, array, expected))
-
-
-def _is_narrower(dtype: np.dtype[Any], expected: np.dtype[Any]) -> bool:
-    return dtype.kind == expected.kind == "f" and dtype.itemsize < expected.itemsize
 
 
 def _distances(case: Case, array: np.ndarray, expected: Expected) -> dict[str, Any]:

@@ -88,14 +88,14 @@ def summary(comparison: Comparison) -> list[tuple[str, ...]]:
     levels: dict[str, list[Row]] = {}
     for row in comparison.rows:
         levels.setdefault(row.case.split("/")[0], []).append(row)
-    return [_summary_line(level, rows) for level, rows in levels.items()]
-
-
-def _summary_line(level: str, rows: Sequence[Row]) -> tuple[str, ...]:
-    errors = [row.relative for row in rows if row.relative == row.relative]
-    departing, missing = sum(row.departs for row in rows), sum(row.status == MISSING for row in rows)
-    worst = f"{max(errors):.1e}" if errors else "-"
-    return level, str(len({row.case for row in rows})), str(len(rows)), worst, str(departing), str(missing)
+    lines = []
+    for level, rows in levels.items():
+        errors = [row.relative for row in rows if row.relative == row.relative]
+        worst = f"{max(errors):.1e}" if errors else "-"
+        departing, missing = sum(row.departs for row in rows), sum(row.status == MISSING for row in rows)
+        counts = len({row.case for row in rows}), len(rows)
+        lines.append((level, *map(str, counts), worst, str(departing), str(missing)))
+    return lines
 
 
 def cells(row: Row) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ finding. A pattern only observes how an array relates to the expected one; it sa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -65,7 +66,10 @@ def case_hints(case: Case, golden: Golden, theirs: Theirs, rows: list[Row]) -> l
     """
     expected, departing = golden.expected[case.name], [row for row in rows if row.departs]
     first = departing[0]
-    fits = [(suspect, _fit(suspect, expected, theirs, rows)) for suspect in _suspects(case)]
+    known: list[Suspect] = []
+    with suppress(*UNREADABLE):  # the case, which may be anyone's, may lack what a rule would alter
+        known = list(suspects(case))
+    fits = [(suspect, _fit(suspect, expected, theirs, rows)) for suspect in known]
     best = max((fit for _, fit in fits), default=NO_FIT)
 
     def hint(rule: str, text: str, explains: int, denied: int = 0) -> Hint:
@@ -76,14 +80,6 @@ def case_hints(case: Case, golden: Golden, theirs: Theirs, rows: list[Row]) -> l
         texts = patterns(theirs.arrays[first.name], expected[first.output], first)
         found += [hint("pattern", text, 1) for text in texts]
     return list({hint.text: hint for hint in found}.values())
-
-
-def _suspects(case: Case) -> list[Suspect]:
-    """The case's suspects; none if the case, which may be anyone's, lacks what a rule would alter."""
-    try:
-        return list(suspects(case))
-    except UNREADABLE:
-        return []
 
 
 def _fit(
@@ -135,7 +131,8 @@ def patterns(array: np.ndarray, expected: Expected, row: Row) -> Iterator[str]:
     # Gradients of activations are left out: pools move their entries, and most are zero.
     if row.output.startswith("backward.") or row.output == "grad.x":
         return
-    if value.size > 1 and is_close(np.sort(wide, axis=None).reshape(value.shape), _sorted(expected)):
+    ordered, wanted = (np.sort(x, axis=None).reshape(value.shape) for x in (wide, value))
+    if value.size > 1 and is_close(ordered, expected._replace(value=wanted)):
         yield "holds the expected numbers in another order"
 
 
@@ -163,7 +160,3 @@ def _axes(array: np.ndarray, expected: Expected, wrong_shape: bool) -> Iterator[
         yield "is the expected array with the channels last; the layout is (N, C, H, W)"
     if wrong_shape and is_close(array.reshape(shape), expected):
         yield "holds the expected numbers in another shape"
-
-
-def _sorted(expected: Expected) -> Expected:
-    return expected._replace(value=np.sort(expected.value, axis=None).reshape(expected.value.shape))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import html
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import date
+from html import escape
 from pathlib import Path
 
 from refimpl._version import __version__
@@ -14,7 +14,7 @@ from refimpl.crosscheck.golden.file import FORMAT, VERSION, Golden
 from refimpl.crosscheck.golden.names import shown
 from refimpl.crosscheck.tolerance import FLOOR
 from refimpl.files.storage import read_bytes
-from refimpl.files.tables import markdown
+from refimpl.files.tables import html, markdown
 
 ABOUT = ("what", "which")
 LEGEND = {
@@ -46,16 +46,12 @@ def _file(path: Path) -> str:
 
 def as_markdown(outcome: Outcome) -> str:
     """The conformance report as Markdown."""
-    sections = [
-        "# Conformance report",
-        "\n".join(f"* {line}" for line in statements(outcome)),
-        markdown(ABOUT, list(outcome.about.items())),
-        markdown(SUMMARY, summary(outcome.comparison)),
-        "## Every array, in the order of execution",
-        "\n".join(f"* {word}: {meaning}" for word, meaning in LEGEND.items()),
-        markdown(HEADER, [cells(row) for row in outcome.comparison.rows]),
-    ]
-    return "\n\n".join(sections) + "\n"
+
+    def items(lines: Iterable[str]) -> str:
+        return "\n".join(f"* {line}" for line in lines)
+
+    sections = _sections(outcome, items, lambda header, rows, bad: markdown(header, rows), "## {}".format)
+    return "\n\n".join(("# Conformance report", *sections)) + "\n"
 
 
 STYLE = (
@@ -67,36 +63,29 @@ STYLE = (
 
 def as_html(outcome: Outcome) -> str:
     """The conformance report as one HTML page, in which departures are marked."""
-    rows = outcome.comparison.rows
-    levels = summary(outcome.comparison)
-    marks = [outcome.is_bad(row) for row in rows]
-    bad = {row.case.split("/")[0] for row, mark in zip(rows, marks, strict=True) if mark}
-    return "\n".join(
-        (
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8"><title>Conformance report</title>',
-            f"<style>{STYLE}</style></head><body><h1>Conformance report</h1>",
-            _html_list(statements(outcome)),
-            _html_table(ABOUT, list(outcome.about.items()), [False] * len(outcome.about)),
-            _html_table(SUMMARY, levels, [line[0] in bad for line in levels]),
-            "<h2>Every array, in the order of execution</h2>",
-            _html_list([f"{word}: {meaning}" for word, meaning in LEGEND.items()]),
-            _html_table(HEADER, [cells(row) for row in rows], marks),
-            "</body></html>\n",
-        )
-    )
+
+    def items(lines: Iterable[str]) -> str:
+        return "<ul>" + "\n".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+
+    head = '<html lang="en"><head><meta charset="utf-8"><title>Conformance report</title>'
+    start = f"<style>{STYLE}</style></head><body><h1>Conformance report</h1>"
+    sections = _sections(outcome, items, html, "<h2>{}</h2>".format)
+    return "\n".join(("<!doctype html>", head, start, *sections, "</body></html>\n"))
 
 
-def _html_list(lines: Sequence[str]) -> str:
-    return "<ul>" + "\n".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
-
-
-def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]], marks: Sequence[bool]) -> str:
-    lines = [_html_line("th", header, False)]
-    lines += [_html_line("td", row, mark) for row, mark in zip(rows, marks, strict=True)]
-    return "<table>\n" + "\n".join(lines) + "\n</table>"
-
-
-def _html_line(tag: str, row: Sequence[str], mark: bool) -> str:
-    line = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-    return f'<tr class="bad">{line}</tr>' if mark else f"<tr>{line}</tr>"
+def _sections(
+    outcome: Outcome,
+    items: Callable[[Iterable[str]], str],
+    table: Callable[[Sequence[str], Sequence[Sequence[str]], Collection[int]], str],
+    heading: Callable[[str], str],
+) -> Iterator[str]:
+    """The parts of a report, in the form that the functions for lists, tables and headings give them."""
+    rows, levels = outcome.comparison.rows, summary(outcome.comparison)
+    marked = {number for number, row in enumerate(rows) if outcome.is_bad(row)}
+    bad = {rows[number].case.split("/")[0] for number in marked}
+    yield items(statements(outcome))
+    yield table(ABOUT, list(outcome.about.items()), ())
+    yield table(SUMMARY, levels, {number for number, line in enumerate(levels) if line[0] in bad})
+    yield heading("Every array, in the order of execution")
+    yield items(f"{word}: {meaning}" for word, meaning in LEGEND.items())
+    yield table(HEADER, [cells(row) for row in rows], marked)

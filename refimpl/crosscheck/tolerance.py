@@ -53,31 +53,29 @@ RELATIVE = {
 FLOOR = 1e-3
 
 
-class Tolerance(NamedTuple):
-    """The largest relative norm error of an output (0 if it must be equal), and its floor."""
+class Expected(NamedTuple):
+    """The expected array of an output, and the largest relative norm error that is allowed (0: none).
 
+    floor: root mean square of the entries that the norm counts as having at least.
+    """
+
+    value: np.ndarray
     relative: float
     floor: float
 
 
-def tolerances(case: Case, outputs: Arrays) -> dict[str, Tolerance]:
-    """The tolerance of each of a case's outputs."""
+def expected_of(case: Case, outputs: Arrays) -> dict[str, Expected]:
+    """A case's outputs, in the order of execution, with the tolerance of each."""
     largest = {True: 0.0, False: 0.0}
     for name, value in outputs.items():
         if value.dtype != np.bool_:
             kind = is_gradient(name)
-            largest[kind] = max(largest[kind], root_mean_square(value))
+            square = np.mean(np.square(value, dtype=np.float64)) if value.size else 0.0
+            largest[kind] = max(largest[kind], float(np.sqrt(square)))
     # Two digits suffice. Where all entries are zero, the floor is that of inputs, which are about 1.
     floors = {kind: float(f"{FLOOR * (size or 1.0):.1e}") for kind, size in largest.items()}
+    limits = {True: 0.0, False: RELATIVE[case.dtype, case.level]}
     return {
-        name: Tolerance(
-            0.0 if value.dtype == np.bool_ else RELATIVE[case.dtype, case.level],
-            floors[is_gradient(name)],
-        )
-        for name, value in outputs.items()
+        name: Expected(outputs[name], limits[outputs[name].dtype == np.bool_], floors[is_gradient(name)])
+        for name in case.outputs
     }
-
-
-def root_mean_square(x: np.ndarray) -> float:
-    """The root mean square of all entries, in float64; 0 for an empty array."""
-    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) if x.size else 0.0

@@ -1,8 +1,9 @@
-"""Tables as aligned text and as Markdown, and the place in a file where a command writes its table."""
+"""Tables as aligned text, Markdown and HTML, and the place in a file where a command writes its table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from html import escape
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -22,6 +23,15 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Header and rows as a Markdown table, aligned as text is."""
     marks = ["---", *("---:" for _ in header[1:])]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, marks, *rows))
+
+
+def html(header: Sequence[str], rows: Sequence[Sequence[str]], bad: Collection[int] = ()) -> str:
+    """Header and rows as an HTML table; the rows with the numbers `bad` are of the class `bad`."""
+    lines = [f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in header)}</tr>"] if header else []
+    for number, row in enumerate(rows):
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        lines.append(f'<tr class="bad">{cells}</tr>' if number in bad else f"<tr>{cells}</tr>")
+    return "<table>\n" + "\n".join(lines) + "\n</table>"
 
 
 END = "<!-- end -->"

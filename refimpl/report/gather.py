@@ -11,6 +11,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,25 +133,22 @@ class Gathering:
     def steps(self) -> int:
         """How often `on_step` will be called."""
         rounds = len(self.records)
-        repeated = rounds if self._repeats_for_accuracy() else 0
-        solved = 0
-        if self._solves_gaps():
-            points = len(over_the_run(self.folder, GAP_POINTS))
-            solved = rounds + points * len(self.experiment.train_nodes)
-        nodes = len(self.experiment.target_nodes) if self.folder.has_model else 0
-        return repeated + solved + nodes
+        steps = rounds if self._does(self._accuracy_seconds) else 0
+        if self._does(self._gap_seconds):
+            steps += rounds + len(over_the_run(self.folder, GAP_POINTS)) * len(self.experiment.train_nodes)
+        return steps + (len(self.experiment.target_nodes) if self.folder.has_model else 0)
 
     def view(self) -> View:
         """Measure everything; returns the view."""
         missing = []
         if not self.folder.has_model:
             missing.append(f"its training is not finished: refimpl train --resume --out {self.folder.path}")
-        if self._wants_accuracy() and not self._repeats_for_accuracy():
-            seconds = round(self._training_seconds())
-            missing.append(f"accuracy by round needs --full, which repeats a training of {seconds} s")
-        if self._wants_gaps() and not self._solves_gaps():
-            seconds = round(self._solving_seconds())
-            missing.append(f"the true gap needs --full, which solves local problems for about {seconds} s")
+        for seconds, what in (
+            (self._accuracy_seconds, "accuracy by round needs --full, which repeats a training of"),
+            (self._gap_seconds, "the true gap needs --full, which solves local problems for about"),
+        ):
+            if seconds is not None and not self._does(seconds):
+                missing.append(f"{what} {round(seconds)} s")
         accuracy, gaps = self._accuracy(), self._gaps()
         reports, measures = self._adapt()
         if failure := divergence(reports):
@@ -161,7 +159,7 @@ class Gathering:
             self.subject.config,
             stored_environment(self.folder.path / ENVIRONMENT),
             self.records,
-            accuracy,
+            tuple(sorted(accuracy.items())),
             gaps,
             reports,
             tuple(openings(measures)),
@@ -170,65 +168,62 @@ class Gathering:
             tuple(missing),
         )
 
-    # how long things take
+    def _does(self, seconds: float | None) -> bool:
+        """Whether to do what takes so long; None: it is not needed."""
+        if seconds is None or self.full is not None:
+            return seconds is not None and bool(self.full)
+        return seconds < CHEAP_SECONDS / self.runs
 
-    def _may_take(self, seconds: float) -> bool:
-        return seconds < CHEAP_SECONDS / self.runs if self.full is None else self.full
+    # accuracy by round
 
-    def _training_seconds(self) -> float:
+    @cached_property
+    def _stored_accuracy(self) -> dict[int, float]:
+        return stored_accuracy(curve_path(self.folder), self.subject.key)
+
+    @cached_property
+    def _accuracy_seconds(self) -> float | None:
+        """How long the training took that must be repeated; None where the last round's accuracy is known."""
+        if not self.experiment.target_nodes or len(self.records) in {0, *self._stored_accuracy}:
+            return None
         return math.fsum(record.seconds for record in self.records)
 
-    def _solving_seconds(self) -> float:
-        """An estimate at the training's own pace: repeating it, then the local problems of the true gap."""
+    def _accuracy(self) -> dict[int, float]:
+        """The stored accuracy by round; if there is none, repeat the training and store it."""
+        if not self._does(self._accuracy_seconds):
+            return self._stored_accuracy
+        found, wanted = dict(self._stored_accuracy), over_the_run(self.folder, ACCURACY_POINTS)
+        for record, _, after in replay(self.experiment, self.folder, wanted[-1], self.threads):
+            if record.round in wanted:
+                reports = adapt_targets(self.experiment, self.experiment.method.model(after))
+                found[record.round] = statistics.fmean(report.accuracy_after for report in reports)
+            self.on_step(f"{self.subject.label}: accuracy by round")
+        stored = read_curve(curve_path(self.folder))
+        stored[self.subject.key] = {str(round_): value for round_, value in sorted(found.items())}
+        self.folder.save_report(CURVE, stored)
+        return found
+
+    # true gap
+
+    @cached_property
+    def _stored_gaps(self) -> tuple[GapRow, ...]:
+        return stored_gaps(self.folder.report / f"{GAP}.json")
+
+    @cached_property
+    def _gap_seconds(self) -> float | None:
+        """How long solving takes, at the training's own pace; None where the last round's gap is known."""
+        known = {0, *(row.round for row in self._stored_gaps)}
+        if not isinstance(self.experiment.method, MetaGater) or len(self.records) in known:
+            return None
         sizes = [len(node.train[1]) for node in self.experiment.train_nodes]
         batch = self.subject.config.batch_size or max(sizes)
         trained = sum(record.gradients for record in self.records) * batch
         solved = min(GAP_POINTS, len(self.records)) * sum(sizes) * GRADIENTS
-        return self._training_seconds() * (1 + solved / max(trained, 1))
-
-    # accuracy by round
-
-    def _stored_accuracy(self) -> dict[int, float]:
-        return stored_accuracy(curve_path(self.folder), self.subject.key)
-
-    def _wants_accuracy(self) -> bool:
-        return bool(self.experiment.target_nodes) and len(self.records) not in {0, *self._stored_accuracy()}
-
-    def _repeats_for_accuracy(self) -> bool:
-        return self._wants_accuracy() and self._may_take(self._training_seconds())
-
-    def _accuracy(self) -> tuple[tuple[int, float], ...]:
-        """The stored accuracy by round; if there is none, repeat the training and store it."""
-        found = self._stored_accuracy()
-        if self._repeats_for_accuracy():
-            wanted = over_the_run(self.folder, ACCURACY_POINTS)
-            for record, _, after in replay(self.experiment, self.folder, wanted[-1], self.threads):
-                if record.round in wanted:
-                    reports = adapt_targets(self.experiment, self.experiment.method.model(after))
-                    found[record.round] = statistics.fmean(report.accuracy_after for report in reports)
-                self.on_step(f"{self.subject.label}: accuracy by round")
-            stored = read_curve(curve_path(self.folder))
-            stored[self.subject.key] = {str(round_): value for round_, value in sorted(found.items())}
-            self.folder.save_report(CURVE, stored)
-        return tuple(sorted(found.items()))
-
-    # true gap
-
-    def _stored_gaps(self) -> tuple[GapRow, ...]:
-        return stored_gaps(self.folder.report / f"{GAP}.json")
-
-    def _wants_gaps(self) -> bool:
-        """Whether the true gap of the last round is not stored, as after a run was continued."""
-        known = {0, *(row.round for row in self._stored_gaps())}
-        return isinstance(self.experiment.method, MetaGater) and len(self.records) not in known
-
-    def _solves_gaps(self) -> bool:
-        return self._wants_gaps() and self._may_take(self._solving_seconds())
+        return math.fsum(record.seconds for record in self.records) * (1 + solved / max(trained, 1))
 
     def _gaps(self) -> tuple[GapRow, ...]:
         """The stored true gaps; if there are none, solve the local problems and store them."""
-        if not self._solves_gaps():
-            return self._stored_gaps()
+        if not self._does(self._gap_seconds):
+            return self._stored_gaps
         inspection = Inspection(self.experiment, threads=self.threads)
         label, wanted = self.subject.label, over_the_run(self.folder, GAP_POINTS)
         rounds = inspection.replay(

@@ -11,6 +11,7 @@ from refimpl._version import __version__
 from refimpl.experiments.compare.layout import plan_notes, tables
 from refimpl.experiments.compare.nodes import node_table
 from refimpl.experiments.methods import notes
+from refimpl.files.tables import html
 from refimpl.report.gather import View
 from refimpl.report.subject import Compared
 
@@ -85,7 +86,7 @@ def _loose(views: Sequence[View], compared: Sequence[Compared]) -> list[str]:
 
 def _comparison(one: Compared) -> str:
     plan = one.comparison.plan
-    lines = "".join(f"<li>{_text(line)}</li>" for line in plan_notes(plan, one.outcomes))
+    lines = "".join(f"<li>{escape(_text(line))}</li>" for line in plan_notes(plan, one.outcomes))
     title = f"<h2>Comparison {escape(str(one.path))}</h2>"
     found = [_table(*each) for each in tables(one.outcomes, plan.claims)]
     return "\n".join([title, *found, f'<ul class="note">{lines}</ul>'])
@@ -131,21 +132,17 @@ def _note(text: str) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    lines = ["".join(f"<td>{_text(cell)}</td>" for cell in row) for row in rows]
-    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="wide">{html(header, [[_text(cell) for cell in row] for row in rows])}</div>'
 
 
 def _text(plain: str) -> str:
-    """Text as commands print it, as HTML."""
-    return escape(plain.replace("+-", "±"))
+    """Text as commands print it, with signs that a terminal may lack."""
+    return plain.replace("+-", "±")
 
 
 def _facts(table: Mapping[str, Any]) -> str:
     """A table of names and values; entries of nested tables are called `name.key`."""
-    lines = "\n".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in _flat(table))
-    return f'<table class="facts"><tbody>{lines}</tbody></table>'
+    return f'<div class="facts">{html((), _flat(table))}</div>'
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

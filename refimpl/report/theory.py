@@ -1,6 +1,6 @@
 """Figures of the theory: what its statements say, on problems whose constants are known.
 
-Source: mathematics.md §8; the numbers are those of `theory.curves` and `theory.sweeps`.
+Source: mathematics.md §8; the numbers are those of `theory.rates` and `theory.sweeps`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ CURVATURE_TICKS = (1, 2, 3, 5, 10, 30), (0.2, 0.5, 1, 2, 5, 10, 20)
 
 def _draw_gaps(seed: int) -> Figure:
     """Draw min ||G_j||^2 by round, with the bound of Theorem 1 and the fitted power law."""
-    from refimpl.theory.curves import gap_curves
+    from refimpl.theory import rates
 
-    curves = gap_curves(seed)
+    slow = rates.slow_problems(seed)[::-1]
+    curves = [rates.gap_curve(problem, lam, w0, rates.ROUNDS) for problem, lam, w0 in slow]
     figure, panels = new_figure(len(curves))
     for axes, curve in zip(panels, curves, strict=True):
         axes.loglog(curve.rounds, curve.bound, color=ORANGE, ls="--", lw=1.5, label="bound of Theorem 1")
@@ -41,7 +42,7 @@ def _draw_gaps(seed: int) -> Figure:
 
 def _draw_floors(seed: int) -> Figure:
     """Draw floors against local steps, one colour for each lam/L, with the predicted contraction."""
-    from refimpl.theory.curves import floor_curves
+    from refimpl.theory.sweeps import floor_curves
 
     figure, (axes,) = new_figure(1, 6.4, 4.4)
     for curve, colour, marker in zip(floor_curves(seed), COLOURS, MARKERS, strict=False):
@@ -61,7 +62,7 @@ def _draw_floors(seed: int) -> Figure:
 
 def _draw_curvature(seed: int) -> Figure:
     """Draw the sampled curvature of F over lam/L, with both constants of Lemma 1."""
-    from refimpl.theory.curves import curvature_curves
+    from refimpl.theory.sweeps import curvature_curves
 
     figure, panels = new_figure(2)
     ratio, curves = np.geomspace(1.04, 32.0, 400), curvature_curves(seed)
@@ -69,11 +70,11 @@ def _draw_curvature(seed: int) -> Figure:
     for axes, side in zip(panels, ("high", "low"), strict=True):
         axes.loglog(ratio, ratio / (ratio + 1), color="black", lw=1.5, label=printed)
         axes.loglog(ratio, ratio / (ratio - 1), color="black", ls="--", lw=1.5, label=other)
-        for curve, colour, marker in zip(curves, COLOURS, MARKERS, strict=False):
-            x = np.array([sample.ratio for sample in curve.samples])
-            y = np.array([sample.high if side == "high" else -sample.low for sample in curve.samples])
+        for (family, samples), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
+            x = np.array([sample.ratio for sample in samples])
+            y = np.array([sample.high if side == "high" else -sample.low for sample in samples])
             if np.any(y > 0):
-                name = FAMILIES.get(curve.name, curve.name)
+                name = FAMILIES.get(family, family)
                 axes.loglog(x[y > 0], y[y > 0], marker, color=colour, ms=6, mfc="none", mew=1.5, label=name)
         axes.set(xlabel=r"$\lambda/L$", xlim=(1.0, 35.0), ylim=(0.2, 40.0))
         axes.set_xticks(CURVATURE_TICKS[0], map(str, CURVATURE_TICKS[0]))
@@ -110,8 +111,7 @@ def _draw_spread(seed: int) -> Figure:
 
 def _draw_arrivals(seed: int) -> Figure:
     """Draw the rounds to a small gap over lam/L, with those that Theorem 1 allows."""
-    from refimpl.theory.curves import arrival_curve
-    from refimpl.theory.sweeps import TARGET
+    from refimpl.theory.sweeps import TARGET, arrival_curve
 
     ratio, rounds, allowed = np.array(arrival_curve(seed)).T
     figure, (axes,) = new_figure(1, 6.4, 4.2)

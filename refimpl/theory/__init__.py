@@ -7,9 +7,9 @@ without a bounded group lasso), an indefinite quadratic in a box, the two proble
 equalities, and, for the envelope gradient, a small gated network in soft mode, whose L is estimated.
 
 `run_all()` (`refimpl theory all`) returns a row for every statement and family: left, right, slack, verdict
-(it is "unchecked" if a side is NaN or infinite). `check_problem` returns those of your own problem. `curves`
-has the numbers behind the figures. For training runs, whose networks have no proven constants, `measured`
-estimates the gap (`refimpl theory gap RUN`).
+(it is "unchecked" if a side is NaN or infinite). `check_problem` returns those of your own problem. `rates`
+and `sweeps` have the numbers behind the figures. For training runs, whose networks have no proven constants,
+`measured` estimates the gap (`refimpl theory gap RUN`).
 
 Source: mathematics.md §7 and §8; Lin et al. 2020, Lemmas 1-3 and Theorem 1.
 """

@@ -22,10 +22,11 @@ from refimpl.optim.accel import GhadimiLan
 from refimpl.rng import SeedTree
 from refimpl.theory import problems
 from refimpl.theory.gap import exact_gap
-from refimpl.theory.lemmas import theory_beta
+from refimpl.theory.lemmas import curvature_bounds, norm, theory_beta
 from refimpl.theory.problems import Problem, Quadratic
 from refimpl.theory.rows import Row, at_most, equal
 from refimpl.theory.run import Run, record
+from refimpl.theory.theorem import solution, theory_step
 
 ROUNDS = 1500  # of the runs whose slope is fitted
 FIRST = 10  # rounds left out of a fit: before the asymptotic regime
@@ -59,12 +60,52 @@ def slow_problems(seed: int) -> list[tuple[Problem, float, Vector]]:
     return [(valleys, 2.0, 3.0 * rng.standard_normal(valleys.size)), (flat, 2.0, np.zeros(flat.size))]
 
 
-def gap_slope(run: Run) -> Fit:
-    """Slope of log min_{j<=k} ||G_j||^2 against log k, from round 10 on until rounding is met."""
+class GapCurve(NamedTuple):
+    """A run with exact local solutions, against the bound of Theorem 1 and a power law."""
+
+    name: str
+    rounds: Vector  # 1..N
+    squared: Vector  # ||G_k||^2
+    best: Vector  # min_{j<=k} ||G_j||^2
+    bound: Vector  # of `best`, after k rounds
+    fit: Fit  # of log best against log k
+    level: float  # exp of its intercept
+    fitted: Vector  # which rounds went into it
+
+
+def _best(run: Run) -> tuple[Vector, Vector, Vector]:
+    """The rounds k, min_{j<=k} ||G_j||^2, and which of them are fitted: from round 10 on, above rounding."""
     best = np.minimum.accumulate([r.gap**2 for r in run.rounds])
     k = np.arange(1, len(best) + 1)
-    used = (k >= FIRST) & (best > FLOOR)
+    return k, best, (k >= FIRST) & (best > FLOOR)
+
+
+def gap_slope(run: Run) -> Fit:
+    """Slope of log min_{j<=k} ||G_j||^2 against log k, from round 10 on until rounding is met."""
+    k, best, used = _best(run)
     return fit(np.log(k[used]), np.log(best[used]))
+
+
+def gap_curve(problem: Problem, lam: float, w0: Vector, rounds: int) -> GapCurve:
+    """One run of `rounds` rounds from w0 (d,).
+
+    The bound is the corollary in `theorem` with exact local solutions and x* a stationary point near the
+    end of the run.
+    """
+    beta = theory_beta(problem, lam)
+    run = record(problem, lam, beta, GhadimiLan(beta), w0, rounds)
+    below, above = curvature_bounds(problem.smoothness, problem.concavity, lam)
+    x_star, spreads = solution(problem, lam, run.rounds[-1].ag), []
+    for i in range(1, rounds + 1):  # M_k^2 = (1 - a_k) ||xag_{k-1}||^2 + a_k ||x_{k-1}||^2
+        (x, ag), a = run.before(i), theory_step(i, beta).a
+        spreads.append((1 - a) * norm(ag) ** 2 + a * norm(x) ** 2)
+    k, best, fitted = _best(run)
+    start = norm(w0 - x_star) ** 2 / beta
+    curved = 0.5 * k * (k + 1) * below * (norm(x_star) ** 2 + np.maximum.accumulate(spreads))
+    bound = 96 * above / (k * (k + 1.0) * (k + 2)) * (start + curved)
+    slope, squared = gap_slope(run), np.array([r.gap for r in run.rounds]) ** 2
+    level = float(np.exp(np.mean(np.log(best[fitted]) - slope.slope * np.log(k[fitted]))))
+    return GapCurve(problem.name, k, squared, best, bound, slope, level, fitted)
 
 
 def slope_rows(problem: Problem, lam: float, w0: Vector, rounds: int, at_least: float) -> list[Row]:

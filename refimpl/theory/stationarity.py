@@ -39,7 +39,7 @@ from refimpl.nn.context import Context
 from refimpl.nn.gradcheck import surrogate_context
 from refimpl.nn.network import Network
 from refimpl.nn.objective import NetworkObjective
-from refimpl.theory.measured import Effort, MeasuredGap, measured_gap
+from refimpl.theory.measured import Effort, measured_gap
 
 
 class Point(NamedTuple):
@@ -143,8 +143,21 @@ class Inspection:
             self.threads or default_threads(),
             on_node,
         )
-        decided = [node.decide_again(point.v, w, lam) for node, w in zip(nodes, found.points, strict=True)]
-        return _row(point, found, lam, decided)
+        pairs = zip(nodes, found.points, strict=True)
+        residual, flipped = np.mean([node.decide_again(point.v, w, lam) for node, w in pairs], axis=0)
+        return GapRow(
+            round=point.round,
+            point=point.kind,
+            server_gap=point.server_gap,
+            true_gap=found.mapping,
+            residual_decided=float(residual),
+            residual_at_centre=found.before,
+            flipped=float(flipped),
+            lam=lam,
+            lam_above_l=lam > found.smoothness,
+            lam_above_c=lam > found.concavity,
+            **{name: value for name, value in found._asdict().items() if name in GapRow._fields},
+        )
 
     def nodes(self) -> list[FullNode]:
         """The training nodes with all their training data in float64."""
@@ -186,13 +199,6 @@ def note(experiment: Experiment, rows: Sequence[GapRow]) -> list[str]:
     ]
 
 
-class Decided(NamedTuple):
-    """The results of deciding the masks again at a solution."""
-
-    residual: float
-    flipped: float  # share of masks that differ from the centre's
-
-
 @dataclass(frozen=True)
 class FullNode:
     """A node's loss on all its samples x (n, ...) float64, y (n,)."""
@@ -209,8 +215,8 @@ class FullNode:
             context = surrogate_context(self.network, centre, self.x, context)
         return NetworkObjective(self.network, self.x, self.y, context)
 
-    def decide_again(self, centre: Vector, w: Vector, lam: float) -> Decided:
-        """Residual of the local problem at w with the masks of w, and how they differ from the centre's."""
+    def decide_again(self, centre: Vector, w: Vector, lam: float) -> tuple[float, float]:
+        """Residual of the local problem at w with the masks of w, and the share that changed."""
         objective = NetworkObjective(self.network, self.x, self.y, self.context)
         gradient = np.empty_like(w)
         objective(centre, gradient)
@@ -218,21 +224,4 @@ class FullNode:
         objective(w, gradient)
         changed = [np.mean(before[name] != (mask > 0.5)) for name, mask in objective.masks.items()]
         residual = float(vector.norm(gradient + lam * (w - centre)))
-        return Decided(residual, float(np.mean(changed)) if changed else 0.0)
-
-
-def _row(point: Point, found: MeasuredGap, lam: float, decided: Sequence[Decided]) -> GapRow:
-    shared = {name: value for name, value in found._asdict().items() if name in GapRow._fields}
-    return GapRow(
-        round=point.round,
-        point=point.kind,
-        server_gap=point.server_gap,
-        true_gap=found.mapping,
-        residual_decided=float(np.mean([d.residual for d in decided])),
-        residual_at_centre=found.before,
-        flipped=float(np.mean([d.flipped for d in decided])),
-        lam=lam,
-        lam_above_l=lam > found.smoothness,
-        lam_above_c=lam > found.concavity,
-        **shared,
-    )
+        return residual, float(np.mean(changed)) if changed else 0.0

@@ -19,6 +19,7 @@ from refimpl.rng import SeedTree
 from refimpl.theory import lemmas, problems, rates, sweeps, theorem
 from refimpl.theory.problems import Problem
 from refimpl.theory.rows import Row
+from refimpl.theory.soft_network import soft_network
 from refimpl.theory.theorem import solution
 
 Parts = Iterator[list[Row]]
@@ -97,7 +98,7 @@ def lemma_parts(seed: int) -> Parts:
     rng = SeedTree(seed).generator("theory.lemmas")
     for problem in [*convex(rng), *nonconvex(rng), *attained()]:
         yield check_lemmas(problem, LAM_OVER_L * problem.smoothness, rng)
-    network, w = problems.soft_network(rng)
+    network, w = soft_network(rng)
     yield lemmas.gradient_rows(network, 3.0 * network.smoothness, rng, w[None])
 
 

@@ -74,6 +74,13 @@ def curvature_sweep(problem: Problem, rng: np.random.Generator) -> list[Curvatur
     return found
 
 
+def curvature_curves(seed: int) -> dict[str, list[CurvatureSample]]:
+    """Curvature by name of the family: two for which Lemma 1 is an equality, and one for which it is not."""
+    rng = SeedTree(seed).generator("theory.curves", 1)
+    families = problems.attained(1), problems.attained(-1), problems.cosines(rng)
+    return {family.name: curvature_sweep(family, rng) for family in families}
+
+
 def ratio_rows(problem: Problem, ratio: float, rng: np.random.Generator) -> list[Row]:
     """Lemmas 1 and 3, the contraction and the theorem's inequalities at one lam/L."""
     named, lam = at_ratio(problem, ratio)
@@ -105,6 +112,12 @@ def arrivals(problem: Problem, w0: Vector, target: float = TARGET) -> list[Arriv
     return found
 
 
+def arrival_curve(seed: int) -> list[Arrival]:
+    """The same for ill-conditioned quadratics."""
+    problem = slow_quadratic(SeedTree(seed).generator("theory.curves", 2))
+    return arrivals(problem, np.zeros(problem.size))
+
+
 def _arrival(problem: Problem, lam: float, beta: float, w0: Vector, target: float, allowed: float) -> int:
     """The first round with ||G||^2 <= target; a round after `allowed` if none is, up to there."""
     rounds = ROUNDS
@@ -130,9 +143,11 @@ def arrival_rows(problem: Problem, w0: Vector) -> list[Row]:
 # --- local steps ------------------------------------------------------------------------------------
 
 
-def floor_sweep(problem: Problem, w0: Vector) -> list[rates.FloorCurve]:
-    """One curve for each lam/L."""
-    return [rates.floor_curve(problem, ratio * problem.smoothness, w0, ROUNDS) for ratio in FLOOR_RATIOS]
+def floor_curves(seed: int) -> list[rates.FloorCurve]:
+    """Floors against local steps, one curve for each lam/L."""
+    problem = uneven(SeedTree(seed).generator("theory.curves"))
+    lams = [ratio * problem.smoothness for ratio in FLOOR_RATIOS]
+    return [rates.floor_curve(problem, lam, np.zeros(problem.size), ROUNDS) for lam in lams]
 
 
 # --- heterogeneity ----------------------------------------------------------------------------------

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refimpl.bench import cases, endtoend, process, session, sizes, tables, timing
-from refimpl.bench.candidates import OURS, Candidate, numpy_blas, ours
+from refimpl.bench import cases, endtoend, process, session, tables, timing
+from refimpl.bench.candidates import OURS, Candidate, numpy_blas, ours, time_case
 from refimpl.bench.cases import Case, Geometry, grid, layer_data
-from refimpl.bench.layers import time_case
 from refimpl.bench.oracle import Reference, WrongResultError, check, reference, rounding
 from refimpl.bench.peaks import blas, matrix_peaks, tile_peak
 from refimpl.bench.programs import Adaptation, Inference, Model, Round
@@ -119,7 +118,7 @@ def test_a_wrong_candidate_is_not_timed():
 
 
 def test_a_program_that_does_something_else_is_not_timed():
-    program = sizes.smallest_programs()[0]
+    program = session.smallest_programs()[0]
 
     def without_the_pull_to_the_centre(program, threads):
         changed = Round(**{**vars(program), "lam": 0.0})
@@ -138,7 +137,7 @@ def test_a_program_whose_steps_are_too_long_is_not_timed():
 
         return Candidate("wrong", right.run, arrays)
 
-    for program in sizes.smallest_programs():
+    for program in session.smallest_programs():
         rows = {
             row["candidate"]: row for row in endtoend.time_program(program, (wrong, endtoend.ours), 1, SMOKE)
         }
@@ -251,14 +250,14 @@ def test_executed_work_follows_what_is_closed():
 
 
 def test_threads_change_nothing():
-    program = sizes.smallest_programs()[0]
+    program = session.smallest_programs()[0]
     one, two = (endtoend.ours(program, threads) for threads in (1, 2))
     first, second = one.arrays(one.run()), two.arrays(two.run())
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)
 
 
 def test_the_smoke_test_has_programs_of_all_kinds():
-    assert {type(program) for program in sizes.smallest_programs()} == {Round, Adaptation, Inference}
+    assert {type(program) for program in session.smallest_programs()} == {Round, Adaptation, Inference}
 
 
 # --- the measuring process
@@ -276,7 +275,7 @@ def test_a_failing_process_is_one_line():
 
 
 def test_results_name_no_host_and_no_folder():
-    plan = sizes.installed_plan(True, "end-to-end", 1, "wall")._replace(programs=[])
+    plan = session.installed_plan(True, "end-to-end", 1, "wall")._replace(programs=[])
     text = json.dumps(session.gather(session.play(plan)))
     for private in (socket.gethostname(), str(Path.home()), str(ROOT), os.getcwd()):
         assert len(private) < 3 or private not in text

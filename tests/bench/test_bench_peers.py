@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from refimpl.bench import endtoend, session, sizes
-from refimpl.bench.candidates import OURS
-from refimpl.bench.layers import time_case
+from refimpl.bench import endtoend, session
+from refimpl.bench.candidates import OURS, time_case
 from refimpl.bench.peaks import matrix_peaks
 from refimpl.bench.programs import Model, Round
 from refimpl.bench.timing import SMOKE
@@ -91,7 +90,7 @@ def test_a_bar_is_not_met_by_a_part_of_its_programs(checkout):
 
     for seconds, verdict in ((0.9e-3, None), (9e-3, False)):
         results = synthetic(seconds)
-        lost = sizes.rounds(5)[0].label  # one of the two rounds of this bar
+        lost = session.rounds(5)[0].label  # one of the two rounds of this bar
         results["end_to_end"] = [row for row in results["end_to_end"] if row["program"] != lost]
         bars = {bar.what: bar for bar in judge(results)}
         found = bars["cnn3 round ungated (1, 5 steps), tuned PyTorch / ours"]
@@ -148,11 +147,11 @@ def test_peers_compute_the_same(checkout, monkeypatch, peer):
     offers = available([peer], 1)
     mlp = Round(Model("mlp"), nodes=2, steps=2, batch=3, samples=5)
     checked = 0
-    for case in sizes.smallest_cases():
+    for case in session.smallest_cases():
         rows = time_case(case, offers.layers, SMOKE)
         assert not [r["refused"] for r in rows if "refused" in r]
         checked += len(rows)
-    for program in (*sizes.smallest_programs(), mlp):
+    for program in (*session.smallest_programs(), mlp):
         rows = endtoend.time_program(program, offers.programs, 1, SMOKE)
         assert not [r["refused"] for r in rows if "refused" in r]
         checked += len(rows)

@@ -11,7 +11,7 @@ from refimpl._version import __version__
 from refimpl.crosscheck.compare import as_theirs, compare
 from refimpl.crosscheck.conformance import Outcome, as_json, as_text, statements
 from refimpl.crosscheck.golden.case import Arrays
-from refimpl.crosscheck.golden.file import Golden, golden_of, write_golden
+from refimpl.crosscheck.golden.file import Golden, golden_bytes, golden_of
 from refimpl.crosscheck.golden.levels import build_cases
 from refimpl.crosscheck.golden.ours import run
 from refimpl.crosscheck.hints import find_hints
@@ -136,7 +136,8 @@ def test_missing_arrays_are_marked_only_where_they_may_not_be_missing(golden, ri
 
 def test_a_report_says_what_was_compared_and_what_its_columns_mean(golden, right, tmp_path):
     expected, given = tmp_path / "expected.npz", tmp_path / "<b>given.npz"
-    write_golden(expected, [(case, right[case.name]) for case in golden.cases], "refimpl", seed=7)
+    pairs = [(case, right[case.name]) for case in golden.cases]
+    expected.write_bytes(golden_bytes(pairs, "refimpl", seed=7))
     given.write_bytes(b"abc")
     facts = about(expected, given, Golden("refimpl", golden.cases, golden.expected, 7), date(2020, 2, 3))
     outcome = outcome_of(golden, right)._replace(about=facts)

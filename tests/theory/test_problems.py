@@ -8,6 +8,7 @@ import pytest
 from refimpl.errors import InputError
 from refimpl.optim.prox import GroupLasso, Zero
 from refimpl.theory import problems
+from refimpl.theory.soft_network import soft_network
 
 
 def points(seed: int = 7) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +176,7 @@ def test_sparse_least_squares_is_least_squares():
 
 def test_soft_network_is_smooth_around_its_point_and_bends_no_more_than_said():
     rng = np.random.default_rng(0)
-    problem, w = problems.soft_network(rng, nodes=2)
+    problem, w = soft_network(rng, nodes=2)
     assert isinstance(problem.penalty, Zero)
     for loss in problem.losses:
         g, ahead, behind = np.empty((3, w.size))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refimpl.optim.prox import L1
-from refimpl.theory import all_hold, check_problem, curves, lemmas, problems, rates, sweeps, theorem
+from refimpl.theory import all_hold, check_problem, lemmas, problems, rates, sweeps, theorem
 from refimpl.theory.rows import VIOLATED
 
 
@@ -105,8 +105,8 @@ def test_bound_of_the_curve_is_that_of_the_theorem():
     problem = problems.cosines(rng(), nodes=2, size=4)
     lam, w0 = 2.5, 0.5 * rng().standard_normal(4)
     beta = lemmas.theory_beta(problem, lam)
-    curve = curves.gap_curve(problem, lam, w0, 40)
-    run = curves.record(problem, lam, beta, sweeps.GhadimiLan(beta), w0, 40)
+    curve = rates.gap_curve(problem, lam, w0, 40)
+    run = rates.record(problem, lam, beta, sweeps.GhadimiLan(beta), w0, 40)
     trial = theorem.Trial(run, theorem.solution(problem, lam, run.rounds[-1].ag))
     row = next(row for row in theorem.bound_rows(trial) if "min_k" in row.statement)
     assert curve.bound[-1] == pytest.approx(row.right, rel=1e-6)
@@ -117,7 +117,7 @@ def test_bound_of_the_curve_is_that_of_the_theorem():
 
 def test_curves_are_about_the_families_they_name(monkeypatch):
     monkeypatch.setattr(sweeps, "RATIOS", (1.25, 5.0))
-    named = {curve.name: curve.samples for curve in curves.curvature_curves(0)}
+    named = sweeps.curvature_curves(0)
     assert list(named) == ["attained+", "attained-", "cosines"]
     for sample in named["cosines"]:
         below, above = lemmas.curvature_bounds(1.0, 0.6, sample.ratio)

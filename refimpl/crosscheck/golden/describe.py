@@ -21,7 +21,7 @@ Source: mathematics.md §2. Derived.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,13 +62,8 @@ USUAL: dict[str, dict[str, Any]] = {
     "avg_pool2d": {"padding": [0, 0]},
 }
 _TYPES = {kind: name for name, (kind, _) in LAYERS.items()}
-_READ: dict[str, Callable[[Any], Any]] = {
-    "kernel": tuple,
-    "stride": tuple,
-    "padding": tuple,
-    "eps": float,
-    "slope": float,
-}
+_READ: dict[str, type] = dict.fromkeys(("kernel", "stride", "padding"), tuple)
+_READ |= dict.fromkeys(("eps", "slope"), float)
 
 
 @dataclass

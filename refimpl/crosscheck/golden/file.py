@@ -25,33 +25,22 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.names import some
-from refimpl.crosscheck.tolerance import tolerances
+from refimpl.crosscheck.tolerance import Expected, expected_of
 from refimpl.errors import DataError, InputError
 from refimpl.files.npz import Header
-from refimpl.files.storage import npz_bytes, npz_headers, read_npz, write_whole
+from refimpl.files.storage import npz_bytes, npz_headers, read_npz
 
 FORMAT, VERSION = "refimpl-golden", 1
 MANIFEST = "manifest"
 DTYPES = ("float32", "float64", "int64", "bool")
 # Bytes that are read at most: ten times the largest file that `make` writes.
 ARRAYS_LIMIT, MANIFEST_LIMIT = 2**30, 2**24
-
-
-class Expected(NamedTuple):
-    """The expected array of an output, and the largest relative norm error that is allowed.
-
-    floor: root mean square of the entries that the norm counts as having at least.
-    """
-
-    value: np.ndarray
-    relative: float
-    floor: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +58,9 @@ class Golden:
 
 def golden_of(computed: Iterable[tuple[Case, Arrays]], made_by: str) -> Golden:
     """The contents of a golden file, in memory, from cases and their outputs."""
-    cases, expected = [], {}
-    for case, outputs in computed:
-        limits = tolerances(case, outputs)
-        cases.append(case)
-        expected[case.name] = {name: Expected(outputs[name], *limits[name]) for name in case.outputs}
-    return Golden(made_by, tuple(cases), expected)
+    pairs = list(computed)
+    expected = {case.name: expected_of(case, outputs) for case, outputs in pairs}
+    return Golden(made_by, tuple(case for case, _ in pairs), expected)
 
 
 def golden_bytes(computed: Iterable[tuple[Case, Arrays]], made_by: str, seed: int | None = None) -> bytes:
@@ -92,13 +78,6 @@ def golden_bytes(computed: Iterable[tuple[Case, Arrays]], made_by: str, seed: in
     return npz_bytes(arrays | {MANIFEST: np.frombuffer(text.encode(), dtype=np.uint8)})
 
 
-def write_golden(
-    path: Path, computed: Iterable[tuple[Case, Arrays]], made_by: str, seed: int | None = None
-) -> None:
-    """Write a golden file, completely or not at all."""
-    write_whole(path, golden_bytes(computed, made_by, seed))
-
-
 def _check_outputs(case: Case, outputs: Arrays) -> None:
     if set(outputs) != set(case.outputs):
         odd = sorted(set(outputs) ^ set(case.outputs))
@@ -113,14 +92,16 @@ def _table(case: Case, outputs: Arrays) -> dict[str, Any]:
     def entry(name: str, value: np.ndarray) -> dict[str, Any]:
         return {"name": name, "shape": list(np.shape(value)), "dtype": str(np.asarray(value).dtype)}
 
-    limits = tolerances(case, outputs)
     return {
         "name": case.name,
         "kind": case.kind,
         "dtype": case.dtype,
         "settings": dict(case.settings),
         "inputs": [entry(name, value) for name, value in case.inputs.items()],
-        "outputs": [entry(name, outputs[name]) | limits[name]._asdict() for name in case.outputs],
+        "outputs": [
+            entry(name, expected.value) | {"relative": expected.relative, "floor": expected.floor}
+            for name, expected in expected_of(case, outputs).items()
+        ],
     }
 
 
@@ -147,11 +128,11 @@ def read_golden(path: Path) -> Golden:
         if not np.isfinite(arrays[name]).all():
             raise DataError(f"{path}: {name} holds NaN or infinite numbers; it cannot serve as a reference")
     try:
-        cases = tuple(_case(table, arrays) for table in manifest["cases"])
+        read = [_read(table, arrays) for table in manifest["cases"]]
     except InputError as error:  # an unknown level or dtype
         raise DataError(f"{path}: {error}") from None
-    expected = {table["name"]: _expected(table, arrays) for table in manifest["cases"]}
-    return Golden(made_by, cases, expected, seed)
+    expected = {case.name: outputs for case, outputs in read}
+    return Golden(made_by, tuple(case for case, _ in read), expected, seed)
 
 
 def is_golden(headers: Mapping[str, Header]) -> bool:
@@ -220,15 +201,12 @@ def _check_headers(path: Path, promised: Mapping[str, Header], found: Mapping[st
             )
 
 
-def _case(table: Mapping[str, Any], arrays: Arrays) -> Case:
+def _read(table: Mapping[str, Any], arrays: Arrays) -> tuple[Case, dict[str, Expected]]:
+    """The case of a table, and its expected outputs."""
     name = table["name"]
     inputs = {entry["name"]: arrays[f"{name}/in/{entry['name']}"] for entry in table["inputs"]}
-    outputs = tuple(entry["name"] for entry in table["outputs"])
-    return Case(name, table["kind"], table["dtype"], inputs, table["settings"], outputs)
-
-
-def _expected(table: Mapping[str, Any], arrays: Arrays) -> dict[str, Expected]:
-    return {
-        entry["name"]: Expected(arrays[f"{table['name']}/{entry['name']}"], entry["relative"], entry["floor"])
+    expected = {
+        entry["name"]: Expected(arrays[f"{name}/{entry['name']}"], entry["relative"], entry["floor"])
         for entry in table["outputs"]
     }
+    return Case(name, table["kind"], table["dtype"], inputs, table["settings"], tuple(expected)), expected

@@ -51,16 +51,14 @@ def run(case: Case) -> Arrays:
     try:
         check_case(case)
         found = _KINDS[case.kind](case)
-        return {name: _of_dtype(found[name], case.dtype) for name in case.outputs}
+        # Losses, which are summed in float64, get the dtype of the case; masks stay masks.
+        kinds = {True: "bool", False: case.dtype}
+        arrays = {name: found[name] for name in case.outputs}
+        return {name: x.astype(kinds[x.dtype == np.bool_], copy=False) for name, x in arrays.items()}
     except InputError as error:
         raise DataError(f"golden: {case.name}: {str(error).removeprefix('golden: ')}") from None
     except UNREADABLE as error:
         raise DataError(f"golden: cannot compute {case.name}: {error!r}; check its inputs") from error
-
-
-def _of_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Convert losses, which are summed in float64, to the dtype of the case; masks stay masks."""
-    return array if array.dtype == np.bool_ else array.astype(dtype, copy=False)
 
 
 def check_case(case: Case) -> None:

@@ -60,10 +60,16 @@ def rearranged(case: Case, moves: Mapping[str, Rearrange]) -> tuple[Case, Seen]:
     A program that reads the entries of parameters in another order than they are stored in still writes
     gradients and vectors of iterates in the order of storage.
     """
-    orders = {name: _order(case.inputs[name], rearrange) for name, rearrange in moves.items()}
+    orders = {}  # of each input: for every entry of the rearranged array, its index before
+    for name, rearrange in moves.items():
+        array = case.inputs[name]
+        orders[name] = rearrange(np.arange(array.size).reshape(array.shape)).ravel()
     back = {f"grad.{name.removeprefix(PARAM)}": np.argsort(order) for name, order in orders.items()}
     whole = np.argsort(_vector_order(case, orders))
-    inputs = {name: _taken(case.inputs[name], order) for name, order in orders.items()} | _groups(case, whole)
+    inputs = {name: _taken(case.inputs[name], order) for name, order in orders.items()}
+    if "indices" in case.inputs:  # the groups of a penalty hold the same entries at their new places
+        offset = case.settings["backbone_size"]
+        inputs["indices"] = whole[case.inputs["indices"] + offset] - offset
 
     def seen(output: str, array: np.ndarray) -> np.ndarray:
         if output in back:
@@ -71,11 +77,6 @@ def rearranged(case: Case, moves: Mapping[str, Rearrange]) -> tuple[Case, Seen]:
         return array[whole] if array.shape == whole.shape else array
 
     return altered(case, inputs), seen
-
-
-def _order(array: np.ndarray, rearrange: Rearrange) -> np.ndarray:
-    """For every entry of the rearranged array, its index before."""
-    return rearrange(np.arange(array.size).reshape(array.shape)).ravel()
 
 
 def _taken(array: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -90,11 +91,3 @@ def _vector_order(case: Case, orders: Mapping[str, np.ndarray]) -> np.ndarray:
         parts.append(start + orders.get(f"{PARAM}{name}", np.arange(size)))
         start += size
     return np.concatenate(parts)
-
-
-def _groups(case: Case, whole: np.ndarray) -> Arrays:
-    """The groups of a penalty, which hold the same entries at their new places."""
-    if "indices" not in case.inputs:
-        return {}
-    offset = case.settings["backbone_size"]
-    return {"indices": whole[case.inputs["indices"] + offset] - offset}

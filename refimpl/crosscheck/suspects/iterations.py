@@ -17,7 +17,8 @@ _WEIGHTS = ("rho", "rho_l1", "rho_l2")
 
 def summed_loss(case: Case) -> Iterator[Suspect]:
     """The loss is the sum over the batch instead of the mean, which is like N times the rates."""
-    count = _batch(case)
+    samples = case.inputs.get("batches", case.inputs.get("labels"))
+    count = 0 if samples is None else int(samples.shape[-1])  # over which the loss is the mean
     if count < 2:
         return
 
@@ -26,13 +27,6 @@ def summed_loss(case: Case) -> Iterator[Suspect]:
 
     hint = f"the loss was summed over the {count} samples of a batch; it is their mean"
     yield suspect("mean against sum loss", hint, altered(case, **_faster(case, count)), scaled(times))
-
-
-def _batch(case: Case) -> int:
-    """The number of samples over which a loss is the mean; 0 if there is no loss."""
-    if "batches" in case.inputs:
-        return int(case.inputs["batches"].shape[-1])
-    return int(case.inputs["labels"].shape[-1]) if "labels" in case.inputs else 0
 
 
 def _faster(case: Case, count: int) -> dict[str, Any]:

@@ -111,18 +111,14 @@ def tie_of_gate(case: Case) -> Iterator[Suspect]:
         return
     yield suspect("tie rule", HINT_TIE, altered(case, moved))
     if case.settings["gating"]["mode"] == "hard" and case.kind in ("gated", "network", "local", "algorithm"):
+        indices = case.inputs.get("batches", case.inputs.get("labels"))
+        samples = case.inputs["x"].shape[:1] if indices is None else indices.shape  # and steps, in front
         noise = {
-            f"{NOISE}{_gate_of(name)}": np.full((*_samples(case), len(bias) // 2), TINY, dtype=case.dtype)
+            f"{NOISE}{_gate_of(name)}": np.full((*samples, len(bias) // 2), TINY, dtype=case.dtype)
             for name, bias in moved.items()
         }
         noisy = {**case.settings["gating"], "mode": "gumbel"}  # like `hard`, with d + noise in place of d
         yield suspect("tie rule", HINT_TIE, altered(case, noise, gating=noisy))
-
-
-def _samples(case: Case) -> tuple[int, ...]:
-    """The steps and samples for which a gate decides: the shape of its noise without the channels."""
-    indices = case.inputs.get("batches", case.inputs.get("labels"))
-    return case.inputs["x"].shape[:1] if indices is None else indices.shape
 
 
 def tie_of_pool(case: Case) -> Iterator[Suspect]:

@@ -109,13 +109,12 @@ def run_network(given: Tensors, settings: Settings) -> Tensors:
     sources = {"grad.x": x}
     sources |= {f"backward.{name.removesuffix('.mask')}": value for name, value in seen.items()}
     sources |= {f"grad.{name}": value for name, value in model.named_parameters()}
-    outputs = {f"forward.{name}": _as_mask(model, name, value) for name, value in seen.items()}
+    whole = model.gating.mode != "soft"  # 0/1 masks become booleans
+    outputs = {
+        f"forward.{name}": value != 0 if whole and name.endswith(".mask") else value
+        for name, value in seen.items()
+    }
     return {**outputs, "loss": result, **gradients(result, sources, given.get("dy"))}
-
-
-def _as_mask(model: GatedNetwork, name: str, value: Tensor) -> Tensor:
-    """0/1 masks as booleans; anything else as it is."""
-    return value != 0 if name.endswith(".mask") and model.gating.mode != "soft" else value
 
 
 def run_local(given: Tensors, settings: Settings) -> Tensors:

@@ -17,6 +17,7 @@ from refimpl.errors import InputError
 from refimpl.nn.layout import Layout
 
 Tensors = dict[str, Tensor]
+STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
 
 
 def tensor(array: np.ndarray) -> Tensor:
@@ -47,12 +48,8 @@ def from_state_dict(layout: Layout, state: Mapping[str, Tensor], dtype: str | No
     Raises `InputError` where names or shapes are not this layout's; buffers that count batches or hold
     running statistics of batch normalisation are left out, as nothing here uses them.
     """
-    arrays = {name: array(value) for name, value in state.items() if not _is_statistic(name)}
+    arrays = {name: array(value) for name, value in state.items() if not name.endswith(STATISTICS)}
     kinds = sorted({value.dtype.name for value in arrays.values()}) or ["float32"]  # none: all are missing
     if dtype is None and len(kinds) > 1:
         raise InputError(f"from_state_dict: tensors of different dtypes ({', '.join(kinds)}); name one")
     return layout.from_arrays(arrays, dtype or kinds[0])
-
-
-def _is_statistic(name: str) -> bool:
-    return name.endswith((".running_mean", ".running_var", ".num_batches_tracked"))

@@ -14,7 +14,7 @@ from refimpl.nn.network import Network
 from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.pointwise import Softplus
 from refimpl.rng import SeedTree
-from refimpl.theory.problems.contract import Problem, Vector, check_family
+from refimpl.theory.problems import Problem, Vector, check_family
 
 FEATURES, HIDDEN, CLASSES, GATE_HIDDEN = 4, 3, 2, 2
 PROBES = 6  # points at which curvature is sampled
@@ -37,17 +37,10 @@ class NetworkLoss:
         return self.objective(w, grad_out)
 
 
-def gated_network() -> Network:
-    """A network of 4, 3 and 2 units with softplus and a gate on the hidden layer: 51 parameters."""
-    gate = ChannelGate("fc1.gate", FEATURES, HIDDEN, hidden=GATE_HIDDEN)
-    hidden = Gated(gate, (Linear("fc1", FEATURES, HIDDEN), Softplus()))
-    return Network("soft", (hidden, Linear("fc2", HIDDEN, CLASSES, gain=1.0)), (FEATURES,))
-
-
 def soft_network(
     rng: np.random.Generator, nodes: int = 3, spread: float = 0.5, samples: int = 20, radius: float = 0.3
 ) -> tuple[Problem, Vector]:
-    """The problem, and the point w (51,) around which it is smooth.
+    """The problem, and the point w (51,) around which it is smooth; the gate is on the hidden units.
 
     Each node has two classes of points of norm 1 around directions that `spread` moves from node to node.
     L is estimated within `radius` of w (`estimate_curvature`); nothing is proven. The gate's own hidden
@@ -55,7 +48,9 @@ def soft_network(
     no kink is met there.
     """
     check_family("soft_network", nodes, spread)
-    network = gated_network()
+    gate = ChannelGate("fc1.gate", FEATURES, HIDDEN, hidden=GATE_HIDDEN)
+    hidden = Gated(gate, (Linear("fc1", FEATURES, HIDDEN), Softplus()))
+    network = Network("soft", (hidden, Linear("fc2", HIDDEN, CLASSES, gain=1.0)), (FEATURES,))
     w = network.layout.initialise(SeedTree(int(rng.integers(2**31))), "float64")
     views = network.layout.views(w)
     views["fc1.gate.fc1.weight"] *= 0.5
