@@ -3,8 +3,6 @@
 Every installation has two of them, this package and NumPy.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """What is timed: layer shapes, passes, batch sizes and shares of channels that are off, with their data."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple

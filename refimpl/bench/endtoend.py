@@ -3,8 +3,6 @@
 Source: mathematics.md §3, §4 (round), §6 (adaptation).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import numpy as np

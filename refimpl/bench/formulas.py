@@ -5,8 +5,6 @@ Source: mathematics.md §2.1 (pools, activations), §2.4 (loss), §5 (proximal o
 (batch normalisation). Derived: the backward passes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 

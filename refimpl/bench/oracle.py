@@ -4,8 +4,6 @@ It is written with NumPy alone, so that it shares no code with the kernels it ju
 Source: mathematics.md §2.1, §2.3b. Derived (im2col); a test compares it with the readable kernels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 Each is checked before it is timed. The figures are for one core, to which `process` confines the process.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 

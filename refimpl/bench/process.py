@@ -4,8 +4,6 @@ BLAS and OpenMP libraries read their thread count when they are loaded; some (XL
 that the process may run on. So the child gets both, and sends its results to the parent as JSON lines.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

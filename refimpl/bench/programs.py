@@ -8,8 +8,6 @@ input, and b2 is (-1, +1) for open channels, (+1, -1) for closed ones. (Pruned n
 closed; the margin keeps a channel closed while phi is trained for a few steps.)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 

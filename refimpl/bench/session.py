@@ -3,8 +3,6 @@
 Events: ("total", steps), ("machine", facts), (a section, row), ("done", label).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 

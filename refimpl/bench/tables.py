@@ -1,7 +1,5 @@
 """Results as tables of text: header and rows, for the terminal and for Markdown alike."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

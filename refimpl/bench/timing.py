@@ -4,8 +4,6 @@ A sample is the mean of enough back-to-back calls to last about a millisecond; w
 median of the samples and their quartiles.
 """
 
-from __future__ import annotations
-
 import gc
 import math
 import time

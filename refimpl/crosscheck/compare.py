@@ -1,7 +1,5 @@
 """Compare another program's outputs with the expected ones, array by array, in the order of execution."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

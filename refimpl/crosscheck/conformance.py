@@ -1,7 +1,5 @@
 """The outcome of a comparison as data and as text for a terminal; `report.py` writes it as a report."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple

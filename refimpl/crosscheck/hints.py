@@ -4,8 +4,6 @@ A usual mistake (a *suspect*) is computed and named only if it reproduces the gi
 finding. A pattern only observes how an array relates to the expected one; it says nothing about the cause.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Layers that make a usual mistake, to compute what it leads to. Source: mathematics.md §2.1. Derived."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

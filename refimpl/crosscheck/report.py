@@ -1,7 +1,5 @@
 """Write the outcome of a comparison as Markdown or HTML: what was compared, and every array."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import date

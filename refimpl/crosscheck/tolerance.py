@@ -10,8 +10,6 @@ If the expected numbers are nearly zero, rounding errors are relative to the lar
 the case's largest array of the same kind, values or gradients.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

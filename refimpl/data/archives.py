@@ -1,7 +1,5 @@
 """Read named files of a tar or zip archive; the content decides how it is packed, not the name."""
 
-from __future__ import annotations
-
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath

@@ -1,7 +1,5 @@
 """A user's own labelled arrays, read from an .npz file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

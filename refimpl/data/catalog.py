@@ -1,7 +1,5 @@
 """Data sets by name, or by the path of a user's own .npz file; `sets` has the data sets with names."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import cast

@@ -1,7 +1,5 @@
 """A labelled set of small images, stored as the bytes that were read and normalised only when used."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property

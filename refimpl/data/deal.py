@@ -8,8 +8,6 @@ Every partition that `--partition` names is a subclass of `Rule` under `@PARTITI
 package's own are in this file. A file of yours that `refimpl --use FILE.py` imports may register others.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

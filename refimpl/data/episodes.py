@@ -6,8 +6,6 @@ settings, and some for the final test. A data set may declare a published split 
 Source: Vinyals et al. 2016 (episodes); mathematics.md §11.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Download published data sets: interrupted downloads continue; only checked files get their final name."""
 
-from __future__ import annotations
-
 import http.client
 import os
 import re

@@ -3,8 +3,6 @@
 Source: mathematics.md §11 (nodes); the digests are ours.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Mapping, Sequence

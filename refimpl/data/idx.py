@@ -1,7 +1,5 @@
 """The IDX format of the MNIST files: big-endian header, then unsigned bytes."""
 
-from __future__ import annotations
-
 import math
 import struct
 

@@ -3,8 +3,6 @@
 Meta-training nodes and target nodes are different nodes, and no sample belongs to two nodes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction

@@ -11,8 +11,6 @@ process, thirty tuples that each hold the one before twice took a minute), and i
 either.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import pickle

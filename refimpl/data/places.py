@@ -1,7 +1,5 @@
 """Find the files of a data set under the data folder."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

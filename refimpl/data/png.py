@@ -1,7 +1,5 @@
 """A small PNG decoder: grey images of 1 or 8 bits, not interlaced; all that Omniglot needs."""
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections.abc import Iterator

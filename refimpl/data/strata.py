@@ -1,7 +1,5 @@
 """Shuffle samples so that the first samples, however many, have about the class proportions of all."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -4,8 +4,6 @@ The content of the file decides how it is packed. Its size is checked before rea
 decompressing, so that a small hostile file cannot fill the memory.
 """
 
-from __future__ import annotations
-
 import bz2
 import io
 import lzma

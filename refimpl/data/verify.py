@@ -1,7 +1,5 @@
 """Check whether the files on this disk have the published content, however they are packed."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -1,7 +1,5 @@
 """What a run's numbers and times may depend on: versions, processor, threads, commit."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform

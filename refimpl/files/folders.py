@@ -9,8 +9,6 @@ file that says what the folder is, its mark, is deleted first and written last: 
 between leaves a folder that is neither the old one nor the new one, and the same command fills it again.
 """
 
-from __future__ import annotations
-
 import errno
 import glob
 import itertools

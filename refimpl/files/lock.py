@@ -5,8 +5,6 @@ file systems without locks it falls back to marker files, which a killed process
 also needs a lock that holds while the folder around the locked file is renamed.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 from collections.abc import Iterator

@@ -8,8 +8,6 @@ compares the length with its limit (a file of 0.6 MB took 1.2 GiB), lets `Recurs
 out, accepts negative sizes, and prints warnings.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import zipfile

@@ -1,7 +1,5 @@
 """Paths as users write them, with `~` for their home folder, and which of them are files of arrays."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Recognise files by their first bytes: browsers and unpackers change names, so names say little."""
 
-from __future__ import annotations
-
 import codecs
 from pathlib import PurePosixPath
 

@@ -4,8 +4,6 @@ Contents depend on the values only, so that equal results give equal bytes. Ever
 checked, and nothing that is read can run code.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io

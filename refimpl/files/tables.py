@@ -1,7 +1,5 @@
 """Tables as aligned text, Markdown and HTML, and the place in a file where a command writes its table."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from html import escape
 

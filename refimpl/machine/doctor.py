@@ -4,8 +4,6 @@ The kernels are compared with the readable kernels and with formulas, compiled p
 then known traps are looked for. A failed check means wrong numbers; a warning means slow or unsteady times.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import time

@@ -6,8 +6,6 @@ channels are skipped and without gates.
 Source: mathematics.md §2.2 (which channels are open), §6 (adaptation), §9 (work).
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """One HTML page that needs no other file and no network: tables, figures, configurations, environments."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping, Sequence
 from html import escape

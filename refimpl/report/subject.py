@@ -1,7 +1,5 @@
 """Find the runs of a report in run folders and comparisons, and give each a label of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

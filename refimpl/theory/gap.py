@@ -7,8 +7,6 @@ solution by r/(lam - L), however the point was found. Error bars below include t
 Source: mathematics.md §3 (envelope gradient) and §7. Verified by test against closed forms.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

@@ -7,8 +7,6 @@ equality, so that a constant that is too small is noticed.
 Source: mathematics.md §7, §8.1-8.3; Lin et al. 2020, Lemmas 1-3. Derived where stated, else verified.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from refimpl.contracts import Vector

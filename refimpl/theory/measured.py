@@ -14,8 +14,6 @@ numbers say how far the result may be trusted:
 Source: mathematics.md §3 and §7. Derived; the constants are estimates and called so.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -10,8 +10,6 @@ independent, so it says how straight the line is, not how likely another run is 
 Source: mathematics.md §8.5. Derived: the floor of quadratics in closed form.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

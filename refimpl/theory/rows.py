@@ -3,8 +3,6 @@
 Source: mathematics.md §8 (both sides are printed term by term). Derived.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import NamedTuple

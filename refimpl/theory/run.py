@@ -6,8 +6,6 @@ so that the checks apply to the code that trains networks.
 Source: mathematics.md §4 and §8.4 (what a run must record). Derived.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

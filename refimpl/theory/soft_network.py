@@ -3,8 +3,6 @@
 Source: mathematics.md §8 (last family) and §2.3 (soft gates). The constants are estimates, not proven.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from refimpl.nn.context import Context, Gating

@@ -5,8 +5,6 @@ Every section draws its problems from its own stream of the seed, so one can be 
 Source: mathematics.md §8, one section each. Derived.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 

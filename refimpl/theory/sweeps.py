@@ -13,8 +13,6 @@ There are three sweeps. Each is compared with a prediction, and its numbers are 
 Source: mathematics.md §8.5 (sweeps of s); the fourth power and the bound on rounds are derived.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple

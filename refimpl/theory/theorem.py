@@ -18,8 +18,6 @@ curvature, (iii) three-point inequalities of both prox steps, (iv) their sum.
 Source: mathematics.md §8.4, after Ghadimi & Lan 2016, Theorem 1 and Corollary 2; derived, with our constants.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple

@@ -7,8 +7,6 @@ batch size is free.
 Source: mathematics.md §2.1-§2.3; the ONNX operators' specification (opset 17).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -4,8 +4,6 @@ python -m refimpl.crosscheck.bridges.run F.npz --out THEIRS.npz
 refimpl golden check F.npz THEIRS.npz
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable

@@ -16,8 +16,6 @@ order of `settings["parameters"]`, a list of [name, shape]: backbone first, gate
 Source: mathematics.md §1-§6, §10. Derived.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

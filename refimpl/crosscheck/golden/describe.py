@@ -18,8 +18,6 @@ last such layer before it and its own type (`conv1.relu`), with a number if that
 Source: mathematics.md §2. Derived.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ has some: channel 0 of the first weighted layer is zero before its ReLU for ever
 unit of every gate is zero too, and the last channel of every gate has zero logits (d = 0, which is off).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import asdict

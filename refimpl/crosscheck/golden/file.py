@@ -18,8 +18,6 @@ file that the program wrote will do as well: arrays that are not outputs are ign
 the values only, so equal outputs give equal bytes.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Mapping

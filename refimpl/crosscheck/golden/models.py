@@ -1,7 +1,5 @@
 """The networks of the cases: those of the zoo, narrow by default, and two small ones."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from refimpl.errors import one_of

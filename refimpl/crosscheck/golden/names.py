@@ -44,8 +44,6 @@ dL/dd = dL/dM * dM/dd; logits get -dL/dd (off) and +dL/dd (on). The body gets M 
 Source: mathematics.md §2. Derived.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 

@@ -3,8 +3,6 @@
 Files may come from anyone, so the inputs of a case are checked before compiled code gets them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 They run like the steps themselves, so what they record is what training computes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The usual mistakes (suspects) that may cause a departure; each is computed (`contract.py`)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from refimpl.crosscheck.golden.case import Case

@@ -7,8 +7,6 @@ wrong implementation gives, and a suspect that is named is a finding, not a gues
 Source: mathematics.md §2.2, §5 (groups of entries of phi). Derived.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace

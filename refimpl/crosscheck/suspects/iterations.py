@@ -1,7 +1,5 @@
 """Wrong rules of losses, local problems and prox steps. Source: mathematics.md §2.4, §3-§5, §10. Derived."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Wrong rules of layers and gates. Source: mathematics.md §2; Ioffe & Szegedy 2015, Algorithm 1. Derived."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Iterator, Sequence

@@ -3,8 +3,6 @@
 Source: the format description published with CIFAR (Krizhevsky 2009); verified on its files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 

@@ -1,7 +1,5 @@
 """The embedded handwritten digits: 1797 images of 8x8 pixels from 0 to 16; licence in digits/NOTE.txt."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import ClassVar
 

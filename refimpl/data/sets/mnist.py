@@ -1,7 +1,5 @@
 """MNIST: handwritten digits of 28x28 pixels in four IDX files."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Omniglot: handwritten characters of many alphabets, in zip files or unpacked folders."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterable, Iterator

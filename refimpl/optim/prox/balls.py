@@ -7,8 +7,6 @@ two parts, so that a vector far outside a small ball loses no digits.
 Source: mathematics.md §5; Parikh & Boyd 2014, §6.5. Verified by test.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Callable

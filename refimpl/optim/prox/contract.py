@@ -12,8 +12,6 @@ refused, but they have fewer digits: what is promised is a few units of the smal
 Source: mathematics.md §5; Parikh & Boyd 2014, chapters 1-2. Verified by test.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, runtime_checkable

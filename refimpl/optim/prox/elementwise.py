@@ -3,8 +3,6 @@
 Source: mathematics.md §5; Parikh & Boyd 2014, §6.1-6.2 and §6.5.2. Verified by test.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A sum of penalties over disjoint ranges of one vector. Source: mathematics.md §5 (separable sum)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Integral

@@ -11,8 +11,6 @@ of its sigmoid is computed as y (1 - y), which has no correct digits left where 
 its batch normalisation uses running statistics in evaluation, where ours uses the batch's.
 """
 
-from __future__ import annotations
-
 from refimpl.errors import InputError
 
 try:

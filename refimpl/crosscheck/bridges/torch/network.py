@@ -6,8 +6,6 @@ it. It has PyTorch's names: its `state_dict` and the package's dict of arrays ex
 Source: mathematics.md §2.1-§2.3b.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 Source: mathematics.md §2 and PyTorch's documentation of the functions called.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -8,8 +8,6 @@ A penalty is R with its weight, as a prox and a value, which is needed only wher
 Source: mathematics.md §5; Parikh & Boyd 2014.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Any case of a golden file (`golden/levels/`), computed by PyTorch: `run(case)`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any

@@ -3,8 +3,6 @@
 Source: mathematics.md §2.4, §3, §4 and §10, and the papers named there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -4,8 +4,6 @@ Names and shapes are PyTorch's on both sides (`conv3.weight`, `conv3.gate.fc2.bi
 Source: mathematics.md §1 (one vector; backbone first).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

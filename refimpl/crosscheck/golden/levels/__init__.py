@@ -1,7 +1,5 @@
 """The cases of every level, built from a seed; each module says what its inputs and outputs mean."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from refimpl.crosscheck.golden.case import LEVELS, Case

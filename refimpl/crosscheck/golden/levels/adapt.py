@@ -10,8 +10,6 @@ the stage starts. Outputs: before.logits of x_test, stage1.w, stage2.w as vector
 Source: mathematics.md §6. Derived.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 

@@ -20,8 +20,6 @@ Outputs, for every round, as vectors: round<k>.md, round<k>.g, round<k>.x, round
 Source: mathematics.md §4. Derived.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

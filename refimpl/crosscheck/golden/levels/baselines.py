@@ -20,8 +20,6 @@ Outputs, as vectors: node<i>.w for every node, and w, the server's.
 Source: mathematics.md §10. Derived.
 """  # noqa: E501
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

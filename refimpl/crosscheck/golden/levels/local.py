@@ -9,8 +9,6 @@ g(w), step<s>.w after it, as vectors.
 Source: mathematics.md §3. Derived.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 

@@ -8,8 +8,6 @@ Both parts are trained. Outputs: `names.py`.
 Source: mathematics.md §2. Derived.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator
 
 import numpy as np

@@ -15,8 +15,6 @@ grad.* are gradients of sum(dy * y); those of cross_entropy of the loss itself.
 Source: mathematics.md §2.1-§2.4. Derived.
 """  # noqa: E501
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any

@@ -22,8 +22,6 @@ numbers below, and step. Outputs: prox = argmin_u step R(u) + ||u - v||^2/2, and
 Source: mathematics.md §5. Derived.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
