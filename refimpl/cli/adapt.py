@@ -38,6 +38,9 @@ def command(run: Path, session: Session, **options: Any) -> None:
 
     FLOPs are those of a forward pass of one test sample. The share of channels off is followed by its
     standard deviation over a node's test samples; in the last row it is that over nodes (ddof 0 in both).
+    Trained gates have three columns more: the share of gated channels whose mask differs between test
+    samples, the accuracy with each node's mask frozen to what is open for most support samples, and the
+    mutual information of a channel's mask and the class, in bits.
 
     If a node's adapted model is not finite, the node has diverged. It is named and left out of every mean,
     and the command exits with 1.

@@ -302,7 +302,7 @@ def adapt_targets(
     for node in experiment.target_nodes:
         before = evaluate(experiment.network, w, *node.test, settings.gating)
         personal = personalise(experiment, w, node)
-        reports.append(report(node.name, before, personal, node.n_support, node.test, settings))
+        reports.append(report(node.name, before, personal, node.support, node.test, settings))
         on_node(reports[-1])
     return reports
 

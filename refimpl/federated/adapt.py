@@ -20,6 +20,7 @@ from refimpl.errors import expect_numbers
 from refimpl.federated.local import LocalSettings, solve_local
 from refimpl.kernels.loss import softmax_cross_entropy
 from refimpl.nn.context import Gating
+from refimpl.nn.masks import class_information, conditional_share, frozen_gates, node_mask
 from refimpl.nn.network import Network
 from refimpl.nn.predict import predict
 from refimpl.nn.stages import sharing
@@ -130,6 +131,10 @@ class NodeReport(NamedTuple):
     standard deviation with ddof 0); flops_dense/_executed: one test sample forward, without gates and with
     them skipping; adapt_flops_*: both stages over the support set, ungated stage II against both gated
     stages; weights_off: share of weights pruned one by one, which skips nothing.
+
+    Of the trained gates of the adapted model (NaN without): conditional_share: gated channels whose mask
+    differs between test samples; class_information: mutual information of a channel's mask and the class of
+    test samples, in bits; accuracy_frozen: with the mask frozen to what is open for most support samples.
     """
 
     node: str
@@ -147,6 +152,9 @@ class NodeReport(NamedTuple):
     seconds_backbone: float
     weights_off: float = 0.0
     accuracy_pruned: float = NAN
+    conditional_share: float = NAN
+    class_information: float = NAN
+    accuracy_frozen: float = NAN
 
     @property
     def diverged(self) -> bool:
@@ -219,26 +227,26 @@ def report_node(
     """Adapt at one node on `support`, then test on `test`."""
     personal = Personal(network, w, adapt(network, w, *support, settings))
     before = evaluate(network, w, *test, settings.gating)
-    return report(name, before, personal, len(support[1]), test, settings)
+    return report(name, before, personal, support, test, settings)
 
 
 def report(
     name: str,
     before: Evaluation,
     personal: Personal,
-    support_size: int,
-    test: tuple[np.ndarray, np.ndarray],  # x, y
+    support: tuple[np.ndarray, np.ndarray],  # x, y
+    test: tuple[np.ndarray, np.ndarray],
     settings: AdaptSettings,
 ) -> NodeReport:
     """Test a node's adapted model, and also the pruned model before the gradient steps if there is one.
 
-    before: the meta-model on the same samples; support_size: samples the node's model was adapted on.
+    before: the meta-model on the same test samples; support: the samples the node's model was adapted on.
     """
     network, adapted, gating = personal.network, personal.adapted, settings.gating
     after = evaluate(network, adapted.w, *test, gating)
     pruned = evaluate(network, personal.start, *test, gating).accuracy if personal.pruned else NAN
     count = len(test[1])
-    dense_adaptation = dense_work(network, support_size, ("theta",)).total * settings.steps
+    dense_adaptation = dense_work(network, len(support[1]), ("theta",)).total * settings.steps
     return NodeReport(
         node=name,
         accuracy_before=before.accuracy,
@@ -255,4 +263,20 @@ def report(
         seconds_backbone=adapted.seconds_backbone,
         weights_off=personal.weights_off,
         accuracy_pruned=pruned,
+        **({} if personal.pruned else _mask_measures(network, adapted.w, support[0], test, quiet(gating))),
     )
+
+
+def _mask_measures(
+    network: Network, w: np.ndarray, support: np.ndarray, test: tuple[np.ndarray, np.ndarray], gating: Gating
+) -> dict[str, float]:
+    """The measures of trained gates by name; none without gates, or where w is not finite."""
+    if not network.gates or not np.isfinite(w).all():
+        return {}
+    mask = node_mask(network, w, test[0], gating)
+    frozen = frozen_gates(network, w, node_mask(network, w, support, gating))
+    return {
+        "conditional_share": conditional_share(mask),
+        "class_information": class_information(mask, np.asarray(test[1])),
+        "accuracy_frozen": evaluate(network, frozen, *test).accuracy,
+    }

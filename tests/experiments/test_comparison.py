@@ -153,11 +153,22 @@ def test_columns_line_up_and_the_caption_says_what_the_numbers_are():
     for block, columns in ((training, layout.TRAINING), (adaptation, layout.ADAPTATION)):
         header, row = block.splitlines()
         assert len(header) == len(row)
-        assert all(column in header for column in columns if column != layout.PRUNED)
+        absent = (layout.PRUNED, layout.SAMPLES, layout.CONDITIONAL, layout.FROZEN, layout.INFORMATION)
+        assert all((column in header) == (column not in absent) for column in columns)
         assert "85.00 +- 7.07" in row
     assert gap.startswith("stationarity gap, round")
     assert "last round" in notes
     assert "seeds 0, 1" in notes
+
+
+def test_trained_gates_have_columns_of_their_masks():
+    measured = {"conditional_share": 0.25, "class_information": 0.125, "accuracy_frozen": 0.5}
+    gated, plain = outcome(0, (0.8, 1.0)), replace(outcome(0, (0.8, 1.0)), label="fedavg")
+    gated = replace(gated, reports=tuple(node._replace(**measured) for node in gated.reports))
+    header, (first, second) = layout.tables([gated, plain])[1]
+    names = [layout.SAMPLES, layout.CONDITIONAL, layout.FROZEN, layout.INFORMATION]
+    assert [first[header.index(name)] for name in names] == ["+- 10.0", "25.0", "50.00", "0.125"]
+    assert [second[header.index(name)] for name in names] == ["-"] * 4
 
 
 def test_markdown_has_the_same_cells():

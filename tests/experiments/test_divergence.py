@@ -148,6 +148,15 @@ def test_the_table_of_nodes_leaves_diverged_ones_out_of_its_mean_and_counts_them
     assert set(none[1:]) == {"-"}
 
 
+def test_only_methods_with_trained_gates_have_columns_of_their_masks():
+    measured = GOOD._replace(conditional_share=0.5, accuracy_frozen=0.25, class_information=0.125)
+    header, (first, *_, spread) = node_table("metagater", [measured, measured])
+    assert first[header.index("conditional %") :][:3] == ("50.0", "25.00", "0.125")
+    assert spread[header.index("frozen %")] == "0.00"
+    assert "conditional %" not in node_table("metasnip", [GOOD])[0]
+    assert node_table("metagater", [GOOD])[1][0][header.index("conditional %")] == "-"  # no layer has a gate
+
+
 def test_only_methods_that_prune_have_a_column_for_it():
     assert "pruned %" not in node_table("metagater", [GOOD])[0]
     header, (first, *_) = node_table("metasnip", [GOOD._replace(accuracy_pruned=0.125)])

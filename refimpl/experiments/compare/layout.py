@@ -23,6 +23,7 @@ from refimpl.experiments.compare.work import Outcome
 from refimpl.experiments.methods import notes
 from refimpl.files.environment import environment
 from refimpl.files.tables import markdown, table
+from refimpl.registry import METHODS
 
 Cells = tuple[str, ...]
 Writer = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
@@ -112,6 +113,12 @@ def plan_notes(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
         "FLOPs dense and executed: one sample, forward; adapt: one node, all stages; train: rounds alone "
         "(other trainings beside them where there were threads); floats sent: up and down",
     ]
+    if any(METHODS[config.method].gated for _, config in plan.rows):
+        lines.append(
+            "trained gates: over samples: spread of the share off over a node's test samples; conditional: "
+            "gated channels whose mask differs between them; frozen: accuracy with each node's mask frozen "
+            "to what most support samples open; class bits: mutual information of mask and class"
+        )
     lines += _claim_notes(plan)
     lines += sorted({f"data: {outcome.note}" for outcome in outcomes if outcome.note})
     lines += notes({config.method for _, config in plan.rows})
@@ -171,6 +178,11 @@ def _off(row: Row) -> str:
     return _spread(row.sparsity_mean, row.sparsity_std_over_nodes, 1)
 
 
+def _static(row: Row) -> bool:
+    """Whether the row has no trained gates, whose masks may differ between samples."""
+    return math.isnan(row.conditional_share_mean)
+
+
 def _spread(mean: float, std: float, digits: int) -> str:
     return _percent(mean, digits) + ("" if math.isnan(std) else f" +- {_percent(std, digits)}")
 
@@ -198,10 +210,16 @@ TRAINING: dict[str, Callable[[Row], str]] = {
     "nonzero": lambda row: _number(row.floats_sent_nonzero / 1e6, ".4g"),
 }
 MEDIAN, WORST, PRUNED = "median %", "worst %", "pruned %"
+SAMPLES, CONDITIONAL = "over samples", "conditional %"
+FROZEN, INFORMATION = "frozen %", "class bits"
 OPTIONAL = {  # columns that are shown only if a row has a number of that name
     MEDIAN: "accuracy_adapted_last_median",
     WORST: "accuracy_adapted_last_worst",
     PRUNED: "accuracy_pruned_last_mean",
+    SAMPLES: "conditional_share_mean",
+    CONDITIONAL: "conditional_share_mean",
+    FROZEN: "accuracy_frozen_last_mean",
+    INFORMATION: "class_information_mean",
 }
 ADAPTATION: dict[str, Callable[[Row], str]] = {
     "method": lambda row: row.label,
@@ -211,6 +229,10 @@ ADAPTATION: dict[str, Callable[[Row], str]] = {
     "before %": lambda row: _percent(row.accuracy_unadapted_last_mean),
     PRUNED: lambda row: _percent(row.accuracy_pruned_last_mean),
     "off %": _off,
+    SAMPLES: lambda row: "-" if _static(row) else f"+- {_percent(row.sparsity_std_over_samples, 1)}",
+    CONDITIONAL: lambda row: _percent(row.conditional_share_mean, 1),
+    FROZEN: lambda row: _percent(row.accuracy_frozen_last_mean),
+    INFORMATION: lambda row: _number(row.class_information_mean, ".3f"),
     "kFLOP dense": lambda row: _number(row.flops_dense / 1e3, ".1f"),
     "executed": lambda row: _number(row.flops_executed / 1e3, ".1f"),
     "adapt ms": lambda row: _number(row.adapt_seconds * 1e3, ".2f"),

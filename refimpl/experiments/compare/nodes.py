@@ -36,6 +36,11 @@ ACCURACY = Column("accuracy %", "accuracy_after", 100, 2, spread=True)
 BEFORE = Column("before %", "accuracy_before", 100, 2, spread=True)
 PRUNED = Column("pruned %", "accuracy_pruned", 100, 2, spread=True)  # for methods that prune
 CHANNELS = Column("off % +- over samples", "sparsity_mean", 100, 1, spread=True)
+MASKS = (  # of trained gates
+    Column("conditional %", "conditional_share", 100, 1, spread=True),
+    Column("frozen %", "accuracy_frozen", 100, 2, spread=True),
+    Column("class bits", "class_information", 1, 3),
+)
 WEIGHTS = Column("weights off %", "weights_off", 100, 1, spread=True)  # replaces the column of channels
 COSTS = (
     Column("kFLOP dense", "flops_dense", 1e-3, 1),
@@ -56,7 +61,8 @@ def node_table(method: str, reports: Sequence[NodeReport]) -> tuple[list[str], l
 def _columns(method: str) -> list[Column]:
     prunes = METHODS[method].prunes
     pruned = [PRUNED] if prunes else []
-    return [ACCURACY, BEFORE, *pruned, WEIGHTS if prunes == "weights" else CHANNELS, *COSTS]
+    masks = MASKS if METHODS[method].gated else ()
+    return [ACCURACY, BEFORE, *pruned, WEIGHTS if prunes == "weights" else CHANNELS, *masks, *COSTS]
 
 
 def _cells(report: NodeReport, columns: Sequence[Column]) -> Cells:
@@ -83,9 +89,11 @@ def _summary(reports: Sequence[NodeReport], columns: Sequence[Column]) -> list[C
         (mean, *(c.text(statistics.fmean(own)) for c, own in zip(columns, values, strict=True))),
         (
             "spread over nodes (ddof 0)",
-            *(
-                c.text(statistics.pstdev(own)) if c.spread else ""
-                for c, own in zip(columns, values, strict=True)
-            ),
+            *(c.text(_deviation(own)) if c.spread else "" for c, own in zip(columns, values, strict=True)),
         ),
     ]
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """The standard deviation (ddof 0); NaN where a value is NaN."""
+    return math.nan if any(map(math.isnan, values)) else statistics.pstdev(values)

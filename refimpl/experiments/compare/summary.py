@@ -23,13 +23,15 @@ class Row:
     meta-model before adaptation, and of the model after pruning (NaN for methods that do not prune);
     accuracy_adapted_last_std: standard deviation over seeds (ddof 1); _median, _worst: of the adapted model,
     the median and the lowest over a seed's nodes instead of the mean. sparsity_*: gated channels off on test
-    samples, mean and standard deviation over nodes (ddof 0, then the mean over seeds); weights_off_mean:
-    weights pruned one by one, which skips nothing. flops_*: one test sample, forward; adapt_*: one node, all
-    its support samples, all stages. train_*, gradients, floats_sent*: a whole training (nonzero: without
-    exact zeros); train_seconds: its rounds alone. gap_*: surrogate stationarity gap in the first and last
-    round, geometric mean over seeds (NaN for methods without one). diverged: number of seeds whose training
-    diverged, or whose adaptation diverged at any target node; the means are over the other seeds. Where the
-    targets rotate, the target nodes of a seed are those of all its folds.
+    samples, mean and standard deviation over nodes (ddof 0, then the mean over seeds), and over a node's
+    samples; conditional_share_mean, class_information_mean, accuracy_frozen_last_mean: of trained gates,
+    as in `NodeReport`; weights_off_mean: weights pruned one by one, which skips nothing. flops_*: one
+    test sample, forward; adapt_*: one node, all its support samples, all stages. train_*, gradients,
+    floats_sent*: a whole training (nonzero: without exact zeros); train_seconds: its rounds alone. gap_*:
+    surrogate stationarity gap in the first and last round, geometric mean over seeds (NaN for methods
+    without one). diverged: number of seeds whose training diverged, or whose adaptation diverged at any
+    target node; the means are over the other seeds. Where the targets rotate, the target nodes of a seed
+    are those of all its folds.
     """
 
     label: str
@@ -58,6 +60,10 @@ class Row:
     gap_last: float = NAN
     accuracy_adapted_last_median: float = NAN
     accuracy_adapted_last_worst: float = NAN
+    sparsity_std_over_samples: float = NAN
+    conditional_share_mean: float = NAN
+    class_information_mean: float = NAN
+    accuracy_frozen_last_mean: float = NAN
 
 
 def read_row(table: Mapping[str, Any]) -> Row:
@@ -135,6 +141,10 @@ def _numbers(seeds: Sequence[Sequence[Outcome]]) -> dict[str, float]:
         "gap_last": _geometric(outcome.records[-1].gap for outcome in outcomes),
         "accuracy_adapted_last_median": statistics.fmean(map(statistics.median, adapted)),
         "accuracy_adapted_last_worst": statistics.fmean(map(min, adapted)),
+        "sparsity_std_over_samples": nodes("sparsity_spread"),
+        "conditional_share_mean": nodes("conditional_share"),
+        "class_information_mean": nodes("class_information"),
+        "accuracy_frozen_last_mean": nodes("accuracy_frozen"),
     }
 
 
