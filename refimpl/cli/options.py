@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -99,18 +99,18 @@ _TYPES: Mapping[str, click.ParamType] = {
 
 def config_options(only: Collection[str] = (), without: Collection[str] = ()) -> Decorator:
     """Click options for the keys of a configuration (of `only`, but not `without`); not given means None."""
-    return together(
-        *(
-            _option(item)
-            for item in keys().values()
-            if item.name not in without and (not only or item.name in only)
-        )
-    )
+    chosen = [one for one in keys().values() if one.name not in without and (not only or one.name in only)]
+    return key_options(chosen, preset_keys())
 
 
-def _option(item: Key) -> Decorator:
+def key_options(chosen: Iterable[Key], by_preset: Collection[str]) -> Decorator:
+    """Click options for keys, of which presets set those named in `by_preset`; not given means None."""
+    return together(*(_option(item, by_preset) for item in chosen))
+
+
+def _option(item: Key, by_preset: Collection[str]) -> Decorator:
     flag = "--" + item.name.replace("_", "-")
-    presets = "by preset, else " if item.name in preset_keys() else ""
+    presets = "by preset, else " if item.name in by_preset else ""
     of = f" ({', '.join(item.of)})" if item.of else ""
     text = f"{item.help}{of}  [{presets}{_shown(item.default)}]"
     if item.type == "bool":

@@ -3,7 +3,7 @@
 The classes of a data set are split into three disjoint parts: some are for meta-training, some for choosing
 settings, and some for the final test. A data set may declare a published split (`DataSource.class_parts`).
 
-Source: Vinyals et al. 2016 (episodes); mathematics.md §11.
+Source: mathematics.md §13.1; Vinyals et al. 2016.
 """
 
 from collections.abc import Iterable

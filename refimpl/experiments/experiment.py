@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -44,7 +44,35 @@ from refimpl.nn.task import NetworkTask
 from refimpl.registry import METHODS, MODELS, PARTITIONS, STARTS
 from refimpl.rng import SeedTree
 
-OnRound = Callable[[RoundRecord], None]
+OnRound = Callable[[Any], None]  # is told the record of a round, a named tuple
+
+
+class Trainable(Protocol):
+    """What `train` runs: rounds of a method for a network, with settings `rounds` and `checkpoint_every`."""
+
+    @property
+    def config(self) -> Any:
+        """The settings."""
+
+    @property
+    def network(self) -> Network:
+        """The network."""
+
+    @property
+    def method(self) -> Method:
+        """The method."""
+
+    @property
+    def data(self) -> Identity | None:
+        """The data, if they are known."""
+
+    def start(self) -> State:
+        """The state before round 1."""
+
+    def rounds(
+        self, state: State, rounds: range, threads: int | None = None, first_loss: float = math.nan
+    ) -> Iterator[tuple[State, Any]]:
+        """The state and the record after each of the rounds."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +170,9 @@ def prepare(
 
     recorded: the data that the run was begun with; `RunError` says how others differ.
     """
-    dataset = load(config.dataset, data_dir) if recorded is None else _load_again(config, data_dir, recorded)
+    dataset = (
+        load(config.dataset, data_dir) if recorded is None else load_again(config.dataset, data_dir, recorded)
+    )
     shares = deal(config, dataset)
     data = identify(dataset, shares)
     if recorded is not None:
@@ -161,9 +191,9 @@ def deal(config: Config, dataset: DataSet) -> list[Share]:
     return plan(dataset, build_partition(config), config.seed)
 
 
-def _load_again(config: Config, data_dir: str | Path | None, recorded: Recorded) -> DataSet:
-    """The recorded data, from the first place that has them."""
-    *others, last = recorded.places(config.dataset, data_dir)
+def load_again(name: str, data_dir: str | Path | None, recorded: Recorded) -> DataSet:
+    """The recorded data of the data set `name`, from the first place that has them."""
+    *others, last = recorded.places(name, data_dir)
     for place in others:
         dataset = load(*place)
         if dataset.digest == recorded.data.digest:
@@ -210,7 +240,7 @@ class Trained:
 
 
 def train(
-    experiment: Experiment,
+    experiment: Trainable,
     folder: RunFolder | None = None,
     *,
     resume: bool = False,

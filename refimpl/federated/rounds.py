@@ -13,11 +13,11 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from refimpl.kernels import vector
 from refimpl.optim.prox.contract import check_alike
 from refimpl.rng import SeedTree
 
+T = TypeVar("T")
 DIVERGED_FACTOR = 1e3  # a node's loss above this multiple of the first round's mean loss stops the run
 
 
@@ -151,9 +152,13 @@ def _solve(
     streams: Sequence[np.random.Generator],
     threads: int,
 ) -> list[LocalSolution]:
-    """The nodes' answers, in order; with one thread they are computed in this one, which is faster."""
-    columns = tasks, [point] * len(tasks), streams
-    return list((map if threads <= 1 else _workers(threads).map)(method.local, *columns))
+    """The nodes' answers, in order."""
+    return list(in_threads(method.local, threads, tasks, [point] * len(tasks), streams))
+
+
+def in_threads(function: Callable[..., T], threads: int, *columns: Sequence[object]) -> Iterator[T]:
+    """`map`, in order, by so many threads; with one thread it is done in this one, which is faster."""
+    return (map if threads <= 1 else _workers(threads).map)(function, *columns)
 
 
 def check_answers(

@@ -42,11 +42,27 @@ class MAML(LookingAhead):
         *inners, outer = batches
         points = look_ahead(w, inners, self.alpha, tally)
         loss, v = gradient_at(outer, points.pop(), tally)
-        for inner, at in zip(reversed(inners), reversed(points), strict=True):
-            product = _curved(inner).hessian_vector(at, v)
-            tally.add(inner, gradients=2)
-            v = v - w.dtype.type(self.alpha) * product
-        return loss, v
+        return loss, carry_back(v, inners, points, self.alpha, tally)
+
+
+def carry_back(
+    v: np.ndarray,
+    inners: Sequence[Objective],
+    points: Sequence[np.ndarray],
+    alpha: float,
+    tally: Tally,
+    moves: np.ndarray | None = None,
+) -> np.ndarray:
+    """The gradient v after the inner steps as a gradient in the point before them.
+
+    points: where each of `inners` was evaluated. An inner step w - alpha M g, with M = diag(`moves`), has the
+    transposed Jacobian v -> v - alpha H M v.
+    """
+    for inner, at in zip(reversed(inners), reversed(points), strict=True):
+        product = _curved(inner).hessian_vector(at, v if moves is None else moves * v)
+        tally.add(inner, gradients=2)
+        v = v - v.dtype.type(alpha) * product
+    return v
 
 
 def _curved(objective: Objective) -> Curved:

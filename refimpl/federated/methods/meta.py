@@ -63,13 +63,23 @@ class LookingAhead(Averaging):
         return gradient_at(outer, look_ahead(w, inners, self.alpha, tally)[-1], tally)
 
 
-def look_ahead(w: np.ndarray, inners: Sequence[Objective], alpha: float, tally: Tally) -> list[np.ndarray]:
-    """w and the points after each inner step w <- w - alpha g, one step on each of `inners`."""
+def look_ahead(
+    w: np.ndarray,
+    inners: Sequence[Objective],
+    alpha: float,
+    tally: Tally,
+    moves: np.ndarray | None = None,
+) -> list[np.ndarray]:
+    """w and the points after each inner step w <- w - alpha g, one step on each of `inners`.
+
+    moves (d,): ones where the steps move w and zeros where they do not; None: they move all of it.
+    """
     points, gradient = [w], np.empty_like(w)
     for inner in inners:
         inner(points[-1], gradient)
         tally.add(inner)
-        points.append(points[-1] - w.dtype.type(alpha) * gradient)
+        step = gradient if moves is None else moves * gradient
+        points.append(points[-1] - w.dtype.type(alpha) * step)
     return points
 
 

@@ -1,0 +1,291 @@
+"""`refimpl fewshot`: meta-trains on few-shot episodes, and tests meta-models on fixed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from refimpl.cli.app import INTERRUPTED
+from refimpl.cli.compiling import notice
+from refimpl.cli.groups import SuggestingGroup
+from refimpl.cli.interrupt import stop_requests
+from refimpl.cli.options import PATH, Session, data_dir_option, file_option, key_options, session_options
+from refimpl.cli.output import command_line, facts, print_json, say_data, table
+from refimpl.cli.progress import Progress
+from refimpl.experiments.record import RunFolder, check_free
+from refimpl.fewshot.config import TEST_KEYS, FewShotConfig, preset, preset_names, resolve
+from refimpl.files.storage import toml_text
+from refimpl.registry import keys_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from refimpl.fewshot.experiment import FewShot, Meta
+
+KEYS = keys_of(FewShotConfig)
+BY_PRESET = frozenset(name for one in preset_names() for name in preset(one))
+
+EPILOG = """\b
+Examples:
+  refimpl fewshot train --preset digits-2way-1shot --out runs/few
+  refimpl fewshot test runs/few
+  refimpl fewshot train --preset omniglot-5way-1shot --method maml --data-dir ~/data --out runs/omniglot
+  refimpl fewshot classes cifar100 --data-dir ~/data
+"""
+
+
+@click.group(cls=SuggestingGroup, epilog=EPILOG)
+def command() -> None:
+    """Meta-train and test on few-shot episodes.
+
+    An episode is a small task: N classes with K labelled samples of each, and other samples of the same
+    classes to be recognised. `train` learns a start from which a few gradient steps solve new episodes.
+    `test` measures that on classes which the training never saw.
+    """
+
+
+preset_option = click.option(
+    "--preset", "from_preset", type=click.Choice(preset_names()), help="Shipped settings to start from."
+)
+
+
+# --- train
+
+
+@command.command(
+    "train",
+    epilog="\b\nExamples:\n  refimpl fewshot train --preset digits-2way-1shot --out runs/few\n"
+    "  refimpl fewshot train --out runs/few --resume\n"
+    "  refimpl fewshot train --preset cifarfs-5way-1shot --method anil --seed 1 --data-dir ~/data\n"
+    "  refimpl fewshot train --dataset mine.npz --model conv4 --ways 3 --shots 5",
+)
+@file_option
+@preset_option
+@click.option("--out", type=PATH, help="Run folder.  [runs/fewshot-DATASET-METHOD-SEED]")
+@click.option("--resume", is_flag=True, help="Continue the run in --out from its checkpoint.")
+@click.option("--force", is_flag=True, help="Replace the run in --out.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved settings as TOML and stop.")
+@session_options("threads", "data_dir", "json", "talk")
+@key_options(KEYS.values(), BY_PRESET)
+@click.pass_context
+def train_command(
+    ctx: click.Context,
+    file: Path | None,
+    from_preset: str | None,
+    out: Path | None,
+    resume: bool,
+    force: bool,
+    dry_run: bool,
+    session: Session,
+    **options: Any,
+) -> None:
+    """Meta-train one few-shot method into a run folder.
+
+    Settings come from --preset; those in the file of --config override them, and the options override both.
+    Ctrl-C stops after the meta-iteration in progress. --resume continues from there, and ends in the same
+    bytes as an uninterrupted run, for any number of threads.
+    """
+    from refimpl.fewshot.experiment import prepare, reopen
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if resume and (force or dry_run or file or from_preset or given or out is None):
+        raise click.UsageError("--resume needs --out RUN, and no settings", ctx)
+    if resume and out is not None:
+        with RunFolder.open(out) as folder:
+            ctx.exit(_run(session, reopen(folder, session.data_dir), folder, resume=True))
+    config = resolve(file, from_preset, **given)
+    if dry_run:
+        click.echo(toml_text(config.table()), nl=False)
+        return
+    name = f"fewshot-{Path(config.dataset).stem}-{config.method}-{config.seed}"
+    out = out or Path("runs") / name
+    check_free(out, force)
+    run = prepare(config, session.data_dir)
+    with RunFolder.create(out, config.table(), force, session.threads, run.data) as folder:
+        ctx.exit(_run(session, run, folder, resume=False))
+
+
+def _run(session: Session, run: FewShot, folder: RunFolder, resume: bool) -> int:
+    """Train and print a summary; returns the exit code."""
+    from refimpl.experiments.experiment import train
+
+    config, saved = run.config, folder.load_checkpoint().round if resume and folder.has_checkpoint else 0
+    with suppress(KeyboardInterrupt):
+        left = config.rounds - saved
+        with Progress(left, session.talk) as progress, notice(progress), stop_requests() as stop:
+            progress.say(_opening(run))
+
+            def on_round(record: Meta) -> None:
+                progress.step(_told(record, config))
+
+            trained = train(run, folder, resume=resume, threads=session.threads, on_round=on_round, stop=stop)
+        if trained.rounds == config.rounds:
+            _summary(session, run, folder)
+            return 0
+    again = command_line("fewshot", "train", "--resume", "--out", folder.path, session=session)
+    click.echo(f"refimpl: stopped; go on from the last checkpoint with: {again}", err=True)
+    return INTERRUPTED
+
+
+def _opening(run: FewShot) -> str:
+    """What is trained, on how many classes."""
+    config, sizes = run.config, [len(part) for part in run.split[:3]]
+    turned = ", each in four turns" if config.turned else ""
+    return (
+        f"{config.method}: {config.ways}-way {config.shots}-shot on {config.dataset}; {sizes[0]} classes for "
+        f"training, {sizes[1]} for validation and {sizes[2]} for the test{turned} ({run.split.origin})"
+    )
+
+
+def _told(record: Meta, config: FewShotConfig) -> str:
+    valid = "" if record.validation != record.validation else f"  validation {record.validation:.1%}"
+    return f"{config.method}  iteration {record.round}/{config.rounds}  loss {record.loss:.4f}{valid}"
+
+
+def _summary(session: Session, run: FewShot, folder: RunFolder) -> None:
+    rounds = folder.metrics()
+    tail = rounds[-max(1, len(rounds) // 10) :]
+    loss = sum(entry["loss"] for entry in tail) / len(tail)
+    checked = [entry["validation"] for entry in rounds if entry["validation"] is not None]
+    seconds = sum(entry["seconds"] for entry in rounds)
+    if session.as_json:
+        content = {"run": str(folder.path), "seconds": seconds, "loss": loss, "validation": checked}
+        print_json({**content, "data": run.dataset.note, "config": folder.config})
+        return
+    lines = [
+        ("run", str(folder.path)),
+        ("method", run.config.method),
+        *([("data", run.dataset.note)] if run.dataset.note else []),
+        ("iterations", str(len(rounds))),
+        ("loss, last tenth", f"{loss:.4f}"),
+        *([("validation", f"{checked[-1]:.1%}, best {max(checked):.1%}")] if checked else []),
+        ("seconds", f"{seconds:.1f}, {seconds / len(rounds):.3g} an iteration"),
+        ("next", command_line("fewshot", "test", folder.path, session=session)),
+    ]
+    click.echo(facts(lines))
+
+
+# --- test
+
+
+@command.command(
+    "test",
+    epilog="\b\nExamples:\n  refimpl fewshot test runs/few\n"
+    "  refimpl fewshot test runs/maml-0 runs/maml-1 runs/maml-2 --statistics support\n"
+    "  refimpl fewshot test runs/few --test-episodes 1000 --test-queries 0 --json",
+)
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=PATH)
+@session_options("threads", "data_dir", "json", "talk")
+@key_options((KEYS[name] for name in TEST_KEYS), BY_PRESET)
+def test_command(runs: tuple[Path, ...], session: Session, **options: Any) -> None:
+    """Test the meta-models of runs on fixed episodes of the test classes.
+
+    In each episode the method takes its inner steps on the support samples, then the other samples are
+    classified once. All runs with the same sizes of episodes see the same ones. The interval is that of
+    Student's t over episodes, and says nothing about other trainings. So where runs differ in their seed
+    only, one row more has the mean over these runs with their standard deviation (ddof 1).
+
+    With --statistics transductive, batch normalisation takes its statistics from the samples that are
+    classified together, as most published numbers do; with support, from the support samples. The accuracies
+    are also written to RUN/report/fewshot.json.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    found = [_tested(path, given, session) for path in runs]
+    groups = _groups([config for config, _ in found], [values for _, values in found])
+    entries = [_entry(path, *one) for path, one in zip(runs, found, strict=True)]
+    if session.as_json:
+        print_json({"runs": entries, "seeds": groups})
+        return
+    rows = [
+        [
+            entry["run"],
+            entry["method"],
+            f"{entry['ways']}-way {entry['shots']}-shot",
+            entry["statistics"],
+            f"{100 * entry['accuracy']:.2f} +- {100 * entry['half']:.2f}",
+            str(entry["episodes"]),
+        ]
+        for entry in entries
+    ]
+    click.echo(table(["run", "method", "episodes of", "statistics", "accuracy %", "episodes"], rows))
+    for group in groups:
+        click.echo(
+            f"{group['method']}, {group['seeds']} training seeds: {100 * group['mean']:.2f} %, standard "
+            f"deviation over seeds {100 * group['spread']:.2f}"
+        )
+
+
+def _tested(path: Path, given: dict[str, Any], session: Session) -> tuple[FewShotConfig, np.ndarray]:
+    """The settings of a run's test, and its accuracy in each episode."""
+    from refimpl.fewshot.evaluate import accuracies
+    from refimpl.fewshot.experiment import meta_model, reopen
+    from refimpl.files.environment import cores
+
+    with RunFolder.open(path, lock=False) as folder:
+        run = reopen(folder, session.data_dir)
+        run = replace(run, config=replace(run.config, **given))
+        w, test = meta_model(run, folder), run.test()
+        if not session.as_json:
+            say_data(run.dataset.note)
+        with Progress(len(test.tasks), session.talk) as progress, notice(progress):
+            found = accuracies(test, w, session.threads or cores(), lambda: progress.step(f"tested  {path}"))
+        folder.save_report("fewshot", {**_entry(path, run.config, found), "accuracies": found})
+    return run.config, found
+
+
+def _entry(path: Path, config: FewShotConfig, values: np.ndarray) -> dict[str, Any]:
+    """A run's test in numbers."""
+    from refimpl.fewshot.evaluate import interval
+
+    accuracy = interval(values)
+    settings = ("method", "dataset", "seed", "ways", "shots", *TEST_KEYS)
+    return {
+        "run": str(path),
+        **{name: getattr(config, name) for name in settings},
+        "accuracy": accuracy.mean,
+        "half": accuracy.half,
+        "episodes": accuracy.episodes,
+    }
+
+
+def _groups(configs: Sequence[FewShotConfig], values: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over the runs that differ in their seed only."""
+    import numpy as np
+
+    kinds: dict[str, dict[int, float]] = {}
+    for config, found in zip(configs, values, strict=True):
+        kinds.setdefault(repr(replace(config, seed=0)), {})[config.seed] = float(found.mean())
+    methods = {repr(replace(config, seed=0)): config.method for config in configs}
+    return [
+        {
+            "method": methods[kind],
+            "seeds": len(means),
+            "mean": float(np.mean([*means.values()])),
+            "spread": float(np.std([*means.values()], ddof=1)),
+        }
+        for kind, means in kinds.items()
+        if len(means) > 1
+    ]
+
+
+# --- classes
+
+
+@command.command("classes", epilog="\b\nExample:\n  refimpl fewshot classes omniglot --data-dir ~/data")
+@click.argument("dataset")
+@data_dir_option
+def classes_command(dataset: str, data_dir: Path | None) -> None:
+    """Print which classes of a data set, or of a FILE.npz, are for training, validation and test."""
+    from refimpl.data import class_split, load
+
+    data = load(dataset, data_dir)
+    split = class_split(data)
+    click.echo(f"split: {split.origin}")
+    for part in ("train", "validation", "test"):
+        numbers = getattr(split, part)
+        click.echo(f"{part} ({len(numbers)}): {', '.join(data.class_names[number] for number in numbers)}")

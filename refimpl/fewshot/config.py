@@ -1,0 +1,124 @@
+"""The settings of a few-shot run: one flat table, with the same keys in TOML files and on the command line.
+
+Values are taken, each level over the one before, from: the preset (shipped in `presets/`), its section for
+the method, a user's file (and its section for the method), explicit options.
+
+Source: mathematics.md §13, which uses these numbers; a preset says where each of its values comes from.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from refimpl.errors import ConfigError, one_of
+from refimpl.experiments.config import absolute, read_toml
+from refimpl.fewshot.learner import KINDS
+from refimpl.fewshot.outer import OUTER
+from refimpl.files.paths import OWN_DATA
+from refimpl.registry import DATASETS, MODELS, check_keys, key, keys_of, plain
+
+STATISTICS = ("transductive", "support")
+
+
+@dataclass(frozen=True)
+class FewShotConfig:
+    """Everything that determines a few-shot run's result (threads and folders do not)."""
+
+    method: str = key("fomaml", "few-shot method", choices=tuple(KINDS))
+    dataset: str = key(
+        "digits", "data set, or a file of your arrays x and y", choices=DATASETS, ending=OWN_DATA
+    )
+    model: str = key("digits", "network of the zoo", choices=MODELS)
+    widths: list[int] = key([], "channels of each convolution; none: the model's usual ones", at_least=1)
+    seed: int = key(0, "root of all random numbers of the training", at_least=0)
+    dtype: str = key("float32", "floating-point type", choices=("float32", "float64"))
+
+    ways: int = key(5, "classes of an episode", at_least=2)
+    shots: int = key(1, "support samples of each class", at_least=1)
+    queries: int = key(15, "query samples of each class in training (0: as many as shots)", at_least=0)
+    turned: bool = key(False, "count images turned by 90, 180 and 270 degrees as classes of their own")
+
+    rounds: int = key(1000, "meta-iterations", at_least=1)
+    tasks: int = key(4, "episodes of a meta-iteration", at_least=1)
+    inner_steps: int = key(1, "gradient steps of the inner loop in training", at_least=1)
+    alpha: float = key(0.4, "inner learning rate", above=0.0)
+    exact: bool = key(True, "for anil and boil: derivatives through the inner steps; without, first order")
+    batch_size: int = key(0, "samples of an inner step of reptile (0: all)", at_least=0)
+    outer: str = key("adam", "optimiser of the server", choices=tuple(OUTER))
+    eta: float = key(0.001, "learning rate of the server", above=0.0)
+
+    test_steps: int = key(3, "gradient steps of the inner loop at a test", at_least=0)
+    test_alpha: float = key(0.0, "inner learning rate at a test (0: as in training)", at_least=0.0)
+    test_queries: int = key(15, "query samples of each class at a test (0: as many as shots)", at_least=0)
+    test_seed: int = key(0, "root of the episodes of validation and test", at_least=0)
+    test_episodes: int = key(600, "test episodes", at_least=2)
+    statistics: str = key(
+        "transductive", "statistics that normalise query samples at a test", choices=STATISTICS
+    )
+    validate_every: int = key(0, "meta-iterations between validations (0: none)", at_least=0)
+    validation_episodes: int = key(100, "episodes of a validation", at_least=2)
+    checkpoint_every: int = key(100, "meta-iterations between checkpoints", at_least=1)
+
+    def __post_init__(self) -> None:
+        check_keys("config", self)
+
+    def table(self) -> dict[str, Any]:
+        """The settings as a flat table."""
+        return {item.name: plain(getattr(self, item.name)) for item in fields(self)}
+
+
+# The settings of a test, which `refimpl fewshot test` may replace.
+TEST_KEYS = ("test_steps", "test_alpha", "test_queries", "test_seed", "test_episodes", "statistics")
+
+
+def preset_names() -> tuple[str, ...]:
+    """The names of the shipped presets."""
+    files = (resources.files("refimpl.fewshot") / "presets").iterdir()
+    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The shipped preset of that name, with its sections; `InputError` for an unknown name."""
+    one_of("config", "preset", name, preset_names())
+    file = resources.files("refimpl.fewshot") / "presets" / f"{name}.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))
+
+
+def resolve(file: str | Path | None = None, from_preset: str | None = None, **options: Any) -> FewShotConfig:
+    """The settings from preset, file and explicit options (None: not given)."""
+    given = {name: value for name, value in options.items() if value is not None}
+    tables = {
+        f"preset {from_preset}": preset(from_preset) if from_preset else {},
+        str(file): read_toml(file) if file is not None else {},
+        "options": given,
+    }
+    merged = {name: value for table in tables.values() for name, value in table.items()}
+    method = merged.get("method", keys_of(FewShotConfig)["method"].default)
+    values: dict[str, Any] = {}
+    for source, table in tables.items():
+        values |= _layer(table, method, source)
+    config = from_table(values, "config")
+    return from_table({**values, "dataset": absolute(config.dataset)}, "config")
+
+
+def _layer(table: Mapping[str, Any], method: str, source: str) -> dict[str, Any]:
+    """The table's plain keys, overridden by those of its section for the method."""
+    sections = {name: content for name, content in table.items() if isinstance(content, dict)}
+    for name in sections:
+        one_of(source, "section", name, tuple(KINDS))
+    values = {name: value for name, value in table.items() if name not in sections}
+    return {**values, **sections.get(method, {})}
+
+
+def from_table(table: Mapping[str, Any], source: str) -> FewShotConfig:
+    """The settings in a flat table, of which messages speak as `source`; unknown keys are errors."""
+    for name in table:
+        if name not in keys_of(FewShotConfig):
+            hint = "; it is the folder of a federated run" if "nodes" in table else ""
+            raise ConfigError(f"{source}: {name} is no setting of a few-shot run{hint}")
+    return FewShotConfig(**table)
