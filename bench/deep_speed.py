@@ -54,13 +54,13 @@ def ours(network, w, x, y) -> dict[str, Callable]:
     from refimpl.nn.task import NetworkTask
 
     (objective,) = NetworkTask(network, x, y).draw(np.random.default_rng(0), 1)
-    gradient, predictor = np.empty_like(w), Predictor(network)
+    gradient, predictor = np.empty_like(w), Predictor(network, w)
 
     def run():
         objective(w, gradient)
         return gradient
 
-    return {"gradient": run, "inference": lambda: predictor(w, x).logits}
+    return {"gradient": run, "inference": lambda: predictor(x).logits}
 
 
 def flat(result):

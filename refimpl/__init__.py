@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from refimpl.nn.context import Context, Gating
     from refimpl.nn.network import Network
     from refimpl.nn.objective import NetworkObjective
+    from refimpl.nn.predict import Predictor
     from refimpl.nn.task import NetworkTask
     from refimpl.rng import SeedTree
 
@@ -47,6 +48,7 @@ _HOME = {
     "Node": "refimpl.data.node",
     "Participation": "refimpl.federated.rounds",
     "Plan": "refimpl.experiments.compare.plan",
+    "Predictor": "refimpl.nn.predict",
     "RunFolder": "refimpl.experiments.record",
     "SeedTree": "refimpl.rng",
     "adapt": "refimpl.federated.adapt",
@@ -77,6 +79,7 @@ __all__ = [
     "Node",
     "Participation",
     "Plan",
+    "Predictor",
     "RunFolder",
     "SeedTree",
     "__version__",

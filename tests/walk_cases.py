@@ -43,7 +43,7 @@ from refimpl.federated.methods.pfedme import PFedMe
 from refimpl.federated.methods.reptile import Reptile
 from refimpl.federated.pruning import snip
 from refimpl.federated.rounds import Participation, check_state, run_rounds, vectors_of
-from refimpl.nn import gate, gradcheck, hessian, joins, lowering, norms, pointwise, run, tangent
+from refimpl.nn import course, gate, gradcheck, hessian, joins, lowering, norms, pointwise, run, tangent
 from refimpl.nn.handover import Handover
 from refimpl.nn.layers import Conv2d
 from refimpl.nn.objective import NetworkObjective
@@ -248,6 +248,7 @@ INNER = {
         Handover.begin,  # called by tasks
         Handover.end,
         CompiledObjective,  # made by a task
+        course.Course.run,
         lowering.Program,
         lowering.Program.stack_noise,
         prox.Groups.spread,

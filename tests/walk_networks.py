@@ -139,7 +139,8 @@ NETWORKS = {
     place(hessian_vector): Case(
         lambda w, v, x, y: hessian_vector(NET, w, v, x, y, SOFT), w=W, v=DIRECTION, x=X, y=Y
     ),
-    place(Predictor.__call__): Case(lambda w, x: Predictor(NET)(w, x).logits, any_length=("x",), w=W, x=X),
+    place(Predictor): Case(lambda w: Predictor(NET, w)(X).logits, w=W),
+    place(Predictor.__call__): Case(lambda x: Predictor(NET, W)(x).logits, any_length=("x",), x=X),
     place(open_channels): Case(
         lambda w, x: open_channels(NET, w, x), any_length=("x",), blind=("w", "x"), w=W, x=X
     ),

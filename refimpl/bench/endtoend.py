@@ -76,8 +76,8 @@ def _adaptation(program: Adaptation, dtype: str) -> Candidate:
 def _inference(program: Inference, dtype: str) -> Candidate:
     network, w = program.model.network, program.model.parameters(dtype)
     x, _ = program.model.samples(program.batch, dtype)
-    predictor = Predictor(network)
-    return Candidate(OURS, lambda: predictor(w, x), lambda result: {"logits": result.logits}, skips=True)
+    predictor = Predictor(network, w)
+    return Candidate(OURS, lambda: predictor(x), lambda result: {"logits": result.logits}, skips=True)
 
 
 def program_reference(program: Program) -> Reference:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     epilog="\b\nExamples:\n  refimpl adapt runs/first\n  refimpl adapt runs/first --adapt-steps 3 --json"
 )
 @click.argument("run", type=PATH)
-@session_options("data_dir", "json", "talk")
+@session_options("threads", "data_dir", "json", "talk")
 @config_options(adaptation_keys())
 def command(run: Path, session: Session, **options: Any) -> None:
     """Adapt a run's meta-model at its target nodes, in two stages.
@@ -62,7 +62,10 @@ def command(run: Path, session: Session, **options: Any) -> None:
         experiments = [experiment, *_shown_beside(experiment)]
         work = len(experiment.target_nodes) * len(experiments)
         with Progress(work, session.talk) as progress, notice(progress, WARM_UP):
-            results = [adapt_targets(one, w, lambda node: progress.step(_told(node))) for one in experiments]
+            results = [
+                adapt_targets(one, w, lambda node: progress.step(_told(node)), session.threads)
+                for one in experiments
+            ]
         reports, beside = results[0], results[1] if len(results) > 1 else []
         content = {
             "run": str(run),

@@ -43,6 +43,7 @@ from refimpl.nn.network import Network
 from refimpl.nn.task import NetworkTask
 from refimpl.registry import METHODS, MODELS, PARTITIONS, STARTS
 from refimpl.rng import SeedTree
+from refimpl.threads import share
 
 OnRound = Callable[[Any], None]  # is told the record of a round, a named tuple
 
@@ -110,11 +111,11 @@ class Experiment:
             return Gating()
         return Gating(self.config.gate_mode, self.config.tau, self.config.gate_grad)
 
-    def tasks(self) -> list[NetworkTask]:
-        """The training nodes' learning problems (their test parts are not in them)."""
+    def tasks(self, threads: int = 1) -> list[NetworkTask]:
+        """The training nodes' learning problems (their test parts are not in them), with threads for each."""
         batch = self.config.batch_size
         return [
-            NetworkTask(self.network, x, y, self.gating, batch_size=batch)
+            NetworkTask(self.network, x, y, self.gating, batch_size=batch, threads=threads)
             for x, y in (node.train for node in self.train_nodes)
         ]
 
@@ -132,9 +133,13 @@ class Experiment:
     def rounds(
         self, state: State, rounds: range, threads: int | None = None, first_loss: float = math.nan
     ) -> Iterator[tuple[State, RoundRecord]]:
-        """Run `rounds` from `state`, with all cores unless told otherwise; see `run_rounds`."""
+        """Run `rounds` from `state`, with all cores unless told otherwise; see `run_rounds`.
+
+        Threads are for nodes, and where these are fewer, for the samples of each.
+        """
         nodes, threads = Participation(self.config.per_round, self.config.weighted), threads or cores()
-        return run_rounds(self.method, self.tasks(), state, rounds, nodes, self.seeds, threads, first_loss)
+        tasks = self.tasks(threads // max(1, self.config.per_round or len(self.train_nodes)))
+        return run_rounds(self.method, tasks, state, rounds, nodes, self.seeds, threads, first_loss)
 
 
 default_threads = cores  # the cores that this process may use
@@ -291,15 +296,16 @@ def _restore(folder: RunFolder, fresh: State) -> tuple[State, int, float]:
     return state, done, first_loss
 
 
-def adapt_settings(experiment: Experiment) -> AdaptSettings:
-    """The configured adaptation."""
+def adapt_settings(experiment: Experiment, threads: int = 1) -> AdaptSettings:
+    """The configured adaptation, with so many threads for a node."""
     config = experiment.config
     eta_phi = config.eta_phi if is_gated(config) else 0.0
-    return AdaptSettings(eta_phi, config.eta_theta, config.adapt_steps, experiment.gating)
+    gating = experiment.gating
+    return AdaptSettings(eta_phi, config.eta_theta, config.adapt_steps, gating, threads=threads)
 
 
 @np.errstate(all="ignore")  # a rate too large is an answer, not a fault
-def personalise(experiment: Experiment, w: np.ndarray, node: Node) -> Personal:
+def personalise(experiment: Experiment, w: np.ndarray, node: Node, threads: int = 1) -> Personal:
     """Adapt the meta-model w at a node as the configured method does; only its support samples are used.
 
     Where the rates are too large, parameters of the result are not finite.
@@ -309,7 +315,7 @@ def personalise(experiment: Experiment, w: np.ndarray, node: Node) -> Personal:
     def gated() -> Network:
         return build_network(config, network.input_shape, network.classes, gated=True)
 
-    target = Target(network, gated, w, *node.support, adapt_settings(experiment))
+    target = Target(network, gated, w, *node.support, adapt_settings(experiment, threads))
     if METHODS[config.method].personalise is None:
         return usual_adaptation(target)
     try:
@@ -320,21 +326,29 @@ def personalise(experiment: Experiment, w: np.ndarray, node: Node) -> Personal:
 
 
 def adapt_targets(
-    experiment: Experiment, w: np.ndarray, on_node: Callable[[NodeReport], None] = lambda report: None
+    experiment: Experiment,
+    w: np.ndarray,
+    on_node: Callable[[NodeReport], None] = lambda report: None,
+    threads: int | None = None,
 ) -> list[NodeReport]:
-    """Adapt and test the meta-model w at every target node; `on_node` is told of each.
+    """Adapt and test the meta-model w at every target node; `on_node` is told of each, in their order.
 
     A node at which adaptation diverged has a report that says so (`NodeReport.diverged`). Kernels are
-    compiled beforehand, so that no stage's seconds are the compiler's.
+    compiled beforehand, so that no stage's seconds are the compiler's; but other nodes may be adapted at the
+    same time. Threads (all cores unless told otherwise) are for nodes, and where these are fewer, for the
+    samples of each.
     """
-    warm_up(experiment.config.dtype)
-    settings, reports = adapt_settings(experiment), []
-    for node in experiment.target_nodes:
-        before = evaluate(experiment.network, w, *node.test, settings.gating)
-        personal = personalise(experiment, w, node)
-        reports.append(report(node.name, before, personal, node.support, node.test, settings))
-        on_node(reports[-1])
-    return reports
+    warm_up(experiment.config.dtype, threads)
+    nodes, threads = experiment.target_nodes, threads or cores()
+    settings = adapt_settings(experiment, max(1, threads // max(1, len(nodes))))
+
+    def adapted(number: int) -> NodeReport:
+        node = nodes[number]
+        before = evaluate(experiment.network, w, *node.test, settings.gating, settings.threads)
+        personal = personalise(experiment, w, node, settings.threads)
+        return report(node.name, before, personal, node.support, node.test, settings)
+
+    return share(adapted, len(nodes), threads, lambda _, report: on_node(report))
 
 
 UNRECORDED = "an older version began this and did not write down its data: not checked to be the same"

@@ -38,6 +38,7 @@ class AdaptSettings:
     With gating.mode `gumbel` adaptation uses `hard` masks: noise is for exploring during meta-training.
     lam: weight of the term (lam/2) ||. - w||^2 added to the loss, where w is the point at which a stage
     starts (for pfedme's personalised model); with one step it has no effect, since its gradient at w is zero.
+    threads: for the samples of a node, where they are many; results do not depend on it.
     """
 
     eta_phi: float
@@ -45,6 +46,7 @@ class AdaptSettings:
     steps: int = 1
     gating: Gating = Gating()
     lam: float = 0.0
+    threads: int = 1
 
     def __post_init__(self) -> None:
         expect_numbers("AdaptSettings", eta_phi=self.eta_phi, eta_theta=self.eta_theta, lam=self.lam)
@@ -174,7 +176,7 @@ def divergence(reports: Sequence[NodeReport]) -> str:
 def adapt(network: Network, w: np.ndarray, x: np.ndarray, y: np.ndarray, settings: AdaptSettings) -> Adapted:
     """Both stages on the support set x, y, from the meta-model w (not changed)."""
     gating, flops_gate = quiet(settings.gating), 0.0
-    first = NetworkTask(network, x, y, gating, ("phi",))
+    first = NetworkTask(network, x, y, gating, ("phi",), threads=settings.threads)
     second = replace(first, train=("theta",))
     if settings.steps > 0 and settings.eta_phi > 0:
         first, second = sharing(first, second, settings.steps)
@@ -199,14 +201,20 @@ def _stage(task: NetworkTask, w: np.ndarray, eta: float, settings: AdaptSettings
 
 
 def evaluate(
-    network: Network, w: np.ndarray, x: np.ndarray, y: np.ndarray, gating: Gating | None = None
+    network: Network,
+    w: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    gating: Gating | None = None,
+    threads: int = 1,
 ) -> Evaluation:
     """Accuracy, loss, sparsity and executed work of w on samples x, y; noise-free masks.
 
+    Results do not depend on the number of threads, among which many samples are divided.
     All are NaN if the model has diverged: if a parameter or a logit is not finite, or the loss exceeds
     `LARGEST`. The predictions of such a model, although `argmax` gives some, mean nothing.
     """
-    logits, opened, flops = predict(network, w, x, quiet(gating or Gating()))
+    logits, opened, flops = predict(network, w, x, quiet(gating or Gating()), threads)
     labels = network.check_labels("evaluate", y, len(logits))
     loss = softmax_cross_entropy(logits, labels, np.empty_like(logits))
     if not (np.isfinite(w).all() and np.isfinite(logits).all() and loss <= LARGEST):
@@ -226,7 +234,7 @@ def report_node(
 ) -> NodeReport:
     """Adapt at one node on `support`, then test on `test`."""
     personal = Personal(network, w, adapt(network, w, *support, settings))
-    before = evaluate(network, w, *test, settings.gating)
+    before = evaluate(network, w, *test, settings.gating, settings.threads)
     return report(name, before, personal, support, test, settings)
 
 
@@ -242,9 +250,9 @@ def report(
 
     before: the meta-model on the same test samples; support: the samples the node's model was adapted on.
     """
-    network, adapted, gating = personal.network, personal.adapted, settings.gating
-    after = evaluate(network, adapted.w, *test, gating)
-    pruned = evaluate(network, personal.start, *test, gating).accuracy if personal.pruned else NAN
+    network, adapted, how = personal.network, personal.adapted, (settings.gating, settings.threads)
+    after = evaluate(network, adapted.w, *test, *how)
+    pruned = evaluate(network, personal.start, *test, *how).accuracy if personal.pruned else NAN
     count = len(test[1])
     dense_adaptation = dense_work(network, len(support[1]), ("theta",)).total * settings.steps
     return NodeReport(
@@ -263,7 +271,11 @@ def report(
         seconds_backbone=adapted.seconds_backbone,
         weights_off=personal.weights_off,
         accuracy_pruned=pruned,
-        **({} if personal.pruned else _mask_measures(network, adapted.w, support[0], test, quiet(gating))),
+        **(
+            {}
+            if personal.pruned
+            else _mask_measures(network, adapted.w, support[0], test, quiet(settings.gating))
+        ),
     )
 
 

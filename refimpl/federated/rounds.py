@@ -11,13 +11,10 @@ Source: mathematics.md §4 ([MG] Algorithm 1), §10.
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,8 +23,8 @@ from refimpl.errors import DivergenceError, InputError, expect_numbers, shown
 from refimpl.kernels import vector
 from refimpl.optim.prox.contract import check_alike
 from refimpl.rng import SeedTree
+from refimpl.threads import share
 
-T = TypeVar("T")
 DIVERGED_FACTOR = 1e3  # a node's loss above this multiple of the first round's mean loss stops the run
 
 
@@ -135,16 +132,6 @@ def run_rounds(
         yield state, record
 
 
-@lru_cache(maxsize=1)
-def _workers(threads: int) -> ThreadPoolExecutor:
-    """Threads that stay after a run: each keeps its kernels' memory, which the next run uses again."""
-    return ThreadPoolExecutor(threads)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_workers.cache_clear)  # a forked child has no threads
-
-
 def _solve(
     method: Method,
     tasks: Sequence[Task],
@@ -153,12 +140,7 @@ def _solve(
     threads: int,
 ) -> list[LocalSolution]:
     """The nodes' answers, in order."""
-    return list(in_threads(method.local, threads, tasks, [point] * len(tasks), streams))
-
-
-def in_threads(function: Callable[..., T], threads: int, *columns: Sequence[object]) -> Iterator[T]:
-    """`map`, in order, by so many threads; with one thread it is done in this one, which is faster."""
-    return (map if threads <= 1 else _workers(threads).map)(function, *columns)
+    return share(lambda node: method.local(tasks[node], point, streams[node]), len(tasks), threads)
 
 
 def check_answers(

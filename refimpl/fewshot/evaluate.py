@@ -8,18 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from refimpl.federated.rounds import in_threads
 from refimpl.fewshot.learner import Learner
 from refimpl.fewshot.tasks import EpisodeTask
 from refimpl.nn.network import Network
 from refimpl.nn.norms import calibrate, frozen
 from refimpl.nn.predict import predict
+from refimpl.threads import share
 
 LEVEL = 0.95  # of the interval
 
@@ -46,10 +45,8 @@ def accuracies(
     test: Measurement, w: np.ndarray, threads: int = 1, on_episode: Callable[[], None] = lambda: None
 ) -> np.ndarray:
     """The accuracy in each episode after adaptation from w (d,); the same for any number of threads."""
-    found = []
-    for accuracy in in_threads(partial(_accuracy, test, w), threads, test.tasks):
-        found.append(accuracy)
-        on_episode()
+    tasks = test.tasks
+    found = share(lambda at: _accuracy(test, w, tasks[at]), len(tasks), threads, lambda *_: on_episode())
     return np.array(found)
 
 

@@ -46,6 +46,7 @@ OPERATION = np.dtype(
         ("clears", np.bool_),  # CONV: zero closed channels (else what reads them skips them)
         ("need_dw", np.bool_),
         ("learns", np.bool_),  # DECIDE and norms: is there a backward pass
+        ("steps", np.bool_),  # LINEAR: its weight may be stepped row by row, as gradients become known
     ],
     align=True,
 )
@@ -102,6 +103,29 @@ class Kept(NamedTuple):
 
 
 NOTHING_KEPT = Kept()
+
+
+class Span(NamedTuple):
+    """The samples of a batch, from `first` up to `stop`, that a descent treats, `part` at a time.
+
+    values: find activations and their gradients; sums: find the gradients of parameters from them, and go on
+    from `loss`, that of the samples before. A span that does both is the whole batch, and steps are taken.
+    """
+
+    first: int
+    stop: int
+    part: int
+    values: bool = True
+    sums: bool = True
+    loss: float = 0.0
+
+
+class Pull(NamedTuple):
+    """What a local step needs besides the gradient: step size and weight (dtype of w), and the centre."""
+
+    eta: np.floating
+    lam: np.floating
+    centre: np.ndarray
 
 
 class Decisions(NamedTuple):

@@ -117,17 +117,21 @@ def _forward(op, w, n, how, space):
 
 
 @inlined
-def _backward(op, w, n, more, space, gradient):
-    """One operation backward: parameter gradients into `gradient` (added if `more`), dx to `space.slopes`."""
+def _backward(op, w, n, more, span, stepping, pull, space, gradient):
+    """One operation backward: parameter gradients into `gradient` (added if `more`), dx to `space.slopes`.
+
+    stepping: take the step of a weight that is marked for it, instead of writing its gradient.
+    """
     values, slopes, masks = space.values, space.slopes, space.masks
     floats, ints = space.floats, space.ints
     reads, dy_mask = mask_at(masks, op.reads, n, op.groups), mask_at(masks, op.dy_mask, n, op.output[0])
-    dx_mask, need_dx = mask_at(masks, op.dx_mask, n, op.groups), op.dx != NOWHERE
+    dx_mask = mask_at(masks, op.dx_mask, n, op.groups)
+    need_dx, need_dw = op.dx != NOWHERE and span.values, op.need_dw and span.sums
     stride, pad = pair_of(op.stride), pair_of(op.pad)
     bias, dbias = bias_at(w, op, space.zeros), bias_at(gradient, op, space.unused)
     if op.kind == CONV:
         dout = images_at(slopes, op.dy, n, op.output)
-        if op.need_dw:
+        if need_dw:
             images, dweight = images_at(values, op.x, n, op.input), filters_at(gradient, op)
             tiled_weight_grad.weight_grad(
                 images, dout, stride, pad, reads, dy_mask, more, floats, ints, dweight, dbias
@@ -139,33 +143,37 @@ def _backward(op, w, n, more, space, gradient):
             )
     elif op.kind == LINEAR:
         rows, dout2 = rows_at(values, op.x, n, op.input[0]), rows_at(slopes, op.dy, n, op.output[0])
-        if op.need_dw:
-            dmatrix = matrix_at(gradient, op.weight, op.output[0], op.input[0])
-            tiled_linear.weight_grad(rows, dout2, reads, dy_mask, more, floats, ints, dmatrix, dbias)
+        matrix = matrix_at(w, op.weight, op.output[0], op.input[0])
         if need_dx:
             drows = rows_at(slopes, op.dx, n, op.input[0])
-            matrix = matrix_at(w, op.weight, op.output[0], op.input[0])
             tiled_linear.input_grad(dout2, matrix, dy_mask, dx_mask, floats, ints, drows)
+        if need_dw and stepping and op.steps:
+            centre = matrix_at(pull.centre, op.weight, op.output[0], op.input[0])
+            tiled_linear.weight_step(rows, dout2, pull.eta, pull.lam, centre, floats, ints, matrix, dbias)
+        elif need_dw:
+            dmatrix = matrix_at(gradient, op.weight, op.output[0], op.input[0])
+            tiled_linear.weight_grad(rows, dout2, reads, dy_mask, more, floats, ints, dmatrix, dbias)
     elif op.kind == DECIDE:
         if need_dx:
             decide_backward(op, n, space)
     elif op.kind == PRODUCT:
-        product_backward(op, n, space)
+        if span.values:
+            product_backward(op, n, space)
     elif op.kind == BATCH_NORM or op.kind == GROUP_NORM or op.kind == FROZEN_NORM:
-        if op.learns:
-            _norm_backward(op, w, n, more, space, gradient, dy_mask)
+        if need_dw or (op.learns and span.values):
+            _norm_backward(op, w, n, more, need_dw, space, gradient, dy_mask)
     elif need_dx:
         _elementwise_backward(op, n, space, dy_mask)
 
 
 @inlined
-def _norm_backward(op, w, n, more, space, gradient, dy_mask):
+def _norm_backward(op, w, n, more, need_dw, space, gradient, dy_mask):
     """Normalisation. Where that is by batch, the batch is a single part: nothing is added to earlier sums."""
     channels = op.output[0]
     dy, dx = maps_at(space.slopes, op.dy, n, op.output), maps_at(space.slopes, op.dx, n, op.input)
     gamma, dgamma = vector_at(w, op.weight, channels), vector_at(space.unused, 0, channels)
     dbias = vector_at(space.unused, channels, channels)
-    if op.need_dw:
+    if need_dw:
         dgamma, dbias = vector_at(gradient, op.weight, channels), vector_at(gradient, op.bias, channels)
     x, normalised = maps_at(space.values, op.x, n, op.input), maps_at(space.values, op.own, n, op.input)
     if op.kind == BATCH_NORM:
@@ -211,7 +219,7 @@ def _elementwise_backward(op, n, space, dy_mask):
 
 
 @inlined
-def add_gradient(program, w, labels, count, total, more, known, how, space, gradient):
+def add_gradient(program, w, labels, count, total, more, known, span, stepping, pull, how, space, gradient):
     """total + the losses at w of the samples at the start of `space.values`, a part of a batch of `count`.
 
     The results of the first `known` operations are there already, but for those of gates. Writes the trained
@@ -219,13 +227,13 @@ def add_gradient(program, w, labels, count, total, more, known, how, space, grad
     """
     n, last = labels.size, program[-1]
     for i in range(program.shape[0]):
-        if i >= known or program[i].gate != NOWHERE:
+        if span.values and (i >= known or program[i].gate != NOWHERE):
             _forward(program[i], w, n, how, space)
     logits = rows_at(space.values, last.y, n, last.output[0])
     dlogits = rows_at(space.slopes, last.dy, n, last.output[0])
     total = loss.add_cross_entropy(total, logits, labels, count, dlogits)
     for i in range(program.shape[0] - 1, -1, -1):
-        _backward(program[i], w, n, more, space, gradient)
+        _backward(program[i], w, n, more, span, stepping, pull, space, gradient)
     return total
 
 
@@ -266,10 +274,9 @@ def _count_open(program, n, masks, counts, moments):
 
 
 @kernel
-def _gather(x, y, chosen, samples, labels):
-    """Copy the chosen rows of x, one after the other, and their labels."""
+def _gather(x, chosen, samples):
+    """Copy the chosen rows of x, one after the other."""
     for i in range(chosen.size):
-        labels[i] = y[chosen[i]]
         copy(x[chosen[i]], samples[i * x.shape[1] : (i + 1) * x.shape[1]])
 
 
@@ -289,34 +296,61 @@ def _from_sample(space, first, kept):
     )
 
 
+@inlined
+def _stepped(program):
+    """Where the weight lies that is marked to be stepped row by row: first entry, one past the last."""
+    for i in range(program.shape[0]):
+        op = program[i]
+        if op.steps:
+            return op.weight, op.weight + op.output[0] * op.input[0]
+    return np.int64(0), np.int64(0)
+
+
+@inlined
+def _step(w, gradient, pull, start, stop):
+    """The local step of all parameters but those from `start` to `stop`, which have taken theirs."""
+    for part in (slice(0, start), slice(stop, w.size)):
+        vector.local_step(w[part], gradient[part], pull.centre[part], pull.eta, pull.lam)
+
+
 @kernel
-def descend(program, x, y, batches, part, kept, how, noise, eta, lam, centre, w, gradient, space, moments):
+def descend(program, x, y, batches, span, kept, how, noise, pull, w, gradient, space, moments):
     """Steps w <- w - eta (g(w) + lam (w - centre)), one for each row of `batches` (indices into x, y).
 
-    `part` samples are treated at a time, so that their activations stay in the cache; sums go on from part
-    to part; `kept` says what outlives a part. x (samples, features), y (samples,), noise (steps, n, gates,
-    widest gate); eta and lam in the dtype of w. `gradient` must be zero where nothing is trained. Returns
-    the first step's loss and the norm of the local problem's gradient before the last step; `moments` grows
-    by the open-channel counts.
+    A few samples are treated at a time (`span`), so that their activations stay in the cache; sums go on from
+    part to part; `kept` says what outlives a part. x (samples, features), y (samples,), noise (steps, n,
+    gates, widest gate). `gradient` must be zero where nothing is trained. Returns the first step's loss and
+    the norm of the local problem's gradient before the last step; `moments` grows by the open-channel counts.
+    A span that is not the whole batch takes no step, and returns the sum of losses up to its end.
     """
     optimise_for_size()
     steps, n = batches.shape
-    first_loss, residual = 0.0, 0.0
+    first_loss, residual, value = 0.0, 0.0, 0.0
     labels = np.empty(n, dtype=np.int64)
     counts = np.empty(moments.shape[0], dtype=np.int64)
+    start, stop = _stepped(program)
     for step in range(steps):
-        value, known = 0.0, kept.first if step == 0 else kept.later
-        for first in range(0, n, part):
-            chosen = slice(first, min(first + part, n))
+        value, known = span.loss, kept.first if step == 0 else kept.later
+        stepping = stop > 0 and span.part >= n and step < steps - 1  # the last gradient is needed whole
+        for first in range(span.first, span.stop, span.part):
+            chosen = slice(first, min(first + span.part, span.stop))
             ours, more = labels[chosen], first > 0
             own = _from_sample(space, first, kept)
-            _gather(x, y, batches[step, chosen], own.values, ours)
+            for i in range(ours.size):
+                ours[i] = y[batches[step, first + i]]
+            if span.values:
+                _gather(x, batches[step, chosen], own.values)
             now = Decisions(how.tau, how.mode, noise[step, chosen])
-            value = add_gradient(program, w, ours, n, value, more, known, now, own, gradient)
-            _count_open(program, ours.size, own.masks, counts, moments)
+            value = add_gradient(
+                program, w, ours, n, value, more, known, span, stepping, pull, now, own, gradient
+            )
+            if span.sums:
+                _count_open(program, ours.size, own.masks, counts, moments)
+        if not (span.values and span.sums):
+            return value, residual
         if step == 0:
             first_loss = value / n
         if step == steps - 1:
-            residual = vector.local_residual(w, gradient, centre, lam)
-        vector.local_step(w, gradient, centre, eta, lam)
+            residual = vector.local_residual(w, gradient, pull.centre, pull.lam)
+        _step(w, gradient, pull, start if stepping else 0, stop if stepping else 0)
     return first_loss, residual

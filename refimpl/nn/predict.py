@@ -9,17 +9,22 @@ Source: mathematics.md §2 (forward), §9 (executed work). Derived.
 
 from __future__ import annotations
 
+import math
+from threading import local
 from typing import NamedTuple
 
 import numpy as np
 
 from refimpl.errors import InputError
-from refimpl.kernels.operation import Decisions
+from refimpl.kernels.arrays import tidy
+from refimpl.kernels.operation import Decisions, Workspace
 from refimpl.kernels.program import predict as run
+from refimpl.kernels.workspace import aligned_copy
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.lowering import MODES, Program, lower
 from refimpl.nn.network import Network
 from refimpl.nn.work import context_tables
+from refimpl.threads import share
 
 LAYERS_BATCH = 256
 
@@ -33,40 +38,61 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """A network ready to predict under a gating; all that does not depend on w and x is done once."""
+    """A network with its parameters, ready to predict: all that does not depend on the samples is done once.
 
-    def __init__(self, network: Network, gating: Gating | None = None) -> None:
-        self.network = network
-        self.gating = _without_noise(f"{network.name}: predict", network, gating)
+    Prepare one for many small batches. w (d,) is copied, so that its later changes have no effect; the gating
+    is `hard` for None. Samples of a large batch are divided among `threads`. Several threads may call the
+    same predictor at a time: each has a workspace of its own. Results are those of `predict`, bit for bit.
+    Raises `InputError` where the gating wants noise.
+    """
+
+    def __init__(
+        self, network: Network, w: np.ndarray, gating: Gating | None = None, threads: int = 1
+    ) -> None:
+        self.who = f"{network.name}: predict"
+        network.layout.check(self.who, w)
+        self.network, self.w, self.threads = network, aligned_copy(tidy(w)), threads
+        self.gating = _without_noise(self.who, network, gating)
         self.program = lower(network, self.gating, ())
+        self.how = Decisions(self.gating.tau, MODES[self.gating.mode], np.empty((1, 1, 1), dtype=w.dtype))
         self.tables = context_tables(network, Context(self.gating))[:3].sum(axis=0)
+        self.memory = local()
 
-    def __call__(self, w: np.ndarray, x: np.ndarray) -> Prediction:
+    def __call__(self, x: np.ndarray) -> Prediction:
         """Prediction for x (n, *input_shape) in the dtype of w."""
-        who = f"{self.network.name}: predict"
-        self.network.layout.check(who, w)
-        x = self.network.check_batch(who, x, w.dtype)
+        x = self.network.check_batch(self.who, x, self.w.dtype)
         opened = np.zeros((len(x), len(self.network.gates)), dtype=np.int64)
         if self.program is None:
-            logits = self._by_layers(w, x, opened)
+            logits = self._by_layers(x, opened)
         else:
-            logits = self._by_program(self.program, w, x, opened)
+            logits = self._by_program(self.program, x, opened)
         counts = np.ones((len(x), 1 + opened.shape[1]), dtype=np.int64)
         counts[:, 1:] = opened
         return Prediction(logits, opened, int(np.vdot(self.tables, counts.T @ counts)))
 
-    def _by_program(self, program: Program, w: np.ndarray, x: np.ndarray, opened: np.ndarray) -> np.ndarray:
-        part = program.part(len(x), w.dtype, gradients=False)
-        logits = np.empty((len(x), self.network.classes), dtype=w.dtype)
-        how = Decisions(self.gating.tau, MODES[self.gating.mode], np.empty((1, 1, 1), dtype=w.dtype))
-        space = program.workspace(part, w.dtype)
-        run(program.operations, x.reshape(len(x), -1), w, how, part, space, logits, opened)
+    def _by_program(self, program: Program, x: np.ndarray, opened: np.ndarray) -> np.ndarray:
+        logits = np.empty((len(x), self.network.classes), dtype=x.dtype)
+        x, each = x.reshape(len(x), -1), program.share_of(len(x), x.dtype, self.threads)
+        part = program.part(each, x.dtype, gradients=False)
+
+        def fill(number: int) -> None:
+            own, space = slice(number * each, (number + 1) * each), self._space(program, part)
+            run(program.operations, x[own], self.w, self.how, part, space, logits[own], opened[own])
+
+        share(fill, math.ceil(len(x) / each), self.threads)
         return logits
 
-    def _by_layers(self, w: np.ndarray, x: np.ndarray, opened: np.ndarray) -> np.ndarray:
+    def _space(self, program: Program, part: int) -> Workspace:
+        """This thread's workspace for so many samples at a time."""
+        kept: tuple[int, Workspace] | None = getattr(self.memory, "kept", None)
+        if kept is None or kept[0] != part:
+            kept = self.memory.kept = (part, program.workspace(part, self.w.dtype))
+        return kept[1]
+
+    def _by_layers(self, x: np.ndarray, opened: np.ndarray) -> np.ndarray:
         logits = []
         for part in _parts(self.network, len(x)):
-            result, trace = self.network.forward(w, x[part], Context(self.gating))
+            result, trace = self.network.forward(self.w, x[part], Context(self.gating))
             masks = self.network.masks(trace)
             for number, block in enumerate(self.network.gates):
                 opened[part, number] = (masks[block.gate.name] != 0).sum(axis=1)
@@ -108,6 +134,8 @@ def open_channels(
     return {name: np.concatenate([~(masks[name] <= 0.5) for masks in found]) for name in names}
 
 
-def predict(network: Network, w: np.ndarray, x: np.ndarray, gating: Gating | None = None) -> Prediction:
+def predict(
+    network: Network, w: np.ndarray, x: np.ndarray, gating: Gating | None = None, threads: int = 1
+) -> Prediction:
     """`Predictor`, for a single use."""
-    return Predictor(network, gating)(w, x)
+    return Predictor(network, w, gating, threads)(x)

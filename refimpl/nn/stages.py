@@ -41,7 +41,7 @@ def sharing(first: NetworkTask, second: NetworkTask, steps: int) -> tuple[Networ
     if not known:
         return first, second
     kept_first, kept_second = Kept(*sizes, 0, one.before_gate), Kept(*sizes, known, 0)
-    part = one.part(first.size, first.x.dtype, gradients=True)  # of both, as parts lie one after the other
+    part = first.part_of(one, first.size)  # of both, as parts lie one after the other
     handover = Handover(kept_first, first.size, first.x.dtype)
     return (
         replace(first, kept=kept_first, handover=handover, part=part),

@@ -19,10 +19,10 @@ import numpy as np
 from refimpl.errors import InputError
 from refimpl.kernels import vector
 from refimpl.kernels.arrays import tidy
-from refimpl.kernels.operation import NOTHING_KEPT, Activations, Decisions, Kept
-from refimpl.kernels.program import descend
+from refimpl.kernels.operation import NOTHING_KEPT, Activations, Decisions, Kept, Pull
 from refimpl.kernels.workspace import aligned_copy, scratch_array
 from refimpl.nn.context import Context, Gating
+from refimpl.nn.course import Course
 from refimpl.nn.handover import Handover
 from refimpl.nn.lowering import MODES, Program, lower
 from refimpl.nn.network import Network, draw_gate_noise
@@ -59,7 +59,9 @@ class NetworkTask:
 
     train: the trained parts; the gradient of the others is zero. compiled: use the network's program.
     kept, handover: what a descent leaves for that of another task, or finds, and where (`stages.py`); part:
-    samples treated at a time (0: as many as the cache holds).
+    samples treated at a time (0: as many as the cache holds); threads: for the parts of a large batch, which
+    a program treats at the same time, while the sums over samples keep their order. Results do not depend on
+    it. Where samples depend on each other (batch normalisation) a batch is one part and has one thread.
     """
 
     network: Network
@@ -72,6 +74,7 @@ class NetworkTask:
     kept: Kept = NOTHING_KEPT
     handover: Handover | None = None
     part: int = 0
+    threads: int = 1
 
     def __post_init__(self) -> None:
         if self.batch_size < 0:
@@ -166,16 +169,17 @@ class NetworkTask:
                 "convert with x.astype"
             )
         size, scalar = batches.shape[1], w.dtype.type
-        part = self.part or program.part(size, w.dtype, gradients=True)
-        space = program.workspace(part, w.dtype, own)
         stacked = program.stack_noise(noise, size if any(noise) else 0, w.dtype)
         how = Decisions(float(self.gating.tau), MODES[self.gating.mode], stacked[0])
+        pull = Pull(scalar(eta), scalar(lam), centre)
+        x, part = self.x.reshape(self.size, -1), self.part or self.part_of(program, size)
         moments = np.zeros((1 + program.gates, 1 + program.gates), dtype=np.int64)
-        loss, residual = descend(
-            program.operations, self.x.reshape(self.size, -1), self.y, batches, part, kept, how, stacked,
-            scalar(eta), scalar(lam), centre, w, gradient, space, moments,
-        )  # fmt: skip
-        return loss, residual, moments
+        course = Course(program, x, self.y, batches, stacked, how, pull, kept, own, part)
+        return *course.run(w, gradient, moments, self.threads), moments
+
+    def part_of(self, program: Program, batch: int) -> int:
+        """How many samples of a batch to treat at a time."""
+        return program.part(batch, self.x.dtype, gradients=True, threads=self.threads)
 
     def _measure(self, moments: np.ndarray) -> tuple[float, float]:
         """Executed FLOPs and share of closed channels from sums of open-channel counts."""

@@ -194,7 +194,8 @@ class Gathering:
         found, wanted = dict(self._stored_accuracy), over_the_run(self.folder, ACCURACY_POINTS)
         for record, _, after in replay(self.experiment, self.folder, wanted[-1], self.threads):
             if record.round in wanted:
-                reports = adapt_targets(self.experiment, self.experiment.method.model(after))
+                w = self.experiment.method.model(after)
+                reports = adapt_targets(self.experiment, w, threads=self.threads)
                 found[record.round] = statistics.fmean(report.accuracy_after for report in reports)
             self.on_step(f"{self.subject.label}: accuracy by round")
         stored = read_curve(curve_path(self.folder))

@@ -93,10 +93,10 @@ def _forward_pass(experiment: Experiment, personal: Personal, name: str, x: np.n
 
 def _timed(network: Network, w: np.ndarray, x: np.ndarray, gating: Gating) -> tuple[float, float]:
     """FLOPs and seconds per sample of predictions for x; the first prediction is not timed."""
-    predictor, seconds = Predictor(network, gating), []
-    flops = predictor(w, x).flops
+    predictor, seconds = Predictor(network, w, gating), []
+    flops = predictor(x).flops
     for _ in range(REPEATS):
         started = time.perf_counter()
-        predictor(w, x)
+        predictor(x)
         seconds.append(time.perf_counter() - started)
     return flops / len(x), statistics.median(seconds) / len(x)

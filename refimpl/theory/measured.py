@@ -16,7 +16,6 @@ Source: mathematics.md §3 and §7. Derived; the constants are estimates and cal
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,6 +28,7 @@ from refimpl.errors import InputError
 from refimpl.kernels import vector
 from refimpl.optim.accel import Objective
 from refimpl.theory.gap import surrogate_gap
+from refimpl.threads import share
 
 DIFFERENCE = 1e-10  # step of differences of gradients, so short that few of them cross a kink
 LANCZOS_STEPS = 8
@@ -218,8 +218,7 @@ def measured_gap(
         on_node()
         return answer
 
-    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
-        answers = list(pool.map(solve, range(len(losses))))
+    answers = share(solve, len(losses), threads)
     gradient = _envelope_gradient(v, lam, weights, [answer.w for answer in answers])
     elsewhere = [
         _envelope_gradient(v, lam, weights, points)

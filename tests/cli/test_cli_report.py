@@ -160,7 +160,7 @@ def test_the_dense_twin_is_the_same_backbone(refimpl, gated, monkeypatch):
     seen = []
 
     def kept(network, w, x, gating):
-        seen.append(measure.Predictor(network, gating)(w, x).logits)
+        seen.append(measure.Predictor(network, w, gating)(x).logits)
         return 1.0, 1.0
 
     bias = experiment.network.layout.views(w)["conv2.gate.fc2.bias"]

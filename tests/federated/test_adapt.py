@@ -9,7 +9,7 @@ import pytest
 
 from refimpl.errors import InputError
 from refimpl.federated.adapt import AdaptSettings, adapt, evaluate, report_node
-from refimpl.nn import zoo
+from refimpl.nn import lowering, zoo
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.work import dense_work
@@ -74,6 +74,21 @@ def test_gumbel_gates_adapt_and_are_tested_without_noise():
     noisy = replace(SETTINGS, gating=Gating("gumbel"))
     assert adapt(NETWORK, w, x, y, noisy).w.tobytes() == adapt(NETWORK, w, x, y, SETTINGS).w.tobytes()
     assert evaluate(NETWORK, w, x, y, Gating("gumbel")).accuracy == evaluate(NETWORK, w, x, y).accuracy
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_threads_change_no_bit_of_adaptation_and_evaluation(mode, steps, monkeypatch):
+    monkeypatch.setattr(lowering, "SHARED_BYTES", 1)  # so that a few samples are worth a thread
+    w, x, y = problem(samples=13)
+    usual = replace(SETTINGS, steps=steps, gating=Gating(mode))
+    found = []
+    for threads in (1, 2, 3):
+        adapted = adapt(NETWORK, w, x, y, replace(usual, threads=threads))
+        accuracy, loss, closed, flops = evaluate(NETWORK, adapted.w, x, y, usual.gating, threads)
+        work = adapted.flops_gate, adapted.flops_backbone
+        found.append((adapted.w.tobytes(), work, accuracy, loss, closed.tobytes(), flops))
+    assert found[0] == found[1] == found[2]
 
 
 def test_evaluation_by_hand_and_over_batches():

@@ -194,6 +194,19 @@ def test_before_is_the_meta_model_and_the_pruned_one_has_a_number_of_its_own(met
         assert pruned.loss != whole.loss
 
 
+@pytest.mark.parametrize("method", ["metagater", "metasnip", "pfedme"])
+def test_nodes_adapted_at_the_same_time_have_the_same_reports_in_order(method):
+    e, found = experiment(method, targets=3), []
+    w = train(e, threads=1).w
+    for threads in (1, 2, 7):
+        told = []
+        reports = adapt_targets(e, w, told.append, threads)
+        assert told == reports
+        found.append([report._replace(seconds_gate=0.0, seconds_backbone=0.0) for report in reports])
+    assert [report.node for report in found[0]] == [node.name for node in e.target_nodes]
+    assert str(found[0]) == str(found[1]) == str(found[2])  # with every digit; a NaN equals itself
+
+
 def test_methods_that_prune_nothing_have_no_pruned_model():
     e = experiment("metagater")
     assert all(np.isnan(report.accuracy_pruned) for report in adapt_targets(e, e.method.model(e.start())))

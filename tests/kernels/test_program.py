@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from refimpl.federated.local import LocalSettings, solve_local
-from refimpl.nn import zoo
+from refimpl.nn import course, zoo
 from refimpl.nn.chain import Residual
 from refimpl.nn.context import GATE_GRADS, MODES, Context, Gating
 from refimpl.nn.gate import ChannelGate, Gated
@@ -23,6 +23,7 @@ from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 from refimpl.nn.predict import predict
 from refimpl.nn.task import NetworkTask, draw_batches
 from refimpl.rng import SeedTree
+from refimpl.threads import share
 
 SETTINGS = LocalSettings(lam=1.0, eta=0.05, steps=4)
 
@@ -221,6 +222,50 @@ def test_gradients_of_normalised_networks_against_differences(name):
     w += 0.1 * rng.standard_normal(w.size)
     errors = check_network(network, w, task.x, task.y, Context(Gating("soft"), ("theta", "phi")), rng)
     assert all(error < 1e-6 for _, error in errors), errors
+
+
+def solutions(task, w):
+    """The bytes and numbers of a local solve and of one gradient, for one to three threads."""
+    found = []
+    for threads in (1, 2, 3):
+        one = replace(task, threads=threads)
+        end = solve_local(one, w, SETTINGS, np.random.default_rng(3))
+        (objective,) = one.draw(np.random.default_rng(5), 1)
+        gradient = np.full_like(w, np.nan)
+        alone = (objective(w, gradient), gradient.tobytes(), objective.measure())
+        found.append((*end._replace(w=end.w.tobytes()), *alone))
+    return found
+
+
+@pytest.mark.parametrize("name", [*SMALL, *NORMALISED])
+def test_threads_change_no_bit_of_a_local_solve(name, monkeypatch):
+    """Where samples depend on each other (batch normalisation) the batch is one part, and has one thread."""
+    network, shared = (SMALL | NORMALISED)[name], []
+    whole = lower(network, Gating(), ("theta", "phi")).whole
+    monkeypatch.setattr(Program, "part", lambda self, batch, *_, **__: batch if self.whole else 2)
+    monkeypatch.setattr(course, "share", lambda *args: shared.append(args) or share(*args))
+    for mode in ("hard", "gumbel"):
+        task, w = make_task(network, Gating(mode, 0.7))
+        one, *others = solutions(task, w)
+        assert all(found == one for found in others)
+        assert one[0] != w.tobytes()
+    assert bool(shared) != whole
+
+
+@pytest.mark.parametrize(
+    ("network", "mode", "samples"),
+    [
+        (zoo.mlp((784, 100, 10)), "hard", 400),
+        (zoo.cnn3(gates=("conv2", "conv3")), "hard", 6),
+        (zoo.cnn3(gates=("conv3",)), "gumbel", 6),
+    ],
+)
+def test_large_batches_are_divided_among_threads_without_changing_a_bit(network, mode, samples):
+    task, w = make_task(network, Gating(mode), samples=samples, batch=0)
+    program = task.program
+    assert replace(task, threads=2).part_of(program, samples) <= samples / 2
+    one, *others = solutions(task, w)
+    assert all(found == one for found in others)
 
 
 @pytest.mark.parametrize("model", [zoo.cnn3, zoo.cnn7])

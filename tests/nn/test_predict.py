@@ -14,9 +14,10 @@ from refimpl.nn.layers import Conv2d, Linear
 from refimpl.nn.network import Network
 from refimpl.nn.pointwise import ReLU
 from refimpl.nn.pooling import Flatten
-from refimpl.nn.predict import open_channels, predict
+from refimpl.nn.predict import Predictor, open_channels, predict
 from refimpl.nn.work import executed_work
 from refimpl.rng import SeedTree
+from refimpl.threads import share
 
 NETWORKS = {
     "digits": zoo.digits((4, 6), gates=("conv1", "conv2")),
@@ -80,6 +81,30 @@ def test_samples_do_not_depend_on_how_they_are_split(name, monkeypatch):
         apart = predict(network, w, x)
         assert apart.logits.tobytes() == together.logits.tobytes()
         assert (apart.flops, apart.opened.tolist()) == (together.flops, together.opened.tolist())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_predictor_predicts_as_predict_does_whatever_batch_came_before(name, threads, monkeypatch):
+    monkeypatch.setattr(lowering, "SHARED_BYTES", 1)
+    network = NETWORKS[name]
+    w, x = problem(network)
+    wanted = [predict(network, w, x[:size]) for size in (23, 1, 8, 2)]
+    predictor = Predictor(network, w, threads=threads)
+    w[:] = np.nan  # it has a copy
+    for size, other in zip((23, 1, 8, 2), wanted, strict=True):
+        found = predictor(x[:size])
+        assert found.logits.tobytes() == other.logits.tobytes()
+        assert (found.flops, found.opened.tolist()) == (other.flops, other.opened.tolist())
+
+
+def test_several_threads_may_use_one_predictor():
+    network = NETWORKS["digits"]
+    w, x = problem(network, samples=64)
+    predictor, wanted = Predictor(network, w), predict(network, w, x).logits
+    found = share(lambda piece: predictor(x[piece % 32 : piece % 32 + 32]).logits, 200, 4)
+    for piece, logits in enumerate(found):
+        assert logits.tobytes() == wanted[piece % 32 : piece % 32 + 32].tobytes()
 
 
 def test_memory_left_by_others_is_never_read():

@@ -4,8 +4,8 @@
 Its `report/` has the results at the target nodes for every row that adapts its meta-model (rows that prune
 the same model share its training).
 
-Trainings run at the same time, in several processes. Adaptation follows when all are done, seed by seed and
-one at a time with nothing beside it, since its seconds are a result.
+Trainings run at the same time, in several processes. Adaptation follows when all are done, seed by seed. Its
+seconds are a result, so they are measured one node at a time, with nothing beside it.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Comparison:
             failures = self._train(jobs, on_round, stop)
             for job in jobs:
                 if job.training.name not in failures:
-                    adapt_cells(job, on_adapted, stop)
+                    adapt_cells(replace(job, threads=self.threads or default_threads()), on_adapted, stop)
             return self._outcomes(jobs, failures)
 
     def read(self) -> list[Outcome]:

@@ -186,7 +186,7 @@ def _measure(job: Job, folder: RunFolder, experiment: Experiment, done: int) -> 
         return
     w = experiment.method.model(folder.load_checkpoint(like=experiment.start()).arrays)
     for cell in missing:
-        reports = adapt_targets(replace(experiment, config=cell.config), w)
+        reports = adapt_targets(replace(experiment, config=cell.config), w, threads=job.threads)
         accuracy = statistics.fmean(report.accuracy_after for report in reports)
         curve.setdefault(cell.label, {})[str(done)] = accuracy
     folder.save_report(CURVE, curve)
@@ -206,18 +206,19 @@ def adapt_cells(job: Job, on_adapted: Callable[[Cell, float], None], stop: Stop)
         for cell in left:
             if stop():
                 raise KeyboardInterrupt
-            reports = adapt_timed(replace(experiment, config=cell.config), w)
+            reports = adapt_timed(replace(experiment, config=cell.config), w, job.threads)
             nodes = [report._asdict() for report in reports]
             folder.save_report(cell.name, {"label": cell.label, "data": experiment.note, "nodes": nodes})
             on_adapted(cell, statistics.fmean(report.accuracy_after for report in reports))
 
 
-def adapt_timed(experiment: Experiment, w: np.ndarray) -> list[NodeReport]:
+def adapt_timed(experiment: Experiment, w: np.ndarray, threads: int | None = None) -> list[NodeReport]:
     """As `adapt_targets`, but seconds are the medians over `REPEATS` further adaptations of each node.
 
-    Nodes at which adaptation diverged are not adapted again: their seconds mean nothing.
+    These run one after the other, on one thread. Nodes at which adaptation diverged are not adapted again:
+    their seconds mean nothing.
     """
-    pairs = zip(adapt_targets(experiment, w), experiment.target_nodes, strict=True)
+    pairs = zip(adapt_targets(experiment, w, threads=threads), experiment.target_nodes, strict=True)
     return [report if report.diverged else _timed(experiment, w, node, report) for report, node in pairs]
 
 

@@ -101,7 +101,7 @@ def run_trials(job: Job, tell: Tell, stop: Stop) -> list[Trial] | None:
             return [_diverged(*trial, seconds, f"seed {seed}: {error}") for trial in job.trials]
         if trained.rounds < search.config.rounds:
             return None
-        reports.append([_adapted(experiment, trained.w, *trial) for trial in job.trials])
+        reports.append([_adapted(experiment, trained.w, *trial, job.threads) for trial in job.trials])
     seconds = time.perf_counter() - started
     return [
         _scored(*trial, seconds, of_seeds)
@@ -109,9 +109,9 @@ def run_trials(job: Job, tell: Tell, stop: Stop) -> list[Trial] | None:
     ]
 
 
-def _adapted(experiment: Experiment, w: np.ndarray, search: Search, number: int) -> Reports:
+def _adapted(experiment: Experiment, w: np.ndarray, search: Search, number: int, threads: int) -> Reports:
     config = replace(search.config, seed=experiment.config.seed, **search.settings()[number])
-    return adapt_targets(replace(experiment, config=config), w)
+    return adapt_targets(replace(experiment, config=config), w, threads=threads)
 
 
 def _diverged(search: Search, number: int, seconds: float, why: str) -> Trial:
