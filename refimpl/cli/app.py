@@ -32,7 +32,7 @@ COMMANDS = {
     "export": "Export a run's model with its gates for inference, as ONNX.",
     "compare": "Compare methods, or settings of one, over seeds, in the paper's tables.",
     "report": "Write tables and figures of runs, as one page and PNG files.",
-    "fewshot": "Meta-train and test on few-shot episodes: MAML, Reptile, ANIL, BOIL.",
+    "fewshot": "Meta-train and test on few-shot episodes.",
     "tune": "Search for the best settings of methods on validation nodes.",
     "data": "List, verify and fetch data sets; show how one is cut into nodes.",
     "theory": "Check the paper's lemmas, theorem and rates numerically.",
