@@ -75,10 +75,15 @@ class Config:
     batch_size: int = key(20, "mini-batch of a local step (0: all samples)", at_least=0)
     schedule: str = key("ghadimi-lan", "server step sizes", choices=SCHEDULES)
     penalty: str = key("group-lasso", "regulariser of the gates", choices=PENALTIES)
+    group_bias: bool = key(True, "the group of a channel holds its biases as well as its weights")
+    rho_rise: float = key(
+        0.0, "share of the rounds in which the penalty rises to its weight", at_least=0.0, at_most=1.0
+    )
 
     gates: list[str] = key(["conv2"], "layers that carry a channel gate (default: the model's usual ones)")
     gate_mode: str = key("hard", "how gates decide in training", choices=("hard", "gumbel", "ste", "soft"))
     tau: float = key(1.0, "gate temperature", above=0.0)
+    tau_end: float = key(0.0, "gate temperature in the last round (0: as in the first)", at_least=0.0)
     gate_grad: str = key("dense", "gradient of off channels' gates", choices=("dense", "active"))
     gate_start: str = key("open", "how gates start", choices=STARTS)
 

@@ -109,13 +109,24 @@ class Experiment:
         """Gate settings of training and adaptation; pruning closes channels by gates that decide as usual."""
         if not is_gated(self.config):
             return Gating()
-        return Gating(self.config.gate_mode, self.config.tau, self.config.gate_grad)
+        return Gating(self.config.gate_mode, self.config.tau_end or self.config.tau, self.config.gate_grad)
 
-    def tasks(self, threads: int = 1) -> list[NetworkTask]:
+    def gating_in(self, round_: int) -> Gating:
+        """Gate settings of a round, counted from 1: tau goes geometrically to tau_end."""
+        gating, tau = self.gating, self.config.tau
+        share = (round_ - 1) / max(1, self.config.rounds - 1)
+        return replace(gating, tau=tau * (gating.tau / tau) ** share) if self.anneals else gating
+
+    @property
+    def anneals(self) -> bool:
+        """Whether the gates' temperature differs between rounds."""
+        return is_gated(self.config) and self.config.tau_end not in (0, self.config.tau)
+
+    def tasks(self, threads: int = 1, round_: int = 1) -> list[NetworkTask]:
         """The training nodes' learning problems (their test parts are not in them), with threads for each."""
-        batch = self.config.batch_size
+        batch, gating = self.config.batch_size, self.gating_in(round_)
         return [
-            NetworkTask(self.network, x, y, self.gating, batch_size=batch, threads=threads)
+            NetworkTask(self.network, x, y, gating, batch_size=batch, threads=threads)
             for x, y in (node.train for node in self.train_nodes)
         ]
 
@@ -138,8 +149,14 @@ class Experiment:
         Threads are for nodes, and where these are fewer, for the samples of each.
         """
         nodes, threads = Participation(self.config.per_round, self.config.weighted), threads or cores()
-        tasks = self.tasks(threads // max(1, self.config.per_round or len(self.train_nodes)))
-        return run_rounds(self.method, tasks, state, rounds, nodes, self.seeds, threads, first_loss)
+        own = threads // max(1, self.config.per_round or len(self.train_nodes))
+        parts = [range(k, k + 1) for k in rounds] if self.anneals else [rounds]
+        for part in parts:
+            tasks = self.tasks(own, part.start)
+            found = run_rounds(self.method, tasks, state, part, nodes, self.seeds, threads, first_loss)
+            for state, record in found:
+                first_loss = record.loss if math.isnan(first_loss) else first_loss
+                yield state, record
 
 
 default_threads = cores  # the cores that this process may use

@@ -13,7 +13,8 @@ from refimpl.nn.network import Network
 from refimpl.optim import prox
 from refimpl.registry import METHODS, PENALTIES, SCHEDULES, STARTS, keys_of
 
-GATES = ("gates", "gate_mode", "tau", "gate_grad", "gate_start", "eta_phi")  # what methods with gates take
+GATES = ("gates", "gate_mode", "tau", "tau_end", "gate_grad", "gate_start", "eta_phi")  # with trained gates
+PENALTY = ("penalty", "group_bias", "rho_rise")
 
 
 def keys_taken(method: str) -> frozenset[str]:
@@ -28,7 +29,7 @@ def keys_taken(method: str) -> frozenset[str]:
     if "schedule" in made_with:
         taken |= {"schedule", *SCHEDULES.keys()}
     if kind.gated:
-        taken |= {*GATES, *STARTS.keys(), *({"penalty", *PENALTIES.keys()} if "penalty" in made_with else ())}
+        taken |= {*GATES, *STARTS.keys(), *({*PENALTY, *PENALTIES.keys()} if "penalty" in made_with else ())}
     return frozenset(taken | ({"gates"} if kind.prunes == "channels" else set()))
 
 
@@ -83,8 +84,9 @@ def build_penalty(config: Config, network: Network) -> Penalty:
     if not network.gates:
         return prox.Zero()
     phi = network.layout.phi
-    groups = prox.Groups(*network.gate_groups, size=phi.stop - phi.start)
-    return prox.Separable(((phi, PENALTIES.make(config.penalty, config.table(), groups=groups)),))
+    groups = prox.Groups(*network.grouped_gates(config.group_bias), size=phi.stop - phi.start)
+    penalty = prox.Separable(((phi, PENALTIES.make(config.penalty, config.table(), groups=groups)),))
+    return prox.Rising(penalty, config.rho_rise * config.rounds) if config.rho_rise else penalty
 
 
 def build_method(config: Config, network: Network) -> Method:

@@ -40,16 +40,27 @@ class Descending(Protocol):
 
 @dataclass(frozen=True)
 class LocalSettings:
-    """lam: Moreau weight; eta: step size; steps: gradient steps from the centre."""
+    """lam: Moreau weight; eta: step size; steps: gradient steps from the centre.
+
+    own_rate: (start, stop, rate) of the entries of w that have a step size of their own, if any.
+    """
 
     lam: float
     eta: float
     steps: int
+    own_rate: tuple[int, int, float] | None = None
 
     def __post_init__(self) -> None:
         expect_numbers("LocalSettings", lam=self.lam)
         expect_numbers("LocalSettings", positive=True, eta=self.eta)
         expect_numbers("LocalSettings", positive=True, whole=True, steps=self.steps)
+
+    def rates(self, size: int) -> list[tuple[slice, float]]:
+        """The ranges of w (size,) and the step size of each."""
+        if self.own_rate is None:
+            return [(slice(size), self.eta)]
+        start, stop, rate = self.own_rate
+        return [(slice(start), self.eta), (slice(start, stop), rate), (slice(stop, size), self.eta)]
 
 
 class Tally:
@@ -81,12 +92,14 @@ def solve_local(
     centre (d,) float32/float64 is not changed. With lam = 0 this is local SGD.
     """
     check_alike("solve_local", centre=centre)
-    if hasattr(task, "descend"):  # it is `Descending`; isinstance takes ten times as long
+    if settings.own_rate is None and hasattr(
+        task, "descend"
+    ):  # it is `Descending`; isinstance takes ten times as long
         end = task.descend(centre, settings.eta, settings.lam, settings.steps, rng)
         if end is not None:
             return LocalSolution(end.w, end.loss, end.residual, settings.steps, end.flops, end.closed_share)
     scalar = centre.dtype.type
-    eta, lam = scalar(settings.eta), scalar(settings.lam)
+    lam, rates = scalar(settings.lam), settings.rates(centre.size)
     w, gradient = centre.copy(), np.empty_like(centre)
     tally, first_loss, residual = Tally(), np.nan, np.nan
     for step, objective in enumerate(task.draw(rng, settings.steps)):
@@ -94,7 +107,8 @@ def solve_local(
         first_loss = loss if step == 0 else first_loss
         if step == settings.steps - 1:
             residual = vector.local_residual(w, gradient, centre, lam)
-        vector.local_step(w, gradient, centre, eta, lam)
+        for where, eta in rates:
+            vector.local_step(w[where], gradient[where], centre[where], scalar(eta), lam)
         tally.add(objective)
     return tally.solution(w, first_loss, float(residual))
 

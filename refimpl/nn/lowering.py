@@ -169,12 +169,17 @@ def _say_slow(name: str, kinds: str) -> None:
         )  # fmt: skip
 
 
-@lru_cache(maxsize=64)
 def lower(network: Network, gating: Gating, train: tuple[str, ...]) -> Program | None:
     """The network's program for a gating and trained parts; None where the layers must run instead.
 
-    Programs are made of the fast kernels: with REFIMPL_KERNELS=plain there are none.
+    Programs are made of the fast kernels: with REFIMPL_KERNELS=plain there are none. No program depends on
+    the temperature.
     """
+    return _lower(network, replace(gating, tau=1.0), train)
+
+
+@lru_cache(maxsize=64)
+def _lower(network: Network, gating: Gating, train: tuple[str, ...]) -> Program | None:
     if not USE_TILE:
         return None
     lacking = uncompiled(network)

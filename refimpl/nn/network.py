@@ -70,6 +70,10 @@ class Network:
         A group holds the channel's two rows of A2 and two entries of b2: zero group, zero d, channel off.
         Source: mathematics.md §5. Derived.
         """
+        return self.grouped_gates()
+
+    def grouped_gates(self, with_bias: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """`gate_groups`; without bias a group holds the two rows of A2 alone."""
         offset, groups = self.layout.phi.start, []
         for block in self.gates:
             weight = self.layout.by_name[f"{block.gate.name}.fc2.weight"]
@@ -78,7 +82,7 @@ class Network:
             for channel in range(block.gate.out_channels):
                 rows = np.arange(weight.start + channel * row, weight.start + (channel + 1) * row)
                 entries = np.arange(bias.start + 2 * channel, bias.start + 2 * channel + 2)
-                groups.append(np.concatenate([rows, entries]) - offset)
+                groups.append(np.concatenate([rows, entries] if with_bias else [rows]) - offset)
         indptr = np.concatenate([[0], np.cumsum([len(group) for group in groups], dtype=np.int64)])
         indices = np.concatenate(groups) if groups else np.empty(0, dtype=np.int64)
         return indptr.astype(np.int64), indices.astype(np.int64)

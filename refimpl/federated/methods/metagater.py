@@ -9,7 +9,7 @@ Source: mathematics.md §4 ([MG] Algorithm 1; [GL] Algorithm 1).
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ from refimpl.federated.local import LocalSettings, solve_local
 from refimpl.federated.methods.keys import eta_key, lam_key, local_steps_key
 from refimpl.federated.rounds import vectors_of
 from refimpl.optim import accel
+from refimpl.optim.prox import Rising
 from refimpl.optim.prox.contract import check_alike
-from refimpl.registry import METHODS, check_keys
+from refimpl.registry import METHODS, check_keys, key
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class MetaGater:
         """g_k = lam (md_k - mean of answers); accelerated proximal step; gap ||G_b(md_k)||."""
         check_alike(self.name, point=point, mean=mean)
         gradient = point.dtype.type(self.local_settings.lam) * (point - mean)
-        new, gap = accel.step(_accel(state, round_), point, gradient, self.penalty, self.schedule)
+        penalty = self.penalty.at(round_) if isinstance(self.penalty, Rising) else self.penalty
+        new, gap = accel.step(_accel(state, round_), point, gradient, penalty, self.schedule)
         return {"x": new.x, "ag": new.ag}, gap
 
     def model(self, state: State) -> np.ndarray:
@@ -85,9 +87,18 @@ class UngatedMetaGater(MetaGater):
 @METHODS.register("metagater")
 @dataclass(frozen=True)
 class GatedMetaGater(UngatedMetaGater):
-    """MetaGater with gates, from the keys of a configuration."""
+    """MetaGater with gates, from the keys of a configuration; network: the one with the gates."""
 
+    eta_gate: float = key(0.0, "local learning rate of the gates (0: eta)", at_least=0.0)
+    network: Any = None
     gated = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eta_gate > 0:
+            phi = self.network.layout.phi
+            own = replace(self.local_settings, own_rate=(phi.start, phi.stop, self.eta_gate))
+            object.__setattr__(self, "local_settings", own)
 
 
 def _accel(state: State, round_: int) -> accel.State:

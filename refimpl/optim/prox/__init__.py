@@ -12,6 +12,7 @@ from refimpl.optim.prox.balls import L1Ball, L2Ball, LinfNorm, Simplex
 from refimpl.optim.prox.contract import Norm
 from refimpl.optim.prox.elementwise import L1, Box, ElasticNet, LinfBall, NonNegativeL1, SquaredL2, Zero
 from refimpl.optim.prox.groups import BoundedGroupLasso, GroupLasso, Groups, SparseGroupLasso
+from refimpl.optim.prox.rising import Rising
 from refimpl.optim.prox.separable import Separable
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "NonNegativeL1",
     "Norm",
     "Penalty",
+    "Rising",
     "Separable",
     "Simplex",
     "SparseGroupLasso",
