@@ -24,8 +24,8 @@ import numpy as np
 from refimpl.contracts import Objective, Penalty, Schedule, Steps, Vector
 from refimpl.errors import DivergenceError, InputError, expect_numbers, shown
 from refimpl.kernels import vector
-from refimpl.optim.prox.contract import check_alike, check_keys
-from refimpl.registry import SCHEDULES, key
+from refimpl.optim.prox.contract import check_alike
+from refimpl.registry import SCHEDULES, check_keys, key
 
 
 class State(NamedTuple):
@@ -65,7 +65,7 @@ class StepB:
     beta: float = key(0.5, "server step b", above=0.0)
 
     def __post_init__(self) -> None:
-        check_keys(self)
+        check_keys(f"`{type(self).__name__}`", self)
 
 
 @SCHEDULES.register("ghadimi-lan")
@@ -92,11 +92,6 @@ class Bounded(StepB):
     """
 
     fraction: float = key(1.0, "share of the largest long step", at_least=0.0, at_most=1.0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.fraction > 1:
-            raise InputError(f"`Bounded`: expected 0 <= fraction <= 1, got {self.fraction!r}")
 
     def steps(self, k: int) -> Steps:
         """Steps of iteration k >= 1."""

@@ -251,9 +251,9 @@ AT = accel.State.start(np.ones(2))
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: accel.GhadimiLan(0.0), "beta > 0"),
-        (lambda: accel.Nesterov(-1.0), "beta > 0"),
-        (lambda: accel.ProximalGradient(np.nan), "beta > 0"),
+        (lambda: accel.GhadimiLan(0.0), "beta must be positive"),
+        (lambda: accel.Nesterov(-1.0), "beta must be positive"),
+        (lambda: accel.ProximalGradient(np.nan), "beta must be positive"),
         (lambda: accel.Bounded(1.0, 1.5), "fraction"),
         (lambda: accel.State.start([1.0]), "1-D"),
         (lambda: accel.State.start(np.ones((2, 2))), "1-D"),

@@ -18,7 +18,7 @@ import numpy as np
 from refimpl.contracts import Vector
 from refimpl.errors import InputError
 from refimpl.kernels import groups as kernels
-from refimpl.optim.prox.contract import CheckedNorm, Indicator, radius_key, slack, times, weight_key, wide
+from refimpl.optim.prox.contract import Indicator, Norm, radius_key, slack, times, weight_key, wide
 from refimpl.optim.prox.elementwise import over
 from refimpl.registry import PENALTIES, key
 
@@ -173,7 +173,7 @@ class Simplex(Indicator):
 
 @PENALTIES.register("linf")
 @dataclass(frozen=True)
-class LinfNorm(CheckedNorm):
+class LinfNorm(Norm):
     """R(u) = rho ||u||_inf."""
 
     rho: float = weight_key()

@@ -14,14 +14,14 @@ Source: mathematics.md §5; Parikh & Boyd 2014, chapters 1-2. Verified by test.
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
-from refimpl.contracts import Penalty, Vector
+from refimpl.contracts import Vector
 from refimpl.errors import InputError, expect_numbers
 from refimpl.kernels import groups as kernels
-from refimpl.registry import key, keys_of
+from refimpl.registry import check_keys, key
 
 # A constraint holds only up to rounding: a bound r of one entry counts as active from r(1 - ACTIVE eps), as
 # violated from r(1 + ACTIVE eps), eps being the resolution of the vector's dtype; a bound on a norm or a sum
@@ -37,20 +37,6 @@ def weight_key() -> Any:
 def radius_key() -> Any:
     """The key `radius` of every penalty that bounds a norm."""
     return key(10.0, "largest norm that the penalty allows", above=0.0)
-
-
-@runtime_checkable
-class Norm(Penalty, Protocol):
-    """A penalty that is a norm (or a seminorm): positively homogeneous and symmetric."""
-
-    def dual_norm(self, s: Vector) -> float:
-        """max <s, u> over R(u) <= 1; dR(0) is the set of s with dual norm at most 1."""
-
-    def conjugate_prox(self, v: Vector, step: float, out: Vector) -> None:
-        """Write prox_{step R*}(v): the projection on the unit ball of the dual norm, whatever the step.
-
-        Coded on its own, not through `prox`, so that Moreau's decomposition checks one by the other.
-        """
 
 
 def check_form(who: str, name: str, x: Vector) -> None:
@@ -85,11 +71,7 @@ def check_prox(who: str, v: Vector, step: float, out: Vector) -> None:
     expect_numbers(f"`{who}`", step=step)
     if out is v:
         return
-    if not isinstance(out, np.ndarray) or out.shape != v.shape or out.dtype != v.dtype:
-        got = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-        raise InputError(f"`{who}`: expected out like v, {v.dtype} {v.shape}, got {got}")
-    if not (out.flags.c_contiguous and out.flags.writeable):
-        raise InputError(f"`{who}`: expected out contiguous and writable; pass np.empty_like(v)")
+    check_alike(who, v=v, out=out)
     if np.may_share_memory(v, out) and v.ctypes.data != out.ctypes.data:
         raise InputError(f"`{who}`: out overlaps v; pass v itself or memory of its own")
 
@@ -100,12 +82,6 @@ def check_pair(who: str, s: Vector, u: Vector) -> None:
     check_vector(who, "u", u)
     if s.shape != u.shape:
         raise InputError(f"`{who}`: expected s and u of one length, got {s.size} and {u.size}")
-
-
-def check_keys(choice: Any) -> None:
-    """Raise `InputError` unless each key of a choice is a finite number >= 0, or > 0 if the key says so."""
-    for name, rule in keys_of(type(choice)).items():
-        expect_numbers(f"`{type(choice).__name__}`", rule.above == 0, **{name: getattr(choice, name)})
 
 
 def rounding(u: Vector) -> float:
@@ -148,7 +124,7 @@ class CheckedPenalty:
     _distance: Callable[[Vector, Vector], float]
 
     def __post_init__(self) -> None:
-        check_keys(self)
+        check_keys(f"`{type(self).__name__}`", self)
 
     def value(self, u: Vector) -> float:
         """R(u); infinite outside the domain."""
@@ -175,20 +151,23 @@ class CheckedPenalty:
         """Raise `InputError` if the penalty is for vectors of another length."""
 
 
-class CheckedNorm(CheckedPenalty):
-    """A norm that checks its arguments; a subclass adds `_dual_norm(s)` and `_project_dual(v, out)`."""
+class Norm(CheckedPenalty):
+    """A penalty that is a norm or a seminorm; a subclass adds `_dual_norm(s)` and `_project_dual(v, out)`."""
 
     _dual_norm: Callable[[Vector], float]
     _project_dual: Callable[[Vector, Vector], None]
 
     def dual_norm(self, s: Vector) -> float:
-        """max <s, u> over R(u) <= 1."""
+        """max <s, u> over R(u) <= 1; dR(0) is the set of s with dual norm at most 1."""
         check_vector(self._name("dual_norm"), "s", s)
         self._fits(self._name("dual_norm"), s)
         return self._dual_norm(s)
 
     def conjugate_prox(self, v: Vector, step: float, out: Vector) -> None:
-        """Write the projection of v on the unit ball of the dual norm, whatever the step."""
+        """Write prox_{step R*}(v): the projection on the unit ball of the dual norm, whatever the step.
+
+        Coded on its own, not through `prox`, so that Moreau's decomposition checks one by the other.
+        """
         check_prox(self._name("conjugate_prox"), v, step, out)
         self._fits(self._name("conjugate_prox"), v)
         self._project_dual(v, out)

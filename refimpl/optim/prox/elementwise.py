@@ -11,17 +11,16 @@ from refimpl.contracts import Vector
 from refimpl.errors import InputError, shown
 from refimpl.kernels import groups as kernels
 from refimpl.optim.prox.contract import (
-    CheckedNorm,
     CheckedPenalty,
     Indicator,
-    check_keys,
+    Norm,
     radius_key,
     rounding,
     times,
     weight_key,
     wide,
 )
-from refimpl.registry import PENALTIES, key
+from refimpl.registry import PENALTIES, check_keys, key
 
 
 @PENALTIES.register("zero")
@@ -84,7 +83,7 @@ class ElasticNet(CheckedPenalty):
 
 @PENALTIES.register("l1")
 @dataclass(frozen=True)
-class L1(CheckedNorm):
+class L1(Norm):
     """R(u) = rho ||u||_1."""
 
     rho: float = weight_key()
@@ -193,7 +192,7 @@ class LinfBall(Box):
     radius: float = radius_key()
 
     def __post_init__(self) -> None:
-        check_keys(self)
+        check_keys("`LinfBall`", self)
         object.__setattr__(self, "lower", -self.radius)
         object.__setattr__(self, "upper", self.radius)
 

@@ -16,8 +16,8 @@ from refimpl.contracts import Vector
 from refimpl.errors import InputError, expect_numbers, shown
 from refimpl.kernels import groups as kernels
 from refimpl.optim.prox.contract import (
-    CheckedNorm,
     CheckedPenalty,
+    Norm,
     check_form,
     radius_key,
     slack,
@@ -170,7 +170,7 @@ class GroupPenalty(CheckedPenalty):
 
 @PENALTIES.register("group-lasso")
 @dataclass(frozen=True, eq=False)
-class GroupLasso(GroupPenalty, CheckedNorm):
+class GroupLasso(GroupPenalty, Norm):
     """R(u) = rho sum_g w_g ||u_g||, w_g = sqrt(|g|) unless `weights` (G,) are given."""
 
     groups: Groups
@@ -296,7 +296,7 @@ def group_residual(groups: Groups, s: Vector, u: Vector, weights: np.ndarray) ->
 
 @PENALTIES.register("sparse-group-lasso")
 @dataclass(frozen=True, eq=False)
-class SparseGroupLasso(GroupPenalty, CheckedNorm):
+class SparseGroupLasso(GroupPenalty, Norm):
     """R(u) = rho_l1 ||u||_1 + rho sum_g w_g ||u_g||; the l1 part acts on every entry."""
 
     groups: Groups
