@@ -52,7 +52,7 @@ def content(name: str) -> str:
 def draw(name: str) -> list[Path]:
     """Accuracy by round, of each method's first row, and accuracy against FLOPs, where it was measured."""
     from refimpl.report.canvas import save
-    from refimpl.report.comparison import accuracy_figure, frontier_figure, is_frontier
+    from refimpl.report.comparison import accuracy_figure, frontier_figure, series
 
     results, drawn = read(name), []
     points = [row for row in rows(results) if row.diverged < row.seeds]
@@ -60,6 +60,7 @@ def draw(name: str) -> list[Path]:
     curves = [Curve(**curve) for curve in results["accuracy_by_round"] if curve["label"] in first.values()]
     if curves:
         drawn.append(save(FOLDER / f"{name}-accuracy.png", lambda: accuracy_figure(curves)))
-    if is_frontier(points):
+    names = [series(point)[0] for point in points]
+    if any(names.count(name) >= 3 for name in names):  # so that a line is informative
         drawn.append(save(FOLDER / f"{name}-frontier.png", lambda: frontier_figure(points)))
     return drawn

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from idx_files import format_idx, read_idx
 
-from refimpl.data.archives import read_members
 from refimpl.data.sets.cifar import parse_batch
+from refimpl.data.unpack import read_members
 
 RNG = np.random.default_rng(0)
 LIMIT = 2**20

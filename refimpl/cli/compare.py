@@ -19,6 +19,7 @@ from refimpl.cli.progress import Progress, Talk, adapted_text, round_text
 from refimpl.errors import TakenError, one_of
 from refimpl.experiments.config import Config, preset_names, resolve
 from refimpl.files.storage import json_text, write_whole
+from refimpl.files.tables import counted
 from refimpl.registry import METHODS as KNOWN
 
 if TYPE_CHECKING:
@@ -203,8 +204,8 @@ def _outcomes(comparison: Comparison, talk: Talk) -> list[Outcome]:
     plan = comparison.plan
     trainings = len(plan.trainings())
     with Progress(comparison.steps(), talk) as progress, notice(progress, WARM_UP), stop_requests() as stop:
-        seeds = f"{len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}"
-        progress.say(f"{len(plan.rows)} rows at {seeds} each: {trainings} trainings")
+        rows, seeds = counted(len(plan.rows), "row"), counted(len(plan.seeds), "seed")
+        progress.say(f"{rows} at {seeds} each: {counted(trainings, 'training')}")
 
         def on_round(cell: Cell, record: RoundRecord) -> None:
             config = cell.config

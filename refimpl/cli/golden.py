@@ -16,6 +16,7 @@ from refimpl.cli.options import FILE, MODEL, PATH, Session, session_options, tal
 from refimpl.cli.output import exit_unless, print_json
 from refimpl.cli.progress import Progress, Talk
 from refimpl.errors import InputError
+from refimpl.files.tables import counted
 
 if TYPE_CHECKING:
     from refimpl.crosscheck.compare import Comparison, Theirs
@@ -86,7 +87,8 @@ def make_command(
     write_whole(out, golden_bytes(_computed(cases, talk), f"refimpl {__version__}", seed))
     if talk != Talk.QUIET:
         arrays = sum(len(case.outputs) for case in cases)
-        click.echo(f"{out}: {len(cases)} cases, {arrays} expected arrays, {out.stat().st_size:,} bytes")
+        found = f"{counted(len(cases), 'case')}, {counted(arrays, 'expected array')}"
+        click.echo(f"{out}: {found}, {out.stat().st_size:,} bytes")
 
 
 def _computed(cases: Sequence[Case], talk: Talk) -> list[tuple[Case, Arrays]]:

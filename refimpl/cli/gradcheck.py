@@ -12,6 +12,7 @@ from refimpl.cli.compiling import notice
 from refimpl.cli.options import MODEL, Session, session_options
 from refimpl.cli.output import exit_unless, print_json, table
 from refimpl.cli.progress import Progress, Talk
+from refimpl.files.tables import counted
 
 if TYPE_CHECKING:
     from refimpl.nn.gradcases import Case, Checked
@@ -92,7 +93,7 @@ def _check(cases: Sequence[Case], talk: Talk) -> tuple[list[Checked], list[str]]
     checked: list[Checked] = []
     repeated: list[str] = []
     with Progress(len(cases), talk) as progress, notice(progress):
-        progress.say(f"checking {len(cases)} cases")
+        progress.say(f"checking {counted(len(cases), 'case')}")
         for case in cases:
             result = case.check(0)
             if not _good(result):

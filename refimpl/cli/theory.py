@@ -23,6 +23,7 @@ from refimpl.cli.options import (
 )
 from refimpl.cli.output import exit_unless, facts, print_json, table
 from refimpl.cli.progress import Progress, Talk
+from refimpl.files.tables import counted
 
 if TYPE_CHECKING:
     from refimpl.theory import Row, Summary
@@ -223,7 +224,7 @@ def _verdict(rows: Sequence[Row]) -> str:
 
     counts = {verdict: theory.count(rows, verdict) for verdict in (theory.VIOLATED, theory.UNCHECKED)}
     found = ", ".join(f"{number} {verdict.upper()}" for verdict, number in counts.items() if number)
-    return f"{len(rows)} rows, {found or 'all hold'}" if rows else "no rows: nothing was checked"
+    return f"{counted(len(rows), 'row')}, {found or 'all hold'}" if rows else "no rows: nothing was checked"
 
 
 def _text(section: str, rows: Sequence[Row], verbose: bool) -> str:

@@ -17,6 +17,7 @@ from refimpl.cli.progress import Progress, Talk, round_text
 from refimpl.errors import ConfigError, RunError, one_of
 from refimpl.experiments.config import resolve
 from refimpl.files.storage import write_whole
+from refimpl.files.tables import counted
 from refimpl.registry import METHODS
 
 if TYPE_CHECKING:
@@ -169,9 +170,8 @@ def run(tuning: Tuning, out: Path, session: Session) -> int:
         _make(tuning, session)
     except KeyboardInterrupt:
         again = command_line("tune", "--resume", "--out", out, session=session)
-        click.echo(
-            f"refimpl: stopped with {len(tuning.trials)} trials recorded; go on with: {again}", err=True
-        )
+        recorded = counted(len(tuning.trials), "trial")
+        click.echo(f"refimpl: stopped with {recorded} recorded; go on with: {again}", err=True)
         return INTERRUPTED
     write_whole(out, tuning.toml().encode())
     methods = [search.config.method for search in tuning.searches]
@@ -192,8 +192,8 @@ def _make(tuning: Tuning, session: Session) -> None:
     searches = [job.trials[0][0] for job in jobs]
     rounds = sum(search.config.rounds * len(search.seeds) for search in searches)
     with Progress(rounds, session.talk) as progress, notice(progress, WARM_UP), stop_requests() as stop:
-        shared = f" on {len(jobs)} meta-trainings" * (len(jobs) < len(left))
-        progress.say(f"{len(left)} trials of {len(tuning.searches)} methods{shared}")
+        shared = f" on {counted(len(jobs), 'meta-training')}" * (len(jobs) < len(left))
+        progress.say(f"{counted(len(left), 'trial')} of {counted(len(tuning.searches), 'method')}{shared}")
 
         def on_told(search: Search, trial: int, record: RoundRecord) -> None:
             name, config = f"{search.config.method}, trial {trial}", search.config

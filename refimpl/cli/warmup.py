@@ -9,6 +9,7 @@ import click
 from refimpl.cli.compiling import SECOND, WARM_UP, notice
 from refimpl.cli.options import talk_options
 from refimpl.cli.progress import Progress, Talk
+from refimpl.files.tables import counted
 
 DTYPES = ("float32", "float64")
 
@@ -34,4 +35,5 @@ def command(dtype: str, talk: Talk) -> None:
             warm_up(name)
             warm_up_options(name)
     seconds = time.perf_counter() - started
-    click.echo(f"{len(compiled)} functions compiled in {seconds:.0f} s; kept in {cache_folder()}")
+    functions = counted(len(compiled), "function")
+    click.echo(f"{functions} compiled in {seconds:.0f} s; kept in {cache_folder()}")

@@ -8,7 +8,7 @@ from refimpl.crosscheck.compare import FINE, MISSING, Comparison, Row
 from refimpl.crosscheck.golden.file import Golden
 from refimpl.crosscheck.golden.names import shown, some
 from refimpl.crosscheck.hints import EXAMINED, Hint
-from refimpl.files.tables import table
+from refimpl.files.tables import counted, table
 
 HEADER = ("array", "max abs", "relative", "allowed", "ulp", "verdict")
 SUMMARY = ("level", "cases", "arrays", "worst relative", "departing", "missing")
@@ -129,7 +129,7 @@ def _narrower(comparison: Comparison) -> Iterator[str]:
     for given, expected in dict.fromkeys(pairs):
         other = f", or check against a file of `refimpl golden make --dtype {given}`"
         yield (
-            f"{_count(pairs.count((given, expected)), 'departing array')} given as {given}, the file is "
+            f"{counted(pairs.count((given, expected)), 'departing array')} given as {given}, the file is "
             f"{expected}: compute in {expected}{other if given == 'float32' else ''}"
         )
 
@@ -141,7 +141,7 @@ def _hint_lines(outcome: Outcome) -> Iterator[str]:
         groups.setdefault((hint.rule, hint.text), []).append(hint)
     for (rule, text), same in groups.items():
         if rule == "pattern":
-            more = f"; so in {_count(len(same) - 1, 'more case')}" if len(same) > 1 else ""
+            more = f"; so in {counted(len(same) - 1, 'more case')}" if len(same) > 1 else ""
             yield f"pattern: {same[0].array} {text}{more}"
         else:
             cases = same[0].case if len(same) == 1 else f"{len(same)} cases, first {same[0].case}"
@@ -153,7 +153,7 @@ def _hint_lines(outcome: Outcome) -> Iterator[str]:
             yield f"hint for {cases}: {rule}: {text}; {proof}"
     left = len(outcome.comparison.first_by_case) - EXAMINED
     if left > 0:
-        yield f"{_count(left, 'more departing case')} not examined for hints"
+        yield f"{counted(left, 'more departing case')} not examined for hints"
 
 
 def _verdict(outcome: Outcome) -> str:
@@ -165,9 +165,5 @@ def _verdict(outcome: Outcome) -> str:
     if missing and outcome.conforms:
         verdict += f" in the {given} of {total} arrays given (--partial)"
     if missing and not outcome.partial:
-        verdict += f"; {_count(missing, 'array')} missing, which --partial admits"
+        verdict += f"; {counted(missing, 'array')} missing, which --partial admits"
     return f"{good} of {given} arrays agree with {shown(outcome.golden.made_by)}: {verdict}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

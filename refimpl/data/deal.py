@@ -9,7 +9,7 @@ package's own are in this file. A file of yours that `refimpl --use FILE.py` imp
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -74,7 +74,12 @@ class Classes(Rule):
             missing = np.maximum(counts.sum(axis=0) - stock, 0)
             if not missing.any():
                 return counts
-        raise InputError(_shortage(missing))
+        lacking = [f"{missing[c]} of class {c}" for c in np.flatnonzero(missing)]
+        more = f" and {len(lacking) - 8} more classes" if len(lacking) > 8 else ""
+        raise InputError(
+            f"partition: the sizes do not fit: missing {', '.join(lacking[:8])}{more}; ask for fewer or "
+            "smaller nodes, a smaller test share, or more classes per node"
+        )
 
     def room(self, stock: Counts, nodes: int) -> Fraction:
         """Not more than its classes have, if they are of median size."""
@@ -180,7 +185,7 @@ def _deal_once(
         chosen = _choose(order, k, taken[1 - is_target])
         used[is_target, chosen] += 1
         taken[is_target].add(frozenset(chosen))
-        counts[node, chosen] = _even_shares(int(sizes[node]), k)
+        counts[node, chosen] = [(int(sizes[node]) + i) // k for i in range(k)][::-1]  # equal shares
         left -= counts[node]
     return counts
 
@@ -225,16 +230,3 @@ def fill_counts(y: NDArray[np.int64], counts: Counts, rng: np.random.Generator) 
         for node, (end, count) in enumerate(zip(ends, counts[:, label], strict=True)):
             piles[node].append(pile[end - count : end])
     return [np.concatenate(parts) for parts in piles]
-
-
-def _even_shares(total: int, parts: int) -> Counts:
-    return np.array([(total + i) // parts for i in range(parts)][::-1], dtype=np.int64)
-
-
-def _shortage(missing: Counts) -> str:
-    lacking: Sequence[str] = [f"{missing[c]} of class {c}" for c in np.flatnonzero(missing)]
-    listed = ", ".join(lacking[:8]) + (f" and {len(lacking) - 8} more classes" if len(lacking) > 8 else "")
-    return (
-        f"partition: the sizes do not fit: missing {listed}; ask for fewer or smaller nodes, "
-        "a smaller test share, or more classes per node"
-    )

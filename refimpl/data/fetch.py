@@ -41,15 +41,14 @@ def fetch(
     if not published.downloads:
         raise InputError(f"fetch: the data set {name} has nothing to download")
     root = places.given_root(published, data_dir)
-    wanted = published.downloads if source is None else [_mirrored(d, source) for d in published.downloads]
-    return [_fetch_one(published, download, root / download.target, progress) for download in wanted]
-
-
-def _mirrored(download: Download, source: str) -> Download:
-    """The same file from another place: `source` is its folder, or its own address."""
-    file = download.target.rsplit("/", 1)[-1]
-    address = source if source.endswith("/" + file) else f"{source.rstrip('/')}/{file}"
-    return download._replace(addresses=(address,))
+    paths = []
+    for download in published.downloads:
+        if source is not None:  # the folder of the files, or the address of this one
+            file = download.target.rsplit("/", 1)[-1]
+            address = source if source.endswith("/" + file) else f"{source.rstrip('/')}/{file}"
+            download = download._replace(addresses=(address,))
+        paths.append(_fetch_one(published, download, root / download.target, progress))
+    return paths
 
 
 def _fetch_one(source: DataSource, download: Download, target: Path, progress: Progress | None) -> Path:
@@ -59,7 +58,10 @@ def _fetch_one(source: DataSource, download: Download, target: Path, progress: P
                 f"{target}: not the published file (md5 {download.md5}); move it away, fetch again"
             )
         return target
-    _make_folder(target.parent)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"fetch: cannot make the folder {target.parent}: {error.strerror}") from error
     part = target.with_name(target.name + ".part")
     problems = []
     for address in download.addresses:
@@ -68,15 +70,10 @@ def _fetch_one(source: DataSource, download: Download, target: Path, progress: P
             _accept(part, target, download.md5)
             return target
         except (OSError, http.client.HTTPException, DataError) as error:
-            problems.append(f"{address}: {_reason(error)}")
+            code = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else ""
+            reason = code or str(error) or type(error).__name__
+            problems.append(f"{address}: {reason}".replace("\n", " "))
     raise DataError(f"fetch: {target.name} could not be downloaded: {'; '.join(problems)}")
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"fetch: cannot make the folder {folder}: {error.strerror}") from error
 
 
 def _retrieve(address: str, part: Path, progress: Progress | None) -> None:
@@ -90,7 +87,8 @@ def _retrieve(address: str, part: Path, progress: Progress | None) -> None:
             raise
         return
     with response:
-        if response.status != 206 or _range_start(response) != have:
+        begins = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+        if response.status != 206 or begins is None or int(begins[1]) != have:
             have = 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length is not None and length.isdigit() else None
@@ -118,20 +116,9 @@ def _open(address: str, have: int) -> http.client.HTTPResponse:
     return response
 
 
-def _range_start(response: http.client.HTTPResponse) -> int | None:
-    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    return int(match[1]) if match else None
-
-
 def _accept(part: Path, target: Path, md5: str) -> None:
     found = file_md5(part)
     if found != md5:
         part.unlink()
         raise DataError(f"wrong bytes: expected md5 {md5}, got {found}; deleted, run again")
     os.replace(part, target)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return f"HTTP {error.code}"
-    return (str(error) or type(error).__name__).replace("\n", " ")

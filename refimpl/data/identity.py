@@ -44,23 +44,13 @@ class Identity:
 
 def identify(dataset: DataSet, shares: Sequence[Share] = ()) -> Identity:
     """The identity of a data set that is dealt to nodes according to `shares`."""
-    return Identity(
-        dataset.name,
-        dataset.folder,
-        len(dataset),
-        dataset.classes,
-        list(dataset.shape),
-        dataset.digest,
-        _digest_of_shares(shares) if shares else "",
-    )
-
-
-def _digest_of_shares(shares: Sequence[Share]) -> str:
     found = hashlib.sha256()
     for share in shares:
         found.update(f"{share.name} {share.n_support} {share.n_query} {len(share.samples)}\n".encode())
         found.update(share.samples.astype("<i8").tobytes())
-    return found.hexdigest()
+    size = len(dataset), dataset.classes, list(dataset.shape)
+    dealt = found.hexdigest() if shares else ""
+    return Identity(dataset.name, dataset.folder, *size, dataset.digest, dealt)
 
 
 def identity_from(source: str, table: object) -> Identity:

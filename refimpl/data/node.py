@@ -74,7 +74,10 @@ class Node:
         `InputError` (sizes that exceed the samples).
         """
         who = f"node {name!r}"
-        samples, labels = _as_floats(who, x), _as_labels(who, y)
+        samples, labels = _as_floats(who, _as_array(who, "x", x)), _as_array(who, "y", y)
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise DataError(f"{who}: expected y as whole numbers of shape (n,), got {_kind(labels)}")
+        labels = labels.astype(np.int64)
         if samples.ndim == 0 or len(samples) != len(labels):
             raise DataError(f"{who}: x has shape {samples.shape} but y has {len(labels)} labels")
         _check_labels(who, labels)  # before they are shuffled, so that the positions are the user's
@@ -178,21 +181,13 @@ def _check_sizes(who: str, n: int, n_support: int, n_query: int) -> None:
         raise DataError(f"{who}: no samples to learn from: support and query are both empty")
 
 
-def _as_floats(who: str, x: ArrayLike) -> Floats:
-    array = _as_array(who, "x", x)
+def _as_floats(who: str, array: NDArray[Any]) -> Floats:
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype in (np.float32, np.float64):
         return array
     if array.dtype.kind in "biu" or array.dtype == np.float16:
         return array.astype(np.float32)
     raise DataError(f"{who}: expected x as real numbers, got {_kind(array)}")
-
-
-def _as_labels(who: str, y: ArrayLike) -> Labels:
-    array = _as_array(who, "y", y)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise DataError(f"{who}: expected y as whole numbers of shape (n,), got {_kind(array)}")
-    return array.astype(np.int64)
 
 
 def _as_array(who: str, what: str, value: ArrayLike) -> NDArray[Any]:

@@ -159,7 +159,9 @@ def plan(dataset: DataSet, partition: Partition, seeds: SeedTree | int = 0) -> l
     tree = seeds if isinstance(seeds, SeedTree) else SeedTree(seeds)
     rng = tree.generator("partition")
     train = node_sizes(dataset, partition, rng)
-    test = _test_sizes(train, partition.test)
+    odds = exact(partition.test) / (1 - exact(partition.test))
+    least = int(partition.test > 0)  # a test part, if there is one, has a sample
+    test = np.array([max(nearest(odds, size), least) for size in train.tolist()], dtype=np.int64)
     counts = _deal(partition, dataset.counts(), train + test, rng)
     shares = []
     for i, index in enumerate(fill_counts(dataset.y, counts, rng)):
@@ -235,14 +237,6 @@ def _default_sizes(dataset: DataSet, partition: Partition) -> tuple[int, int]:
     room = partition.rule.room(dataset.counts(), partition.total)
     largest = max(at_most(Fraction(4, 5) * (1 - exact(partition.test)), room), 1)
     return max(largest // 2, 1), largest
-
-
-def _test_sizes(train: Counts, share: float) -> Counts:
-    """Test samples for the training samples of each node: the nearest whole number, but at least one."""
-    if share == 0.0:
-        return np.zeros_like(train)
-    odds = exact(share) / (1 - exact(share))
-    return np.array([max(nearest(odds, size), 1) for size in train.tolist()], dtype=np.int64)
 
 
 def _support_size(support: int | float, train: int) -> int:

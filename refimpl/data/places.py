@@ -6,9 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from refimpl.data.archives import read_members
-from refimpl.data.source import DataSource, Form, plain_name
-from refimpl.data.unpack import LIMIT, read_unpacked
+from refimpl.data.source import DataSource, Form
+from refimpl.data.unpack import LIMIT, plain_name, read_members, read_unpacked
 from refimpl.errors import DataError
 from refimpl.files.paths import expanded
 from refimpl.files.sniff import is_leftover

@@ -16,24 +16,11 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from refimpl.data.unpack import LIMIT, read_unpacked
+from refimpl.data.unpack import LIMIT, plain_name, read_unpacked
 
 if TYPE_CHECKING:
     from refimpl.data.dataset import DataSet
     from refimpl.data.places import Found
-
-_PACKINGS = (".gz", ".xz", ".bz2", ".zip", ".tar", ".tgz", ".txz", ".tbz", ".tbz2")
-
-
-def plain_name(name: str) -> str:
-    """A file's name without the endings of packers, in lower case, with `-idx` for MNIST's `.idx`.
-
-    Sites, browsers and unpackers change these parts of a name and leave the rest.
-    """
-    plain = name.lower()
-    while plain.endswith(_PACKINGS):
-        plain = plain[: plain.rindex(".")]
-    return plain.replace(".idx", "-idx")
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,29 @@
-"""Read data files, plain or packed with gzip, xz, bzip2 or zip, up to a limit of bytes.
+"""Read data files, plain or packed with gzip, xz, bzip2 or zip, and named files of tar and zip archives.
 
-The content of the file decides how it is packed. Its size is checked before reading and its expansion while
-decompressing, so that a small hostile file cannot fill the memory.
+All that is read has a limit of bytes. The content of the file decides how it is packed. Its size is checked
+before reading and its expansion while decompressing, so that a small hostile file cannot fill the memory.
 """
 
 import bz2
 import io
 import lzma
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple, cast
 
 from refimpl.errors import DataError
 from refimpl.files.npz import COMPRESSIONS, ZIP_DAMAGE
-from refimpl.files.sniff import BZIP2, GZIP, XZ, ZIP, is_leftover
+from refimpl.files.sniff import BZIP2, GZIP, XZ, ZIP, is_leftover, looks_like
 
 LIMIT = 256 * 2**20  # bytes of one file, packed or not; CIFAR-100's `train` has 155 million
 COUNT_LIMIT = 200_000  # files in one archive; Omniglot's larger one has 20 251
 _XZ_MEMORY = 256 * 2**20  # an xz header may ask for a 4 GiB dictionary; no data set needs more than this
 _PIECE = 1 << 14  # bytes read at once; small, because a decoder copies what follows the end of its stream
+_TAR_LIMIT = 1024 * 2**20  # bytes of a whole unpacked archive; CIFAR's are below 190 million
+_ENDINGS = (".gz", ".xz", ".bz2", ".zip", ".tar", ".tgz", ".txz", ".tbz", ".tbz2")
 _LAYERS = 3  # how often a file may be packed: a server packs a packed file, a site zips it once more
 
 
@@ -141,7 +144,10 @@ def read_file(path: Path, limit: int) -> bytes:
     """The raw bytes of a regular file of at most `limit` bytes; `DataError` names the file otherwise."""
     try:
         if not path.is_file():
-            raise DataError(f"{path}: {_not_a_file(path)}")
+            found = "not a regular file" if path.exists() else "no such file"
+            if path.is_symlink() and not path.exists():
+                found = f"a link that leads to no file ({path.readlink()}); put the file in its place"
+            raise DataError(f"{path}: {found}")
         size = path.stat().st_size
         if size > limit:
             raise DataError(f"{path}: {size} bytes, more than the {limit} expected at most")
@@ -149,12 +155,6 @@ def read_file(path: Path, limit: int) -> bytes:
             return file.read(size)  # a larger number would be allocated at once
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _not_a_file(path: Path) -> str:
-    if path.is_symlink() and not path.exists():
-        return f"a link that leads to no file ({path.readlink()}); put the file in its place"
-    return "not a regular file" if path.exists() else "no such file"
 
 
 def decompress(raw: bytes, who: str, limit: int) -> bytes:
@@ -216,3 +216,70 @@ def _zipped(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, who: str, limit: i
         raise DataError(f"{who} has more than the {limit} bytes expected at most")
     with archive.open(entry) as file:
         return file.read(limit)
+
+
+# --- named files of an archive
+
+
+def plain_name(name: str) -> str:
+    """A file's name without the endings of packers, in lower case, with `-idx` for MNIST's `.idx`.
+
+    Sites, browsers and unpackers change these parts of a name and leave the rest.
+    """
+    plain = name.lower()
+    while plain.endswith(_ENDINGS):
+        plain = plain[: plain.rindex(".")]
+    return plain.replace(".idx", "-idx")
+
+
+def read_members(archive: str | Path, wanted: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, unpacked content) of the files whose name, made plain by `plain_name`, is in `wanted`.
+
+    The archive is read in one pass. Of two files with the same name the first counts; files that the archive
+    lacks are left out. Raises `DataError` for a damaged archive.
+    """
+    path, seen = Path(archive), set[str]()
+    for inside, data in _members(path, wanted):
+        name = plain_name(PurePosixPath(inside).name)
+        if name not in seen:
+            seen.add(name)
+            yield name, decompress(data, f"{path}: {name}", LIMIT)
+
+
+def _members(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+    head = b""
+    try:
+        with path.open("rb") as raw:
+            head = raw.read(64)
+            raw.seek(0)
+            if head.startswith(ZIP):
+                yield from read_zip(raw, str(path), LIMIT, lambda names: _chosen(names, wanted))
+                return
+            stream = cast(BinaryIO, Unpacked(raw, str(path), _TAR_LIMIT))  # tarfile only ever calls read
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
+                yield from _from_tar(tar, wanted, str(path))
+    except DataError:
+        raise
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"{path}: not a readable tar or zip archive ({error}){looks_like(head)}; fetch it again"
+        ) from error
+
+
+def _chosen(names: list[str], wanted: tuple[str, ...]) -> list[str]:
+    plain = {name: plain_name(PurePosixPath(name).name) for name in names}
+    return [name for name in names if plain[name] in wanted and not is_leftover(name)]
+
+
+def _from_tar(tar: tarfile.TarFile, wanted: tuple[str, ...], who: str) -> Iterator[tuple[str, bytes]]:
+    for member in tar:
+        if not member.isreg() or not _chosen([member.name], wanted):
+            continue
+        name = plain_name(PurePosixPath(member.name).name)
+        if member.size > LIMIT:
+            raise DataError(f"{who}: member {name} has {member.size} bytes, more than the {LIMIT} expected")
+        file = tar.extractfile(member)
+        data = b"" if file is None else file.read()
+        if len(data) != member.size:
+            raise DataError(f"{who}: truncated archive, in {name}; fetch it again")
+        yield member.name, data

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from refimpl.data import places
-from refimpl.data.archives import read_members
 from refimpl.data.arrays import read_arrays
 from refimpl.data.catalog import source_of
-from refimpl.data.source import DataSource, md5, plain_name
-from refimpl.data.unpack import LIMIT, read_unpacked
+from refimpl.data.source import DataSource, md5
+from refimpl.data.unpack import LIMIT, plain_name, read_members, read_unpacked
 from refimpl.errors import DataError
 from refimpl.files.paths import expanded, is_own_data
 
@@ -76,11 +75,9 @@ def _loose(source: DataSource, found: places.Found) -> Iterator[Check]:
             yield _not_there(found, file)
             continue
         try:
-            if file in source.contents:
-                yield _compare(str(path), source.digest(path), source.contents[file])
-            else:
-                detail = source.describe(str(path), file, read_unpacked(path, LIMIT))
-                yield Check(str(path), "ok", detail)
+            digest = source.digest(path) if file in source.contents else ""
+            data = b"" if digest else read_unpacked(path, LIMIT)
+            yield _content(source, str(path), file, digest, data)
         except DataError as error:
             yield Check(str(path), "wrong", str(error))
 
@@ -96,11 +93,7 @@ def _archived(source: DataSource, found: places.Found) -> Iterator[Check]:
     try:
         for file, data in read_members(archive, (*form.files, *form.extra)):
             seen.append(file)
-            where = f"{archive}: {file}"
-            if file in source.contents:
-                yield _compare(where, md5(data), source.contents[file])
-            else:
-                yield Check(where, "ok", source.describe(where, file, data))
+            yield _content(source, f"{archive}: {file}", file, md5(data), data)
     except DataError as error:
         yield Check(str(archive), "wrong", str(error))
         return
@@ -129,7 +122,11 @@ def _own(path: Path) -> Check:
     return Check(str(path), "ok", f"{len(data)} samples of shape {data.shape}, {data.classes} classes")
 
 
-def _compare(file: str, found: str, published: str) -> Check:
-    if found == published:
-        return Check(file, "ok", f"md5 {published}")
-    return Check(file, "wrong", f"expected md5 {published}, got {found}; delete it and fetch it again")
+def _content(source: DataSource, where: str, file: str, digest: str, data: bytes) -> Check:
+    """Compare the digest of a file with the published one; a file without one is described by its data."""
+    if file not in source.contents:
+        return Check(where, "ok", source.describe(where, file, data))
+    published = source.contents[file]
+    if digest == published:
+        return Check(where, "ok", f"md5 {published}")
+    return Check(where, "wrong", f"expected md5 {published}, got {digest}; delete it and fetch it again")

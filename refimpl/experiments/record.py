@@ -35,6 +35,7 @@ from refimpl.files.storage import (
     toml_text,
     write_whole,
 )
+from refimpl.files.tables import counted
 
 CONFIG, METRICS, ENVIRONMENT, DATA = "config.toml", "metrics.jsonl", "environment.json", "data.json"
 CHECKPOINT, MODEL, REPORT, LOCK = "checkpoint.npz", "meta_model.npz", "report", ".lock"
@@ -284,7 +285,7 @@ def _read_header(path: Path, entry: np.ndarray | None) -> tuple[int, dict[str, A
 
 
 def _ranges(rounds: Sequence[int]) -> str:
-    return f"{len(rounds)} rounds from {rounds[0]} to {rounds[-1]}" if rounds else "none"
+    return f"{counted(len(rounds), 'round')} from {rounds[0]} to {rounds[-1]}" if rounds else "none"
 
 
 def check_free(

@@ -8,7 +8,7 @@ also needs a lock that holds while the folder around the locked file is renamed.
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from refimpl.errors import RunError
@@ -30,20 +30,31 @@ def take_lock(file: Path, who: Path) -> int | None:
     """
     if not CAN_LOCK:
         return None
-    handle = None
     try:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _lock(os.open(file, os.O_RDWR | os.O_CREAT, 0o644), file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, FileNotFoundError):
+        raise RunError(
+            f"{who}: in use by another refimpl process; wait for it or choose another --out"
+        ) from None
+    except OSError as error:
+        raise RunError(f"{who}: cannot be locked: {(error.strerror or 'unknown').lower()}") from None
+
+
+def _lock(handle: int, file: Path, how: int) -> int | None:
+    """Lock the open file; None where the system has no locks; the handle is closed unless it is locked.
+
+    Raises `FileNotFoundError` if another process has renamed, deleted or replaced the file meanwhile.
+    """
+    try:
+        fcntl.flock(handle, how)
         if os.path.samestat(os.fstat(handle), os.stat(file)):
             return handle
-        release_lock(handle)  # another process has replaced the file since it was opened
+        raise FileNotFoundError(errno.ENOENT, "replaced", file)
     except OSError as error:
-        release_lock(handle)
+        os.close(handle)
         if error.errno in _NO_LOCKS:
             return None
-        if not isinstance(error, (BlockingIOError, FileNotFoundError)):
-            raise RunError(f"{who}: cannot be locked: {(error.strerror or 'unknown').lower()}") from None
-    raise RunError(f"{who}: in use by another refimpl process; wait for it or choose another --out")
+        raise
 
 
 def release_lock(handle: int | None) -> None:
@@ -68,26 +79,12 @@ def locked_when_free(file: Path) -> Iterator[None]:
 
     The block may rename or delete the file. Where the system has no locks, nothing is locked.
     """
-    handle = _wait_for(file)
+    handle, waiting = None, CAN_LOCK
+    while waiting:
+        opened = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        with suppress(FileNotFoundError):  # the block, in another process, has moved the file: open it again
+            handle, waiting = _lock(opened, file, fcntl.LOCK_EX), False
     try:
         yield
     finally:
         release_lock(handle)
-
-
-def _wait_for(file: Path) -> int | None:
-    while CAN_LOCK:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(handle), os.stat(file)):
-                return handle
-        except FileNotFoundError:
-            pass  # the block above, in another process, renamed or deleted the file: open it again
-        except OSError as error:
-            release_lock(handle)
-            if error.errno in _NO_LOCKS:
-                return None
-            raise
-        release_lock(handle)
-    return None

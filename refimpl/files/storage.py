@@ -29,7 +29,6 @@ NPZ_LIMIT = 4 * 2**30  # bytes of the arrays of one file, unpacked
 # --- TOML -------------------------------------------------------------------------------------------
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 def toml_text(table: Mapping[str, Any]) -> str:
@@ -39,11 +38,9 @@ def toml_text(table: Mapping[str, Any]) -> str:
     NumPy scalars and text that is not valid Unicode without complaint, so most of this would remain.
     Raises `ConfigError` for any other value (None, tuples, nested tables, NumPy scalars).
     """
-    return "".join(f"{_toml_key(key)} = {_toml_value(key, value)}\n" for key, value in table.items())
-
-
-def _toml_key(key: str) -> str:
-    return key if _BARE_KEY.fullmatch(key) else _toml_string(key)
+    keys = (key if _BARE_KEY.fullmatch(key) else _toml_string(key) for key in table)
+    pairs = zip(keys, table.items(), strict=True)
+    return "".join(f"{written} = {_toml_value(key, value)}\n" for written, (key, value) in pairs)
 
 
 def _toml_value(key: str, value: object) -> str:
@@ -65,11 +62,7 @@ def _toml_value(key: str, value: object) -> str:
 def _toml_string(text: str) -> str:
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ConfigError(f"TOML: {text!r} is not valid Unicode; rename it")
-    return '"' + "".join(_ESCAPES.get(letter, _visible(letter)) for letter in text) + '"'
-
-
-def _visible(letter: str) -> str:
-    return letter if letter >= " " and letter != "\x7f" else f"\\u{ord(letter):04x}"
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON lets this one stand
 
 
 # --- files that are complete or absent --------------------------------------------------------------
@@ -258,18 +251,16 @@ def plain(value: Any) -> Any:
 def json_value(text: str | bytes) -> Any:
     """The value of JSON text; raises `ValueError` for anything that `json_text` would not write."""
     try:
-        return json.loads(text, parse_constant=_not_finite, parse_float=_finite)
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
 def _finite(text: str) -> float:
     value = float(text)
-    return value if math.isfinite(value) else _not_finite(text)
-
-
-def _not_finite(text: str) -> float:
-    raise ValueError(f"not a finite number: {text[:20]}")
+    if not math.isfinite(value):
+        raise ValueError(f"not a finite number: {text[:20]}")
+    return value
 
 
 def json_text(content: Any) -> str:

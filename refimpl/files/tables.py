@@ -17,6 +17,11 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join([first, *rest]).rstrip()
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things in words: 1 row, 2 rows."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Header and rows as a Markdown table, aligned as text is."""
     marks = ["---", *("---:" for _ in header[1:])]

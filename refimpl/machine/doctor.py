@@ -21,6 +21,7 @@ from refimpl.bench.formulas import comparisons
 from refimpl.bench.process import THREAD_VARIABLES
 from refimpl.errors import RefimplError
 from refimpl.experiments.experiment import default_threads
+from refimpl.files.tables import counted
 from refimpl.kernels import conv, linear, plain
 from refimpl.kernels.arrays import ALL_ON
 from refimpl.kernels.jit import cache_folder, chosen_kernels, settings
@@ -220,7 +221,9 @@ def check_cache() -> Verdict:
     folder = cache_folder()
     files = [path for path in folder.rglob("*.nb[ic]") if path.is_file()]
     size = sum(path.stat().st_size for path in files) / 2**20
-    state = f"{len(files)} files, {size:.1f} MiB" if files else "nothing compiled yet: refimpl warmup"
+    state = (
+        f"{counted(len(files), 'file')}, {size:.1f} MiB" if files else "nothing compiled yet: refimpl warmup"
+    )
     detail = f"{folder}: {state}"
     wanted = settings.CACHE_DIR
     if wanted and not folder.is_relative_to(wanted):

@@ -45,17 +45,11 @@ def accuracy_figure(curves: Sequence[Curve]) -> Figure:
 TRADED = ("rho=", "snip_keep=")  # settings that trade accuracy for work
 
 
-def _series(point: Row) -> tuple[str, str]:
+def series(point: Row) -> tuple[str, str]:
     """The row's label without the settings that trade accuracy for work, and these settings."""
     words = point.label.split()
     traded = [word for word in words if word.startswith(TRADED)]
     return " ".join(word for word in words if word not in traded), " ".join(traded)
-
-
-def is_frontier(points: Sequence[Row]) -> bool:
-    """Whether some series has three or more points, so that a line is informative."""
-    series = [_series(point)[0] for point in points]
-    return any(series.count(name) >= 3 for name in series)
 
 
 def _values(settings: Sequence[str]) -> str:
@@ -69,12 +63,12 @@ def _values(settings: Sequence[str]) -> str:
 def frontier_figure(points: Sequence[Row]) -> Figure:
     """Adapted accuracy against executed FLOPs, a line for each series; the legend names its points."""
     figure, (axes,) = new_figure(1, 8.4, 4.4)
-    for number, name in enumerate(dict.fromkeys(_series(point)[0] for point in points)):
-        own = sorted((p for p in points if _series(p)[0] == name), key=lambda p: p.flops_executed)
+    for number, name in enumerate(dict.fromkeys(series(point)[0] for point in points)):
+        own = sorted((p for p in points if series(p)[0] == name), key=lambda p: p.flops_executed)
         x = [100 * p.flops_executed / p.flops_dense for p in own]
         y = [100 * p.accuracy_adapted_last_mean for p in own]
         bars = [100 * p.accuracy_adapted_last_std for p in own]
-        traded = _values([_series(point)[1] for point in own])
+        traded = _values([series(point)[1] for point in own])
         label = f"{name}; left to right: {traded}" if traded else name
         axes.errorbar(x, y, np.nan_to_num(bars), ms=6, lw=1.2, capsize=2, label=label, **looks(number))
     axes.set(

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from refimpl.errors import InputError, RunError
 from refimpl.experiments.compare.run import PLAN, Comparison
@@ -69,13 +68,15 @@ def find(paths: Sequence[Path], data_dir: Path | None) -> tuple[list[Subject], l
                 runs.append((path, from_table(folder.config, str(path))))
         else:
             raise RunError(f"{path}: is no run ({CONFIG}) and no comparison ({PLAN}); see refimpl train")
-    subjects = [
-        Subject(label, path, config, config.method)
-        for label, (path, config) in zip(_labels([config for _, config in runs]), runs, strict=True)
-    ]
+    configs = [config for _, config in runs]
+    subjects = [Subject(_label(config, configs), path, config, config.method) for path, config in runs]
     for one in compared:
         subjects += one.subjects()
-    return _distinct(subjects), compared
+    labels = [subject.label for subject in subjects]
+    return [
+        replace(one, label=f"{one.label} ({one.folder})") if labels.count(one.label) > 1 else one
+        for one in subjects
+    ], compared
 
 
 def _read(path: Path, data_dir: Path | None) -> Compared:
@@ -88,28 +89,10 @@ def _read(path: Path, data_dir: Path | None) -> Compared:
     return Compared(comparison, outcomes)
 
 
-def _labels(configs: Sequence[Config]) -> list[str]:
-    """The method of each configuration, with the keys in which configurations of it differ, if few."""
-    return [
-        " ".join([config.method, *_differing(config, [c for c in configs if c.method == config.method])])
-        for config in configs
-    ]
-
-
-def _differing(config: Config, others: Sequence[Config]) -> list[str]:
-    tables = [other.table() for other in others]
+def _label(config: Config, configs: Sequence[Config]) -> str:
+    """The method of a configuration, with the keys in which configurations of this method differ, if few."""
+    tables = [other.table() for other in configs if other.method == config.method]
     keys = [key for key, value in tables[0].items() if any(table[key] != value for table in tables)]
-    return [f"{key}={_short(getattr(config, key))}" for key in keys] if len(keys) <= FEW_KEYS else []
-
-
-def _short(value: Any) -> str:
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _distinct(subjects: Sequence[Subject]) -> list[Subject]:
-    """The labels, with the folder after a label that occurs twice."""
-    labels = [subject.label for subject in subjects]
-    return [
-        replace(one, label=f"{one.label} ({one.folder})") if labels.count(one.label) > 1 else one
-        for one in subjects
-    ]
+    values = {key: getattr(config, key) for key in keys if len(keys) <= FEW_KEYS}
+    shown = {k: "+".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in values.items()}
+    return " ".join([config.method, *(f"{key}={value}" for key, value in shown.items())])

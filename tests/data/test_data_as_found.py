@@ -19,11 +19,10 @@ from small_mnist import FILES
 from test_data_catalog import blank_png, cifar10_files, write_archive
 
 from refimpl.data import load, places, unpack
-from refimpl.data.archives import read_members
 from refimpl.data.catalog import source_of
 from refimpl.data.sets.cifar import parse_lines
 from refimpl.data.sets.omniglot import read_omniglot
-from refimpl.data.unpack import decompress, read_unpacked
+from refimpl.data.unpack import decompress, read_members, read_unpacked
 from refimpl.data.verify import verify
 from refimpl.errors import ConfigError, DataError
 from refimpl.experiments.config import read_toml

@@ -15,11 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refimpl.data import archives
-from refimpl.data.archives import read_members
+from refimpl.data import unpack
 from refimpl.data.pickled import read_pickle
 from refimpl.data.sets.cifar import parse_batch, parse_names
-from refimpl.data.unpack import LIMIT, read_unpacked
+from refimpl.data.unpack import LIMIT, read_members, read_unpacked
 from refimpl.errors import DataError, RefimplError
 
 DATA = np.random.default_rng(7).integers(0, 256, (4, 3072), dtype=np.uint8)
@@ -241,10 +240,10 @@ def test_damaged_archives_are_refused(tmp_path, monkeypatch):
     path.write_bytes(gzip.compress(b"no tar in it" * 100))
     assert "not a readable" in attempt()
     path.write_bytes(whole)
-    monkeypatch.setattr(archives, "LIMIT", 1000)
+    monkeypatch.setattr(unpack, "LIMIT", 1000)
     assert "more than the 1000" in attempt()
-    monkeypatch.setattr(archives, "LIMIT", 10**9)
-    monkeypatch.setattr(archives, "_TAR_LIMIT", 5000)
+    monkeypatch.setattr(unpack, "LIMIT", 10**9)
+    monkeypatch.setattr(unpack, "_TAR_LIMIT", 5000)
     assert "unpacks to more than the 5000" in attempt()
 
 

@@ -199,7 +199,7 @@ def test_a_trial_is_scored_at_the_validation_nodes(monkeypatch):
 def test_the_best_is_the_most_accurate_then_of_least_loss_then_the_first():
     assert best([made(0, 0.5), made(1, 0.7), made(2, None)]).trial == 1
     assert best([made(0, 0.7, 2.0), made(1, 0.7, 1.0), made(2, 0.7, 1.0)]).trial == 1
-    with pytest.raises(RefimplError, match="all 1 trials of fedavg diverged"):
+    with pytest.raises(RefimplError, match="all trials of fedavg diverged"):
         best([made(0, None)])
 
 
@@ -302,7 +302,7 @@ def test_interrupted_it_says_how_to_go_on(refimpl, tmp_path, monkeypatch):
         patch.setattr(Tuning, "run", interrupted)
         code, out, err = refimpl("tune", *arguments)
     assert (code, out) == (app.INTERRUPTED, "")
-    assert "with 1 trials recorded; go on with: refimpl tune --resume --out 'my t.toml'" in err
+    assert "with 1 trial recorded; go on with: refimpl tune --resume --out 'my t.toml'" in err
     assert not (tmp_path / "my t.toml").exists()
     assert refimpl("tune", "--resume", "--out", "my t.toml", "--threads", 1, "-q")[0] == 0
     assert len((tmp_path / "my t.jsonl").read_text().splitlines()) == 1 + 3

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from refimpl.data.dataset import DataSet
 from refimpl.data.places import Found
 from refimpl.data.png import decode_png
-from refimpl.data.source import About, DataSource, Form, files_at, plain_name
-from refimpl.data.unpack import read_file, read_zip
+from refimpl.data.source import About, DataSource, Form, files_at
+from refimpl.data.unpack import plain_name, read_file, read_zip
 from refimpl.errors import DataError
 from refimpl.files.sniff import is_leftover
 from refimpl.registry import DATASETS
@@ -139,7 +139,14 @@ def read_omniglot(path: str | Path) -> Characters:
 
 def read_drawings(path: Path) -> Iterator[tuple[str, bytes]]:
     """Yield (path inside, content) of every PNG file of a zip file or folder, in the order of the paths."""
-    return _from_folder(path) if path.is_dir() else _from_zip(path)
+    if path.is_dir():
+        files = {file.relative_to(path.parent).as_posix(): file for file in _files(path)}
+        for name in _drawings(files):
+            yield name, read_file(files[name], _FILE_LIMIT)
+    elif path.is_file():
+        yield from read_zip(path, str(path), _FILE_LIMIT, _drawings)
+    else:
+        raise DataError(f"{path}: no such file or folder")
 
 
 def shrink(ink: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -164,12 +171,6 @@ def _cover() -> NDArray[np.float32]:
 _COVER = _cover()
 
 
-def _from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
-    files = {file.relative_to(folder.parent).as_posix(): file for file in _files(folder)}
-    for name in _drawings(files):
-        yield name, read_file(files[name], _FILE_LIMIT)
-
-
 def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     """All files under a folder, through links too; a link back to a folder in `above` is skipped."""
     real = os.path.realpath(folder)
@@ -189,9 +190,3 @@ def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
 def _drawings(names: Iterable[str]) -> list[str]:
     """The PNG files among `names` in order, without the extra files that macOS adds."""
     return sorted(n for n in names if n.lower().endswith(".png") and not is_leftover(n))
-
-
-def _from_zip(path: Path) -> Iterator[tuple[str, bytes]]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file or folder")
-    yield from read_zip(path, str(path), _FILE_LIMIT, _drawings)

@@ -136,6 +136,6 @@ def best(trials: Sequence[Trial]) -> Trial:
     good = [trial for trial in trials if not trial.diverged]
     if not good:
         raise RefimplError(
-            f"tune: all {len(trials)} trials of {trials[0].method} diverged; give smaller ranges with --range"
+            f"tune: all trials of {trials[0].method} diverged; give smaller ranges with --range"
         )
     return min(good, key=lambda t: (-(t.score or 0.0), t.loss, t.trial))
