@@ -221,10 +221,8 @@ def check_cache() -> Verdict:
     folder = cache_folder()
     files = [path for path in folder.rglob("*.nb[ic]") if path.is_file()]
     size = sum(path.stat().st_size for path in files) / 2**20
-    state = (
-        f"{counted(len(files), 'file')}, {size:.1f} MiB" if files else "nothing compiled yet: refimpl warmup"
-    )
-    detail = f"{folder}: {state}"
+    compiled = f"{counted(len(files), 'file')}, {size:.1f} MiB"
+    detail = f"{folder}: {compiled if files else 'nothing compiled yet: refimpl warmup'}"
     wanted = settings.CACHE_DIR
     if wanted and not folder.is_relative_to(wanted):
         return Verdict(WARNING, f"NUMBA_CACHE_DIR={wanted} cannot be written, so it is {detail}")
