@@ -9,7 +9,7 @@ import numpy as np
 
 from refimpl.bench.candidates import OURS, Candidate, Row, timed_rows
 from refimpl.bench.oracle import Arrays, Reference, length
-from refimpl.bench.programs import SEED, Adaptation, Inference, Program, Round
+from refimpl.bench.programs import SEED, Adaptation, Program, Round
 from refimpl.bench.timing import Effort
 from refimpl.contracts import State
 from refimpl.federated.adapt import AdaptSettings, adapt
@@ -36,7 +36,16 @@ def ours(program: Program, threads: int = 1, dtype: str = "float32", readable: b
     """This package; `readable` runs a round layer by layer instead of in compiled code."""
     if isinstance(program, Round):
         return _round(program, threads, dtype, readable)
-    return _adaptation(program, dtype) if isinstance(program, Adaptation) else _inference(program, dtype)
+    network, w = program.model.network, program.model.parameters(dtype)
+    if isinstance(program, Adaptation):
+        x, y = program.model.samples(program.support, dtype)
+        settings = AdaptSettings(program.eta, program.eta)
+        return Candidate(
+            OURS, lambda: adapt(network, w, x, y, settings), lambda found: {"moved": found.w - w}, skips=True
+        )
+    x, _ = program.model.samples(program.batch, dtype)
+    predictor = Predictor(network, w)
+    return Candidate(OURS, lambda: predictor(x), lambda found: {"logits": found.logits}, skips=True)
 
 
 def _round(program: Round, threads: int, dtype: str, readable: bool) -> Candidate:
@@ -62,22 +71,6 @@ def _round(program: Round, threads: int, dtype: str, readable: bool) -> Candidat
 def round_arrays(loss: float, w: np.ndarray, x: np.ndarray, ag: np.ndarray) -> Arrays:
     """A round's result for comparison: mean first loss, and how far x and xag moved from w."""
     return {"loss": np.array([loss]), "x": x - w, "ag": ag - w}
-
-
-def _adaptation(program: Adaptation, dtype: str) -> Candidate:
-    network, w = program.model.network, program.model.parameters(dtype)
-    x, y = program.model.samples(program.support, dtype)
-    settings = AdaptSettings(program.eta, program.eta)
-    return Candidate(
-        OURS, lambda: adapt(network, w, x, y, settings), lambda adapted: {"moved": adapted.w - w}, skips=True
-    )
-
-
-def _inference(program: Inference, dtype: str) -> Candidate:
-    network, w = program.model.network, program.model.parameters(dtype)
-    x, _ = program.model.samples(program.batch, dtype)
-    predictor = Predictor(network, w)
-    return Candidate(OURS, lambda: predictor(x), lambda result: {"logits": result.logits}, skips=True)
 
 
 def program_reference(program: Program) -> Reference:

@@ -55,19 +55,16 @@ def layer_table(results: Results) -> Table:
 
 def program_table(results: Results) -> Table:
     """A line per program: executed FLOPs, our time and rate, and others' time relative to ours."""
-    programs = pivot(results["end_to_end"], PROGRAM)
+    programs = {key: row for key, row in pivot(results["end_to_end"], PROGRAM).items() if OURS in row}
     others = other_names(programs.values())
     header = ["program", "threads", "MFLOP", "dense", OURS, "GFLOP/s", *others]
     lines = []
     for (program, threads), found in programs.items():
-        if OURS not in found:
-            continue
         mine = found[OURS]
         flops = [f"{mine[name] / 1e6:.3g}" for name in ("executed_flops", "dense_flops")]
         times = [duration(mine["seconds"]), f"{mine['gflops']:.3g}"]
-        lines.append(
-            [program, str(threads), *flops, *times, *(ratio(found.get(name), mine) for name in others)]
-        )
+        rest = (ratio(found.get(name), mine) for name in others)
+        lines.append([program, str(threads), *flops, *times, *rest])
     return header, lines
 
 

@@ -12,11 +12,12 @@ from refimpl.nn.network import Network
 from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.pointwise import Softplus
 from refimpl.rng import SeedTree
+from refimpl.theory.measured import curvature_range
 from refimpl.theory.problems import Problem, Vector, check_family
 
 FEATURES, HIDDEN, CLASSES, GATE_HIDDEN = 4, 3, 2, 2
 PROBES = 6  # points at which curvature is sampled
-POWER_STEPS = 20
+LANCZOS_STEPS = 20
 MARGIN = 1.5  # the estimate is the largest curvature found, times this
 ACTIVE_BIAS = 3.0  # of the gate's rectified units: far from their kink for inputs of norm 1
 
@@ -69,20 +70,11 @@ def soft_network(
 def estimate_curvature(
     objective: NetworkObjective, w: Vector, radius: float, rng: np.random.Generator
 ) -> float:
-    """1.5 times the largest |eigenvalue| of the Hessian found at a few points within `radius` of w.
-
-    Power iteration finds it; products with the Hessian are central differences of the gradient.
-    """
-    largest, ahead, behind, h = 0.0, np.empty_like(w), np.empty_like(w), 1e-5
+    """1.5 times the largest |eigenvalue| of the Hessian found at a few points within `radius` of w."""
+    largest = 0.0
     for _ in range(PROBES):
-        offset, d = rng.standard_normal((2, w.size))
+        offset = rng.standard_normal(w.size)
         at = w + radius * rng.random() * offset / np.linalg.norm(offset)
-        d /= np.linalg.norm(d)
-        for _ in range(POWER_STEPS):
-            objective(at + h * d, ahead)
-            objective(at - h * d, behind)
-            product = (ahead - behind) / (2 * h)
-            size = float(np.linalg.norm(product))
-            d = product / size
-        largest = max(largest, size)
+        low, high = curvature_range(objective, at, rng, LANCZOS_STEPS)
+        largest = max(largest, -low, high)
     return MARGIN * largest

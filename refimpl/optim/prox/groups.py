@@ -98,11 +98,6 @@ class Groups:
         """Number of coordinates of each group, int64 (G,)."""
         return np.diff(self.indptr)
 
-    @property
-    def covers(self) -> bool:
-        """Whether every coordinate belongs to a group."""
-        return self.indices.size == self.size
-
     def norms(self, x: Vector) -> np.ndarray:
         """Euclidean norm of x on each group, float64 (G,)."""
         check_form("Groups.norms", "x", x)
@@ -240,7 +235,7 @@ class BoundedGroupLasso(GroupPenalty):
 
 def shrink(groups: Groups, weights: np.ndarray, v: Vector, step: float, radius: float, out: Vector) -> float:
     """Copy what no group holds, scale the groups (`kernels.shrink_groups`); out may be v."""
-    if out is not v and not groups.covers:
+    if out is not v and groups.indices.size < groups.size:
         out[:] = v
     norms = np.empty(len(groups))
     return float(kernels.shrink_groups(v, float(step), weights, float(radius), *groups.runs, norms, out))
@@ -257,20 +252,15 @@ def _project_on_balls(groups: Groups, v: Vector, radii: np.ndarray) -> Vector:
     result = np.zeros_like(v)
     for g, radius in enumerate(radii):
         where = groups.members(g)
-        result[where] = _project_on_ball(v[where], float(radius))
+        part, norm = v[where], kernels.safe_norm(v[where])
+        if norm > radius:
+            if norm == np.inf:
+                part = kernels.SMALLER * part
+                norm = kernels.safe_norm(part)
+            ratio = float(radius) / norm  # where it loses digits, v/||v|| times the radius is taken instead
+            part = ratio * part if ratio >= kernels.TINY else part / norm * radius
+        result[where] = part
     return result
-
-
-def _project_on_ball(v: Vector, radius: float) -> Vector:
-    """v min(1, radius/||v||), float64; where the ratio loses digits, v/||v|| times the radius instead."""
-    norm = kernels.safe_norm(v)
-    if norm <= radius:
-        return v
-    if norm == np.inf:
-        v = kernels.SMALLER * v
-        norm = kernels.safe_norm(v)
-    ratio = radius / norm
-    return ratio * v if ratio >= kernels.TINY else v / norm * radius
 
 
 def pulls(groups: Groups, weights: np.ndarray, u: Vector, norms: np.ndarray) -> Vector:
