@@ -289,3 +289,35 @@ def classes_command(dataset: str, data_dir: Path | None) -> None:
     for part in ("train", "validation", "test"):
         numbers = getattr(split, part)
         click.echo(f"{part} ({len(numbers)}): {', '.join(data.class_names[number] for number in numbers)}")
+
+
+# --- report
+
+
+@command.command(
+    "report", epilog="\b\nExample:\n  refimpl fewshot report runs/fomaml-0 runs/maml-0 --out figures"
+)
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=PATH)
+@click.option("--out", type=PATH, help="Folder of the figures.  [RUN/report; runs/report for several]")
+def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Draw runs side by side: loss, validation accuracy, and accuracy in the test episodes.
+
+    The last figure needs `refimpl fewshot test` of every run beforehand. Figures need the extra `plot`.
+    """
+    from refimpl.files.storage import read_json
+    from refimpl.report.canvas import require_matplotlib, save
+    from refimpl.report.fewshot import Trained, accuracy_figure, training_figure
+
+    require_matplotlib()
+    found = []
+    for path in runs:
+        with RunFolder.open(path, lock=False) as folder:
+            test = folder.report / "fewshot.json"
+            found.append(Trained(str(path), folder.metrics(), read_json(test) if test.is_file() else {}))
+    out = out or (runs[0] if len(runs) == 1 else Path("runs")) / "report"
+    drawn = [run for run in found if run.records]
+    tested = [run for run in found if run.test]
+    if drawn:
+        click.echo(save(out / "fewshot-training.png", lambda: training_figure(drawn)))
+    if tested:
+        click.echo(save(out / "fewshot-test.png", lambda: accuracy_figure(tested)))

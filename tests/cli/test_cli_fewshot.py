@@ -63,3 +63,24 @@ def test_dry_run_prints_settings_that_a_file_may_hold(refimpl, tmp_path):
     (tmp_path / "again.toml").write_text(out)
     code, again, _ = refimpl("fewshot", "train", "--config", "again.toml", "--dry-run")
     assert (code, again) == (0, out)
+
+
+def test_figures_of_a_run(refimpl, tmp_path):
+    pytest.importorskip("matplotlib")
+    refimpl(
+        "fewshot", "train", *TINY, "--validate-every", 1, "--validation-episodes", 2, "--out", "run", "-q"
+    )
+    refimpl("fewshot", "test", "run", "--test-episodes", 4, "-q")
+    code, out, _ = refimpl("fewshot", "report", "run")
+    assert code == 0
+    assert [line.rpartition("/")[2] for line in out.split()] == ["fewshot-training.png", "fewshot-test.png"]
+    assert all((tmp_path / line).read_bytes().startswith(b"\x89PNG") for line in out.split())
+
+
+def test_figures_without_matplotlib_are_refused_in_one_line(refimpl, monkeypatch):
+    from refimpl.report import canvas
+
+    monkeypatch.setattr(canvas, "find_spec", lambda name: None)
+    code, _, err = refimpl("fewshot", "report", "run")
+    assert code == 2
+    assert "figures need matplotlib" in err
