@@ -14,7 +14,7 @@ import numpy as np
 from refimpl.kernels import elementary
 from refimpl.kernels.arrays import FLOATS
 from refimpl.kernels.checked import checked, given, mask, written
-from refimpl.kernels.jit import inlined, kernel
+from refimpl.kernels.jit import inlined, kernel, large_kernel
 from refimpl.kernels.panels import clear
 from refimpl.kernels.plain import is_on
 from refimpl.kernels.sums import wide_product, wide_total
@@ -29,14 +29,14 @@ def rectify(x, sign, y):
 
 
 @checked(x=given("NCP"), mask=mask("NC"), y=written("NCP"))
-@kernel
+@large_kernel
 def relu_forward(x, mask, y):
     """y = max(x, 0); NaN passes through."""
     relu_backward(x, x, mask, y)
 
 
 @checked(dy=given("NCP"), y=given("NCP"), mask=mask("NC"), dx=written("NCP"))
-@kernel
+@large_kernel
 def relu_backward(dy, y, mask, dx):
     """dx = dy where the output y (or the input, which has its sign) is positive or NaN, else 0."""
     if mask.shape[0] == 0:  # one long loop: channels may be single numbers
@@ -51,14 +51,14 @@ def relu_backward(dy, y, mask, dx):
 
 
 @checked(x=given("NCP"), mask=mask("NC"), y=written("NCP"))
-@kernel
+@large_kernel
 def leaky_forward(x, slope, mask, y):
     """y = x where positive, else slope * x; NaN passes through."""
     leaky_backward(x, x, slope, mask, y)
 
 
 @checked(dy=given("NCP"), x=given("NCP"), mask=mask("NC"), dx=written("NCP"))
-@kernel
+@large_kernel
 def leaky_backward(dy, x, slope, mask, dx):
     """dx = dy where x is positive or NaN, else slope * dy."""
     zero, factor = dx.dtype.type(0), dx.dtype.type(slope)
@@ -92,21 +92,21 @@ def _apply_slope(function, dy, x, mask, dx):
 
 
 @checked(x=given("NCP"), mask=mask("NC"), y=written("NCP"))
-@kernel
+@large_kernel
 def softplus_forward(x, mask, y):
     """y = log(1 + e**x)."""
     _apply(elementary.softplus, x, mask, y)
 
 
 @checked(dy=given("NCP"), x=given("NCP"), mask=mask("NC"), dx=written("NCP"))
-@kernel
+@large_kernel
 def softplus_backward(dy, x, mask, dx):
     """dx = dy * sigmoid(x)."""
     _apply_slope(elementary.sigmoid, dy, x, mask, dx)
 
 
 @checked(x=given("NCP"), mask=mask("NC"), y=written("NCP"))
-@kernel
+@large_kernel
 def tanh_forward(x, mask, y):
     """y = tanh(x)."""
     _apply(elementary.tanh, x, mask, y)
@@ -119,14 +119,14 @@ def _tanh_slope(y):
 
 
 @checked(dy=given("NCP"), y=given("NCP"), mask=mask("NC"), dx=written("NCP"))
-@kernel
+@large_kernel
 def tanh_backward(dy, y, mask, dx):
     """dx = dy * (1 - y**2), from the output y."""
     _apply_slope(_tanh_slope, dy, y, mask, dx)
 
 
 @checked(u=given("NC"), value=written("NC"), slope=written("NC"))
-@kernel
+@large_kernel
 def sigmoid_scaled(u, tau, value, slope):
     """value = sigmoid(u/tau) and slope = its derivative w.r.t. u, on (N, C) arrays."""
     for n in range(u.shape[0]):
@@ -138,7 +138,7 @@ def sigmoid_scaled(u, tau, value, slope):
 
 
 @checked(x=given("NCP"), factor=given("NC"), y=written("NCP"))
-@kernel
+@large_kernel
 def scale_channels(x, factor, y):
     """y[n, c, :] = factor[n, c] * x[n, c, :]; a zero factor gives zeros without reading x."""
     for n in range(x.shape[0]):
@@ -161,7 +161,7 @@ def _has_nan(x):
 
 
 @checked(decision=given("NC"), y=written("NCP"))
-@kernel
+@large_kernel
 def spread_nan(decision, y):
     """y[n, c, :] = NaN where decision[n, c] is NaN: an undecided channel must not pass for open."""
     if not _has_nan(decision.reshape(-1)):
@@ -174,7 +174,7 @@ def spread_nan(decision, y):
 
 
 @checked(a=given("NCP"), b=given("NCP"), out=written("NC", *FLOATS))
-@kernel
+@large_kernel
 def channel_products(a, b, out):
     """out[n, c] = sum over pixels of a * b, in float64 in the order of `sums`."""
     samples, channels, pixels = a.shape
@@ -186,7 +186,7 @@ def channel_products(a, b, out):
 
 
 @checked(x=given("NCP"), mask=mask("NC"), out=written("NC"))
-@kernel
+@large_kernel
 def channel_means(x, mask, out):
     """out[n, c] = mean over pixels, in float64 in the order of `sums`; zero where closed."""
     samples, channels, pixels = x.shape

@@ -5,7 +5,7 @@ Source: mathematics.md §2.3b. Derived.
 
 from __future__ import annotations
 
-from refimpl.kernels.jit import kernel
+from refimpl.kernels.jit import kernel, large_kernel
 from refimpl.kernels.panels import clear
 from refimpl.kernels.plain import is_on
 
@@ -17,7 +17,7 @@ def add(a, b, y):
         y[p] = a[p] + b[p]
 
 
-@kernel
+@large_kernel
 def share_out(dy, mask, dx):
     """dx[n, c, :] = dy[n, c] over the number of pixels: the gradient of a mean; zero where closed."""
     pixels, zero = dx.dtype.type(dx.shape[2]), dx.dtype.type(0)

@@ -8,7 +8,9 @@ read is compiled again, and code that cannot be written is compiled again at the
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import importlib
 import logging
 import os
 import pickle
@@ -21,6 +23,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding
 import numba
 import numba.extending
 from numba import types
@@ -140,7 +143,7 @@ class _SealedCode(caching.CompileResultCacheImpl):
 
     def reduce(self, cres: Any) -> tuple[bytes, bytes]:
         """The checksum and the bytes that are written to the disk."""
-        content = serialize.dumps(super().reduce(cres))
+        content = serialize.dumps((_large_kernels_called(cres.library), super().reduce(cres)))
         return hashlib.sha256(content).digest(), content
 
     def rebuild(self, target_context: Any, payload: tuple[bytes, bytes]) -> Any:
@@ -148,7 +151,10 @@ class _SealedCode(caching.CompileResultCacheImpl):
         checksum, content = payload
         if hashlib.sha256(content).digest() != checksum:
             raise ValueError("the bytes have changed since they were written")
-        return super().rebuild(target_context, pickle.loads(content))
+        called, compiled = pickle.loads(content)
+        for module, name, argument_types in called:
+            getattr(importlib.import_module(module), name).compile(argument_types)
+        return super().rebuild(target_context, compiled)
 
 
 class _Cache(caching.FunctionCache):
@@ -221,6 +227,41 @@ def kernel(function: Callable[..., Any]) -> Any:
     compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
     compiled._cache = _Cache(function)
     return compiled
+
+
+def large_kernel(function: Callable[..., Any]) -> Any:
+    """A kernel that is compiled once: other kernels jump to its machine code and take in no copy of it.
+
+    Numba optimises a kernel again in each kernel that calls it. For large kernels this doubled the time of
+    compilation, and a call that is not taken in costs them nothing that can be measured.
+    """
+    compiled = kernel(function)
+    if not settings.DISABLE_JIT:
+        add_overload = compiled.add_overload
+        compiled.add_overload = lambda cres: _publish(compiled, cres, add_overload)
+    return compiled
+
+
+_published: dict[str, tuple[str, str, tuple[Any, ...]]] = {}  # symbol: module, name, types of arguments
+
+
+def _publish(compiled: Any, cres: Any, add_overload: Callable[[Any], None]) -> None:
+    """Give the machine code for one list of types a symbol, and let other kernels call that."""
+    add_overload(cres)
+    own = (compiled.__module__, compiled.__name__, cres.signature.args)
+    symbol = "refimpl_" + hashlib.sha256(repr(own).encode()).hexdigest()
+    _published[symbol] = own
+    llvmlite.binding.add_symbol(symbol, cres.library.get_pointer_to_function(cres.fndesc.llvm_func_name))
+    called = copy.copy(cres.fndesc)
+    called.mangled_name = symbol
+    compiled.targetctx.remove_user_function(cres.entry_point)
+    compiled.targetctx.insert_user_function(cres.entry_point, called)
+
+
+def _large_kernels_called(library: Any) -> list[tuple[str, str, tuple[Any, ...]]]:
+    """The large kernels whose symbols must exist before this machine code is loaded."""
+    functions = library._final_module.functions
+    return [_published[f.name] for f in functions if f.is_declaration and f.name in _published]
 
 
 @intrinsic

@@ -10,7 +10,7 @@ from refimpl.errors import InputError
 from refimpl.kernels import elementary
 from refimpl.kernels.arrays import INDICES
 from refimpl.kernels.checked import checked, given, written
-from refimpl.kernels.jit import kernel
+from refimpl.kernels.jit import kernel, large_kernel
 
 
 def _check_labels(who: str, sizes: dict[str, int], arguments: dict[str, Any]) -> None:
@@ -33,7 +33,7 @@ def softmax_cross_entropy(logits, labels, dlogits):
 
 
 @checked(_check_labels, logits=given("NK"), labels=given("N", INDICES), dlogits=written("NK"))
-@kernel
+@large_kernel
 def add_cross_entropy(total, logits, labels, count, dlogits):
     """total + the losses of a part of a batch of `count` samples; dlogits is divided by `count`."""
     n_samples, classes = logits.shape

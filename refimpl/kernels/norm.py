@@ -17,7 +17,7 @@ import numpy as np
 
 from refimpl.kernels.arrays import DOUBLE, FLOATS
 from refimpl.kernels.checked import checked, given, mask, written
-from refimpl.kernels.jit import kernel
+from refimpl.kernels.jit import kernel, large_kernel
 from refimpl.kernels.panels import clear
 from refimpl.kernels.plain import is_on
 from refimpl.kernels.sums import wide_product, wide_spread, wide_total
@@ -39,7 +39,7 @@ def _normalise(x, mean, scale, gamma, beta, normalised, y):
     inverse_std=written("C", *FLOATS),
     y=written("NCP"),
 )
-@kernel
+@large_kernel
 def batch_norm_forward(x, gamma, beta, eps, normalised, inverse_std, y):
     """y = gamma * normalised + beta; keeps `normalised` (N,C,P) and `inverse_std` (C,)."""
     n_samples, channels, pixels = x.shape
@@ -72,7 +72,7 @@ def _denormalise(dy, normalised, mean, slope, scale, dx):
     dbeta=written("C"),
     dx=written("NCP"),
 )
-@kernel
+@large_kernel
 def batch_norm_backward(dy, normalised, inverse_std, gamma, dgamma, dbeta, dx):
     """dx = gamma/std * (dy - mean(dy) - normalised * mean(dy * normalised)); dgamma, dbeta written."""
     n_samples, channels, pixels = dy.shape
@@ -99,7 +99,7 @@ def batch_norm_backward(dy, normalised, inverse_std, gamma, dgamma, dbeta, dx):
     inverse_std=written("NG", DOUBLE),
     y=written("NCP"),
 )
-@kernel
+@large_kernel
 def group_norm_forward(x, gamma, beta, eps, normalised, inverse_std, y):
     """y = gamma * normalised + beta, with the statistics of each sample's G groups of channels."""
     n_samples, channels, pixels = x.shape
@@ -124,7 +124,7 @@ def group_norm_forward(x, gamma, beta, eps, normalised, inverse_std, y):
     dbeta=written("C"),
     dx=written("NCP"),
 )
-@kernel
+@large_kernel
 def group_norm_backward(dy, normalised, inverse_std, gamma, more, dgamma, dbeta, dx):
     """dx = (gamma dy - mean(gamma dy) - normalised * mean(gamma dy * normalised))/std, means over groups."""
     n_samples, channels, pixels = dy.shape
@@ -160,7 +160,7 @@ def group_norm_backward(dy, normalised, inverse_std, gamma, more, dgamma, dbeta,
     mask=mask("NC"),
     y=written("NCP"),
 )
-@kernel
+@large_kernel
 def frozen_norm_forward(x, gamma, beta, mean, variance, eps, mask, y):
     """y = gamma * (x - mean)/sqrt(variance + eps) + beta with given statistics; zero where closed."""
     for n in range(x.shape[0]):
@@ -185,7 +185,7 @@ def frozen_norm_forward(x, gamma, beta, mean, variance, eps, mask, y):
     dbeta=written("C"),
     dx=written("NCP"),
 )
-@kernel
+@large_kernel
 def frozen_norm_backward(dy, x, gamma, mean, variance, eps, mask, more, dgamma, dbeta, dx):
     """dx = gamma/sqrt(variance + eps) * dy; zero where closed."""
     n_samples, channels, pixels = dy.shape

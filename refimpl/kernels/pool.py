@@ -21,7 +21,7 @@ from refimpl.errors import InputError
 from refimpl.kernels import halving
 from refimpl.kernels.arrays import INTS, output_size
 from refimpl.kernels.checked import checked, given, mask, written
-from refimpl.kernels.jit import inlined, kernel, settings
+from refimpl.kernels.jit import inlined, kernel, large_kernel, settings
 from refimpl.kernels.panels import clear
 from refimpl.kernels.plain import is_on
 from refimpl.kernels.target import VECTOR_BYTES
@@ -110,7 +110,7 @@ def _total(image, top, left, size):
 
 
 @checked(_check_windows, x=given("NCHW"), mask=mask("NC"), y=written("NCPQ"), where=written("NCPQ", INTS))
-@kernel
+@large_kernel
 def max_forward(x, size, stride, pad, mask, y, where):
     """y = largest value of each window; `where` (int32) its flat position in the window."""
     n_samples, channels, rows, cols = y.shape
@@ -131,7 +131,7 @@ def max_forward(x, size, stride, pad, mask, y, where):
 
 
 @checked(_check_positions, dy=given("NCPQ"), where=given("NCPQ", INTS), mask=mask("NC"), dx=written("NCHW"))
-@kernel
+@large_kernel
 def max_backward(dy, where, size, stride, pad, mask, dx):
     """dx = dy sent to the position that was largest; windows may overlap."""
     n_samples, channels, rows, cols = dy.shape
@@ -162,7 +162,7 @@ def _clear_unwritten(dx, dy, halves, mask):
 
 
 @checked(_check_windows, x=given("NCHW"), mask=mask("NC"), y=written("NCPQ"))
-@kernel
+@large_kernel
 def average_forward(x, size, stride, pad, mask, y):
     """y = mean of each window."""
     n_samples, channels, rows, cols = y.shape
@@ -182,7 +182,7 @@ def average_forward(x, size, stride, pad, mask, y):
 
 
 @checked(_check_windows, dy=given("NCPQ"), mask=mask("NC"), dx=written("NCHW"))
-@kernel
+@large_kernel
 def average_backward(dy, size, stride, pad, mask, dx):
     """dx = dy shared equally by its window; windows may overlap."""
     n_samples, channels, rows, cols = dy.shape

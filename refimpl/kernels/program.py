@@ -13,7 +13,7 @@ import numpy as np
 
 from refimpl.kernels import activation, loss, norm, pool, tiled_conv, tiled_linear, tiled_weight_grad, vector
 from refimpl.kernels.add import add, share_out
-from refimpl.kernels.jit import inlined, kernel, optimise_for_size
+from refimpl.kernels.jit import inlined, kernel, large_kernel, optimise_for_size
 from refimpl.kernels.operation import (
     ADD,
     AVERAGE_POOL,
@@ -57,9 +57,10 @@ def _open(mask, n):
     return count
 
 
-@inlined
+@large_kernel
 def _forward(op, w, n, how, space):
     """One operation forward."""
+    optimise_for_size()
     values, masks, floats, ints = space.values, space.masks, space.floats, space.ints
     reads, writes = mask_at(masks, op.reads, n, op.groups), mask_at(masks, op.writes, n, op.output[0])
     stride, pad = pair_of(op.stride), pair_of(op.pad)
@@ -116,12 +117,13 @@ def _forward(op, w, n, how, space):
         pool.average_forward(images, pair_of(op.window), stride, pad, writes, out)
 
 
-@inlined
+@large_kernel
 def _backward(op, w, n, more, span, stepping, pull, space, gradient):
     """One operation backward: parameter gradients into `gradient` (added if `more`), dx to `space.slopes`.
 
     stepping: take the step of a weight that is marked for it, instead of writing its gradient.
     """
+    optimise_for_size()
     values, slopes, masks = space.values, space.slopes, space.masks
     floats, ints = space.floats, space.ints
     reads, dy_mask = mask_at(masks, op.reads, n, op.groups), mask_at(masks, op.dy_mask, n, op.output[0])

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from refimpl.kernels.arrays import check_offsets
-from refimpl.kernels.jit import inlined, kernel, optimise_for_size
+from refimpl.kernels.jit import inlined, kernel, large_kernel, optimise_for_size
 from refimpl.kernels.panels import (
     clear,
     clear_rows,
@@ -52,7 +52,7 @@ def convolve_scratch(source_channels, target_channels, kernel_size, stride, size
     return floats, ints
 
 
-@kernel
+@large_kernel
 def convolve(source, weight, bias, stride, pad, transposed, reads, writes, clears, floats, ints, target):
     """target = conv(source, weight) + bias, or its transpose: `plain.conv_forward`, `plain.conv_input_grad`.
 

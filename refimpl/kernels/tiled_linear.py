@@ -17,7 +17,7 @@ import numpy as np
 
 from refimpl.kernels.arrays import check_offsets
 from refimpl.kernels.dot import dot_sweep
-from refimpl.kernels.jit import kernel, optimise_for_size
+from refimpl.kernels.jit import kernel, large_kernel, optimise_for_size
 from refimpl.kernels.panels import clear, copy_runs, cut, multiples, open_channels, row_table
 from refimpl.kernels.sums import PARTIAL_SUMS
 from refimpl.kernels.tile import sweep
@@ -159,7 +159,7 @@ def _term_blocks(mask, features, groups, starts, lanes):
     return count
 
 
-@kernel
+@large_kernel
 def forward(x, weight, bias, reads, writes, floats, ints, y):
     """y = x weight^T + bias on the outputs of `writes`; see `plain.linear_forward`."""
     optimise_for_size()
@@ -213,7 +213,7 @@ def _sweep_runs(rows, depth, runs, scalars, panel, result, add):
         sweep(rows, depth, width, scalars, v[first:], v_at, c[first:], c_row, nothing, add, off, scalars[0])
 
 
-@kernel
+@large_kernel
 def input_grad(dy, weight, dy_mask, dx_mask, floats, ints, dx):
     """dx = dy weight on the features of `dx_mask`; see `plain.linear_input_grad`."""
     optimise_for_size()
@@ -247,7 +247,7 @@ def _add_rows(rows, out):
             out[o] += row[o]
 
 
-@kernel
+@large_kernel
 def weight_grad(x, dy, x_mask, dy_mask, more, floats, ints, dweight, dbias):
     """dweight = dy^T x and dbias = column sums of dy; see `plain.linear_weight_grad`.
 
@@ -279,7 +279,7 @@ def weight_grad(x, dy, x_mask, dy_mask, more, floats, ints, dweight, dbias):
     _add_rows(signal, dbias)
 
 
-@kernel
+@large_kernel
 def weight_step(x, dy, eta, lam, centre, floats, ints, weight, dbias):
     """weight <- weight - eta (g + lam (weight - centre)) with g = dy^T x; and dbias = column sums of dy.
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from refimpl.kernels.arrays import check_offsets
-from refimpl.kernels.jit import inlined, kernel, optimise_for_size, shared
+from refimpl.kernels.jit import inlined, kernel, large_kernel, optimise_for_size, shared
 from refimpl.kernels.panels import (
     clear,
     clear_rows,
@@ -139,7 +139,7 @@ def _mean_open(mask, channels):
     return count / mask.shape[0]
 
 
-@kernel
+@large_kernel
 def weight_grad(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweight, dbias):
     """dweight and dbias, summed over the batch; see `plain.conv_weight_grad`.
 

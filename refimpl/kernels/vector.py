@@ -14,7 +14,7 @@ import numpy as np
 from refimpl.errors import InputError
 from refimpl.kernels.arrays import DOUBLE, FLOATS, INDICES
 from refimpl.kernels.checked import checked, given, written
-from refimpl.kernels.jit import inlined, kernel
+from refimpl.kernels.jit import inlined, kernel, large_kernel
 from refimpl.kernels.panels import clear, copy
 from refimpl.kernels.sums import wide_product
 
@@ -61,7 +61,7 @@ def norm(x):
 
 
 @checked(w=written("D"), gradient=given("D"), centre=given("D"))
-@kernel
+@large_kernel
 def local_step(w, gradient, centre, eta, lam):
     """w <- w - eta * (gradient + lam * (w - centre)), in place. Source: mathematics.md §3.
 
@@ -79,7 +79,7 @@ def _local_gradient(w, gradient, centre, lam, out):
 
 
 @checked(w=given("D"), gradient=given("D"), centre=given("D"))
-@kernel
+@large_kernel
 def local_residual(w, gradient, centre, lam):
     """||gradient + lam (w - centre)||, the norm of the local problem's gradient, in float64.
 
