@@ -3,10 +3,9 @@
 Numba compiles a function for each combination of types and keeps the machine code on disk; so one step on a
 small network in each floating-point type is enough for networks of all sizes.
 
-Where nothing has been kept and a second core is free, another process compiles about half of it. There are
-two stages, because the large kernels contain the small ones: first the passes of single layers, then the
-local descent here and the prediction there. Each process loads from the disk what the other has compiled.
-Nothing depends on the other process: what it has not left on the disk is compiled here.
+Where nothing has been kept and a second core is free, another process compiles the backward passes of single
+layers, and this one loads them from the disk. Nothing depends on the other process: what it has not left on
+the disk is compiled here.
 
 Source: mathematics.md §4, §6 (what is computed once). Derived.
 """
@@ -21,7 +20,7 @@ from refimpl.federated.adapt import AdaptSettings, report_node
 from refimpl.federated.local import LocalSettings
 from refimpl.federated.methods.metagater import MetaGater
 from refimpl.federated.rounds import Participation, run_rounds
-from refimpl.kernels import activation, compiling, conv, linear, loss, pool, program, vector
+from refimpl.kernels import activation, compiling, conv, linear, loss, norm, pool, program, vector
 from refimpl.kernels.arrays import ALL_ON, INTS
 from refimpl.nn import zoo
 from refimpl.nn.network import Network
@@ -37,10 +36,9 @@ ONE, NONE, TWO = (1, 1), (0, 0), (2, 2)  # strides, paddings and windows
 def warm_up(dtype: str = "float32", threads: int | None = None) -> None:
     """Compile everything for numbers of `dtype`; threads: 1 for no second process (None: all cores)."""
     if compiling.may_share(threads) and not compiling.is_kept(program.descend, w=dtype):
-        with compiling.beside(__name__, "backward", dtype):
+        with compiling.beside(__name__, dtype):
             forward(dtype)
-        with compiling.beside(__name__, "prediction", dtype):
-            descent(dtype)
+            prediction(dtype)
     everything(dtype)
 
 
@@ -61,6 +59,10 @@ def forward(dtype: str) -> None:
     pool.average_forward(small.image, TWO, TWO, NONE, ALL_ON, small.pixel)
     for apply in (activation.relu_forward, activation.softplus_forward, activation.tanh_forward):
         apply(small.map, ALL_ON, small.map)
+    activation.leaky_forward(small.map, 0.1, ALL_ON, small.map)
+    norm.batch_norm_forward(*small.affine, 1.0, small.map, small.wide[0], small.map)
+    norm.group_norm_forward(*small.affine, 1.0, small.map, small.wide, small.map)
+    norm.frozen_norm_forward(*small.affine, *small.statistics, 1.0, ALL_ON, small.map)
     activation.channel_means(small.map, ALL_ON, small.matrix)
     activation.sigmoid_scaled(small.matrix, 1.0, small.matrix, small.matrix)
 
@@ -73,8 +75,15 @@ def backward(dtype: str) -> None:
     linear.input_grad(small.matrix, small.matrix)
     pool.max_backward(small.pixel, small.where, TWO, TWO, NONE, ALL_ON, small.image)
     pool.average_backward(small.pixel, TWO, TWO, NONE, ALL_ON, small.image)
-    for derive in (activation.softplus_backward, activation.tanh_backward):
+    for derive in (activation.relu_backward, activation.softplus_backward, activation.tanh_backward):
         derive(small.map, small.map, ALL_ON, small.map)
+    activation.leaky_backward(small.map, small.map, 0.1, ALL_ON, small.map)
+    gradients = (np.ones(1, dtype), np.ones(1, dtype), small.map)
+    norm.batch_norm_backward(small.map, small.map, small.wide[0], small.vector, *gradients)
+    norm.group_norm_backward(small.map, small.map, small.wide, small.vector, False, *gradients)
+    norm.frozen_norm_backward(
+        small.map, small.map, small.vector, *small.statistics, 1.0, ALL_ON, False, *gradients
+    )
     activation.channel_products(small.map, small.map, small.matrix)
     loss.add_cross_entropy(0.0, small.matrix, np.zeros(1, np.int64), 1, small.matrix)
 
@@ -86,13 +95,8 @@ class _Small:
         self.image, self.pixel = np.ones((1, 1, 2, 2), dtype), np.ones((1, 1, 1, 1), dtype)
         self.map, self.matrix, self.vector = (np.ones((1,) * axes, dtype) for axes in (3, 2, 1))
         self.where = np.zeros((1, 1, 1, 1), INTS)  # of the largest number of a window
-
-
-def descent(dtype: str) -> None:
-    """A local descent."""
-    network, x, y = _gated(dtype)
-    task, rng = NetworkTask(network, x, y), np.random.default_rng(0)
-    task.descend(network.layout.initialise(SeedTree(0), dtype), 0.1, 1.0, 1, rng)
+        self.affine, self.statistics = (self.map, self.vector, self.vector), (self.vector, self.vector)
+        self.wide = np.ones((1, 1))
 
 
 def prediction(dtype: str) -> None:
@@ -128,7 +132,5 @@ def _penalty(network: Network) -> prox.Separable:
     return prox.Separable(((phi, prox.GroupLasso(groups, 0.01)),))
 
 
-PARTS = {part.__name__: part for part in (backward, prediction)}  # what another process may be asked for
-
-if __name__ == "__main__":
-    compiling.tell_names(lambda: PARTS[sys.argv[1]](sys.argv[2]))
+if __name__ == "__main__":  # the other process
+    compiling.tell_names(lambda: backward(sys.argv[1]))

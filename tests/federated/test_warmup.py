@@ -77,7 +77,7 @@ kernels = [
     loss.add_cross_entropy, program.descend, program.predict, tiled_conv.convolve, tiled_linear.forward,
     tiled_linear.input_grad, tiled_linear.weight_grad, tiled_weight_grad.weight_grad,
 ]
-for part in (warmup.forward, warmup.backward, warmup.descent, warmup.prediction):
+for part in (warmup.forward, warmup.backward, warmup.prediction):
     part("float32")
 parts = [len(kernel.signatures) for kernel in kernels]
 warmup.everything("float32")
@@ -108,20 +108,18 @@ def stages(monkeypatch):
     monkeypatch.setattr(kernels_compiling, "beside", beside)
     monkeypatch.setattr(kernels_compiling, "may_share", lambda threads: threads != 1)
     monkeypatch.setattr(kernels_compiling, "is_kept", lambda kernel, w: w == "float64")
-    for name in ("forward", "descent", "everything"):
+    for name in ("forward", "prediction", "everything"):
         monkeypatch.setattr(warmup, name, part(name))
     return done
 
 
-def test_a_cold_warm_up_is_shared_in_two_stages(stages):
+def test_a_cold_warm_up_is_shared_by_two_processes(stages):
     warm_up("float32", 2)
     assert stages == [
-        ("begin", "backward", "float32"),
+        ("begin", "float32"),
         ("forward", "float32"),
-        ("end", "backward", "float32"),
-        ("begin", "prediction", "float32"),
-        ("descent", "float32"),
-        ("end", "prediction", "float32"),
+        ("prediction", "float32"),
+        ("end", "float32"),
         ("everything", "float32"),
     ]
 
@@ -176,7 +174,9 @@ def test_how_much_is_left_is_said_where_nothing_was_kept(tmp_path, monkeypatch, 
 def test_the_number_of_functions_of_a_warm_up_is_about_right():
     """Measured from an empty cache; most kernels are compiled once, and a few more functions with them."""
     sources = [path.read_text() for path in Path(jit.__file__).parent.glob("*.py")]
-    decorated = sum(len(re.findall(r"^@(?:kernel|inlined|shared)\n", text, re.MULTILINE)) for text in sources)
+    decorated = sum(
+        len(re.findall(r"^@(?:kernel|large_kernel|inlined|shared)\n", text, re.MULTILINE)) for text in sources
+    )
     assert decorated <= compiling.WARM_UP <= 1.5 * decorated
 
 
