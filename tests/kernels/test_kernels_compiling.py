@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -37,7 +39,7 @@ if __name__ == "__main__":
 
 
 def compiled_functions(path: Path) -> list[ast.FunctionDef]:
-    decorators = {"kernel", "inlined"}
+    decorators = {"kernel", "large_kernel", "inlined"}
     return [
         node
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
@@ -149,3 +151,36 @@ def test_one_core_or_thread_a_worker_or_no_folder_means_one_process(monkeypatch)
 def test_names_alone_reach_the_output(capsys):
     tell_names(lambda: print("something else"))
     assert capsys.readouterr().out == ""
+
+
+LARGE = """
+from refimpl.kernels.jit import kernel, large_kernel
+
+@large_kernel
+def inner(x):
+    return 2 * x
+
+@kernel
+def outer(x):
+    return inner(x) + 1
+
+if __name__ == "__main__":
+    import large
+    print(large.outer(3), *(len(kernel.stats.cache_misses) for kernel in (large.outer, large.inner)))
+"""
+
+
+def test_a_large_kernel_is_found_by_callers_from_the_disk_even_where_its_own_code_was_deleted(tmp_path):
+    """Each line: the result, and how often the caller and the large kernel were compiled."""
+    (tmp_path / "large.py").write_text(LARGE)
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+
+    def run():
+        command = [sys.executable, str(tmp_path / "large.py")]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert run() == "7 1 1\n"
+    assert run() == "7 0 0\n"
+    for path in tmp_path.glob("cache/**/large.inner*"):
+        path.unlink()
+    assert run() == "7 0 1\n"
