@@ -181,6 +181,7 @@ def sample(network: Network, context: Context, seed: int, batch: int = 3) -> Sam
     """Numbers from the seed: about half of the channels end up closed. Noise is added where needed."""
     rng = np.random.default_rng(seed)
     w = 0.5 * rng.standard_normal(network.layout.size)
+    w[network.layout.stats] = 0.5 + np.abs(w[network.layout.stats])  # a variance is not negative
     x = rng.standard_normal((batch, *network.input_shape))
     y = rng.integers(0, network.classes, batch)
     if context.gating.mode == "gumbel":

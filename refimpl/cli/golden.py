@@ -77,13 +77,12 @@ def make_command(
     """
     from refimpl.crosscheck.golden.file import golden_bytes
     from refimpl.crosscheck.golden.levels import build_cases
-    from refimpl.crosscheck.golden.models import NAMES
     from refimpl.files.storage import check_new, write_whole
 
     if (models or full) and level not in ("networks", "all"):
         raise InputError(f"golden: --model and --full are for the level networks, not {level}")
     check_new(out, force)
-    cases = list(build_cases(level, seed, dtype, models or NAMES, full))
+    cases = list(build_cases(level, seed, dtype, models, full))
     write_whole(out, golden_bytes(_computed(cases, talk), f"refimpl {__version__}", seed))
     if talk != Talk.QUIET:
         arrays = sum(len(case.outputs) for case in cases)

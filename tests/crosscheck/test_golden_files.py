@@ -11,7 +11,7 @@ from refimpl.crosscheck.compare import as_theirs, compare, is_close
 from refimpl.crosscheck.golden.case import LEVELS
 from refimpl.crosscheck.golden.file import Golden, golden_of, read_golden
 from refimpl.crosscheck.golden.levels import build_cases
-from refimpl.crosscheck.golden.models import NAMES
+from refimpl.crosscheck.golden.models import DEEP, NAMES
 from refimpl.crosscheck.golden.ours import run
 
 FILES = sorted((Path(__file__).parent / "golden").glob("*.npz"))
@@ -55,11 +55,11 @@ def test_the_files_are_small_and_cover_every_level_architecture_mode_and_dtype()
     assert {case.level for case in cases} == set(LEVELS)
     assert {case.dtype for case in cases} == {"float32", "float64"}
     networks = [case.name.removeprefix("networks/").split("-") for case in cases if case.level == "networks"]
-    assert {model for model, *_ in networks} == set(NAMES)
+    assert {model for model, *_ in networks} == {*NAMES, *DEEP}
     gatings = [case.settings["gating"] for case in cases if "gating" in case.settings]
     assert {gating["mode"] for gating in gatings} == {"hard", "gumbel", "ste", "soft"}
     assert {gating["gate_grad"] for gating in gatings} == {"dense", "active"}
-    assert sum(path.stat().st_size for path in FILES) < 1_000_000
+    assert sum(path.stat().st_size for path in FILES) < 1_300_000
 
 
 def test_algorithm_1_is_checked_over_ten_rounds_within_1e_8():

@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 
 from refimpl.crosscheck.golden.draw import Draw
-from refimpl.crosscheck.golden.models import NAMES, model
+from refimpl.crosscheck.golden.models import DEEP, NAMES, model
 from refimpl.errors import InputError
 from refimpl.nn import zoo
 from refimpl.nn.context import Gating
+from refimpl.nn.layers import Conv2d, Linear
 from refimpl.nn.network import Network
+from refimpl.nn.norms import GroupNorm, calibrate, frozen
 from refimpl.nn.pointwise import Softplus
+from refimpl.nn.pooling import Flatten
 from refimpl.nn.predict import predict
+from refimpl.rng import SeedTree
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -43,6 +47,27 @@ def test_every_network_of_the_zoo_in_full(name, gated):
         if gated and gating.mode == "hard":
             channels = sum(block.gate.out_channels for block in network.gates)
             assert 0 < expected.opened.sum() < len(x) * channels  # some on, some off
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("name", DEEP)
+def test_deep_networks_with_the_batchs_and_with_frozen_statistics(name, gated):
+    network = model(name, gated)
+    w, x = point(network)
+    still = frozen(network)
+    at = np.concatenate([w, still.layout.initialise(SeedTree(0))[len(w) :]])
+    at = calibrate(still, at, x)
+    assert disagreement(export(network, w), x, predict(network, w, x).logits) <= TOLERANCE
+    exported = export(still, at)
+    assert disagreement(exported, x[:2], predict(still, at, x[:2]).logits) <= TOLERANCE
+    assert "BatchNormalization" in {node.op_type for node in exported.graph.node}
+
+
+def test_group_normalisation():
+    layers = (Conv2d("c", 2, 6, 3), GroupNorm("n", 6, groups=3), Flatten(), Linear("fc", 96, 3, bias=False))
+    network = Network("groups", layers, (2, 6, 6))
+    w, x = point(network)
+    assert disagreement(export(network, w), x, predict(network, w, x).logits) <= TOLERANCE
 
 
 @pytest.mark.parametrize("activation", ["softplus", "tanh"])

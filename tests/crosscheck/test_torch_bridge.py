@@ -20,12 +20,13 @@ from refimpl.crosscheck.golden.draw import Draw, gates_of, network_settings
 from refimpl.crosscheck.golden.file import read_golden
 from refimpl.crosscheck.golden.levels import build_cases
 from refimpl.crosscheck.golden.levels.prox import PENALTIES
-from refimpl.crosscheck.golden.models import model
+from refimpl.crosscheck.golden.models import DEEP, model
 from refimpl.crosscheck.golden.names import network_outputs
 from refimpl.crosscheck.golden.ours import run as ours
 from refimpl.errors import InputError
 from refimpl.nn import zoo
 from refimpl.nn.context import MODES, Context, Gating
+from refimpl.nn.norms import calibrate, frozen
 from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.pooling import MaxPool2d
 from refimpl.nn.predict import predict
@@ -38,6 +39,7 @@ import make_golden  # noqa: E402
 from worst import rows_of  # noqa: E402
 
 from refimpl.crosscheck.bridges import run as run_command  # noqa: E402
+from refimpl.crosscheck.bridges.torch import ops  # noqa: E402
 from refimpl.crosscheck.bridges.torch.network import build  # noqa: E402
 from refimpl.crosscheck.bridges.torch.run import run  # noqa: E402
 from refimpl.crosscheck.bridges.torch.solve import Batch, Objective  # noqa: E402
@@ -212,6 +214,46 @@ def test_gradients_of_normalised_models(name, shape, widths, gates):
     theirs, gradient = Objective(module, Batch(tensor(point.x), tensor(point.y))).both(tensor(point.w))
     assert_close(np.array(float(theirs)), np.array(loss), "network")
     assert_close(array(gradient), expected, "network")
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_deep_networks(name):
+    for case in build_cases("networks", 1, "float64", (name,)):
+        assert_conforms(case)
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_calibrated_statistics_are_pytorchs_running_ones(name, monkeypatch):
+    """PyTorch's modules with momentum=None see one batch; then both sides compute with its statistics.
+
+    PyTorch keeps the unbiased variance, which is count/(count - 1) times the biased one.
+    """
+    network = model(name, gated=False)
+    w, x, _, _ = sample(network, Context(train=("theta",)), seed=3, batch=6)
+    modules, factors = {}, {}
+
+    def normalise(entry, x, weight, bias):
+        own = modules.setdefault(
+            entry["name"], torch.nn.BatchNorm2d(entry["channels"], entry["eps"], momentum=None, dtype=x.dtype)
+        )
+        factors[entry["name"]] = 1 - x.shape[1] / x.numel()
+        own.weight, own.bias = torch.nn.Parameter(weight.detach()), torch.nn.Parameter(bias.detach())
+        return own(x)
+
+    monkeypatch.setitem(ops.LAYERS, "batch_norm2d", normalise)
+    module, still = build(network, w), frozen(network)
+    module(tensor(x))
+    statistics = still.layout.initialise(SeedTree(0), "float64")[still.layout.stats]
+    found = calibrate(still, np.concatenate([w, statistics]), x)
+    views = still.layout.views(found)
+    for layer, own in modules.items():
+        own.running_var *= factors[layer]
+        assert_close(views[f"{layer}.running_mean"], array(own.running_mean), "network")
+        assert_close(views[f"{layer}.running_var"], array(own.running_var), "network")
+    for own in modules.values():
+        own.eval()
+    other = x[::-1].copy() + 0.5
+    assert_close(predict(still, found, other).logits, array(module(tensor(other))), "network")
 
 
 @pytest.mark.parametrize("level", ["ops", "prox", "local", "algorithm", "adapt", "baselines"])

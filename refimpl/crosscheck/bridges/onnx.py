@@ -7,7 +7,6 @@ batch size is free.
 Source: mathematics.md §2.1-§2.3; the ONNX operators' specification (opset 17).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +14,13 @@ import numpy as np
 
 from refimpl._version import __version__
 from refimpl.errors import InputError
-from refimpl.nn.chain import Residual
-from refimpl.nn.context import Gating
-from refimpl.nn.gate import ChannelGate, Gated
-from refimpl.nn.layers import BatchNorm2d, Conv2d, Layer, Linear, Shape
+from refimpl.nn.context import Context, Gating
+from refimpl.nn.gate import Decide
+from refimpl.nn.joins import Add, Fork, Product
+from refimpl.nn.layers import BatchNorm2d, Conv2d, Linear, Shape
 from refimpl.nn.network import Network
+from refimpl.nn.norms import FrozenNorm2d, GroupNorm
+from refimpl.nn.plan import Step, plan
 from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus, Tanh
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 
@@ -80,7 +81,10 @@ def export(network: Network, w: np.ndarray, gating: Gating | None = None) -> Mod
         if not np.isfinite(value).all():
             raise InputError(f"export: expected finite float32 parameters, found NaN or infinity in {name}")
     graph.constant("zero", np.zeros((), np.float32))
-    last = _chain(graph, network.layers, INPUT, network.input_shape, chosen)
+    values = {0: INPUT}
+    for step in plan(network.layers, network.input_shape, Context(chosen).routing):
+        values[step.output] = _step(graph, step, [values[number] for number in step.inputs], chosen)
+    last = values[max(values)]
     graph.add("Identity", last, name=OUTPUT)
     ends = (
         helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [BATCH, *network.input_shape]),
@@ -102,33 +106,35 @@ def export(network: Network, w: np.ndarray, gating: Gating | None = None) -> Mod
     return model
 
 
-def _chain(graph: Graph, layers: Sequence[Layer], x: str, shape: Shape, gating: Gating) -> str:
-    """Add the layers; x has shape (N, *shape)."""
-    for layer in layers:
-        x = _layer(graph, layer, x, shape, gating)
-        shape = layer.output_shape(shape)
-    return x
-
-
-def _layer(graph: Graph, layer: Layer, x: str, shape: Shape, gating: Gating) -> str:
-    if isinstance(layer, Gated):
-        mask = _mask(graph, layer.gate, x, shape, gating)
-        y = _chain(graph, layer.body, x, shape, gating)
-        pixels = (1,) * (len(layer.output_shape(shape)) - 1)
-        axes = graph.constant(
-            f"{layer.gate.name}.shape", np.array([-1, layer.gate.out_channels, *pixels], np.int64)
+def _step(graph: Graph, step: Step, inputs: list[str], gating: Gating) -> str:
+    """Add what a step computes; returns the name of the value."""
+    layer, x = step.layer, inputs[0]
+    if isinstance(layer, Fork):
+        return x
+    if isinstance(layer, Add):
+        return graph.add("Add", *inputs)
+    if isinstance(layer, Product):
+        shape = np.array([-1, step.result[0], *(1 for _ in step.result[1:])], np.int64)
+        return graph.add(
+            "Mul", x, graph.add("Reshape", inputs[1], graph.constant(f"{layer.name}.shape", shape))
         )
-        return graph.add("Mul", y, graph.add("Reshape", mask, axes))
-    if isinstance(layer, Residual):
-        branches = (_chain(graph, branch, x, shape, gating) for branch in (layer.body, layer.shortcut))
-        return graph.add("Add", *branches)
+    if isinstance(layer, Decide):
+        return _mask(graph, layer.name, step.result[0], x, gating)
+    own = [parameter.name for parameter in layer.parameters()]
     if isinstance(layer, Conv2d):
-        inputs = [x, f"{layer.name}.weight", *([f"{layer.name}.bias"] if layer.bias else [])]
-        return graph.add("Conv", *inputs, strides=layer.step, pads=[*layer.pad, *layer.pad])
+        return graph.add("Conv", x, *own, strides=layer.step, pads=[*layer.pad, *layer.pad])
     if isinstance(layer, Linear):
-        return _linear(graph, layer.name, x)
-    if isinstance(layer, BatchNorm2d):
-        return _batch_norm(graph, layer, x)
+        return graph.add("Gemm", x, *own, transB=1)
+    if isinstance(layer, FrozenNorm2d):
+        return graph.add("BatchNormalization", x, *own, epsilon=layer.eps)
+    if isinstance(layer, (BatchNorm2d, GroupNorm)):
+        if isinstance(layer, GroupNorm):
+            y = _group_norm(graph, layer, x, step.shape)
+        else:
+            y = _batch_norm(graph, layer, x)
+        per_channel = graph.constant(f"{layer.name}.shape", np.array([1, layer.channels, 1, 1], np.int64))
+        weight, bias = (graph.add("Reshape", name, per_channel) for name in own)
+        return graph.add("Add", graph.add("Mul", y, weight), bias)
     if type(layer) not in PLAIN:
         raise InputError(f"export: a {type(layer).__name__} has no ONNX counterpart here")
     settings: dict[str, Any] = {}
@@ -143,42 +149,41 @@ def _layer(graph: Graph, layer: Layer, x: str, shape: Shape, gating: Gating) -> 
     return x
 
 
-def _linear(graph: Graph, name: str, x: str) -> str:
-    bias = [f"{name}.bias"] if f"{name}.bias" in graph.constants else []
-    return graph.add("Gemm", x, f"{name}.weight", *bias, transB=1)
-
-
-def _mask(graph: Graph, gate: ChannelGate, x: str, shape: Shape, gating: Gating) -> str:
-    """The gate's mask (N, K) as floats."""
-    summary = graph.add("Flatten", graph.add("GlobalAveragePool", x)) if len(shape) == 3 else x
-    hidden = graph.add("Relu", _linear(graph, f"{gate.name}.fc1", summary))
-    logits, rows = (
-        _linear(graph, f"{gate.name}.fc2", hidden),
-        np.arange(2 * gate.out_channels, dtype=np.int64),
-    )
+def _mask(graph: Graph, name: str, channels: int, logits: str, gating: Gating) -> str:
+    """The mask (N, K) of a gate as floats, from its logits."""
+    rows = np.arange(2 * channels, dtype=np.int64)
     off, on = (
-        graph.add("Gather", logits, graph.constant(f"{gate.name}.{side}", every_second), axis=1)
+        graph.add("Gather", logits, graph.constant(f"{name}.{side}", every_second), axis=1)
         for side, every_second in (("off", rows[0::2]), ("on", rows[1::2]))
     )
     d = graph.add("Sub", on, off)
     if gating.mode != "soft":
-        return graph.add(
-            "Cast", graph.add("Greater", d, "zero"), name=f"{gate.name}.mask", to=TensorProto.FLOAT
-        )
+        return graph.add("Cast", graph.add("Greater", d, "zero"), name=f"{name}.mask", to=TensorProto.FLOAT)
     tau = graph.constant("tau", np.array(gating.tau, np.float32))
-    return graph.add("Sigmoid", graph.add("Div", d, tau), name=f"{gate.name}.mask")
+    return graph.add("Sigmoid", graph.add("Div", d, tau), name=f"{name}.mask")
 
 
 def _batch_norm(graph: Graph, layer: BatchNorm2d, x: str) -> str:
-    """Statistics of the batch, as in `BatchNorm2d`; ONNX's own operator would want running ones."""
-    axes = [0, 2, 3]
+    """x normalised with the statistics of the batch; ONNX's own operator would want running ones."""
     eps = graph.constant(f"{layer.name}.eps", np.array(layer.eps, np.float32))
-    shape = graph.constant(f"{layer.name}.shape", np.array([1, layer.channels, 1, 1], np.int64))
-    weight, bias = (graph.add("Reshape", f"{layer.name}.{part}", shape) for part in ("weight", "bias"))
-    centred = graph.add("Sub", x, graph.add("ReduceMean", x, axes=axes))
-    variance = graph.add("ReduceMean", graph.add("Mul", centred, centred), axes=axes)
-    spread = graph.add("Sqrt", graph.add("Add", variance, eps))
-    return graph.add("Add", graph.add("Mul", graph.add("Div", centred, spread), weight), bias)
+    centred = graph.add("Sub", x, graph.add("ReduceMean", x, axes=[0, 2, 3]))
+    variance = graph.add("ReduceMean", graph.add("Mul", centred, centred), axes=[0, 2, 3])
+    return graph.add("Div", centred, graph.add("Sqrt", graph.add("Add", variance, eps)))
+
+
+def _group_norm(graph: Graph, layer: GroupNorm, x: str, shape: Shape) -> str:
+    """x normalised by groups of channels, each of which is taken for one long channel."""
+    groups, images = (
+        graph.constant(f"{layer.name}.{name}", np.array(sizes, np.int64))
+        for name, sizes in (("groups", (0, layer.groups, -1)), ("images", (0, *shape)))
+    )
+    one, zero = (
+        graph.constant(f"{layer.name}.{name}", np.full(layer.groups, value, np.float32))
+        for name, value in (("one", 1), ("zero", 0))
+    )
+    maps = graph.add("Reshape", x, groups)
+    normalised = graph.add("InstanceNormalization", maps, one, zero, epsilon=layer.eps)
+    return graph.add("Reshape", normalised, images)
 
 
 def disagreement(model: ModelProto, x: np.ndarray, logits: np.ndarray) -> float:

@@ -2,8 +2,10 @@
 
     {"type": "conv2d", "name": "conv1", "in": 3, "out": 8, "kernel": [3, 3], "stride": [1, 1],
      "padding": [1, 1], "bias": true}
-    {"type": "linear", "name": "fc", "in": 32, "out": 10}
+    {"type": "linear", "name": "fc", "in": 32, "out": 10}                     without a bias: "bias": false
     {"type": "batch_norm2d", "name": "norm", "channels": 6, "eps": 1e-05}     always batch statistics
+    {"type": "frozen_norm2d", ...}        the same with the parameters running_mean and running_var (biased)
+    {"type": "group_norm", ..., "groups": 2}
     {"type": "relu" | "softplus" | "tanh" | "flatten" | "global_avg_pool2d", "name": ...}
     {"type": "leaky_relu", "name": ..., "slope": 0.1}
     {"type": "max_pool2d" | "avg_pool2d", "name": ..., "kernel": [2, 2], "stride": [2, 2]}
@@ -29,22 +31,25 @@ from refimpl.nn.chain import Residual
 from refimpl.nn.gate import ChannelGate, Gated
 from refimpl.nn.layers import BatchNorm2d, Conv2d, Layer, Linear
 from refimpl.nn.network import Network
+from refimpl.nn.norms import FrozenNorm2d, GroupNorm
 from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus, Tanh
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 
 Description = list[dict[str, Any]]
-WEIGHTED = ("conv2d", "linear", "batch_norm2d")
+WEIGHTED = ("conv2d", "linear", "batch_norm2d", "frozen_norm2d", "group_norm")
 
-# Of every type without layers inside: the class and, by their keys in a table, the attributes of a layer in
-# the order in which the class takes them, after the name of a layer with parameters.
+# Of every type without layers inside: the class and, by their keys in a table, the attributes of a layer.
+_NORM = {"channels": "channels", "eps": "eps"}
 LAYERS: dict[str, tuple[type[Any], dict[str, str]]] = {
     "conv2d": (
         Conv2d,
         {"in": "in_channels", "out": "out_channels", "kernel": "window"}
         | {"stride": "step", "padding": "pad", "bias": "bias"},
     ),
-    "linear": (Linear, {"in": "in_features", "out": "out_features"}),
-    "batch_norm2d": (BatchNorm2d, {"channels": "channels", "eps": "eps"}),
+    "linear": (Linear, {"in": "in_features", "out": "out_features", "bias": "bias"}),
+    "batch_norm2d": (BatchNorm2d, _NORM),
+    "frozen_norm2d": (FrozenNorm2d, _NORM),
+    "group_norm": (GroupNorm, _NORM | {"groups": "groups"}),
     "relu": (ReLU, {}),
     "leaky_relu": (LeakyReLU, {"slope": "slope"}),
     "softplus": (Softplus, {}),
@@ -56,10 +61,12 @@ LAYERS: dict[str, tuple[type[Any], dict[str, str]]] = {
 }
 # What tables leave out where it is as here.
 USUAL: dict[str, dict[str, Any]] = {
+    "linear": {"bias": True},
     "max_pool2d": {"padding": [0, 0]},
     "avg_pool2d": {"padding": [0, 0]},
 }
 _TYPES = {kind: name for name, (kind, _) in LAYERS.items()}
+_FIELDS = {"window": "kernel_size", "step": "stride", "pad": "padding"}  # what a class calls them
 _READ: dict[str, type] = dict.fromkeys(("kernel", "stride", "padding"), tuple)
 _READ |= dict.fromkeys(("eps", "slope"), float)
 
@@ -131,7 +138,8 @@ def build_layer(entry: Mapping[str, Any]) -> Layer:
     if kind == "max_pool2d" and entry.get("tie") == "last":  # a deliberate mistake, to compute its results
         own = LastMaxPool2d
     named, entry = (name,) if kind in WEIGHTED else (), {**USUAL.get(kind, {}), **entry}
-    layer: Layer = own(*named, *(_READ[key](entry[key]) if key in _READ else entry[key] for key in keys))
+    values = {at: _READ[key](entry[key]) if key in _READ else entry[key] for key, at in keys.items()}
+    layer: Layer = own(*named, **{_FIELDS.get(at, at): value for at, value in values.items()})
     return layer
 
 

@@ -47,7 +47,11 @@ class GatedNetwork(nn.Module):
         self.layers, self.shapes, self.gating = layers, dict(shapes), gating
         self.gates_learn = "phi" in train or gating.mode == "soft"
         gates = tuple(f"{block['gate']['name']}." for block in gated_blocks(layers))
-        wanted = {name: ("phi" if name.startswith(gates) else "theta") in train for name in shapes}
+        wanted = {
+            name: ("phi" if name.startswith(gates) else "theta") in train
+            and not name.endswith(ops.STATISTICS)
+            for name in shapes
+        }
         for name, shape in shapes.items():
             _put(self, name, nn.Parameter(torch.zeros(shape), wanted[name]))
         # Which entries of w need a gradient.
@@ -82,11 +86,10 @@ class GatedNetwork(nn.Module):
         """A layer without layers inside."""
         if entry["type"] not in ops.LAYERS:
             raise InputError(f"the PyTorch bridge knows no layer of type {entry['type']!r}")
-        if f"{entry['name']}.weight" not in self.shapes:
-            return ops.LAYERS[entry["type"]](entry, x)
+        own = f"{entry['name']}.weight" in self.shapes
         # The parameters, or the tensors that `functional_call` has put in their place.
-        params = self.get_submodule(entry["name"])
-        return ops.LAYERS[entry["type"]](entry, x, params.weight, getattr(params, "bias", None))
+        params = dict(self.get_submodule(entry["name"]).named_parameters(recurse=False)) if own else {}
+        return ops.LAYERS[entry["type"]](entry, x, *ops.arguments(entry["type"], params))
 
     def _gated(self, entry: Entry, x: Tensor, noise: Noise, watch: Watch) -> Tensor:
         """M(x) * body(x): the body is a weighted layer and what acts on its channels one by one.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 # What a layer without layers inside computes, by its type: from its table (`golden/describe.py`), its input x
-# and, where it has them, its weight and its bias, which may be None.
+# and, where it has them, its weight, its bias, which may be None, and its statistics.
 LAYERS: dict[str, Callable[..., Tensor]] = {
     "conv2d": lambda entry, x, weight, bias: functional.conv2d(
         x, weight, bias, tuple(entry["stride"]), tuple(entry["padding"])
@@ -19,6 +19,12 @@ LAYERS: dict[str, Callable[..., Tensor]] = {
     "linear": lambda entry, x, weight, bias: functional.linear(x, weight, bias),
     "batch_norm2d": lambda entry, x, weight, bias: functional.batch_norm(
         x, None, None, weight, bias, training=True, eps=entry["eps"]
+    ),
+    "frozen_norm2d": lambda entry, x, weight, bias, mean, variance: functional.batch_norm(
+        x, mean.detach(), variance.detach(), weight, bias, training=False, eps=entry["eps"]
+    ),
+    "group_norm": lambda entry, x, weight, bias: functional.group_norm(
+        x, entry["groups"], weight, bias, entry["eps"]
     ),
     "max_pool2d": lambda entry, x: functional.max_pool2d(x, *_window(entry)),
     "avg_pool2d": lambda entry, x: functional.avg_pool2d(x, *_window(entry)),
@@ -29,6 +35,15 @@ LAYERS: dict[str, Callable[..., Tensor]] = {
     "softplus": lambda entry, x: torch.logaddexp(x, torch.zeros_like(x)),  # PyTorch's is linear above 20
     "tanh": lambda entry, x: torch.tanh(x),
 }
+STATISTICS = ("running_mean", "running_var")
+
+
+def arguments(kind: str, params: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
+    """A layer's parameters, by name, in the order in which those of its kind take them."""
+    if "weight" not in params:
+        return ()
+    names = ("weight", "bias", *(STATISTICS if kind == "frozen_norm2d" else ()))
+    return tuple(params.get(name) for name in names)
 
 
 def _window(entry: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:

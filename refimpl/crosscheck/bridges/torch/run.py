@@ -46,8 +46,7 @@ def run(case: Case) -> Arrays:
 def run_layer(kind: str, given: Tensors, settings: Settings) -> Tensors:
     """The result `y` of one layer, times the mask if there is one, and its gradients times `dy`."""
     sources = {name: given[name].requires_grad_() for name in ("x", "weight", "bias") if name in given}
-    params = (given["weight"], given.get("bias")) if "weight" in given else ()
-    y = ops.LAYERS[kind](settings, given["x"], *params)
+    y = ops.LAYERS[kind](settings, given["x"], *ops.arguments(kind, given))
     if "mask" in given:
         y = y * ops.over_pixels(given["mask"].to(y.dtype), y)
     return {"y": y, **gradients(y, {f"grad.{name}": value for name, value in sources.items()}, given["dy"])}

@@ -43,10 +43,14 @@ def to_state_dict(layout: Layout, w: np.ndarray) -> Tensors:
 def from_state_dict(layout: Layout, state: Mapping[str, Tensor], dtype: str | None = None) -> np.ndarray:
     """A state_dict as the flat vector, in `dtype` or in the tensors' own.
 
-    Raises `InputError` where names or shapes are not this layout's; buffers that count batches or hold
-    running statistics of batch normalisation are left out, as nothing here uses them.
+    Raises `InputError` where names or shapes are not this layout's. Buffers that count batches, and running
+    statistics that the layout has no place for, are left out; those of a `frozen` network are taken.
     """
-    arrays = {name: array(value) for name, value in state.items() if not name.endswith(STATISTICS)}
+    arrays = {
+        name: array(value)
+        for name, value in state.items()
+        if name in layout.by_name or not name.endswith(STATISTICS)
+    }
     kinds = sorted({value.dtype.name for value in arrays.values()}) or ["float32"]  # none: all are missing
     if dtype is None and len(kinds) > 1:
         raise InputError(f"from_state_dict: tensors of different dtypes ({', '.join(kinds)}); name one")

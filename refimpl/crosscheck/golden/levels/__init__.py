@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from refimpl.crosscheck.golden.case import LEVELS, Case
 from refimpl.crosscheck.golden.levels import adapt, algorithm, baselines, local, networks, ops, prox
-from refimpl.crosscheck.golden.models import NAMES
+from refimpl.crosscheck.golden.models import DEEP, NAMES
 from refimpl.errors import one_of
 
 _MODULES = {
@@ -18,12 +18,17 @@ _MODULES = {
 
 
 def build_cases(
-    level: str, seed: int = 0, dtype: str = "float64", models: Sequence[str] = NAMES, full: bool = False
+    level: str,
+    seed: int = 0,
+    dtype: str = "float64",
+    models: Sequence[str] = (),
+    full: bool = False,
 ) -> Iterator[Case]:
-    """The cases of a level, or of all levels for `all`; `models` and `full` apply to `networks`."""
+    """The cases of a level, or of all levels for `all`; `models` (none: all) and `full` are for networks."""
+    chosen = models or (*NAMES, *(DEEP if dtype == "float64" else ()))
     one_of("golden", "level", level, (*LEVELS, "all"))
     for name in LEVELS if level == "all" else (level,):
         if name == "networks":
-            yield from networks.cases(seed, dtype, models, full)
+            yield from networks.cases(seed, dtype, chosen, full)
         else:
             yield from _MODULES[name].cases(seed, dtype)

@@ -3,7 +3,8 @@
 Kind `network`. Inputs: x (N, *input_shape), labels (N,), param.*, noise.<gate> (N, K) in mode `gumbel`.
 Settings: layers (`describe.py`), input_shape, parameters ([name, shape] in the order of w),
 backbone_size (entries of w that are no gate's), gating (mode, tau, gate_grad, detach_gate_input).
-Both parts are trained. Outputs: `names.py`.
+Both parts are trained. Outputs: `names.py`; of the deep networks only the logits, the loss, the masks, and
+the gradients of parameters and samples.
 
 Source: mathematics.md §2. Derived.
 """
@@ -15,7 +16,7 @@ import numpy as np
 from refimpl.crosscheck.golden.case import NOISE, Arrays, Case
 from refimpl.crosscheck.golden.describe import build
 from refimpl.crosscheck.golden.draw import Draw, network_settings
-from refimpl.crosscheck.golden.models import NAMES, model
+from refimpl.crosscheck.golden.models import DEEP, model
 from refimpl.crosscheck.golden.names import network_outputs
 from refimpl.crosscheck.golden.watch import watched
 from refimpl.kernels.loss import softmax_cross_entropy
@@ -26,13 +27,12 @@ from refimpl.nn.run import run_backward, run_forward
 BATCH = 3
 
 
-def cases(seed: int, dtype: str, models: Collection[str] = NAMES, full: bool = False) -> Iterator[Case]:
-    """Cases of every model without gates, and with every mode and gate gradient."""
+def cases(seed: int, dtype: str, models: Collection[str], full: bool = False) -> Iterator[Case]:
+    """Cases of every model without gates, and with every mode and gate gradient; of deep ones with two."""
+    every = [Gating(mode, gate_grad=gate_grad) for mode in MODES for gate_grad in GATE_GRADS]
     for name in models:
-        yield _case(seed, dtype, name, None, full)
-        for mode in MODES:
-            for gate_grad in GATE_GRADS:
-                yield _case(seed, dtype, name, Gating(mode, gate_grad=gate_grad), full)
+        for gating in (None, *([Gating(gate_grad="active"), Gating("soft")] if name in DEEP else every)):
+            yield _case(seed, dtype, name, gating, full)
 
 
 def _case(seed: int, dtype: str, name: str, gating: Gating | None, full: bool) -> Case:
@@ -40,9 +40,12 @@ def _case(seed: int, dtype: str, name: str, gating: Gating | None, full: bool) -
     network, mode = model(name, gating is not None, full), gating or Gating()
     title = f"{name}-{f'{gating.mode}-{gating.gate_grad}' if gating else 'ungated'}"
     # Batch normalisation would divide a constant channel by the square root of eps.
-    inputs = Draw(seed, title, dtype).inputs(network, mode, BATCH, zeros=name != "residual")
+    inputs = Draw(seed, title, dtype).inputs(network, mode, BATCH, zeros=name not in ("residual", *DEEP))
     settings = network_settings(network, mode)
     outputs = network_outputs(settings["layers"], mode.gate_grad)
+    if name in DEEP:
+        shown = ("grad.", "loss", f"forward.{settings['layers'][-1]['name']}")
+        outputs = tuple(out for out in outputs if out.startswith(shown) or out.endswith(".mask"))
     return Case(f"networks/{title}", "network", dtype, inputs, settings, outputs)
 
 

@@ -3,10 +3,13 @@
 | kind | inputs | settings | outputs |
 | --- | --- | --- | --- |
 | conv2d | x (N,C,H,W), weight (K,C,kh,kw), bias (K,)?, mask (N,K)?, dy | stride, padding | y = mask * (conv + bias), grad.x, grad.weight, grad.bias |
-| linear | x (N,I), weight (O,I), bias (O,), dy | | y, grad.x, grad.weight, grad.bias |
+| linear | x (N,I), weight (O,I), bias (O,)?, dy | | y, grad.x, grad.weight, grad.bias |
 | relu, softplus, tanh | x, dy | | y, grad.x; relu's derivative at 0 is 0 |
+| leaky_relu | x, dy | slope | y, grad.x; its derivative at 0 is the slope |
 | max_pool2d, avg_pool2d, global_avg_pool2d | x, dy | kernel, stride | y, grad.x; of equal maxima the first gets it |
 | batch_norm2d | x, weight (C,), bias (C,), dy | eps | y, grad.x, grad.weight, grad.bias; biased variance |
+| frozen_norm2d | x, weight (C,), bias (C,), running_mean (C,), running_var (C,), dy | eps | y, grad.x, grad.weight, grad.bias |
+| group_norm | x, weight (C,), bias (C,), dy | eps, groups | y, grad.x, grad.weight, grad.bias; biased variance |
 | cross_entropy | logits (N,classes), labels | | loss = mean over the batch, grad.logits |
 | gated | x, dy, param.*, noise.* | layers, gating | as `names.py` has them |
 
@@ -15,7 +18,7 @@ grad.* are gradients of sum(dy * y); those of cross_entropy of the loss itself.
 Source: mathematics.md §2.1-§2.4. Derived.
 """  # noqa: E501
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -89,8 +92,23 @@ def _others(seed: int, dtype: str) -> Iterator[Case]:
     yield case("global_avg_pool2d", "global_avg_pool2d", inputs, _ALL[:2])
     inputs = {"x": draw.normal(BATCH, 3, 4, 2), "weight": draw.normal(3), "bias": draw.normal(3)}
     yield case("batch_norm2d", "batch_norm2d", {**inputs, "dy": draw.normal(BATCH, 3, 4, 2)}, _ALL, eps=1e-5)
+    yield from _later(seed, dtype, case)
     inputs = {"logits": draw.normal(BATCH, 6, scale=3.0), "labels": draw.labels(BATCH, classes=6)}
     yield case("cross_entropy", "cross_entropy", inputs, ("loss", "grad.logits"))
+
+
+def _later(seed: int, dtype: str, case: Callable[..., Case]) -> Iterator[Case]:
+    """Cases with draws of their own, so that the others' numbers stay."""
+    draw = Draw(seed, "more ops", dtype)
+    inputs = {"x": draw.normal(BATCH, 5), "weight": draw.normal(4, 5), "dy": draw.normal(BATCH, 4)}
+    yield case("linear-bare", "linear", inputs, _ALL[:3])
+    inputs = {"x": draw.coarse(BATCH, 4, 5), "dy": draw.normal(BATCH, 4, 5)}
+    yield case("leaky_relu", "leaky_relu", inputs, _ALL[:2], slope=0.1)
+    for kind, settings in (("frozen_norm2d", {}), ("group_norm", {"groups": 2})):
+        inputs = {"x": draw.normal(BATCH, 4, 3, 2), "weight": draw.normal(4), "bias": draw.normal(4)}
+        if kind == "frozen_norm2d":
+            inputs |= {"running_mean": draw.normal(4), "running_var": 0.5 + np.abs(draw.normal(4))}
+        yield case(kind, kind, {**inputs, "dy": draw.normal(BATCH, 4, 3, 2)}, _ALL, eps=1e-5, **settings)
 
 
 def _gated(seed: int, dtype: str, gating: Gating, note: str) -> Case:
@@ -126,7 +144,8 @@ def layer_of(case: Case) -> Layer:
 def layer(case: Case) -> Arrays:
     """y and all gradients of a single layer; the input `mask`, if there is one, closes channels of y."""
     own = layer_of(case)
-    params = {f"{NAME}.{key}": case.inputs[key] for key in ("weight", "bias") if key in case.inputs}
+    keys = (key for key in case.inputs if key not in ("x", "dy", "mask"))
+    params = {f"{NAME}.{key}": case.inputs[key] for key in keys}
     grads = {name: np.full_like(array, np.nan) for name, array in params.items()}
     mask = case.inputs.get("mask")
     y, _, cache = own.forward(params, case.inputs["x"], Flow(writes=mask))
