@@ -136,6 +136,7 @@ TUNE = (
     *("--nodes", "4", "--targets", "1", "--rounds", "2", "--local-steps", "1", "--threads", "1", "-q"),
 )
 QUIETLY = ("--threads", "1", "-q")
+EPISODES = ("--preset", "digits-2way-1shot", "--rounds", "24", "--checkpoint-every", "5", *QUIETLY)
 OF_A_RUN = (  # what it makes, what is checked of it, what must be the same
     "run/config.toml",
     lambda folder: check_run(folder / "run"),
@@ -146,6 +147,12 @@ WORKLOADS = (
         "train",
         TRAIN,
         ("train", "--resume", "--out", "run", *QUIETLY),
+        *OF_A_RUN,
+    ),
+    Workload(
+        "fewshot train",
+        ("fewshot", "train", "--out", "run", *EPISODES),
+        ("fewshot", "train", "--resume", "--out", "run", *QUIETLY),
         *OF_A_RUN,
     ),
     Workload(
@@ -198,6 +205,7 @@ def get_ready() -> None:
     for command in {work.start[0] for work in WORKLOADS}:
         import_module(f"refimpl.cli.{command}")
     import_module("refimpl.report.write")
+    import_module("refimpl.fewshot.experiment")
     if has_matplotlib():
         import_module("matplotlib.backends.backend_agg")
     warm_up()
