@@ -25,6 +25,7 @@ from refimpl.registry import keys_of
 if TYPE_CHECKING:
     import numpy as np
 
+    from refimpl.data.dataset import DataSet
     from refimpl.fewshot.experiment import FewShot, Meta
 
 KEYS = keys_of(FewShotConfig)
@@ -195,7 +196,12 @@ def test_command(runs: tuple[Path, ...], session: Session, **options: Any) -> No
     are also written to RUN/report/fewshot.json.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    found = [_tested(path, given, session) for path in runs]
+    found: list[tuple[FewShotConfig, np.ndarray]] = []
+    known = None  # the data of the run before, which need not be read again
+    for path in runs:
+        run, values = _tested(path, given, session, known)
+        known = run.dataset
+        found.append((run.config, values))
     groups = _groups([config for config, _ in found], [values for _, values in found])
     entries = [_entry(path, *one) for path, one in zip(runs, found, strict=True)]
     if session.as_json:
@@ -220,14 +226,16 @@ def test_command(runs: tuple[Path, ...], session: Session, **options: Any) -> No
         )
 
 
-def _tested(path: Path, given: dict[str, Any], session: Session) -> tuple[FewShotConfig, np.ndarray]:
-    """The settings of a run's test, and its accuracy in each episode."""
+def _tested(
+    path: Path, given: dict[str, Any], session: Session, known: DataSet | None
+) -> tuple[FewShot, np.ndarray]:
+    """A run with the settings of its test, and its accuracy in each episode."""
     from refimpl.fewshot.evaluate import accuracies
     from refimpl.fewshot.experiment import meta_model, reopen
     from refimpl.files.environment import cores
 
     with RunFolder.open(path, lock=False) as folder:
-        run = reopen(folder, session.data_dir)
+        run = reopen(folder, session.data_dir, known)
         run = replace(run, config=replace(run.config, **given))
         w, test = meta_model(run, folder), run.test()
         if not session.as_json:
@@ -235,7 +243,7 @@ def _tested(path: Path, given: dict[str, Any], session: Session) -> tuple[FewSho
         with Progress(len(test.tasks), session.talk) as progress, notice(progress):
             found = accuracies(test, w, session.threads or cores(), lambda: progress.step(f"tested  {path}"))
         folder.save_report("fewshot", {**_entry(path, run.config, found), "accuracies": found})
-    return run.config, found
+    return run, found
 
 
 def _entry(path: Path, config: FewShotConfig, values: np.ndarray) -> dict[str, Any]:

@@ -120,13 +120,17 @@ def prepare(
     data_dir: str | Path | None = None,
     recorded: Recorded | None = None,
     mask: np.ndarray | None = None,
+    known: DataSet | None = None,
 ) -> FewShot:
     """Load the data, split their classes, build network and method.
 
-    recorded: the data that the run was begun with; mask (d,): where w may be other than zero.
+    recorded: the data that the run was begun with; mask (d,): where w may be other than zero; known: a data
+    set in memory, which is used if it is the recorded one.
     """
     if recorded is None:
         dataset = load(config.dataset, data_dir)
+    elif known is not None and known.digest == recorded.data.digest:
+        dataset = known
     else:
         dataset = load_again(config.dataset, data_dir, recorded)
     table = {name: one.default for name, one in MODELS.keys().items()} | config.table()
@@ -154,9 +158,10 @@ def build_learner(config: FewShotConfig, network: Network, mask: np.ndarray | No
     )
 
 
-def reopen(folder: RunFolder, data_dir: str | Path | None = None) -> FewShot:
-    """A recorded run, on the data it was begun with."""
-    return prepare(from_table(folder.config, str(folder.path)), data_dir, folder.data)
+def reopen(folder: RunFolder, data_dir: str | Path | None = None, known: DataSet | None = None) -> FewShot:
+    """A recorded run, on the data it was begun with, which may be `known` from another run."""
+    config = from_table(folder.config, str(folder.path))
+    return prepare(config, data_dir, folder.data, known=known)
 
 
 def meta_model(run: FewShot, folder: RunFolder) -> np.ndarray:
