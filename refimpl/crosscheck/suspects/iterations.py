@@ -84,10 +84,10 @@ def prox_weight(case: Case) -> Iterator[Suspect]:
     weights = [key for key in _WEIGHTS if key in penalty]
     if not weights:
         return
-    rule = "prox step vs weight"
-    hint = "prox was taken with the weight rho alone; the threshold is step times rho"
-    yield suspect(rule, hint, altered(case, penalty={**penalty, "step_power": 0}))
-    hint = "prox was taken with the step alone; the threshold is step times the weight rho"
-    yield suspect(rule, hint, altered(case, penalty={**penalty, **dict.fromkeys(weights, 1.0)}))
-    hint = "the step was taken twice in a prox; the threshold is step times rho"
-    yield suspect(rule, hint, altered(case, penalty={**penalty, "step_power": 2}))
+    for done, wrong in (
+        ("prox was taken with the weight rho alone", {"step_power": 0}),
+        ("prox was taken with the step alone", dict.fromkeys(weights, 1.0)),
+        ("the step was taken twice in a prox", {"step_power": 2}),
+    ):
+        hint = f"{done}; the threshold is step times the weight rho"
+        yield suspect("prox step vs weight", hint, altered(case, penalty={**penalty, **wrong}))
