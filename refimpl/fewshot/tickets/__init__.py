@@ -1,0 +1,1 @@
+"""Meta winning tickets: sparse networks that meta-train as well as dense ones. Start with `masks`."""
