@@ -28,6 +28,13 @@ def _nothing(piece: int, result: object) -> None:
     """What follows a piece unless `share` is told otherwise."""
 
 
+def _one(work: Callable[[int], T], piece: int, then: Callable[[int, T], None]) -> T:
+    """The result of a piece, after what follows it."""
+    result = work(piece)
+    then(piece, result)
+    return result
+
+
 def share(
     work: Callable[[int], T], pieces: int, threads: int, then: Callable[[int, T], None] = _nothing
 ) -> list[T]:
@@ -37,6 +44,8 @@ def share(
     before has returned: what it adds up has a fixed order. `work` may itself share its pieces. Raises the
     error of the first piece that has one; pieces that have not begun by then are left out.
     """
+    if min(threads, pieces) <= 1:  # a small piece takes less time than what follows here
+        return [_one(work, piece, then) for piece in range(pieces)]
     left, results, errors = iter(range(pieces)), dict[int, T](), dict[int, BaseException]()
     done = [Event() for _ in range(pieces)]
 

@@ -66,9 +66,15 @@ class Predictor:
             logits = self._by_layers(x, opened)
         else:
             logits = self._by_program(self.program, x, opened)
-        counts = np.ones((len(x), 1 + opened.shape[1]), dtype=np.int64)
+        return Prediction(logits, opened, self._flops(opened))
+
+    def _flops(self, opened: np.ndarray) -> int:
+        """The work of samples whose gates opened so many channels."""
+        if not opened.shape[1]:
+            return len(opened) * int(self.tables[0, 0])
+        counts = np.ones((len(opened), 1 + opened.shape[1]), dtype=np.int64)
         counts[:, 1:] = opened
-        return Prediction(logits, opened, int(np.vdot(self.tables, counts.T @ counts)))
+        return int(np.vdot(self.tables, counts.T @ counts))
 
     def _by_program(self, program: Program, x: np.ndarray, opened: np.ndarray) -> np.ndarray:
         logits = np.empty((len(x), self.network.classes), dtype=x.dtype)
