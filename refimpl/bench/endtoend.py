@@ -39,12 +39,12 @@ def ours(program: Program, threads: int = 1, dtype: str = "float32", readable: b
     network, w = program.model.network, program.model.parameters(dtype)
     if isinstance(program, Adaptation):
         x, y = program.model.samples(program.support, dtype)
-        settings = AdaptSettings(program.eta, program.eta)
+        settings = AdaptSettings(program.eta, program.eta, threads=threads)
         return Candidate(
             OURS, lambda: adapt(network, w, x, y, settings), lambda found: {"moved": found.w - w}, skips=True
         )
     x, _ = program.model.samples(program.batch, dtype)
-    predictor = Predictor(network, w)
+    predictor = Predictor(network, w, threads=threads)
     return Candidate(OURS, lambda: predictor(x), lambda found: {"logits": found.logits}, skips=True)
 
 
@@ -52,9 +52,9 @@ def _round(program: Round, threads: int, dtype: str, readable: bool) -> Candidat
     local = LocalSettings(program.lam, program.eta, program.steps)
     method = MetaGater(local, GhadimiLan(program.beta), program.penalty)
     network, w = program.model.network, program.model.parameters(dtype)
+    how, each = (Gating(), program.train, program.batch, not readable), threads // program.nodes
     tasks = [
-        NetworkTask(network, x, y, Gating(), program.train, program.batch, compiled=not readable)
-        for x, y in zip(*program.data(dtype), strict=True)
+        NetworkTask(network, x, y, *how, threads=each) for x, y in zip(*program.data(dtype), strict=True)
     ]
     start = method.start(w)
 

@@ -137,7 +137,8 @@ class NetworkTask:
         self.network.layout.check(f"task on {self.network.name}", centre)
         batches, noise = self._draw(rng, steps)
         w, gradient = aligned_copy(centre), scratch_array("gradient", centre.dtype, centre.size)
-        gradient[:] = 0
+        for part in self.program.untouched:
+            gradient[part] = 0
         kept, own, theta = NOTHING_KEPT, None, centre[self.network.layout.theta]
         if self.handover is not None:
             kept, own = self.handover.begin(self.kept, theta)
