@@ -10,6 +10,7 @@ Source: mathematics.md §3 (the local iteration). Derived.
 from __future__ import annotations
 
 import math
+from threading import get_ident
 from typing import NamedTuple
 
 import numpy as np
@@ -66,10 +67,11 @@ class Course(NamedTuple):
 
     def _loss(self, w: np.ndarray, gradient: np.ndarray, moments: np.ndarray, threads: int) -> float:
         """The mean loss of the batch, and its gradient."""
-        size, loss = self.batches.shape[1], 0.0
+        size, loss, spaces = self.batches.shape[1], 0.0, dict[int, Workspace]()
 
         def values(piece: int) -> tuple[Span, Workspace]:
-            first, space = piece * self.part, self._space()
+            first, thread = piece * self.part, get_ident()
+            space = spaces[thread] = spaces.get(thread) or self._space()
             span = Span(first, min(first + self.part, size), self.part, sums=False)
             self._call(span, space, w, gradient, moments)
             return span, space
