@@ -41,7 +41,7 @@ def hessian_vector(
     trained = frozenset(slot.name for slot in layout.slots if slot.parameter.part in context.train)
     if not trained:
         return product
-    along = Direction(layout.views(w), layout.views(v), layout.views(product), trained, context.gating)
+    along = Direction(layout.views(w), layout.views(v), layout.views(product), trained, context.gating, {})
     logits, trace = network.forward(w, x, context)
     rates = _forward(trace, along)
     logits_dot = rates[len(trace.steps)]

@@ -54,6 +54,7 @@ class Direction(NamedTuple):
 
     params, moves: parameters and their rates by name; out: where rates of gradients are written;
     trained: names of the parameters that move. All arrays are views into three vectors of one layout.
+    found: what the forward rules of normalisations found and the backward rules need, by layer.
     """
 
     params: Arrays
@@ -61,6 +62,7 @@ class Direction(NamedTuple):
     out: Arrays
     trained: frozenset[str]
     gating: Gating
+    found: dict[str, Any]
 
     def trains(self, layer: Layer) -> bool:
         """Whether any parameter of the layer moves."""
@@ -254,7 +256,9 @@ def _norm_forward(layer: Normalisation, cache: NormCache, x_dot: Rate, along: Di
         scale, shift = (along.moves[name][:, None] for name in names)
         y_dot = scale * own.n + shift
     if x_dot is not None:
-        y_dot = sum_of(y_dot, along.params[names[0]][:, None] * own.moved(_wide(x_dot)))
+        n_dot = own.moved(_wide(x_dot))
+        along.found[layer.name] = own, n_dot
+        y_dot = sum_of(y_dot, along.params[names[0]][:, None] * n_dot)
     return None if y_dot is None else y_dot.reshape(cache.shape).astype(cache.normalised.dtype)
 
 
@@ -268,8 +272,8 @@ def _norm_backward(
     assert value is not None
     assert dot is not None
     if x_dot is not None:
-        own, maps, moving = _normalised(layer, cache, along.params), _wide(dy.value), _wide(x_dot)
-        n_dot, g = own.moved(moving), along.params[weight][:, None] * maps
+        (own, n_dot), maps, moving = along.found[layer.name], _wide(dy.value), _wide(x_dot)
+        g = along.params[weight][:, None] * maps
         if trained:
             count = maps.shape[0] * maps.shape[2]
             along.out[weight][...] += (count * batch_means(maps, n_dot)).astype(dot.dtype)
