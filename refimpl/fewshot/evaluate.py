@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from refimpl.fewshot.learner import Learner
-from refimpl.fewshot.tasks import EpisodeTask
+from refimpl.fewshot.tasks import EpisodeTask, losses
 from refimpl.nn.network import Network
 from refimpl.nn.norms import calibrate, frozen
 from refimpl.nn.predict import predict
@@ -52,10 +52,11 @@ def accuracies(
 
 def _accuracy(test: Measurement, w: np.ndarray, task: EpisodeTask) -> float:
     """The share of an episode's test samples that is classified rightly."""
+    node, network = task.node, task.network
     with np.errstate(all="ignore"):  # a rate too large is an answer, not a fault
-        adapted = test.learner.adapt(w, task.support(test.steps))
-    x, y = task.node.test
-    network, adapted = _normalising(task.network, adapted, task.node.support.x, test.statistics)
+        adapted = test.learner.adapt(w, losses(network, node.support, test.steps))
+    network, adapted = _normalising(network, adapted, node.support.x, test.statistics)
+    x, y = node.test
     return float((predict(network, adapted, x).logits.argmax(axis=1) == y).mean())
 
 

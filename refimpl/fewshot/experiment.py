@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,7 +79,7 @@ class FewShot:
             for number in range(config.tasks)
         ]
 
-    @property
+    @cached_property
     def training(self) -> Episodes:
         """The training episodes."""
         config = self.config

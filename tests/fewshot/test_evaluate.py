@@ -34,6 +34,15 @@ def measurement(statistics="transductive", steps=3, noise=0.2):
     return Measurement(build_learner(config, NET), steps, statistics, tasks)
 
 
+class Swapped(EpisodeTask):
+    """An episode whose support labels are the wrong way round."""
+
+    @property
+    def node(self):
+        node = super().node
+        return replace(node, y=np.where(np.arange(len(node)) < node.n_support, 1 - node.y, node.y))
+
+
 W = NET.layout.initialise(SeedTree(1), "float64")
 
 
@@ -54,10 +63,7 @@ def test_adaptation_learns_an_easy_episode_and_only_on_its_support_samples():
     found = accuracies(measurement(steps=30), W, threads=2)
     assert found.tolist() == accuracies(measurement(steps=30), W, threads=1).tolist()
     assert found.mean() > 0.9
-    swapped = measurement(steps=30)
-    for task in swapped.tasks:
-        node = task.node
-        task.__dict__["node"] = replace(node, y=np.where(np.arange(len(node)) < 4, 1 - node.y, node.y))
+    swapped = replace(measurement(steps=30), tasks=[Swapped(**vars(t)) for t in measurement().tasks])
     assert accuracies(swapped, W).mean() < 0.1
 
 
