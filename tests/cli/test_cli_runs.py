@@ -16,9 +16,13 @@ from forks import Command
 
 from refimpl.cli import app
 from refimpl.cli.interrupt import stop_requests
+from refimpl.experiments.compare.plan import Plan
+from refimpl.experiments.compare.run import Comparison
+from refimpl.experiments.config import resolve
 from refimpl.experiments.record import RunFolder
 from refimpl.files.storage import npz_bytes, read_npz
 from refimpl.registry import METHODS
+from refimpl.threads import share
 
 ROUNDS = 60  # of some 10 ms each: enough to be stopped long before the end
 RUN = ("--dataset", "digits", "--method", "metagater", "--nodes", "3", "--targets", "2", "--local-steps", "2")
@@ -259,6 +263,48 @@ def test_the_first_interrupt_asks_the_second_insists(capfd):
         interrupted_twice()
     assert seen == [False, True]
     assert "Ctrl-C again" in capfd.readouterr().err
+
+
+# --- threads
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[int]:
+    """Among how many threads this process has shared nodes out; a warm-up's single thread is left out."""
+    threads = []
+
+    def spy(work, pieces, given, *then):
+        threads.extend([given] if given > 1 else [])
+        return share(work, pieces, given, *then)
+
+    for module in ("refimpl.experiments.experiment", "refimpl.federated.rounds"):
+        monkeypatch.setattr(f"{module}.share", spy)
+    return threads
+
+
+def test_training_and_adaptation_use_the_threads_they_are_given(refimpl, asked):
+    assert refimpl("train", *SHORT, "--threads", 3, "--out", "run")[0] == 0
+    assert asked == [3, 3, 3]  # in each round
+    assert refimpl("adapt", "run", "--threads", 2, "-q")[0] == 0
+    assert asked == [3, 3, 3, 2]
+    assert refimpl("adapt", "run", "--threads", 1, "-q")[0] == 0
+    assert asked == [3, 3, 3, 2]
+
+
+def test_a_single_job_of_a_comparison_or_search_gets_all_threads(refimpl, asked):
+    alone = (*RUN[:2], *RUN[4:], "--rounds", 1, "--threads", 2, "-q")
+    assert refimpl("compare", "--methods", "fedavg", "--seeds", 0, *alone, "--out", "c")[0] == 0
+    assert asked == [2, 2]  # a round and an adaptation
+    assert refimpl("tune", "--method", "fedavg", "--budget", 1, *alone, "--out", "t.toml")[0] == 0
+    assert asked == [2, 2, 2, 2]
+
+
+def test_jobs_in_processes_share_the_threads_out(tmp_path):
+    base = resolve(dataset="digits", method="fedavg", nodes=4, targets=1, rounds=1)
+    for seeds, threads, each in (((0, 1, 2), 2, 1), ((0, 1), 5, 2), ((0,), 3, 3)):
+        plan = Plan((("fedavg", base),), seeds)
+        jobs = Comparison(tmp_path, plan, threads=threads).jobs()
+        assert [job.threads for job in jobs] == [each] * len(seeds)
 
 
 # --- adapt
