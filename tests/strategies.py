@@ -61,9 +61,15 @@ def conv_cases(draw) -> LayerCase:
     """Convolutions of odd shapes; every stride, padding and kernel size on its own in each direction."""
     kernel, stride = draw(pairs), draw(pairs)
     pad = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
-    channels, filters, batch = draw(small), draw(small), draw(small)
-    size = tuple(max(1, k - 2 * p) + draw(st.integers(0, 4)) for k, p in zip(kernel, pad, strict=True))
-    layer = Conv2d("conv", channels, filters, kernel, stride, pad, bias=draw(st.booleans()))
+    groups, dilation = (
+        draw(st.sampled_from((1, 1, 2, 3))),
+        draw(st.sampled_from(((1, 1), (1, 1), (2, 1), (2, 3)))),
+    )
+    channels, filters, batch = groups * draw(small), groups * draw(small), draw(small)
+    least = [max(1, (k - 1) * d + 1 - 2 * p) for k, d, p in zip(kernel, dilation, pad, strict=True)]
+    size = tuple(low + draw(st.integers(0, 4)) for low in least)
+    bias = draw(st.booleans())
+    layer = Conv2d("conv", channels, filters, kernel, stride, pad, bias, dilation, groups)
     reads, writes = draw(masks(batch, channels)), draw(masks(batch, filters))
     return LayerCase(layer, (channels, *size), batch, reads, writes, draw(seeds))
 

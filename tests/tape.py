@@ -132,12 +132,24 @@ def windows(x, size, step):
     return view, scatter
 
 
-def convolution(x, weight, bias, step, pad):
-    view, scatter = padded_windows(x.value, weight.value.shape[2:], step, pad)
+def spread(weight, dilation, groups):
+    """The weights of the same convolution without dilation and groups, and the map back."""
+    filters, channels, *taps = weight.shape
+    own = np.arange(filters)[:, None] // (filters // groups) * channels + np.arange(channels)
+    wide = [(k - 1) * d + 1 for k, d in zip(taps, dilation, strict=True)]
+    at = (np.arange(filters)[:, None], own, slice(None, None, dilation[0]), slice(None, None, dilation[1]))
+    full = np.zeros((filters, groups * channels, *wide))
+    full[at] = weight
+    return full, lambda g: g[at]
+
+
+def convolution(x, weight, bias, layer):
+    full, gather = spread(weight.value, layer.spacing, layer.groups)
+    view, scatter = padded_windows(x.value, full.shape[2:], layer.step, layer.pad)
     y = Var(
-        np.einsum("ncpqij,kcij->nkpq", view, weight.value),
-        (x, lambda g: scatter(np.einsum("nkpq,kcij->ncpqij", g, weight.value))),
-        (weight, lambda g: np.einsum("ncpqij,nkpq->kcij", view, g)),
+        np.einsum("ncpqij,kcij->nkpq", view, full),
+        (x, lambda g: scatter(np.einsum("nkpq,kcij->ncpqij", g, full))),
+        (weight, lambda g: gather(np.einsum("ncpqij,nkpq->kcij", view, g))),
     )
     return y if bias is None else add(y, reshape(bias, 1, -1, 1, 1))
 
@@ -254,7 +266,7 @@ def run_layer(layer, params, x, context):
             return add(run(layer.body, params, x, context), run(layer.shortcut, params, x, context))
         case Conv2d():
             bias = params[f"{layer.name}.bias"] if layer.bias else None
-            return convolution(x, params[f"{layer.name}.weight"], bias, layer.step, layer.pad)
+            return convolution(x, params[f"{layer.name}.weight"], bias, layer)
         case Linear():
             return linear(x, params[f"{layer.name}.weight"], params[f"{layer.name}.bias"])
         case BatchNorm2d():

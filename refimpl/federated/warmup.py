@@ -23,6 +23,7 @@ from refimpl.federated.rounds import Participation, run_rounds
 from refimpl.kernels import activation, compiling, conv, linear, loss, norm, pool, program, vector
 from refimpl.kernels.arrays import ALL_ON, INTS
 from refimpl.nn import zoo
+from refimpl.nn.distillation import check_soft_targets
 from refimpl.nn.network import Network
 from refimpl.nn.predict import predict
 from refimpl.nn.task import NetworkTask, draw_batches
@@ -85,7 +86,9 @@ def backward(dtype: str) -> None:
         small.map, small.map, small.vector, *small.statistics, 1.0, ALL_ON, False, *gradients
     )
     activation.channel_products(small.map, small.map, small.matrix)
-    loss.add_cross_entropy(0.0, small.matrix, np.zeros(1, np.int64), 1, small.matrix)
+    zero, soft = np.zeros(1, np.int64), check_soft_targets("warm-up", None, 1, 1, dtype)
+    loss.softmax_cross_entropy(small.matrix, zero, small.matrix)
+    loss.add_losses(0.0, small.matrix, zero, soft, zero, 1, small.matrix)
 
 
 class _Small:

@@ -127,11 +127,11 @@ def tidy_group_mask(who: str, name: str, mask: np.ndarray | None, samples: int, 
     return mask
 
 
-def output_size(size: Pair, kernel: Pair, stride: Pair, pad: Pair) -> Pair:
+def output_size(size: Pair, kernel: Pair, stride: Pair, pad: Pair, dilation: Pair = (1, 1)) -> Pair:
     """Height and width after a window of `kernel` moved by `stride` over `size` padded by `pad`."""
     return (
-        (size[0] + 2 * pad[0] - kernel[0]) // stride[0] + 1,
-        (size[1] + 2 * pad[1] - kernel[1]) // stride[1] + 1,
+        (size[0] + 2 * pad[0] - (kernel[0] - 1) * dilation[0] - 1) // stride[0] + 1,
+        (size[1] + 2 * pad[1] - (kernel[1] - 1) * dilation[1] - 1) // stride[1] + 1,
     )
 
 

@@ -2,6 +2,7 @@
 
 The layers call these functions, which choose the compiled kernel: `tiled_conv`, or `plain` if the environment
 says REFIMPL_KERNELS=plain. Both give the same bits.
+Each of G `groups` of output channels reads its own group of input channels: weight (K, C/G, kh, kw).
 A mask is a boolean (N, C) array or None for "all channels take part". A closed channel is skipped: it is not
 computed, what it holds has no effect, and its output is exactly zero.
 
@@ -41,19 +42,27 @@ def or_all_on(mask: np.ndarray | None) -> np.ndarray:
 
 
 @lru_cache(maxsize=1024)
-def _result_size(who: str, size: Pair, weight: tuple[int, ...], stride: Pair, pad: Pair) -> Pair:
+def _result_size(
+    who: str, size: Pair, weight: tuple[int, ...], stride: Pair, pad: Pair, dilation: Pair, groups: int
+) -> Pair:
     """`output_size` for a weight of this shape. Raises InputError if the window does not fit."""
     if len(weight) != 4:
         raise InputError(f"{who}: expected a weight of shape (K, C, kh, kw), got {weight}")
+    if groups < 1 or weight[0] % groups:
+        raise InputError(f"{who}: expected a number of groups that divides {weight[0]} filters, got {groups}")
     if len(size) != 2:
         raise InputError(f"{who}: expected images of shape (N, C, H, W), got {size} in the place of (H, W)")
-    if not (len(stride) == len(pad) == 2 and min(stride) >= 1 and min(pad) >= 0):
-        raise InputError(f"{who}: expected two strides >= 1 and two paddings >= 0, got {stride} and {pad}")
-    rows, cols = output_size(size, weight[2:], stride, pad)
+    pairs = len(stride) == len(pad) == len(dilation) == 2
+    if not pairs or min(*stride, *dilation) < 1 or min(pad) < 0:
+        raise InputError(
+            f"{who}: expected two strides >= 1, two paddings >= 0 and two dilations >= 1, "
+            f"got {stride}, {pad} and {dilation}"
+        )
+    rows, cols = output_size(size, weight[2:], stride, pad, dilation)
     if min(rows, cols) < 1:
         raise InputError(
-            f"{who}: a {weight[2]}x{weight[3]} window with stride {stride} and padding {pad} "
-            f"does not fit into {size[0]}x{size[1]} pixels"
+            f"{who}: a {weight[2]}x{weight[3]} window with stride {stride}, padding {pad} and dilation "
+            f"{dilation} does not fit into {size[0]}x{size[1]} pixels"
         )
     return rows, cols
 
@@ -67,27 +76,31 @@ def forward(
     reads: np.ndarray | None = None,
     writes: np.ndarray | None = None,
     out: np.ndarray | None = None,
+    dilation: Pair = (1, 1),
+    groups: int = 1,
 ) -> np.ndarray:
-    """conv(x (N,C,H,W), weight (K,C,kh,kw)) + bias (K,) -> (N,K,P,Q), written to `out` if given.
+    """conv(x (N,C,H,W), weight (K,C/G,kh,kw)) + bias (K,) -> (N,K,P,Q), written to `out` if given.
 
     `reads` (N,C): channels of x that are not zero; `writes` (N,K): channels wanted, the others are zero.
     """
     who = "conv.forward"
     x, weight, bias = tidy_floats(who, x=x, weight=weight, bias=bias)
-    size = _result_size(who, x.shape[2:], weight.shape, stride, pad)
-    samples, (filters, channels) = x.shape[0], weight.shape[:2]
+    size = _result_size(who, x.shape[2:], weight.shape, stride, pad, dilation, groups)
+    samples, filters, channels = x.shape[0], weight.shape[0], groups * weight.shape[1]
     check_shape(who, "x", x, (samples, channels, *x.shape[2:]))
     check_shape(who, "bias", bias, (filters,))
-    needs = convolve_scratch(channels, filters, weight.shape[2:], stride, size, x.itemsize)
+    needs = convolve_scratch(channels, filters, weight.shape[2:], stride, size, x.itemsize, dilation, groups)
     y = result_array(who, (samples, filters, *size), x.dtype, out)
     masks = (
         tidy_mask(who, "reads", reads, samples, channels),
         tidy_mask(who, "writes", writes, samples, filters),
     )
     if not USE_TILE:
-        plain.conv_forward(x, weight, bias, stride, pad, *masks, y)
+        plain.conv_forward(x, weight, bias, stride, pad, dilation, *masks, y)
         return y
-    tiled_conv.convolve(x, weight, bias, stride, pad, False, *masks, True, *scratch(x.dtype, *needs), y)
+    tiled_conv.convolve(
+        x, weight, bias, stride, pad, dilation, False, *masks, True, *scratch(x.dtype, *needs), y
+    )
     return y
 
 
@@ -100,6 +113,8 @@ def input_grad(
     dy_mask: np.ndarray | None = None,
     dx_mask: np.ndarray | None = None,
     out: np.ndarray | None = None,
+    dilation: Pair = (1, 1),
+    groups: int = 1,
 ) -> np.ndarray:
     """Gradient w.r.t. an input of height and width `size`: dy (N,K,P,Q) -> dx (N,C,H,W).
 
@@ -107,21 +122,21 @@ def input_grad(
     """
     who = "conv.input_grad"
     dy, weight = tidy_floats(who, dy=dy, weight=weight)
-    result = _result_size(who, size, weight.shape, stride, pad)
-    filters, channels = weight.shape[:2]
+    result = _result_size(who, size, weight.shape, stride, pad, dilation, groups)
+    filters, channels = weight.shape[0], groups * weight.shape[1]
     check_shape(who, "dy", dy, (*dy.shape[:1], filters, *result))
     samples = dy.shape[0]
-    needs = convolve_scratch(filters, channels, weight.shape[2:], stride, size, dy.itemsize)
+    needs = convolve_scratch(filters, channels, weight.shape[2:], stride, size, dy.itemsize, dilation, groups)
     dx = result_array(who, (samples, channels, *size), dy.dtype, out)
     masks = (
         tidy_mask(who, "dy_mask", dy_mask, samples, filters),
         tidy_mask(who, "dx_mask", dx_mask, samples, channels),
     )
     if not USE_TILE:
-        plain.conv_input_grad(dy, weight, stride, pad, *masks, dx)
+        plain.conv_input_grad(dy, weight, stride, pad, dilation, *masks, dx)
         return dx
     memory = scratch(dy.dtype, *needs)
-    tiled_conv.convolve(dy, weight, memory[0], stride, pad, True, *masks, True, *memory, dx)
+    tiled_conv.convolve(dy, weight, memory[0], stride, pad, dilation, True, *masks, True, *memory, dx)
     return dx
 
 
@@ -134,16 +149,20 @@ def weight_grad(
     dbias: np.ndarray,
     x_mask: np.ndarray | None = None,
     dy_mask: np.ndarray | None = None,
+    dilation: Pair = (1, 1),
+    groups: int = 1,
 ) -> None:
-    """Write dweight (K,C,kh,kw) and dbias (K,), summed over the batch in sample order."""
+    """Write dweight (K,C/G,kh,kw) and dbias (K,), summed over the batch in sample order."""
     who = "conv.weight_grad"
     x, dy = tidy_floats(who, x=x, dy=dy)
     shape = np.shape(dweight)
-    size = _result_size(who, x.shape[2:], shape, stride, pad)
-    samples, (filters, channels) = x.shape[0], shape[:2]
+    size = _result_size(who, x.shape[2:], shape, stride, pad, dilation, groups)
+    samples, filters, channels = x.shape[0], shape[0], groups * shape[1]
     check_shape(who, "x", x, (samples, channels, *x.shape[2:]))
     check_shape(who, "dy", dy, (samples, filters, *size))
-    needs = weight_grad_scratch(channels, filters, shape[2:], stride, pad, x.shape[2:], size, x.itemsize)
+    needs = weight_grad_scratch(
+        channels, filters, shape[2:], stride, pad, x.shape[2:], size, x.itemsize, dilation, groups
+    )
     check_target(who, "dweight", dweight, x.dtype, shape)
     check_target(who, "dbias", dbias, x.dtype, (filters,))
     masks = (
@@ -151,7 +170,7 @@ def weight_grad(
         tidy_mask(who, "dy_mask", dy_mask, samples, filters),
     )
     if not USE_TILE:
-        plain.conv_weight_grad(x, dy, stride, pad, *masks, dweight, dbias)
+        plain.conv_weight_grad(x, dy, stride, pad, dilation, *masks, dweight, dbias)
         return
     memory = scratch(x.dtype, *needs)
-    tiled_weight_grad.weight_grad(x, dy, stride, pad, *masks, False, *memory, dweight, dbias)
+    tiled_weight_grad.weight_grad(x, dy, stride, pad, dilation, *masks, False, *memory, dweight, dbias)

@@ -1,8 +1,13 @@
-"""Softmax cross-entropy and its gradient. Source: mathematics.md §2.4."""
+"""Losses of a classifier and their gradients: cross-entropy with labels, divergence from teachers.
+
+Everything is float64 but the logits and their gradient. A teacher's logits have no gradient.
+
+Source: mathematics.md §2.4, §2.4b; Hinton et al. 2015, §2 (soft targets).
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +16,19 @@ from refimpl.kernels import elementary
 from refimpl.kernels.arrays import INDICES
 from refimpl.kernels.checked import checked, given, written
 from refimpl.kernels.jit import kernel, large_kernel
+
+
+class SoftTargets(NamedTuple):
+    """What a loss has besides labels, as compiled code takes it (`nn/distillation.py` makes and checks it).
+
+    logits: of M teachers for all samples of a task, (M, samples, K); weights: of their divergences (M,),
+    float64; labels: the weight of the cross-entropy.
+    """
+
+    logits: np.ndarray
+    weights: np.ndarray
+    temperature: float
+    labels: float
 
 
 def _check_labels(who: str, sizes: dict[str, int], arguments: dict[str, Any]) -> None:
@@ -22,6 +40,46 @@ def _check_labels(who: str, sizes: dict[str, int], arguments: dict[str, Any]) ->
         raise InputError(f"{who}: labels must lie in 0..{classes - 1}, got {labels.min()}..{labels.max()}")
 
 
+@kernel
+def _powers(logits, temperature, powers):
+    """powers = exp((logits - largest)/temperature); returns the largest logit and the sum of the powers."""
+    top = np.float64(logits[0])
+    for c in range(1, logits.size):
+        top = max(top, np.float64(logits[c]))
+    for c in range(logits.size):  # by itself this loop runs on vectors
+        powers[c] = elementary.exp((np.float64(logits[c]) - top) / temperature)
+    normaliser = 0.0
+    for c in range(logits.size):
+        normaliser += powers[c]
+    return top, normaliser
+
+
+@kernel
+def _cross_entropy(logits, label, weight, count, powers, dlogits):
+    """weight * -log softmax(logits)[label]; writes dlogits = weight * (softmax - onehot)/count."""
+    top, normaliser = _powers(logits, 1.0, powers)
+    for c in range(logits.size):
+        dlogits[c] = weight * (powers[c] / normaliser - (1.0 if label == c else 0.0)) / count
+    return weight * (elementary.log(normaliser) - (np.float64(logits[label]) - top))
+
+
+@kernel
+def _divergence(logits, teacher, temperature, weight, count, powers, dlogits):
+    """weight * T^2 KL(p || q) with p = softmax(teacher/T), q = softmax(logits/T).
+
+    Adds weight * T (q - p)/count to dlogits. powers (2, K) is scratch.
+    """
+    top, normaliser = _powers(logits, temperature, powers[0])
+    teacher_top, teacher_normaliser = _powers(teacher, temperature, powers[1])
+    total = elementary.log(normaliser) - elementary.log(teacher_normaliser)
+    for c in range(logits.size):
+        p, q = powers[1, c] / teacher_normaliser, powers[0, c] / normaliser
+        gap = (np.float64(teacher[c]) - teacher_top) - (np.float64(logits[c]) - top)
+        total += p * (gap / temperature)
+        dlogits[c] += weight * temperature * (q - p) / count
+    return weight * temperature * temperature * total
+
+
 @checked(_check_labels, logits=given("NK"), labels=given("N", INDICES), dlogits=written("NK"))
 @kernel
 def softmax_cross_entropy(logits, labels, dlogits):
@@ -29,25 +87,33 @@ def softmax_cross_entropy(logits, labels, dlogits):
 
     logits (N, classes), labels (N,) integers; writes dlogits = (softmax - onehot)/N.
     """
-    return add_cross_entropy(0.0, logits, labels, labels.size, dlogits) / labels.size
+    total, powers = 0.0, np.empty(logits.shape[1], dtype=np.float64)
+    for n in range(labels.size):
+        total += _cross_entropy(logits[n], labels[n], 1.0, labels.size, powers, dlogits[n])
+    return total / labels.size
 
 
-@checked(_check_labels, logits=given("NK"), labels=given("N", INDICES), dlogits=written("NK"))
 @large_kernel
-def add_cross_entropy(total, logits, labels, count, dlogits):
-    """total + the losses of a part of a batch of `count` samples; dlogits is divided by `count`."""
-    n_samples, classes = logits.shape
-    powers = np.empty(classes, dtype=np.float64)
-    for n in range(n_samples):
-        top = np.float64(logits[n, 0])
-        for c in range(1, classes):
-            top = max(top, np.float64(logits[n, c]))
-        for c in range(classes):  # by itself this loop runs on vectors
-            powers[c] = elementary.exp(np.float64(logits[n, c]) - top)
-        normaliser = 0.0
-        for c in range(classes):
-            normaliser += powers[c]
-        for c in range(classes):
-            dlogits[n, c] = (powers[c] / normaliser - (1.0 if labels[n] == c else 0.0)) / count
-        total += elementary.log(normaliser) - (np.float64(logits[n, labels[n]]) - top)
+def add_losses(total, logits, labels, soft, chosen, count, dlogits):
+    """total + the losses of a part of a batch of `count` samples; dlogits is divided by `count`.
+
+    logits (N, K), labels (N,); chosen (N,): which of the samples that the teachers of `soft` know these are.
+    """
+    powers = np.empty((2, logits.shape[1]), dtype=np.float64)
+    for n in range(labels.size):
+        total += _cross_entropy(logits[n], labels[n], soft.labels, count, powers[0], dlogits[n])
+        for m in range(soft.weights.size):
+            teacher, weight = soft.logits[m, chosen[n]], soft.weights[m]
+            total += _divergence(logits[n], teacher, soft.temperature, weight, count, powers, dlogits[n])
     return total
+
+
+@checked(logits=given("NK"), out=written("NK"))
+@kernel
+def softmax(logits, temperature, out):
+    """out = softmax(logits/temperature) for each sample (N, K)."""
+    powers = np.empty(logits.shape[1], dtype=np.float64)
+    for n in range(logits.shape[0]):
+        _, normaliser = _powers(logits[n], temperature, powers)
+        for c in range(logits.shape[1]):
+            out[n, c] = powers[c] / normaliser

@@ -40,8 +40,10 @@ OPERATION = np.dtype(
         ("window", np.int64, 2),
         ("stride", np.int64, 2),
         ("pad", np.int64, 2),
+        ("dilation", np.int64, 2),
         *((place, np.int64) for place in PLACES),
         ("groups", np.int64),  # columns of the mask of x
+        ("parts", np.int64),  # CONV: groups of output channels, each of which reads its own input channels
         ("number", np.float64),  # LEAKY: the slope; norms: what is added to the variance
         ("clears", np.bool_),  # CONV: zero closed channels (else what reads them skips them)
         ("need_dw", np.bool_),
@@ -57,7 +59,7 @@ def blank(rows: int) -> np.ndarray:
     operations = np.zeros(rows, dtype=OPERATION)
     for place in PLACES:
         operations[place] = NOWHERE
-    operations["window"] = operations["stride"] = 1
+    operations["window"] = operations["stride"] = operations["dilation"] = operations["parts"] = 1
     return operations
 
 
@@ -173,8 +175,8 @@ def matrix_at(w, at, rows, columns):
 @kernel
 def filters_at(w, op):
     """A convolution's weights inside w."""
-    size = op.output[0] * op.input[0] * op.window[0] * op.window[1]
-    shape = (op.output[0], op.input[0], op.window[0], op.window[1])
+    shape = (op.output[0], op.input[0] // op.parts, op.window[0], op.window[1])
+    size = shape[0] * shape[1] * shape[2] * shape[3]
     return w[op.weight : op.weight + size].reshape(shape)
 
 

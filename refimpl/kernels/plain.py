@@ -7,9 +7,10 @@ because its terms are `fma(w, 0, acc) = acc`. That holds for finite numbers: the
 of these zeros, and zeros of the padding, and get NaN where w is infinite or NaN. If an open
 channel reads NaN, both kernels give NaN.
 
-Masks are boolean (N, C), or (0, 0) for "all on". Shapes: x (N, C, H, W), weight (K, C, kh, kw),
-y (N, K, P, Q); linear x (N, I), weight (O, I), y (N, O). A mask of G columns over I > G features stands
-for G groups of I/G consecutive features: the channels of a flattened image.
+Masks are boolean (N, C), or (0, 0) for "all on". Shapes: x (N, C, H, W), weight (K, C/G, kh, kw),
+y (N, K, P, Q), where each of G groups of output channels reads C/G input channels of its own; linear
+x (N, I), weight (O, I), y (N, O). A mask of J columns over I > J features stands for J groups of I/J
+consecutive features: the channels of a flattened image.
 
 Source: mathematics.md §2.1 (what is skipped). The order of the sums is derived.
 """
@@ -31,10 +32,10 @@ def is_on(mask, n, c):
 
 
 @kernel
-def _taps(size, kernel_size, stride, pad, offset):
+def _taps(size, stride, offset):
     """First and one-past-last output position whose tap at `offset` lies inside an input of `size`."""
-    first = max(0, (pad - offset + stride - 1) // stride)
-    last = (size - 1 + pad - offset) // stride + 1
+    first = max(0, (stride - 1 - offset) // stride)
+    last = (size - 1 - offset) // stride + 1
     return first, max(first, last)
 
 
@@ -62,45 +63,49 @@ def add_pairwise(partial):
 
 
 @kernel
-def _conv_terms(result, x, weight, y, stride, pad, x_mask, y_mask):
+def _conv_terms(result, x, weight, y, stride, pad, dilation, x_mask, y_mask):
     """Add all terms of a convolution to one of its three arrays, each a product of the other two.
 
-    The three passes run over the same terms y[n, k, p, q] ~ weight[k, c, ky, kx] * x[n, c, i, j] and differ
-    in the factor that is the result: OUTPUT (y), INPUT (x) or WEIGHT. Each of its elements takes its terms in
-    the order of these loops.
+    The three passes run over the same terms y[n, k, p, q] ~ weight[k, c, ky, kx] * x[n, first + c, i, j] and
+    differ in the factor that is the result: OUTPUT (y), INPUT (x) or WEIGHT. Each of its elements takes its
+    terms in the order of these loops.
     """
-    _, channels, height, width = x.shape
+    height, width = x.shape[2:]
     n_samples, filters, rows, cols = y.shape
-    kh, kw = weight.shape[2:]
+    channels, kh, kw = weight.shape[1:]
+    groups = x.shape[1] // channels
     for n in range(n_samples):
         for k in range(filters):
             if not is_on(y_mask, n, k):
                 continue
+            first = k * groups // filters * channels  # of the input channels that output channel k reads
             for c in range(channels):
-                if not is_on(x_mask, n, c):
+                if not is_on(x_mask, n, first + c):
                     continue
                 for ky in range(kh):
-                    top, bottom = _taps(height, kh, stride[0], pad[0], ky)
+                    down = ky * dilation[0] - pad[0]
+                    top, bottom = _taps(height, stride[0], down)
                     for kx in range(kw):
-                        left, right = _taps(width, kw, stride[1], pad[1], kx)
+                        along = kx * dilation[1] - pad[1]
+                        left, right = _taps(width, stride[1], along)
                         for p in range(top, min(bottom, rows)):
-                            i = p * stride[0] + ky - pad[0]
+                            i = p * stride[0] + down
                             for q in range(left, min(right, cols)):
-                                j = q * stride[1] + kx - pad[1]
+                                j = q * stride[1] + along
+                                x_at, y_at, tap = (n, first + c, i, j), (n, k, p, q), (k, c, ky, kx)
                                 if result == OUTPUT:
-                                    y[n, k, p, q] = fma(weight[k, c, ky, kx], x[n, c, i, j], y[n, k, p, q])
+                                    y[y_at] = fma(weight[tap], x[x_at], y[y_at])
                                 elif result == INPUT:
-                                    x[n, c, i, j] = fma(weight[k, c, ky, kx], y[n, k, p, q], x[n, c, i, j])
+                                    x[x_at] = fma(weight[tap], y[y_at], x[x_at])
                                 else:
-                                    total = weight[k, c, ky, kx]
-                                    weight[k, c, ky, kx] = fma(y[n, k, p, q], x[n, c, i, j], total)
+                                    weight[tap] = fma(y[y_at], x[x_at], weight[tap])
 
 
 @kernel
-def conv_forward(x, weight, bias, stride, pad, reads, writes, y):
+def conv_forward(x, weight, bias, stride, pad, dilation, reads, writes, y):
     """y = conv(x, weight) + bias on the channels of `writes`. Chain: (c, ky, kx)."""
     y[:] = 0
-    _conv_terms(OUTPUT, x, weight, y, stride, pad, reads, writes)
+    _conv_terms(OUTPUT, x, weight, y, stride, pad, dilation, reads, writes)
     for n in range(y.shape[0]):
         for k in range(y.shape[1]):
             if is_on(writes, n, k):
@@ -108,14 +113,14 @@ def conv_forward(x, weight, bias, stride, pad, reads, writes, y):
 
 
 @kernel
-def conv_input_grad(dy, weight, stride, pad, dy_mask, dx_mask, dx):
+def conv_input_grad(dy, weight, stride, pad, dilation, dy_mask, dx_mask, dx):
     """dx = transposed convolution of dy, on the channels of `dx_mask`. Chain: (k, ky, kx)."""
     dx[:] = 0
-    _conv_terms(INPUT, dx, weight, dy, stride, pad, dx_mask, dy_mask)
+    _conv_terms(INPUT, dx, weight, dy, stride, pad, dilation, dx_mask, dy_mask)
 
 
 @kernel
-def conv_weight_grad(x, dy, stride, pad, x_mask, dy_mask, dweight, dbias):
+def conv_weight_grad(x, dy, stride, pad, dilation, x_mask, dy_mask, dweight, dbias):
     """dweight, dbias summed over the batch. Chain of a weight: (n, p, q).
 
     The bias takes each sample's `interleaved_sum` in sample order: a single chain over its pixels would be
@@ -123,7 +128,7 @@ def conv_weight_grad(x, dy, stride, pad, x_mask, dy_mask, dweight, dbias):
     """
     dweight[:] = 0
     dbias[:] = 0
-    _conv_terms(WEIGHT, x, dweight, dy, stride, pad, x_mask, dy_mask)
+    _conv_terms(WEIGHT, x, dweight, dy, stride, pad, dilation, x_mask, dy_mask)
     for n in range(dy.shape[0]):
         for k in range(dy.shape[1]):
             if is_on(dy_mask, n, k):

@@ -69,9 +69,9 @@ def _forward(op, w, n, how, space):
     images, out = images_at(values, op.x, n, op.input), images_at(values, op.y, n, op.output)
     bias = bias_at(w, op, space.zeros)
     if op.kind == CONV:
-        weight, forwards = filters_at(w, op), np.bool_(False)
+        weight, dilation, forwards = filters_at(w, op), pair_of(op.dilation), np.bool_(False)
         tiled_conv.convolve(
-            images, weight, bias, stride, pad, forwards, reads, writes, op.clears, floats, ints, out
+            images, weight, bias, stride, pad, dilation, forwards, reads, writes, op.clears, floats, ints, out
         )
     elif op.kind == LINEAR:
         rows, out2 = rows_at(values, op.x, n, op.input[0]), rows_at(values, op.y, n, op.output[0])
@@ -132,16 +132,16 @@ def _backward(op, w, n, more, span, stepping, pull, space, gradient):
     stride, pad = pair_of(op.stride), pair_of(op.pad)
     bias, dbias = bias_at(w, op, space.zeros), bias_at(gradient, op, space.unused)
     if op.kind == CONV:
-        dout = images_at(slopes, op.dy, n, op.output)
+        dout, dilation = images_at(slopes, op.dy, n, op.output), pair_of(op.dilation)
         if need_dw:
             images, dweight = images_at(values, op.x, n, op.input), filters_at(gradient, op)
             tiled_weight_grad.weight_grad(
-                images, dout, stride, pad, reads, dy_mask, more, floats, ints, dweight, dbias
+                images, dout, stride, pad, dilation, reads, dy_mask, more, floats, ints, dweight, dbias
             )
         if need_dx:  # the bias is not used in this direction
             dimages, weight, yes = images_at(slopes, op.dx, n, op.input), filters_at(w, op), np.bool_(True)
             tiled_conv.convolve(
-                dout, weight, bias, stride, pad, yes, dy_mask, dx_mask, yes, floats, ints, dimages
+                dout, weight, bias, stride, pad, dilation, yes, dy_mask, dx_mask, yes, floats, ints, dimages
             )
     elif op.kind == LINEAR:
         rows, dout2 = rows_at(values, op.x, n, op.input[0]), rows_at(slopes, op.dy, n, op.output[0])
@@ -221,9 +221,12 @@ def _elementwise_backward(op, n, space, dy_mask):
 
 
 @inlined
-def add_gradient(program, w, labels, count, total, more, known, span, stepping, pull, how, space, gradient):
+def add_gradient(
+    program, w, labels, soft, chosen, count, total, more, known, span, stepping, pull, how, space, gradient
+):
     """total + the losses at w of the samples at the start of `space.values`, a part of a batch of `count`.
 
+    soft, chosen: what teachers say about which samples (`loss.add_losses`).
     The results of the first `known` operations are there already, but for those of gates. Writes the trained
     part of the gradient, or adds to it if `more`; its other entries are left alone.
     """
@@ -233,7 +236,7 @@ def add_gradient(program, w, labels, count, total, more, known, span, stepping, 
             _forward(program[i], w, n, how, space)
     logits = rows_at(space.values, last.y, n, last.output[0])
     dlogits = rows_at(space.slopes, last.dy, n, last.output[0])
-    total = loss.add_cross_entropy(total, logits, labels, count, dlogits)
+    total = loss.add_losses(total, logits, labels, soft, chosen, count, dlogits)
     for i in range(program.shape[0] - 1, -1, -1):
         _backward(program[i], w, n, more, span, stepping, pull, space, gradient)
     return total
@@ -316,13 +319,14 @@ def _step(w, gradient, pull, start, stop):
 
 
 @kernel
-def descend(program, x, y, batches, span, kept, how, noise, pull, w, gradient, space, moments):
+def descend(program, x, y, soft, batches, span, kept, how, noise, pull, w, gradient, space, moments):
     """Steps w <- w - eta (g(w) + lam (w - centre)), one for each row of `batches` (indices into x, y).
 
     A few samples are treated at a time (`span`), so that their activations stay in the cache; sums go on from
-    part to part; `kept` says what outlives a part. x (samples, features), y (samples,), noise (steps, n,
-    gates, widest gate). `gradient` must be zero where nothing is trained. Returns the first step's loss and
-    the norm of the local problem's gradient before the last step; `moments` grows by the open-channel counts.
+    part to part; `kept` says what outlives a part. x (samples, features), y (samples,); soft: what
+    teachers say about these samples; noise (steps, n, gates, widest gate). `gradient` must be zero where
+    nothing is trained. Returns the first step's loss and the norm of the local problem's gradient before the
+    last step; `moments` grows by the open-channel counts.
     A span that is not the whole batch takes no step, and returns the sum of losses up to its end.
     """
     optimise_for_size()
@@ -336,15 +340,29 @@ def descend(program, x, y, batches, span, kept, how, noise, pull, w, gradient, s
         stepping = stop > 0 and span.part >= n and step < steps - 1  # the last gradient is needed whole
         for first in range(span.first, span.stop, span.part):
             chosen = slice(first, min(first + span.part, span.stop))
-            ours, more = labels[chosen], first > 0
+            ours, picked, more = labels[chosen], batches[step, chosen], first > 0
             own = _from_sample(space, first, kept)
             for i in range(ours.size):
-                ours[i] = y[batches[step, first + i]]
+                ours[i] = y[picked[i]]
             if span.values:
-                _gather(x, batches[step, chosen], own.values)
+                _gather(x, picked, own.values)
             now = Decisions(how.tau, how.mode, noise[step, chosen])
             value = add_gradient(
-                program, w, ours, n, value, more, known, span, stepping, pull, now, own, gradient
+                program,
+                w,
+                ours,
+                soft,
+                picked,
+                n,
+                value,
+                more,
+                known,
+                span,
+                stepping,
+                pull,
+                now,
+                own,
+                gradient,
             )
             if span.sums:
                 _count_open(program, ours.size, own.masks, counts, moments)

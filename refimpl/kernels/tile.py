@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 
@@ -109,44 +110,69 @@ class _Tile:
             self.simd.store(value, pointer, mask)
 
 
-@intrinsic
-def tile(typingctx, size, first, depth, scalars, panel, result, add, biased, bias):
-    """Compute one tile of TILE_SIZES[size]; `first` is its first row in the row tables.
+class _LanesTile(_Tile):
+    """A tile in which S, too, is read as vectors: C[c_row[i] + p] = sum_k S[s_row[i] + s_at[k] + p] * V[...].
 
-    scalars = (S, s_row, s_at); panel = (V, v_start, v_at) of `depth` terms;
-    result = (C, c_row, c_start, valid), `valid` lanes of the last vector exist in C and V;
-    add: whether the sum continues C; biased: whether to add bias[row] last.
+    All its vectors are whole.
     """
 
-    def codegen(context, builder, signature, args):
-        def unpack(position):
-            return unpacked(context, builder, signature.args[position], args[position])
+    def __init__(self, builder: ir.IRBuilder, rows: int, vectors: int, valid: Any, element: Any) -> None:
+        super().__init__(builder, rows, vectors, valid, element)
+        self.mask = None
 
-        size, first, depth, _, _, _, add, biased, bias = args
-        (s, s_row, s_at), (v, v_start, v_at) = unpack(3), unpack(4)
-        c, c_row, c_start, valid = unpack(5)
-        bias = data_of(context, builder, signature.args[8], bias)
-        v, c = builder.gep(v, [v_start]), builder.gep(c, [c_start])
-        after = builder.append_basic_block("tiled")
-        switch = builder.switch(size, after)
-        for number, (rows, vectors) in enumerate(TILE_SIZES):
-            case = builder.append_basic_block(f"tile{rows}x{vectors}")
-            switch.add_case(number, case)
-            builder.position_at_end(case)
-            block = _Tile(builder, rows, vectors, valid, c.type.pointee)
-            row = [builder.add(first, INDEX(i)) for i in range(rows)]
-            s_rows = [builder.gep(s, [entry(builder, s_row, i)]) for i in row]
-            c_rows = [builder.gep(c, [entry(builder, c_row, i)]) for i in row]
-            block.fetch(c_rows)
-            sums = block.sum(block.begin(c_rows, add), depth, s_rows, s_at, v, v_at)
-            block.end(block.shift(sums, biased, [builder.gep(bias, [i]) for i in row]), c_rows)
-            builder.branch(after)
-        builder.position_at_end(after)
-        return context.get_dummy_value()
+    def _term(self, sums: list[Any], s_rows: list[Any], offset: Any, v: Any) -> list[Any]:
+        vectors = [self.simd.load(p) for p, _ in self._places(v)]
+        rows = [[self.simd.load(p) for p, _ in self._places(self.builder.gep(r, [offset]))] for r in s_rows]
+        factors = [pair for row in rows for pair in zip(row, vectors, strict=True)]
+        return [self.simd.fma(s, v, total) for (s, v), total in zip(factors, sums, strict=True)]
 
-    return types.void(
-        types.intp, types.intp, types.intp, scalars, panel, result, types.boolean, types.boolean, bias
-    ), codegen
+
+def _computing(kind: type[_Tile]) -> Any:
+    """The compiled function that computes one tile of a kind."""
+
+    @intrinsic
+    def tile(typingctx, size, first, depth, scalars, panel, result, add, biased, bias):
+        """Compute one tile of TILE_SIZES[size]; `first` is its first row in the row tables.
+
+        scalars = (S, s_row, s_at); panel = (V, v_start, v_at) of `depth` terms;
+        result = (C, c_row, c_start, valid), `valid` lanes of the last vector exist in C and V;
+        add: whether the sum continues C; biased: whether to add bias[row] last.
+        """
+
+        def codegen(context, builder, signature, args):
+            def unpack(position):
+                return unpacked(context, builder, signature.args[position], args[position])
+
+            size, first, depth, _, _, _, add, biased, bias = args
+            (s, s_row, s_at), (v, v_start, v_at) = unpack(3), unpack(4)
+            c, c_row, c_start, valid = unpack(5)
+            bias = data_of(context, builder, signature.args[8], bias)
+            v, c = builder.gep(v, [v_start]), builder.gep(c, [c_start])
+            after = builder.append_basic_block("tiled")
+            switch = builder.switch(size, after)
+            for number, (rows, vectors) in enumerate(TILE_SIZES):
+                case = builder.append_basic_block(f"tile{rows}x{vectors}")
+                switch.add_case(number, case)
+                builder.position_at_end(case)
+                block = kind(builder, rows, vectors, valid, c.type.pointee)
+                row = [builder.add(first, INDEX(i)) for i in range(rows)]
+                s_rows = [builder.gep(s, [entry(builder, s_row, i)]) for i in row]
+                c_rows = [builder.gep(c, [entry(builder, c_row, i)]) for i in row]
+                block.fetch(c_rows)
+                sums = block.sum(block.begin(c_rows, add), depth, s_rows, s_at, v, v_at)
+                block.end(block.shift(sums, biased, [builder.gep(bias, [i]) for i in row]), c_rows)
+                builder.branch(after)
+            builder.position_at_end(after)
+            return context.get_dummy_value()
+
+        return types.void(
+            types.intp, types.intp, types.intp, scalars, panel, result, types.boolean, types.boolean, bias
+        ), codegen
+
+    return tile
+
+
+tile, lanes_tile = _computing(_Tile), _computing(_LanesTile)
 
 
 @kernel
@@ -186,3 +212,23 @@ def sweep(rows, depth, width, scalars, v, v_at, c, c_row, closed, add, biased, b
 
 
 KINDS = len({vectors for _, vectors in TILE_SIZES})
+
+
+@kernel
+def sweep_lanes(rows, depth, width, s, v, v_at, c, c_row, add):
+    """`sweep` with the tile whose S = (array, s_row, s_at) is read as vectors; `width` is whole vectors."""
+    lanes, start, no = VECTOR_BYTES // c.itemsize, 0, np.bool_(False)
+    while start < width:
+        kind = 0
+        vectors = TILE_VECTORS
+        while vectors * lanes > width - start:
+            vectors //= 2
+            kind += 1
+        scalars, panel, result = (s[0][start:], s[1], s[2]), (v, start, v_at), (c, c_row, start, lanes)
+        row = 0
+        while row < rows:
+            height = min(TILE_ROWS, (rows - row + 1) // 2 * 2)
+            size = (TILE_ROWS - height) // 2 * KINDS + kind
+            lanes_tile(size, row, depth, scalars, panel, result, add, no, c)
+            row += height
+        start += vectors * lanes

@@ -5,17 +5,23 @@ over open channels of the source and taps of the weight. Rows of the tile are ta
 (source channel, tap), lanes are pixels. The panel holds one shifted copy of each open source plane per
 column of taps, so that the lanes of a term are contiguous for every tap; the tap's row is then only an
 offset. (Reading unaligned vectors from a single padded plane instead was measured to cost 12 % of the whole
-pass, the copies 4-5 %.)
+pass, the copies 4-5 %.) Strides and dilations are other tables.
+
+A convolution in groups is the same with every group as a sample of its own: its channels lie side by side in
+memory, and so do its weights.
 
 Source: mathematics.md §2.1, §2.3b. The use of the tile (`tile.py`) is derived.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+from refimpl.kernels import depthwise
 from refimpl.kernels.arrays import check_offsets
-from refimpl.kernels.jit import inlined, kernel, large_kernel, optimise_for_size
+from refimpl.kernels.jit import inlined, kernel, large_kernel, optimise_for_size, shared
 from refimpl.kernels.panels import (
     clear,
     clear_rows,
@@ -34,26 +40,50 @@ from refimpl.kernels.target import VECTOR_BYTES
 from refimpl.kernels.tile import sweep
 
 
-def convolve_scratch(source_channels, target_channels, kernel_size, stride, size, itemsize):
+@shared
+def phases_of(taps, stride, dilation):
+    """How many different rows, modulo the stride, the taps of a column of the kernel read."""
+    return min(taps, stride // math.gcd(stride, dilation))
+
+
+@kernel
+def apart(array, groups):
+    """(N, C, ...) with the groups of channels as samples: (N * groups, C // groups, ...)."""
+    shape = array.shape
+    return array.reshape((shape[0] * groups, shape[1] // groups, *shape[2:]))
+
+
+def convolve_scratch(
+    source_channels, target_channels, kernel_size, stride, size, itemsize, dilation=(1, 1), groups=1
+):
     """(floats, ints) that `convolve` needs for a target of height and width `size`.
 
     Raises InputError where places in one sample do not fit into the tables.
     """
-    taps, result = kernel_size[0] * kernel_size[1], target_channels * size[0] * size[1]
+    extent = [(k - 1) * gap + 1 for k, gap in zip(kernel_size, dilation, strict=True)]
+    reach = [(n + k) * step for n, k, step in zip(size, extent, stride, strict=True)]
+    taps = kernel_size[0] * kernel_size[1]
+    own = (0, 0)
+    if 1 < groups == source_channels == target_channels:
+        pixels = size[0] * size[1]
+        own = depthwise.scratch(groups, reach[0] * reach[1], pixels, taps, reach[0] * reach[1], itemsize)
+    source_channels, target_channels = source_channels // groups, target_channels // groups
+    result = target_channels * size[0] * size[1]
     planes = kernel_size[1] * min(stride[0], kernel_size[0])
-    plane = (size[0] + kernel_size[0]) * size[1] + VECTOR_BYTES // itemsize
+    plane = (size[0] + extent[0]) * size[1] + VECTOR_BYTES // itemsize
     floats = source_channels * planes * plane + target_channels + 1
     if stride != (1, 1):
         floats += result
-    reach = [(n + k) * step for n, k, step in zip(size, kernel_size, stride, strict=True)]
     weight = source_channels * target_channels * taps
     check_offsets("conv", plane=reach[0] * reach[1], copies=floats, result=result, weight=weight)
     ints = 7 * planes + 4 * taps + 2 * source_channels * (1 + taps) + 4 * (target_channels + 1)
-    return floats, ints
+    return max(floats, own[0]), max(ints, own[1])
 
 
 @large_kernel
-def convolve(source, weight, bias, stride, pad, transposed, reads, writes, clears, floats, ints, target):
+def convolve(
+    source, weight, bias, stride, pad, dilation, transposed, reads, writes, clears, floats, ints, target
+):
     """target = conv(source, weight) + bias, or its transpose: `plain.conv_forward`, `plain.conv_input_grad`.
 
     transposed: source is dy and target dx; the bias is not used. Masks are (N, C) or empty: `reads` says
@@ -62,8 +92,21 @@ def convolve(source, weight, bias, stride, pad, transposed, reads, writes, clear
     the size `convolve_scratch` says, the floats best aligned to a cache line.
     """
     optimise_for_size()
-    _, channels, kh, kw = weight.shape
-    taps, phases = kh * kw, min(stride[0], kh)
+    kh, kw = weight.shape[2:]
+    taps, phases = kh * kw, phases_of(kh, stride[0], dilation[0])
+    channels = weight.shape[1]
+    groups = (target if transposed else source).shape[1] // channels
+    if groups > 1 and groups == source.shape[1] == target.shape[1]:
+        step, base, gap = stride, (-pad[0], -pad[1]), dilation
+        if transposed:
+            base, gap = pad, (-dilation[0], -dilation[1])
+        inside = pad[0] <= (kh - 1) * dilation[0] and pad[1] <= (kw - 1) * dilation[1]
+        if not transposed or (max(stride) == 1 and inside):
+            forward, masks = not transposed, (reads, writes, clears)
+            depthwise.convolve(source, weight, bias, step, base, gap, forward, *masks, floats, ints, target)
+            return
+    source, target = apart(source, groups), apart(target, groups)
+    reads, writes = apart(reads, groups), apart(writes, groups)
     down, ints = cut(ints, kw * phases)
     right, ints = cut(ints, kw * phases)
     tap_s, ints = cut(ints, taps)
@@ -71,30 +114,30 @@ def convolve(source, weight, bias, stride, pad, transposed, reads, writes, clear
     tap_row, ints = cut(ints, taps)
     weights, scratch, one = weight.reshape(-1), (floats, ints), np.int64(1)
     if not transposed:
-        forward_taps(kh, kw, stride[0], pad, phases, tap_s, tap_plane, tap_row, down, right)
+        forward_taps(kh, kw, stride[0], pad, dilation, phases, tap_s, tap_plane, tap_row, down, right)
     residues = (min(stride[0], target.shape[2]), min(stride[1], target.shape[3]))
     for a in range(residues[0] if transposed else 1):
         for b in range(residues[1] if transposed else 1):
             if transposed:
                 tables = (tap_s, tap_plane, tap_row, down, right)
-                n_rows, n_cols = _transposed_taps(kh, kw, stride, pad, (a, b), tables)
+                n_rows, n_cols, reach = _transposed_taps(kh, kw, stride, pad, dilation, (a, b), tables)
                 n_taps, n_planes = n_rows * n_cols, n_cols
                 rows = (target.shape[2] - a + stride[0] - 1) // stride[0]
-                panel_rows, steps = rows + n_rows - 1, (channels * taps, taps)
+                panel_rows, steps = rows + reach, (channels * taps, taps)
                 source_step, target_step = (one, one), stride
             else:
                 n_taps, n_planes, rows = taps, kw * phases, target.shape[2]
-                panel_rows, steps = (kh - 1) // stride[0] + rows, (taps, channels * taps)
+                panel_rows, steps = (kh - 1) * dilation[0] // stride[0] + rows, (taps, channels * taps)
                 source_step, target_step = stride, (one, one)
             used = (tap_s[:n_taps], tap_plane[:n_taps], tap_row[:n_taps])
             planes = (down[:n_planes], right[:n_planes], panel_rows)
             grid, masks = (source_step, rows, (a, b), target_step), (reads, writes, clears)
             shift = (not transposed, bias)
-            _correlate(source, weights, steps, used, planes, grid, masks, shift, scratch, target)
+            _correlate(source, weights, groups, steps, used, planes, grid, masks, shift, scratch, target)
 
 
 @kernel
-def forward_taps(kh, kw, stride_y, pad, phases, tap_s, tap_plane, tap_row, down, right):
+def forward_taps(kh, kw, stride_y, pad, dilation, phases, tap_s, tap_plane, tap_row, down, right):
     """Tables of the taps and planes of the forward pass (see `_correlate`).
 
     With a vertical stride, a plane copy holds every stride-th row, and there is one copy per residue of the
@@ -103,33 +146,48 @@ def forward_taps(kh, kw, stride_y, pad, phases, tap_s, tap_plane, tap_row, down,
     optimise_for_size()
     for ky in range(kh):
         for kx in range(kw):
-            plane, t = kx * phases + ky % phases, ky * kw + kx
-            down[plane] = pad[0] - ky % phases
-            right[plane] = pad[1] - kx
-            tap_s[t], tap_plane[t], tap_row[t] = t, plane, ky // stride_y
+            plane, t, row = kx * phases + ky % phases, ky * kw + kx, ky * dilation[0]
+            down[plane] = pad[0] - row % stride_y
+            right[plane] = pad[1] - kx * dilation[1]
+            tap_s[t], tap_plane[t], tap_row[t] = t, plane, row // stride_y
 
 
 @kernel
-def _transposed_taps(kh, kw, stride, pad, origin, tables):
-    """The same for the pixels (a + sy * i, b + sx * j) of the input gradient; returns rows, columns of taps.
+def _meeting(taps, stride, dilation, at):
+    """The taps k that meet the pixel at - pad: those with at - k * dilation = 0 modulo the stride.
 
-    They receive from the taps with ky = a + pad and kx = b + pad modulo the stride, through
-    dy[i + (a + pad - ky) / sy, j + (b + pad - kx) / sx].
+    Returns the first (or `taps` if there is none), how far they are apart, how many there are, how far they
+    are apart in dy, and the pixel of dy that the first one reads.
+    """
+    first = 0
+    while first < taps and (at - first * dilation) % stride != 0:
+        first += 1
+    step = stride // math.gcd(stride, dilation)
+    count = (taps - first + step - 1) // step
+    return first, step, count, step * dilation // stride, (at - first * dilation) // stride
+
+
+@kernel
+def _transposed_taps(kh, kw, stride, pad, dilation, origin, tables):
+    """The same for the pixels (a + sy * i, b + sx * j) of the input gradient.
+
+    They receive from taps (ky, kx) through dy[i + (a + pad - ky * dilation) / sy, j + ...]. Returns rows and
+    columns of taps, and how many rows of dy the first and the last one are apart.
     """
     optimise_for_size()
     (a, b), (tap_s, tap_plane, tap_row, down, right) = origin, tables
-    first_y, first_x = (a + pad[0]) % stride[0], (b + pad[1]) % stride[1]
-    n_rows = max(0, (kh - first_y + stride[0] - 1) // stride[0])
-    n_cols = max(0, (kw - first_x + stride[1] - 1) // stride[1])
+    first_y, step_y, n_rows, apart_y, begin_y = _meeting(kh, stride[0], dilation[0], a + pad[0])
+    first_x, step_x, n_cols, apart_x, begin_x = _meeting(kw, stride[1], dilation[1], b + pad[1])
+    reach = max(0, n_rows - 1) * apart_y
     for i in range(n_rows):
         for j in range(n_cols):
             t = i * n_cols + j
-            tap_s[t] = (first_y + i * stride[0]) * kw + first_x + j * stride[1]
-            tap_plane[t], tap_row[t] = j, n_rows - 1 - i
+            tap_s[t] = (first_y + i * step_y) * kw + first_x + j * step_x
+            tap_plane[t], tap_row[t] = j, reach - i * apart_y
     for j in range(n_cols):
-        down[j] = n_rows - 1 - (a + pad[0] - first_y) // stride[0]
-        right[j] = j - (b + pad[1] - first_x) // stride[1]
-    return n_rows, n_cols
+        down[j] = reach - begin_y
+        right[j] = j * apart_x - begin_x
+    return n_rows, n_cols, reach
 
 
 @kernel
@@ -153,10 +211,11 @@ def _scatter(part, channels, count, origin, stride, shape, target):
 
 
 @inlined
-def _correlate(source, weights, steps, taps, planes, grid, masks, bias, scratch, target):
+def _correlate(source, weights, groups, steps, taps, planes, grid, masks, bias, scratch, target):
     """target[n, t] = sum over (source channel c, tap) of weight * shifted source plane, for each sample.
 
-    weights: flat, with steps = (per source channel, per target channel); taps = (offset in the weight,
+    weights: flat, those of sample n begin at the (n modulo `groups`)-th part of them, with
+    steps = (per source channel, per target channel); taps = (offset in the weight,
     plane, row of the plane) of each tap; planes = (down, right, rows) of the shifted copies.
     grid = (stride, rows, origin, spread): the copies step over the source by `stride`; the result's `rows`
     rows are those of the target if spread is (1, 1), and otherwise every spread-th pixel of it from `origin`
@@ -197,7 +256,7 @@ def _correlate(source, weights, steps, taps, planes, grid, masks, bias, scratch,
     direct = spread[0] == 1 and spread[1] == 1
     n_read, n_write, n_closed = 0, 0, 0
     for n in range(n_samples):
-        image, result = source[n].reshape(-1), target[n].reshape(-1)
+        image, result, group = source[n].reshape(-1), target[n].reshape(-1), n % groups
         if n == 0 or reads.shape[0] > 0:
             n_read = open_channels(reads, n, channels, read_list)
             term_table(read_list, n_read, steps[0], tap_s, s_at)
@@ -209,13 +268,14 @@ def _correlate(source, weights, steps, taps, planes, grid, masks, bias, scratch,
             if clears and direct:
                 n_closed = closed_channels(writes, n, targets, closed)
                 row_table(closed, n_closed, rows * cols, closed)
-            if bias[0]:
-                pick(bias[1], write_list, n_write, bias_row)
+        if bias[0] and (n == 0 or writes.shape[0] > 0 or groups > 1):
+            pick(bias[1][group * targets :], write_list, n_write, bias_row)
         if in_place:
             panel = image
         else:
             copy_planes(image, read_list, n_read, size, stride, cols, shifts, panel, plane)
-        out, scalars, zeros = (result if direct else part), (weights, s_row, s_at), (closed, n_closed)
+        own = weights[group * (weights.size // groups) :]
+        out, scalars, zeros = (result if direct else part), (own, s_row, s_at), (closed, n_closed)
         depth, width, off = n_read * n_taps, rows * cols, np.bool_(False)
         sweep(n_write, depth, width, scalars, panel, v_at, out, c_row, zeros, off, bias[0], bias_row)
         if not direct:

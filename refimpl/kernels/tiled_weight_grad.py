@@ -4,7 +4,8 @@ Rows of the tile are the open output channels, terms are pixels, and lanes are e
 pixel of dy sees. There are two layouts of the windows:
 
 * In the padded image with channels last, (column of the kernel, input channel) is contiguous for each row
-  of the kernel. Nothing is copied but the image; the sums, kept as (K, kh, kw, C), are transposed to
+  of the kernel, or only the input channels where the columns are dilated. Nothing is copied but the image;
+  the sums, kept as (K, kh, kw, C), are transposed to
   (K, C, kh, kw) once at the end. Closed input channels are zero in the image: they save nothing.
 * Unfolded, the kh * kw entries of all open input channels lie side by side, in the order of the weight.
   This copies more, but it leaves out closed channels (their sums are taken out of dweight and put back);
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from refimpl.kernels import depthwise
 from refimpl.kernels.arrays import check_offsets
 from refimpl.kernels.jit import inlined, kernel, large_kernel, optimise_for_size, shared
 from refimpl.kernels.panels import (
@@ -38,22 +40,23 @@ from refimpl.kernels.panels import (
 from refimpl.kernels.sums import total
 from refimpl.kernels.target import VECTOR_BYTES
 from refimpl.kernels.tile import sweep
-from refimpl.kernels.tiled_conv import forward_taps
+from refimpl.kernels.tiled_conv import apart, forward_taps, phases_of
 
 FIRST_LEVEL = 32768  # bytes that a common first-level cache holds beside other things
 
 
 @shared
-def unfolds(samples, open_in, channels, filters, kh, kw, pixels, more, itemsize):
-    """Whether unfolding pays; `open_in` is the mean number of open input channels.
+def unfolds(samples, open_in, channels, filters, taps, run, pixels, more, itemsize):
+    """Whether unfolding pays; `open_in` is the mean number of open input channels, `run` how many of the
+    taps are contiguous with channels last.
 
     Measured in multiply-adds of one vector: unfolding an entry costs 11 of them, taking a sum out and
     putting it back 21 (per entry of the kernel), transposing it at the end (and at the beginning, to
     continue a sum) about 14.
     """
-    lanes, window = VECTOR_BYTES // itemsize, kw * channels
-    together, apart = whole_vectors(kh * window, itemsize), kh * whole_vectors(window, itemsize)
-    if window < 2 * lanes and together < apart:
+    lanes, window = VECTOR_BYTES // itemsize, run * channels
+    single = taps // run * whole_vectors(window, itemsize)
+    if window < 2 * lanes and whole_vectors(taps * channels, itemsize) < single:
         return True
     exchange = 21 / pixels if open_in < channels else 0.0
     transposing = (28 if more else 14) / (samples * pixels)
@@ -67,22 +70,34 @@ def unfolded_part(entries, pixels, itemsize):
     return min(pixels, max(64, FIRST_LEVEL // max(1, depth * itemsize))), depth
 
 
-def weight_grad_scratch(channels, filters, kernel_size, stride, pad, size, result_size, itemsize):
+def weight_grad_scratch(
+    channels, filters, kernel_size, stride, pad, size, result_size, itemsize, dilation=(1, 1), groups=1
+):
     """(floats, ints) that `weight_grad` needs; `size` is that of x, `result_size` that of dy.
 
     Raises InputError where places in one sample do not fit into the tables.
     """
     kh, kw = kernel_size
+    own = (0, 0)
+    if 1 < groups == channels == filters:
+        extent = [(k - 1) * gap + 1 for k, gap in zip(kernel_size, dilation, strict=True)]
+        reach = [
+            max(n + 2 * p, m * step + k)
+            for n, p, m, step, k in zip(size, pad, result_size, stride, extent, strict=True)
+        ]
+        padded, areas = reach[0] * reach[1], (size[0] * size[1], result_size[0] * result_size[1])
+        own = depthwise.scratch(channels, *areas, kh * kw, padded, itemsize)
+    channels //= groups
     taps, pixels = kh * kw, result_size[0] * result_size[1]
     planes, lanes = kw * min(stride[0], kh), VECTOR_BYTES // itemsize
     image = (size[0] + 2 * pad[0]) * (size[1] + 2 * pad[1]) * channels + lanes
-    copies = channels * planes * ((result_size[0] + kh) * result_size[1] + lanes)
+    copies = channels * planes * ((result_size[0] + (kh - 1) * dilation[0] + 1) * result_size[1] + lanes)
     unfolded = max(FIRST_LEVEL // itemsize, 64 * (taps * channels + lanes))
     sums = filters * taps * channels
     ints = 4 * (filters + 1) + 2 * pixels + channels * (5 + taps) + 5 * taps + 7 * planes
     floats = max(image, copies + unfolded) + sums
     check_offsets("conv", plane=size[0] * size[1], copies=floats, dy=filters * pixels)
-    return floats, ints + size[0] * size[1] + 1
+    return max(floats, own[0]), max(ints + size[0] * size[1] + 1, own[1])
 
 
 @kernel
@@ -140,36 +155,46 @@ def _mean_open(mask, channels):
 
 
 @large_kernel
-def weight_grad(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweight, dbias):
+def weight_grad(x, dy, stride, pad, dilation, x_mask, dy_mask, more, floats, ints, dweight, dbias):
     """dweight and dbias, summed over the batch; see `plain.conv_weight_grad`.
 
     Masks are (N, C) or empty; more: add to the sums that dweight and dbias hold, for further samples of
     the same batch; floats, ints: scratch of the size `weight_grad_scratch` says.
     """
     optimise_for_size()
-    n_samples, channels = x.shape[:2]
-    filters, _, kh, kw = dweight.shape
-    pixels, open_in = dy.shape[2] * dy.shape[3], _mean_open(x_mask, channels)
+    n_samples, (filters, channels, kh, kw) = x.shape[0], dweight.shape
+    groups = x.shape[1] // channels
+    steps, run = (stride, pad, dilation), kw if dilation[1] == 1 else 1
     if not more:
         clear(dbias)
+    if 1 < groups == x.shape[1] == filters:
+        depthwise.weight_grad(x, dy, steps, x_mask, dy_mask, more, floats, ints, dweight, dbias)
+        return
     if n_samples == 0:
         if not more:
             clear(dweight.reshape(-1))
         return
-    if unfolds(n_samples, open_in, channels, filters, kh, kw, pixels, more, x.itemsize):
-        _by_unfolding(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweight, dbias)
+    x, dy, x_mask, dy_mask = (
+        apart(x, groups),
+        apart(dy, groups),
+        apart(x_mask, groups),
+        apart(dy_mask, groups),
+    )
+    pixels, open_in = dy.shape[2] * dy.shape[3], _mean_open(x_mask, channels)
+    if unfolds(n_samples, open_in, channels, filters // groups, kh * kw, run, pixels, more, x.itemsize):
+        _by_unfolding(x, dy, steps, x_mask, dy_mask, more, groups, floats, ints, dweight, dbias)
     else:
-        _by_windows(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweight, dbias)
+        _by_windows(x, dy, steps, run, x_mask, dy_mask, more, groups, floats, ints, dweight, dbias)
 
 
 @inlined
-def _by_unfolding(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweight, dbias):
+def _by_unfolding(x, dy, steps, x_mask, dy_mask, more, groups, floats, ints, dweight, dbias):
     """`weight_grad` with unfolded windows."""
-    n_samples, channels = x.shape[:2]
-    size, (filters, _, kh, kw) = (x.shape[2], x.shape[3]), dweight.shape
-    taps, phases, cols = kh * kw, min(stride[0], kh), dy.shape[3]
+    (n_samples, channels), (stride, pad, dilation) = x.shape[:2], steps
+    size, (kh, kw), filters = (x.shape[2], x.shape[3]), dweight.shape[2:], dy.shape[1]
+    taps, phases, cols = kh * kw, phases_of(kh, stride[0], dilation[0]), dy.shape[3]
     pixels, planes, row = dy.shape[2] * cols, kw * phases, channels * taps
-    shape = ((kh - 1) // stride[0] + dy.shape[2], cols)
+    shape = ((kh - 1) * dilation[0] // stride[0] + dy.shape[2], cols)
     plane = whole_vectors(shape[0] * cols, x.itemsize)
 
     down, ints = cut(ints, planes)
@@ -191,7 +216,7 @@ def _by_unfolding(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweig
     panel, floats = cut(floats, channels * planes * plane)
     kept, unfolded = cut(floats, filters * row)
 
-    forward_taps(kh, kw, stride[0], pad, phases, tap_s, tap_plane, tap_row, down, right)
+    forward_taps(kh, kw, stride[0], pad, dilation, phases, tap_s, tap_plane, tap_row, down, right)
     shift_table(size, down, right, stride, shape, shifts)
     clear_rows(shape, shifts, panel, plane, channels * planes)
     for t in range(taps):
@@ -200,11 +225,11 @@ def _by_unfolding(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweig
     multiples(channels, taps, compact_at)
     term_table(slots, channels, planes * plane, tap_s, window_at)
     multiples(pixels, np.int64(1), s_at)
-    weights, n_in, n_out = dweight.reshape(-1), 0, 0
+    everything, n_in, n_out = dweight.reshape(-1), 0, 0
     gated, n_closed = x_mask.shape[0] + dy_mask.shape[0] > 0, 0
     if gated and not more:
         if n_samples > 1 or x_mask.shape[0] > 0:
-            clear(weights)
+            clear(everything)
         else:
             n_closed = closed_channels(dy_mask, 0, filters, closed)
             row_table(closed, n_closed, row, closed)
@@ -215,9 +240,10 @@ def _by_unfolding(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweig
             row_table(out_list, n_out, pixels, s_row)
             row_table(out_list, n_out, row, c_row)
             row_table(in_list, n_in, taps, weight_at)
-        image, gradient = x[n].reshape(-1), dy[n].reshape(-1)
+        image, gradient, group = x[n].reshape(-1), dy[n].reshape(-1), n % groups
+        weights = everything[group * filters * row :]
         copy_planes(image, in_list, n_in, size, stride, cols, shifts, panel, plane)
-        entries, add, c = n_in * taps, more or n > 0, weights
+        entries, add, c = n_in * taps, more or n >= groups, weights
         if n_in < channels:
             c = kept
             for i in range(n_out):
@@ -238,20 +264,20 @@ def _by_unfolding(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweig
         if n_in < channels:
             for i in range(n_out):
                 copy_runs(n_in, taps, kept, i * entries, compact_at, weights, out_list[i] * row, weight_at)
-        _add_bias_gradient(gradient, out_list, n_out, pixels, dbias)
+        _add_bias_gradient(gradient, out_list, n_out, pixels, dbias[group * filters :])
 
 
 @inlined
-def _by_windows(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweight, dbias):
+def _by_windows(x, dy, steps, run, x_mask, dy_mask, more, groups, floats, ints, dweight, dbias):
     """`weight_grad` with the windows of a channels-last image."""
-    n_samples, channels, height, width = x.shape
-    filters, _, kh, kw = dweight.shape
+    (n_samples, channels, height, width), (stride, pad, dilation) = x.shape, steps
+    (kh, kw), filters = dweight.shape[2:], dy.shape[1]
     shape = (dy.shape[2], dy.shape[3])
     taps, pixels, area = kh * kw, shape[0] * shape[1], height * width
-    line, window = (width + 2 * pad[1]) * channels, kw * channels
+    line, window = (width + 2 * pad[1]) * channels, run * channels
 
     in_list, ints = cut(ints, channels)
-    out_list, ints = cut(ints, filters)
+    out_list, ints = cut(ints, groups * filters)
     s_row, ints = cut(ints, filters + 1)
     c_row, ints = cut(ints, filters + 1)
     s_at, ints = cut(ints, pixels)
@@ -261,7 +287,7 @@ def _by_windows(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweight
     channel_at, ints = cut(ints, channels)
     place = ints[:area]
     image, floats = cut(floats, whole_vectors((height + 2 * pad[0]) * line, x.itemsize))
-    sums = floats[: filters * taps * channels]
+    sums = floats[: groups * filters * taps * channels]
 
     multiples(pixels, np.int64(1), s_at)
     multiples(channels, area, plane_at)
@@ -282,15 +308,17 @@ def _by_windows(x, dy, stride, pad, x_mask, dy_mask, more, floats, ints, dweight
             row_table(out_list, n_out, pixels, s_row)
             row_table(out_list, n_out, taps * channels, c_row)
         gradient = dy[n].reshape(-1)
-        scalars, nothing, add = (gradient, s_row, s_at), (c_row, np.int64(0)), gated or more or n > 0
+        scalars, nothing, add = (gradient, s_row, s_at), (c_row, np.int64(0)), gated or more or n >= groups
         _load_image(x[n].reshape(-1), in_list, n_in, plane_at, place, image)
-        for ky in range(kh):
-            v, c = image[ky * line :], sums[ky * window :]
+        first = n % groups * filters
+        for tap in range(0, taps, run):
+            v = image[tap // kw * dilation[0] * line + tap % kw * dilation[1] * channels :]
+            c = sums[(first * taps + tap) * channels :]
             sweep(n_out, pixels, window, scalars, v, v_at, c, c_row, nothing, add, np.bool_(False), gradient)
-        _add_bias_gradient(gradient, out_list, n_out, pixels, dbias)
-    if gated:  # all rows have been in use
-        n_out = filters
-        multiples(filters, np.int64(1), out_list)
+        _add_bias_gradient(gradient, out_list, n_out, pixels, dbias[first:])
+    if gated or groups > 1:  # all rows have been in use
+        n_out = groups * filters
+        multiples(n_out, np.int64(1), out_list)
     _to_kernel_order(sums, out_list, n_out, tap_at, channel_at, dweight)
 
 

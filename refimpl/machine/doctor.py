@@ -128,9 +128,9 @@ def readable_results(shape: Geometry, data: LayerData, step: conv.Pair = (1, 1))
         plain.linear_input_grad(dy, weight, mask, ALL_ON, dx)
         plain.linear_weight_grad(x, dy, ALL_ON, mask, dw, db)
     else:
-        plain.conv_forward(x, weight, bias, step, pad, ALL_ON, mask, y)
-        plain.conv_input_grad(dy, weight, step, pad, mask, ALL_ON, dx)
-        plain.conv_weight_grad(x, dy, step, pad, ALL_ON, mask, dw, db)
+        plain.conv_forward(x, weight, bias, step, pad, (1, 1), ALL_ON, mask, y)
+        plain.conv_input_grad(dy, weight, step, pad, (1, 1), mask, ALL_ON, dx)
+        plain.conv_weight_grad(x, dy, step, pad, (1, 1), ALL_ON, mask, dw, db)
     return dict(zip(("y", "dx", "dw", "db"), results, strict=True))
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refimpl.kernels import vector
+from refimpl.kernels.loss import SoftTargets
 from refimpl.kernels.operation import Activations, Decisions, Kept, Pull, Span, Workspace
 from refimpl.kernels.program import descend
 from refimpl.nn.lowering import Program
@@ -25,13 +26,15 @@ from refimpl.threads import share
 class Course(NamedTuple):
     """All that a descent from w reads; methods move w, and write the gradient and the sums of open channels.
 
-    x (samples, features), y (samples,); batches (steps, n) and noise (steps, n, gates, widest gate) of each
-    step; kept, own: activations that outlive the descent, and where they are; part: samples at a time.
+    x (samples, features), y (samples,); soft: what teachers say about them; batches (steps, n) and noise
+    (steps, n, gates, widest gate) of each step; kept, own: activations that outlive the descent, and where
+    they are; part: samples at a time.
     """
 
     program: Program
     x: np.ndarray
     y: np.ndarray
+    soft: SoftTargets
     batches: np.ndarray
     noise: np.ndarray
     how: Decisions
@@ -93,8 +96,8 @@ class Course(NamedTuple):
         self, span: Span, space: Workspace, w: np.ndarray, gradient: np.ndarray, moments: np.ndarray
     ) -> tuple[float, float]:
         """The compiled descent over a span of each batch."""
-        program, x, y, batches, noise, how, pull, kept, _, _ = self
+        program, x, y, soft, batches, noise, how, pull, kept, _, _ = self
         found: tuple[float, float] = descend(
-            program.operations, x, y, batches, span, kept, how, noise, pull, w, gradient, space, moments
+            program.operations, x, y, soft, batches, span, kept, how, noise, pull, w, gradient, space, moments
         )
         return found

@@ -182,8 +182,8 @@ class Gated(PlannedBlock):
             kinds = ", ".join(type(layer).__name__ for layer in self.body) or "nothing"
             raise InputError(
                 f"{self.gate.name}: a gated body is one convolution or linear layer followed by layers that "
-                f"treat channels one by one (activation, pooling), got {kinds}; gate each layer by itself, "
-                "and flatten behind the gated block"
+                "treat channels one by one (activation, pooling, depthwise convolution), got "
+                f"{kinds}; gate each layer by itself, and flatten behind the gated block"
             )
 
     @property

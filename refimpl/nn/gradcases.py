@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refimpl.kernels.loss import softmax_cross_entropy
+from refimpl.kernels.loss import add_losses
 from refimpl.nn.chain import Residual
 from refimpl.nn.context import GATE_GRADS, MODES, Context, Gating
+from refimpl.nn.distillation import check_soft_targets, soft_targets
 from refimpl.nn.gradcheck import SlotError, check_network, probe, slot_errors
 from refimpl.nn.layers import BatchNorm2d, Conv2d, Layer, Linear, Shape
 from refimpl.nn.network import Network, draw_gate_noise
@@ -80,6 +81,9 @@ def layer_cases(seed: int, batch: int, directions: int) -> list[Case]:
         ("conv", conv, maps, False),
         ("conv masked", conv, maps, True),
         ("conv stride 2", Conv2d("conv", 3, 4, (3, 2), stride=2, padding=(1, 0), bias=False), maps, False),
+        ("conv dilated", Conv2d("conv", 3, 4, 3, padding=2, dilation=(2, 1)), maps, True),
+        ("conv grouped", Conv2d("conv", 4, 6, 3, padding=1, groups=2), (4, 6, 6), True),
+        ("conv depthwise", Conv2d("conv", 3, 3, 3, stride=2, padding=1, groups=3), maps, True),
         ("linear", Linear("linear", 7, 5), (7,), False),
         ("linear masked", Linear("linear", 7, 5), (7,), True),
         ("batch norm", BatchNorm2d("norm", 3), maps, False),
@@ -101,7 +105,9 @@ def layer_cases(seed: int, batch: int, directions: int) -> list[Case]:
     cases = []
     for name, layer, shape, masked in layers:
         cases.append(Case(name, "layer", _layer_check(name, layer, shape, batch, masked, directions, seeds)))
-    return [*cases, Case("loss", "layer", _loss_check(batch, directions, seeds))]
+    for name, teachers in (("loss", 0), ("loss with teachers", 2)):
+        cases.append(Case(name, "layer", _loss_check(name, teachers, batch, directions, seeds)))
+    return cases
 
 
 def _layer_check(
@@ -125,24 +131,29 @@ def _layer_check(
     return check
 
 
-def _loss_check(batch: int, directions: int, seeds: SeedTree) -> Callable[[int], Checked]:
-    """Softmax cross-entropy as a function of its logits."""
+def _loss_check(
+    name: str, teachers: int, batch: int, directions: int, seeds: SeedTree
+) -> Callable[[int], Checked]:
+    """Softmax cross-entropy, and the divergence from teachers, as a function of the logits."""
 
     def check(point: int) -> Checked:
-        rng = seeds.generator("gradcheck loss", point)
-        classes = 5
+        rng = seeds.generator(f"gradcheck {name}", point)
+        classes, everyone = 5, np.arange(batch)
         labels = rng.integers(classes, size=batch)
+        soft = check_soft_targets(name, None, batch, classes, np.float64)
+        if teachers:
+            soft = soft_targets(3 * rng.standard_normal((teachers, batch, classes)), [0.7] * teachers, 2.5)
 
         def objective(u: np.ndarray, grad_out: np.ndarray) -> float:
-            logits = u.reshape(batch, classes)
-            return float(softmax_cross_entropy(logits, labels, grad_out.reshape(batch, classes)))
+            logits, dlogits = u.reshape(batch, classes), grad_out.reshape(batch, classes)
+            return add_losses(0.0, logits, labels, soft, everyone, batch, dlogits) / batch
 
         def value(u: np.ndarray) -> float:
             return objective(u, np.empty_like(u))
 
         u = 3 * rng.standard_normal(batch * classes)
         slots = [("logits", slice(0, u.size))]
-        return Checked("loss", "layer", None, slot_errors(objective, value, u, slots, rng, directions))
+        return Checked(name, "layer", None, slot_errors(objective, value, u, slots, rng, directions))
 
     return check
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from refimpl.errors import InputError
 from refimpl.kernels import activation
-from refimpl.kernels.loss import softmax_cross_entropy
+from refimpl.kernels.loss import SoftTargets, add_losses, softmax_cross_entropy
 from refimpl.nn.context import Context
+from refimpl.nn.distillation import softened_rate
 from refimpl.nn.layers import rule_of
 from refimpl.nn.network import Network
 from refimpl.nn.plan import Step
@@ -25,13 +26,19 @@ from refimpl.nn.tangent import RULES, Direction, Dual, Rate, Rule
 
 
 def hessian_vector(
-    network: Network, w: np.ndarray, v: np.ndarray, x: np.ndarray, y: np.ndarray, context: Context
+    network: Network,
+    w: np.ndarray,
+    v: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    context: Context,
+    soft: SoftTargets | None = None,
 ) -> np.ndarray:
     """H v (d,), H the Hessian of the mean cross-entropy on (x, y) in the trained parts of w.
 
-    Entries of v outside the trained parts are not read; H v is zero there. Gates must be `soft`: raises
-    `InputError` for others, and for vectors that are not alike. Where ReLU or max-pooling switch, H is
-    that of the branch taken.
+    soft: what teachers add to the loss. Entries of v outside the trained parts are not read; H v is zero
+    there. Gates must be `soft`: raises `InputError` for others, and for vectors that are not alike. Where
+    ReLU or max-pooling switch, H is that of the branch taken.
     """
     network.layout.check_pair("hessian_vector", w, v, "v")
     _check_gates(network, context)
@@ -48,7 +55,11 @@ def hessian_vector(
     assert logits_dot is not None  # some layer is trained
     dlogits = np.empty_like(logits)
     softmax_cross_entropy.kernel(logits, y, dlogits)
-    dual = Dual(dlogits, loss_rate(dlogits, logits_dot, y))
+    rate = loss_rate(dlogits, logits_dot, y)
+    if soft is not None and (soft.weights.size or soft.labels != 1):
+        rate = rate.dtype.type(soft.labels) * rate + softened_rate(logits, logits_dot, soft)
+        add_losses(0.0, logits, y, soft, np.arange(len(y)), len(y), dlogits)
+    dual = Dual(dlogits, rate)
     _backward(trace, dual, rates, along)
     return product
 

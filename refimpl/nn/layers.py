@@ -140,8 +140,10 @@ def _bias(layer: Conv2d | Linear, arrays: Arrays, size: int, like: np.ndarray) -
 
 @dataclass(frozen=True)
 class Conv2d:
-    """2-D convolution (cross-correlation): x (N,C,H,W) -> y (N,K,P,Q), weight (K,C,kh,kw), bias (K,).
+    """2-D convolution (cross-correlation): x (N,C,H,W) -> y (N,K,P,Q), weight (K,C/G,kh,kw), bias (K,).
 
+    dilation: how far neighbouring taps are apart; groups: G groups of output channels, each of which reads
+    C/G input channels of its own. It is depthwise if there are as many groups as channels on both sides.
     Source: mathematics.md §2.1 ([MG] eq. 1). Derived.
     """
 
@@ -152,18 +154,33 @@ class Conv2d:
     stride: int | Pair = 1
     padding: int | Pair = 0
     bias: bool = True
-    keeps_zero: ClassVar[bool] = False
-    channelwise: ClassVar[bool] = False
+    dilation: int | Pair = 1
+    groups: int = 1
 
     def __post_init__(self) -> None:
-        for attribute in ("kernel_size", "stride", "padding"):
+        for attribute in ("kernel_size", "stride", "padding", "dilation"):
             object.__setattr__(self, attribute, pair(getattr(self, attribute)))
         expect_sizes(self.name, self.in_channels, self.out_channels)
-        if min(self.window) < 1 or min(self.step) < 1 or min(self.pad) < 0:
+        if min(*self.window, *self.step, *self.spacing) < 1 or min(self.pad) < 0:
             raise InputError(
-                f"{self.name}: kernel size and stride must be at least 1 and padding at least 0, "
-                f"got {self.kernel_size}, {self.stride}, {self.padding}"
+                f"{self.name}: kernel size, stride and dilation must be at least 1 and padding at least 0, "
+                f"got {self.kernel_size}, {self.stride}, {self.dilation}, {self.padding}"
             )
+        if self.groups < 1 or self.in_channels % self.groups or self.out_channels % self.groups:
+            raise InputError(
+                f"{self.name}: groups must divide the channels {self.in_channels} and {self.out_channels}, "
+                f"got {self.groups}"
+            )
+
+    @property
+    def channelwise(self) -> bool:
+        """Whether it is depthwise."""
+        return self.groups == self.in_channels == self.out_channels > 1
+
+    @property
+    def keeps_zero(self) -> bool:
+        """Whether a channel of zeros comes out as zeros."""
+        return self.channelwise and not self.bias
 
     @property
     def window(self) -> Pair:
@@ -180,17 +197,22 @@ class Conv2d:
         """Vertical and horizontal zero padding, on each side."""
         return pair(self.padding)
 
+    @property
+    def spacing(self) -> Pair:
+        """Vertical and horizontal distance between neighbouring taps."""
+        return pair(self.dilation)
+
     def parameters(self) -> tuple[Parameter, ...]:
         """Weight (Kaiming) and bias (zero)."""
-        fan_in = self.in_channels * math.prod(self.window)
-        shape = (self.out_channels, self.in_channels, *self.window)
+        shape = (self.out_channels, self.in_channels // self.groups, *self.window)
+        fan_in = math.prod(shape[1:])
         weight = Parameter(f"{self.name}.weight", shape, std=kaiming_std(fan_in))
         return (weight, Parameter(f"{self.name}.bias", (self.out_channels,))) if self.bias else (weight,)
 
     def output_shape(self, shape: Shape) -> Shape:
         """(C,H,W) -> (K,P,Q)."""
         expect(self.name, "input channels", (self.in_channels, 3), (*shape[:1], len(shape)))
-        rows, cols = conv.output_size((shape[1], shape[2]), self.window, self.step, self.pad)
+        rows, cols = conv.output_size((shape[1], shape[2]), self.window, self.step, self.pad, self.spacing)
         if rows < 1 or cols < 1:
             raise InputError(f"{self.name}: input {shape[1:]} is smaller than the kernel {self.window}")
         return (self.out_channels, rows, cols)
@@ -200,7 +222,8 @@ class Conv2d:
         x = tidy_float(self.name, "x", x)
         weight = params[f"{self.name}.weight"]
         bias = _bias(self, params, self.out_channels, x)
-        y = conv.forward(x, weight, bias, self.step, self.pad, flow.reads, flow.writes)
+        masks, more = (flow.reads, flow.writes), (self.spacing, self.groups)
+        y = conv.forward(x, weight, bias, self.step, self.pad, *masks, None, *more)
         return y, flow.writes, WeightedCache(x, flow.reads)
 
     def backward(
@@ -211,12 +234,13 @@ class Conv2d:
         dy = tidy_float(self.name, "dy", dy)
         if back.need_dw:
             dweight, dbias = grads[f"{self.name}.weight"], _bias(self, grads, self.out_channels, dy)
-            conv.weight_grad(x, dy, self.step, self.pad, dweight, dbias, reads, back.dy_mask)
+            sums, more = (dweight, dbias, reads, back.dy_mask), (self.spacing, self.groups)
+            conv.weight_grad(x, dy, self.step, self.pad, *sums, *more)
         if not back.need_dx:
             return None
-        size = (x.shape[2], x.shape[3])
+        size, masks, more = x.shape[2:], (back.dy_mask, back.dx_mask), (self.spacing, self.groups)
         weight = params[f"{self.name}.weight"]
-        return conv.input_grad(dy, weight, self.step, self.pad, size, back.dy_mask, back.dx_mask)
+        return conv.input_grad(dy, weight, self.step, self.pad, size, *masks, None, *more)
 
 
 @dataclass(frozen=True)

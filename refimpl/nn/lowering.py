@@ -144,11 +144,14 @@ def _scratch(operations: np.recarray, batch: int, itemsize: int) -> tuple[int, i
         channels, filters = int(op.input[0]), int(op.output[0])
         if op.kind == code.CONV:
             size, result = tuple(op.input[1:].tolist()), tuple(op.output[1:].tolist())
-            window, stride, pad = (tuple(field.tolist()) for field in (op.window, op.stride, op.pad))
+            fields, parts = (op.window, op.stride, op.pad, op.dilation), int(op.parts)
+            window, stride, pad, dilation = (tuple(field.tolist()) for field in fields)
             needs += [
-                convolve_scratch(channels, filters, window, stride, result, itemsize),
-                convolve_scratch(filters, channels, window, stride, size, itemsize),
-                weight_grad_scratch(channels, filters, window, stride, pad, size, result, itemsize),
+                convolve_scratch(channels, filters, window, stride, result, itemsize, dilation, parts),
+                convolve_scratch(filters, channels, window, stride, size, itemsize, dilation, parts),
+                weight_grad_scratch(
+                    channels, filters, window, stride, pad, size, result, itemsize, dilation, parts
+                ),
             ]
         elif op.kind == code.LINEAR:
             needs.append(tiled_linear.scratch(batch, channels, filters, itemsize))
@@ -340,7 +343,8 @@ class _Lowering:
             skipped = (
                 step.writes != NONE and after.writes == step.writes and not isinstance(after.layer, Product)
             )
-            return {"clears": not skipped}
+            own = {"dilation": layer.spacing, "parts": layer.groups}
+            return own | {"clears": not skipped or layer.channelwise}
         if isinstance(layer, Normalisation):
             dx, frozen = self.gradient(step, 0), isinstance(layer, FrozenNorm2d)
             wide = 0 if frozen else layer.groups if isinstance(layer, GroupNorm) else layer.channels

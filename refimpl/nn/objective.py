@@ -11,8 +11,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from refimpl.kernels.loss import softmax_cross_entropy
+from refimpl.kernels.loss import SoftTargets, add_losses
 from refimpl.nn.context import Context
+from refimpl.nn.distillation import check_soft_targets
 from refimpl.nn.hessian import hessian_vector
 from refimpl.nn.network import Network
 from refimpl.nn.work import Work, executed_work
@@ -21,16 +22,23 @@ from refimpl.nn.work import Work, executed_work
 class NetworkObjective:
     """Mean cross-entropy of a network on a fixed batch, as `objective(w, grad_out) -> float`.
 
-    x (N, *input_shape), y (N,) integer labels. After a call, `masks` holds the masks it used.
+    x (N, *input_shape), y (N,) integer labels; soft: what teachers add to the loss (`distillation.py`). After
+    a call, `masks` holds the masks it used.
     """
 
     def __init__(
-        self, network: Network, x: np.ndarray, y: np.ndarray, context: Context | None = None
+        self,
+        network: Network,
+        x: np.ndarray,
+        y: np.ndarray,
+        context: Context | None = None,
+        soft: SoftTargets | None = None,
     ) -> None:
         self.network = network
         self.context = context or Context(train=("theta", "phi"))
         self.x = network.check_batch("NetworkObjective", x)
         self.y = network.check_labels("NetworkObjective", y, len(self.x))
+        self.soft = check_soft_targets("NetworkObjective", soft, len(self.x), network.classes, self.x.dtype)
         self.masks: Mapping[str, np.ndarray] = {}
         self._second = False  # whether the last evaluation was a Hessian-vector product
 
@@ -41,16 +49,21 @@ class NetworkObjective:
         logits, trace = self.network.forward(w, self.x, self.context)
         self.masks = self.network.masks(trace)
         dlogits = np.empty_like(logits)
-        loss = softmax_cross_entropy.kernel(logits, self.y, dlogits)
+        loss = self._mean_loss(logits, dlogits)
         self.network.backward(w, dlogits, trace, grad_out)
-        return float(loss)
+        return loss
+
+    def _mean_loss(self, logits: np.ndarray, dlogits: np.ndarray) -> float:
+        """The loss of logits (N, K); writes its gradient."""
+        count = len(self.y)
+        return add_losses(0.0, logits, self.y, self.soft, np.arange(count), count, dlogits) / count
 
     def hessian_vector(self, w: np.ndarray, v: np.ndarray) -> np.ndarray:
         """H v (d,), H the Hessian at w in the trained parts, without forming H: see `nn/hessian.py`.
 
         v (d,) has the dtype of w. Gates must be `soft` (`InputError`).
         """
-        product = hessian_vector(self.network, w, v, self.x, self.y, self.context)
+        product = hessian_vector(self.network, w, v, self.x, self.y, self.context, self.soft)
         self._second = True
         self.masks = {
             block.gate.name: np.ones((len(self.y), block.gate.out_channels), w.dtype)
@@ -72,4 +85,4 @@ class NetworkObjective:
     def value(self, w: np.ndarray) -> float:
         """Loss at w alone."""
         logits, _ = self.network.forward(w, self.x, self.context)
-        return float(softmax_cross_entropy.kernel(logits, self.y, np.empty_like(logits)))
+        return self._mean_loss(logits, np.empty_like(logits))

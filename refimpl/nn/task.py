@@ -19,6 +19,7 @@ import numpy as np
 from refimpl.errors import InputError
 from refimpl.kernels import vector
 from refimpl.kernels.arrays import tidy
+from refimpl.kernels.loss import SoftTargets
 from refimpl.kernels.operation import NOTHING_KEPT, Activations, Decisions, Kept, Pull
 from refimpl.kernels.workspace import aligned_copy, scratch_array
 from refimpl.nn.context import Context, Gating
@@ -62,6 +63,7 @@ class NetworkTask:
     samples treated at a time (0: as many as the cache holds); threads: for the parts of a large batch, which
     a program treats at the same time, while the sums over samples keep their order. Results do not depend on
     it. Where samples depend on each other (batch normalisation) a batch is one part and has one thread.
+    soft: what teachers add to the loss (`distillation.py`).
     """
 
     network: Network
@@ -75,13 +77,14 @@ class NetworkTask:
     handover: Handover | None = None
     part: int = 0
     threads: int = 1
+    soft: SoftTargets | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 0:
             raise InputError(f"NetworkTask: batch_size must be at least 0 (all data), got {self.batch_size}")
-        checked = NetworkObjective(self.network, self.x, self.y)
-        object.__setattr__(self, "x", checked.x)
-        object.__setattr__(self, "y", checked.y)
+        checked = NetworkObjective(self.network, self.x, self.y, soft=self.soft)
+        for name in ("x", "y", "soft"):
+            object.__setattr__(self, name, getattr(checked, name))
 
     @property
     def size(self) -> int:
@@ -113,8 +116,14 @@ class NetworkTask:
                 yield CompiledObjective(self, self.program, chosen, own)
             return
         for chosen, own in zip(batches, noise, strict=True):
-            context = Context(self.gating, self.train, own)
-            yield NetworkObjective(self.network, self.x[chosen], self.y[chosen], context)
+            yield self.on_layers(chosen, own)
+
+    def on_layers(self, chosen: np.ndarray, noise: dict[str, np.ndarray]) -> NetworkObjective:
+        """The objective on the chosen samples, evaluated layer by layer."""
+        context, soft = Context(self.gating, self.train, noise), self.soft
+        assert soft is not None
+        own = soft._replace(logits=soft.logits[:, chosen]) if soft.weights.size else soft
+        return NetworkObjective(self.network, self.x[chosen], self.y[chosen], context, own)
 
     def _draw(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
         """Batches (count, size) and the noise of each, by gate name."""
@@ -173,9 +182,10 @@ class NetworkTask:
         stacked = program.stack_noise(noise, size if any(noise) else 0, w.dtype)
         how = Decisions(float(self.gating.tau), MODES[self.gating.mode], stacked[0])
         pull = Pull(scalar(eta), scalar(lam), centre)
+        assert self.soft is not None
         x, part = self.x.reshape(self.size, -1), self.part or self.part_of(program, size)
         moments = np.zeros((1 + program.gates, 1 + program.gates), dtype=np.int64)
-        course = Course(program, x, self.y, batches, stacked, how, pull, kept, own, part)
+        course = Course(program, x, self.y, self.soft, batches, stacked, how, pull, kept, own, part)
         return *course.run(w, gradient, moments, self.threads), moments
 
     def part_of(self, program: Program, batch: int) -> int:
@@ -225,9 +235,7 @@ class CompiledObjective:
 
     def hessian_vector(self, w: np.ndarray, v: np.ndarray) -> np.ndarray:
         """H v (d,), by the layers: programs have no second derivatives."""
-        task, chosen = self.task, self.chosen[0]
-        context = Context(task.gating, task.train, self.noise[0])
-        self._layers = NetworkObjective(task.network, task.x[chosen], task.y[chosen], context)
+        self._layers = self.task.on_layers(self.chosen[0], self.noise[0])
         return self._layers.hessian_vector(w, v)
 
     def measure(self) -> tuple[float, float]:

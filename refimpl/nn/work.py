@@ -194,6 +194,17 @@ def _elementwise(tally: Tally, step: Step) -> None:
         tally.owe(step, WEIGHT_GRAD, elements, live, moving=moving)
 
 
+def _within(groups: int, inputs: int, ins: Count, outs: Count) -> tuple[Count, Count]:
+    """The two counts whose product is the number of pairs of an input and an output channel of one group.
+
+    Where masks close channels on both sides, all inputs of a group count as open: how many of each group are
+    is not known here. For a depthwise convolution under one mask that is exact.
+    """
+    if groups == 1:
+        return ins, outs
+    return (full(inputs // groups), outs) if outs.gate else (ins, full(outs.times // groups))
+
+
 def _weighted(tally: Tally, step: Step) -> None:
     """Convolution or linear layer: `taps` multiply-adds for each pair of channels."""
     layer, positions = step.layer, math.prod(step.result[1:])
@@ -201,12 +212,14 @@ def _weighted(tally: Tally, step: Step) -> None:
     bias = positions if len(layer.parameters()) == 2 else 0
     reads, writes = tally.count(step.reads, step.shape[0]), tally.count(step.writes, step.result[0])
     live, moving = tally.count(step.dy_mask, step.result[0]), sum(step.moves) + step.need_dw
-    tally.owe(step, FORWARD, taps, reads, writes, moving)
+    groups = layer.groups if isinstance(layer, Conv2d) else 1
+    tally.owe(step, FORWARD, taps, *_within(groups, step.shape[0], reads, writes), moving)
     tally.owe(step, FORWARD, bias, writes, moving=moving)
     if any(step.needs):
-        tally.owe(step, INPUT_GRAD, taps, tally.count(step.dx_mask, step.shape[0]), live, moving)
+        wanted = tally.count(step.dx_mask, step.shape[0])
+        tally.owe(step, INPUT_GRAD, taps, *_within(groups, step.shape[0], wanted, live), moving)
     if step.need_dw:
-        tally.owe(step, WEIGHT_GRAD, taps, reads, live, moving)
+        tally.owe(step, WEIGHT_GRAD, taps, *_within(groups, step.shape[0], reads, live), moving)
         tally.owe(step, WEIGHT_GRAD, bias, live, moving=moving)
 
 

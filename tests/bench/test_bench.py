@@ -34,14 +34,14 @@ def by_readable_kernels(case: Case) -> dict[str, np.ndarray]:
     gate = or_all_on(mask)
     if case.pass_ == "forward":
         y = np.empty_like(dy)
-        plain.conv_forward(x, weight, bias, step, pad, on, gate, y)
+        plain.conv_forward(x, weight, bias, step, pad, (1, 1), on, gate, y)
         return {"y": y}
     if case.pass_ == "input_grad":
         dx = np.empty_like(x)
-        plain.conv_input_grad(dy, weight, step, pad, gate, on, dx)
+        plain.conv_input_grad(dy, weight, step, pad, (1, 1), gate, on, dx)
         return {"dx": dx}
     dw, db = np.empty_like(weight), np.empty_like(bias)
-    plain.conv_weight_grad(x, dy, step, pad, on, gate, dw, db)
+    plain.conv_weight_grad(x, dy, step, pad, (1, 1), on, gate, dw, db)
     return {"dw": dw, "db": db}
 
 

@@ -25,7 +25,9 @@ from refimpl.crosscheck.golden.levels.networks import context_of
 from refimpl.crosscheck.golden.ours import run
 from refimpl.errors import DataError, InputError
 from refimpl.files.storage import npz_bytes, npz_headers, read_npz
+from refimpl.nn.layers import Conv2d
 from refimpl.nn.objective import NetworkObjective
+from refimpl.nn.pooling import AvgPool2d, MaxPool2d
 
 ALL = list(build_cases("all"))
 SMALL = [case for case in ALL if case.name in ("ops/relu", "ops/gated-hard-dense", "prox/group_lasso")]
@@ -85,6 +87,18 @@ def test_descriptions_build_the_layers_they_describe():
         if "parameters" in case.settings:
             slots = network_of(case.settings).layout.slots
             assert [[slot.name, list(slot.shape)] for slot in slots] == case.settings["parameters"]
+
+
+def test_descriptions_leave_out_usual_windows_and_tell_of_others():
+    plain = (Conv2d("c", 4, 4), MaxPool2d(3), AvgPool2d(3))
+    other = (Conv2d("c", 4, 4, dilation=(2, 1), groups=2), MaxPool2d(3, padding=1), AvgPool2d(3, 1, (0, 1)))
+    for layers, told in ((plain, set()), (other, {"dilation", "groups"})):
+        tables = json.loads(json.dumps(describe(layers)))
+        assert {"dilation", "groups"} & set(tables[0]) == told
+        assert all(("padding" in table) == bool(told) for table in tables[1:])
+        for mine, layer in zip(build(tables), layers, strict=True):
+            assert (mine.window, mine.step, mine.pad) == (layer.window, layer.step, layer.pad)
+        assert build(tables)[0] == layers[0]
 
 
 @pytest.mark.parametrize("layers", [[{"type": "dropout", "name": "d"}], [{"type": "linear"}], 3, [3]])

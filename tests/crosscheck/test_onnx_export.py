@@ -15,8 +15,8 @@ from refimpl.nn.context import Gating
 from refimpl.nn.layers import Conv2d, Linear
 from refimpl.nn.network import Network
 from refimpl.nn.norms import GroupNorm, calibrate, frozen
-from refimpl.nn.pointwise import Softplus
-from refimpl.nn.pooling import Flatten
+from refimpl.nn.pointwise import ReLU, Softplus
+from refimpl.nn.pooling import AvgPool2d, Flatten, MaxPool2d
 from refimpl.nn.predict import predict
 from refimpl.rng import SeedTree
 
@@ -73,6 +73,16 @@ def test_group_normalisation():
 @pytest.mark.parametrize("activation", ["softplus", "tanh"])
 def test_other_activations_behind_gates(activation):
     network = zoo.digits((3, 5), 4, ("conv1", "conv2"), activation)
+    w, x = point(network)
+    assert disagreement(export(network, w), x, predict(network, w, x).logits) <= TOLERANCE
+
+
+def test_padded_pools_and_dilated_and_grouped_convolutions():
+    layers = (
+        *(Conv2d("c1", 2, 4, 3, padding=2, dilation=2, groups=2), ReLU(), MaxPool2d(3, 2, 1)),
+        *(Conv2d("c2", 4, 4, 3, padding=1, groups=4), AvgPool2d(3, 2, 1), Flatten(), Linear("fc", 24, 3)),
+    )
+    network = Network("windows", layers, (2, 9, 8))
     w, x = point(network)
     assert disagreement(export(network, w), x, predict(network, w, x).logits) <= TOLERANCE
 

@@ -103,16 +103,17 @@ def test_wrong_names_are_named():
 
 @examples(40)
 @given(conv_cases(), dtypes)
-def test_convolutions_of_any_shape_stride_and_mask(drawn, dtype):
+def test_convolutions_of_any_shape_stride_dilation_groups_and_mask(drawn, dtype):
     layer, draw = drawn.layer, Draw(drawn.seed, "conv", dtype)
     inputs = {"x": draw.normal(drawn.batch, *drawn.shape)}
-    inputs["weight"] = draw.normal(layer.out_channels, layer.in_channels, *layer.window)
+    inputs["weight"] = draw.normal(layer.out_channels, layer.in_channels // layer.groups, *layer.window)
     if layer.bias:
         inputs["bias"] = draw.normal(layer.out_channels)
     if drawn.writes is not None:
         inputs["mask"] = drawn.writes
-    inputs["dy"] = draw.normal(drawn.batch, *layer.output_shape(drawn.shape))
+    inputs["dy"] = draw.coarse(drawn.batch, *layer.output_shape(drawn.shape))  # sums over pixels are exact
     settings = {"stride": list(layer.step), "padding": list(layer.pad)}
+    settings |= {"dilation": list(layer.spacing), "groups": layer.groups}
     outputs = ("y", "grad.x", "grad.weight", *(["grad.bias"] if layer.bias else []))
     assert_agree(Case("ops/drawn", "conv2d", dtype, inputs, settings, outputs), "reference")
 

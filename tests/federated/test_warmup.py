@@ -74,7 +74,7 @@ from refimpl.federated import warmup
 from refimpl.kernels import loss, program, tiled_conv, tiled_linear, tiled_weight_grad
 
 kernels = [
-    loss.add_cross_entropy, program.predict, tiled_conv.convolve, tiled_linear.forward,
+    loss.add_losses, program.predict, tiled_conv.convolve, tiled_linear.forward,
     tiled_linear.input_grad, tiled_linear.weight_grad, tiled_weight_grad.weight_grad,
 ]
 for part in (warmup.forward, warmup.backward, warmup.prediction):

@@ -39,7 +39,7 @@ def test_weight_gradients_of_no_samples_are_zero(dtype):
 def test_no_further_samples_leave_a_weight_gradient_as_it_is(channels):
     scratch = np.empty(100_000, np.float32), np.empty(100_000, np.int32)
     dweight, dbias = np.ones((4, channels, 3, 3), np.float32), np.ones(4, np.float32)
-    step = (1, 1), (0, 0), ALL_ON, ALL_ON, True
+    step = (1, 1), (0, 0), (1, 1), ALL_ON, ALL_ON, True
     tiled_weight_grad.weight_grad(empty(channels, 8, 8), empty(4, 6, 6), *step, *scratch, dweight, dbias)
     assert (dweight == 1).all()
     assert (dbias == 1).all()

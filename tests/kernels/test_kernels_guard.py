@@ -28,16 +28,19 @@ def run_conv(case, at_end):
     reads, writes = g(case.in_mask), g(case.out_mask)
     (filters, channels), window, item = weight.shape[:2], weight.shape[2:], x.itemsize
     size, result = x.shape[2:], dy.shape[2:]
-    step = case.stride, case.pad
+    step, dilation, ins = case.steps, case.dilation, channels * case.groups
 
-    needs = tiled_conv.convolve_scratch(channels, filters, window, case.stride, result, item)
+    needs = tiled_conv.convolve_scratch(
+        ins, filters, window, case.stride, result, item, dilation, case.groups
+    )
     memory = map(g, scratch(x.dtype, needs))
     y, dx = g(np.full_like(dy, np.nan)), g(np.full_like(x, np.nan))
     tiled_conv.convolve(x, weight, bias, *step, False, reads, writes, True, *memory, y)
-    needs = tiled_conv.convolve_scratch(filters, channels, window, case.stride, size, item)
+    needs = tiled_conv.convolve_scratch(filters, ins, window, case.stride, size, item, dilation, case.groups)
     memory = map(g, scratch(x.dtype, needs))
     tiled_conv.convolve(dy, weight, bias[:0], *step, True, writes, reads, True, *memory, dx)
-    needs = tiled_weight_grad.weight_grad_scratch(channels, filters, window, *step, size, result, item)
+    shape = ins, filters, window, case.stride, case.pad, size, result, item, dilation, case.groups
+    needs = tiled_weight_grad.weight_grad_scratch(*shape)
     memory = map(g, scratch(x.dtype, needs))
     dweight, dbias = g(np.full_like(weight, np.nan)), g(np.full_like(bias, np.nan))
     for more, arrays in zip((False, True), (list(memory), map(g, scratch(x.dtype, needs))), strict=True):
@@ -74,12 +77,21 @@ def run_everything():
         (2, 6, 5, (7, 7), (1, 1), (1, 1), (0, 0)),
         (1, 2, 3, (4, 4), (2, 2), (3, 3), (3, 3)),
     ]
+    others = [  # dilated, or in groups
+        ((2, 5, 4, (9, 9), (3, 3), (1, 1), (2, 2)), (2, 2), 1),
+        ((1, 35, 4, (9, 9), (3, 2), (2, 3), (1, 4)), (3, 4), 1),
+        ((2, 6, 9, (9, 7), (3, 3), (2, 1), (1, 1)), (1, 2), 3),
+        ((2, 17, 17, (9, 9), (3, 3), (1, 1), (1, 1)), (1, 1), 17),
+        ((1, 4, 4, (8, 8), (5, 3), (2, 2), (2, 1)), (1, 1), 4),
+    ]
     linears = [(1, 1, 1, 1), (1, 7, 5, 1), (20, 98, 10, 2), (17, 33, 13, 3), (5, 64, 40, 16)]
     for at_end in (True, False):
         for dtype in (np.float32, np.float64):
             for kinds in (("none", "none"), ("mixed", "mixed"), ("off", "on"), ("on", "off")):
                 for shape in convolutions:
                     run_conv(make_conv(1, dtype, *shape, *kinds), at_end)
+                for shape, dilation, groups in others:
+                    run_conv(make_conv(1, dtype, *shape, *kinds, dilation, groups), at_end)
                 for n, features, outputs, group in linears:
                     run_linear(make_linear(1, dtype, n, features, outputs, group, *kinds), at_end)
     print("touched nothing else")

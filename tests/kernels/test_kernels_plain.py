@@ -29,6 +29,17 @@ class ConvCase(NamedTuple):
     pad: tuple[int, int]
     in_mask: np.ndarray
     out_mask: np.ndarray
+    dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def steps(self):
+        """Stride, padding and dilation, as kernels take them."""
+        return self.stride, self.pad, self.dilation
+
+    @property
+    def groups(self):
+        """Groups of output channels that read input channels of their own."""
+        return self.x.shape[1] // self.weight.shape[1]
 
 
 class LinearCase(NamedTuple):
@@ -59,23 +70,38 @@ def silence(array, mask):
     return array * wide.reshape(wide.shape + (1,) * (array.ndim - 2))
 
 
-def make_conv(seed, dtype, n, channels, filters, size, kernel, stride, pad, in_kind="none", out_kind="none"):
+def make_conv(
+    seed,
+    dtype,
+    n,
+    channels,
+    filters,
+    size,
+    kernel,
+    stride,
+    pad,
+    in_kind="none",
+    out_kind="none",
+    dilation=(1, 1),
+    groups=1,
+):
     """Random arrays for a convolution of the given shape."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape):
         return rng.standard_normal(shape).astype(dtype)
 
-    rows, cols = output_size(size, kernel, stride, pad)
+    rows, cols = output_size(size, kernel, stride, pad, dilation)
     return ConvCase(
         normal(n, channels, *size),
-        normal(filters, channels, *kernel),
+        normal(filters, channels // groups, *kernel),
         normal(filters),
         normal(n, filters, rows, cols),
         stride,
         pad,
         draw_mask(rng, in_kind, n, channels),
         draw_mask(rng, out_kind, n, filters),
+        dilation,
     )
 
 
@@ -101,22 +127,28 @@ MASK_KINDS = st.sampled_from(("none", "on", "off", "mixed"))
 
 @st.composite
 def conv_cases(draw, dtypes=DTYPES, largest=9, most_channels=7):
-    """Convolutions of odd shapes, strides, paddings (up to beyond the kernel) and masks."""
+    """Convolutions of odd shapes, strides, paddings (beyond the kernel), dilations, groups and masks."""
     kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
     pad = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
-    size = tuple(draw(st.integers(max(1, k - 2 * p), largest)) for k, p in zip(kernel, pad, strict=True))
+    dilation = draw(st.sampled_from(((1, 1), (1, 1), (2, 1), (1, 3), (3, 2))))
+    least = [max(1, (k - 1) * d + 1 - 2 * p) for k, d, p in zip(kernel, dilation, pad, strict=True)]
+    size = tuple(draw(st.integers(low, max(low, largest))) for low in least)
+    groups = draw(st.sampled_from((1, 1, 1, 2, 3)))
+    most = max(1, most_channels // groups)
     return make_conv(
         seed=draw(st.integers(0, 2**32)),
         dtype=draw(st.sampled_from(dtypes)),
         n=draw(st.integers(1, 3)),
-        channels=draw(st.integers(1, most_channels)),
-        filters=draw(st.integers(1, most_channels)),
+        channels=groups * draw(st.integers(1, most)),
+        filters=groups * draw(st.integers(1, most)),
         size=size,
         kernel=kernel,
         stride=draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
         pad=pad,
         in_kind=draw(MASK_KINDS),
         out_kind=draw(MASK_KINDS),
+        dilation=dilation,
+        groups=groups,
     )
 
 
@@ -138,59 +170,75 @@ def linear_cases(draw, dtypes=DTYPES, most=40):
 
 def windows(case):
     """(ky, kx, view): the padded input as each tap of the kernel sees it, in float64, (N,C,P,Q)."""
-    (sy, sx), (py, px) = case.stride, case.pad
+    py, px = case.pad
     padded = np.pad(silence(case.x.astype(float), case.in_mask), ((0, 0), (0, 0), (py, py), (px, px)))
-    rows, cols = case.dy.shape[2:]
-    for ky in range(case.weight.shape[2]):
-        for kx in range(case.weight.shape[3]):
-            yield ky, kx, padded[:, :, ky : ky + sy * (rows - 1) + 1 : sy, kx : kx + sx * (cols - 1) + 1 : sx]
+    for ky, kx, at in tap_pixels(case):
+        yield ky, kx, padded[(slice(None), slice(None), *at)]
+
+
+def tap_pixels(case):
+    """(ky, kx, rows and columns of the padded input that this tap reads)."""
+    sizes = zip(case.dy.shape[2:], case.stride, strict=True)
+    spans = [np.arange(count) * step for count, step in sizes]
+    for ky, kx in np.ndindex(*case.weight.shape[2:]):
+        moved = zip(spans, (ky, kx), case.dilation, strict=True)
+        yield ky, kx, np.ix_(*(span + k * gap for span, k, gap in moved))
+
+
+def dense_weight(case):
+    """The weights (K, C, kh, kw) of the same convolution without groups: zero between groups. In float64."""
+    filters, channels = case.weight.shape[:2]
+    dense = np.zeros((filters, case.x.shape[1], *case.weight.shape[2:]))
+    for k in range(filters):
+        first = k // (filters // case.groups) * channels
+        dense[k, first : first + channels] = case.weight[k]
+    return dense
 
 
 def numpy_forward(case):
     y = np.zeros(case.dy.shape) + case.bias[:, None, None].astype(float)
     for ky, kx, seen in windows(case):
-        y += np.einsum("ncpq,kc->nkpq", seen, case.weight[:, :, ky, kx].astype(float))
+        y += np.einsum("ncpq,kc->nkpq", seen, dense_weight(case)[:, :, ky, kx])
     return silence(y, case.out_mask)
 
 
 def numpy_weight_grad(case):
     dy = silence(case.dy.astype(float), case.out_mask)
-    dweight = np.zeros(case.weight.shape)
+    filters, channels = case.weight.shape[:2]
+    dweight = np.zeros((filters, case.x.shape[1], *case.weight.shape[2:]))
     for ky, kx, seen in windows(case):
         dweight[:, :, ky, kx] = np.einsum("ncpq,nkpq->kc", seen, dy)
-    return dweight, dy.sum(axis=(0, 2, 3))
+    by_group = dweight.reshape(filters, case.groups, channels, *case.weight.shape[2:])
+    own = np.arange(filters) // (filters // case.groups)
+    return by_group[np.arange(filters), own], dy.sum(axis=(0, 2, 3))
 
 
 def numpy_input_grad(case):
-    (sy, sx), (py, px) = case.stride, case.pad
-    (rows, cols), (height, width) = case.dy.shape[2:], case.x.shape[2:]
+    (py, px), (height, width) = case.pad, case.x.shape[2:]
     dy = silence(case.dy.astype(float), case.out_mask)
     n, channels = case.x.shape[:2]
     padded = np.zeros((n, channels, height + 2 * py, width + 2 * px))
-    for ky in range(case.weight.shape[2]):
-        for kx in range(case.weight.shape[3]):
-            at = padded[:, :, ky : ky + sy * (rows - 1) + 1 : sy, kx : kx + sx * (cols - 1) + 1 : sx]
-            at += np.einsum("nkpq,kc->ncpq", dy, case.weight[:, :, ky, kx].astype(float))
+    for ky, kx, at in tap_pixels(case):
+        share = np.einsum("nkpq,kc->ncpq", dy, dense_weight(case)[:, :, ky, kx])
+        padded[(slice(None), slice(None), *at)] += share
     return silence(padded[:, :, py : py + height, px : px + width], case.in_mask)
 
 
 def plain_forward(case):
     y = np.full_like(case.dy, np.nan)
-    plain.conv_forward(case.x, case.weight, case.bias, case.stride, case.pad, case.in_mask, case.out_mask, y)
+    plain.conv_forward(case.x, case.weight, case.bias, *case.steps, case.in_mask, case.out_mask, y)
     return y
 
 
 def plain_input_grad(case):
     dx = np.full_like(case.x, np.nan)
-    plain.conv_input_grad(case.dy, case.weight, case.stride, case.pad, case.out_mask, case.in_mask, dx)
+    plain.conv_input_grad(case.dy, case.weight, *case.steps, case.out_mask, case.in_mask, dx)
     return dx
 
 
 def plain_weight_grad(case):
     dweight, dbias = np.full_like(case.weight, np.nan), np.full_like(case.bias, np.nan)
-    plain.conv_weight_grad(
-        case.x, case.dy, case.stride, case.pad, case.in_mask, case.out_mask, dweight, dbias
-    )
+    plain.conv_weight_grad(case.x, case.dy, *case.steps, case.in_mask, case.out_mask, dweight, dbias)
     return dweight, dbias
 
 

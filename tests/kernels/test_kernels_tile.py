@@ -43,14 +43,13 @@ def mask_or_none(mask):
 def tile_conv(case):
     """(y, dx, dweight, dbias) of a convolution."""
     reads, writes = mask_or_none(case.in_mask), mask_or_none(case.out_mask)
-    step = case.stride, case.pad
+    step, more = (case.stride, case.pad), {"dilation": case.dilation, "groups": case.groups}
     dweight, dbias = np.full_like(case.weight, np.nan), np.full_like(case.bias, np.nan)
-    conv.weight_grad(case.x, case.dy, *step, dweight, dbias, reads, writes)
+    conv.weight_grad(case.x, case.dy, *step, dweight, dbias, reads, writes, **more)
+    y, dx = np.full_like(case.dy, np.nan), np.full_like(case.x, np.nan)
     return (
-        conv.forward(case.x, case.weight, case.bias, *step, reads, writes, out=np.full_like(case.dy, np.nan)),
-        conv.input_grad(
-            case.dy, case.weight, *step, case.x.shape[2:], writes, reads, out=np.full_like(case.x, np.nan)
-        ),
+        conv.forward(case.x, case.weight, case.bias, *step, reads, writes, out=y, **more),
+        conv.input_grad(case.dy, case.weight, *step, case.x.shape[2:], writes, reads, out=dx, **more),
         dweight,
         dbias,
     )
@@ -91,6 +90,8 @@ def assert_all_same_bits(got, expected, names=("y", "dx", *WEIGHTS)):
 @example(make_conv(2, np.float32, 2, 9, 13, (8, 8), (1, 1), (1, 1), (0, 0), "mixed", "mixed"))
 @example(make_conv(3, np.float64, 2, 3, 4, (6, 7), (1, 1), (2, 2), (0, 0), "mixed", "mixed"))
 @example(make_conv(4, np.float32, 1, 2, 3, (4, 4), (2, 2), (3, 3), (2, 2)))
+@example(make_conv(5, np.float32, 2, 6, 6, (9, 9), (3, 3), (1, 1), (1, 1), "mixed", "mixed", groups=6))
+@example(make_conv(6, np.float64, 2, 40, 20, (9, 7), (3, 3), (2, 1), (2, 3), "mixed", "mixed", (2, 3), 2))
 def test_convolution_has_the_bits_of_the_plain_kernel(case):
     assert_all_same_bits(tile_conv(case), plain_conv(case))
 
@@ -148,20 +149,25 @@ def in_parts(case, weight_grad, sizes):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("channels", "filters", "size"), [(3, 8, 12), (20, 12, 9), (40, 12, 4)])
+@pytest.mark.parametrize(
+    ("channels", "filters", "size", "groups"), [(3, 8, 12, 1), (20, 12, 9, 1), (40, 12, 4, 1), (40, 12, 4, 2)]
+)
 @pytest.mark.parametrize(
     "kinds", [("none", "none"), ("none", "mixed"), ("mixed", "none"), ("mixed", "mixed")]
 )
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 2), (3, 1)])
-def test_weight_gradients_of_parts_go_on_where_the_last_ended(dtype, channels, filters, size, kinds, sizes):
-    case = make_conv(9, dtype, 4, channels, filters, (size, size), (3, 3), (1, 1), (1, 1), *kinds)
+def test_weight_gradients_of_parts_go_on_where_the_last_ended(
+    dtype, channels, filters, size, groups, kinds, sizes
+):
+    shape = (size, size), (3, 3), (1, 1), (1, 1)
+    case = make_conv(9, dtype, 4, channels, filters, *shape, *kinds, groups=groups)
     needs = tiled_weight_grad.weight_grad_scratch(
-        channels, filters, (3, 3), (1, 1), (1, 1), (size, size), (size, size), case.x.itemsize
+        channels, filters, (3, 3), (1, 1), (1, 1), (size, size), (size, size), case.x.itemsize, (1, 1), groups
     )
 
     def convolution(x, dy, masks, more, dweight, dbias):
         memory = workspace.scratch(x.dtype, *needs)
-        tiled_weight_grad.weight_grad(x, dy, case.stride, case.pad, *masks, more, *memory, dweight, dbias)
+        tiled_weight_grad.weight_grad(x, dy, *case.steps, *masks, more, *memory, dweight, dbias)
 
     assert_all_same_bits(in_parts(case, convolution, sizes), plain_weight_grad(case), WEIGHTS)
     flat = make_linear(8, dtype, 4, channels * 16, filters, channels, *kinds)
@@ -196,8 +202,9 @@ def test_any_memory_layout_is_accepted_and_compiled_once(case, layout):
 
     odd = case._replace(**{name: awkward(getattr(case, name)) for name in ("x", "weight", "bias", "dy")})
     assert_all_same_bits(tile_conv(odd._replace(bias=case.bias, weight=case.weight)), tile_conv(case))
-    y = conv.forward(odd.x, odd.weight, odd.bias, case.stride, case.pad)
-    np.testing.assert_array_equal(y, conv.forward(case.x, case.weight, case.bias, case.stride, case.pad))
+    step, more = (case.stride, case.pad), {"dilation": case.dilation, "groups": case.groups}
+    y = conv.forward(odd.x, odd.weight, odd.bias, *step, **more)
+    np.testing.assert_array_equal(y, conv.forward(case.x, case.weight, case.bias, *step, **more))
     for kernel in (
         tiled_conv.convolve,
         tiled_weight_grad.weight_grad,
@@ -221,6 +228,10 @@ def test_wrong_arguments_are_refused_in_one_line():
         lambda: conv.forward(x, weight, bias[:3], *step),
         lambda: conv.forward(x, weight, bias, (0, 1), (1, 1)),
         lambda: conv.forward(x, weight, bias, (1, 1), (-1, 1)),
+        lambda: conv.forward(x, weight, bias, *step, groups=3),
+        lambda: conv.forward(x, weight, bias, *step, groups=2),
+        lambda: conv.forward(x, weight, bias, *step, dilation=(0, 1)),
+        lambda: conv.forward(x, weight, bias, *step, dilation=(4, 1)),
         lambda: conv.forward(x[:, :, :1, :1], weight, bias, (1, 1), (0, 0)),
         lambda: conv.forward(x, weight, bias, *step, np.ones((2, 4), bool)),
         lambda: conv.forward(x, weight, bias, *step, np.ones((2, 3))),
@@ -270,6 +281,9 @@ def digest_cases():
                 case = make_conv(1, dtype, 2, 12, 19, (9, 10), (3, 3), stride, (1, 1), *kinds)
                 yield case, tile_conv
         yield make_conv(2, dtype, 2, 3, 32, (16, 16), (3, 3), (1, 1), (1, 1)), tile_conv
+        for groups, dilation, kind in ((12, (1, 1), "none"), (4, (2, 3), "mixed"), (1, (1, 2), "none")):
+            shape = 2, 12, 12, (9, 10), (3, 3), (1, 1), (2, 2)
+            yield make_conv(5, dtype, *shape, kind, kind, dilation, groups), tile_conv
         yield make_linear(3, dtype, 20, 60, 33, 5, "none", "none"), tile_linear
         yield make_linear(4, dtype, 5, 60, 33, 5, "mixed", "mixed"), tile_linear
 

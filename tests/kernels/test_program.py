@@ -96,6 +96,19 @@ SMALL = {
         ),
         (2, 5, 5),
     ),
+    "dilated and grouped": Network(
+        "groups of channels",
+        (
+            *(Conv2d("c1", 2, 6, 3, padding=2, dilation=2), ReLU()),
+            *zoo.with_gates([(Conv2d("c2", 6, 8, 3, 2, (1, 2), groups=2, dilation=(1, 2)), ReLU())], ("c2",)),
+            Conv2d(
+                "c3", 8, 8, 3, padding=1, bias=False, groups=8
+            ),  # depthwise, and skips what c2's gate closes
+            Gated(ChannelGate("g", 8, 5), (Conv2d("c4", 8, 5, 1), ReLU(), Conv2d("c5", 5, 5, 2, groups=5))),
+            *(Flatten(), Linear("fc", 45, 3)),
+        ),
+        (2, 7, 8),
+    ),
     "residual vectors": Network(
         "vectors", (Residual((Linear("fc1", 6, 6), ReLU())), Linear("fc", 6, 3)), (6,)
     ),
@@ -214,9 +227,9 @@ def test_calibrated_statistics_give_what_the_batch_gives():
     assert np.array(alone).tobytes() == predict(still, at, task.x).logits.tobytes()
 
 
-@pytest.mark.parametrize("name", NORMALISED)
-def test_gradients_of_normalised_networks_against_differences(name):
-    network = NORMALISED[name]
+@pytest.mark.parametrize("name", [*NORMALISED, "dilated and grouped"])
+def test_gradients_against_differences(name):
+    network = (NORMALISED | SMALL)[name]
     rng = np.random.default_rng(4)
     task, w = make_task(network, Gating("soft"), dtype="float64")
     w += 0.1 * rng.standard_normal(w.size)

@@ -388,6 +388,27 @@ def test_work_adds_and_totals():
     assert isinstance(dense_work(zoo.digits(), 2).total, int)
 
 
+def test_groups_and_depthwise_convolutions_count_the_channels_that_meet():
+    """Closed forms; the depthwise convolution passes the mask on, and the grouped one reads it."""
+    layers = (
+        *zoo.with_gates([(Conv2d("c1", 2, 6, 1, bias=False), ReLU())], ("c1",)),
+        Conv2d("c2", 6, 6, 3, padding=1, bias=False, groups=6),
+        Conv2d("c3", 6, 4, 1, groups=2),
+        *(Flatten(), Linear("fc", 64, 3)),
+    )
+    network = Network("grouped", layers, (2, 4, 4))
+    masks = {"c1.gate": np.array([[True] * 6, [True, False] * 3, [False] * 6])}
+    on, pixels, batch = 9, 16, 3
+    work = executed_work(network, masks, batch, Context(Gating(gate_grad="active"), ("theta",)))
+    depthwise, grouped, head = 2 * pixels * 9 * on, 2 * pixels * 2 * on, batch * 2 * 64 * 3
+    conv1, bias = 2 * pixels * 2 * on, batch * (4 * pixels + 3)
+    assert work.forward - work.gate == conv1 + pixels * on + depthwise + grouped + head + bias
+    assert work.weight_grad == conv1 + depthwise + grouped + head + bias
+    assert work.input_grad == pixels * on + depthwise + grouped + head
+    dense = dense_work(network, 1)
+    assert dense.forward == pixels * (24 + 6 + 108 + 24 + 4) + 2 * 64 * 3 + 3
+
+
 def test_counts_beyond_32_bits_are_exact():
     network, batch = zoo.cnn3(), 50_000
     masks = {"conv3.gate": np.ones((batch, 128), dtype=bool)}

@@ -122,7 +122,12 @@ def _step(graph: Graph, step: Step, inputs: list[str], gating: Gating) -> str:
         return _mask(graph, layer.name, step.result[0], x, gating)
     own = [parameter.name for parameter in layer.parameters()]
     if isinstance(layer, Conv2d):
-        return graph.add("Conv", x, *own, strides=layer.step, pads=[*layer.pad, *layer.pad])
+        moves: dict[str, Any] = {
+            "strides": layer.step,
+            "pads": [*layer.pad, *layer.pad],
+            "dilations": layer.spacing,
+        }
+        return graph.add("Conv", x, *own, group=layer.groups, **moves)
     if isinstance(layer, Linear):
         return graph.add("Gemm", x, *own, transB=1)
     if isinstance(layer, FrozenNorm2d):

@@ -1,7 +1,7 @@
 """Networks as plain JSON, so that anyone can build them: a list of tables, one for each layer.
 
     {"type": "conv2d", "name": "conv1", "in": 3, "out": 8, "kernel": [3, 3], "stride": [1, 1],
-     "padding": [1, 1], "bias": true}
+     "padding": [1, 1], "bias": true}           "dilation" and "groups" where they are not [1, 1] and 1
     {"type": "linear", "name": "fc", "in": 32, "out": 10}                     without a bias: "bias": false
     {"type": "batch_norm2d", "name": "norm", "channels": 6, "eps": 1e-05}     always batch statistics
     {"type": "frozen_norm2d", ...}        the same with the parameters running_mean and running_var (biased)
@@ -9,6 +9,7 @@
     {"type": "relu" | "softplus" | "tanh" | "flatten" | "global_avg_pool2d", "name": ...}
     {"type": "leaky_relu", "name": ..., "slope": 0.1}
     {"type": "max_pool2d" | "avg_pool2d", "name": ..., "kernel": [2, 2], "stride": [2, 2]}
+        "padding" where it is not [0, 0]: of -infinity, or of zeros that count as pixels
     {"type": "gated", "name": "conv3.gated", "gate": {"name": "conv3.gate", "in": 8, "out": 16, "hidden": 16},
      "body": [layers]}                                       y = M(x) * body(x), mathematics.md §2.2, §2.3b
     {"type": "residual", "name": ..., "body": [layers], "shortcut": [layers]}             empty: the identity
@@ -44,7 +45,7 @@ LAYERS: dict[str, tuple[type[Any], dict[str, str]]] = {
     "conv2d": (
         Conv2d,
         {"in": "in_channels", "out": "out_channels", "kernel": "window"}
-        | {"stride": "step", "padding": "pad", "bias": "bias"},
+        | {"stride": "step", "padding": "pad", "bias": "bias", "dilation": "spacing", "groups": "groups"},
     ),
     "linear": (Linear, {"in": "in_features", "out": "out_features", "bias": "bias"}),
     "batch_norm2d": (BatchNorm2d, _NORM),
@@ -61,13 +62,15 @@ LAYERS: dict[str, tuple[type[Any], dict[str, str]]] = {
 }
 # What tables leave out where it is as here.
 USUAL: dict[str, dict[str, Any]] = {
+    "conv2d": {"dilation": [1, 1], "groups": 1},
     "linear": {"bias": True},
     "max_pool2d": {"padding": [0, 0]},
     "avg_pool2d": {"padding": [0, 0]},
 }
 _TYPES = {kind: name for name, (kind, _) in LAYERS.items()}
-_FIELDS = {"window": "kernel_size", "step": "stride", "pad": "padding"}  # what a class calls them
-_READ: dict[str, type] = dict.fromkeys(("kernel", "stride", "padding"), tuple)
+# What a class calls them.
+_FIELDS = {"window": "kernel_size", "step": "stride", "pad": "padding", "spacing": "dilation"}
+_READ: dict[str, type] = dict.fromkeys(("kernel", "stride", "padding", "dilation"), tuple)
 _READ |= dict.fromkeys(("eps", "slope"), float)
 
 

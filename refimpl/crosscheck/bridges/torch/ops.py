@@ -14,7 +14,13 @@ from torch.nn import functional
 # and, where it has them, its weight, its bias, which may be None, and its statistics.
 LAYERS: dict[str, Callable[..., Tensor]] = {
     "conv2d": lambda entry, x, weight, bias: functional.conv2d(
-        x, weight, bias, tuple(entry["stride"]), tuple(entry["padding"])
+        x,
+        weight,
+        bias,
+        tuple(entry["stride"]),
+        tuple(entry["padding"]),
+        tuple(entry.get("dilation", (1, 1))),
+        entry.get("groups", 1),
     ),
     "linear": lambda entry, x, weight, bias: functional.linear(x, weight, bias),
     "batch_norm2d": lambda entry, x, weight, bias: functional.batch_norm(

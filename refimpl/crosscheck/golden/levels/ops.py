@@ -136,7 +136,8 @@ def layer_of(case: Case) -> Layer:
     sizes: dict[str, Any] = {}
     if "weight" in case.inputs:
         outs, *rest = case.inputs["weight"].shape
-        sizes = {"out": outs, "channels": outs, "in": next(iter(rest), 0), "kernel": rest[1:]}
+        ins = next(iter(rest), 0) * case.settings.get("groups", 1)
+        sizes = {"out": outs, "channels": outs, "in": ins, "kernel": rest[1:]}
     own = {"type": case.kind, "name": NAME, "bias": "bias" in case.inputs}
     return build_layer({**case.settings, **own, **sizes})
 
