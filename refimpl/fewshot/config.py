@@ -19,7 +19,7 @@ from refimpl.errors import ConfigError, one_of
 from refimpl.experiments.config import absolute, read_toml
 from refimpl.fewshot.learner import KINDS
 from refimpl.fewshot.outer import OUTER
-from refimpl.files.paths import OWN_DATA
+from refimpl.files.paths import OWN_DATA, expanded
 from refimpl.registry import DATASETS, MODELS, check_keys, key, keys_of, plain
 
 STATISTICS = ("transductive", "support")
@@ -36,6 +36,8 @@ class FewShotConfig:
     model: str = key("digits", "network of the zoo", choices=MODELS)
     widths: list[int] = key([], "channels of each convolution; none: the model's usual ones", at_least=1)
     seed: int = key(0, "root of all random numbers of the training", at_least=0)
+    start_seed: int = key(-1, "root of the first weights (-1: as the rest)", at_least=-1)
+    ticket: str = key("", "folder of a ticket to be trained (refimpl tickets find); without, dense")
     dtype: str = key("float32", "floating-point type", choices=("float32", "float64"))
 
     ways: int = key(5, "classes of an episode", at_least=2)
@@ -103,7 +105,8 @@ def resolve(file: str | Path | None = None, from_preset: str | None = None, **op
     for source, table in tables.items():
         values |= _layer(table, method, source)
     config = from_table(values, "config")
-    return from_table({**values, "dataset": absolute(config.dataset)}, "config")
+    ticket = str(expanded(config.ticket).absolute()) if config.ticket else ""
+    return from_table({**values, "dataset": absolute(config.dataset), "ticket": ticket}, "config")
 
 
 def _layer(table: Mapping[str, Any], method: str, source: str) -> dict[str, Any]:

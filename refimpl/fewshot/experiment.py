@@ -29,6 +29,8 @@ from refimpl.fewshot.evaluate import Measurement, accuracies
 from refimpl.fewshot.learner import KINDS, Learner, movable
 from refimpl.fewshot.outer import OUTER
 from refimpl.fewshot.tasks import EpisodeTask
+from refimpl.fewshot.tickets.cost import executed_share
+from refimpl.fewshot.tickets.ticket import load_ticket
 from refimpl.files.environment import cores
 from refimpl.nn.network import Network
 from refimpl.registry import MODELS
@@ -53,7 +55,10 @@ class Meta(NamedTuple):
 
 @dataclass(frozen=True)
 class FewShot:
-    """A prepared few-shot run: settings, network, method, data, and how the classes are split."""
+    """A prepared few-shot run: settings, network, method, data, and how the classes are split.
+
+    first: the weights w (d,) that it starts from; without, they are drawn.
+    """
 
     config: FewShotConfig
     network: Network
@@ -61,6 +66,7 @@ class FewShot:
     dataset: DataSet
     split: ClassSplit
     data: Identity
+    first: np.ndarray | None = None
 
     @property
     def seeds(self) -> SeedTree:
@@ -69,7 +75,13 @@ class FewShot:
 
     def start(self) -> State:
         """The method's state before meta-iteration 1."""
-        return self.method.start(self.network.layout.initialise(self.seeds, self.config.dtype))
+        seed = self.config.seed if self.config.start_seed < 0 else self.config.start_seed
+        drawn = self.network.layout.initialise(SeedTree(seed), self.config.dtype)
+        return self.method.start(drawn if self.first is None else self.first)
+
+    def under(self, mask: np.ndarray, start: np.ndarray) -> FewShot:
+        """The same run from the weights `start` (d,), which stay zero where the mask (d,) is."""
+        return replace(self, method=build_learner(self.config, self.network, mask), first=start)
 
     def tasks(self, round_: int) -> list[EpisodeTask]:
         """The episodes of a meta-iteration."""
@@ -103,6 +115,7 @@ class FewShot:
         """Run the meta-iterations `rounds` from `state`, with all cores unless told otherwise."""
         threads, every = threads or cores(), self.config.validate_every
         validation = self.test("validation", self.config.validation_episodes) if every else None
+        executed = executed_share(self.network, self.method.mask)
         for number in rounds:
             only, tasks = range(number, number + 1), self.tasks(number)
             ((state, record),) = run_rounds(
@@ -113,6 +126,7 @@ class FewShot:
             if validation is not None and number % every == 0:
                 found = float(np.mean(accuracies(validation, self.method.model(state), threads)))
             fields = {name: getattr(record, name) for name in Meta._fields if name != "validation"}
+            fields["flops"] *= executed
             yield state, Meta(**fields, validation=found)
 
 
@@ -120,13 +134,12 @@ def prepare(
     config: FewShotConfig,
     data_dir: str | Path | None = None,
     recorded: Recorded | None = None,
-    mask: np.ndarray | None = None,
     known: DataSet | None = None,
 ) -> FewShot:
     """Load the data, split their classes, build network and method.
 
-    recorded: the data that the run was begun with; mask (d,): where w may be other than zero; known: a data
-    set in memory, which is used if it is the recorded one.
+    recorded: the data that the run was begun with; known: a data set in memory, which is used if it is the
+    recorded one.
     """
     if recorded is None:
         dataset = load(config.dataset, data_dir)
@@ -136,10 +149,13 @@ def prepare(
         dataset = load_again(config.dataset, data_dir, recorded)
     table = {name: one.default for name, one in MODELS.keys().items()} | config.table()
     network = MODELS.make(config.model, table).build(dataset.shape, config.ways)
-    method = build_learner(config, network, mask)
+    method = build_learner(config, network)
     run = FewShot(config, network, method, dataset, class_split(dataset), identify(dataset))
     for episodes in (run.training, run.test("validation", 2), run.test("test", 2)):
         assert episodes  # building them checks that there are enough classes and samples
+    if config.ticket:
+        mask, start = load_ticket(Path(config.ticket), network.layout, config.dtype)
+        return run.under(mask.over(network.layout), start)
     return run
 
 
