@@ -1,9 +1,11 @@
-"""Normalised models against PyTorch on one thread: `python -m bench.deep_speed`.
+"""Normalised models on one thread against PyTorch and onnxruntime: `python -m bench.deep_speed`.
 
-One gradient with autograd, and the logits of the same samples without gradients, of resnet20, conv4 and
-resnet12 in float32. PyTorch runs the network as its users write it, with the statistics of the batch, in
-both memory layouts. Gradients and logits must be near this package's in float64 before anything is timed.
-Every candidate then takes its turn; "PyTorch / ours" is the time of PyTorch's faster layout divided by ours.
+Of resnet20, conv4 and resnet12 in float32: one gradient with the statistics of the batch, and the logits of
+the same samples with frozen statistics. Then both with half of the channels of every second convolution
+closed by its gate; the others run the network without its gates, which would multiply by masks besides.
+PyTorch runs as its users write it: with autograd, in evaluation with running statistics, in both layouts.
+Gradients and logits must be near this package's in float64 before anything is timed. Every candidate then
+takes its turn; "PyTorch / ours" is the time of PyTorch's faster layout divided by ours.
 """
 
 from __future__ import annotations
@@ -22,93 +24,204 @@ CASES = (
     ("resnet12", (3, 32, 32), 25),
 )
 LAYOUTS = ("NCHW", "channels-last")
-HEADER = ("network", "pass", "ours ms", *(f"{layout} ms" for layout in LAYOUTS), "PyTorch / ours")
+SIDES = ("ours", *LAYOUTS, "onnxruntime")
+HEADER = ("network", "pass", *(f"{side} ms" for side in SIDES), "PyTorch / ours", "onnxruntime / ours")
 NEAR = 5e-3  # of the reference's length; where a sum is nearly 0, rounding decides which way ReLU goes
 
 
-def theirs(network, w, x, y, channels_last: bool) -> dict[str, Callable]:
-    """PyTorch's gradient and logits."""
+def torch_gradient(network, w, x, y, channels_last: bool) -> Callable:
+    """PyTorch's gradient by autograd."""
     import torch
     from torch.nn import functional
+
+    module, images = torch_side(network, w, x, channels_last)
+    labels, slots = torch.from_numpy(y), network.layout.slots
+    wanted = [module.get_parameter(slot.name) for slot in slots if slot.parameter.part == "theta"]
+    return lambda: torch.autograd.grad(functional.cross_entropy(module(images), labels), wanted)
+
+
+def torch_side(network, w, x, channels_last: bool):
+    """The module and the samples in one memory layout."""
+    import torch
 
     from refimpl.crosscheck.bridges.torch.network import build
 
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    module = build(network, w).to(memory_format=layout)
-    images, labels = torch.from_numpy(x).to(memory_format=layout), torch.from_numpy(y)
-    names = [slot.name for slot in network.layout.slots]
-    parameters = [module.get_parameter(name) for name in names]
-
-    def gradient():
-        loss = functional.cross_entropy(module(images), labels)
-        return torch.autograd.grad(loss, parameters)
-
-    return {"gradient": gradient, "inference": torch.inference_mode()(lambda: module(images))}
+    module = build(network, w, train=("theta",)).to(memory_format=layout)
+    return module, torch.from_numpy(x).to(memory_format=layout)
 
 
-def ours(network, w, x, y) -> dict[str, Callable]:
-    """This package's gradient and logits."""
+def torch_logits(network, w, x, channels_last: bool) -> Callable:
+    """PyTorch's inference."""
+    import torch
+
+    module, images = torch_side(network, w, x, channels_last)
+    return torch.inference_mode()(lambda: module(images))
+
+
+def onnx_logits(network, w, x) -> Callable:
+    """Inference by onnxruntime."""
+    import onnxruntime
+
+    from refimpl.crosscheck.bridges.onnx import INPUT, OUTPUT, export
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    model = export(network, w).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda: session.run([OUTPUT], {INPUT: x})[0]
+
+
+def our_gradient(network, w, x, y) -> Callable:
+    """This package's gradient of the backbone."""
     import numpy as np
 
-    from refimpl.nn.predict import Predictor
     from refimpl.nn.task import NetworkTask
 
-    (objective,) = NetworkTask(network, x, y).draw(np.random.default_rng(0), 1)
-    gradient, predictor = np.empty_like(w), Predictor(network, w)
+    (objective,) = NetworkTask(network, x, y, train=("theta",)).draw(np.random.default_rng(0), 1)
+    gradient = np.empty_like(w)
 
     def run():
         objective(w, gradient)
-        return gradient
+        return gradient[network.layout.theta]
 
-    return {"gradient": run, "inference": lambda: predictor(x).logits}
+    return run
 
 
-def flat(result):
-    """A result of either side as one vector."""
+def our_logits(network, w, x) -> Callable:
+    """This package's inference."""
+    from refimpl.nn.predict import Predictor
+
+    predictor = Predictor(network, w)
+    return lambda: predictor(x).logits
+
+
+def half_closed(name: str, shape):
+    """The model with a gate on every second convolution, and parameters that close half of its channels."""
     import numpy as np
 
-    parts = result if isinstance(result, tuple) else (result,)
-    return np.concatenate([np.asarray(part).ravel() for part in parts])
+    from refimpl.nn import zoo
+    from refimpl.nn.layers import Conv2d
+    from refimpl.nn.plan import every_layer
+    from refimpl.rng import SeedTree
+
+    convolutions = [
+        layer.name for layer in every_layer(zoo.network(name, (), shape).layers) if isinstance(layer, Conv2d)
+    ]
+    network = zoo.network(name, convolutions[1::2], shape)
+    w, rng = network.layout.initialise(SeedTree(0), "float32"), np.random.default_rng(1)
+    views = network.layout.views(w)
+    for block in network.gates:
+        channels = block.gate.out_channels
+        closed = rng.permutation(np.arange(channels) < channels // 2)
+        views[f"{block.gate.name}.fc2.weight"][:] = 0
+        views[f"{block.gate.name}.fc2.bias"][0::2] = np.where(closed, 0.5, -0.5)
+        views[f"{block.gate.name}.fc2.bias"][1::2] = 0
+    return network, w
+
+
+def without_gates(network, w):
+    """The same network with all channels open and no gates."""
+    from dataclasses import replace
+
+    from refimpl.nn.chain import Residual
+    from refimpl.nn.gate import Gated
+
+    def opened(layers):
+        out = []
+        for layer in layers:
+            if isinstance(layer, Gated):
+                out += layer.body
+            elif isinstance(layer, Residual):
+                out.append(Residual(opened(layer.body), opened(layer.shortcut)))
+            else:
+                out.append(layer)
+        return tuple(out)
+
+    plain, arrays = replace(network, layers=opened(network.layers)), network.layout.to_arrays(w)
+    return plain, plain.layout.from_arrays({name: arrays[name] for name in plain.layout.by_name})
 
 
 def measure(name: str, shape, batch: int, effort) -> list[dict[str, object]]:
-    """Both passes of one network; raises `AssertionError` where the sides differ."""
+    """All passes of one model; raises `AssertionError` where two sides differ that compute the same."""
     import numpy as np
 
-    from refimpl.bench.timing import interleave
     from refimpl.nn import zoo
+    from refimpl.nn.norms import calibrate, frozen
     from refimpl.rng import SeedTree
 
-    network, rng = zoo.network(name, (), shape), np.random.default_rng(0)
-    w = network.layout.initialise(SeedTree(0), "float32")
+    rng = np.random.default_rng(0)
     x = rng.standard_normal((batch, *shape)).astype("float32")
-    y = rng.integers(0, network.classes, batch)
-    mine = ours(network, w, x, y)
-    others = {layout: theirs(network, w, x, y, layout == "channels-last") for layout in LAYOUTS}
-    exact = ours(network, w.astype("float64"), x.astype("float64"), y)
     found = []
-    for what, run in mine.items():
-        runs = {"ours": run, **{layout: passes[what] for layout, passes in others.items()}}
-        reference = flat(exact[what]())
-        for key, one in runs.items():
-            error = np.linalg.norm(flat(one()) - reference) / np.linalg.norm(reference)
-            assert error < NEAR, f"{name}, {what}: {key} is {error:.1e} from float64"
-        times = {key: timing.seconds for key, timing in interleave(runs, effort).items()}
-        side = "x".join(map(str, shape))
-        found.append({"network": f"{name}, {side}, batch {batch}", "pass": what, **times})
+    for gated in (False, True):
+        network = zoo.network(name, (), shape)
+        w = network.layout.initialise(SeedTree(0), "float32")
+        if gated:
+            network, w = half_closed(name, shape)
+        still, y = frozen(network), rng.integers(0, network.classes, batch)
+        start = still.layout.initialise(SeedTree(0), "float32")
+        at = still.layout.from_arrays(still.layout.to_arrays(start) | network.layout.to_arrays(w))
+        at = calibrate(still, at, x)
+        arrays = still.layout.to_arrays(at)
+        w = network.layout.from_arrays({name: arrays[name] for name in network.layout.by_name})
+        others, idle = without_gates(network, w), without_gates(still, at)
+        passes = {
+            "gradient": {
+                "ours": our_gradient(network, w, x, y),
+                **{key: torch_gradient(*others, x, y, key != "NCHW") for key in LAYOUTS},
+            },
+            "inference": {
+                "ours": our_logits(still, at, x),
+                **{key: torch_logits(*idle, x, key != "NCHW") for key in LAYOUTS},
+                "onnxruntime": onnx_logits(*idle, x),
+            },
+        }
+        wide = x.astype("float64")
+        exact = {
+            "gradient": our_gradient(network, w.astype("float64"), wide, y),
+            "inference": our_logits(still, at.astype("float64"), wide),
+        }
+        for what, runs in passes.items():
+            check(f"{name}, {what}", exact[what](), {"ours": runs["ours"]} if gated else runs)
+            found.append(
+                timed(f"{name}, {'x'.join(map(str, shape))}, batch {batch}", what, gated, runs, effort)
+            )
     return found
 
 
+def check(what: str, reference, runs: dict[str, Callable]) -> None:
+    """Raise `AssertionError` where a result is far from the reference."""
+    import numpy as np
+
+    for key, run in runs.items():
+        result = run()
+        parts = result if isinstance(result, tuple) else (result,)
+        flat = np.concatenate([np.asarray(part).ravel() for part in parts])
+        error = np.linalg.norm(flat - reference.ravel()) / np.linalg.norm(reference)
+        assert error < NEAR, f"{what}: {key} is {error:.1e} from float64"
+
+
+def timed(case: str, what: str, gated: bool, runs: dict[str, Callable], effort) -> dict[str, object]:
+    """Seconds of every candidate."""
+    from refimpl.bench.timing import interleave
+
+    times = {key: timing.seconds for key, timing in interleave(runs, effort).items()}
+    return {"network": case, "pass": f"{what}, half closed" if gated else what, **times}
+
+
 def line(found: dict[str, object]) -> tuple[str, ...]:
-    own, *other = (float(found[key]) for key in ("ours", *LAYOUTS))
-    milliseconds = (f"{1e3 * seconds:.1f}" for seconds in (own, *other))
-    return str(found["network"]), str(found["pass"]), *milliseconds, f"{min(other) / own:.2f}"
+    seconds = {key: float(found[key]) for key in SIDES if key in found}
+    own, torch = seconds["ours"], min(seconds[key] for key in LAYOUTS)
+    onnx = f"{seconds['onnxruntime'] / own:.2f}" if "onnxruntime" in seconds else "-"
+    milliseconds = (f"{1e3 * seconds[key]:.1f}" if key in seconds else "-" for key in SIDES)
+    return str(found["network"]), str(found["pass"]), *milliseconds, f"{torch / own:.2f}", onnx
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.deep_speed", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--smoke", action="store_true", help="two samples only, to see that it works")
+    parser.add_argument("--model", choices=sorted({case[0] for case in CASES}), help="this model alone")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a busy machine")
     options = parser.parse_args()
     pin(1)
@@ -119,7 +232,8 @@ def main() -> None:
     from refimpl.files.tables import table
 
     effort = SMOKE if options.smoke else Effort(rounds=7, seconds=3.0, clock=options.clock)
-    found = [one for case in CASES for one in measure(*case, effort)]
+    chosen = [case for case in CASES if options.model in (None, case[0])]
+    found = [one for case in chosen for one in measure(*case, effort)]
     print(json.dumps(found) if options.json else table(HEADER, [line(one) for one in found]))
 
 

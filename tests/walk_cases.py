@@ -43,7 +43,19 @@ from refimpl.federated.methods.pfedme import PFedMe
 from refimpl.federated.methods.reptile import Reptile
 from refimpl.federated.pruning import snip
 from refimpl.federated.rounds import Participation, check_state, run_rounds, vectors_of
-from refimpl.nn import course, gate, gradcheck, hessian, joins, lowering, norms, pointwise, run, tangent
+from refimpl.nn import (
+    course,
+    gate,
+    gradcheck,
+    hessian,
+    joins,
+    layers,
+    lowering,
+    norms,
+    pointwise,
+    run,
+    tangent,
+)
 from refimpl.nn.handover import Handover
 from refimpl.nn.layers import Conv2d
 from refimpl.nn.objective import NetworkObjective
@@ -237,6 +249,9 @@ INNER = {
             getattr(norms.FrozenNorm2d, name) for name in PASSES
         ),  # positive variances only: see test_doors_nn.py
         norms.batch_means,
+        norms.FrozenNorm2d.statistics,
+        layers.Normalisation.affine,
+        layers.Normalisation.forward,  # of no layer: each kind has its own
         *(getattr(layer, name) for layer in (joins.Fork, joins.Add, joins.Product) for name in PASSES),
         joins.scaled,
         gate.Decide.forward,

@@ -17,7 +17,7 @@ from refimpl.nn.hessian import hessian_vector
 from refimpl.nn.layers import Back, BatchNorm2d, Conv2d, Flow, Linear
 from refimpl.nn.layout import Layout
 from refimpl.nn.network import Network
-from refimpl.nn.norms import GroupNorm, calibrate, frozen
+from refimpl.nn.norms import GroupNorm, calibrate, fold, frozen
 from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus, Tanh
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
@@ -119,6 +119,7 @@ NETWORKS = {
         w=start_of(STILL),
         x=eighths(5, 1, 4, 4),
     ),
+    place(fold): Case(lambda w: fold(STILL, w), w=start_of(STILL)),
     place(Layout.check): Case(lambda w: (NET.layout.check("walk", w), w), w=W),
     place(Layout.check_pair): Case(
         lambda w, v: (NET.layout.check_pair("walk", w, v, "v"), w, v), w=W, v=DIRECTION

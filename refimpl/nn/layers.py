@@ -331,7 +331,7 @@ class Normalisation:
         self.output_shape(x.shape[1:])  # raises unless it fits
         return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])
 
-    def _affine(self, params: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    def affine(self, params: Arrays) -> tuple[np.ndarray, np.ndarray]:
         """Scale and shift."""
         return params[f"{self.name}.weight"], params[f"{self.name}.bias"]
 
@@ -344,7 +344,7 @@ class Normalisation:
         dy = tidy_float(self.name, "dy", dy)
         check_shape(self.name, "dy", dy, cache.shape)
         dx, unused = np.empty_like(cache.normalised), np.empty((2, self.channels), dy.dtype)
-        targets = self._affine(grads) if back.need_dw else (unused[0], unused[1])
+        targets = self.affine(grads) if back.need_dw else (unused[0], unused[1])
         self._backward(dy.reshape(dx.shape), cache, params, back.dy_mask, (*targets, dx))
         return dx.reshape(cache.shape) if back.need_dx else None
 
@@ -369,11 +369,11 @@ class BatchNorm2d(Normalisation):
         maps = self._enter(x)
         normalised, y = np.empty_like(maps), np.empty_like(maps)
         inverse_std = np.empty(self.channels, dtype=np.float64)
-        norm.batch_norm_forward(maps, *self._affine(params), self.eps, normalised, inverse_std, y)
+        norm.batch_norm_forward(maps, *self.affine(params), self.eps, normalised, inverse_std, y)
         return y.reshape(np.shape(x)), None, NormCache(normalised, inverse_std, np.shape(x))
 
     def _backward(
         self, dy: Array, cache: NormCache, params: Arrays, mask: Mask, targets: tuple[Array, Array, Array]
     ) -> None:
-        weight, _ = self._affine(params)
+        weight, _ = self.affine(params)
         norm.batch_norm_backward(dy, cache.normalised, cache.inverse_std, weight, *targets)

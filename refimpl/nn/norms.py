@@ -3,15 +3,17 @@
 Training normalises with the statistics of the batch (`BatchNorm2d`), except under a gate: the statistics of a
 batch would need the channels that a gate skips. Frozen statistics are parameters of their own, of the part
 `stats`, which `calibrate` sets from data; they have no gradient. For inference `frozen` freezes all of a
-network's. A sample's logits then no longer depend on the other samples of its batch.
+network's. A sample's logits then no longer depend on the other samples of its batch, and predictions run the
+`folded` network, which has no normalisation left behind a convolution.
 
 Source: mathematics.md §2.5; Wu & He 2018, eq. 1-7 (group normalisation). Derived (backward).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,6 +27,7 @@ from refimpl.nn.layers import (
     Arrays,
     BatchNorm2d,
     Block,
+    Conv2d,
     Flow,
     Layer,
     Mask,
@@ -33,7 +36,7 @@ from refimpl.nn.layers import (
 )
 from refimpl.nn.layout import Parameter
 from refimpl.nn.network import Network
-from refimpl.nn.plan import plan
+from refimpl.nn.plan import every_layer, plan
 from refimpl.nn.pointwise import as_maps
 from refimpl.nn.run import run_forward
 
@@ -56,13 +59,13 @@ class GroupNorm(Normalisation):
         maps = self._enter(x)
         normalised, y = np.empty_like(maps), np.empty_like(maps)
         inverse_std = np.empty((len(maps), self.groups))
-        norm.group_norm_forward(maps, *self._affine(params), self.eps, normalised, inverse_std, y)
+        norm.group_norm_forward(maps, *self.affine(params), self.eps, normalised, inverse_std, y)
         return y.reshape(np.shape(x)), None, NormCache(normalised, inverse_std, np.shape(x))
 
     def _backward(
         self, dy: Array, cache: NormCache, params: Arrays, mask: Mask, targets: tuple[Array, Array, Array]
     ) -> None:
-        weight, _ = self._affine(params)
+        weight, _ = self.affine(params)
         norm.group_norm_backward(dy, cache.normalised, cache.inverse_std, weight, False, *targets)
 
 
@@ -91,13 +94,13 @@ class FrozenNorm2d(Normalisation):
         """Y = weight * (X - mean)/sqrt(var + eps) + bias on the channels of `flow.writes`."""
         maps = self._enter(x)
         y, mask = np.empty_like(maps), tidy_mask(self.name, "mask", flow.writes, *maps.shape[:2])
-        norm.frozen_norm_forward(maps, *self._affine(params), *self.statistics(params), mask, y)
+        norm.frozen_norm_forward(maps, *self.affine(params), *self.statistics(params), mask, y)
         return y.reshape(np.shape(x)), flow.writes, NormCache(maps, np.empty(0), np.shape(x))
 
     def _backward(
         self, dy: Array, cache: NormCache, params: Arrays, mask: Mask, targets: tuple[Array, Array, Array]
     ) -> None:
-        weight, _ = self._affine(params)
+        weight, _ = self.affine(params)
         mask, statistics = tidy_mask(self.name, "dy_mask", mask, *dy.shape[:2]), self.statistics(params)
         norm.frozen_norm_backward(dy, cache.normalised, weight, *statistics, mask, False, *targets)
 
@@ -107,21 +110,72 @@ def frozen(network: Network) -> Network:
 
     Its w is the given network's followed by the statistics, which `calibrate` sets.
     """
-    return replace(network, layers=_frozen(network.layers))
+    return replace(network, layers=_exchanged(network.layers, _each_frozen))
 
 
-def _frozen(layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    """The layers with frozen normalisations instead of those by batch, inside blocks too."""
+def _each_frozen(chain: Sequence[Layer]) -> list[Layer]:
+    """The layers of a chain with frozen normalisations instead of those by batch."""
+    return [
+        FrozenNorm2d(layer.name, layer.channels, layer.eps) if isinstance(layer, BatchNorm2d) else layer
+        for layer in chain
+    ]
+
+
+def _exchanged(
+    chain: Sequence[Layer], exchange: Callable[[Sequence[Layer]], Sequence[Layer]]
+) -> tuple[Layer, ...]:
+    """What `exchange` makes of a chain, and of the chains inside its blocks."""
     out: list[Layer] = []
-    for layer in layers:
+    for layer in exchange(chain):
         if isinstance(layer, Block):
             branches = [name for name in ("body", "shortcut") if hasattr(layer, name)]
-            inner = {name: _frozen(getattr(layer, name)) for name in branches}
+            inner = {name: _exchanged(getattr(layer, name), exchange) for name in branches}
             layer = replace(layer, **inner)  # type: ignore[type-var]
-        elif isinstance(layer, BatchNorm2d):
-            layer = FrozenNorm2d(layer.name, layer.channels, layer.eps)
         out.append(layer)
     return tuple(out)
+
+
+@lru_cache(maxsize=64)
+def folded(network: Network) -> Network:
+    """The network with every frozen normalisation right behind a convolution made a part of that convolution.
+
+    It computes what the network does, up to rounding, with the parameters that `fold` gives. Predictions are
+    made with it (`predict.py`), compiled or not.
+    """
+    return replace(network, layers=_exchanged(network.layers, _each_folded))
+
+
+def _each_folded(chain: Sequence[Layer]) -> list[Layer]:
+    """The layers of a chain without normalisations that are folded; their convolutions have a bias."""
+    out: list[Layer] = []
+    for layer in chain:
+        if out and isinstance(layer, FrozenNorm2d) and isinstance(conv := out[-1], Conv2d):
+            out[-1] = replace(conv, bias=True)
+        else:
+            out.append(layer)
+    return out
+
+
+def fold(network: Network, w: np.ndarray) -> np.ndarray:
+    """The parameters of `folded(network)` that do what w (d,) does: computed in float64, rounded once.
+
+    y = s (W x + b - mean) + beta with s = gamma/sqrt(var + eps) has the weights s W and the bias
+    s (b - mean) + beta. Source: mathematics.md §2.5. Derived.
+    """
+    if network.layout.stats.start == network.layout.size:
+        return w  # nothing is frozen
+    goal, params = folded(network), network.layout.views(w)
+    found, conv = {**params}, ""
+    for layer in every_layer(network.layers):
+        if isinstance(layer, FrozenNorm2d) and layer.parameters()[0].name not in goal.layout.by_name:
+            gamma, beta = layer.affine(params)
+            mean, variance, eps = layer.statistics(params)
+            scale = gamma / np.sqrt(variance.astype(np.float64) + eps)
+            found[f"{conv}.weight"] = found[f"{conv}.weight"] * scale[:, None, None, None]
+            found[f"{conv}.bias"] = (found.get(f"{conv}.bias", 0.0) - mean) * scale + beta
+        elif isinstance(layer, Conv2d):
+            conv = layer.name
+    return goal.layout.from_arrays({name: found[name] for name in goal.layout.by_name}, w.dtype.name)
 
 
 def calibrate(network: Network, w: np.ndarray, x: np.ndarray, gating: Gating | None = None) -> np.ndarray:

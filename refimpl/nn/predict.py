@@ -23,6 +23,7 @@ from refimpl.kernels.workspace import aligned_copy
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.lowering import MODES, Program, lower
 from refimpl.nn.network import Network
+from refimpl.nn.norms import fold, folded
 from refimpl.nn.work import context_tables
 from refimpl.threads import share
 
@@ -51,9 +52,10 @@ class Predictor:
     ) -> None:
         self.who = f"{network.name}: predict"
         network.layout.check(self.who, w)
-        self.network, self.w, self.threads = network, aligned_copy(tidy(w)), threads
+        self.network, self.threads = network, threads
+        self.runs, self.w = folded(network), aligned_copy(fold(network, tidy(w)))
         self.gating = _without_noise(self.who, network, gating)
-        self.program = lower(network, self.gating, ())
+        self.program = lower(self.runs, self.gating, ())
         self.how = Decisions(self.gating.tau, MODES[self.gating.mode], np.empty((1, 1, 1), dtype=w.dtype))
         self.tables = context_tables(network, Context(self.gating))[:3].sum(axis=0)
         self.memory = local()
@@ -98,7 +100,7 @@ class Predictor:
     def _by_layers(self, x: np.ndarray, opened: np.ndarray) -> np.ndarray:
         logits = []
         for part in _parts(self.network, len(x)):
-            result, trace = self.network.forward(self.w, x[part], Context(self.gating))
+            result, trace = self.runs.forward(self.w, x[part], Context(self.gating))
             masks = self.network.masks(trace)
             for number, block in enumerate(self.network.gates):
                 opened[part, number] = (masks[block.gate.name] != 0).sum(axis=1)

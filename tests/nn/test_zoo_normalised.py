@@ -13,14 +13,16 @@ from refimpl.errors import InputError
 from refimpl.nn import zoo
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.gradcheck import check_network
-from refimpl.nn.layers import Conv2d, Flow
+from refimpl.nn.layers import Conv2d, Flow, Linear
 from refimpl.nn.lowering import uncompiled
 from refimpl.nn.network import Network
-from refimpl.nn.norms import calibrate, frozen
+from refimpl.nn.norms import FrozenNorm2d, calibrate, fold, folded, frozen
 from refimpl.nn.objective import NetworkObjective
+from refimpl.nn.plan import every_layer
+from refimpl.nn.pooling import Flatten, MaxPool2d
 from refimpl.nn.predict import predict
 from refimpl.nn.task import NetworkTask
-from refimpl.nn.work import dense_work
+from refimpl.nn.work import dense_work, executed_work
 from refimpl.rng import SeedTree
 
 BOTH = ("theta", "phi")
@@ -157,6 +159,31 @@ def test_closed_channels_are_calibrated_as_well():
     np.testing.assert_allclose(found["conv1.norm.running_var"], maps.var((0, 2, 3)), rtol=1e-12)
 
 
+@pytest.mark.parametrize("gates", [(), None], ids=["ungated", "gated"])
+@pytest.mark.parametrize("name", SMALL)
+def test_predictions_fold_frozen_statistics_into_convolutions(name, gates):
+    network = frozen(small(name, gates))
+    w, x, _ = point(network)
+    kinds = [type(layer) for layer in every_layer(folded(network).layers)]
+    assert FrozenNorm2d not in kinds
+    found = predict(network, w, x)
+    assert_close(found.logits, network.forward(w, x)[0], "network")
+    assert (
+        found.flops
+        == executed_work(network, network.masks(network.forward(w, x)[1]), len(x), Context()).total
+    )
+
+
+def test_what_is_not_behind_a_convolution_is_not_folded():
+    """Neither a normalisation at the front, nor one behind a pooling; two in a row are folded both."""
+    norms = [FrozenNorm2d(f"n{number}", channels) for number, channels in enumerate((2, 3, 3, 3))]
+    conv, ends = Conv2d("c", 2, 3, 3), (MaxPool2d(2), norms[3], Flatten(), Linear("fc", 12, 3))
+    network = Network("odd", (norms[0], conv, *norms[1:3], *ends), (2, 6, 6))
+    w, x, _ = point(network)
+    assert folded(network).layers == (norms[0], conv, *ends)
+    assert_close(predict(network, w, x).logits, network.forward(w, x)[0], "network")
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_gradients_without_gates(name):
     network = small(name, ())
@@ -199,7 +226,7 @@ def test_programs_and_layers_give_the_same_bits(name, dtype, gates):
         found.append((objective(w, gradient), gradient))
     assert found[0][0] == found[1][0]
     assert_same_bits(found[0][1], found[1][1])
-    assert_same_bits(predict(network, w, x).logits, network.forward(w, x)[0])
+    assert_same_bits(predict(network, w, x).logits, folded(network).forward(fold(network, w), x)[0])
 
 
 @pytest.mark.parametrize("name", SMALL)
