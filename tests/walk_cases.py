@@ -45,6 +45,7 @@ from refimpl.federated.pruning import snip
 from refimpl.federated.rounds import Participation, check_state, run_rounds, vectors_of
 from refimpl.nn import (
     course,
+    distillation,
     gate,
     gradcheck,
     hessian,
@@ -195,6 +196,12 @@ REST = {
     place(snip.channel_scores): Case(lambda w: snip.channel_scores(NET, OBJECTIVE, w), w=VECTOR),
     place(snip.prune_channels): Case(lambda w: snip.prune_channels(NET, OBJECTIVE, w, 0.5), w=VECTOR),
     place(snip.prune_weights): Case(lambda w: snip.prune_weights(PLAIN, OBJECTIVE, w, 0.5), w=VECTOR),
+    place(distillation.soft_targets): Case(
+        lambda teacher: NetworkObjective(
+            PLAIN, X, Y, soft=distillation.soft_targets([teacher, teacher], [0.5, 2.0], 2.0)
+        ).value(VECTOR),
+        teacher=eighths(len(Y), PLAIN.classes),
+    ),
     place(gradcheck.directional_difference): Case(
         lambda w, direction: gradcheck.directional_difference(lambda u: float(u @ u), w, direction),
         w=eighths(9).astype(np.float64),
@@ -257,6 +264,7 @@ INNER = {
         gate.Decide.forward,
         gate.to_logits,
         hessian.loss_rate,
+        distillation.softened_rate,
         tangent.sum_of,
         pointwise.as_maps,
         pointwise.tidy_samples,  # the check itself

@@ -116,9 +116,9 @@ class NetworkTask:
                 yield CompiledObjective(self, self.program, chosen, own)
             return
         for chosen, own in zip(batches, noise, strict=True):
-            yield self.on_layers(chosen, own)
+            yield self._on_layers(chosen, own)
 
-    def on_layers(self, chosen: np.ndarray, noise: dict[str, np.ndarray]) -> NetworkObjective:
+    def _on_layers(self, chosen: np.ndarray, noise: dict[str, np.ndarray]) -> NetworkObjective:
         """The objective on the chosen samples, evaluated layer by layer."""
         context, soft = Context(self.gating, self.train, noise), self.soft
         assert soft is not None
@@ -235,7 +235,7 @@ class CompiledObjective:
 
     def hessian_vector(self, w: np.ndarray, v: np.ndarray) -> np.ndarray:
         """H v (d,), by the layers: programs have no second derivatives."""
-        self._layers = self.task.on_layers(self.chosen[0], self.noise[0])
+        self._layers = self.task._on_layers(self.chosen[0], self.noise[0])
         return self._layers.hessian_vector(w, v)
 
     def measure(self) -> tuple[float, float]:
