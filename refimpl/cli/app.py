@@ -33,6 +33,7 @@ COMMANDS = {
     "compare": "Compare methods, or settings of one, over seeds, in the paper's tables.",
     "report": "Write tables and figures of runs, as one page and PNG files.",
     "fewshot": "Meta-train and test on few-shot episodes.",
+    "tickets": "Find sparse networks that meta-train as well as dense ones.",
     "tune": "Search for the best settings of methods on validation nodes.",
     "data": "List, verify and fetch data sets; show how one is cut into nodes.",
     "theory": "Check the paper's lemmas, theorem and rates numerically.",
@@ -47,7 +48,7 @@ COMMANDS = {
 JOBS = (
     ("Verify the theory", ("theory", "gradcheck --all")),
     ("Benchmark on this CPU", ("compare", "tune", "bench", "train", "adapt", "report")),
-    ("Learn from a few samples of new classes", ("fewshot train", "fewshot test")),
+    ("Learn from a few samples of new classes", ("fewshot train", "fewshot test", "tickets demo")),
     ("Cross-check another implementation", ("golden make", "golden check", "export", "gradcheck")),
     ("Look after data, this machine and compiled code", ("data", "info --check", "warmup")),
     ("See everything in a few minutes, offline", ("demo",)),

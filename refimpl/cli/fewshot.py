@@ -98,7 +98,7 @@ def train_command(
         raise click.UsageError("--resume needs --out RUN, and no settings", ctx)
     if resume and out is not None:
         with RunFolder.open(out) as folder:
-            ctx.exit(_run(session, reopen(folder, session.data_dir), folder, resume=True))
+            ctx.exit(train_run(session, reopen(folder, session.data_dir), folder, resume=True))
     config = resolve(file, from_preset, **given)
     if dry_run:
         click.echo(toml_text(config.table()), nl=False)
@@ -108,10 +108,10 @@ def train_command(
     check_free(out, force)
     run = prepare(config, session.data_dir)
     with RunFolder.create(out, config.table(), force, session.threads, run.data) as folder:
-        ctx.exit(_run(session, run, folder, resume=False))
+        ctx.exit(train_run(session, run, folder, resume=False))
 
 
-def _run(session: Session, run: FewShot, folder: RunFolder, resume: bool) -> int:
+def train_run(session: Session, run: FewShot, folder: RunFolder, resume: bool) -> int:
     """Train and print a summary; returns the exit code."""
     from refimpl.experiments.experiment import train
 

@@ -1,0 +1,399 @@
+"""`refimpl tickets`: finds sparse networks for few-shot learning, trains them and compares their masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from refimpl.cli.app import INTERRUPTED
+from refimpl.cli.compiling import notice
+from refimpl.cli.fewshot import BY_PRESET, KEYS, preset_option, train_run
+from refimpl.cli.groups import SuggestingGroup
+from refimpl.cli.interrupt import stop_requests
+from refimpl.cli.options import (
+    PATH,
+    Session,
+    file_option,
+    key_options,
+    session_options,
+)
+from refimpl.cli.output import command_line, facts, print_json, table
+from refimpl.cli.progress import Progress
+from refimpl.errors import InputError
+from refimpl.experiments.record import CONFIG, RunFolder, check_free
+from refimpl.fewshot.config import resolve
+from refimpl.fewshot.tickets.ticket import (
+    FACTS,
+    SETTINGS,
+    TRAINED,
+    Settings,
+    TicketConfig,
+    begin,
+    facts_of,
+    load_ticket,
+    settings_from,
+    settings_of,
+)
+from refimpl.registry import FINDERS, keys_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from refimpl.experiments.experiment import OnRound
+    from refimpl.fewshot.experiment import FewShot
+    from refimpl.fewshot.tickets.finders import Search
+
+OWN_KEYS = {**keys_of(TicketConfig), **FINDERS.keys()}
+RUN_KEYS = [one for name, one in KEYS.items() if name != "ticket"]
+DEMO = ("mwt", "pmt", "sr", "rm", "snip")  # the finders that the demo compares
+
+EPILOG = """\b
+Examples:
+  refimpl tickets demo
+  refimpl tickets find --preset digits-2way-1shot --finder pmt --pruned 0.8 --out runs/pmt
+  refimpl tickets train runs/pmt
+  refimpl fewshot test runs/pmt/trained
+"""
+
+
+@click.group(cls=SuggestingGroup, epilog=EPILOG)
+def command() -> None:
+    """Find tickets: sparse networks that meta-train as well as dense ones.
+
+    `find` makes a mask and the weights that training starts from, `train` meta-trains them, and
+    `refimpl fewshot test` tests them like any run. `patterns` compares masks.
+    """
+
+
+# --- find
+
+
+@command.command(
+    "find",
+    epilog="\b\nExamples:\n  refimpl tickets find --preset digits-2way-1shot --finder mwt --out runs/mwt\n"
+    "  refimpl tickets find --finder rr --dense runs/mwt/dense --pruned 0.9 --out runs/rr\n"
+    "  refimpl tickets find --preset omniglot-5way-1shot --finder pmt --delta 0.9 --out runs/pmt\n"
+    "  refimpl tickets find --out runs/pmt --resume",
+)
+@file_option
+@preset_option
+@click.option("--out", type=PATH, required=True, help="Folder of the ticket.")
+@click.option("--resume", is_flag=True, help="Go on with the search in --out.")
+@click.option("--force", is_flag=True, help="Replace the ticket in --out, with its trainings.")
+@session_options("threads", "data_dir", "json", "talk")
+@key_options(OWN_KEYS.values(), frozenset())
+@key_options(RUN_KEYS, BY_PRESET)
+@click.pass_context
+def find_command(
+    ctx: click.Context,
+    file: Path | None,
+    from_preset: str | None,
+    out: Path,
+    resume: bool,
+    force: bool,
+    session: Session,
+    **options: Any,
+) -> None:
+    """Find a ticket, with all trainings that it takes.
+
+    With --dense RUN the dense training is that of a finished run of `refimpl fewshot train`, whose settings
+    are used as well: several tickets can share it. FLOPs and seconds of finding are printed and kept. Ctrl-C
+    stops after the iteration in progress; --resume goes on, and ends in the same bytes.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if resume:
+        if force or file or from_preset or given:
+            raise click.UsageError("--resume takes no settings", ctx)
+        settings = settings_of(out)
+    else:
+        settings = _settings(ctx, given, file, from_preset)
+        begin(out, settings, force)
+    if _search(settings, out, session):
+        ctx.exit(_stopped(session, "tickets", "find", "--resume", "--out", out))
+    known = facts_of(out)
+    if session.as_json:
+        print_json({"ticket": str(out), **known})
+        return
+    click.echo(facts(_told(out, settings, known, session)))
+
+
+def _settings(
+    ctx: click.Context, given: dict[str, Any], file: Path | None, from_preset: str | None
+) -> Settings:
+    """What the options ask for; with --dense, the few-shot settings are those of that run."""
+    own = {name: value for name, value in given.items() if name in OWN_KEYS}
+    others = {name: value for name, value in given.items() if name not in OWN_KEYS}
+    if "dense" not in own:
+        return settings_from(resolve(file, from_preset, **others).table() | own, "options")
+    if file or from_preset or others:
+        raise click.UsageError(f"with --dense, {', '.join(others) or 'others'} are those of that run", ctx)
+    own["dense"] = str(Path(own["dense"]).expanduser().absolute())
+    with RunFolder.open(own["dense"], lock=False) as folder:
+        return settings_from(folder.config | own, own["dense"])
+
+
+def _search(settings: Settings, out: Path, session: Session) -> bool:
+    """Find the ticket in `out` unless it is there; returns whether that was stopped."""
+    from refimpl.fewshot.experiment import prepare
+    from refimpl.fewshot.tickets.finders import Search, find
+
+    if (out / FACTS).is_file():
+        return False
+    run = prepare(settings.run, session.data_dir)
+    try:
+        with stop_requests() as stop:
+            find(Search(run, settings, out, session.threads, _watch(session), stop))
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _watch(session: Session) -> Any:
+    """Shows the progress of each training."""
+
+    @contextmanager
+    def watch(name: str, left: int) -> Iterator[OnRound]:
+        with Progress(left, session.talk) as progress, notice(progress):
+            yield lambda record: progress.step(f"{name}  iteration {record.round}  loss {record.loss:.4f}")
+
+    return watch
+
+
+def _stopped(session: Session, *words: object) -> int:
+    again = command_line(*words, session=session)
+    click.echo(f"refimpl: stopped; go on with: {again}", err=True)
+    return INTERRUPTED
+
+
+def _told(out: Path, settings: Settings, known: Mapping[str, Any], session: Session) -> list[tuple[str, str]]:
+    layers = [
+        f"{name.removesuffix('.weight')} {kept}/{known['weights'][name]}"
+        for name, kept in known["kept"].items()
+    ]
+    lines = [("ticket", str(out)), ("finder", known["finder"]), ("kept", ", ".join(layers))]
+    if "stopped" in known:
+        rounds, stopped = settings.run.rounds, known["stopped"]
+        when = (
+            f"iteration {stopped} of {rounds}" if stopped else f"not before iteration {rounds}: never stable"
+        )
+        lines.append(("stopped", f"{when} (rule {settings.finder.rule}, delta {settings.finder.delta:g})"))
+    cost = f"{known['flops'] / 1e9:.4g} GFLOP, {known['seconds']:.3g} s"
+    return [
+        *lines,
+        ("finding took", cost),
+        ("next", command_line("tickets", "train", out, session=session)),
+    ]
+
+
+# --- train
+
+
+@command.command("train", epilog="\b\nExample:\n  refimpl tickets train runs/pmt --seed 1 --out runs/pmt-1")
+@click.argument("ticket", type=PATH)
+@click.option("--out", type=PATH, help="Run folder.  [TICKET/trained]")
+@click.option("--seed", type=click.IntRange(min=0), help="Root of the training's random numbers.  [as found]")
+@click.option("--rounds", type=click.IntRange(min=1), help="Meta-iterations.  [as found]")
+@click.option("--force", is_flag=True, help="Begin again, if the run is there.")
+@session_options("threads", "data_dir", "json", "talk")
+@click.pass_context
+def train_command(
+    ctx: click.Context,
+    ticket: Path,
+    out: Path | None,
+    seed: int | None,
+    rounds: int | None,
+    force: bool,
+    session: Session,
+) -> None:
+    """Meta-train a ticket into a run folder; a run that is there already goes on.
+
+    Weights outside the mask stay zero, here and in `refimpl fewshot test` of the run.
+    """
+    given = {name: value for name, value in (("seed", seed), ("rounds", rounds)) if value is not None}
+    ctx.exit(_train(_config_of(ticket, **given), out or ticket / TRAINED, force, session))
+
+
+def _config_of(ticket: Path, **given: Any) -> Any:
+    """The settings of training a ticket."""
+    facts_of(ticket)
+    return replace(settings_of(ticket).run, ticket=str(ticket.absolute()), **given)
+
+
+def _train(config: Any, out: Path, force: bool, session: Session) -> int:
+    """Train a run, or go on with it; returns the exit code."""
+    from refimpl.fewshot.experiment import prepare, reopen
+
+    if (out / CONFIG).is_file() and not force:
+        with RunFolder.open(out) as folder:
+            return train_run(session, reopen(folder, session.data_dir), folder, resume=True)
+    check_free(out, force)
+    run = prepare(config, session.data_dir)
+    with RunFolder.create(out, config.table(), force, session.threads, run.data) as folder:
+        return train_run(session, run, folder, resume=False)
+
+
+# --- patterns
+
+
+@command.command(
+    "patterns",
+    epilog="\b\nExample:\n  refimpl tickets patterns runs/mwt-0 runs/mwt-1 --out figures",
+)
+@click.argument("tickets", metavar="TICKET...", nargs=-1, required=True, type=PATH)
+@click.option("--out", type=PATH, help="Folder for figures (they need the extra `plot`).  [none]")
+@session_options("json")
+def patterns_command(tickets: tuple[Path, ...], out: Path | None, session: Session) -> None:
+    """Compare the masks of tickets by layer, and show how masks changed in dense training.
+
+    The second table has what all of the first g tickets keep, in percent of what one keeps. For tickets from
+    one start, find them with one --start-seed and different --seed. A ticket found with --every M has the
+    masks of its dense training, whose occurrence is the share of the last mask's weights that they keep.
+    """
+    from refimpl.fewshot.tickets.patterns import has_trace, of_tickets, of_training
+
+    found = {
+        **of_tickets(tickets),
+        "training": [of_training(path) for path in tickets if has_trace(path)],
+    }
+    if out is not None:
+        _draw(found, out, err=session.as_json)
+    if session.as_json:
+        print_json(found)
+        return
+    numbers = [str(number + 1) for number in range(len(tickets))]
+    click.echo("\n".join(f"{number}: {path}" for number, path in zip(numbers, tickets, strict=True)))
+    click.echo(_by_layer("pruned %", numbers, found["pruned"]))
+    click.echo(_by_layer("kept by the first, %", numbers, found["overlap"]))
+    if len(tickets) > 1:
+        distances = {name: matrix[-1] for name, matrix in found["hamming"].items()}
+        click.echo(_by_layer(f"differs from {numbers[-1]}, %", numbers, distances))
+    for entry in found["training"]:
+        click.echo(f"dense training of {entry['ticket']}")
+        at = [str(number) for number in entry["iterations"]]
+        click.echo(_by_layer("of the last mask after iteration, %", at, entry["occurrence"]))
+
+
+def _by_layer(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[float]]) -> str:
+    cells = [[name, *(f"{100 * value:.1f}" for value in row)] for name, row in rows.items()]
+    return "\n" + table([title, *columns], cells)
+
+
+def _draw(found: Mapping[str, Any], out: Path, err: bool) -> None:
+    """Write the figures and say where they are."""
+    from refimpl.report.canvas import require_matplotlib, save
+    from refimpl.report.tickets import tickets_figure, training_figure
+
+    require_matplotlib()
+    click.echo(save(out / "tickets.png", lambda: tickets_figure(found)), err=err)
+    for number, entry in enumerate(found["training"], start=1):
+        figure = save(out / f"training-{number}.png", lambda entry=entry: training_figure(entry))  # type: ignore
+        click.echo(figure, err=err)
+
+
+# --- demo
+
+
+@command.command(
+    "demo", epilog="\b\nExamples:\n  refimpl tickets demo\n  refimpl tickets demo --rounds 50 --json"
+)
+@click.option("--out", type=PATH, default=Path("runs/tickets-demo"), show_default=True, help="Folder.")
+@click.option("--pruned", type=float, default=0.8, show_default=True, help="Share of weights to prune.")
+@click.option("--rounds", type=click.IntRange(min=1), default=200, show_default=True, help="Meta-iterations.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed.")
+@session_options("threads", "json", "talk")
+@click.pass_context
+def demo_command(
+    ctx: click.Context, out: Path, pruned: float, rounds: int, seed: int, session: Session
+) -> None:
+    """Find five tickets for handwritten digits, train and test them beside the dense network, offline.
+
+    What is in --out already is not done again. All networks are tested on the same episodes; the difference
+    is the mean over them, with its 95 % interval. FLOPs are relative to those of the dense training: of
+    finding the ticket, and of finding and training it.
+    """
+    from refimpl.fewshot.evaluate import accuracies, interval
+    from refimpl.fewshot.experiment import prepare
+
+    run = prepare(resolve(None, "digits-2way-1shot", rounds=rounds, seed=seed, validate_every=0))
+    try:
+        with stop_requests() as stop:
+            found = [_demonstrated(name, run, pruned, out, session, stop) for name in ("dense", *DEMO)]
+    except KeyboardInterrupt:
+        words = ("--out", out, "--pruned", pruned, "--rounds", rounds, "--seed", seed)
+        ctx.exit(_stopped(session, "tickets", "demo", *words))
+    tests = [accuracies(one.run.test(), one.w, session.threads or 1) for one in found]
+    whole = found[0].training.flops
+    entries = [
+        {
+            "network": one.name,
+            "accuracy": interval(values).mean,
+            "difference": (difference := interval(values - tests[0])).mean,
+            "half": difference.half,
+            "stopped": one.finding.get("stopped"),
+            "finding": one.finding["flops"] / whole,
+            "in_all": (one.finding["flops"] + one.training.flops) / whole,
+            "seconds": one.finding["seconds"] + one.training.seconds,
+        }
+        for one, values in zip(found, tests, strict=True)
+    ]
+    if session.as_json:
+        print_json({"pruned": pruned, "rounds": rounds, "networks": entries})
+        return
+    click.echo(f"{100 * pruned:g} % of the convolution weights pruned; {len(tests[0])} test episodes")
+    rows = [
+        [
+            entry["network"],
+            f"{100 * entry['accuracy']:.1f}",
+            f"{100 * entry['difference']:+.1f} +- {100 * entry['half']:.1f}",
+            f"{entry['finding']:.3f}",
+            f"{entry['in_all']:.3f}",
+            f"{entry['seconds']:.1f}",
+        ]
+        for entry in entries
+    ]
+    click.echo(table(["network", "accuracy %", "minus dense", "finding", "in all", "seconds"], rows))
+    click.echo("finding, in all: FLOPs, as a share of those of the dense training")
+
+
+class Demonstrated(NamedTuple):
+    """A network of the demo: its run, weights after training, and what finding and training it cost."""
+
+    name: str
+    run: FewShot
+    w: np.ndarray
+    finding: Mapping[str, Any]
+    training: Search
+
+
+def _demonstrated(
+    name: str, run: FewShot, pruned: float, out: Path, session: Session, stop: Callable[[], bool]
+) -> Demonstrated:
+    """Find and train one network, or take what is there."""
+    from refimpl.fewshot.tickets.finders import Search, find
+
+    def search(settings: Settings) -> Search:
+        return Search(run, settings, out / name, session.threads, _watch(session), stop)
+
+    own = {"pruned": pruned, "dense": str((out / "dense" / TRAINED).absolute()) if name == "mwt" else ""}
+    own["finder"] = "mwt" if name == "dense" else name
+    settings = settings_from({**run.config.table(), **own}, "demo")
+    if name == "dense":
+        training = search(settings)
+        return Demonstrated(name, run, training.train(TRAINED, run).w, {"flops": 0, "seconds": 0}, training)
+    folder = out / name
+    if not (folder / SETTINGS).is_file():
+        begin(folder, settings)
+    if settings_of(folder) != settings:
+        raise InputError(f"{out}: has a demo with other settings; choose another --out")
+    if not (folder / FACTS).is_file():
+        find(search(settings))
+    ticket = load_ticket(folder, run.network.layout, run.config.dtype)
+    config = replace(run.config, ticket=str(folder.absolute()))
+    sparse = replace(run, config=config).under(ticket.mask.over(run.network.layout), ticket.start)
+    training = search(settings)
+    return Demonstrated(name, sparse, training.train(TRAINED, sparse).w, facts_of(folder), training)

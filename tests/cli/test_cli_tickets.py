@@ -1,0 +1,85 @@
+"""`refimpl tickets`: find, train, test, patterns and the demo, on the embedded digits."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+TINY = ("--preset", "digits-2way-1shot", "--rounds", 3, "--tasks", 2, "--validate-every", 0, "--threads", 1)
+
+
+def test_find_train_and_test_a_ticket(refimpl, tmp_path):
+    pmt = ("--finder", "pmt", "--length", 2, "--delta", 0.0)
+    code, out, _ = refimpl("tickets", "find", *TINY, *pmt, "--out", "pmt", "-q")
+    assert code == 0
+    assert "iteration 3 of 3 (rule min, delta 0)" in out
+    assert "conv1 81/144, conv2 869/4608" in out  # 950 in all; 950*6*144/(6*144 + 2*4608) = 81.4
+    assert refimpl("tickets", "train", "pmt", "-q")[0] == 0
+    code, out, _ = refimpl("fewshot", "test", "pmt/trained", "--test-episodes", 4, "--json", "-q")
+    assert code == 0
+    with (
+        np.load(tmp_path / "pmt/trained/meta_model.npz") as model,
+        np.load(tmp_path / "pmt/mask.npz") as mask,
+    ):
+        for name in ("conv1.weight", "conv2.weight"):
+            assert not model[name][~mask[name]].any()
+    code, _, err = refimpl("tickets", "find", *TINY, *pmt, "--out", "pmt")
+    assert code == 2
+    assert "--force" in err
+    assert refimpl("tickets", "find", "--resume", "--out", "pmt", "-q")[0] == 0
+    code, _, err = refimpl("tickets", "find", "--resume", "--pruned", 0.5, "--out", "pmt")
+    assert code == 2
+    assert "--resume takes no settings" in err
+
+
+def test_tickets_share_a_dense_run_and_are_compared(refimpl, tmp_path):
+    code, _, _ = refimpl("tickets", "find", *TINY, "--finder", "mwt", "--every", 1, "--out", "mwt", "-q")
+    assert code == 0
+    code, _, _ = refimpl("tickets", "find", "--finder", "omt", "--dense", "mwt/dense", "--out", "omt", "-q")
+    assert code == 0
+    code, _, err = refimpl("tickets", "find", *TINY, "--dense", "mwt/dense", "--out", "other")
+    assert code == 2
+    assert "are those of that run" in err
+    code, out, _ = refimpl("tickets", "patterns", "mwt", "omt", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["overlap"]["conv2.weight"] == [1.0, 1.0]  # only their first layers differ
+    assert 0 < found["overlap"]["conv1.weight"][1] < 1
+    assert found["hamming"]["conv2.weight"] == [[0, 0], [0, 0]]
+    assert found["pruned"]["conv1.weight"][0] == found["pruned"]["conv1.weight"][1]
+    (trace,) = found["training"]
+    assert trace["iterations"] == [1, 2, 3]
+    assert trace["occurrence"]["conv1.weight"][-1] == 1.0
+    code, out, _ = refimpl("tickets", "patterns", "mwt", "omt")
+    assert code == 0
+    assert "dense training of mwt" in out
+
+
+def test_figures_of_patterns(refimpl, tmp_path):
+    pytest.importorskip("matplotlib")
+    refimpl("tickets", "find", *TINY, "--finder", "mwt", "--every", 1, "--out", "mwt", "-q")
+    code, _, _ = refimpl("tickets", "patterns", "mwt", "--out", "figures")
+    assert code == 0
+    drawn = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert drawn == ["tickets.png", "training-1.png"]
+
+
+def test_the_demo_and_what_it_finds_done_already(refimpl, tmp_path):
+    words = ("tickets", "demo", "--rounds", 2, "--out", "demo", "--json", "-q")
+    code, out, _ = refimpl(*words)
+    assert code == 0
+    dense, mwt, pmt, sr, *_ = json.loads(out)["networks"]
+    assert (dense["finding"], dense["in_all"], dense["difference"]) == (0, 1, 0)
+    assert (mwt["finding"], sr["finding"]) == (1, 0)
+    assert mwt["in_all"] == pytest.approx(1 + sr["in_all"], rel=0.5)
+    assert pmt["finding"] == 1  # two iterations are too few for its queue
+    assert sr["in_all"] < 0.6
+    before = (tmp_path / "demo/sr/trained/metrics.jsonl").stat().st_mtime_ns
+    code, again, _ = refimpl(*words)
+    assert (code, json.loads(again)) == (0, json.loads(out))
+    assert (tmp_path / "demo/sr/trained/metrics.jsonl").stat().st_mtime_ns >= before
+    code, _, err = refimpl("tickets", "demo", "--rounds", 3, "--out", "demo", "-q")
+    assert code == 2
+    assert "other settings" in err
