@@ -33,7 +33,7 @@ def dot_size(itemsize):
     return sums // samples, samples
 
 
-def _fold(vectors: Vectors, sums: list[Any]) -> Any:
+def fold(vectors: Vectors, sums: list[Any]) -> Any:
     """One vector whose lane r is the pairwise sum of the 16 partial sums in sums[r].
 
     Two vectors are folded into one at each step, which costs half of folding each; `owners` follows
@@ -101,7 +101,7 @@ def dot_block(typingctx, first, outputs, matrix, rows, blocks, bias, result):
                 with otherwise:
                     add_terms(at, vectors.lanes_of(bits))
 
-        total = _fold(vectors, [builder.load(place) for place in sums])
+        total = fold(vectors, [builder.load(place) for place in sums])
         narrow = Vectors(builder, y.type.pointee, high)
         exists = narrow.lanes_below(builder.sub(args[1], output))
         extra = narrow.load(builder.gep(shift, [output]), exists)

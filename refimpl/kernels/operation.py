@@ -30,6 +30,7 @@ PLACES = (  # those that are NOWHERE unless a row says otherwise
     "reads", "writes", "dy_mask", "dx_mask",  # masks; NOWHERE: all on
     "mask",  # the mask that a DECIDE makes
     "gate",  # not a place but a number: of the gate that the operation belongs to
+    "kept", "kept_back", "kept_end",  # CONV that lost weights: where the tables of the others lie
 )  # fmt: skip
 
 OPERATION = np.dtype(
@@ -45,6 +46,7 @@ OPERATION = np.dtype(
         ("groups", np.int64),  # columns of the mask of x
         ("parts", np.int64),  # CONV: groups of output channels, each of which reads its own input channels
         ("number", np.float64),  # LEAKY: the slope; norms: what is added to the variance
+        ("sparse", np.bool_),  # CONV: multiply only kept weights, also forward and in the input gradient
         ("clears", np.bool_),  # CONV: zero closed channels (else what reads them skips them)
         ("need_dw", np.bool_),
         ("learns", np.bool_),  # DECIDE and norms: is there a backward pass
@@ -67,7 +69,8 @@ class Workspace(NamedTuple):
     """One thread's memory: activations, their gradients, masks, pooling positions, kernels' scratch.
 
     wide: float64 numbers that operations keep; zeros: the bias of layers without one; unused: where the
-    gradients of parameters go that nobody wants.
+    gradients of parameters go that nobody wants. kept: tables of kept weights (`sparse.py`); pruned: entries
+    of the gradient that are zero.
     """
 
     values: np.ndarray
@@ -79,6 +82,8 @@ class Workspace(NamedTuple):
     wide: np.ndarray
     zeros: np.ndarray
     unused: np.ndarray
+    kept: np.ndarray
+    pruned: np.ndarray
 
 
 class Activations(NamedTuple):

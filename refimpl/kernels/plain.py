@@ -136,6 +136,31 @@ def conv_weight_grad(x, dy, stride, pad, dilation, x_mask, dy_mask, dweight, dbi
 
 
 @kernel
+def kept_weight_grad(x, dy, stride, pad, kept, dweight, dbias):
+    """dweight at the weights that are `kept` (K, C, kh, kw), zero at the others, and dbias.
+
+    Each sample's share is 16 chains over the pixels, i = p * Q + q, i + 16, ..., added pairwise; then the
+    samples in order.
+    """
+    dweight[:] = 0
+    dbias[:] = 0
+    rows, cols = dy.shape[2:]
+    partial = np.zeros(16, dtype=x.dtype)
+    for n in range(x.shape[0]):
+        for k, c, ky, kx in np.argwhere(kept):
+            partial[:] = 0
+            for p in range(rows):
+                for q in range(cols):
+                    i, j = p * stride[0] + ky - pad[0], q * stride[1] + kx - pad[1]
+                    if 0 <= i < x.shape[2] and 0 <= j < x.shape[3]:
+                        at = (p * cols + q) % 16
+                        partial[at] = fma(dy[n, k, p, q], x[n, c, i, j], partial[at])
+            dweight[k, c, ky, kx] += add_pairwise(partial)
+        for k in range(dy.shape[1]):
+            dbias[k] += interleaved_sum(dy[n, k].ravel())
+
+
+@kernel
 def linear_forward(x, weight, bias, reads, writes, y):
     """y = x weight^T + bias on the outputs of `writes`. 16 chains: i = j, j + 16, ..., added pairwise.
 

@@ -11,7 +11,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from refimpl.kernels import activation, loss, norm, pool, tiled_conv, tiled_linear, tiled_weight_grad, vector
+from refimpl.kernels import (
+    activation,
+    loss,
+    norm,
+    pool,
+    sparse,
+    tiled_conv,
+    tiled_linear,
+    tiled_weight_grad,
+    vector,
+)
 from refimpl.kernels.add import add, share_out
 from refimpl.kernels.jit import inlined, kernel, large_kernel, optimise_for_size
 from refimpl.kernels.operation import (
@@ -68,7 +78,10 @@ def _forward(op, w, n, how, space):
     x, y = maps_at(values, op.x, n, op.input), maps_at(values, op.y, n, op.output)
     images, out = images_at(values, op.x, n, op.input), images_at(values, op.y, n, op.output)
     bias = bias_at(w, op, space.zeros)
-    if op.kind == CONV:
+    if op.kind == CONV and op.sparse:
+        weights, tables = filters_at(w, op).reshape(-1), space.kept[op.kept : op.kept_back]
+        sparse.convolve(images, weights, bias, tables, floats, ints, out)
+    elif op.kind == CONV:
         weight, dilation, forwards = filters_at(w, op), pair_of(op.dilation), np.bool_(False)
         tiled_conv.convolve(
             images, weight, bias, stride, pad, dilation, forwards, reads, writes, op.clears, floats, ints, out
@@ -133,12 +146,19 @@ def _backward(op, w, n, more, span, stepping, pull, space, gradient):
     bias, dbias = bias_at(w, op, space.zeros), bias_at(gradient, op, space.unused)
     if op.kind == CONV:
         dout, dilation = images_at(slopes, op.dy, n, op.output), pair_of(op.dilation)
-        if need_dw:
-            images, dweight = images_at(values, op.x, n, op.input), filters_at(gradient, op)
+        images, dweight = images_at(values, op.x, n, op.input), filters_at(gradient, op)
+        if need_dw and op.kept != NOWHERE:
+            tables = space.kept[op.kept : op.kept_back]
+            sparse.weight_grad(images, dout, more, tables, floats, ints, dweight.reshape(-1), dbias)
+        elif need_dw:
             tiled_weight_grad.weight_grad(
                 images, dout, stride, pad, dilation, reads, dy_mask, more, floats, ints, dweight, dbias
             )
-        if need_dx:  # the bias is not used in this direction
+        if need_dx and op.sparse:
+            weights, tables = filters_at(w, op).reshape(-1), space.kept[op.kept_back : op.kept_end]
+            dimages = images_at(slopes, op.dx, n, op.input)
+            sparse.convolve(dout, weights, bias[:0], tables, floats, ints, dimages)
+        elif need_dx:  # the bias is not used in this direction
             dimages, weight, yes = images_at(slopes, op.dx, n, op.input), filters_at(w, op), np.bool_(True)
             tiled_conv.convolve(
                 dout, weight, bias, stride, pad, dilation, yes, dy_mask, dx_mask, yes, floats, ints, dimages
@@ -239,6 +259,8 @@ def add_gradient(
     total = loss.add_losses(total, logits, labels, soft, chosen, count, dlogits)
     for i in range(program.shape[0] - 1, -1, -1):
         _backward(program[i], w, n, more, span, stepping, pull, space, gradient)
+    for at in space.pruned:
+        gradient[at] = 0
     return total
 
 
@@ -298,6 +320,8 @@ def _from_sample(space, first, kept):
         space.wide,
         space.zeros,
         space.unused,
+        space.kept,
+        space.pruned,
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from refimpl.errors import InputError, one_of
 from refimpl.nn.layout import PARTS
+from refimpl.nn.weightmask import WeightMask
 
 MODES = ("hard", "gumbel", "ste", "soft")
 GATE_GRADS = ("dense", "active")
@@ -83,13 +84,14 @@ class Context:
     """One evaluation's settings: gating, the trained parts, and per-gate inputs by gate name.
 
     train: subset of ("theta", "phi"); noise: g_on - g_off arrays (N, C) for `gumbel`;
-    anchors: see `Anchor` (gradient checks only).
+    anchors: see `Anchor` (gradient checks only); weights: which entries of w are kept (all, if None).
     """
 
     gating: Gating = Gating()
     train: tuple[str, ...] = ()
     noise: Mapping[str, np.ndarray] = field(default_factory=dict)
     anchors: Mapping[str, Anchor] = field(default_factory=dict)
+    weights: WeightMask | None = None
 
     def __post_init__(self) -> None:
         for part in self.train:
@@ -101,3 +103,7 @@ class Context:
         """What plans depend on."""
         smooth = self.gating.mode == "soft" or bool(self.anchors)
         return Routing(self.train, smooth, self.gating.gate_grad == "dense", self.gating.detach_gate_input)
+
+    def pruned(self, w: np.ndarray) -> np.ndarray:
+        """w as the network is evaluated at it: zero where it is pruned."""
+        return w if self.weights is None else self.weights.of(w)

@@ -36,9 +36,9 @@ def hessian_vector(
 ) -> np.ndarray:
     """H v (d,), H the Hessian of the mean cross-entropy on (x, y) in the trained parts of w.
 
-    soft: what teachers add to the loss. Entries of v outside the trained parts are not read; H v is zero
-    there. Gates must be `soft`: raises `InputError` for others, and for vectors that are not alike. Where
-    ReLU or max-pooling switch, H is that of the branch taken.
+    soft: what teachers add to the loss. Entries of v outside the trained parts, or pruned, are not read; H v
+    is zero there. Gates must be `soft`: raises `InputError` for others, and for vectors that are not alike.
+    Where ReLU or max-pooling switch, H is that of the branch taken.
     """
     network.layout.check_pair("hessian_vector", w, v, "v")
     _check_gates(network, context)
@@ -48,7 +48,8 @@ def hessian_vector(
     trained = frozenset(slot.name for slot in layout.slots if slot.parameter.part in context.train)
     if not trained:
         return product
-    along = Direction(layout.views(w), layout.views(v), layout.views(product), trained, context.gating, {})
+    at, towards = layout.views(context.pruned(w)), layout.views(context.pruned(v))
+    along = Direction(at, towards, layout.views(product), trained, context.gating, {})
     logits, trace = network.forward(w, x, context)
     rates = _forward(trace, along)
     logits_dot = rates[len(trace.steps)]
@@ -61,7 +62,7 @@ def hessian_vector(
         add_losses(0.0, logits, y, soft, np.arange(len(y)), len(y), dlogits)
     dual = Dual(dlogits, rate)
     _backward(trace, dual, rates, along)
-    return product
+    return context.pruned(product)
 
 
 def _check_gates(network: Network, context: Context) -> None:

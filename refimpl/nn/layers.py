@@ -18,9 +18,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from refimpl.errors import InputError
-from refimpl.kernels import conv, linear, norm
+from refimpl.kernels import conv, linear, norm, sparse
 from refimpl.kernels.arrays import check_shape, tidy_float
 from refimpl.nn.layout import Parameter, kaiming_std
+from refimpl.nn.weightmask import WeightMask
 
 Arrays = Mapping[str, np.ndarray]
 Array = np.ndarray
@@ -209,6 +210,12 @@ class Conv2d:
         weight = Parameter(f"{self.name}.weight", shape, std=kaiming_std(fan_in))
         return (weight, Parameter(f"{self.name}.bias", (self.out_channels,))) if self.bias else (weight,)
 
+    def kept(self, weights: WeightMask | None) -> Mask:
+        """Which weights a mask keeps; None if all, and for groups and dilations, computed as if dense."""
+        if weights is None or self.groups > 1 or self.spacing != (1, 1):
+            return None
+        return weights.of_weight(f"{self.name}.weight")
+
     def output_shape(self, shape: Shape) -> Shape:
         """(C,H,W) -> (K,P,Q)."""
         expect(self.name, "input channels", (self.in_channels, 3), (*shape[:1], len(shape)))
@@ -234,8 +241,12 @@ class Conv2d:
         dy = tidy_float(self.name, "dy", dy)
         if back.need_dw:
             dweight, dbias = grads[f"{self.name}.weight"], _bias(self, grads, self.out_channels, dy)
-            sums, more = (dweight, dbias, reads, back.dy_mask), (self.spacing, self.groups)
-            conv.weight_grad(x, dy, self.step, self.pad, *sums, *more)
+            kept = self.kept(back.context.weights) if back.context is not None else None
+            if kept is not None and reads is None and back.dy_mask is None:
+                sparse.kept_weight_grad(x, dy, self.step, self.pad, kept, dweight, dbias)
+            else:
+                sums, more = (dweight, dbias, reads, back.dy_mask), (self.spacing, self.groups)
+                conv.weight_grad(x, dy, self.step, self.pad, *sums, *more)
         if not back.need_dx:
             return None
         size, masks, more = x.shape[2:], (back.dy_mask, back.dx_mask), (self.spacing, self.groups)

@@ -20,9 +20,10 @@ import numpy as np
 
 from refimpl.kernels import operation as code
 from refimpl.kernels import tiled_linear
-from refimpl.kernels.arrays import DOUBLE, INTS
+from refimpl.kernels.arrays import DOUBLE, INDICES, INTS
 from refimpl.kernels.jit import USE_TILE
 from refimpl.kernels.operation import NOWHERE, Activations, Workspace, blank
+from refimpl.kernels.sparse import Geometry, sparse_scratch, tables_of
 from refimpl.kernels.tiled_conv import convolve_scratch
 from refimpl.kernels.tiled_weight_grad import weight_grad_scratch
 from refimpl.kernels.workspace import scratch, scratch_array
@@ -35,6 +36,7 @@ from refimpl.nn.norms import FrozenNorm2d, GroupNorm
 from refimpl.nn.plan import NONE, Step, every_layer, plan
 from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus, Tanh
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
+from refimpl.nn.weightmask import WeightMask
 
 MODES = {"hard": code.HARD, "gumbel": code.GUMBEL, "ste": code.STE, "soft": code.SOFT}
 KINDS: dict[type, int] = {
@@ -85,6 +87,8 @@ class Program:
     before_gate: int = 0  # operations in front of those of the first gate
     through_gate: int = 0  # operations up to the first gate's product, where closed channels may be anything
     untouched: tuple[slice, ...] = ()  # entries of w whose gradients no operation writes
+    kept: np.ndarray = field(default_factory=lambda: np.empty(0, INTS))  # tables of kept weights
+    pruned: np.ndarray = field(default_factory=lambda: np.empty(0, INDICES))  # entries of w that are zero
     needs: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # known sizes of scratch
 
     def part(self, batch: int, dtype: Any, gradients: bool, threads: int = 1) -> int:
@@ -116,7 +120,7 @@ class Program:
         dtype = np.dtype(dtype)
         key = (batch, dtype.itemsize)
         if key not in self.needs:
-            self.needs[key] = _scratch(self.operations.view(np.recarray), *key)
+            self.needs[key] = _scratch(self.operations.view(np.recarray), self.kept, *key)
         values, masks, where = own or (
             scratch_array("values", dtype, self.values * batch),
             scratch_array("masks", np.dtype(np.bool_), max(1, self.masks * batch)),
@@ -126,7 +130,10 @@ class Program:
         wide = scratch_array("wide", DOUBLE, max(1, self.wide * batch))
         widest = int(self.operations["output"][:, 0].max())
         zeros, unused = np.zeros(widest, dtype), scratch_array("unused", dtype, 2 * widest)
-        return Workspace(values, slopes, masks, where, *scratch(dtype, *self.needs[key]), wide, zeros, unused)
+        floats, ints = scratch(dtype, *self.needs[key])
+        return Workspace(
+            values, slopes, masks, where, floats, ints, wide, zeros, unused, self.kept, self.pruned
+        )
 
     def stack_noise(self, steps: Sequence[Mapping[str, np.ndarray]], batch: int, dtype: Any) -> np.ndarray:
         """Noise by gate name for every step, as one array (steps, batch, gates, widest gate)."""
@@ -137,7 +144,7 @@ class Program:
         return noise
 
 
-def _scratch(operations: np.recarray, batch: int, itemsize: int) -> tuple[int, int]:
+def _scratch(operations: np.recarray, kept: np.ndarray, batch: int, itemsize: int) -> tuple[int, int]:
     """Entries (floats, ints) that the kernels of the operations need for `batch` samples."""
     needs = [(1, 1)]
     for op in operations:
@@ -152,6 +159,8 @@ def _scratch(operations: np.recarray, batch: int, itemsize: int) -> tuple[int, i
                 weight_grad_scratch(
                     channels, filters, window, stride, pad, size, result, itemsize, dilation, parts
                 ),
+                sparse_scratch(kept[op.kept : op.kept_back], channels, filters, itemsize),
+                sparse_scratch(kept[op.kept_back : op.kept_end], filters, channels, itemsize),
             ]
         elif op.kind == code.LINEAR:
             needs.append(tiled_linear.scratch(batch, channels, filters, itemsize))
@@ -174,24 +183,28 @@ def _say_slow(name: str, kinds: str) -> None:
         )  # fmt: skip
 
 
-def lower(network: Network, gating: Gating, train: tuple[str, ...]) -> Program | None:
-    """The network's program for a gating and trained parts; None where the layers must run instead.
+def lower(
+    network: Network, gating: Gating, train: tuple[str, ...], weights: WeightMask | None = None
+) -> Program | None:
+    """The network's program for a gating, trained parts and kept weights; None where the layers must run.
 
     Programs are made of the fast kernels: with REFIMPL_KERNELS=plain there are none. No program depends on
     the temperature.
     """
-    return _lower(network, replace(gating, tau=1.0), train)
+    return _lower(network, replace(gating, tau=1.0), train, weights)
 
 
 @lru_cache(maxsize=64)
-def _lower(network: Network, gating: Gating, train: tuple[str, ...]) -> Program | None:
+def _lower(
+    network: Network, gating: Gating, train: tuple[str, ...], weights: WeightMask | None
+) -> Program | None:
     if not USE_TILE:
         return None
     lacking = uncompiled(network)
     if lacking:
         _say_slow(network.name, lacking)
         return None
-    return _Lowering(network, Context(gating, train)).program()
+    return _Lowering(network, Context(gating, train, weights=weights)).program()
 
 
 def pooling_first(layers: Sequence[Layer]) -> tuple[Layer, ...]:
@@ -214,7 +227,8 @@ class _Lowering:
     """Gives every value and every gradient of the plan its place, then writes the rows."""
 
     def __init__(self, network: Network, context: Context) -> None:
-        self.network, self.routing = network, context.routing
+        self.network, self.routing, self.weights = network, context.routing, context.weights
+        self.kept = [np.empty(0, INTS)]
         self.steps = plan(pooling_first(network.layers), network.input_shape, self.routing)
         self.widths = [block.gate.out_channels for block in network.gates]
         self.size = self.where = self.wide = 0
@@ -256,7 +270,7 @@ class _Lowering:
         """The rows, and what they need."""
         rows = [self.row(step) for step in self.steps]
         unmasked = [r for r in rows if r["kind"] == code.LINEAR and r["reads"] == r["dy_mask"] == NOWHERE]
-        if learning := [row for row in unmasked if row["need_dw"]]:
+        if learning := [row for row in unmasked if row["need_dw"] and self.whole(row)]:
             max(learning, key=lambda row: row["input"][0] * row["output"][0])["steps"] = True
         operations = blank(len(rows))
         for operation, row in zip(operations, rows, strict=True):
@@ -274,6 +288,8 @@ class _Lowering:
             self.network.mixes_samples,
             *self.first_gate(),
             self.untouched(),
+            np.concatenate(self.kept),
+            np.empty(0, INDICES) if self.weights is None else np.flatnonzero(~self.weights.kept),
         )
 
     def untouched(self) -> tuple[slice, ...]:
@@ -344,7 +360,7 @@ class _Lowering:
                 step.writes != NONE and after.writes == step.writes and not isinstance(after.layer, Product)
             )
             own = {"dilation": layer.spacing, "parts": layer.groups}
-            return own | {"clears": not skipped or layer.channelwise}
+            return own | {"clears": not skipped or layer.channelwise} | self.pruning(step)
         if isinstance(layer, Normalisation):
             dx, frozen = self.gradient(step, 0), isinstance(layer, FrozenNorm2d)
             wide = 0 if frozen else layer.groups if isinstance(layer, GroupNorm) else layer.channels
@@ -369,6 +385,25 @@ class _Lowering:
         if isinstance(layer, Decide):
             return {"own": self.reserve(size), "mask": self.mask(step.gate), "learns": step.learns}
         return {}
+
+    def whole(self, row: dict[str, Any]) -> bool:
+        """Whether no weight of a linear layer is pruned."""
+        size = row["input"][0] * row["output"][0]
+        return self.weights is None or bool(self.weights.kept[row["weight"] : row["weight"] + size].all())
+
+    def pruning(self, step: Step) -> dict[str, Any]:
+        """The tables of a convolution that has lost weights; where channels are gated it is as if dense."""
+        layer, weights = step.layer, self.weights
+        kept = layer.kept(weights)
+        if weights is None or kept is None or step.reads != NONE or step.dy_mask != NONE:
+            return {}
+        free = step.writes == step.dx_mask == NONE
+        self.kept += tables_of(kept, Geometry((step.shape[1], step.shape[2]), layer.step, layer.pad))
+        ends = np.cumsum([table.size for table in self.kept])[-3:].tolist()
+        return {
+            **dict(zip(("kept", "kept_back", "kept_end"), ends, strict=True)),
+            "sparse": free and kept.mean() < weights.sparse_below,
+        }
 
 
 def _three(shape: Sequence[int]) -> tuple[int, int, int]:

@@ -125,18 +125,21 @@ class Network:
     ) -> tuple[np.ndarray, Trace]:
         """Logits (N, classes) and the trace for `backward`. x (N, *input_shape) in the dtype of w."""
         context = context or Context()
-        params = self.layout.views(w)
+        params = self.layout.views(context.pruned(w))
         x = self.check_batch(f"{self.name}.forward", x, w.dtype)
         return run_forward(plan(self.layers, self.input_shape, context.routing), params, x, context)
 
     def backward(self, w: np.ndarray, dlogits: np.ndarray, trace: Trace, grad: np.ndarray) -> None:
-        """Write the whole gradient into `grad`; parts that are not trained get zeros."""
+        """Write the whole gradient into `grad`; parts that are not trained or pruned get zeros."""
         self.layout.check_pair(f"{self.name}.backward", w, grad, "grad")
-        params, grads = self.layout.views(w), self.layout.views(grad)
+        context = trace.context
+        params, grads = self.layout.views(context.pruned(w)), self.layout.views(grad)
         for part in STORED:
-            if part not in trace.context.train:
+            if part not in context.train:
                 grad[getattr(self.layout, part)] = 0
         run_backward(trace, dlogits, params, grads)
+        if context.weights is not None:
+            np.copyto(grad, 0, where=~context.weights.kept)
 
     def decisions(self, trace: Trace) -> dict[str, Decision]:
         """What each gate decided in a forward pass, by gate name."""

@@ -24,6 +24,7 @@ from refimpl.nn.context import Context, Gating
 from refimpl.nn.lowering import MODES, Program, lower
 from refimpl.nn.network import Network
 from refimpl.nn.norms import fold, folded
+from refimpl.nn.weightmask import WeightMask
 from refimpl.nn.work import context_tables
 from refimpl.threads import share
 
@@ -42,22 +43,30 @@ class Predictor:
     """A network with its parameters, ready to predict: all that does not depend on the samples is done once.
 
     Prepare one for many small batches. w (d,) is copied, so that its later changes have no effect; the gating
-    is `hard` for None. Samples of a large batch are divided among `threads`. Several threads may call the
-    same predictor at a time: each has a workspace of its own. Results are those of `predict`, bit for bit.
+    is `hard` for None; `weights` says which entries of w are kept. Samples of a large batch are divided among
+    `threads`. Several threads may call the same predictor at a time: each has a workspace of its own. Results
+    are those of `predict`, bit for bit.
     Raises `InputError` where the gating wants noise.
     """
 
     def __init__(
-        self, network: Network, w: np.ndarray, gating: Gating | None = None, threads: int = 1
+        self,
+        network: Network,
+        w: np.ndarray,
+        gating: Gating | None = None,
+        threads: int = 1,
+        weights: WeightMask | None = None,
     ) -> None:
         self.who = f"{network.name}: predict"
         network.layout.check(self.who, w)
-        self.network, self.threads = network, threads
-        self.runs, self.w = folded(network), aligned_copy(fold(network, tidy(w)))
         self.gating = _without_noise(self.who, network, gating)
-        self.program = lower(self.runs, self.gating, ())
+        self.context = Context(self.gating, weights=weights)
+        self.network, self.threads, self.runs, own = network, threads, network, self.context.pruned(tidy(w))
+        if weights is None:  # a mask is one of this network's own layout
+            self.runs, own = folded(network), fold(network, own)
+        self.w, self.program = aligned_copy(own), lower(self.runs, self.gating, (), weights)
         self.how = Decisions(self.gating.tau, MODES[self.gating.mode], np.empty((1, 1, 1), dtype=w.dtype))
-        self.tables = context_tables(network, Context(self.gating))[:3].sum(axis=0)
+        self.tables = context_tables(network, self.context)[:3].sum(axis=0)
         self.memory = local()
 
     def __call__(self, x: np.ndarray) -> Prediction:
@@ -100,7 +109,7 @@ class Predictor:
     def _by_layers(self, x: np.ndarray, opened: np.ndarray) -> np.ndarray:
         logits = []
         for part in _parts(self.network, len(x)):
-            result, trace = self.runs.forward(self.w, x[part], Context(self.gating))
+            result, trace = self.runs.forward(self.w, x[part], self.context)
             masks = self.network.masks(trace)
             for number, block in enumerate(self.network.gates):
                 opened[part, number] = (masks[block.gate.name] != 0).sum(axis=1)

@@ -9,7 +9,7 @@ Derived.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -28,6 +28,7 @@ from refimpl.nn.handover import Handover
 from refimpl.nn.lowering import MODES, Program, lower
 from refimpl.nn.network import Network, draw_gate_noise
 from refimpl.nn.objective import NetworkObjective
+from refimpl.nn.weightmask import WeightMask
 from refimpl.nn.work import context_tables, leading_table
 
 
@@ -63,7 +64,7 @@ class NetworkTask:
     samples treated at a time (0: as many as the cache holds); threads: for the parts of a large batch, which
     a program treats at the same time, while the sums over samples keep their order. Results do not depend on
     it. Where samples depend on each other (batch normalisation) a batch is one part and has one thread.
-    soft: what teachers add to the loss (`distillation.py`).
+    soft: what teachers add to the loss (`distillation.py`); weights: which entries of w are kept.
     """
 
     network: Network
@@ -78,6 +79,7 @@ class NetworkTask:
     part: int = 0
     threads: int = 1
     soft: SoftTargets | None = None
+    weights: WeightMask | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 0:
@@ -94,12 +96,16 @@ class NetworkTask:
     @cached_property
     def program(self) -> Program | None:
         """The network's compiled program, where it has one."""
-        return lower(self.network, self.gating, self.train) if self.compiled else None
+        return lower(self.network, self.gating, self.train, self.weights) if self.compiled else None
+
+    def context(self, noise: Mapping[str, np.ndarray] | None = None) -> Context:
+        """The settings of an evaluation."""
+        return Context(self.gating, self.train, noise or {}, weights=self.weights)
 
     @cached_property
     def _work_table(self) -> np.ndarray:
         """Coefficients of the work of one gradient in sums of open-channel counts (`work.py`)."""
-        return context_tables(self.network, Context(self.gating, self.train))[:3].sum(axis=0)
+        return context_tables(self.network, self.context())[:3].sum(axis=0)
 
     @cached_property
     def _gated_channels(self) -> int:
@@ -120,10 +126,10 @@ class NetworkTask:
 
     def _on_layers(self, chosen: np.ndarray, noise: dict[str, np.ndarray]) -> NetworkObjective:
         """The objective on the chosen samples, evaluated layer by layer."""
-        context, soft = Context(self.gating, self.train, noise), self.soft
+        soft = self.soft
         assert soft is not None
         own = soft._replace(logits=soft.logits[:, chosen]) if soft.weights.size else soft
-        return NetworkObjective(self.network, self.x[chosen], self.y[chosen], context, own)
+        return NetworkObjective(self.network, self.x[chosen], self.y[chosen], self.context(noise), own)
 
     def _draw(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
         """Batches (count, size) and the noise of each, by gate name."""
@@ -142,7 +148,7 @@ class NetworkTask:
         """
         if self.program is None:
             return None
-        centre = tidy(centre)
+        centre = self.context().pruned(tidy(centre))
         self.network.layout.check(f"task on {self.network.name}", centre)
         batches, noise = self._draw(rng, steps)
         w, gradient = aligned_copy(centre), scratch_array("gradient", centre.dtype, centre.size)
@@ -227,7 +233,7 @@ class CompiledObjective:
         self.task.network.layout.check_pair(f"task on {self.task.network.name}", w, grad_out, "grad_out")
         self._layers = None
         grad_out[:] = 0
-        own = aligned_copy(w)
+        own = aligned_copy(self.task.context().pruned(w))
         loss, _, self.moments = self.task._run(
             self.program, self.chosen, self.noise, 0.0, 0.0, w, own, grad_out
         )

@@ -40,6 +40,7 @@ from refimpl.nn.network import Network
 from refimpl.nn.plan import NONE, Step, plan
 from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus, Tanh
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
+from refimpl.nn.weightmask import WeightMask
 
 FORWARD, INPUT_GRAD, WEIGHT_GRAD, GATE = range(4)
 
@@ -106,14 +107,14 @@ def executed_work(
                 f"executed_work: the mask of gate {block.gate.name} must be boolean, or floats of smooth "
                 f"gates, got {mask.dtype}; pass mask != 0"
             )
-    tables = work_tables(network, context.routing._replace(smooth=smooth), second)
+    tables = work_tables(network, context.routing._replace(smooth=smooth), second, context.weights)
     moments = counts.T @ counts  # sums over samples of products of two counts
     return Work(*(tables.reshape(4, -1) @ moments.ravel()).tolist())
 
 
 def context_tables(network: Network, context: Context) -> np.ndarray:
     """The coefficients (4, G+1, G+1) that `executed_work` uses under a context; see `work_tables`."""
-    return work_tables(network, context.routing)
+    return work_tables(network, context.routing, weights=context.weights)
 
 
 class Count(NamedTuple):
@@ -132,12 +133,14 @@ def full(channels: int) -> Count:
 
 
 @lru_cache(maxsize=256)
-def work_tables(network: Network, routing: Routing, second: bool = False) -> np.ndarray:
+def work_tables(
+    network: Network, routing: Routing, second: bool = False, weights: WeightMask | None = None
+) -> np.ndarray:
     """Coefficients (4, G+1, G+1) for forward, input gradient, weight gradient and gates.
 
     With c the vector (1, open channels of gate 1, ..., of gate G) of a sample, its work is c^T table c.
     """
-    return _tables(network, plan(network.layers, network.input_shape, routing), second)
+    return _tables(network, plan(network.layers, network.input_shape, routing), second, weights)
 
 
 @lru_cache(maxsize=256)
@@ -147,8 +150,10 @@ def leading_table(network: Network, routing: Routing, steps: int) -> np.ndarray:
     return _tables(network, [step for step in first if step.gate == NONE], second=False)[FORWARD]
 
 
-def _tables(network: Network, steps: Sequence[Step], second: bool) -> np.ndarray:
-    tally = Tally([block.gate.out_channels for block in network.gates], second)
+def _tables(
+    network: Network, steps: Sequence[Step], second: bool, weights: WeightMask | None = None
+) -> np.ndarray:
+    tally = Tally([block.gate.out_channels for block in network.gates], second, weights)
     for step in steps:
         rule = rule_of(step.layer, RULES)
         if rule is None:
@@ -162,16 +167,29 @@ def _tables(network: Network, steps: Sequence[Step], second: bool) -> np.ndarray
 class Tally:
     """Adds up what steps owe, in both directions. `widths` are the channels of each gate.
 
-    second: the work is that of a Hessian-vector product.
+    second: the work is that of a Hessian-vector product; weights: which entries of w are kept.
     """
 
-    def __init__(self, widths: Sequence[int], second: bool) -> None:
-        self.widths, self.second = widths, second
+    def __init__(self, widths: Sequence[int], second: bool, weights: WeightMask | None) -> None:
+        self.widths, self.second, self.weights = widths, second, weights
         self.tables = np.zeros((4, 1 + len(widths), 1 + len(widths)), dtype=np.int64)
 
     def count(self, mask: int, channels: int) -> Count:
         """The open ones of so many channels; a mask of fewer columns stands for groups of them."""
         return full(channels) if mask == NONE else Count(mask + 1, channels // self.widths[mask])
+
+    def multiply(self, step: Step, kind: int, a: Count, b: Count, moving: int) -> None:
+        """The multiply-adds of a weighted layer for each pair of a channel of `a` and one of `b`.
+
+        A convolution without gated channels owes one for each kept weight and position.
+        """
+        layer, taps, kept = step.layer, 1, None
+        if isinstance(layer, Conv2d):
+            taps, kept = math.prod(layer.window), layer.kept(self.weights)
+            a, b = _within(layer.groups, step.shape[0], a, b)
+        if kept is not None and a.gate == b.gate == 0:
+            taps, a, b = int(kept.sum()), ONE, ONE
+        self.owe(step, kind, 2 * math.prod(step.result[1:]) * taps, a, b, moving)
 
     def owe(self, step: Step, kind: int, flops: int, a: Count, b: Count = ONE, moving: int = 0) -> None:
         """`flops` for each pair of a channel of `a` and one of `b`.
@@ -206,20 +224,17 @@ def _within(groups: int, inputs: int, ins: Count, outs: Count) -> tuple[Count, C
 
 
 def _weighted(tally: Tally, step: Step) -> None:
-    """Convolution or linear layer: `taps` multiply-adds for each pair of channels."""
+    """Convolution or linear layer: multiply-adds for each pair of channels, or for each kept weight."""
     layer, positions = step.layer, math.prod(step.result[1:])
-    taps = 2 * positions * (math.prod(layer.window) if isinstance(layer, Conv2d) else 1)
     bias = positions if len(layer.parameters()) == 2 else 0
     reads, writes = tally.count(step.reads, step.shape[0]), tally.count(step.writes, step.result[0])
     live, moving = tally.count(step.dy_mask, step.result[0]), sum(step.moves) + step.need_dw
-    groups = layer.groups if isinstance(layer, Conv2d) else 1
-    tally.owe(step, FORWARD, taps, *_within(groups, step.shape[0], reads, writes), moving)
+    tally.multiply(step, FORWARD, reads, writes, moving)
     tally.owe(step, FORWARD, bias, writes, moving=moving)
     if any(step.needs):
-        wanted = tally.count(step.dx_mask, step.shape[0])
-        tally.owe(step, INPUT_GRAD, taps, *_within(groups, step.shape[0], wanted, live), moving)
+        tally.multiply(step, INPUT_GRAD, tally.count(step.dx_mask, step.shape[0]), live, moving)
     if step.need_dw:
-        tally.owe(step, WEIGHT_GRAD, taps, *_within(groups, step.shape[0], reads, live), moving)
+        tally.multiply(step, WEIGHT_GRAD, reads, live, moving)
         tally.owe(step, WEIGHT_GRAD, bias, live, moving=moving)
 
 

@@ -1,7 +1,7 @@
 """MetaSNIP at a target node: prune the meta-model by sensitivity, then train what is kept.
 
 The channel variant gives a network that skips closed channels. The weight variant is the paper's: its mask
-has no structure, dense arithmetic multiplies the zeros as well, and no work is saved.
+has no structure. Gradients of its convolutions multiply only kept weights; predictions multiply the zeros.
 
 Source: mathematics.md §10 ([MG] section 5); Lee et al. 2018.
 """
@@ -23,6 +23,7 @@ from refimpl.federated.pruning.snip import is_weight, prune_channels, prune_weig
 from refimpl.nn.network import Network
 from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.task import CompiledObjective, NetworkTask
+from refimpl.nn.weightmask import WeightMask
 from refimpl.registry import METHODS, key
 
 PRUNED = "before is the accuracy of the meta-model, pruned that of what pruning leaves, before gradient steps"
@@ -69,8 +70,8 @@ class MetaSNIPWeights(MetaSNIP):
     prunes = "weights"
     beside = "metasnip"
     note = (
-        f"{PRUNED}; its masks are unstructured: they save neither executed FLOPs nor time on dense hardware; "
-        "metasnip prunes whole channels, which are skipped"
+        f"{PRUNED}; its masks are unstructured: they save work in the gradients of convolutions only; "
+        "metasnip prunes whole channels, which are always skipped"
     )
     check = UngatedMetaGater.check
 
@@ -81,10 +82,11 @@ class MetaSNIPWeights(MetaSNIP):
 
 
 def _whole(
-    network: Network, x: np.ndarray, y: np.ndarray, count: int
+    network: Network, x: np.ndarray, y: np.ndarray, count: int, weights: WeightMask | None = None
 ) -> Iterable[NetworkObjective | CompiledObjective]:
     """The loss on all samples, `count` times, with its gradient in theta."""
-    return NetworkTask(network, x, y, train=("theta",)).draw(np.random.default_rng(0), count)
+    task = NetworkTask(network, x, y, train=("theta",), weights=weights)
+    return task.draw(np.random.default_rng(0), count)
 
 
 def adapt_channels(
@@ -114,17 +116,16 @@ def adapt_weights(
     network: Network, w: np.ndarray, x: np.ndarray, y: np.ndarray, settings: AdaptSettings, keep: float
 ) -> Personal:
     """Set all but the best share `keep` of the weights to zero, then train those that are kept."""
-    chooser, *steps = _whole(network, x, y, 1 + settings.steps)
-    choice, stage = Tally(), Tally()
+    (chooser,), choice, stage = _whole(network, x, y, 1), Tally(), Tally()
     started = time.perf_counter()
     kept = prune_weights(network, chooser, w, keep)
-    start = np.where(kept, w, w.dtype.type(0))
+    mask = WeightMask(network.layout, kept)
+    start = mask.of(w)
     between = time.perf_counter()
     choice.add(chooser)
     adapted, gradient = start.copy(), np.empty_like(w)
-    for objective in steps:
+    for objective in _whole(network, x, y, settings.steps, mask):
         objective(adapted, gradient)
-        gradient *= kept
         adapted -= w.dtype.type(settings.eta_theta) * gradient
         stage.add(objective)
     seconds = between - started, time.perf_counter() - between
