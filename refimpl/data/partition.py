@@ -15,10 +15,11 @@ from refimpl.data.dataset import DataSet
 from refimpl.data.deal import Classes, Counts, Rule, check_total, fill_counts, spread_sizes, whole
 from refimpl.data.node import Node
 from refimpl.data.strata import stratified_order
-from refimpl.errors import InputError
+from refimpl.errors import InputError, one_of
 from refimpl.rng import SeedTree
 from refimpl.shares import at_most, exact, nearest
 
+POOLS = ("all", "tuning", "report")
 _DEFAULT_NODES = 20  # for which the usual sizes of a data set are meant
 
 
@@ -37,6 +38,8 @@ class Partition:
     support: samples for adaptation out of the training samples, as a whole number or a share; 0 for all.
     folds, fold: if there are several folds, all nodes are dealt as one kind, and every node is a target node
     in one of the folds; `fold` says in which of them we are. A target node has the same name in every seed.
+    pool: which samples are dealt: `all`, or those for `tuning`, about the share `pool_share` of them, or the
+    others, for a `report`. Which sample is in which pool depends on its number and the share alone.
     Shares become the nearest whole number, but at least one; halves are rounded to even (`refimpl.shares`).
 
     Raises `InputError` for values out of range.
@@ -53,6 +56,8 @@ class Partition:
     target_sizes: tuple[int, int] | None = None
     folds: int = 1
     fold: int = 0
+    pool: str = "all"
+    pool_share: float = 0.3
 
     def __post_init__(self) -> None:
         if not isinstance(self.rule, Rule):
@@ -162,13 +167,25 @@ def plan(dataset: DataSet, partition: Partition, seeds: SeedTree | int = 0) -> l
     odds = exact(partition.test) / (1 - exact(partition.test))
     least = int(partition.test > 0)  # a test part, if there is one, has a sample
     test = np.array([max(nearest(odds, size), least) for size in train.tolist()], dtype=np.int64)
-    counts = _deal(partition, dataset.counts(), train + test, rng)
+    pool = pooled(len(dataset.y), partition.pool, partition.pool_share)
+    y = dataset.y[pool]
+    counts = _deal(partition, np.bincount(y, minlength=dataset.classes), train + test, rng)
     shares = []
-    for i, index in enumerate(fill_counts(dataset.y, counts, rng)):
+    for i, found in enumerate(fill_counts(y, counts, rng)):
+        index = pool[found]
         order = stratified_order(dataset.y[index], tree.generator("partition-order", node=i))
         n_support = _support_size(partition.support, int(train[i]))
         shares.append(Share("", index[order], n_support, int(train[i]) - n_support))
     return [shares[i]._replace(name=name) for i, name in _roles(partition)]
+
+
+def pooled(count: int, pool: str, share: float) -> NDArray[np.intp]:
+    """The numbers of the samples in a pool, of `count` samples."""
+    if pool == "all":
+        return np.arange(count)
+    one_of("partition", "pool", pool, POOLS)
+    tuning = SeedTree(0).generator("pool").random(count) < share
+    return np.flatnonzero(tuning if pool == "tuning" else ~tuning)
 
 
 def _roles(partition: Partition) -> list[tuple[int, str]]:

@@ -69,6 +69,11 @@ class Config:
     support: int = key(20, "samples of a target node used for adaptation (0: all but its test)", at_least=0)
     test_share: float = key(0.5, "share of a node's samples held out for testing", above=0.0, below=1.0)
 
+    pool: str = key(
+        "all", "samples that are dealt to nodes: all, or a part of them", choices=("all", "tuning", "report")
+    )
+    pool_share: float = key(0.3, "share of the samples that the pool tuning has", above=0.0, below=1.0)
+
     rounds: int = key(60, "communication rounds", at_least=1)
     per_round: int = key(0, "nodes drawn in each round (0: all)", at_least=0)
     weighted: bool = key(False, "weight nodes by their number of samples")

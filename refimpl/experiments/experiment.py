@@ -182,6 +182,8 @@ def build_partition(config: Config) -> Partition:
         target_sizes=(config.target_min, config.target_max) if config.target_max > 0 else None,
         folds=config.folds,
         fold=config.fold,
+        pool=config.pool,
+        pool_share=config.pool_share,
     )
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from refimpl.data import Classes, DataSet, Dirichlet, Iid, Partition, episode, load, make_nodes
 from refimpl.data.catalog import source_of
 from refimpl.data.deal import Rule, spread_sizes
-from refimpl.data.partition import plan, statistics
+from refimpl.data.partition import plan, pooled, statistics
 from refimpl.errors import InputError, RefimplError
 from refimpl.rng import SeedTree
 
@@ -352,3 +352,22 @@ def test_training_and_target_nodes_each_see_every_class(seed):
         uses = np.bincount(np.concatenate(part), minlength=10)
         assert uses.min() >= 1  # twice each, but for an exchange that keeps class pairs apart
         assert uses.max() <= 3
+
+
+def test_pools_are_disjoint_whatever_the_seed():
+    data = load("digits")
+    parts = {
+        pool: [
+            share.samples
+            for seed in range(3)
+            for share in plan(data, Partition(nodes=3, targets=2, sizes=(30, 40), pool=pool), seed)
+        ]
+        for pool in ("tuning", "report")
+    }
+    tuning, report = (set(np.concatenate(samples).tolist()) for samples in parts.values())
+    assert not tuning & report
+    whole = np.sort(np.concatenate([pooled(1000, "tuning", 0.3), pooled(1000, "report", 0.3)]))
+    np.testing.assert_array_equal(whole, np.arange(1000))
+    assert 250 < len(pooled(1000, "tuning", 0.3)) < 350
+    with pytest.raises(InputError, match="pool"):
+        pooled(10, "mine", 0.3)

@@ -381,3 +381,51 @@ def test_a_record_with_trials_that_are_not_its_searches_is_one_line(tmp_path, ch
     path = record_of_one_trial(tmp_path / "a.jsonl", **changes)
     with pytest.raises(DataError, match=rf"a\.jsonl: expected a record of trials, .*{words}"):
         Tuning.open(path)
+
+
+# --- successive halving, and pools of images
+
+
+def test_rungs_have_a_share_of_the_rounds():
+    halving = search(budget=9, rungs=3)
+    rounds = halving.config.rounds
+    assert [halving.at(rung).config.rounds for rung in range(3)] == [-(-rounds // 9), -(-rounds // 3), rounds]
+    assert halving.at(1).settings() == halving.settings()
+
+
+def test_the_best_third_goes_on_and_those_that_diverged_do_not(tmp_path):
+    halving = search(budget=9, rungs=3)
+    method = halving.config.method
+    tuning = Tuning(tmp_path / "t.jsonl", (halving,), [], {}, "")
+    settings, scores = halving.settings(), [0.1, None, 0.9, 0.4, 0.8, 0.2, 0.8, 0.3, 0.7]
+    assert [(one.rung, n) for one, n in tuning.left()] == [(0, n) for n in range(9)]
+    tuning.trials += [
+        Trial(method, n, settings[n], score, None if score is None else 1.0, [], 0.0, rung=0)
+        for n, score in enumerate(scores)
+    ]
+    assert [(one.rung, n) for one, n in tuning.left()] == [(1, 2), (1, 4), (1, 6)]
+    tuning.trials += [Trial(method, n, settings[n], 0.5 + n / 100, 1.0, [], 0.0, rung=1) for n in (2, 6)]
+    assert [(one.rung, n) for one, n in tuning.left()] == [(1, 4)]
+    tuning.trials.append(Trial(method, 4, settings[4], 0.1, 1.0, [], 0.0, rung=1))
+    assert [(one.rung, n) for one, n in tuning.left()] == [(2, 6)]
+    tuning.trials.append(Trial(method, 6, settings[6], 0.2, 1.0, [], 0.0, rung=2))
+    assert tuning.left() == []
+    assert best(tuning.trials).trial == 6  # 0.9 after a ninth of the rounds is no result
+
+
+def test_a_search_with_rungs_ends_in_trials_of_all_rounds(tmp_path):
+    halving = search(budget=3, rungs=2)
+    tuning = Tuning.create(tmp_path / "t.jsonl", [halving])
+    tuning.run(threads=1)
+    assert [(trial.rung, trial.trial) for trial in tuning.trials][:3] == [(0, 0), (0, 1), (0, 2)]
+    assert [trial.rung for trial in tuning.trials] == [0, 0, 0, 1]
+    again = Tuning.open(tmp_path / "t.jsonl")
+    assert again.trials == tuning.trials
+    assert again.left() == []
+
+
+def test_what_is_found_on_the_pool_for_tuning_is_for_the_other_pool(tmp_path):
+    one = replace(search(budget=1), config=resolve(method="fedavg", pool="tuning", **TINY))
+    tuning = Tuning(tmp_path / "t.jsonl", (one,), [], {}, "")
+    tuning.trials.append(Trial("fedavg", 0, one.settings()[0], 0.5, 1.0, [], 0.0))
+    assert 'pool = "report"' in tuning.toml()

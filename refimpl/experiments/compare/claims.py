@@ -28,6 +28,8 @@ DEALING = (  # the keys that say which samples a node has, besides those of part
     "folds",
     "sizes",
     "test_share",
+    "pool",
+    "pool_share",
 )
 NOTHING = Difference(math.nan, -math.inf, math.inf, math.nan, 0, 0)  # where no run can be paired
 Values = Mapping[tuple[int, str], float]

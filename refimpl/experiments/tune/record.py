@@ -12,12 +12,12 @@ from typing import Any
 
 from refimpl.data.identity import Identity, Recorded, identities_from
 from refimpl.errors import DataError, RefimplError, RunError, cause
-from refimpl.experiments.config import keys
+from refimpl.experiments.config import Config, keys
 from refimpl.experiments.experiment import UNRECORDED, default_threads, try_out
 from refimpl.experiments.jobs import Stop, run_jobs
 from refimpl.experiments.methods import special_keys, takes
-from refimpl.experiments.tune.search import Search, search_from
-from refimpl.experiments.tune.trial import Job, Trial, best, jobs, run_trials
+from refimpl.experiments.tune.search import FACTOR, Search, search_from
+from refimpl.experiments.tune.trial import Job, Trial, best, jobs, run_trials, survivors
 from refimpl.federated.warmup import warm_up
 from refimpl.files.lock import locked
 from refimpl.files.storage import json_value, plain, read_bytes, reason, toml_text, write_whole
@@ -76,11 +76,20 @@ class Tuning:
         return cls(path, searches, trials, data, "" if data else UNRECORDED)
 
     def left(self) -> list[tuple[Search, int]]:
-        """The trials still to be made, trial by trial through the methods."""
-        done = {(trial.method, trial.trial) for trial in self.trials}
-        longest = max(len(search.settings()) for search in self.searches)
-        wanted = [(s, n) for n in range(longest) for s in self.searches if n < len(s.settings())]
-        return [(search, n) for search, n in wanted if (search.config.method, n) not in done]
+        """The trials still to be made, trial by trial through the methods; with rungs, those of the next."""
+        return sorted((one for search in self.searches for one in self._left(search)), key=lambda one: one[1])
+
+    def _left(self, search: Search) -> list[tuple[Search, int]]:
+        """What is left of a search on its first rung that is not complete."""
+        count = len(search.settings())
+        numbers = list(range(count))
+        for rung in range(search.rungs):
+            own = [trial for trial in self.of(search.config.method) if trial.rung == rung]
+            done = {trial.trial for trial in own}
+            if left := [number for number in numbers if number not in done]:
+                return [(search.at(rung), number) for number in left]
+            numbers = survivors(own, max(1, count // FACTOR ** (rung + 1)))
+        return []
 
     def run(
         self,
@@ -112,12 +121,14 @@ class Tuning:
         def told(index: int, message: Any) -> None:
             on_told(*groups[index].trials[0], message)
 
-        for _, result in run_jobs(run_trials, groups, cores, told, stop):
-            if isinstance(result, RefimplError):
-                raise result
-            for trial in result:
-                self.trials.append(trial)
-                _append(self.path, _line(asdict(trial)))
+        while groups:
+            for _, result in run_jobs(run_trials, groups, cores, told, stop):
+                if isinstance(result, RefimplError):
+                    raise result
+                for trial in result:
+                    self.trials.append(trial)
+                    _append(self.path, _line(asdict(trial)))
+            groups = self.jobs(data_dir, threads)  # of the next rung
 
     def jobs(self, data_dir: Path | None = None, threads: int | None = None) -> list[Job]:
         """What is left, trials with the same meta-training together."""
@@ -131,14 +142,11 @@ class Tuning:
 
     def of(self, method: str) -> list[Trial]:
         """The trials of a method, in order."""
-        return sorted((t for t in self.trials if t.method == method), key=lambda t: t.trial)
+        return sorted((t for t in self.trials if t.method == method), key=lambda t: (t.rung, t.trial))
 
     def toml(self) -> str:
         """The best settings as a configuration file: what all methods share, and a section for each."""
-        configs = {
-            s.config.method: replace(s.config, **best(self.of(s.config.method)).setting)
-            for s in self.searches
-        }
+        configs = {s.config.method: self._found(s) for s in self.searches}
         tables = {method: config.table() for method, config in configs.items()}
         shared = _shared(tables)
         lines = [*self._how(), toml_text(shared)]
@@ -148,6 +156,11 @@ class Tuning:
             own = {k: v for k, v in own.items() if k not in ("method", "seed")}
             lines += [self._why(search), f"[{method}]\n{toml_text(own)}"]
         return "\n".join(lines)
+
+    def _found(self, search: Search) -> Config:
+        """The best configuration; where it was found on the pool for tuning, for the other pool."""
+        pool = "report" if search.config.pool == "tuning" else search.config.pool
+        return replace(search.config, pool=pool, **best(self.of(search.config.method)).setting)
 
     def _how(self) -> list[str]:
         search = self.searches[0]
@@ -166,7 +179,7 @@ class Tuning:
         found = best(trials)
         where = ", ".join(f"{key} {low:g}..{high:g}" for key, (low, high) in search.ranges.items())
         score = 100 * (found.score or 0.0)
-        return f"# {score:.2f} %, trial {found.trial} of 0..{len(trials) - 1}; searched: {where}"
+        return f"# {score:.2f} %, trial {found.trial} of 0..{len(search.settings()) - 1}; searched: {where}"
 
 
 def _trials(searches: Sequence[Search], entries: Sequence[Mapping[str, Any]]) -> list[Trial]:
@@ -177,8 +190,11 @@ def _trials(searches: Sequence[Search], entries: Sequence[Mapping[str, Any]]) ->
     trials = [Trial(**entry) for entry in entries]
     for trial in trials:
         number, own = trial.trial, settings[trial.method]
+        rungs = next(s.rungs for s in searches if s.config.method == trial.method)
         if type(number) is not int or not 0 <= number < len(own) or trial.setting != own[number]:
             raise ValueError(f"trial {number} is none of the search")
+        if type(trial.rung) is not int or not 0 <= trial.rung < rungs:
+            raise ValueError(f"trial {number} is on no rung of the search")
         if not (trial.failure or type(trial.score) is float) or not isinstance(
             trial.loss, (float, type(None))
         ):

@@ -19,6 +19,7 @@ from refimpl.rng import SeedTree
 Setting = dict[str, Any]
 KINDS = ("random", "grid")
 LARGEST_BUDGET = 10_000  # settings are listed in advance
+FACTOR = 3  # of successive halving
 DIGITS = 3  # significant ones of a tried value
 LAM_BETA = 0.5  # beta follows lam: lam beta <= 1/2 is what the theory asks
 
@@ -43,8 +44,12 @@ class Search:
 
     kind: `random` (log-uniform) or `grid` (levels in geometric progression, as many as the budget admits);
     seeds: of the runs of every trial; validation: nodes held out; draw: seed of the random settings;
-    adaptations: random settings of the adaptation that are tried on each one of the meta-training.
-    Raises `ConfigError` for what cannot be searched.
+    adaptations: random settings of the adaptation that are tried on each one of the meta-training;
+    rungs: of successive halving (1: none), from the shortest trainings to those of all rounds. On each rung
+    training takes `FACTOR` times the rounds of the one before, for the best 1/FACTOR of its settings; rung:
+    the one that this search is for. Raises `ConfigError` for what cannot be searched.
+
+    Source: Jamieson & Talwalkar 2016 (successive halving), with the factor of Li et al. 2018.
     """
 
     config: Config
@@ -55,11 +60,15 @@ class Search:
     validation: int = 2
     draw: int = 0
     adaptations: int = 1
+    rungs: int = 1
+    rung: int = 0
 
     def __post_init__(self) -> None:
         one_of("tune", "kind", self.kind, KINDS)
-        if min(self.budget, self.adaptations) < 1 or not self.ranges or not self.seeds:
-            raise ConfigError("tune: expected a budget and adaptations of at least 1, some keys, some seeds")
+        if min(self.budget, self.adaptations, self.rungs) < 1 or not self.ranges or not self.seeds:
+            raise ConfigError(
+                "tune: expected a budget, adaptations and rungs of at least 1, some keys, some seeds"
+            )
         if self.budget > LARGEST_BUDGET:
             raise ConfigError(f"tune: expected a budget of at most {LARGEST_BUDGET}, got {self.budget}")
         if not 1 <= self.validation < self.config.nodes:
@@ -80,6 +89,11 @@ class Search:
                 raise ConfigError(f"tune: expected 0 < low < high for {key}, got {low}:{high}")
         for setting in self.settings():
             replace(self.config, **setting)  # raises what is impossible
+
+    def at(self, rung: int) -> Search:
+        """The search on a rung: the same settings, with its share of the rounds."""
+        rounds = math.ceil(self.config.rounds / FACTOR ** (self.rungs - 1 - rung))
+        return replace(self, rung=rung, config=replace(self.config, rounds=rounds))
 
     def settings(self) -> list[Setting]:
         """What is tried, trial by trial; a larger budget goes on where a smaller random one ends."""

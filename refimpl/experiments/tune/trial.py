@@ -32,7 +32,7 @@ class Trial:
     """One setting: mean adapted accuracy and loss over validation nodes, then over seeds.
 
     score and loss are None where training diverged, or adaptation at any validation node; `failure` then says
-    how. seconds: of the meta-training and all trials that share it.
+    how. seconds: of the meta-training and all trials that share it; rung: of successive halving.
     """
 
     method: str
@@ -43,6 +43,7 @@ class Trial:
     scores: list[float]
     seconds: float
     failure: str = ""
+    rung: int = 0
 
     @property
     def diverged(self) -> bool:
@@ -116,7 +117,7 @@ def _adapted(experiment: Experiment, w: np.ndarray, search: Search, number: int,
 
 def _diverged(search: Search, number: int, seconds: float, why: str) -> Trial:
     setting = search.settings()[number]
-    return Trial(search.config.method, number, setting, None, None, [], seconds, why)
+    return Trial(search.config.method, number, setting, None, None, [], seconds, why, search.rung)
 
 
 def _scored(search: Search, number: int, seconds: float, of_seeds: Sequence[Reports]) -> Trial:
@@ -126,11 +127,11 @@ def _scored(search: Search, number: int, seconds: float, of_seeds: Sequence[Repo
     scores = [statistics.fmean(report.accuracy_after for report in reports) for reports in of_seeds]
     loss = statistics.fmean(statistics.fmean(report.loss_after for report in reports) for reports in of_seeds)
     setting, score = search.settings()[number], statistics.fmean(scores)
-    return Trial(search.config.method, number, setting, score, loss, scores, seconds)
+    return Trial(search.config.method, number, setting, score, loss, scores, seconds, rung=search.rung)
 
 
 def best(trials: Sequence[Trial]) -> Trial:
-    """The most accurate trial; of equals the one of smaller loss, then the first."""
+    """The most accurate trial of the highest rung; of equals the one of smaller loss, then the first."""
     if not trials:
         raise RefimplError("tune: no trial was made; go on with --resume")
     good = [trial for trial in trials if not trial.diverged]
@@ -138,4 +139,10 @@ def best(trials: Sequence[Trial]) -> Trial:
         raise RefimplError(
             f"tune: all trials of {trials[0].method} diverged; give smaller ranges with --range"
         )
-    return min(good, key=lambda t: (-(t.score or 0.0), t.loss, t.trial))
+    return min(good, key=lambda t: (-t.rung, -(t.score or 0.0), t.loss, t.trial))
+
+
+def survivors(trials: Sequence[Trial], count: int) -> list[int]:
+    """The settings of the `count` best trials of one rung, by number; those that diverged are out."""
+    good = sorted((t for t in trials if not t.diverged), key=lambda t: (-(t.score or 0.0), t.loss, t.trial))
+    return sorted(t.trial for t in good[:count])
