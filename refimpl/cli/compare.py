@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 METHODS = ("fedavg", "perfedavg", "metagater-ungated", "metasnip", "metagater")
 SEEDS = (0, 1, 2)
-DEMO = "demo"  # the preset digits with the methods and seeds above
+DEMO = "demo"  # the preset that `refimpl demo` compares, with the methods and seeds above
 SELDOM = 10  # rounds between two checkpoints; a comparison has many short runs, so each loses little
 
 EPILOG = """\b
@@ -56,7 +56,7 @@ One method under varied keys (lists joined by +):
 @click.option(
     "--preset",
     "from_preset",
-    type=click.Choice((DEMO, *preset_names())),
+    type=click.Choice(preset_names()),
     help="Preset to start from; `demo` is what `refimpl demo` compares.  [the data set's own]",
 )
 @click.option("--methods", type=NAME_LIST, help=f"Methods to compare.  [{','.join(METHODS)}]")
@@ -137,7 +137,6 @@ def make_plan(
     from refimpl.experiments.compare.plan import Plan, parse_vary, varied
 
     options = {"checkpoint_every": SELDOM, **{k: v for k, v in options.items() if v is not None}}
-    from_preset = "digits" if from_preset == DEMO else from_preset
     for method in methods or METHODS:
         one_of("--methods", "method", method, tuple(KNOWN))
 

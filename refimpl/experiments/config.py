@@ -201,10 +201,14 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def preset(name: str) -> dict[str, Any]:
-    """The shipped preset of that name; for a data set without one, its usual values over those of `npz`."""
+    """The shipped preset of that name; for a data set without one, its usual values over those of `npz`.
+
+    A preset may name another one that it is `like`; its own values and sections come over that one's.
+    """
     file = resources.files("refimpl.experiments") / "presets" / f"{name}.toml"
     if file.is_file():
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        own = tomllib.loads(file.read_text(encoding="utf-8"))
+        return {**preset(own.pop("like")), **own} if "like" in own else own
     return {**preset("npz"), **DATASETS[name].usual} if name in DATASETS else {}
 
 
