@@ -63,10 +63,10 @@ Examples:
 
 @click.group(cls=SuggestingGroup, epilog=EPILOG)
 def command() -> None:
-    """Find tickets: sparse networks that meta-train as well as dense ones.
+    """Find sparse networks that meta-train as well as dense ones.
 
-    `find` makes a mask and the weights that training starts from, `train` meta-trains them, and
-    `refimpl fewshot test` tests them like any run. `patterns` compares masks.
+    A ticket is a mask with the weights that training starts from. `find` makes one, `train` meta-trains it,
+    and `refimpl fewshot test` tests it like any run. `patterns` compares masks.
     """
 
 
@@ -380,7 +380,7 @@ def _demonstrated(
         return Search(run, settings, out / name, session.threads, _watch(session), stop)
 
     own = {"pruned": pruned, "dense": str((out / "dense" / TRAINED).absolute()) if name == "mwt" else ""}
-    own["finder"] = "mwt" if name == "dense" else name
+    own |= {"finder": "mwt" if name == "dense" else name, "gamma": max(1, run.config.rounds // 60)}
     settings = settings_from({**run.config.table(), **own}, "demo")
     if name == "dense":
         training = search(settings)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 def tickets_figure(found: Mapping[str, Any]) -> Figure:
     """By layer: the share that each ticket prunes, and the share that the first g of them keep in common."""
-    layers, figure_and_panels = [*found["pruned"]], new_figure(2, 6.0, 4.2)
-    figure, panels = figure_and_panels
+    layers = [*found["pruned"]]
+    figure, panels = new_figure(2, 6.0, 4.2)
     for axes, rows, label in (
         (panels[0], np.array([*found["pruned"].values()]).T, found["tickets"]),
         (panels[1], np.array([*found["overlap"].values()]).T, None),
@@ -41,8 +41,10 @@ def training_figure(found: Mapping[str, Any]) -> Figure:
         panels[0].plot(at, shares, ms=4, lw=1.2, label=name.removesuffix(".weight"), **looks(number))
     panels[0].set(xlabel="iteration", ylabel="% of the last mask", title="Occurrence", ylim=(0, 105))
     for axes, name in zip(panels[1:], (layers[0], layers[-1]), strict=True):
-        span = (at[0], at[-1]) if at[0] < at[-1] else (at[0] - 1, at[-1])
+        half = (at[-1] - at[0]) / (2 * max(1, len(at) - 1)) or 0.5  # of the width of a cell
+        span = (at[0] - half, at[-1] + half)
         image = axes.imshow(found["hamming"][name], origin="lower", extent=(*span, *span), cmap="viridis")
+        axes.grid(False)
         axes.set(title=f"Hamming distance, {name.removesuffix('.weight')}", xlabel="iteration")
         figure.colorbar(image, ax=axes, shrink=0.8)
     legend_below(figure, panels[0].get_lines())

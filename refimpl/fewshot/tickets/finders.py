@@ -28,7 +28,9 @@ from refimpl.nn.layout import Layout
 from refimpl.registry import FINDERS, key
 from refimpl.rng import SeedTree
 
-Watch = Callable[[str, int], AbstractContextManager[OnRound]]  # shows a training of that name and length
+Watch = Callable[
+    [str, int], AbstractContextManager[OnRound]
+]  # shows a training in that folder and its length
 
 
 def _unseen(name: str, rounds: int) -> AbstractContextManager[OnRound]:
@@ -107,7 +109,7 @@ class Search:
             RunFolder.create(path, run.config.table(), threads=self.threads, data=run.data).close()
         with RunFolder.open(path) as folder:
             left = run.config.rounds - (folder.load_checkpoint().round if folder.has_checkpoint else 0)
-            with self.watch(name, left) as told:
+            with self.watch(str(path), left) as told:
                 trained = train(run, folder, resume=True, threads=self.threads, on_round=told, stop=self.stop)
             if trained.rounds < run.config.rounds and not enough(trained.state):
                 raise KeyboardInterrupt
