@@ -54,7 +54,7 @@ def _accuracy(test: Measurement, w: np.ndarray, task: EpisodeTask) -> float:
     """The share of an episode's test samples that is classified rightly."""
     node, network = task.node, task.network
     with np.errstate(all="ignore"):  # a rate too large is an answer, not a fault
-        adapted = test.learner.adapt(w, losses(network, node.support, test.steps))
+        adapted = test.learner.adapt(w, losses(network, node.support, test.steps, task.weights))
     network, adapted = _normalising(network, adapted, node.support.x, test.statistics)
     x, y = node.test
     return float((predict(network, adapted, x).logits.argmax(axis=1) == y).mean())

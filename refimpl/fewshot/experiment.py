@@ -29,10 +29,10 @@ from refimpl.fewshot.evaluate import Measurement, accuracies
 from refimpl.fewshot.learner import KINDS, Learner, movable
 from refimpl.fewshot.outer import OUTER
 from refimpl.fewshot.tasks import EpisodeTask
-from refimpl.fewshot.tickets.cost import executed_share
 from refimpl.fewshot.tickets.ticket import load_ticket
 from refimpl.files.environment import cores
 from refimpl.nn.network import Network
+from refimpl.nn.weightmask import WeightMask
 from refimpl.registry import MODELS
 from refimpl.rng import SeedTree
 
@@ -57,7 +57,7 @@ class Meta(NamedTuple):
 class FewShot:
     """A prepared few-shot run: settings, network, method, data, and how the classes are split.
 
-    first: the weights w (d,) that it starts from; without, they are drawn.
+    first: the weights w (d,) that it starts from; without, they are drawn. weights: those that are kept.
     """
 
     config: FewShotConfig
@@ -67,6 +67,7 @@ class FewShot:
     split: ClassSplit
     data: Identity
     first: np.ndarray | None = None
+    weights: WeightMask | None = None
 
     @property
     def seeds(self) -> SeedTree:
@@ -81,13 +82,19 @@ class FewShot:
 
     def under(self, mask: np.ndarray, start: np.ndarray) -> FewShot:
         """The same run from the weights `start` (d,), which stay zero where the mask (d,) is."""
-        return replace(self, method=build_learner(self.config, self.network, mask), first=start)
+        method, weights = (
+            build_learner(self.config, self.network, mask),
+            WeightMask(self.network.layout, mask),
+        )
+        return replace(self, method=method, first=start, weights=weights)
 
     def tasks(self, round_: int) -> list[EpisodeTask]:
         """The episodes of a meta-iteration."""
         config, episodes = self.config, self.training
         return [
-            EpisodeTask(self.network, episodes, self.seeds, "episode", round_, number, config.dtype)
+            EpisodeTask(
+                self.network, episodes, self.seeds, "episode", round_, number, config.dtype, self.weights
+            )
             for number in range(config.tasks)
         ]
 
@@ -106,7 +113,10 @@ class FewShot:
         drawn = Episodes(self.dataset, config.ways, config.shots, 0, queries, classes, config.turned)
         learner = replace(self.method, alpha=config.test_alpha or config.alpha)
         count, seeds = episodes or config.test_episodes, SeedTree(config.test_seed)
-        tasks = [EpisodeTask(self.network, drawn, seeds, part, 0, i, config.dtype) for i in range(count)]
+        tasks = [
+            EpisodeTask(self.network, drawn, seeds, part, 0, i, config.dtype, self.weights)
+            for i in range(count)
+        ]
         return Measurement(learner, config.test_steps, config.statistics, tasks)
 
     def rounds(
@@ -115,7 +125,6 @@ class FewShot:
         """Run the meta-iterations `rounds` from `state`, with all cores unless told otherwise."""
         threads, every = threads or cores(), self.config.validate_every
         validation = self.test("validation", self.config.validation_episodes) if every else None
-        executed = executed_share(self.network, self.method.mask)
         for number in rounds:
             only, tasks = range(number, number + 1), self.tasks(number)
             ((state, record),) = run_rounds(
@@ -126,7 +135,6 @@ class FewShot:
             if validation is not None and number % every == 0:
                 found = float(np.mean(accuracies(validation, self.method.model(state), threads)))
             fields = {name: getattr(record, name) for name in Meta._fields if name != "validation"}
-            fields["flops"] *= executed
             yield state, Meta(**fields, validation=found)
 
 

@@ -15,6 +15,7 @@ from refimpl.data.episodes import Episodes
 from refimpl.data.node import Node, Samples
 from refimpl.nn.network import Network
 from refimpl.nn.task import NetworkTask
+from refimpl.nn.weightmask import WeightMask
 from refimpl.rng import SeedTree
 
 
@@ -23,6 +24,7 @@ class EpisodeTask:
     """The episode that the seed tree has for (purpose, round, number), and a network to learn it with.
 
     It is drawn when it is used, by the thread that uses it, and not kept: a test has many.
+    weights: those that a ticket keeps.
     """
 
     network: Network
@@ -32,6 +34,7 @@ class EpisodeTask:
     round: int
     number: int
     dtype: str = "float32"
+    weights: WeightMask | None = None
 
     @property
     def size(self) -> int:
@@ -46,16 +49,23 @@ class EpisodeTask:
 
     def draw(self, rng: np.random.Generator, count: int) -> Sequence[Objective]:
         """The loss of all support samples for `count` - 1 inner steps, then that of all query samples."""
-        node = self.node
-        return [*losses(self.network, node.support, count - 1), *losses(self.network, node.query, 1)]
+        node, network, weights = self.node, self.network, self.weights
+        return [
+            *losses(network, node.support, count - 1, weights),
+            *losses(network, node.query, 1, weights),
+        ]
 
     def mixed(self, rng: np.random.Generator, count: int, batch_size: int) -> Sequence[Objective]:
         """Losses of `count` batches of support and query samples together (of all of them for size 0)."""
-        task = NetworkTask(self.network, *self.node.train, train=("theta",), batch_size=batch_size)
+        task = NetworkTask(
+            self.network, *self.node.train, train=("theta",), batch_size=batch_size, weights=self.weights
+        )
         return list(task.draw(rng, count))
 
 
-def losses(network: Network, samples: Samples, count: int) -> Sequence[Objective]:
-    """The network's loss on all the samples, `count` times."""
-    task = NetworkTask(network, *samples, train=("theta",))
+def losses(
+    network: Network, samples: Samples, count: int, weights: WeightMask | None = None
+) -> Sequence[Objective]:
+    """The network's loss on all the samples, `count` times; weights: those that a ticket keeps."""
+    task = NetworkTask(network, *samples, train=("theta",), weights=weights)
     return list(task.draw(np.random.default_rng(0), count))
