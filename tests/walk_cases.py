@@ -25,6 +25,7 @@ from walk_networks import (
 )
 from walk_solvers import ACCEL, BOWL, PENALTY, PROX, SCHEDULE
 
+from refimpl.data import deal
 from refimpl.data.dataset import DataSet
 from refimpl.data.node import Node
 from refimpl.experiments.config import resolve
@@ -32,7 +33,7 @@ from refimpl.experiments.experiment import Experiment, adapt_targets, personalis
 from refimpl.experiments.record import RunFolder
 from refimpl.federated import adapt as adaptation
 from refimpl.federated import local
-from refimpl.federated.methods import meta, metasnip, perfedavg_hf
+from refimpl.federated.methods import maml, meta, metasnip, perfedavg_hf
 from refimpl.federated.methods.fedavg import FedAvg
 from refimpl.federated.methods.fomaml import FOMAML
 from refimpl.federated.methods.maml import MAML
@@ -52,11 +53,16 @@ from refimpl.nn import (
     joins,
     layers,
     lowering,
+    masks,
     norms,
     pointwise,
     run,
+    starts,
     tangent,
+    weightmask,
+    work,
 )
+from refimpl.nn.context import Context
 from refimpl.nn.handover import Handover
 from refimpl.nn.layers import Conv2d
 from refimpl.nn.objective import NetworkObjective
@@ -287,7 +293,23 @@ INNER = {
         MAML.meta_gradient,
         PerFedAvgHF.meta_gradient,
         Experiment.rounds,  # called by `train` and by replays
-        DataSet.x,  # indexed as NumPy does it
+        *(rule.deal for rule in (deal.Classes, deal.Dirichlet, deal.Iid)),  # called by partitions
+        deal.Classes.room,
+        maml.carry_back,  # called by `meta_gradient`
+        Context.pruned,  # called by objectives, tasks and predictors
+        Conv2d.kept,
+        NetworkTask.context,
+        lowering.lower,
+        work.Tally,
+        weightmask.WeightMask,  # see test_weightmask.py
+        weightmask.WeightMask.of,
+        masks.node_mask,  # called by adaptation, with masks that it has made
+        masks.conditional_share,
+        masks.class_information,
+        masks.frozen_gates,
+        starts.Open.begin,  # called when an experiment starts
+        starts.Calibrated.begin,
+        starts.moments,
         RunFolder.load_checkpoint,  # to and from files, which have tests of their own
         RunFolder.load_model,
         RunFolder.save_checkpoint,

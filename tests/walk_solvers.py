@@ -28,6 +28,7 @@ PENALTIES = (
     prox.GroupLasso(GROUPS, 0.5),
     prox.BoundedGroupLasso(GROUPS, 0.5, 0.75),
     prox.SparseGroupLasso(GROUPS, 0.5, 0.25),
+    prox.Rising(prox.GroupLasso(GROUPS, 0.5), rounds=4.0, factor=0.5),
     prox.Separable(((slice(1, 4), prox.L1(0.5)), (slice(5, 9), prox.L2Ball(1.0)))),
 )
 ANY_LENGTH = (prox.Zero, prox.SquaredL2, prox.ElasticNet, prox.L1, prox.NonNegativeL1, prox.Box, prox.L2Ball)

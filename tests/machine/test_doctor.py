@@ -138,7 +138,7 @@ def test_a_cache_in_order_is_described(monkeypatch, tmp_path):
     assert states(doctor.check_cache()) == (OK, f"{tmp_path}: nothing compiled yet: refimpl warmup")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "kernel.nbc").write_bytes(bytes(2**20))
-    assert states(doctor.check_cache()) == (OK, f"{tmp_path}: 1 files, 1.0 MiB")
+    assert states(doctor.check_cache()) == (OK, f"{tmp_path}: 1 file, 1.0 MiB")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from refimpl.contracts import Penalty, Vector
+from refimpl.optim.prox.contract import check_pair
 
 
 @dataclass(frozen=True)
@@ -32,4 +33,5 @@ class Rising:
 
     def subdifferential_distance(self, s: Vector, u: Vector) -> float:
         """dist(s, factor dR(u)) = factor dist(s / factor, dR(u))."""
+        check_pair("Rising.subdifferential_distance", s, u)
         return self.factor * self.penalty.subdifferential_distance(s / s.dtype.type(self.factor), u)
