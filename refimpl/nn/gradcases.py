@@ -124,7 +124,8 @@ def _layer_check(
         reads = writes = None
         if masked:
             reads = rng.random((batch, shape[0])) < 0.6
-            writes = rng.random((batch, layer.output_shape(shape)[0])) < 0.6
+            pooling = not layer.parameters()  # what it reads and writes are the same channels
+            writes = reads if pooling else rng.random((batch, layer.output_shape(shape)[0])) < 0.6
         errors = probe(layer, shape, batch, rng, reads, writes).errors(rng, directions)
         return Checked(name, "layer", None, errors)
 

@@ -143,7 +143,7 @@ def test_methods_that_need_it_come_with_a_note():
     reports = tuple(r._replace(weights_off=0.5, flops_executed=1000.0) for r in outcome(0, (0.8,)).reports)
     text = written(replace(outcome(0, (0.8,)), reports=reports), method="metasnip-weights")
     assert "weights 50.0" in text
-    assert "neither executed FLOPs nor time" in text
+    assert "they save work in the gradients of convolutions only" in text
     assert "global model" in written(outcome(0, (0.8,)), method="pfedme")
 
 
