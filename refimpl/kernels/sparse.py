@@ -14,7 +14,7 @@ The weights stay where they are, in an array (K, C, kh, kw); `kept` is a boolean
 In all passes vectors run along pixels of shifted copies of the planes, as in `tiled_conv`, and one kept
 weight takes part at a time. Results do not depend on the vector width.
 
-Source: mathematics.md §2.1, §13. Derived.
+Source: mathematics.md §2.1, §14.1. Derived.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ summed in the order of `plain.kept_weight_grad`, whatever the share. Convolution
 with groups or with a dilation, and those that keep all their weights, are computed as without a mask, from
 m * w.
 
-Source: mathematics.md §13 (theta * m). Derived.
+Source: mathematics.md §14.1 (learning under a mask). Derived.
 """
 
 from __future__ import annotations
