@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -291,7 +292,7 @@ def _draw(found: Mapping[str, Any], out: Path, err: bool) -> None:
     require_matplotlib()
     click.echo(save(out / "tickets.png", lambda: tickets_figure(found)), err=err)
     for number, entry in enumerate(found["training"], start=1):
-        figure = save(out / f"training-{number}.png", lambda entry=entry: training_figure(entry))  # type: ignore
+        figure = save(out / f"training-{number}.png", partial(training_figure, entry))
         click.echo(figure, err=err)
 
 
