@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import examples, pairs, seeds
 
 from refimpl.errors import InputError
 from refimpl.kernels import conv, plain, sparse
 from refimpl.kernels.arrays import output_size
 from refimpl.kernels.workspace import scratch
-from tests.strategies import examples, pairs, seeds
 
 DTYPES = ("float32", "float64")
 
