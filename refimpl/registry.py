@@ -27,10 +27,12 @@ from functools import lru_cache
 from hashlib import sha256
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
+from inspect import isclass, isfunction
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
-from refimpl.errors import ConfigError, InputError, cause, one_of, shown
+from refimpl.errors import ConfigError, InputError, cause, nearest, one_of, shown
 
 USE = "REFIMPL_USE"
 C = TypeVar("C")
@@ -253,21 +255,45 @@ def import_user_files() -> None:
 def _import_files(entries: str) -> None:
     for entry in filter(None, entries.split(os.pathsep)):
         path = Path(entry).expanduser().resolve()
-        name = f"refimpl_use_{path.stem}_{sha256(bytes(path)).hexdigest()[:16]}"  # two files may share a stem
-        if name not in sys.modules:
-            _import_file(name, path)
+        _module_of(path, "--use", "registers choices")
 
 
-def _import_file(name: str, path: Path) -> None:
+def own_object(named: str, who: str, what: str) -> Any:
+    """The object that `FILE.py:NAME` names: what the file defines under that name.
+
+    A function or a class stands for what it returns when it is called without arguments. Raises
+    `ConfigError`, which says that `who` expected `what`, where there is no such file or name.
+    """
+    file, _, name = named.rpartition(":")
+    if not file.endswith(".py") or not name:
+        raise ConfigError(f"{who}: expected {what} as FILE.py:NAME, got {shown(named)}")
+    path = Path(file).expanduser().resolve()
+    defined = vars(_module_of(path, who, f"defines {what}"))
+    if name not in defined:
+        near = nearest(name, defined)
+        raise ConfigError(f"{who}: {path} defines no {name}; {near}name {what} that the file defines")
+    found = defined[name]
+    try:
+        return found() if isfunction(found) or isclass(found) else found
+    except Exception as error:
+        raise ConfigError(f"{who}: {name}() of {path} fails: {cause(error)}; mend the file") from error
+
+
+def _module_of(path: Path, who: str, does: str) -> ModuleType:
+    """The module of a Python file of a user's, which is imported once."""
+    name = f"refimpl_use_{path.stem}_{sha256(bytes(path)).hexdigest()[:16]}"  # two files may share a stem
+    if name in sys.modules:
+        return sys.modules[name]
     found = spec_from_file_location(name, path)
     if found is None or found.loader is None or not path.is_file():
-        raise ConfigError(f"--use: expected a Python file that registers choices, got {path}")
+        raise ConfigError(f"{who}: expected a Python file that {does}, got {path}")
     sys.modules[name] = module = module_from_spec(found)
     try:
         found.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise ConfigError(f"--use: {path} cannot be imported: {cause(error)}; mend the file") from error
+        raise ConfigError(f"{who}: {path} cannot be imported: {cause(error)}; mend the file") from error
+    return module
 
 
 METHODS = Registry(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -14,11 +15,11 @@ import pytest
 from readme_commands import document
 
 from refimpl import prepare, resolve, train
-from refimpl.errors import InputError
+from refimpl.errors import ConfigError, InputError
 from refimpl.experiments.config import Config, from_table, keys
 from refimpl.experiments.methods import keys_taken
 from refimpl.optim import prox
-from refimpl.registry import METHODS, PENALTIES, SCHEDULES, STARTS, USE, Registry, key, keys_of
+from refimpl.registry import METHODS, PENALTIES, SCHEDULES, STARTS, USE, Registry, key, keys_of, own_object
 
 SMALL = {"nodes": 2, "targets": 1, "rounds": 1, "local_steps": 1, "node_min": 40, "node_max": 44}
 
@@ -392,3 +393,32 @@ def test_choices_are_listed_in_one_order_whichever_module_was_imported_first():
     )
     assert plain == other
     assert plain.startswith("fedavg")
+
+
+# --- objects in a user's file: FILE.py:NAME ---------------------------------------------------------
+
+
+def test_an_object_of_ones_own_is_named_by_its_file(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("import math\ntau = 2 * math.pi\ndef make(): return [tau]\nclass Odd:\n  tau = 3\n")
+    assert own_object(f"{file}:tau", "--thing", "a thing") == math.tau
+    assert own_object(f"{file}:make", "--thing", "a thing") == [math.tau]
+    assert own_object(f"{file}:Odd", "--thing", "a thing").tau == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        ("", "", "--thing: expected a thing as FILE.py:NAME, got"),
+        (None, ":x", "--thing: expected a Python file that defines a thing, got"),
+        ("problem = 1", ":problme", "defines no problme; did you mean problem\\? name a thing"),
+        ("def x(n): return n", ":x", "x\\(\\) of .* fails: x\\(\\) missing 1 required"),
+        ("1/0", ":x", "cannot be imported: division by zero"),
+    ],
+)
+def test_what_no_file_defines_is_one_line(tmp_path, content, name, message):
+    file = tmp_path / "mine.py"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        own_object(f"{file}{name}", "--thing", "a thing")
