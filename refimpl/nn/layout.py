@@ -158,6 +158,11 @@ class Layout:
             w[slot.start : slot.stop] = value
         return w
 
+    def entries(self, names: Iterable[str]) -> np.ndarray:
+        """Where the parameters of those names lie in w, one after the other, int64: w[entries] has them."""
+        slots = [self.by_name[name] for name in names]
+        return np.concatenate([np.arange(slot.start, slot.stop) for slot in slots] or [np.arange(0)])
+
     def to_arrays(self, w: np.ndarray) -> dict[str, np.ndarray]:
         """Copies of all parameters by PyTorch name."""
         return {name: view.copy() for name, view in self.views(w).items()}

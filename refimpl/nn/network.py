@@ -6,7 +6,7 @@ A network owns no arrays, so that one network can be evaluated at many points.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ from refimpl.errors import InputError
 from refimpl.kernels.arrays import INDICES, tidy
 from refimpl.nn.chain import chain_parameters, chain_shape
 from refimpl.nn.context import Context
+from refimpl.nn.depth import depths, shortened
 from refimpl.nn.gate import Decision, Gated
 from refimpl.nn.layers import BatchNorm2d, Layer, Shape
 from refimpl.nn.layout import STORED, Layout, is_float
@@ -52,6 +53,25 @@ class Network:
     def layout(self) -> Layout:
         """Where each parameter lies in w."""
         return Layout(chain_parameters(self.layers))
+
+    @cached_property
+    def depth(self) -> int:
+        """The blocks of its longest stage (`depth.py`); 0 for a network without stages."""
+        return depths(self.layers, self.input_shape)
+
+    def at_depth(self, depth: int) -> Network:
+        """The network with the first `depth` blocks of every stage; its parameters are some of this one's.
+
+        `layout.entries` says where they lie in w. Raises `InputError` unless 1 <= depth <= `self.depth`.
+        Source: mathematics.md §15.1. Reconstructed.
+        """
+        if not 1 <= depth <= self.depth:
+            has = f"depths 1 to {self.depth}" if self.depth else "no stages; choose a network with stages"
+            raise InputError(f"{self.name}: expected one of its depths, got {depth}; it has {has}")
+        if depth == self.depth:
+            return self
+        layers = shortened(self.layers, self.input_shape, depth)
+        return replace(self, name=f"{self.name}-depth{depth}", layers=layers)
 
     @cached_property
     def gates(self) -> tuple[Gated, ...]:
