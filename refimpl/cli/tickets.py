@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from refimpl.cli.app import INTERRUPTED
-from refimpl.cli.compiling import notice
-from refimpl.cli.fewshot import BY_PRESET, KEYS, preset_option, train_run
+from refimpl.cli.fewshot import BY_PRESET, preset_option, train_run
 from refimpl.cli.groups import SuggestingGroup
 from refimpl.cli.interrupt import stop_requests
 from refimpl.cli.options import (
@@ -24,34 +22,25 @@ from refimpl.cli.options import (
     session_options,
 )
 from refimpl.cli.output import command_line, facts, print_json, table
-from refimpl.cli.progress import Progress
-from refimpl.errors import InputError
+from refimpl.cli.ticketcompare import RUN_KEYS, compare_command, demo_command, watch
 from refimpl.experiments.record import CONFIG, RunFolder, check_free
 from refimpl.fewshot.config import resolve
 from refimpl.fewshot.tickets.ticket import (
     FACTS,
-    SETTINGS,
     TRAINED,
     Settings,
     TicketConfig,
     begin,
     facts_of,
-    load_ticket,
     settings_from,
     settings_of,
 )
 from refimpl.registry import FINDERS, keys_of
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from refimpl.experiments.experiment import OnRound
-    from refimpl.fewshot.experiment import FewShot
-    from refimpl.fewshot.tickets.finders import Search
+    pass
 
 OWN_KEYS = {**keys_of(TicketConfig), **FINDERS.keys()}
-RUN_KEYS = [one for name, one in KEYS.items() if name != "ticket"]
-DEMO = ("mwt", "pmt", "sr", "rm", "snip")  # the finders that the demo compares
 
 EPILOG = """\b
 Examples:
@@ -67,7 +56,8 @@ def command() -> None:
     """Find sparse networks that meta-train as well as dense ones.
 
     A ticket is a mask with the weights that training starts from. `find` makes one, `train` meta-trains it,
-    and `refimpl fewshot test` tests it like any run. `patterns` compares masks.
+    and `refimpl fewshot test` tests it like any run. `compare` does all three for several finders and seeds,
+    and says which differences are separated from zero. `patterns` compares masks.
     """
 
 
@@ -148,21 +138,10 @@ def _search(settings: Settings, out: Path, session: Session) -> bool:
     run = prepare(settings.run, session.data_dir)
     try:
         with stop_requests() as stop:
-            find(Search(run, settings, out, session.threads, _watch(session), stop))
+            find(Search(run, settings, out, session.threads, watch(session), stop))
     except KeyboardInterrupt:
         return True
     return False
-
-
-def _watch(session: Session) -> Any:
-    """Shows the progress of each training."""
-
-    @contextmanager
-    def watch(name: str, left: int) -> Iterator[OnRound]:
-        with Progress(left, session.talk) as progress, notice(progress):
-            yield lambda record: progress.step(f"{name}  iteration {record.round}  loss {record.loss:.4f}")
-
-    return watch
 
 
 def _stopped(session: Session, *words: object) -> int:
@@ -296,105 +275,5 @@ def _draw(found: Mapping[str, Any], out: Path, err: bool) -> None:
         click.echo(figure, err=err)
 
 
-# --- demo
-
-
-@command.command(
-    "demo", epilog="\b\nExamples:\n  refimpl tickets demo\n  refimpl tickets demo --rounds 50 --json"
-)
-@click.option("--out", type=PATH, default=Path("runs/tickets-demo"), show_default=True, help="Folder.")
-@click.option("--pruned", type=float, default=0.8, show_default=True, help="Share of weights to prune.")
-@click.option("--rounds", type=click.IntRange(min=1), default=200, show_default=True, help="Meta-iterations.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed.")
-@session_options("threads", "json", "talk")
-@click.pass_context
-def demo_command(
-    ctx: click.Context, out: Path, pruned: float, rounds: int, seed: int, session: Session
-) -> None:
-    """Find five tickets for handwritten digits, train and test them beside the dense network, offline.
-
-    What is in --out already is not done again. All networks are tested on the same episodes; the difference
-    is the mean over them, with its 95 % interval. FLOPs are relative to those of the dense training: of
-    finding the ticket, and of finding and training it.
-    """
-    from refimpl.fewshot.evaluate import accuracies, interval
-    from refimpl.fewshot.experiment import prepare
-
-    run = prepare(resolve(None, "digits-2way-1shot", rounds=rounds, seed=seed, validate_every=0))
-    try:
-        with stop_requests() as stop:
-            found = [_demonstrated(name, run, pruned, out, session, stop) for name in ("dense", *DEMO)]
-    except KeyboardInterrupt:
-        words = ("--out", out, "--pruned", pruned, "--rounds", rounds, "--seed", seed)
-        ctx.exit(_stopped(session, "tickets", "demo", *words))
-    tests = [accuracies(one.run.test(), one.w, session.threads or 1) for one in found]
-    whole = found[0].training.flops
-    entries = [
-        {
-            "network": one.name,
-            "accuracy": interval(values).mean,
-            "difference": (difference := interval(values - tests[0])).mean,
-            "half": difference.half,
-            "stopped": one.finding.get("stopped"),
-            "finding": one.finding["flops"] / whole,
-            "in_all": (one.finding["flops"] + one.training.flops) / whole,
-            "seconds": one.finding["seconds"] + one.training.seconds,
-        }
-        for one, values in zip(found, tests, strict=True)
-    ]
-    if session.as_json:
-        print_json({"pruned": pruned, "rounds": rounds, "networks": entries})
-        return
-    click.echo(f"{100 * pruned:g} % of the convolution weights pruned; {len(tests[0])} test episodes")
-    rows = [
-        [
-            entry["network"],
-            f"{100 * entry['accuracy']:.1f}",
-            f"{100 * entry['difference']:+.1f} +- {100 * entry['half']:.1f}",
-            f"{entry['finding']:.3f}",
-            f"{entry['in_all']:.3f}",
-            f"{entry['seconds']:.1f}",
-        ]
-        for entry in entries
-    ]
-    click.echo(table(["network", "accuracy %", "minus dense", "finding", "in all", "seconds"], rows))
-    click.echo("finding, in all: FLOPs, as a share of those of the dense training")
-
-
-class Demonstrated(NamedTuple):
-    """A network of the demo: its run, weights after training, and what finding and training it cost."""
-
-    name: str
-    run: FewShot
-    w: np.ndarray
-    finding: Mapping[str, Any]
-    training: Search
-
-
-def _demonstrated(
-    name: str, run: FewShot, pruned: float, out: Path, session: Session, stop: Callable[[], bool]
-) -> Demonstrated:
-    """Find and train one network, or take what is there."""
-    from refimpl.fewshot.tickets.finders import Search, find
-
-    def search(settings: Settings) -> Search:
-        return Search(run, settings, out / name, session.threads, _watch(session), stop)
-
-    own = {"pruned": pruned, "dense": str((out / "dense" / TRAINED).absolute()) if name == "mwt" else ""}
-    own |= {"finder": "mwt" if name == "dense" else name, "gamma": max(1, run.config.rounds // 60)}
-    settings = settings_from({**run.config.table(), **own}, "demo")
-    if name == "dense":
-        training = search(settings)
-        return Demonstrated(name, run, training.train(TRAINED, run).w, {"flops": 0, "seconds": 0}, training)
-    folder = out / name
-    if not (folder / SETTINGS).is_file():
-        begin(folder, settings)
-    if settings_of(folder) != settings:
-        raise InputError(f"{out}: has a demo with other settings; choose another --out")
-    if not (folder / FACTS).is_file():
-        find(search(settings))
-    ticket = load_ticket(folder, run.network.layout, run.config.dtype)
-    config = replace(run.config, ticket=str(folder.absolute()))
-    sparse = replace(run, config=config).under(ticket.mask.over(run.network.layout), ticket.start)
-    training = search(settings)
-    return Demonstrated(name, sparse, training.train(TRAINED, sparse).w, facts_of(folder), training)
+command.add_command(compare_command)
+command.add_command(demo_command)

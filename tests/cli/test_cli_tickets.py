@@ -71,15 +71,52 @@ def test_the_demo_and_what_it_finds_done_already(refimpl, tmp_path):
     code, out, _ = refimpl(*words)
     assert code == 0
     dense, mwt, pmt, sr, *_ = json.loads(out)["networks"]
-    assert (dense["finding"], dense["in_all"], dense["difference"]) == (0, 1, 0)
-    assert (mwt["finding"], sr["finding"]) == (1, 0)
-    assert mwt["in_all"] == pytest.approx(1 + sr["in_all"], rel=0.5)
-    assert pmt["finding"] == 1  # two iterations are too few for its queue
-    assert sr["in_all"] < 0.6
-    before = (tmp_path / "demo/sr/trained/metrics.jsonl").stat().st_mtime_ns
+    assert (dense["finding"]["flops"], dense["in_all"]["flops"], dense["episodes"]) == (0, 1, None)
+    assert (mwt["finding"]["flops"], sr["finding"]["flops"]) == (1, 0)
+    assert mwt["in_all"]["flops"] == pytest.approx(1 + sr["in_all"]["flops"], rel=0.5)
+    assert pmt["finding"]["flops"] == 1  # two iterations are too few for its queue
+    assert sr["in_all"]["flops"] < 0.6
+    assert mwt["episodes"]["mean"] == pytest.approx(mwt["accuracy"] - dense["accuracy"], abs=1e-12)
+    before = (tmp_path / "demo/seed-0/sr-0.8/trained/metrics.jsonl").stat().st_mtime_ns
     code, again, _ = refimpl(*words)
     assert (code, json.loads(again)) == (0, json.loads(out))
-    assert (tmp_path / "demo/sr/trained/metrics.jsonl").stat().st_mtime_ns >= before
+    assert (tmp_path / "demo/seed-0/sr-0.8/trained/metrics.jsonl").stat().st_mtime_ns >= before
     code, _, err = refimpl("tickets", "demo", "--rounds", 3, "--out", "demo", "-q")
     assert code == 2
     assert "other settings" in err
+
+
+def test_a_comparison_is_paired_by_seed_and_episode(refimpl, tmp_path):
+    words = ("tickets", "compare", *TINY, "--finders", "sr,rm", "--seeds", "0-3", "--out", "t", "-q")
+    code, out, err = refimpl(*words, "--baseline", "sr", "--margin", "5")
+    assert code == 0, err
+    lines = [line.split() for line in out.splitlines()]
+    assert [line[0] for line in lines[1:4]] == ["dense", "sr", "rm"]
+    written = json.loads((tmp_path / "t" / "comparison.json").read_text())
+    assert written["stated"] == written["judged"] == {"baseline": "sr", "margin": 5}
+    dense, sr, rm = written["rows"]
+    assert (dense["claim"], sr["claim"]) == (None, None)
+    assert rm["claim"]["points"] == pytest.approx(100 * (rm["accuracy"] - sr["accuracy"]), abs=1e-9)
+    assert (rm["claim"]["seeds"], rm["claim"]["pairs"]) == (4, 4 * written["run"]["test_episodes"])
+    code, _, _ = refimpl(*words, "--baseline", "dense")
+    later = json.loads((tmp_path / "t" / "comparison.json").read_text())
+    assert (later["stated"]["baseline"], later["judged"]["baseline"]) == ("sr", "dense")
+    assert later["rows"][1]["claim"]["points"] == pytest.approx(
+        100 * (sr["accuracy"] - dense["accuracy"]), abs=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "pattern"),
+    [
+        (("--finders", "nothing"), "finder"),
+        (("--finders", "sr,sr"), "each finder once"),
+        (("--baseline", "mwt", "--finders", "sr"), "baseline"),
+        (("--pruned", "many"), "shares like"),
+    ],
+)
+def test_a_wrong_comparison_is_refused_before_anything_is_made(refimpl, tmp_path, wrong, pattern):
+    code, _, err = refimpl("tickets", "compare", *TINY, *wrong, "--out", "t", "-q")
+    assert code == 2
+    assert pattern in err
+    assert not (tmp_path / "t").exists()

@@ -61,9 +61,17 @@ def claims_of(outcomes: Sequence[Outcome], wanted: Claims | None) -> list[Claim]
     if wanted is None:
         return []
     baseline = _accuracies(outcomes, wanted.baseline)
-    total = len({outcome.config.seed for outcome in outcomes})
     labels = [label for label in dict.fromkeys(o.label for o in outcomes) if label != wanted.baseline]
-    found = {label: _difference(_accuracies(outcomes, label), baseline) for label in labels}
+    pairs = {label: (_accuracies(outcomes, label), baseline) for label in labels}
+    return judged(pairs, wanted.margin, len({outcome.config.seed for outcome in outcomes}))
+
+
+def judged(pairs: Mapping[str, tuple[Values, Values]], margin: float, seeds: int) -> list[Claim]:
+    """The claim for each label, from its values in percentage points and those that it is compared with.
+
+    p-values are adjusted over the labels; seeds: how many there are in all.
+    """
+    found = {label: _difference(*one) for label, one in pairs.items()}
     paired = [label for label, one in found.items() if one.pairs]
     adjusted = dict(zip(paired, holm([found[label].p for label in paired]), strict=True))
     return [
@@ -76,8 +84,8 @@ def claims_of(outcomes: Sequence[Outcome], wanted: Claims | None) -> list[Claim]
             p_holm=adjusted.get(label, math.nan),
             pairs=one.pairs,
             seeds=one.seeds,
-            left_out=total - one.seeds,
-            verdict=_verdict(one, wanted.margin, adjusted.get(label)),
+            left_out=seeds - one.seeds,
+            verdict=_verdict(one, margin, adjusted.get(label)),
         )
         for label, one in found.items()
     ]

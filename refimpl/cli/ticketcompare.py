@@ -1,0 +1,200 @@
+"""`refimpl tickets compare` and `refimpl tickets demo`: several finders beside the dense network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from refimpl.cli.app import INTERRUPTED
+from refimpl.cli.compiling import notice
+from refimpl.cli.fewshot import BY_PRESET, KEYS, preset_option
+from refimpl.cli.interrupt import stop_requests
+from refimpl.cli.options import (
+    NAME_LIST,
+    PATH,
+    SEED_LIST,
+    Parsed,
+    Session,
+    file_option,
+    key_options,
+    session_options,
+)
+from refimpl.cli.output import print_json, table
+from refimpl.cli.progress import Progress
+from refimpl.fewshot.config import resolve
+from refimpl.registry import FINDERS
+
+if TYPE_CHECKING:
+    from refimpl.experiments.experiment import OnRound
+    from refimpl.fewshot.tickets.comparison import Plan
+
+RUN_KEYS = [one for name, one in KEYS.items() if name != "ticket"]
+FINDER_KEYS = FINDERS.keys().keys()
+DEMO = ("mwt", "pmt", "sr", "rm", "snip")  # the finders that the demo compares
+COMPARED = ("mwt", "pmt", "sr", "rm", "snip", "rr")  # those that `compare` does, unless told otherwise
+SHARES = Parsed("0.6,0.8", lambda text: tuple(map(float, text.split(","))), "shares like 0.6,0.8")
+
+
+def watch(session: Session) -> Any:
+    """Shows the progress of each training."""
+
+    @contextmanager
+    def watch(name: str, left: int) -> Iterator[OnRound]:
+        with Progress(left, session.talk) as progress, notice(progress):
+            yield lambda record: progress.step(f"{name}  iteration {record.round}  loss {record.loss:.4f}")
+
+    return watch
+
+
+@click.command(
+    "compare",
+    epilog="\b\nExamples:\n"
+    "  refimpl tickets compare --preset digits-2way-1shot --rounds 50 --out runs/tickets\n"
+    "  refimpl tickets compare --preset omniglot-5way-1shot --method fomaml --rounds 2000 \\\n"
+    "      --finders mwt,pmt,sr,rm --pruned 0.6,0.8,0.9 --baseline mwt --margin 1 --out runs/tickets",
+)
+@file_option
+@preset_option
+@click.option("--finders", type=NAME_LIST, default=",".join(COMPARED), show_default=True, help="Finders.")
+@click.option("--pruned", type=SHARES, default="0.8", show_default=True, help="Shares of weights to prune.")
+@click.option("--seeds", type=SEED_LIST, default="0-4", show_default=True, help="Seeds of every network.")
+@click.option("--baseline", default="dense", show_default=True, help="Finder that others are told from.")
+@click.option("--margin", type=click.FloatRange(min=0), default=0, help="Points as good as none.  [0]")
+@click.option("--out", type=PATH, required=True, help="Folder of all networks and of comparison.json.")
+@session_options("threads", "data_dir", "json", "talk")
+@key_options(FINDERS.keys().values(), frozenset())
+@key_options([one for one in RUN_KEYS if one.name != "seed"], BY_PRESET)
+@click.pass_context
+def compare_command(
+    ctx: click.Context,
+    file: Path | None,
+    from_preset: str | None,
+    finders: list[str],
+    pruned: tuple[float, ...],
+    seeds: tuple[int, ...],
+    baseline: str,
+    margin: float,
+    out: Path,
+    session: Session,
+    **options: Any,
+) -> None:
+    """Compare tickets of several finders with each other and with the dense network, over seeds.
+
+    Each seed trains the dense network once; tickets that need it share it. All networks are tested on the
+    same episodes. Differences to --baseline are paired by seed and episode. Their 95 % interval is a
+    bootstrap over seeds, so fewer than four seeds bound nothing; p-values are adjusted over the table (Holm).
+    FLOPs and seconds are shares of those of dense training: of finding the ticket, and of finding and
+    training it.
+
+    What is in --out is not made again, so the same command goes on where it was stopped.
+    """
+    from refimpl.fewshot.experiment import prepare
+    from refimpl.fewshot.tickets.comparison import Plan
+
+    given = {name: value for name, value in options.items() if value is not None}
+    keys = {name: given.pop(name) for name in FINDER_KEYS & given.keys()}
+    run = prepare(resolve(file, from_preset, **given), session.data_dir)
+    plan = Plan(run, tuple(finders), pruned, seeds, baseline, margin, keys)
+    rows = _compared(ctx, plan, out, session)
+    if session.as_json:
+        print_json({"networks": rows})
+        return
+    notes = (
+        f"{len(seeds)} seeds; {run.config.test_episodes} test episodes; against {baseline}: percentage points"
+    )
+    header = [
+        "network",
+        "pruned %",
+        "accuracy %",
+        f"against {baseline}",
+        "95 % interval",
+        "p",
+        "verdict",
+        *COSTS,
+    ]
+    click.echo(table(header, [[*_named(row), *_claimed(row), *_costs(row)] for row in rows]))
+    click.echo(f"{notes}; {COSTS_NOTE}")
+
+
+COSTS = ("finding", "in all", "finding, s", "in all, s")
+COSTS_NOTE = "finding, in all: FLOPs and seconds as shares of those of the dense training"
+
+
+def _named(row: Mapping[str, Any]) -> list[str]:
+    spread = "" if row["spread"] is None else f" +- {100 * row['spread']:.2f}"
+    return [row["network"], f"{100 * row['pruned']:g}", f"{100 * row['accuracy']:.2f}{spread}"]
+
+
+def _claimed(row: Mapping[str, Any]) -> list[str]:
+    if (claim := row["claim"]) is None:
+        return ["", "", "", ""]
+    bounded = claim["low"] is not None
+    between = f"[{claim['low']:+.2f}, {claim['high']:+.2f}]" if bounded else "unbounded"
+    return [f"{claim['points']:+.2f}", between, f"{claim['p_holm']:.4f}", claim["verdict"]]
+
+
+def _costs(row: Mapping[str, Any]) -> list[str]:
+    parts = (row["finding"], row["in_all"])
+    return [f"{one[what]:.3f}" for what in ("flops", "seconds") for one in parts]
+
+
+def _compared(ctx: click.Context, plan: Plan, out: Path, session: Session) -> list[dict[str, Any]]:
+    """Make what is missing in `out`; the rows that came out, which are also in comparison.json there."""
+    from refimpl.fewshot.tickets.comparison import Workshop, compare
+
+    try:
+        with stop_requests() as stop:
+            return compare(plan, Workshop(out, session.threads, watch(session), stop))
+    except KeyboardInterrupt:
+        click.echo("refimpl: stopped; the same command goes on", err=True)
+        ctx.exit(INTERRUPTED)
+
+
+# --- demo
+
+
+@click.command(
+    "demo", epilog="\b\nExamples:\n  refimpl tickets demo\n  refimpl tickets demo --rounds 50 --json"
+)
+@click.option("--out", type=PATH, default=Path("runs/tickets-demo"), show_default=True, help="Folder.")
+@click.option("--pruned", type=float, default=0.8, show_default=True, help="Share of weights to prune.")
+@click.option("--rounds", type=click.IntRange(min=1), default=200, show_default=True, help="Meta-iterations.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed.")
+@session_options("threads", "json", "talk")
+@click.pass_context
+def demo_command(
+    ctx: click.Context, out: Path, pruned: float, rounds: int, seed: int, session: Session
+) -> None:
+    """Find five tickets for handwritten digits, train and test them beside the dense network, offline.
+
+    What is in --out already is not done again. All networks are tested on the same episodes; the difference
+    is the mean over them, with its 95 % interval. FLOPs and seconds are relative to those of the dense
+    training: of finding the ticket, and of finding and training it.
+    """
+    from refimpl.fewshot.experiment import prepare
+    from refimpl.fewshot.tickets.comparison import Plan
+
+    run = prepare(resolve(None, "digits-2way-1shot", rounds=rounds, validate_every=0))
+    keys = {"gamma": max(1, rounds // 60)}
+    plan = Plan(run, DEMO, (pruned,), (seed,), keys=keys)
+    rows = _compared(ctx, plan, out, session)
+    if session.as_json:
+        print_json({"pruned": pruned, "rounds": rounds, "networks": rows})
+        return
+    click.echo(
+        f"{100 * pruned:g} % of the convolution weights pruned; {run.config.test_episodes} test episodes"
+    )
+    lines = [
+        [row["network"], f"{100 * row['accuracy']:.1f}", _over_episodes(row["episodes"]), *_costs(row)]
+        for row in rows
+    ]
+    click.echo(table(["network", "accuracy %", "minus dense", *COSTS], lines))
+    click.echo(COSTS_NOTE)
+
+
+def _over_episodes(found: Mapping[str, float] | None) -> str:
+    return "" if found is None else f"{100 * found['mean']:+.1f} +- {100 * found['half']:.1f}"

@@ -1,0 +1,269 @@
+"""Tickets of several finders beside the dense network: found, trained and tested alike over several seeds.
+
+A seed has one dense training, which all finders that need one share. Every network of every seed is tested
+on the same episodes, so accuracies are compared episode by episode; trainings of one seed share their
+episodes too, so a seed is one cluster of the interval.
+
+Source: mathematics.md §12, §14.3; Gao et al. 2022, section 5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refimpl.errors import InputError, one_of
+from refimpl.experiments.compare.claims import Claim, Values, judged
+from refimpl.experiments.config import read_toml
+from refimpl.experiments.record import CONFIG
+from refimpl.fewshot.config import from_table
+from refimpl.fewshot.evaluate import Accuracy, accuracies, interval
+from refimpl.fewshot.experiment import FewShot
+from refimpl.fewshot.tickets.finders import Search, Watch, find
+from refimpl.fewshot.tickets.ticket import (
+    DENSE,
+    FACTS,
+    SETTINGS,
+    TRAINED,
+    Settings,
+    begin,
+    facts_of,
+    load_ticket,
+    settings_from,
+    settings_of,
+)
+from refimpl.files.environment import environment
+from refimpl.files.storage import json_text, plain, read_json, write_whole
+from refimpl.registry import FINDERS
+
+RESULT = "comparison.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which finders are compared, at which shares of pruned weights, from which seeds.
+
+    baseline, margin: the network that the others are told from, and the points that are as good as none;
+    keys: settings of the finders.
+    """
+
+    run: FewShot
+    finders: tuple[str, ...]
+    pruned: tuple[float, ...]
+    seeds: tuple[int, ...]
+    baseline: str = DENSE
+    margin: float = 0.0
+    keys: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for finder in self.finders:
+            one_of("tickets compare", "finder", finder, tuple(FINDERS))
+        for name, values in (("finder", self.finders), ("share", self.pruned), ("seed", self.seeds)):
+            if not values or len({*values}) < len(values):
+                raise InputError(f"tickets compare: expected each {name} once, got {list(values)}")
+
+        one_of("tickets compare: baseline", "network", self.baseline, (DENSE, *self.finders))
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """What is claimed about, to be stated before anything is trained."""
+        return {"baseline": self.baseline, "margin": self.margin}
+
+    @property
+    def cells(self) -> list[tuple[str, float]]:
+        """The networks of a seed: the dense one first, as others use its training."""
+        return [(DENSE, 0.0), *((finder, share) for share in self.pruned for finder in self.finders)]
+
+
+class Cost(NamedTuple):
+    """FLOPs of forward and backward passes, and seconds on this machine."""
+
+    flops: float
+    seconds: float
+
+
+class Tested(NamedTuple):
+    """One network of one seed: its accuracy in each test episode, and what it cost.
+
+    stopped: the iteration at which an early search stopped; None where there was none, or it never stopped.
+    """
+
+    network: str
+    pruned: float
+    seed: int
+    values: np.ndarray
+    finding: Cost
+    training: Cost
+    stopped: int | None = None
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where networks are made, on how many threads, and who watches; `stop` is asked between iterations."""
+
+    folder: Path
+    threads: int | None
+    watch: Watch
+    stop: Callable[[], bool]
+
+    def search(self, run: FewShot, settings: Settings, folder: Path) -> Search:
+        """A search that works in `folder`."""
+        return Search(run, settings, folder, self.threads, self.watch, self.stop)
+
+
+def compare(plan: Plan, workshop: Workshop) -> list[dict[str, Any]]:
+    """Make every network that is missing, and write the rows that came out into the workshop's folder.
+
+    The baseline and the margin are written there before anything is trained; where others were stated then,
+    the file says so. Raises `KeyboardInterrupt` if stopped.
+    """
+    path = workshop.folder / RESULT
+    begun = read_json(path)["stated"] if path.is_file() else plan.stated
+    content = {"stated": begun, "run": plan.run.config.table(), "keys": plan.keys, "seeds": plan.seeds}
+    workshop.folder.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json_text(content).encode())
+    rows: list[dict[str, Any]] = plain([row.table() for row in rows_of(plan, [*compared(plan, workshop)])])
+    content |= {"judged": plan.stated, "environment": environment(), "rows": rows}
+    write_whole(path, json_text(content).encode())
+    return rows
+
+
+def compared(plan: Plan, workshop: Workshop) -> Iterator[Tested]:
+    """Find, train and test every network, or take what is there."""
+    for seed in plan.seeds:
+        run = replace(plan.run, config=replace(plan.run.config, seed=seed))
+        place = workshop.folder / f"seed-{seed}"
+        for network, share in plan.cells:
+            yield (
+                _dense(run, plan, workshop, place)
+                if network == DENSE
+                else _sparse(run, plan, workshop, place, network, share)
+            )
+
+
+def _settings(run: FewShot, plan: Plan, **own: Any) -> Settings:
+    return settings_from({**run.config.table(), **plan.keys, **own}, "tickets compare")
+
+
+def _dense(run: FewShot, plan: Plan, workshop: Workshop, place: Path) -> Tested:
+    search = workshop.search(run, _settings(run, plan, finder="mwt"), place / DENSE)
+    begun = search.folder / TRAINED / CONFIG
+    if begun.is_file():
+        _check_same(search.folder, from_table(read_toml(begun), str(begun)), run.config)
+    w = search.train(TRAINED, run).w
+    values = accuracies(run.test(), w, workshop.threads or 1)
+    return Tested(DENSE, 0.0, run.config.seed, values, Cost(0.0, 0.0), Cost(search.flops, search.seconds))
+
+
+def _sparse(run: FewShot, plan: Plan, workshop: Workshop, place: Path, network: str, share: float) -> Tested:
+    shared = str((place / DENSE / TRAINED).absolute())  # for the finders that need a dense training
+    settings = _settings(run, plan, finder=network, pruned=share, dense=shared)
+    folder = place / f"{network}-{share:g}"
+    if not (folder / SETTINGS).is_file():
+        begin(folder, settings)
+    _check_same(folder, settings_of(folder), settings)
+    if not (folder / FACTS).is_file():
+        find(workshop.search(run, settings, folder))
+    facts, ticket = facts_of(folder), load_ticket(folder, run.network.layout, run.config.dtype)
+    config = replace(run.config, ticket=str(folder.absolute()))
+    sparse = replace(run, config=config).under(ticket.mask.over(run.network.layout), ticket.start)
+    training = workshop.search(run, settings, folder)
+    values = accuracies(sparse.test(), training.train(TRAINED, sparse).w, workshop.threads or 1)
+    return Tested(
+        network,
+        share,
+        run.config.seed,
+        values,
+        Cost(facts["flops"], facts["seconds"]),
+        Cost(training.flops, training.seconds),
+        facts.get("stopped"),
+    )
+
+
+def _check_same(place: Path, begun: object, wanted: object) -> None:
+    if begun != wanted:
+        raise InputError(f"{place}: was made with other settings; choose another --out")
+
+
+# --- what came out
+
+
+class Row(NamedTuple):
+    """A network over all seeds, at one share of pruned weights.
+
+    accuracy, spread: mean and standard deviation (ddof 1; NaN for one seed) over seeds; finding, in_all: of
+    finding the ticket, and of finding and training it, as shares of dense training; stopped: of an early
+    search, by seed. The difference to the baseline at the same share is a claim about
+    all trainings, with an interval over seeds; `episodes` is about these trainings only, with an interval
+    over test episodes, and there for one seed as well.
+    """
+
+    network: str
+    pruned: float
+    accuracy: float
+    spread: float
+    finding: Cost
+    in_all: Cost
+    stopped: list[int | None]
+    claim: Claim | None
+    episodes: Accuracy | None
+
+    def table(self) -> dict[str, Any]:
+        """The row for JSON."""
+        flat = self._asdict() | {"finding": self.finding._asdict(), "in_all": self.in_all._asdict()}
+        flat["claim"] = None if self.claim is None else asdict(self.claim)
+        return flat | {"episodes": None if self.episodes is None else self.episodes._asdict()}
+
+
+def rows_of(plan: Plan, tested: Sequence[Tested]) -> list[Row]:
+    """What came out, by network and share, with differences to the baseline in percentage points."""
+    cells, baseline = plan.cells, plan.baseline
+    of = {cell: [one for one in tested if (one.network, one.pruned) == cell] for cell in cells}
+    pairs = {}
+    for cell in cells:
+        other = (baseline, 0.0 if baseline == DENSE else cell[1])
+        if cell != other and other in of:
+            pairs[f"{cell}"] = of[cell], of[other]
+    points = {name: (_points(own), _points(other)) for name, (own, other) in pairs.items()}
+    claims = {claim.label: claim for claim in judged(points, plan.margin, len(plan.seeds))}
+    whole = _total([one.training for one in of[DENSE, 0.0]])
+    return [_row(of[cell], whole, claims.get(f"{cell}"), pairs.get(f"{cell}")) for cell in cells]
+
+
+def _points(own: Sequence[Tested]) -> Values:
+    return {(one.seed, str(at)): 100 * float(value) for one in own for at, value in enumerate(one.values)}
+
+
+def _total(costs: Sequence[Cost]) -> Cost:
+    return Cost(sum(one.flops for one in costs), sum(one.seconds for one in costs))
+
+
+def _row(
+    own: Sequence[Tested],
+    whole: Cost,
+    claim: Claim | None,
+    pair: tuple[Sequence[Tested], Sequence[Tested]] | None,
+) -> Row:
+    means = [float(one.values.mean()) for one in own]
+    finding = _total([one.finding for one in own])
+    in_all = _total([finding, *(one.training for one in own)])
+    return Row(
+        network=own[0].network,
+        pruned=own[0].pruned,
+        accuracy=float(np.mean(means)),
+        spread=float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,
+        finding=Cost(finding.flops / whole.flops, finding.seconds / whole.seconds),
+        in_all=Cost(in_all.flops / whole.flops, in_all.seconds / whole.seconds),
+        stopped=[one.stopped for one in own],
+        claim=claim,
+        episodes=None if pair is None else interval(_by_episode(pair[0]) - _by_episode(pair[1])),
+    )
+
+
+def _by_episode(tested: Sequence[Tested]) -> np.ndarray:
+    return np.mean([one.values for one in tested], axis=0)
