@@ -50,7 +50,7 @@ NO_MATHEMATICS = {
     f"refimpl.kernels.{name}"
     for name in ("arrays", "checked", "compiling", "jit", "panels", "simd", "target", "tile", "workspace")
 }
-MATHEMATICS = ("kernels", "nn", "optim", "federated", "fewshot", "theory")
+MATHEMATICS = ("kernels", "nn", "optim", "federated", "fewshot", "cooperative", "theory")
 
 
 def name_of(path: Path) -> str:

@@ -39,6 +39,7 @@ from refimpl.federated.rounds import Participation, RoundRecord, run_rounds
 from refimpl.federated.warmup import warm_up
 from refimpl.files.environment import cores
 from refimpl.nn.context import Gating
+from refimpl.nn.layout import Layout
 from refimpl.nn.network import Network
 from refimpl.nn.task import NetworkTask
 from refimpl.registry import METHODS, MODELS, PARTITIONS, STARTS
@@ -46,6 +47,21 @@ from refimpl.rng import SeedTree
 from refimpl.threads import share
 
 OnRound = Callable[[Any], None]  # is told the record of a round, a named tuple
+
+
+class Parametrised(Protocol):
+    """What has parameters: a network, or several."""
+
+    @property
+    def layout(self) -> Layout:
+        """Where each parameter lies in w."""
+
+
+class Modelled(Protocol):
+    """The part of a `Method` that says what has been learnt."""
+
+    def model(self, state: State) -> np.ndarray:
+        """The meta-model."""
 
 
 class Trainable(Protocol):
@@ -56,11 +72,11 @@ class Trainable(Protocol):
         """The settings."""
 
     @property
-    def network(self) -> Network:
+    def network(self) -> Parametrised:
         """The network."""
 
     @property
-    def method(self) -> Method:
+    def method(self) -> Modelled:
         """The method."""
 
     @property
@@ -194,9 +210,7 @@ def prepare(
 
     recorded: the data that the run was begun with; `RunError` says how others differ.
     """
-    dataset = (
-        load(config.dataset, data_dir) if recorded is None else load_again(config.dataset, data_dir, recorded)
-    )
+    dataset = load_again(config.dataset, data_dir, recorded)
     shares = deal(config, dataset)
     data = identify(dataset, shares)
     if recorded is not None:
@@ -215,8 +229,17 @@ def deal(config: Config, dataset: DataSet) -> list[Share]:
     return plan(dataset, build_partition(config), config.seed)
 
 
-def load_again(name: str, data_dir: str | Path | None, recorded: Recorded) -> DataSet:
-    """The recorded data of the data set `name`, from the first place that has them."""
+def load_again(
+    name: str, data_dir: str | Path | None, recorded: Recorded | None, known: DataSet | None = None
+) -> DataSet:
+    """The data set `name`; the recorded data of it, if there is a record, from the first place that has them.
+
+    known: a data set in memory, which is used if it is the recorded one.
+    """
+    if recorded is None:
+        return load(name, data_dir)
+    if known is not None and known.digest == recorded.data.digest:
+        return known
     *others, last = recorded.places(name, data_dir)
     for place in others:
         dataset = load(*place)

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 
 from refimpl.contracts import State
-from refimpl.data.catalog import load
 from refimpl.data.dataset import DataSet
 from refimpl.data.episodes import ClassSplit, Episodes, class_split
 from refimpl.data.identity import Identity, Recorded, identify
@@ -149,12 +148,7 @@ def prepare(
     recorded: the data that the run was begun with; known: a data set in memory, which is used if it is the
     recorded one.
     """
-    if recorded is None:
-        dataset = load(config.dataset, data_dir)
-    elif known is not None and known.digest == recorded.data.digest:
-        dataset = known
-    else:
-        dataset = load_again(config.dataset, data_dir, recorded)
+    dataset = load_again(config.dataset, data_dir, recorded, known)
     table = {name: one.default for name, one in MODELS.keys().items()} | config.table()
     network = MODELS.make(config.model, table).build(dataset.shape, config.ways)
     method = build_learner(config, network)

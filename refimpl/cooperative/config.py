@@ -1,0 +1,120 @@
+"""The settings of a cooperative run: one flat table, whose keys are those of TOML files and of options.
+
+Values are taken, each level over the one before, from: the preset (shipped in `presets/`), a user's file,
+explicit options.
+
+Source: mathematics.md §15, which uses these numbers. Of the paper only the abstract is known: all are ours.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from refimpl.cooperative.descent import SCHEDULES
+from refimpl.errors import ConfigError, one_of
+from refimpl.experiments.config import absolute, read_toml
+from refimpl.files.paths import OWN_DATA
+from refimpl.registry import DATASETS, MODELS, SCHEMES, check_keys, key, keys_of, plain
+
+
+@dataclass(frozen=True)
+class CooperativeConfig:
+    """Everything that determines a cooperative run's result (threads and folders do not)."""
+
+    scheme: str = key("cooperative", "what is trained", choices=SCHEMES)
+    dataset: str = key(
+        "digits", "data set, or a file of your arrays x and y", choices=DATASETS, ending=OWN_DATA
+    )
+    model: str = key("resnet20", "network of the zoo, with stages", choices=MODELS)
+    widths: list[int] = key([], "channels of each stage; none: the model's usual ones", at_least=1)
+    seed: int = key(0, "root of all random numbers of the training", at_least=0)
+    dtype: str = key("float32", "floating-point type", choices=("float32", "float64"))
+
+    depths: list[int] = key([], "lesser depths of the Teammates; none: all below the full one", at_least=1)
+    sets: str = key(
+        "all",
+        "whether both Teammates have all lesser depths, or each every second one",
+        choices=("all", "complementary"),
+    )
+    own_norms: bool = key(True, "scale and shift of normalisations for each depth; without, one for all")
+    a: float = key(1.0, "weight of what the Leader teaches the Teammates", at_least=0.0)
+    b: float = key(1.0, "weight of what the Teammates teach each other", at_least=0.0)
+    c: float = key(1.0, "weight of what a Teammate teaches its sub-networks", at_least=0.0)
+    temperature: float = key(1.0, "temperature T of all teaching", above=0.0)
+
+    epochs: int = key(10, "passes over the training samples", at_least=1)
+    batch_size: int = key(128, "samples of a step", at_least=2)
+    rate: float = key(0.1, "learning rate at the start", above=0.0)
+    momentum: float = key(0.9, "momentum of the descent", at_least=0.0, below=1.0)
+    decay: float = key(0.0005, "weight decay", at_least=0.0)
+    schedule: str = key("cosine", "how the learning rate falls", choices=tuple(SCHEDULES))
+    crop: int = key(0, "pixels by which training images are moved at most", at_least=0)
+    flip: bool = key(False, "mirror half of the training images")
+
+    split_seed: int = key(0, "root of the division into training, validation and test", at_least=0)
+    validation: float = key(0.1, "share of the training part for validation", above=0.0, below=1.0)
+    test: float = key(0.2, "share for the test where none is published", above=0.0, below=1.0)
+    train_samples: int = key(0, "training samples at most (0: all)", at_least=0)
+    test_samples: int = key(0, "test samples at most (0: all)", at_least=0)
+    calibration: int = key(256, "training samples that give the statistics at rest", at_least=2)
+    validate_every: int = key(0, "epochs between validations (0: none)", at_least=0)
+    checkpoint_every: int = key(1, "epochs between checkpoints", at_least=1)
+
+    def __post_init__(self) -> None:
+        check_keys("config", self)
+
+    @property
+    def rounds(self) -> int:
+        """The epochs, as `experiments.experiment.train` calls them."""
+        return self.epochs
+
+    def table(self) -> dict[str, Any]:
+        """The settings as a flat table."""
+        return {item.name: plain(getattr(self, item.name)) for item in fields(self)}
+
+
+def preset_names() -> tuple[str, ...]:
+    """The names of the shipped presets."""
+    files = (resources.files("refimpl.cooperative") / "presets").iterdir()
+    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The shipped preset of that name; `InputError` for an unknown name."""
+    one_of("config", "preset", name, preset_names())
+    file = resources.files("refimpl.cooperative") / "presets" / f"{name}.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))
+
+
+def resolve(
+    file: str | Path | None = None, from_preset: str | None = None, **options: Any
+) -> CooperativeConfig:
+    """The settings from preset, file and explicit options (None: not given)."""
+    given = {name: value for name, value in options.items() if value is not None}
+    tables = {
+        f"preset {from_preset}": preset(from_preset) if from_preset else {},
+        str(file): read_toml(file) if file is not None else {},
+        "options": given,
+    }
+    for source, table in tables.items():
+        _expect_known(table, source)
+    values = {name: value for table in tables.values() for name, value in table.items()}
+    config = CooperativeConfig(**values)
+    return CooperativeConfig(**{**config.table(), "dataset": absolute(config.dataset)})
+
+
+def from_table(table: Mapping[str, Any], source: str) -> CooperativeConfig:
+    """The settings in a flat table, of which messages speak as `source`; unknown keys are errors."""
+    _expect_known(table, source)
+    return CooperativeConfig(**table)
+
+
+def _expect_known(table: Mapping[str, Any], source: str) -> None:
+    for name in table:
+        if name not in keys_of(CooperativeConfig):
+            raise ConfigError(f"{source}: {name} is no setting of a cooperative run")
