@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from refimpl.cli.app import INTERRUPTED
 from refimpl.cli.compiling import notice
 from refimpl.cli.groups import SuggestingGroup
-from refimpl.cli.interrupt import stop_requests
-from refimpl.cli.options import PATH, Session, data_dir_option, file_option, key_options, session_options
+from refimpl.cli.options import PATH, Session, data_dir_option, key_options, session_options
 from refimpl.cli.output import command_line, facts, print_json, say_data, table
 from refimpl.cli.progress import Progress
-from refimpl.experiments.record import RunFolder, check_free
-from refimpl.fewshot.config import TEST_KEYS, FewShotConfig, preset, preset_names, resolve
-from refimpl.files.storage import toml_text
+from refimpl.cli.training import Begin, Course, begin_options
+from refimpl.experiments.record import RunFolder
+from refimpl.fewshot import config as episodic
+from refimpl.fewshot.config import TEST_KEYS, FewShotConfig, preset, preset_names
 from refimpl.registry import keys_of
 
 if TYPE_CHECKING:
@@ -65,110 +65,79 @@ preset_option = click.option(
     "  refimpl fewshot train --preset cifarfs-5way-1shot --method anil --seed 1 --data-dir ~/data\n"
     "  refimpl fewshot train --dataset mine.npz --model conv4 --ways 3 --shots 5",
 )
-@file_option
-@preset_option
-@click.option("--out", type=PATH, help="Run folder.  [runs/fewshot-DATASET-METHOD-SEED]")
-@click.option("--resume", is_flag=True, help="Continue the run in --out from its checkpoint.")
-@click.option("--force", is_flag=True, help="Replace the run in --out.")
-@click.option("--dry-run", is_flag=True, help="Print the resolved settings as TOML and stop.")
+@begin_options(preset_option, "fewshot-DATASET-METHOD-SEED")
 @session_options("threads", "data_dir", "json", "talk")
 @key_options(KEYS.values(), BY_PRESET)
 @click.pass_context
-def train_command(
-    ctx: click.Context,
-    file: Path | None,
-    from_preset: str | None,
-    out: Path | None,
-    resume: bool,
-    force: bool,
-    dry_run: bool,
-    session: Session,
-    **options: Any,
-) -> None:
+def train_command(ctx: click.Context, begin: Begin, session: Session, **options: Any) -> None:
     """Meta-train one few-shot method into a run folder.
 
     Settings come from --preset; those in the file of --config override them, and the options override both.
     Ctrl-C stops after the meta-iteration in progress. --resume continues from there, and ends in the same
     bytes as an uninterrupted run, for any number of threads.
     """
-    from refimpl.fewshot.experiment import prepare, reopen
-
-    given = {name: value for name, value in options.items() if value is not None}
-    if resume and (force or dry_run or file or from_preset or given or out is None):
-        raise click.UsageError("--resume needs --out RUN, and no settings", ctx)
-    if resume and out is not None:
-        with RunFolder.open(out) as folder:
-            ctx.exit(train_run(session, reopen(folder, session.data_dir), folder, resume=True))
-    config = resolve(file, from_preset, **given)
-    if dry_run:
-        click.echo(toml_text(config.table()), nl=False)
-        return
-    name = f"fewshot-{Path(config.dataset).stem}-{config.method}-{config.seed}"
-    out = out or Path("runs") / name
-    check_free(out, force)
-    run = prepare(config, session.data_dir)
-    with RunFolder.create(out, config.table(), force, session.threads, run.data) as folder:
-        ctx.exit(train_run(session, run, folder, resume=False))
+    ctx.exit(Episodic(session).run(begin, options))
 
 
-def train_run(session: Session, run: FewShot, folder: RunFolder, resume: bool) -> int:
-    """Train and print a summary; returns the exit code."""
-    from refimpl.experiments.experiment import train
+class Episodic(Course):
+    """The course of `refimpl fewshot train`."""
 
-    config, saved = run.config, folder.load_checkpoint().round if resume and folder.has_checkpoint else 0
-    with suppress(KeyboardInterrupt):
-        left = config.rounds - saved
-        with Progress(left, session.talk) as progress, notice(progress), stop_requests() as stop:
-            progress.say(_opening(run))
+    words = ("fewshot", "train")
+    settings: ClassVar[ModuleType] = episodic
 
-            def on_round(record: Meta) -> None:
-                progress.step(_told(record, config))
+    def name(self, config: FewShotConfig) -> str:
+        """What it is, data set, method and seed."""
+        return f"fewshot-{Path(config.dataset).stem}-{config.method}-{config.seed}"
 
-            trained = train(run, folder, resume=resume, threads=session.threads, on_round=on_round, stop=stop)
-        if trained.rounds == config.rounds:
-            _summary(session, run, folder)
-            return 0
-    again = command_line("fewshot", "train", "--resume", "--out", folder.path, session=session)
-    click.echo(f"refimpl: stopped; go on from the last checkpoint with: {again}", err=True)
-    return INTERRUPTED
+    def prepare(self, config: FewShotConfig) -> FewShot:
+        """See `Course`."""
+        from refimpl.fewshot.experiment import prepare
 
+        return prepare(config, self.session.data_dir)
 
-def _opening(run: FewShot) -> str:
-    """What is trained, on how many classes."""
-    config, sizes = run.config, [len(part) for part in run.split[:3]]
-    turned = ", each in four turns" if config.turned else ""
-    return (
-        f"{config.method}: {config.ways}-way {config.shots}-shot on {config.dataset}; {sizes[0]} classes for "
-        f"training, {sizes[1]} for validation and {sizes[2]} for the test{turned} ({run.split.origin})"
-    )
+    def reopen(self, folder: RunFolder) -> FewShot:
+        """See `Course`."""
+        from refimpl.fewshot.experiment import reopen
 
+        return reopen(folder, self.session.data_dir)
 
-def _told(record: Meta, config: FewShotConfig) -> str:
-    valid = "" if record.validation != record.validation else f"  validation {record.validation:.1%}"
-    return f"{config.method}  iteration {record.round}/{config.rounds}  loss {record.loss:.4f}{valid}"
+    def opening(self, run: FewShot) -> str:
+        """What is trained, on how many classes."""
+        its, sizes = run.config, [len(part) for part in run.split[:3]]
+        turned = ", each in four turns" if its.turned else ""
+        return (
+            f"{its.method}: {its.ways}-way {its.shots}-shot on {its.dataset}; {sizes[0]} classes for "
+            f"training, {sizes[1]} for validation and {sizes[2]} for the test{turned} ({run.split.origin})"
+        )
 
+    def told(self, run: FewShot, record: Meta) -> str:
+        """See `Course`."""
+        done = f"iteration {record.round}/{run.config.rounds}"
+        valid = "" if math.isnan(record.validation) else f"  validation {record.validation:.1%}"
+        return f"{run.config.method}  {done}  loss {record.loss:.4f}{valid}"
 
-def _summary(session: Session, run: FewShot, folder: RunFolder) -> None:
-    rounds = folder.metrics()
-    tail = rounds[-max(1, len(rounds) // 10) :]
-    loss = sum(entry["loss"] for entry in tail) / len(tail)
-    checked = [entry["validation"] for entry in rounds if entry["validation"] is not None]
-    seconds = sum(entry["seconds"] for entry in rounds)
-    if session.as_json:
-        content = {"run": str(folder.path), "seconds": seconds, "loss": loss, "validation": checked}
-        print_json({**content, "data": run.dataset.note, "config": folder.config})
-        return
-    lines = [
-        ("run", str(folder.path)),
-        ("method", run.config.method),
-        *([("data", run.dataset.note)] if run.dataset.note else []),
-        ("iterations", str(len(rounds))),
-        ("loss, last tenth", f"{loss:.4f}"),
-        *([("validation", f"{checked[-1]:.1%}, best {max(checked):.1%}")] if checked else []),
-        ("seconds", f"{seconds:.1f}, {seconds / len(rounds):.3g} an iteration"),
-        ("next", command_line("fewshot", "test", folder.path, session=session)),
-    ]
-    click.echo(facts(lines))
+    def show(self, run: FewShot, folder: RunFolder) -> None:
+        """See `Course`."""
+        rounds = folder.metrics()
+        tail = rounds[-max(1, len(rounds) // 10) :]
+        loss = sum(entry["loss"] for entry in tail) / len(tail)
+        checked = [entry["validation"] for entry in rounds if entry["validation"] is not None]
+        seconds = sum(entry["seconds"] for entry in rounds)
+        if self.session.as_json:
+            content = {"run": str(folder.path), "seconds": seconds, "loss": loss, "validation": checked}
+            print_json({**content, "data": run.dataset.note, "config": folder.config})
+            return
+        lines = [
+            ("run", str(folder.path)),
+            ("method", run.config.method),
+            *([("data", run.dataset.note)] if run.dataset.note else []),
+            ("iterations", str(len(rounds))),
+            ("loss, last tenth", f"{loss:.4f}"),
+            *([("validation", f"{checked[-1]:.1%}, best {max(checked):.1%}")] if checked else []),
+            ("seconds", f"{seconds:.1f}, {seconds / len(rounds):.3g} an iteration"),
+            ("next", command_line("fewshot", "test", folder.path, session=self.session)),
+        ]
+        click.echo(facts(lines))
 
 
 # --- test

@@ -199,13 +199,19 @@ def session_options(*names: str) -> Decorator:
         "talk": talk_options,
     }
 
+    return gathered("session", Session, *(named[name] for name in names))
+
+
+def gathered(argument: str, kind: type, *options: Decorator) -> Decorator:
+    """Options of which the command gets the values as one `argument`, an object of the dataclass `kind`."""
+
     def decorate(function: Any) -> Any:
         @wraps(function)
         def command(*args: Any, **given: Any) -> Any:
-            own = {item.name: given.pop(item.name) for item in fields(Session) if item.name in given}
-            return function(*args, session=Session(**own), **given)
+            own = {item.name: given.pop(item.name) for item in fields(kind) if item.name in given}
+            return function(*args, **{argument: kind(**own)}, **given)
 
-        return together(*(named[name] for name in names))(command)
+        return together(*options)(command)
 
     return decorate
 

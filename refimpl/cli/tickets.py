@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refimpl.cli.app import INTERRUPTED
-from refimpl.cli.fewshot import BY_PRESET, preset_option, train_run
+from refimpl.cli.fewshot import BY_PRESET, Episodic, preset_option
 from refimpl.cli.groups import SuggestingGroup
 from refimpl.cli.interrupt import stop_requests
 from refimpl.cli.options import (
@@ -23,7 +23,7 @@ from refimpl.cli.options import (
 )
 from refimpl.cli.output import command_line, facts, print_json, table
 from refimpl.cli.ticketcompare import RUN_KEYS, compare_command, demo_command, watch
-from refimpl.experiments.record import CONFIG, RunFolder, check_free
+from refimpl.experiments.record import CONFIG, RunFolder
 from refimpl.fewshot.config import resolve
 from refimpl.fewshot.tickets.ticket import (
     FACTS,
@@ -195,26 +195,16 @@ def train_command(
     Weights outside the mask stay zero, here and in `refimpl fewshot test` of the run.
     """
     given = {name: value for name, value in (("seed", seed), ("rounds", rounds)) if value is not None}
-    ctx.exit(_train(_config_of(ticket, **given), out or ticket / TRAINED, force, session))
+    course, out = Episodic(session), out or ticket / TRAINED
+    if (out / CONFIG).is_file() and not force:
+        ctx.exit(course.go_on(out))
+    ctx.exit(course.begin(_config_of(ticket, **given), out, force))
 
 
 def _config_of(ticket: Path, **given: Any) -> Any:
     """The settings of training a ticket."""
     facts_of(ticket)
     return replace(settings_of(ticket).run, ticket=str(ticket.absolute()), **given)
-
-
-def _train(config: Any, out: Path, force: bool, session: Session) -> int:
-    """Train a run, or go on with it; returns the exit code."""
-    from refimpl.fewshot.experiment import prepare, reopen
-
-    if (out / CONFIG).is_file() and not force:
-        with RunFolder.open(out) as folder:
-            return train_run(session, reopen(folder, session.data_dir), folder, resume=True)
-    check_free(out, force)
-    run = prepare(config, session.data_dir)
-    with RunFolder.create(out, config.table(), force, session.threads, run.data) as folder:
-        return train_run(session, run, folder, resume=False)
 
 
 # --- patterns

@@ -29,13 +29,15 @@ def test_train_then_test_two_seeds(refimpl):
     assert "+-" in out
 
 
-def test_resume_goes_on_and_takes_no_settings(refimpl, tmp_path):
+def test_resume_goes_on_and_takes_no_other_settings(refimpl, tmp_path):
     code, _, _ = refimpl("fewshot", "train", *TINY, "--out", "run", "-q")
     assert code == 0
     assert refimpl("fewshot", "train", "--resume", "--out", "run", "-q")[0] == 0
-    code, _, err = refimpl("fewshot", "train", "--resume", "--out", "run", "--ways", 2)
+    code, _, err = refimpl("fewshot", "train", "--resume", "--out", "run", "--ways", 3)
     assert code == 2
-    assert "--resume needs --out RUN, and no settings" in err
+    assert "run: was started with ways = 2, not 3" in err
+    assert refimpl("fewshot", "train", "--resume", *TINY[:-2], "--out", "run", "-q")[0] == 0
+    assert "--resume needs --out RUN" in refimpl("fewshot", "train", "--resume", *TINY[:-2])[2]
     code, _, err = refimpl("fewshot", "train", *TINY, "--out", "run")
     assert code == 2
     assert "--force" in err

@@ -1,0 +1,164 @@
+"""What all commands that train have in common: options of a new or resumed run, and the course they take."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import click
+
+from refimpl.cli.app import INTERRUPTED
+from refimpl.cli.compiling import WARM_UP, notice
+from refimpl.cli.interrupt import stop_requests
+from refimpl.cli.options import PATH, Decorator, Session, file_option, gathered
+from refimpl.cli.output import command_line
+from refimpl.cli.progress import Progress
+from refimpl.errors import RunError
+from refimpl.experiments.config import absolute
+from refimpl.experiments.record import RunFolder, check_free
+from refimpl.files.storage import toml_text
+
+if TYPE_CHECKING:
+    from refimpl.experiments.experiment import Trainable
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Where the settings of a run come from, where the run is kept, and whether it is begun or continued."""
+
+    file: Path | None
+    from_preset: str | None
+    out: Path | None
+    resume: bool
+    force: bool
+    dry_run: bool
+
+
+def begin_options(preset_option: Decorator, usual_out: str) -> Decorator:
+    """The options of `Begin`, as one argument `begin`; the run folder is usually runs/`usual_out`."""
+    return gathered(
+        "begin",
+        Begin,
+        file_option,
+        preset_option,
+        click.option("--out", type=PATH, help=f"Run folder.  [runs/{usual_out}]"),
+        click.option("--resume", is_flag=True, help="Continue the run in --out from its checkpoint."),
+        click.option("--force", is_flag=True, help="Replace the run in --out."),
+        click.option("--dry-run", is_flag=True, help="Print the resolved configuration as TOML and stop."),
+    )
+
+
+@dataclass(frozen=True)
+class Course(ABC):
+    """The course of a command that trains; a subclass says what is trained, and what is shown of it.
+
+    words: the command; settings: the module whose `resolve` and `from_table` make the settings;
+    warms: whether all kernels of the rounds are compiled beforehand.
+    """
+
+    session: Session
+
+    words: ClassVar[tuple[str, ...]]
+    settings: ClassVar[ModuleType]
+    warms: ClassVar[bool] = False
+
+    @abstractmethod
+    def name(self, config: Any) -> str:
+        """The name of the run folder in runs/, if none is given."""
+
+    @abstractmethod
+    def prepare(self, config: Any) -> Trainable:
+        """A new run with these settings."""
+
+    @abstractmethod
+    def reopen(self, folder: RunFolder) -> Trainable:
+        """The run in the folder, on the data it was begun with."""
+
+    @abstractmethod
+    def opening(self, run: Any) -> str:
+        """What is said before the first round."""
+
+    @abstractmethod
+    def told(self, run: Any, record: Any) -> str:
+        """What is said of a round."""
+
+    @abstractmethod
+    def show(self, run: Any, folder: RunFolder) -> None:
+        """Print the summary of a finished run."""
+
+    def run(self, begin: Begin, options: Mapping[str, Any]) -> int:
+        """Begin or continue a run as the options ask for; returns the exit code."""
+        if begin.resume:
+            if begin.force or begin.dry_run or begin.out is None:
+                raise click.UsageError("--resume needs --out RUN, and neither --force nor --dry-run")
+            return self.go_on(begin.out, lambda folder: self._check_agrees(folder, begin, options))
+        config = self.settings.resolve(begin.file, begin.from_preset, **options)
+        if begin.dry_run:
+            click.echo(toml_text(config.table()), nl=False)
+            return 0
+        return self.begin(config, begin.out or Path("runs") / self.name(config), begin.force)
+
+    def begin(self, config: Any, out: Path, force: bool) -> int:
+        """Train a new run in the folder `out`; returns the exit code."""
+        check_free(out, force)  # checked before the data are read, and again when the folder is made
+        run = self.prepare(config)
+        with RunFolder.create(out, config.table(), force, self.session.threads, run.data) as folder:
+            return self._train(run, folder, saved=0)
+
+    def go_on(self, out: Path, check: Callable[[RunFolder], None] = lambda folder: None) -> int:
+        """Continue the run in the folder `out` unless `check` raises an error; returns the exit code."""
+        with RunFolder.open(out) as folder:
+            check(folder)
+            return self._train(self.reopen(folder), folder, _rounds_saved(folder))
+
+    def _check_agrees(self, folder: RunFolder, begin: Begin, options: Mapping[str, Any]) -> None:
+        """Raise `RunError` if an option that is given again differs from the run's own."""
+        stored = self.settings.from_table(folder.config, str(folder.path)).table()
+        given = {key: value for key, value in options.items() if value is not None}
+        if "dataset" in given:
+            given["dataset"] = absolute(given["dataset"])
+        if begin.file or begin.from_preset:
+            given = self.settings.resolve(begin.file, begin.from_preset, **given).table()
+        for key, value in given.items():
+            if stored[key] != value:
+                raise RunError(
+                    f"{folder.path}: was started with {key} = {stored[key]!r}, not {value!r}; "
+                    "resume it without that option, or start another run"
+                )
+
+    def _train(self, run: Trainable, folder: RunFolder, saved: int) -> int:
+        """Train from the checkpoint after `saved` rounds and print a summary; returns the exit code."""
+        from refimpl.experiments.experiment import train
+        from refimpl.federated.warmup import warm_up
+
+        config, session, total = run.config, self.session, WARM_UP if self.warms else None
+        with suppress(KeyboardInterrupt):
+            left = config.rounds - saved
+            with Progress(left, session.talk) as progress, notice(progress, total), stop_requests() as stop:
+                progress.say(self.opening(run))
+                if self.warms:
+                    warm_up(config.dtype, session.threads)
+
+                def on_round(record: Any) -> None:
+                    progress.step(self.told(run, record))
+
+                trained = train(
+                    run, folder, resume=saved > 0, threads=session.threads, on_round=on_round, stop=stop
+                )
+            if trained.rounds == config.rounds:
+                self.show(run, folder)
+                return 0
+        again = command_line(*self.words, "--resume", "--out", folder.path, session=session)
+        click.echo(
+            f"refimpl: stopped with {_rounds_saved(folder)} rounds saved; go on with: {again}", err=True
+        )
+        return INTERRUPTED
+
+
+def _rounds_saved(folder: RunFolder) -> int:
+    return folder.load_checkpoint().round if folder.has_checkpoint else 0
