@@ -1,7 +1,8 @@
 """MetaGater on the network 6-5-3 in plain NumPy, written apart from the package, with room for mistakes.
 
 `wrong` names what is done wrong, as `refimpl golden check` calls it; nothing is wrong by default. It reads
-cases of the levels `local` and `algorithm` with mode `hard` and gate gradient `dense`.
+cases of the levels `local` and `algorithm` with mode `hard` and gate gradient `dense`, and of the level
+`networks` those of the mlp.
 """
 
 from __future__ import annotations
@@ -27,10 +28,14 @@ def passes(pre, wrong):
     return pre >= 0 if wrong == "ReLU'(0)" else pre > 0
 
 
-def loss_and_gradient(w, case, x, labels, wrong=""):
-    """Cross-entropy of the gated network and its gradient, the mask's derivative being sigma'(d)."""
+def loss_and_gradient(w, case, x, labels, wrong="", seen=None):
+    """Cross-entropy of the gated network and its gradient, the mask's derivative being sigma'(d).
+
+    `seen` gets the gate's summary and the gradient of x.
+    """
     p, tau = named(w, case), case.settings["gating"]["tau"]
-    pre = x @ p["fc1.gate.fc1.weight"].T + p["fc1.gate.fc1.bias"]
+    s = x.mean(axis=1, keepdims=True) + 0 * x if wrong == "summary over all channels" else x
+    pre = s @ p["fc1.gate.fc1.weight"].T + p["fc1.gate.fc1.bias"]
     units = np.maximum(pre, 0)
     logits = units @ p["fc1.gate.fc2.weight"].T + p["fc1.gate.fc2.bias"]
     sign = -1 if wrong == "two-logit order" else 1
@@ -57,17 +62,30 @@ def loss_and_gradient(w, case, x, labels, wrong=""):
     dlogits = np.hstack([-dd, dd]) if halves else np.stack([-dd, dd], axis=2).reshape(len(x), -1)
     dpre = dlogits @ p["fc1.gate.fc2.weight"] * passes(pre, wrong)
     dz = dhidden * mask * passes(z, wrong)
+    if seen is not None:
+        ds = dpre @ p["fc1.gate.fc1.weight"] * (wrong != "detached gate input")
+        ds = ds.mean(axis=1, keepdims=True) + 0 * x if wrong == "summary over all channels" else ds
+        seen |= {"forward.fc1.gate.summary": s, "grad.x": dz @ p["fc1.weight"] + ds}
     gradient = {
         "fc1.weight": dz.T @ x,
         "fc1.bias": dz.sum(axis=0),
         "fc2.weight": dout.T @ hidden,
         "fc2.bias": dout.sum(axis=0),
-        "fc1.gate.fc1.weight": dpre.T @ x,
+        "fc1.gate.fc1.weight": dpre.T @ s,
         "fc1.gate.fc1.bias": dpre.sum(axis=0),
         "fc1.gate.fc2.weight": dlogits.T @ units,
         "fc1.gate.fc2.bias": dlogits.sum(axis=0),
     }
     return loss, vector(gradient, case)
+
+
+def network(case, wrong=""):
+    """Some outputs of a whole network in one pass."""
+    seen = {}
+    start = vector(case.params(), case)
+    loss, gradient = loss_and_gradient(start, case, case.inputs["x"], case.inputs["labels"], wrong, seen)
+    gradients = {f"grad.{name}": value for name, value in named(gradient, case).items()}
+    return {"loss": np.asarray(loss), **gradients, **seen}
 
 
 def descend(case, centre, x, labels, wrong=""):
@@ -99,8 +117,10 @@ def shrink(case, v, step, wrong=""):
     ends, offset = case.inputs["indptr"], case.settings["backbone_size"]
     for start, stop in pairwise(ends):
         group = offset + case.inputs["indices"][start:stop]
-        norm = np.linalg.norm(v[group])
-        keep = max(0.0, 1 - threshold * np.sqrt(len(group)) / norm) if norm > 0 else 0.0
+        if wrong == "gate bias outside its group":
+            group = group[:-2]  # a channel's two biases are its last entries
+        norm, weight = np.linalg.norm(v[group]), 1 if wrong == "group weight" else np.sqrt(len(group))
+        keep = max(0.0, 1 - threshold * weight / norm) if norm > 0 else 0.0
         u[group] = keep * v[group]
     return u
 
@@ -111,16 +131,26 @@ def algorithm(case, wrong=""):
     x = ag = vector(case.params(), case)
     found = {}
     for k in range(1, case.settings["rounds"] + 1):
-        a, long_step = 2 / (k + 1), k * beta / 2
+        late = wrong == "late momentum"
+        a, long_step = 2 / (k if late else k + 1), k * beta / 2
         md = (1 - a) * ag + a * x
+        if wrong in ("md is x", "md is xag"):
+            md = x if wrong == "md is x" else ag
+        centre = {"nodes at x": x, "nodes at xag": ag}.get(wrong, md)
         ends = []
         for node in range(case.settings["nodes"]):
             chosen = case.inputs["batches"][k - 1, node]
             data, labels = case.inputs[f"node{node}.x"], case.inputs[f"node{node}.labels"]
-            ends.append(descend(case, md, data[chosen], labels[chosen], wrong)[-1][2])
-        g = lam * (md - np.mean(ends, axis=0))
-        x = shrink(case, x - long_step * g, long_step, wrong)
-        ag = shrink(case, md - beta * g, beta, wrong)
+            ends.append(descend(case, centre, data[chosen], labels[chosen], wrong)[-1][2])
+        sizes = [len(case.inputs[f"node{node}.labels"]) for node in range(len(ends))]
+        mean = np.average(ends, axis=0, weights=sizes if wrong == "mean weighted by |D_i|" else None)
+        g = lam * (centre - mean)
+        long_prox = beta if wrong == "x's prox with b" else long_step
+        short_prox = long_step if wrong in ("xag's prox with l", "xag with l") else beta
+        short_step = long_step if wrong == "xag with l" else beta
+        base = {"xag from x": x, "xag from xag": ag}.get(wrong, md)
+        x = shrink(case, (md if wrong == "x from md" else x) - long_step * g, long_prox, wrong)
+        ag = shrink(case, base - short_step * g, short_prox, wrong)
         for what, value in (("md", md), ("g", g), ("x", x), ("xag", ag)):
             found[f"round{k}.{what}"] = value
     return found

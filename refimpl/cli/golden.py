@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from refimpl.crosscheck.conformance import Outcome
     from refimpl.crosscheck.golden.case import Arrays, Case
     from refimpl.crosscheck.golden.file import Golden
-    from refimpl.crosscheck.hints import Hint
+    from refimpl.crosscheck.hints import Findings
 
 LEVELS = ("ops", "networks", "prox", "local", "algorithm", "adapt", "baselines", "all")
 FORMATS = (".md", ".html")
@@ -109,15 +109,15 @@ def _computed(cases: Sequence[Case], talk: Talk) -> list[tuple[Case, Arrays]]:
 @click.argument("golden", metavar="F", type=PATH)
 @click.argument("theirs", metavar="[THEIRS]", type=PATH, required=False)
 @click.option("--partial", is_flag=True, help="Allow arrays to be missing.")
-@click.option("-v", "--verbose", is_flag=True, help="Show every array, not only those that depart.")
+@click.option("--all", "every", is_flag=True, help="Show every array, not only those that depart.")
 @click.option("--report", type=FILE, help="Write a report as .md or .html.")
 @click.option("--force", is_flag=True, help="Replace the report if it is there.")
-@session_options("json", "quiet")
+@session_options("json", "talk")
 def check_command(
     golden: Path,
     theirs: Path | None,
     partial: bool,
-    verbose: bool,
+    every: bool,
     report: Path | None,
     force: bool,
     session: Session,
@@ -141,7 +141,7 @@ def check_command(
     if session.as_json:
         print_json(conformance.as_json(outcome))
     else:
-        click.echo(conformance.as_text(outcome, verbose))
+        click.echo(conformance.as_text(outcome, every))
     exit_unless(outcome.conforms)
 
 
@@ -157,24 +157,24 @@ def _outcome(golden_path: Path, theirs_path: Path | None, partial: bool, talk: T
     else:
         theirs = read_theirs(theirs_path, golden)
     comparison = compare(golden, theirs)
-    hints = _hints(golden, theirs, comparison, talk)
+    found = _findings(golden, theirs, comparison, talk)
     facts = about(golden_path, theirs_path, golden, datetime.now(UTC).date())
-    return Outcome(golden, comparison, hints, partial, facts)
+    return Outcome(golden, comparison, found.hints, partial, facts, found.unexplained)
 
 
-def _hints(golden: Golden, theirs: Theirs, comparison: Comparison, talk: Talk) -> list[Hint]:
+def _findings(golden: Golden, theirs: Theirs, comparison: Comparison, talk: Talk) -> Findings:
     """Look for causes of the departures, and show which case is being examined."""
-    from refimpl.crosscheck.hints import EXAMINED, find_hints
+    from refimpl.crosscheck.hints import EXAMINED, Findings, examine
 
     if not comparison.departures:
-        return []
+        return Findings([], [])
     total = min(len(comparison.first_by_case), EXAMINED)
     with Progress(total, talk) as progress, notice(progress):
 
         def tell(case: str) -> None:
             progress.step(f"looking for causes  {progress.done + 1}/{total}  {case}")
 
-        return find_hints(golden, theirs, comparison, tell=tell)
+        return examine(golden, theirs, comparison, tell=tell)
 
 
 def _write_report(path: Path, outcome: Outcome) -> None:

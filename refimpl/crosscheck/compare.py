@@ -11,7 +11,7 @@ import numpy as np
 from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.file import Expected, Golden, is_golden, read_golden
 from refimpl.crosscheck.golden.names import shown
-from refimpl.errors import DataError
+from refimpl.errors import DataError, nearest
 from refimpl.files.npz import Header
 from refimpl.files.storage import npz_headers, read_npz
 
@@ -100,8 +100,12 @@ def read_theirs(path: Path, golden: Golden) -> Theirs:
         headers = {name: header for name, header in headers.items() if name in outputs}
     wanted = {f"{case}/{name}": e for case, outputs in golden.expected.items() for name, e in outputs.items()}
     if headers and not set(headers) & set(wanted):
-        known, found = next(iter(wanted), "none"), shown(next(iter(headers)))
-        raise DataError(f"{path}: none of its arrays is expected; names are like {known}, found {found}")
+        known, found = next(iter(wanted), "none"), next(iter(headers))
+        near = nearest(found, wanted).rstrip()
+        raise DataError(
+            f"{path}: none of its arrays is expected; names are like {known}, found {shown(found)}"
+            + (f" ({near})" if near else "")
+        )
     fitting = {
         name
         for name, (shape, dtype, _) in headers.items()

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from refimpl.crosscheck.compare import FINE, MISSING, Comparison, Row
 from refimpl.crosscheck.golden.file import Golden
 from refimpl.crosscheck.golden.names import shown, some
-from refimpl.crosscheck.hints import EXAMINED, Hint
+from refimpl.crosscheck.hints import EXAMINED, Hint, Unexplained
+from refimpl.errors import nearest
 from refimpl.files.tables import counted, table
 
 HEADER = ("array", "max abs", "relative", "allowed", "ulp", "verdict")
@@ -19,7 +20,8 @@ SHOWN = 40  # rows of a table on a terminal
 class Outcome(NamedTuple):
     """What was compared, and with what result.
 
-    partial: arrays may be missing; about: facts about the files and the check, by name.
+    partial: arrays may be missing; about: facts about the files and the check, by name; unexplained: the
+    departures that no usual mistake reproduces.
     """
 
     golden: Golden
@@ -27,6 +29,7 @@ class Outcome(NamedTuple):
     hints: Sequence[Hint]
     partial: bool
     about: Mapping[str, str] = MappingProxyType({})
+    unexplained: Sequence[Unexplained] = ()
 
     @property
     def conforms(self) -> bool:
@@ -49,36 +52,28 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "expected_by": outcome.golden.made_by,
         "first_departure": first[0].name if first else None,
         "hints": [hint._asdict() for hint in outcome.hints],
+        "unexplained": [
+            {**one._asdict(), "closest": [near._asdict() for near in one.closest]}
+            for one in outcome.unexplained
+        ],
         "missing": [row.name for row in comparison.missing],
         "extra": list(comparison.extra),
         "arrays": [{key: getattr(row, key) for key in ROW} for row in comparison.rows],
     }
 
 
-def as_text(outcome: Outcome, verbose: bool) -> str:
+def as_text(outcome: Outcome, every: bool) -> str:
     """Text for a terminal: a line for each level, the departing arrays (or all), and the verdict."""
     comparison = outcome.comparison
-    rows = comparison.rows if verbose else _shown(comparison)
+    rows = comparison.rows if every else comparison.departures[:SHOWN]
     parts = [table(SUMMARY, summary(comparison))]
     if rows:
         parts.append(table(HEADER, [cells(row) for row in rows]))
-    hidden = len(comparison.departures) - len(set(comparison.departures) & set(rows))
+    hidden = 0 if every else len(comparison.departures) - len(rows)
     if hidden > 0:
-        parts.append(f"and {hidden} more that depart; --verbose shows all")
+        parts.append(f"and {hidden} more that depart; --all shows every array")
     parts.append("\n".join(statements(outcome)))
     return "\n\n".join(parts)
-
-
-def _shown(comparison: Comparison) -> list[Row]:
-    """The arrays of the first departing cases, beginning with the one before the departure."""
-    rows: list[Row] = []
-    for first in comparison.first_by_case:
-        own = comparison.of(first.case)
-        before = own.index(first) - 1
-        rows += [row for at, row in enumerate(own) if row.departs or at == before]
-        if len(rows) >= SHOWN:
-            break
-    return rows[:SHOWN]
 
 
 def summary(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -116,11 +111,29 @@ def statements(outcome: Outcome) -> list[str]:
     if comparison.missing:
         lines.append(f"missing: {some([row.name for row in comparison.missing])}")
     if comparison.extra:
-        lines.append(f"not expected, left out: {some([shown(name) for name in comparison.extra])}")
+        known = [row.name for row in comparison.missing]
+        lines.append(f"not expected, left out: {some([_with_nearest(n, known) for n in comparison.extra])}")
     if comparison.departures:
         first = comparison.departures[0]
         lines.append(f"first departure: {first.name} ({cells(first)[-1]})")
-    return [*lines, *_narrower(comparison), *_hint_lines(outcome), _verdict(outcome)]
+    hints = (*_hint_lines(outcome), *_closest_lines(outcome))
+    return [*lines, *_narrower(comparison), *hints, _verdict(outcome)]
+
+
+def _with_nearest(name: str, known: Sequence[str]) -> str:
+    """The name of an array that is not expected, with the nearest of those that are missing."""
+    near = nearest(name, known).rstrip()
+    return f"{shown(name)} ({near})" if near else shown(name)
+
+
+def _closest_lines(outcome: Outcome) -> Iterator[str]:
+    """The mistakes closest to the first array that none explains, and how many cases there are like it."""
+    for one in outcome.unexplained[:1]:
+        more = len(outcome.unexplained) - 1
+        like = f"; so are the first departures of {counted(more, 'more case')}" if more else ""
+        yield f"unexplained: {one.array}, {one.relative:.1e} from the expected array{like}"
+        for near in one.closest:
+            yield f"closest known mistake, {near.relative:.1e} from {one.array}: {near.rule}: {near.text}"
 
 
 def _narrower(comparison: Comparison) -> Iterator[str]:

@@ -2,16 +2,17 @@
 
 A usual mistake (a *suspect*) is computed and named only if it reproduces the given outputs, so it is a
 finding. A pattern only observes how an array relates to the expected one; it says nothing about the cause.
+Where no mistake reproduces an array, the closest ones are named with their distances, as places to look at.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 
-from refimpl.crosscheck.compare import DEPARTS, FINE, SHAPE, Comparison, Row, Theirs, is_close
-from refimpl.crosscheck.golden.case import Case
+from refimpl.crosscheck.compare import DEPARTS, FINE, SHAPE, Comparison, Row, Theirs, is_close, relative_error
+from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.file import Expected, Golden
 from refimpl.crosscheck.golden.ours import UNREADABLE
 from refimpl.crosscheck.suspects import suspects
@@ -19,7 +20,27 @@ from refimpl.crosscheck.suspects.contract import Suspect
 from refimpl.errors import InputError
 
 EXAMINED = 120  # most departing cases that are examined; a suspect takes as long as a case
+CLOSEST = 3  # most mistakes that are named beside an array that none explains
 NO_FIT = (0, 0)  # how well a suspect fits that explains nothing
+
+
+class Distance(NamedTuple):
+    """How far a departing array is from what a usual mistake gives; `relative` as in `compare.Row`."""
+
+    rule: str
+    text: str
+    relative: float
+
+
+class Unexplained(NamedTuple):
+    """A case's first departing array that no usual mistake reproduces, and the mistakes closest to it.
+
+    relative: how far the array is from the expected one.
+    """
+
+    array: str
+    relative: float
+    closest: tuple[Distance, ...]
 
 
 class Hint(NamedTuple):
@@ -38,36 +59,52 @@ class Hint(NamedTuple):
     denied: int = 0
 
 
-def find_hints(
+class Findings(NamedTuple):
+    """What was found about departures: hints, and the first arrays that no mistake explains."""
+
+    hints: list[Hint]
+    unexplained: list[Unexplained]
+
+
+def examine(
     golden: Golden,
     theirs: Theirs,
     comparison: Comparison,
     most: int = EXAMINED,
     tell: Callable[[str], None] = lambda case: None,
-) -> list[Hint]:
-    """Hints on the first departure of each case, for the first cases in the order of execution.
+) -> Findings:
+    """What is found about the first departure of each case, for the first cases in the order of execution.
 
     `tell` is called with each case's name before the case is examined.
     """
     cases = {case.name: case for case in golden.cases}
-    hints: list[Hint] = []
+    found = Findings([], [])
     for row in comparison.first_by_case[:most]:
         tell(row.case)
-        hints += case_hints(cases[row.case], golden, theirs, comparison.of(row.case))
-    return hints
+        hints, unexplained = _examine_case(cases[row.case], golden, theirs, comparison.of(row.case))
+        found.hints.extend(hints)
+        found.unexplained.extend(unexplained)
+    return found
 
 
-def case_hints(case: Case, golden: Golden, theirs: Theirs, rows: list[Row]) -> list[Hint]:
+def find_hints(golden: Golden, theirs: Theirs, comparison: Comparison) -> list[Hint]:
+    """The hints alone."""
+    return examine(golden, theirs, comparison).hints
+
+
+def _examine_case(case: Case, golden: Golden, theirs: Theirs, rows: list[Row]) -> Findings:
     """Hints on one case, whose arrays are given, from the suspects that fit best.
 
-    Patterns are added only if no suspect explains everything.
+    Patterns are added only if no suspect explains everything, and the closest suspects if none explains
+    anything.
     """
     expected, departing = golden.expected[case.name], [row for row in rows if row.departs]
     first = departing[0]
     known: list[Suspect] = []
     with suppress(*UNREADABLE):  # the case, which may be anyone's, may lack what a rule would alter
         known = list(suspects(case))
-    fits = [(suspect, _fit(suspect, expected, theirs, rows)) for suspect in known]
+    given = [(suspect, outputs) for suspect in known if (outputs := _outputs(suspect, expected, rows))]
+    fits = [(suspect, _fit(outputs, expected, theirs, rows)) for suspect, outputs in given]
     best = max((fit for _, fit in fits), default=NO_FIT)
 
     def hint(rule: str, text: str, explains: int, denied: int = 0) -> Hint:
@@ -77,22 +114,45 @@ def case_hints(case: Case, golden: Golden, theirs: Theirs, rows: list[Row]) -> l
     if best != (len(departing), 0) and first.status in (DEPARTS, SHAPE) and first.name in theirs.arrays:
         texts = patterns(theirs.arrays[first.name], expected[first.output], first)
         found += [hint("pattern", text, 1) for text in texts]
-    return list({hint.text: hint for hint in found}.values())
+    hints = list({hint.text: hint for hint in found}.values())
+    explained = best != NO_FIT or first.status != DEPARTS
+    return Findings(hints, [] if explained else [_unexplained(first, given, expected, theirs)])
+
+
+def _unexplained(
+    row: Row,
+    given: Sequence[tuple[Suspect, Arrays]],
+    expected: Mapping[str, Expected],
+    theirs: Theirs,
+) -> Unexplained:
+    """The suspects whose outputs come closest to a departing array, among those that change it."""
+    right, array = expected[row.output], theirs.arrays[row.name]
+    distances = [
+        Distance(suspect.rule, suspect.hint, relative_error(array, right._replace(value=outputs[row.output])))
+        for suspect, outputs in given
+        if not is_close(outputs[row.output], right)
+    ]
+    closest = sorted(distances, key=lambda distance: distance.relative)[:CLOSEST]
+    return Unexplained(row.name, row.relative, tuple(closest))
+
+
+def _outputs(suspect: Suspect, expected: Mapping[str, Expected], rows: list[Row]) -> Arrays | None:
+    """What a suspect gives; None where that cannot be computed, or has other shapes in someone's file."""
+    try:
+        outputs = suspect.outputs()
+    except (InputError, *UNREADABLE):
+        return None
+    fits = all(outputs[row.output].shape == expected[row.output].value.shape for row in rows)
+    return outputs if fits else None
 
 
 def _fit(
-    suspect: Suspect, expected: Mapping[str, Expected], theirs: Theirs, rows: list[Row]
+    outputs: Arrays, expected: Mapping[str, Expected], theirs: Theirs, rows: list[Row]
 ) -> tuple[int, int]:
     """How many departing arrays a suspect explains, and minus the number of agreeing ones it would change.
 
     A greater pair is a better fit. It is `NO_FIT` if the suspect does not reproduce the first departing one.
     """
-    try:
-        outputs = suspect.outputs()
-    except (InputError, *UNREADABLE):  # an altered case may be impossible to compute
-        return NO_FIT
-    if any(outputs[row.output].shape != expected[row.output].value.shape for row in rows):
-        return NO_FIT  # outputs in someone else's file may have other shapes
     changed = {row.output for row in rows if not is_close(outputs[row.output], expected[row.output])}
     follows = [
         row.output in changed

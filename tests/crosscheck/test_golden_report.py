@@ -14,7 +14,7 @@ from refimpl.crosscheck.golden.case import Arrays
 from refimpl.crosscheck.golden.file import Golden, golden_bytes, golden_of
 from refimpl.crosscheck.golden.levels import build_cases
 from refimpl.crosscheck.golden.ours import run
-from refimpl.crosscheck.hints import find_hints
+from refimpl.crosscheck.hints import examine, find_hints
 from refimpl.crosscheck.report import about, as_html, as_markdown
 
 NAMES = ("ops/conv", "ops/conv-square", "ops/linear", "ops/relu", "ops/tanh", "ops/gated-soft-dense")
@@ -84,7 +84,7 @@ def test_cases_that_were_not_examined_are_counted(golden, right, monkeypatch):
 
 def test_every_case_is_told_before_it_is_examined(golden, right):
     theirs, told = as_theirs({name: times(arrays, 1.5) for name, arrays in right.items()}), []
-    find_hints(golden, theirs, compare(golden, theirs), tell=told.append)
+    examine(golden, theirs, compare(golden, theirs), tell=told.append)
     assert told == [case.name for case in golden.cases]
 
 
@@ -149,7 +149,7 @@ def test_a_report_says_what_was_compared_and_what_its_columns_mean(golden, right
         assert "0.001 of that of the case's largest array" in text.replace("&#x27;", "'")
         assert "<b>" not in text
     assert as_json(outcome)["about"]["seed of the inputs"] == "7"
-    assert "sha256" not in as_text(outcome, verbose=False)
+    assert "sha256" not in as_text(outcome, every=False)
 
 
 def test_what_this_installation_computed_and_an_unknown_seed_are_called_so(golden, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from refimpl.crosscheck.compare import as_theirs, compare
@@ -136,6 +138,28 @@ def unbiased(patch):
     patch.setitem(ops.LAYERS, "batch_norm2d", wrong)
 
 
+def detached(patch):
+    """No gradient passes from a gate to its input."""
+    right = ops.summary
+    patch.setattr(ops, "summary", lambda x: right(x.detach()))
+
+
+def not_detached(patch):
+    """The setting that detaches the gates' inputs is ignored."""
+    right = GatedNetwork._decide
+
+    def wrong(self, *given):
+        self.gating = replace(self.gating, detach_gate_input=False)
+        return right(self, *given)
+
+    patch.setattr(GatedNetwork, "_decide", wrong)
+
+
+def over_channels(patch):
+    """A gate's summary is one mean over all channels."""
+    patch.setattr(ops, "summary", lambda x: x.flatten(1).mean(1, keepdim=True).expand(len(x), x.shape[1]))
+
+
 # The mistake: case, first array that departs, rule the hint names.
 MISTAKES = [
     (transposed, "ops/linear-square", "y", "transposed weight"),
@@ -168,6 +192,11 @@ MISTAKES = [
     (weight_alone, "algorithm/soft-bounded", "round1.x", "prox step vs weight"),
     (whole_lambda, "local/hard", "step2.w", "lambda vs lambda/2"),
     (whole_lambda, "algorithm/hard", "round1.g", "lambda vs lambda/2"),
+    (detached, "ops/gated-hard-dense", "grad.x", "detached gate input"),
+    (detached, "networks/cnn3-soft-dense", "backward.conv2.max_pool2d", "detached gate input"),
+    (not_detached, "ops/gated-hard-dense-detached", "grad.x", "detached gate input"),
+    (over_channels, "ops/gated-hard-dense", "forward.conv.gate.summary", "summary over all channels"),
+    (over_channels, "networks/cnn3-ste-dense", "forward.conv3.gate.summary", "summary over all channels"),
     (unbiased, "ops/batch_norm2d", "y", "biased BatchNorm variance"),
     (unbiased, "networks/residual-soft-dense", "forward.norm", "biased BatchNorm variance"),
 ]

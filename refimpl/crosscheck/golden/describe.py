@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from refimpl.crosscheck.mistakes import LastMaxPool2d
+from refimpl.crosscheck.mistakes import BlindGate, LastMaxPool2d
 from refimpl.errors import DataError
 from refimpl.nn.chain import Residual
 from refimpl.nn.gate import ChannelGate, Gated
@@ -131,18 +131,18 @@ def build_layer(entry: Mapping[str, Any]) -> Layer:
     kind, name = entry["type"], entry["name"]
     if kind == "gated":
         gate = entry["gate"]
-        sized = ChannelGate(gate["name"], gate["in"], gate["out"], gate["hidden"])
-        return Gated(sized, build(entry["body"]))
+        own = BlindGate if gate.get("summary") == "all" else ChannelGate  # the first is a deliberate mistake
+        return Gated(own(gate["name"], gate["in"], gate["out"], gate["hidden"]), build(entry["body"]))
     if kind == "residual":
         return Residual(build(entry["body"]), build(entry["shortcut"]))
     if kind not in LAYERS:
         raise DataError(f"golden: unknown type of layer {kind!r}")
-    own, keys = LAYERS[kind]
+    made, keys = LAYERS[kind]
     if kind == "max_pool2d" and entry.get("tie") == "last":  # a deliberate mistake, to compute its results
-        own = LastMaxPool2d
+        made = LastMaxPool2d
     named, entry = (name,) if kind in WEIGHTED else (), {**USUAL.get(kind, {}), **entry}
     values = {at: _READ[key](entry[key]) if key in _READ else entry[key] for key, at in keys.items()}
-    layer: Layer = own(*named, **{_FIELDS.get(at, at): value for at, value in values.items()})
+    layer: Layer = made(*named, **{_FIELDS.get(at, at): value for at, value in values.items()})
     return layer
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from refimpl.crosscheck.golden.case import Case
-from refimpl.crosscheck.suspects import iterations, layers
+from refimpl.crosscheck.suspects import iterations, layers, server
 from refimpl.crosscheck.suspects.contract import Suspect
 
 _FINDERS = (
@@ -14,10 +14,14 @@ _FINDERS = (
     layers.tie_of_pool,
     layers.mask_and_relu,
     layers.logit_order,
+    layers.gate_input,
+    layers.blind_summary,
     layers.unbiased_variance,
     iterations.summed_loss,
     iterations.lambda_factor,
     iterations.prox_weight,
+    server.group_weight,
+    server.wrong_server,
 )
 
 

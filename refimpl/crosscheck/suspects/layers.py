@@ -119,6 +119,29 @@ def tie_of_gate(case: Case) -> Iterator[Suspect]:
         yield suspect("tie rule", HINT_TIE, altered(case, noise, gating=noisy))
 
 
+def gate_input(case: Case) -> Iterator[Suspect]:
+    """The gates' inputs are detached where a gradient should pass, or the other way round."""
+    if _second_layers(case):
+        gating = case.settings["gating"]
+        detached = gating["detach_gate_input"]
+        done = "a gradient passed from a gate to its input" if detached else "the gates' inputs were detached"
+        hint = f"{done}; the setting detach_gate_input is {str(detached).lower()}"
+        changed = altered(case, gating={**gating, "detach_gate_input": not detached})
+        yield suspect("detached gate input", hint, changed)
+
+
+def blind_summary(case: Case) -> Iterator[Suspect]:
+    """A gate's summary is the mean over all channels instead of each channel's own."""
+    if case.kind in ("gated", "network") and _second_layers(case):
+        layers = copy.deepcopy(case.settings["layers"])
+        for block in gated_blocks(layers):
+            block["gate"]["summary"] = "all"
+        hint = (
+            "a gate's summary was the mean over all channels; it holds a mean over the pixels of each channel"
+        )
+        yield suspect("summary over all channels", hint, altered(case, layers=layers))
+
+
 def tie_of_pool(case: Case) -> Iterator[Suspect]:
     """The last of equal maxima wins, in a pool alone or in all pools of a network."""
     hint = "of equal maxima in a window the last got the gradient; the first gets it"

@@ -20,8 +20,10 @@ Outputs, for every round, as vectors: round<k>.md, round<k>.g, round<k>.x, round
 Source: mathematics.md §4. Derived.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -91,24 +93,44 @@ def _inputs(draw: Draw, network: Network, settings: Mapping[str, Any]) -> Arrays
 # --- what this package computes ---------------------------------------------------------------------
 
 
+class Rounds(NamedTuple):
+    """What the rounds of a case are made of: its network, its start and its method."""
+
+    case: Case
+    network: Network
+    w0: np.ndarray
+    method: MetaGater
+
+    @classmethod
+    def of(cls, case: Case) -> Rounds:
+        """Those of a case."""
+        network, w = start(case)
+        settings, phi = case.settings, network.layout.phi
+        solver = LocalSettings(settings["lam"], settings["eta"], settings["steps"])
+        schedule = SCHEDULES[settings["schedule"]["name"]](settings["schedule"]["beta"])
+        penalty: Penalty = Zero()
+        if network.gates:
+            penalty = Separable(((phi, penalty_of(case, phi.stop - phi.start)),))
+        return cls(case, network, w, MetaGater(solver, schedule, penalty))
+
+    def mean(self, k: int, point: np.ndarray, sizes: Sequence[int] | None = None) -> np.ndarray:
+        """The mean of the nodes' answers in round k to the point: uniform, or weighted by the sizes."""
+        nodes = range(self.case.settings["nodes"])
+        tasks = [_node_task(self.case, self.network, k - 1, node) for node in nodes]
+        answers = np.stack([self.method.local(task, point, NO_RANDOM_NUMBERS).w for task in tasks])
+        return mean_of(answers) if sizes is None else np.average(answers, 0, sizes).astype(answers.dtype)
+
+
 def compute(case: Case) -> Arrays:
     """md, g, x and xag of every round; the server computes g from the nodes' mean."""
-    network, w = start(case)
-    settings, phi = case.settings, network.layout.phi
-    solver = LocalSettings(settings["lam"], settings["eta"], settings["steps"])
-    schedule = SCHEDULES[settings["schedule"]["name"]](settings["schedule"]["beta"])
-    penalty: Penalty = Zero()
-    if network.gates:
-        penalty = Separable(((phi, penalty_of(case, phi.stop - phi.start)),))
-    method = MetaGater(solver, schedule, penalty)
-    state = method.start(w)
-    found: Arrays = {}
-    for k in range(1, settings["rounds"] + 1):
+    run = Rounds.of(case)
+    method, found = run.method, dict[str, np.ndarray]()
+    state = method.start(run.w0)
+    for k in range(1, case.settings["rounds"] + 1):
         point = method.broadcast(state, k)
-        tasks = [_node_task(case, network, k - 1, node) for node in range(settings["nodes"])]
-        mean = mean_of(np.stack([method.local(task, point, NO_RANDOM_NUMBERS).w for task in tasks]))
+        mean = run.mean(k, point)
         state, _ = method.server(state, k, point, mean)
-        gradient = point.dtype.type(settings["lam"]) * (point - mean)
+        gradient = point.dtype.type(case.settings["lam"]) * (point - mean)
         values = {"md": point, "g": gradient, "x": state["x"], "xag": state["ag"]}
         found |= {f"round{k}.{name}": value for name, value in values.items()}
     return found

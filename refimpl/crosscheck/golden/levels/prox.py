@@ -84,10 +84,13 @@ def penalty_of(case: Case, size: int) -> Penalty:
     one_of("golden", "penalty", table["type"], tuple(PENALTIES))
     make, names = PENALTIES[table["type"]]
     numbers = [table[name] for name in names]
+    # A power of the step other than 1 and a weight of all groups are mistakes, to compute what they lead to.
+    power, weight, own = table.get("step_power", 1), table.get("group_weight"), {}
     if "group" in table["type"]:
-        numbers.insert(0, prox.Groups(case.inputs["indptr"], case.inputs["indices"], size))
-    power = table.get("step_power", 1)  # another power is a deliberate mistake, to compute what it leads to
-    return make(*numbers) if power == 1 else _OtherStep(make(*numbers), power)
+        groups = prox.Groups(case.inputs["indptr"], case.inputs["indices"], size)
+        numbers.insert(0, groups)
+        own = {} if weight is None else {"weights": np.full(len(groups), float(weight))}
+    return make(*numbers, **own) if power == 1 else _OtherStep(make(*numbers, **own), power)
 
 
 class _OtherStep(NamedTuple):
