@@ -15,7 +15,11 @@ from refimpl.federated.pruning.snip import (
 )
 from refimpl.nn import zoo
 from refimpl.nn.context import Context
+from refimpl.nn.layers import Conv2d, Linear
+from refimpl.nn.network import Network
 from refimpl.nn.objective import NetworkObjective
+from refimpl.nn.pointwise import ReLU
+from refimpl.nn.pooling import Flatten
 from refimpl.rng import SeedTree
 
 PLAIN, GATED = zoo.digits((3, 5), gates=()), zoo.digits((3, 5), gates=("conv1", "conv2"))
@@ -54,6 +58,21 @@ def test_channel_scores_are_slopes_in_a_mask_on_the_channel(case):
         for channel, score in enumerate(scores):
             entries = [*rows[channel], bias.start + channel]
             assert score == pytest.approx(abs(slope(objective, w, entries)), abs=1e-7)
+
+
+def test_channels_without_a_bias_are_scored_by_their_weights():
+    def network(gates):
+        blocks = ((Conv2d("conv", 1, 3, 3, bias=False), ReLU()), (Flatten(),), (Linear("fc", 3 * 36, 2),))
+        return Network("bias-free", zoo.with_gates(blocks, gates), (1, 8, 8))
+
+    rng, plain = np.random.default_rng(1), network(())
+    x, y = rng.standard_normal((6, 1, 8, 8)), rng.integers(0, 2, 6)
+    w = plain.layout.initialise(SeedTree(2), "float64")
+    objective = NetworkObjective(plain, x, y, Context(train=("theta",)))
+    (scores,) = channel_scores(network(("conv",)), objective, w)
+    for channel, score in enumerate(scores):
+        entries = np.arange(9 * channel, 9 * channel + 9)
+        assert score == pytest.approx(abs(slope(objective, w, entries)), abs=1e-7)
 
 
 def test_keep_top_keeps_the_share_and_breaks_ties_by_index():

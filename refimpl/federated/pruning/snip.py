@@ -83,8 +83,10 @@ def channel_scores(gated: Network, objective: Objective, w: np.ndarray) -> list[
                 f"snip: {block.gate.name} gates a {type(layer).__name__}, expected a weighted layer"
             )
         total = np.zeros(block.gate.out_channels)
-        for name in (f"{layer.name}.weight", f"{layer.name}.bias"):
-            slot = gated.layout.by_name[name]  # theta comes first, so it has the same place in both layouts
+        for parameter in layer.parameters():
+            slot = gated.layout.by_name[
+                parameter.name
+            ]  # theta comes first, so it has the same place in both layouts
             rows = products[slot.start : slot.stop].reshape(block.gate.out_channels, -1)
             total += rows.sum(axis=1, dtype=np.float64)
         scores.append(np.abs(total))
