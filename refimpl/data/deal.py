@@ -31,6 +31,8 @@ class Rule:
     def deal(self, stock: Counts, sizes: Counts, targets: int, rng: np.random.Generator) -> Counts:
         """Samples of each class (nodes, classes) of nodes of these sizes, of which the last are `targets`.
 
+        If all are target nodes, then each is one in its turn, and a training node in the others'.
+
         `stock` (classes,) has enough samples in total. Raises `InputError` if they do not fit.
         """
         raise NotImplementedError(f"{type(self).__name__} has no method deal")
@@ -50,7 +52,8 @@ class Classes(Rule):
     with most samples left, after a random perturbation that makes the choice depend on the seed. If the data
     do not suffice, weaker perturbations are tried, then none, then the same again by samples left only. No
     set of classes is given both to a target node and to a training node, if exchanging one class can avoid
-    it. `deal` raises `InputError` saying how many samples of which class are missing.
+    it; where every node is a target node in its turn, none is given to two nodes. `deal` raises `InputError`
+    saying how many samples of which class are missing.
 
     Source: mathematics.md §11; the procedure is ours.
     """
@@ -182,7 +185,7 @@ def _deal_once(
         is_target = int(node >= len(sizes) - targets)
         score = left * (1.0 + jitter * rng.random(len(stock)))
         order = np.lexsort((-score, used[is_target] * even))
-        chosen = _choose(order, k, taken[1 - is_target])
+        chosen = _choose(order, k, taken[1 if targets == len(sizes) else 1 - is_target])
         used[is_target, chosen] += 1
         taken[is_target].add(frozenset(chosen))
         counts[node, chosen] = [(int(sizes[node]) + i) // k for i in range(k)][::-1]  # equal shares

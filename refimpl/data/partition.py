@@ -203,7 +203,7 @@ def _roles(partition: Partition) -> list[tuple[int, str]]:
 def _deal(partition: Partition, stock: Counts, sizes: Counts, rng: np.random.Generator) -> Counts:
     """What the rule deals; a rule of a user's that deals something else than asked for is an `InputError`."""
     check_total(stock, sizes)
-    targets = partition.targets if partition.folds == 1 else 0  # else every node is both in turn
+    targets = partition.targets if partition.folds == 1 else partition.total  # every node is one in turn
     counts = partition.rule.deal(stock, sizes, targets, rng)
     right = counts.shape == (len(sizes), len(stock)) and counts.min() >= 0
     if not right or (counts.sum(axis=1) != sizes).any() or (counts.sum(axis=0) > stock).any():

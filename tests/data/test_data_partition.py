@@ -260,6 +260,14 @@ def test_over_the_folds_every_node_is_a_target_once():
         assert nodes == {(tuple(share.samples), share.n_support, share.n_query) for share in tested}
 
 
+def test_no_two_nodes_share_a_set_of_classes_where_targets_rotate():
+    for seed in range(20):
+        partition = Partition(nodes=15, targets=5, sizes=(8, 12), support=3, folds=4)
+        nodes = statistics(data := fake([60] * 10), plan(data, partition, seed))
+        assert len(set(nodes.classes)) == 20
+        assert min(nodes.nodes_per_class) >= 3  # of 4 on average: the exchange keeps classes even
+
+
 def test_target_nodes_have_sizes_of_their_own():
     shares = dealt(0, targets=4, folds=1, target_sizes=(4, 5), test=0.5)
     sizes = [share.n_support + share.n_query for share in shares]
