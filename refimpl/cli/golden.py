@@ -12,17 +12,19 @@ import click
 from refimpl._version import __version__
 from refimpl.cli.compiling import notice
 from refimpl.cli.groups import SuggestingGroup
-from refimpl.cli.options import FILE, MODEL, PATH, Session, session_options, talk_options
+from refimpl.cli.options import FILE, MODEL, PATH, Session, data_dir_option, session_options, talk_options
 from refimpl.cli.output import exit_unless, print_json
 from refimpl.cli.progress import Progress, Talk
 from refimpl.errors import InputError
 from refimpl.files.tables import counted
+from refimpl.registry import own_object
 
 if TYPE_CHECKING:
     from refimpl.crosscheck.compare import Comparison, Theirs
     from refimpl.crosscheck.conformance import Outcome
     from refimpl.crosscheck.golden.case import Arrays, Case
     from refimpl.crosscheck.golden.file import Golden
+    from refimpl.crosscheck.golden.own import Own
     from refimpl.crosscheck.hints import Findings
 
 LEVELS = ("ops", "networks", "prox", "local", "algorithm", "adapt", "baselines", "all")
@@ -31,6 +33,7 @@ FORMATS = (".md", ".html")
 EPILOG = """\b
 Examples:
   refimpl golden make --level ops --out ops.npz
+  refimpl golden make --network mine.py:network --out mine.npz
   refimpl golden check ops.npz theirs.npz
   refimpl golden check ops.npz theirs.npz --partial --report ops.md
 """
@@ -53,41 +56,69 @@ def command() -> None:
 @command.command(
     "make", epilog="\b\nExample:\n  refimpl golden make --level networks --model cnn3 --out cnn3.npz"
 )
-@click.option("--level", type=click.Choice(LEVELS), required=True, help="What to compute.")
+@click.option("--level", type=click.Choice(LEVELS), help="What to compute.  [all, with --network]")
 @click.option("--out", type=FILE, required=True, help="The .npz file to write.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all inputs.")
 @click.option("--dtype", type=click.Choice(("float64", "float32")), default="float64", show_default=True)
 @click.option("--model", "models", type=MODEL, multiple=True, help="For networks.  [all]")
 @click.option("--full", is_flag=True, help="Networks at full width.")
+@click.option("--network", metavar="FILE.py:NAME", help="A network of your own, in place of the package's.")
+@click.option("--dataset", help="Draw its samples from a data set or FILE.npz.  [normal numbers]")
+@click.option("--batch", type=click.IntRange(min=1), help="Samples of its batches.  [3]")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@data_dir_option
 @talk_options
 def make_command(
-    level: str,
+    level: str | None,
     out: Path,
     seed: int,
     dtype: str,
     models: tuple[str, ...],
     full: bool,
+    network: str | None,
+    dataset: str | None,
+    batch: int | None,
     force: bool,
+    data_dir: Path | None,
     talk: Talk,
 ) -> None:
     """Write a golden file: computations with their inputs and expected outputs.
 
-    The same options give the same bytes.
+    The same options give the same bytes. With --network, all of them are about the network that a Python
+    file of yours defines: its layers one by one, the whole network, its groups of gates, local steps, rounds
+    of Algorithm 1, adaptation and the methods to compare with.
     """
     from refimpl.crosscheck.golden.file import golden_bytes
     from refimpl.crosscheck.golden.levels import build_cases
     from refimpl.files.storage import check_new, write_whole
 
-    if (models or full) and level not in ("networks", "all"):
-        raise InputError(f"golden: --model and --full are for the level networks, not {level}")
+    if network is None and (level is None or dataset or batch):
+        raise InputError("golden: --dataset and --batch go with --network; without it, --level is needed")
+    if (models or full) and (network or level not in ("networks", "all")):
+        raise InputError(f"golden: --model and --full are for the level networks, not {network or level}")
     check_new(out, force)
-    cases = list(build_cases(level, seed, dtype, models, full))
+    own = None if network is None else _own(network, dataset, batch or 3, data_dir)
+    cases = list(build_cases(level or "all", seed, dtype, models, full, own))
     write_whole(out, golden_bytes(_computed(cases, talk), f"refimpl {__version__}", seed))
     if talk != Talk.QUIET:
         arrays = sum(len(case.outputs) for case in cases)
         found = f"{counted(len(cases), 'case')}, {counted(arrays, 'expected array')}"
         click.echo(f"{out}: {found}, {out.stat().st_size:,} bytes")
+
+
+def _own(network: str, dataset: str | None, batch: int, data_dir: Path | None) -> Own:
+    """The network of a user's file, with the samples of a data set if one is named."""
+    from refimpl.crosscheck.golden.own import Own, fitted
+    from refimpl.data.catalog import load
+    from refimpl.nn.network import Network
+
+    found = own_object(network, "--network", "a network")
+    if not isinstance(found, Network):
+        raise InputError(f"--network: expected {network} to be a refimpl.Network, got {type(found).__name__}")
+    if dataset is None:
+        return Own(found, batch)
+    data = load(dataset, data_dir)
+    return Own(found, batch, (fitted(data.x(dtype="float64"), found), data.y))
 
 
 def _computed(cases: Sequence[Case], talk: Talk) -> list[tuple[Case, Arrays]]:

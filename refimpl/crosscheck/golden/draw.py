@@ -25,13 +25,20 @@ GATE_NOISE = 1.0
 BIAS_NOISE = 0.1  # added to all biases
 
 
-class Draw:
-    """Draws the numbers of one case from a stream of its own, in the case's dtype."""
+Samples = tuple[np.ndarray, np.ndarray]  # x (..., *input_shape) with labels (...)
 
-    def __init__(self, seed: int, name: str, dtype: str) -> None:
+
+class Draw:
+    """Draws the numbers of one case from a stream of its own, in the case's dtype.
+
+    data: samples x (M, ...) of that dtype with labels (M,), from which samples are drawn, if there are any.
+    """
+
+    def __init__(self, seed: int, name: str, dtype: str, data: Samples | None = None) -> None:
         self.seeds = SeedTree(seed)
         self.rng = self.seeds.generator(f"golden {name}")
         self.dtype = dtype
+        self.data = data
 
     def normal(self, *shape: int, scale: float = 1.0) -> np.ndarray:
         """Standard normal numbers times `scale`, rounded once to the dtype."""
@@ -44,6 +51,14 @@ class Draw:
     def labels(self, *shape: int, classes: int) -> np.ndarray:
         """Class numbers, int64."""
         return self.rng.integers(classes, size=shape)
+
+    def samples(self, network: Network, *shape: int) -> Samples:
+        """`shape` many samples for the network, with labels: normal numbers, or taken from the data."""
+        if self.data is None:
+            x = self.normal(*shape, *network.input_shape)
+            return x, self.labels(*shape, classes=network.classes)
+        chosen = self.rng.integers(len(self.data[1]), size=shape)
+        return self.data[0][chosen], self.data[1][chosen]
 
     def mask(self, *shape: int) -> np.ndarray:
         """A mask of which about half is true."""
@@ -72,8 +87,7 @@ class Draw:
     def inputs(self, network: Network, gating: Gating, *shape: int, zeros: bool = True) -> Arrays:
         """Parameters of the network, `shape` many samples with labels, and their noise in mode `gumbel`."""
         inputs = self.params(network.layout, zeros)
-        inputs["x"] = self.normal(*shape, *network.input_shape)
-        inputs["labels"] = self.labels(*shape, classes=network.classes)
+        inputs["x"], inputs["labels"] = self.samples(network, *shape)
         return inputs | (self.noise(gates_of(network), *shape) if gating.mode == "gumbel" else {})
 
 

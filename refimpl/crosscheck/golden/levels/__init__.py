@@ -1,14 +1,17 @@
 """The cases of every level, built from a seed; each module says what its inputs and outputs mean."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from refimpl.crosscheck.golden.case import LEVELS, Case
 from refimpl.crosscheck.golden.levels import adapt, algorithm, baselines, local, networks, ops, prox
 from refimpl.crosscheck.golden.models import DEEP, NAMES
+from refimpl.crosscheck.golden.own import Own
 from refimpl.errors import one_of
 
-_MODULES = {
+_MODULES: Mapping[str, Any] = {
     "ops": ops,
+    "networks": networks,
     "prox": prox,
     "local": local,
     "algorithm": algorithm,
@@ -23,12 +26,18 @@ def build_cases(
     dtype: str = "float64",
     models: Sequence[str] = (),
     full: bool = False,
+    own: Own | None = None,
 ) -> Iterator[Case]:
-    """The cases of a level, or of all levels for `all`; `models` (none: all) and `full` are for networks."""
+    """The cases of a level, or of all levels for `all`, of the package's networks or of a user's `own`.
+
+    `models` (none: all of the package's) and `full` are for the level networks.
+    """
     chosen = models or (*NAMES, *(DEEP if dtype == "float64" else ()))
     one_of("golden", "level", level, (*LEVELS, "all"))
     for name in LEVELS if level == "all" else (level,):
-        if name == "networks":
+        if own is not None:
+            yield from _MODULES[name].own_cases(own, seed, dtype)
+        elif name == "networks":
             yield from networks.cases(seed, dtype, chosen, full)
         else:
             yield from _MODULES[name].cases(seed, dtype)

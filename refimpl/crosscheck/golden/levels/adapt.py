@@ -19,6 +19,7 @@ from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.draw import Draw, network_settings
 from refimpl.crosscheck.golden.levels.local import start
 from refimpl.crosscheck.golden.models import model, tiny
+from refimpl.crosscheck.golden.own import Own
 from refimpl.federated.adapt import AdaptSettings, adapt
 from refimpl.nn.context import Gating
 from refimpl.nn.network import Network
@@ -30,20 +31,33 @@ OUTPUTS = ("before.logits", "stage1.w", "stage2.w", "after.logits")
 
 def cases(seed: int, dtype: str) -> Iterator[Case]:
     """Cases with one and several steps, with hard, ste and soft masks, and without gates."""
-    yield _case(seed, dtype, "hard", tiny(), Gating())
-    yield _case(seed, dtype, "active", tiny(), Gating(gate_grad="active"))
-    yield _case(seed, dtype, "ste-steps", tiny(), Gating("ste"), steps=3)
-    yield _case(seed, dtype, "soft-prox", tiny(), Gating("soft"), steps=3, lam=0.8)
-    yield _case(seed, dtype, "ungated", tiny(gated=False), Gating(), steps=2)
-    yield _case(seed, dtype, "digits", model("digits"), Gating())
+    for title, network, gating, steps, lam in (
+        ("hard", tiny(), Gating(), 1, 0.0),
+        ("active", tiny(), Gating(gate_grad="active"), 1, 0.0),
+        ("ste-steps", tiny(), Gating("ste"), 3, 0.0),
+        ("soft-prox", tiny(), Gating("soft"), 3, 0.8),
+        ("ungated", tiny(gated=False), Gating(), 2, 0.0),
+        ("digits", model("digits"), Gating(), 1, 0.0),
+    ):
+        draw = Draw(seed, f"adapt {title}", dtype)
+        inputs = draw.inputs(network, gating, SUPPORT)
+        inputs["x_test"] = draw.normal(TEST, *network.input_shape)
+        yield _case(dtype, title, network, gating, inputs, steps, lam)
+
+
+def own_cases(own: Own, seed: int, dtype: str) -> Iterator[Case]:
+    """Two steps with a user's network, in every mode whose masks need no noise."""
+    for title, gating in own.modes().items():
+        if gating.mode != "gumbel":
+            draw = own.draw(f"adapt {title}", seed, dtype)
+            inputs = draw.inputs(own.network, gating, 2 * own.batch, zeros=own.zeros)
+            inputs["x_test"], _ = draw.samples(own.network, own.batch)
+            yield _case(dtype, title, own.network, gating, inputs, 2, 0.0)
 
 
 def _case(
-    seed: int, dtype: str, title: str, network: Network, gating: Gating, steps: int = 1, lam: float = 0.0
+    dtype: str, title: str, network: Network, gating: Gating, inputs: Arrays, steps: int, lam: float
 ) -> Case:
-    draw = Draw(seed, f"adapt {title}", dtype)
-    inputs = draw.inputs(network, gating, SUPPORT)
-    inputs["x_test"] = draw.normal(TEST, *network.input_shape)
     rates = {"eta_phi": 0.3, "eta_theta": 0.1, "steps": steps, "lam": lam}
     return Case(f"adapt/{title}", "adapt", dtype, inputs, network_settings(network, gating) | rates, OUTPUTS)
 

@@ -33,6 +33,7 @@ from refimpl.crosscheck.golden.draw import Draw, gates_of, network_settings
 from refimpl.crosscheck.golden.levels.local import NO_RANDOM_NUMBERS, GivenBatches, batches_of, start
 from refimpl.crosscheck.golden.levels.prox import penalty_of
 from refimpl.crosscheck.golden.models import tiny
+from refimpl.crosscheck.golden.own import Own
 from refimpl.federated.local import LocalSettings
 from refimpl.federated.methods.metagater import MetaGater
 from refimpl.kernels import vector
@@ -42,12 +43,14 @@ from refimpl.optim.prox import Separable, Zero
 from refimpl.registry import SCHEDULES
 
 ROUNDS, NODES, STEPS, BATCH = 10, 3, 2, 4
-SIZES = (6, 9, 7)  # numbers of samples of the nodes
+MORE = (2, 5, 3)  # samples of the nodes beyond one batch
+OWN_ROUNDS = 3  # with a user's network, which may have many parameters
 LAM, ETA, BETA = 2.0, 0.2, 0.2
 GROUP_LASSO = {"type": "group_lasso", "rho": 0.05}
 
+Row = tuple[str, str, str, dict[str, Any] | None]
 # title: gating, schedule, penalty (None: no gates)
-_CASES: tuple[tuple[str, str, str, dict[str, Any] | None], ...] = (
+_CASES: tuple[Row, ...] = (
     ("ungated", "hard", "ghadimi-lan", None),
     ("hard", "hard", "ghadimi-lan", GROUP_LASSO),
     ("gumbel", "gumbel", "ghadimi-lan", GROUP_LASSO),
@@ -58,32 +61,49 @@ _CASES: tuple[tuple[str, str, str, dict[str, Any] | None], ...] = (
 
 def cases(seed: int, dtype: str, rounds: int = ROUNDS) -> Iterator[Case]:
     """Cases for schedules, penalties and modes, each with `rounds` rounds."""
-    for title, mode, schedule, penalty in _CASES:
-        network = tiny(gated=penalty is not None)
-        settings = network_settings(network, Gating(mode)) | {
-            "lam": LAM,
-            "eta": ETA,
-            "steps": STEPS,
-            "rounds": rounds,
-            "nodes": NODES,
-            "schedule": {"name": schedule, "beta": BETA},
-            "penalty": penalty or {"type": "zero"},
-        }
-        inputs = _inputs(Draw(seed, f"algorithm {title}", dtype), network, settings)
-        outputs = tuple(f"round{k}.{v}" for k in range(1, rounds + 1) for v in ("md", "g", "x", "xag"))
-        yield Case(f"algorithm/{title}", "algorithm", dtype, inputs, settings, outputs)
+    for row in _CASES:
+        draw, network = Draw(seed, f"algorithm {row[0]}", dtype), tiny(gated=row[-1] is not None)
+        yield _case(draw, row[0], network, row, rounds)
 
 
-def _inputs(draw: Draw, network: Network, settings: Mapping[str, Any]) -> Arrays:
-    inputs = draw.params(network.layout)
+def own_cases(own: Own, seed: int, dtype: str) -> Iterator[Case]:
+    """The same schedules, penalties and modes with a user's network, for some rounds."""
+    for row in _CASES:
+        if own.gated == (row[-1] is not None):
+            title = f"{own.name}-{row[0]}"
+            draw = own.draw(f"algorithm {title}", seed, dtype)
+            yield _case(draw, title, own.network, row, OWN_ROUNDS, own.batch, own.zeros)
+
+
+def _case(
+    draw: Draw, title: str, network: Network, row: Row, rounds: int, batch: int = BATCH, zeros: bool = True
+) -> Case:
+    """A case with the gating, schedule and penalty of a row."""
+    _, mode, schedule, penalty = row
+    settings = network_settings(network, Gating(mode)) | {
+        "lam": LAM,
+        "eta": ETA,
+        "steps": STEPS,
+        "rounds": rounds,
+        "nodes": NODES,
+        "schedule": {"name": schedule, "beta": BETA},
+        "penalty": penalty or {"type": "zero"},
+    }
+    inputs = _inputs(draw, network, settings, batch, zeros)
+    outputs = tuple(f"round{k}.{v}" for k in range(1, rounds + 1) for v in ("md", "g", "x", "xag"))
+    return Case(f"algorithm/{title}", "algorithm", draw.dtype, inputs, settings, outputs)
+
+
+def _inputs(draw: Draw, network: Network, settings: Mapping[str, Any], batch: int, zeros: bool) -> Arrays:
+    inputs = draw.params(network.layout, zeros)
     inputs["indptr"], inputs["indices"] = network.gate_groups
-    for node, size in enumerate(SIZES):
-        inputs[f"node{node}.x"] = draw.normal(size, *network.input_shape)
-        inputs[f"node{node}.labels"] = draw.labels(size, classes=network.classes)
-    shape = (settings["rounds"], NODES, STEPS, BATCH)
+    sizes = [batch + more for more in MORE]
+    for node, size in enumerate(sizes):
+        inputs[f"node{node}.x"], inputs[f"node{node}.labels"] = draw.samples(network, size)
+    shape = (settings["rounds"], NODES, STEPS, batch)
     batches = np.empty(shape, dtype=np.int64)
     for index in np.ndindex(*shape[:3]):
-        batches[index] = draw.rng.permutation(SIZES[index[1]])[:BATCH]
+        batches[index] = draw.rng.permutation(sizes[index[1]])[:batch]
     inputs["batches"] = batches
     if settings["gating"]["mode"] == "gumbel":
         inputs |= draw.noise(gates_of(network), *shape)

@@ -31,7 +31,9 @@ from refimpl.crosscheck.golden.draw import Draw, network_settings
 from refimpl.crosscheck.golden.levels.algorithm import mean_of
 from refimpl.crosscheck.golden.levels.local import NO_RANDOM_NUMBERS, batches_of, start
 from refimpl.crosscheck.golden.models import tiny
+from refimpl.crosscheck.golden.own import Own
 from refimpl.nn.context import Gating
+from refimpl.nn.network import Network
 from refimpl.registry import METHODS, keys_of
 
 NODES, STEPS, BATCH = 3, 2, 4
@@ -58,21 +60,26 @@ NAMES = {"local_steps": "steps", "eta": "beta"}  # of the others
 def cases(seed: int, dtype: str) -> Iterator[Case]:
     """Cases of every method without gates, and of the meta-gradient methods also with soft gates."""
     for method in NUMBERS:
-        yield _case(seed, dtype, method, gated=False)
+        yield _case(Draw(seed, f"baselines {method}", dtype), method, method, tiny(gated=False))
     for method in ("fedavg", "perfedavg", "maml"):
-        yield _case(seed, dtype, method, gated=True)
+        yield _case(Draw(seed, f"baselines {method}-soft", dtype), method, f"{method}-soft", tiny())
 
 
-def _case(seed: int, dtype: str, method: str, gated: bool) -> Case:
-    title = f"{method}-soft" if gated else method
-    network, (batches, numbers) = tiny(gated), NUMBERS[method]
-    gating = Gating("soft" if gated else "hard")
-    draw = Draw(seed, f"baselines {title}", dtype)
-    inputs = draw.inputs(network, gating, NODES, batches * STEPS, BATCH, zeros=False)
+def own_cases(own: Own, seed: int, dtype: str) -> Iterator[Case]:
+    """Cases of every method with a user's network, whose gates, if it has any, are soft."""
+    for method in NUMBERS:
+        title = f"{own.name}-{method}"
+        yield _case(own.draw(f"baselines {title}", seed, dtype), method, title, own.network, own.batch)
+
+
+def _case(draw: Draw, method: str, title: str, network: Network, batch: int = BATCH) -> Case:
+    batches, numbers = NUMBERS[method]
+    gating = Gating("soft" if network.gates else "hard")
+    inputs = draw.inputs(network, gating, NODES, batches * STEPS, batch, zeros=False)
     settings = network_settings(network, gating)
     settings |= {"method": method, "nodes": NODES, "steps": STEPS, **numbers}
     outputs = (*(f"node{node}.w" for node in range(NODES)), "w")
-    return Case(f"baselines/{title}", "baseline", dtype, inputs, settings, outputs)
+    return Case(f"baselines/{title}", "baseline", draw.dtype, inputs, settings, outputs)
 
 
 # --- what this package computes ---------------------------------------------------------------------

@@ -20,6 +20,7 @@ from refimpl.crosscheck.golden.describe import network_of
 from refimpl.crosscheck.golden.draw import Draw, network_settings
 from refimpl.crosscheck.golden.levels.networks import context_of
 from refimpl.crosscheck.golden.models import model, tiny
+from refimpl.crosscheck.golden.own import Own
 from refimpl.federated.local import LocalSettings, solve_local
 from refimpl.nn.context import MODES, Gating
 from refimpl.nn.network import Network
@@ -31,18 +32,29 @@ LAM, ETA = 1.5, 0.1
 
 def cases(seed: int, dtype: str) -> Iterator[Case]:
     """Cases without gates, in every mode, and with a convolutional network."""
-    yield _case(seed, dtype, "ungated", tiny(gated=False), Gating())
-    for mode in MODES:
-        yield _case(seed, dtype, mode, tiny(), Gating(mode))
-    yield _case(seed, dtype, "active", tiny(), Gating(gate_grad="active"))
-    yield _case(seed, dtype, "digits", model("digits"), Gating())
+    for title, network, gating in (
+        ("ungated", tiny(gated=False), Gating()),
+        *((mode, tiny(), Gating(mode)) for mode in MODES),
+        ("active", tiny(), Gating(gate_grad="active")),
+        ("digits", model("digits"), Gating()),
+    ):
+        yield _case(Draw(seed, f"local {title}", dtype), title, network, gating)
 
 
-def _case(seed: int, dtype: str, title: str, network: Network, gating: Gating) -> Case:
-    inputs = Draw(seed, f"local {title}", dtype).inputs(network, gating, STEPS, BATCH)
+def own_cases(own: Own, seed: int, dtype: str) -> Iterator[Case]:
+    """Cases of a user's network in every mode."""
+    for title, gating in own.modes().items():
+        draw = own.draw(f"local {title}", seed, dtype)
+        yield _case(draw, title, own.network, gating, own.batch, own.zeros)
+
+
+def _case(
+    draw: Draw, title: str, network: Network, gating: Gating, batch: int = BATCH, zeros: bool = True
+) -> Case:
+    inputs = draw.inputs(network, gating, STEPS, batch, zeros=zeros)
     settings = network_settings(network, gating) | {"lam": LAM, "eta": ETA, "steps": STEPS}
     outputs = tuple(f"step{s}.{what}" for s in range(1, STEPS + 1) for what in ("loss", "gradient", "w"))
-    return Case(f"local/{title}", "local", dtype, inputs, settings, outputs)
+    return Case(f"local/{title}", "local", draw.dtype, inputs, settings, outputs)
 
 
 # --- what this package computes ---------------------------------------------------------------------

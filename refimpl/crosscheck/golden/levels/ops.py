@@ -18,7 +18,8 @@ grad.* are gradients of sum(dy * y); those of cross_entropy of the loss itself.
 Source: mathematics.md §2.1-§2.4. Derived.
 """  # noqa: E501
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -28,10 +29,12 @@ from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.describe import build_layer, describe
 from refimpl.crosscheck.golden.draw import Draw
 from refimpl.crosscheck.golden.names import block_outputs
+from refimpl.crosscheck.golden.own import Own
 from refimpl.kernels.loss import softmax_cross_entropy
+from refimpl.nn.chain import Residual
 from refimpl.nn.context import GATE_GRADS, MODES, Gating
 from refimpl.nn.gate import ChannelGate, Gated
-from refimpl.nn.layers import Back, Conv2d, Flow, Layer
+from refimpl.nn.layers import Back, Conv2d, Flow, Layer, Shape
 from refimpl.nn.layout import Layout
 from refimpl.nn.pointwise import ReLU
 from refimpl.nn.pooling import MaxPool2d
@@ -124,6 +127,49 @@ def _gated(seed: int, dtype: str, gating: Gating, note: str) -> Case:
         inputs |= draw.noise({"conv.gate": 5}, BATCH)
     settings = {"layers": layers, "input_shape": [3, 6, 4], "gating": asdict(gating)}
     return Case(f"ops/{title}", "gated", dtype, inputs, settings, block_outputs(layers, gating.gate_grad))
+
+
+def own_cases(own: Own, seed: int, dtype: str) -> Iterator[Case]:
+    """Every different layer of a user's network with the input shape it has there, gates and joins aside."""
+    seen = set()
+    for layer, shape in _inside(own.network.layers, own.network.input_shape):
+        (entry,) = describe((layer,))
+        kind, _ = entry.pop("type"), entry.pop("name")
+        if kind == "flatten" or (different := repr((entry, kind, shape))) in seen:
+            continue
+        seen.add(different)
+        title = f"{own.name}-{len(seen)}-{kind}"
+        draw = own.draw(f"ops {title}", seed, dtype)
+        weighted = bool(layer.parameters())
+        inputs: Arrays = {"x": (draw.normal if weighted else draw.coarse)(own.batch, *shape)}
+        for parameter in layer.parameters():
+            values = draw.normal(*parameter.shape, scale=max(1, math.prod(parameter.shape[1:])) ** -0.5)
+            last = parameter.name.rpartition(".")[2]
+            inputs[last] = np.abs(values) + values.dtype.type(0.5) if last == "running_var" else values
+        inputs["dy"] = draw.normal(own.batch, *layer.output_shape(shape))
+        outputs = ("y", "grad.x", *(f"grad.{key}" for key in ("weight", "bias") if key in inputs))
+        told = {
+            "in",
+            "out",
+            "bias",
+            "channels",
+            *(["kernel"] if weighted else []),
+        }  # by the shape of the weight
+        settings = {key: value for key, value in entry.items() if key not in told}
+        yield Case(f"ops/{title}", kind, dtype, inputs, settings, outputs)
+
+
+def _inside(layers: Sequence[Layer], shape: Shape) -> Iterator[tuple[Any, Shape]]:
+    """Every layer without layers inside, with the shape of its input."""
+    for layer in layers:
+        if isinstance(layer, Gated):
+            yield from _inside(layer.body, shape)
+        elif isinstance(layer, Residual):
+            yield from _inside(layer.body, shape)
+            yield from _inside(layer.shortcut, shape)
+        else:
+            yield layer, shape
+        shape = layer.output_shape(shape)
 
 
 # --- what this package computes ---------------------------------------------------------------------

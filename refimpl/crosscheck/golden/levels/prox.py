@@ -30,6 +30,7 @@ import numpy as np
 from refimpl.contracts import Penalty
 from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.draw import Draw
+from refimpl.crosscheck.golden.own import Own
 from refimpl.errors import one_of
 from refimpl.optim import prox
 
@@ -63,8 +64,22 @@ def cases(seed: int, dtype: str) -> Iterator[Case]:
         if "group" in kind:
             inputs["indptr"] = np.concatenate([[0], np.cumsum(GROUP_SIZES)]).astype(np.int64)
             inputs["indices"] = draw.rng.permutation(SIZE)[: sum(GROUP_SIZES)].astype(np.int64)
-        settings = {"penalty": {"type": kind, **numbers}, "step": STEP}
-        yield Case(f"prox/{kind}", "prox", dtype, inputs, settings, ("prox", "value"))
+        yield _case(kind, kind, numbers, dtype, inputs)
+
+
+def own_cases(own: Own, seed: int, dtype: str) -> Iterator[Case]:
+    """The penalties on groups, at a vector as long as phi and with the groups of a user's gated network."""
+    for kind, (_, numbers) in PENALTIES.items():
+        if own.gated and "group" in kind:
+            indptr, indices = own.network.gate_groups
+            phi, title = own.network.layout.phi, f"{own.name}-{kind}"
+            v = own.draw(f"prox {title}", seed, dtype).normal(phi.stop - phi.start)
+            yield _case(title, kind, numbers, dtype, {"v": v, "indptr": indptr, "indices": indices})
+
+
+def _case(title: str, kind: str, numbers: dict[str, float], dtype: str, inputs: Arrays) -> Case:
+    settings = {"penalty": {"type": kind, **numbers}, "step": STEP}
+    return Case(f"prox/{title}", "prox", dtype, inputs, settings, ("prox", "value"))
 
 
 # --- what this package computes ---------------------------------------------------------------------
