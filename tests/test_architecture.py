@@ -30,6 +30,7 @@ OUTSIDE = {
     "torch": {"crosscheck"},
     "onnx": {"crosscheck"},
     "onnxruntime": {"crosscheck"},
+    "flwr": {"engine"},
 }
 
 ASKED_ONLY = {("refimpl.files.environment", "llvmlite")}  # for the processor's name, which a run writes down

@@ -34,6 +34,7 @@ COMMANDS = {
     "report": "Write tables and figures of runs, as one page and PNG files.",
     "fewshot": "Meta-train and test on few-shot episodes.",
     "tickets": "Find sparse networks that meta-train as well as dense ones.",
+    "engine": "Run federations over Flower, simulated or over many machines.",
     "tune": "Search for the best settings of methods on validation nodes.",
     "data": "List, verify and fetch data sets; show how one is cut into nodes.",
     "theory": "Check the paper's lemmas, theorem and rates numerically.",

@@ -15,11 +15,12 @@ LIMIT = 4 * 2**30  # bytes of the arrays of one file, unpacked
 _WHOLE, _PARTS = ("x", "y"), ("x_train", "y_train", "x_test", "y_test")
 
 
-def read_arrays(path: str | Path) -> DataSet:
+def read_arrays(path: str | Path, classes: int | None = None) -> DataSet:
     """The data set in an .npz file with arrays x and y, or x_train, y_train, x_test and y_test.
 
     x (n, features), (n, H, W) or (n, C, H, W): bytes (uint8) are pixels and divided by 255; other numbers are
-    taken as they are, whole numbers as float32. y (n,): whole numbers from 0, every class at least once.
+    taken as they are, whole numbers as float32. y (n,): whole numbers from 0, every class at least once, or
+    below `classes` where that is given: some of them may be missing then.
     Nothing is normalised: the user must decide from which samples the statistics would be taken.
     Raises `DataError`, in one line naming the file, for anything else; nothing in the file is executed.
     """
@@ -30,7 +31,7 @@ def read_arrays(path: str | Path) -> DataSet:
     if len({(*images.shape[1:], images.dtype) for images, _ in parts}) > 1:
         raise DataError(f"{path}: {names[0]} and {names[2]} differ in shape or type; make them alike")
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    classes = _classes(path, labels)
+    classes = _classes(path, labels) if classes is None else classes
     pixels = images.dtype == np.uint8
     return DataSet(
         path.name,
