@@ -296,6 +296,15 @@ def _module_of(path: Path, who: str, does: str) -> ModuleType:
     return module
 
 
+def drawn(result: Any, path: Path) -> Path:
+    """Draw the figure of a result into a file, and return its path.
+
+    Figures are the matter of `report`, which needs matplotlib and knows all other rooms. It is found by its
+    name, as choices are.
+    """
+    return Path(import_module("refimpl.report.results").draw(result, path))
+
+
 METHODS = Registry(
     "method",
     "refimpl.federated.methods",

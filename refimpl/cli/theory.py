@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -44,6 +44,7 @@ Examples:
   refimpl theory theorem --verbose --seed 1
   refimpl theory all --figures figures
   refimpl theory gap runs/first --rounds 1,3,10
+  refimpl theory follow mine.py:problem
 """
 
 
@@ -187,6 +188,77 @@ def gap(
     wanted = {"tolerance": tolerance, "starts": starts}
     effort = {name: value for name, value in wanted.items() if value is not None}
     show(run, rounds, effort, figure, session)
+
+
+FOLLOW_EPILOG = """\b
+Examples:
+  refimpl theory follow mine.py:problem
+  refimpl theory follow mine.py:problem --steps 3 --rounds 200 --w0 start --region ball
+  refimpl theory follow mine.py:problem --json > mine.json
+  refimpl theory follow mine.py:problem --figure mine.png
+"""
+
+
+@command.command("follow", epilog=FOLLOW_EPILOG)
+@click.argument("problem", metavar="FILE.py:NAME")
+@click.option("--lam", type=float, help="Moreau weight, above L.  [2.5 L]")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Local steps; 0: exact.",
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=50, show_default=True, help="Rounds to run.")
+@click.option("--w0", metavar="NAME", help="The start, as FILE.py names it.  [random]")
+@click.option("--schedule", metavar="NAME", help="The server's steps, likewise.  [those of Theorem 1]")
+@click.option("--region", metavar="NAME", help="Where the constants hold, likewise: a box or a ball.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Root of all numbers.")
+@click.option(
+    "--figure", type=FILE, help="Also draw gaps and bound by round into this file (needs matplotlib)."
+)
+@session_options("json", "quiet")
+def follow(
+    problem: str,
+    lam: float | None,
+    steps: int,
+    rounds: int,
+    seed: int,
+    figure: Path | None,
+    session: Session,
+    **names: str | None,
+) -> None:
+    """Run the method on a problem of your own, and compare every round with the theory.
+
+    FILE.py defines NAME as a `refimpl.theory.Problem`, or as a function that returns one: the losses of the
+    nodes and a penalty. The table shows by round the true gap with its error bar, the server's gap, the
+    inexactness of g with its bound, both sides of Theorem 1, the curvature seen and how many of the proof's
+    inequalities hold. Constants that do not hold, a region that is left and a run that diverges are found and
+    named; the command then exits with 1, as it does where a statement is violated. The worked example is in
+    the README of refimpl/theory.
+    """
+    with Progress(rounds, session.talk) as progress, notice(progress):
+        progress.say(f"theory  follow {problem}")
+        from refimpl import theory
+        from refimpl.registry import own_object
+        from refimpl.report.canvas import require_matplotlib
+
+        if figure is not None:
+            require_matplotlib()
+        own = own_object(problem, "theory follow", "a Problem")
+        file = problem.rpartition(":")[0]
+        given: dict[str, Any] = {
+            option: own_object(f"{file}:{name}", f"--{option}", f"the {option}")
+            for option, name in names.items()
+            if name is not None
+        }
+        found = theory.follow(
+            own, lam, steps, rounds, seed=seed, on_round=lambda one: progress.step(f"theory  {one}"), **given
+        )
+    if figure is not None:
+        found.figure(figure)
+    click.echo(found.json() if session.as_json else found.table(), nl=not session.as_json)
+    exit_unless(found.holds)
 
 
 # --- checks -----------------------------------------------------------------------------------------

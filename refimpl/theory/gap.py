@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize
 
 from refimpl.contracts import Curved, Penalty, Vector
 from refimpl.errors import InputError
@@ -21,6 +20,8 @@ from refimpl.theory.problems import ClosedForm, Loss, Problem
 EPS = float(np.finfo(np.float64).eps)
 ROUNDING = 8 * EPS  # assumed relative error of evaluating a gradient
 POLISHING_STEPS = 300
+SHORTEST = 1e-4  # share of a gradient step below which none is tried
+FIRST_STEPS = 100  # gradient steps that are tried before SciPy is asked; they suffice unless lam is near L
 
 
 class LocalPoint(NamedTuple):
@@ -30,6 +31,8 @@ class LocalPoint(NamedTuple):
     value: float  # of the local objective at w, at least its minimum
     residual: float  # norm of the local objective's gradient at w, rounding included
     error: float  # bound on ||w - w*||: residual/(lam - L)
+    rounding: float  # the part of the residual that is the rounding of its evaluation
+    gradient: Vector  # of the loss at w
 
 
 class EnvelopePoint(NamedTuple):
@@ -61,30 +64,47 @@ def solve_exactly(
 ) -> LocalPoint:
     """argmin_w loss(w) + lam/2 ||w - centre||^2 for a float64 centre (d,), lam > loss.smoothness.
 
-    Closed form where the loss has one; otherwise SciPy's Newton-CG (with a Hessian) or L-BFGS from `start`.
-    Then gradient steps of size 1/lam, each contracting by L/lam, until the bound on the error is at most
-    `tolerance` or rounding ends the progress. The error returned is the bound reached, whichever came first.
+    Closed form where the loss has one. Otherwise gradient steps of size 1/lam from `start`, each of which
+    contracts by L/lam; where these do not arrive, SciPy's Newton-CG (with a Hessian) or L-BFGS, and gradient
+    steps again, until the bound on the error is at most `tolerance` or rounding ends the progress. The error
+    returned is the bound reached, whichever came first.
     """
     check_convexity("solve_exactly", loss.smoothness, lam)
     if isinstance(loss, ClosedForm):
-        w = loss.local_point(centre, lam)
-    else:
-        w = _search(loss, centre, lam, centre if start is None else start)
-    best = _certify(loss, w, centre, lam)
-    for _ in range(POLISHING_STEPS):
-        if best.error <= tolerance:
+        return _polish(loss, loss.local_point(centre, lam), centre, lam, tolerance, POLISHING_STEPS)
+    first = min(FIRST_STEPS, POLISHING_STEPS)
+    best = _polish(loss, centre if start is None else start, centre, lam, tolerance, first)
+    if best.error > max(tolerance, 4 * best.rounding / (lam - loss.smoothness)):
+        best = _polish(loss, _search(loss, centre, lam, best.w), centre, lam, tolerance, POLISHING_STEPS)
+    return best
+
+
+def _polish(
+    loss: Loss, start: Vector, centre: Vector, lam: float, tolerance: float, steps: int
+) -> LocalPoint:
+    """The best point of at most so many gradient steps from `start`, of size 1/lam.
+
+    Steps that make no progress, although rounding is not reached, are halved: the loss is then more curved
+    than it states.
+    """
+    best, share = _certify(loss, start, centre, lam), 1.0
+    for _ in range(steps):
+        if best.error <= tolerance or share < SHORTEST:
             break
-        gradient = np.empty_like(w)
-        loss(best.w, gradient)
-        tried = _certify(loss, centre - gradient / lam, centre, lam)
-        if tried.residual >= best.residual:
+        to = centre - best.gradient / lam
+        tried = _certify(loss, (1.0 - share) * best.w + share * to, centre, lam)
+        if tried.residual < best.residual:
+            best = tried
+        elif best.residual <= 4 * best.rounding:
             break
-        best = tried
+        else:
+            share *= 0.5
     return best
 
 
 def _search(loss: Loss, centre: Vector, lam: float, start: Vector) -> Vector:
     """Minimise the local objective with SciPy, closely enough for gradient steps to finish."""
+    from scipy.optimize import minimize  # loading it takes half a second, which few problems need
 
     def local(w: Vector) -> tuple[float, Vector]:
         gradient = np.empty_like(w)
@@ -108,8 +128,9 @@ def _certify(loss: Loss, w: Vector, centre: Vector, lam: float) -> LocalPoint:
     gradient, offset = np.empty_like(w), w - centre
     value = loss(w, gradient) + 0.5 * lam * float(offset @ offset)
     sizes = vector.norm(gradient) + lam * (vector.norm(w) + vector.norm(centre))
-    residual = float(vector.norm(gradient + lam * offset)) + ROUNDING * float(sizes)
-    return LocalPoint(w, value, residual, residual / (lam - loss.smoothness))
+    rounding = ROUNDING * float(sizes)
+    residual = float(vector.norm(gradient + lam * offset)) + rounding
+    return LocalPoint(w, value, residual, residual / (lam - loss.smoothness), rounding, gradient)
 
 
 def envelope(

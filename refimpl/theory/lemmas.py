@@ -12,12 +12,14 @@ import numpy as np
 from refimpl.contracts import Vector
 from refimpl.federated.local import LocalSettings, local_residual, solve_local
 from refimpl.kernels import vector
+from refimpl.theory.constants import Around
 from refimpl.theory.gap import envelope, exact_gap, solve_exactly
 from refimpl.theory.problems import Problem, Quadratic, envelope_minimiser
 from refimpl.theory.rows import Row, Sides, at_most, equal, largest, worst
 from refimpl.theory.run import LossTask
 
 LOCAL_STEPS = (1, 2, 4, 8)
+CENTRES, PAIRS = 3, 40  # points at which inexactness is looked at, and pairs of points for curvature
 MAX_AXES = 12  # above this dimension, random directions are used instead of the axes
 MEASURABLE = 1e10  # sizes above this many times their error must satisfy equalities to nine digits
 
@@ -42,6 +44,11 @@ def inexactness_factor(smoothness: float, lam: float) -> float:
 def theory_beta(problem: Problem, lam: float) -> float:
     """b = 1/(2 Lu), Lu the upper curvature of F."""
     return 0.5 / curvature_bounds(problem.smoothness, problem.concavity, lam)[1]
+
+
+def anywhere(problem: Problem) -> Around:
+    """Points around zero, where a check draws its points unless told otherwise."""
+    return Around(np.zeros(problem.size))
 
 
 def norm(x: Vector) -> float:
@@ -130,17 +137,19 @@ def closed_form_rows(problem: Problem, lam: float, rng: np.random.Generator) -> 
 
 
 def sampled_curvature(
-    problem: Problem, lam: float, rng: np.random.Generator, pairs: int = 40
+    problem: Problem, lam: float, rng: np.random.Generator, around: Around | None = None
 ) -> tuple[float, float, float, float]:
     """(lowest and highest <D, d>/|d|^2, highest |D|/|d|, error), D the difference of grad F along d.
 
-    Along random directions and along the axes, over distances from 1e-3 to 1.
+    Along random directions and along the axes, over distances from 1e-3 to 1, from points drawn around zero
+    or as `around` says.
     """
+    around = around or anywhere(problem)
     curvatures, steepness, errors = [], [], []
-    for i in range(pairs):
-        v = rng.standard_normal(problem.size)
+    for i in range(PAIRS):
+        v = around.draw(rng, 1)[0]
         direction = np.eye(problem.size)[i % problem.size] if i % 2 else rng.standard_normal(problem.size)
-        d = direction / norm(direction) * 10.0 ** rng.uniform(-3, 0)
+        d = around.step(v, direction / norm(direction) * 10.0 ** rng.uniform(-3, 0))
         here, there = envelope(problem, v, lam), envelope(problem, v + d, lam)
         change = there.gradient - here.gradient
         curvatures.append(change @ d / (d @ d))
@@ -150,10 +159,12 @@ def sampled_curvature(
     return low, high, largest(steepness), largest(errors)
 
 
-def smoothness_rows(problem: Problem, lam: float, rng: np.random.Generator) -> list[Row]:
+def smoothness_rows(
+    problem: Problem, lam: float, rng: np.random.Generator, around: Around | None = None
+) -> list[Row]:
     """8.2: sampled curvature of F inside [-lam C/(lam - C), lam L/(lam + L)]; equality if `attained`."""
     below, above = curvature_bounds(problem.smoothness, problem.concavity, lam)
-    low, high, steep, error = sampled_curvature(problem, lam, rng)
+    low, high, steep, error = sampled_curvature(problem, lam, rng, around)
     name = problem.name
     rows = [
         at_most("8.2 Lemma 1: curvature of F <= lam L/(lam+L)", name, high, above, error),
@@ -173,11 +184,13 @@ def smoothness_rows(problem: Problem, lam: float, rng: np.random.Generator) -> l
 # --- 8.3 inexact local solutions --------------------------------------------------------------------
 
 
-def inexactness_rows(problem: Problem, lam: float, rng: np.random.Generator, points: int = 3) -> list[Row]:
+def inexactness_rows(
+    problem: Problem, lam: float, rng: np.random.Generator, around: Around | None = None
+) -> list[Row]:
     """8.3: ||g - grad F(md)|| <= lam/(lam-L) mean residual, after 1, 2, 4, 8 local steps."""
     factor = inexactness_factor(problem.smoothness, lam)
     found = []
-    for md in rng.standard_normal((points, problem.size)):
+    for md in (around or anywhere(problem)).draw(rng, CENTRES):
         exact = envelope(problem, md, lam)
         for steps in LOCAL_STEPS:
             settings = LocalSettings(lam, 1.0 / lam, steps)
@@ -193,14 +206,16 @@ def inexactness_rows(problem: Problem, lam: float, rng: np.random.Generator, poi
     return rows
 
 
-def contraction_rows(problem: Problem, lam: float, rng: np.random.Generator, steps: int = 8) -> list[Row]:
-    """8.3: with eta = 1/lam each local step brings w nearer to w* by L/lam."""
-    md = rng.standard_normal(problem.size)
+def contraction_rows(
+    problem: Problem, lam: float, rng: np.random.Generator, around: Around | None = None
+) -> list[Row]:
+    """8.3: with eta = 1/lam each of 8 local steps brings w nearer to w* by L/lam."""
+    md = (around or anywhere(problem)).draw(rng, 1)[0]
     rate, found, ratios = problem.smoothness / lam, [], []
     for loss in problem.losses:
         exact = solve_exactly(loss, md, lam)
         before = norm(md - exact.w)
-        for s in range(1, steps + 1):
+        for s in range(1, LOCAL_STEPS[-1] + 1):
             after = norm(solve_local(LossTask(loss), md, LocalSettings(lam, 1.0 / lam, s), rng).w - exact.w)
             found.append(Sides(after, rate * before, 2 * exact.error))
             if after > MEASURABLE * exact.error:

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import eigvalsh_tridiagonal
-from scipy.optimize import minimize
 
 from refimpl.contracts import Penalty, Vector
 from refimpl.errors import InputError
@@ -124,6 +122,8 @@ def solve_nearby(
     times ||grad loss(centre)|| or no longer falls. Descent from the centre: for lam below the curvature of
     the loss there may be other, lower solutions elsewhere.
     """
+    from scipy.optimize import minimize  # loading it takes half a second, which few commands need
+
     gradient = np.empty_like(centre)
     loss(centre, gradient)
     target = effort.tolerance * float(vector.norm(gradient))
@@ -143,22 +143,26 @@ def solve_nearby(
 
 
 def curvature_range(
-    objective: Objective, w: Vector, rng: np.random.Generator, steps: int = LANCZOS_STEPS
+    objective: Objective,
+    w: Vector,
+    rng: np.random.Generator,
+    steps: int = LANCZOS_STEPS,
+    difference: float = DIFFERENCE,
 ) -> tuple[float, float]:
     """Lowest and highest eigenvalue of the objective's Hessian at w (d,), estimated from inside.
 
-    Lanczos with products by central differences of gradients, 2 `steps` evaluations. At a kink there is no
-    Hessian; a point chosen without regard to the kinks lies on none, and what is found is the curvature
-    between them.
+    Lanczos with products by central differences of gradients over `difference`, 2 `steps` evaluations. At a
+    kink there is no Hessian; a point chosen without regard to the kinks lies on none, and what is found is
+    the curvature between them.
     """
     ahead, behind, size = np.empty_like(w), np.empty_like(w), min(steps, w.size)
     basis, diagonal, off = np.zeros((size + 1, w.size)), np.zeros(size), np.zeros(size)
     basis[0] = rng.standard_normal(w.size)
     basis[0] /= vector.norm(basis[0])
     for k in range(size):
-        objective(w + DIFFERENCE * basis[k], ahead)
-        objective(w - DIFFERENCE * basis[k], behind)
-        product = (ahead - behind) / (2 * DIFFERENCE)
+        objective(w + difference * basis[k], ahead)
+        objective(w - difference * basis[k], behind)
+        product = (ahead - behind) / (2 * difference)
         diagonal[k] = basis[k] @ product
         for _ in range(2):  # twice is enough to stay orthogonal
             product -= basis[: k + 1].T @ (basis[: k + 1] @ product)
@@ -167,6 +171,8 @@ def curvature_range(
             size = k + 1
             break
         basis[k + 1] = product / off[k]
+    from scipy.linalg import eigvalsh_tridiagonal  # loading it takes a while, which few commands need
+
     found = eigvalsh_tridiagonal(diagonal[:size], off[: size - 1])
     return float(found[0]), float(found[-1])
 

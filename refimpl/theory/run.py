@@ -6,8 +6,9 @@ so that the checks apply to the code that trains networks.
 Source: mathematics.md §4 and §8.4 (what a run must record). Derived.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count, islice
 
 import numpy as np
 
@@ -53,6 +54,7 @@ class Round:
     x: Vector  # x_k
     ag: Vector  # xag_k
     gap: float  # ||G~_k||, as the server reports it
+    answers: tuple[Vector, ...]  # w~_i, one a node
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,30 +78,39 @@ class Run:
         return (self.w0, self.w0) if k == 1 else (self.rounds[k - 2].x, self.rounds[k - 2].ag)
 
 
-def record(
-    problem: Problem, lam: float, beta: float, schedule: Schedule, w0: Vector, rounds: int, steps: int = 0
-) -> Run:
-    """Run the method for `rounds` rounds from w0 with `steps` local gradient steps of size 1/lam.
+def rounds_of(
+    problem: Problem, lam: float, schedule: Schedule, w0: Vector, steps: int = 0
+) -> Iterator[Round]:
+    """The rounds of the method from w0 with `steps` local gradient steps of size 1/lam, without end.
 
-    steps = 0 means exact local solutions. beta is the b of the theory, which the checks use to recompute
-    a_k, b_k, l_k independently; `schedule` is the one that is run.
+    steps = 0 means exact local solutions.
     """
-    check_convexity("record", problem.smoothness, lam)
     settings = LocalSettings(lam, 1.0 / lam, max(steps, 1))
     kind = MetaGater if steps else ExactMetaGater
     method = kind(settings, schedule, problem.penalty)
     tasks = [LossTask(loss) for loss in problem.losses]
     uniform = np.full(len(tasks), 1.0 / len(tasks))
     unused = np.random.default_rng(0)  # full batches: nothing is drawn
-    state, recorded = method.start(w0), []
-    for k in range(1, rounds + 1):
+    state = method.start(w0)
+    for k in count(1):
         md = method.broadcast(state, k)
-        answers = [method.local(task, md, unused).w for task in tasks]
+        answers = tuple(method.local(task, md, unused).w for task in tasks)
         mean = np.empty_like(md)
         vector.mean_of_rows(np.stack(answers), uniform, mean)
         state, gap = method.server(state, k, md, mean)
         residuals = [local_residual(task.loss, w, md, lam) for task, w in zip(tasks, answers, strict=True)]
-        recorded.append(
-            Round(k, md, lam * (md - mean), float(np.mean(residuals)), state["x"], state["ag"], gap)
-        )
-    return Run(problem, lam, beta, steps, w0, recorded)
+        residual, g = float(np.mean(residuals)), lam * (md - mean)
+        yield Round(k, md, g, residual, state["x"], state["ag"], gap, answers)
+
+
+def record(
+    problem: Problem, lam: float, beta: float, schedule: Schedule, w0: Vector, rounds: int, steps: int = 0
+) -> Run:
+    """The first `rounds` of `rounds_of`.
+
+    beta is the b of the theory, which the checks use to recompute a_k, b_k, l_k independently; `schedule` is
+    the one that is run.
+    """
+    check_convexity("record", problem.smoothness, lam)
+    found = islice(rounds_of(problem, lam, schedule, w0, steps), rounds)
+    return Run(problem, lam, beta, steps, w0, list(found))

@@ -5,25 +5,32 @@ Every section draws its problems from its own stream of the seed, so one can be 
 Source: mathematics.md §8, one section each. Derived.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from refimpl.contracts import Penalty, Vector
 from refimpl.data import load
-from refimpl.errors import one_of
+from refimpl.errors import DivergenceError, one_of
 from refimpl.optim.prox import BoundedGroupLasso, Box, Groups
 from refimpl.rng import SeedTree
 from refimpl.theory import lemmas, problems, rates, sweeps, theorem
+from refimpl.theory.constants import Around, probe_rows, with_constants
+from refimpl.theory.following import first_point, follow
 from refimpl.theory.problems import Problem
-from refimpl.theory.rows import Row
+from refimpl.theory.rows import VIOLATED, Row, all_hold
 from refimpl.theory.soft_network import soft_network
 from refimpl.theory.theorem import solution
 
 Parts = Iterator[list[Row]]
+Check = Callable[[], list[Row]]
 LAM_OVER_L = 2.5  # lam in units of L, unless a check says otherwise
 LOCAL_STEPS = (0, 1, 3)  # of the runs under the theorem; 0 means exact local solutions
 ROUNDS = 60
+FEW = 50  # rounds spent on a solution when the constants are known to be wrong
 
 
 def digits_regression(rng: np.random.Generator, nodes: int = 4) -> Problem:
@@ -59,36 +66,85 @@ def attained() -> list[Problem]:
     return [problems.attained(1), problems.attained(-1, penalty=Box(-1.0, 2.0))]
 
 
-def check_lemmas(problem: Problem, lam: float, rng: np.random.Generator) -> list[Row]:
-    """8.1 to 8.3 on one problem, float64, lam > L."""
+def lemma_checks(
+    problem: Problem, lam: float, rng: np.random.Generator, around: Around | None = None
+) -> list[Check]:
+    """8.1 to 8.3 on one problem, float64, lam > L: one check for each statement."""
+    drawn = around or lemmas.anywhere(problem)
+    others = (lemmas.smoothness_rows, lemmas.inexactness_rows, lemmas.contraction_rows)
     return [
-        *lemmas.gradient_rows(problem, lam, rng, rng.standard_normal((2, problem.size))),
-        *lemmas.smoothness_rows(problem, lam, rng),
-        *lemmas.inexactness_rows(problem, lam, rng),
-        *lemmas.contraction_rows(problem, lam, rng),
+        lambda: lemmas.gradient_rows(problem, lam, rng, drawn.draw(rng, 2)),
+        *(partial(check, problem, lam, rng, around) for check in others),
     ]
 
 
-def check_stationarity(problem: Problem, lam: float, rng: np.random.Generator) -> list[Row]:
+def check_lemmas(problem: Problem, lam: float, rng: np.random.Generator) -> list[Row]:
+    """The rows of `lemma_checks`."""
+    return [row for check in lemma_checks(problem, lam, rng) for row in check()]
+
+
+def check_stationarity(
+    problem: Problem, lam: float, rng: np.random.Generator, around: Around | None = None, most: int = 3000
+) -> list[Row]:
     """7 on one problem: the two forms of the gap against each other, away from a solution and in one."""
-    v = 0.5 * rng.standard_normal(problem.size)
+    around = around or lemmas.anywhere(problem)
+    v = around.inside(around.start + 0.5 * rng.standard_normal(problem.size))
     problem.penalty.prox(v, 0.0, v)
-    at_rest = solution(problem, lam, v)
+    at_rest = solution(problem, lam, v, most)
     return lemmas.stationarity_rows(problem, lam, lemmas.theory_beta(problem, lam), v, at_rest)
 
 
-def check_problem(problem: Problem, seed: int = 0, ratio: float = LAM_OVER_L) -> list[Row]:
-    """Stationarity, lemmas and theorem on a problem of your own, with lam = ratio L.
+def check_problem(
+    problem: Problem,
+    seed: int = 0,
+    ratio: float = LAM_OVER_L,
+    *,
+    start: Vector | None = None,
+    region: Penalty | None = None,
+    rounds: int = 20,
+    on_part: Callable[[list[Row]], object] = lambda rows: None,
+) -> list[Row]:
+    """Constants, stationarity, lemmas and theorem on a problem of your own, with lam = ratio L.
 
-    Its losses are objectives over float64 vectors that state their `smoothness` and `concavity`; its penalty
-    is any object with the three methods of `prox.Penalty`. If the constants are too small, rows are violated.
+    Its losses are objectives over float64 vectors that state their `smoothness` and `concavity` (estimated
+    otherwise); its penalty is any object with the three methods of `prox.Penalty`. If the constants are too
+    small, rows are violated. start (d,): where runs start, and around which points are drawn [zero, with
+    random starts]; region: the set in which the constants hold, as an indicator of `optim.prox`. `on_part`
+    gets the rows of each part as soon as they are known. A part that diverges becomes a violated row.
     """
+    known = np.zeros(problem.size) if start is None else np.array(start, dtype=np.float64)
+    around, own = Around(known, region), SeedTree(seed).generator("theory.constants")
+    problem, kind = with_constants(problem, around, own)
     rng, lam = SeedTree(seed).generator("theory.problem"), ratio * problem.smoothness
-    return [
-        *check_stationarity(problem, lam, rng),
-        *check_lemmas(problem, lam, rng),
-        *theorem.run_rows(problem, lam, rng),
+    rows: list[Row] = []
+
+    def runs() -> list[Row]:
+        w0 = first_point(problem, start, rng)
+        found = [follow(problem, lam, steps, rounds, w0, region=region, seed=seed) for steps in (0, 1)]
+        return [row for run in found for row in (*run.findings, *run.rows)]
+
+    checks: list[Check] = [
+        lambda: probe_rows(problem, kind, around, own),
+        lambda: check_stationarity(problem, lam, rng, around, 3000 if all_hold(rows) else FEW),
+        *lemma_checks(problem, lam, rng, around),
+        runs,
     ]
+    with np.errstate(over="ignore", invalid="ignore"):
+        for check in checks:
+            try:
+                part = check()
+            except DivergenceError:
+                part = [diverged(problem, kind, rows)]
+            rows += part
+            on_part(part)
+    return rows
+
+
+def diverged(problem: Problem, kind: str, rows: Sequence[Row]) -> Row:
+    """The violated row for a check that diverged, after the rows found before."""
+    seen = [row for row in rows if row.verdict == VIOLATED and kind in row.statement]
+    why = seen[0].statement if seen else "no curvature beyond the constants was seen at the points tried"
+    return Row(f"a solution diverged: {why}", problem.name, math.inf, 0.0, -math.inf, VIOLATED)
 
 
 def lemma_parts(seed: int) -> Parts:

@@ -18,13 +18,15 @@ curvature, (iii) three-point inequalities of both prox steps, (iv) their sum.
 Source: mathematics.md §8.4, after Ghadimi & Lan 2016, Theorem 1 and Corollary 2; derived, with our constants.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from refimpl.contracts import Vector
+from refimpl.contracts import Schedule, Vector
 from refimpl.kernels import vector
 from refimpl.optim.accel import GhadimiLan, Nesterov, minimize_composite
 from refimpl.theory.gap import ROUNDING, EnvelopePoint, envelope, envelope_objective, exact_gap
@@ -36,24 +38,31 @@ from refimpl.theory.run import Round, Run, record
 SOLUTION = 1e-10  # gradient mapping at which a point is taken as x*
 
 
-def solution(problem: Problem, lam: float, start: Vector) -> Vector:
-    """A stationary point of Phi near `start`, by a long run with exact local solutions."""
+def solution(problem: Problem, lam: float, start: Vector, most: int = 3000) -> Vector:
+    """A stationary point of Phi near `start`, by at most `most` rounds with exact local solutions."""
     schedule = Nesterov(1.0 / curvature_bounds(problem.smoothness, problem.concavity, lam)[1])
     objective = envelope_objective(problem, lam)
-    return minimize_composite(objective, problem.penalty, start, schedule, 3000, SOLUTION).x
+    return minimize_composite(objective, problem.penalty, start, schedule, most, SOLUTION).x
 
 
 class Step(NamedTuple):
-    """What the theory says about iteration k, recomputed from k and b alone."""
+    """The numbers of iteration k: a_k, l_k, b_k and Gamma_k."""
 
     a: float
     l: float
+    b: float
     gamma: float
 
 
 def theory_step(k: int, beta: float) -> Step:
-    """a_k = 2/(k+1), l_k = k b/2, Gamma_k = 2/(k(k+1))."""
-    return Step(2.0 / (k + 1), 0.5 * k * beta, 2.0 / (k * (k + 1)))
+    """a_k = 2/(k+1), l_k = k b/2, b_k = b, Gamma_k = 2/(k(k+1)): recomputed from k and b alone."""
+    return Step(2.0 / (k + 1), 0.5 * k * beta, beta, 2.0 / (k * (k + 1)))
+
+
+def own_step(k: int, schedule: Schedule) -> Step:
+    """The steps of another schedule: Theorem 1 says nothing about it, so there is no Gamma_k (NaN)."""
+    a, b, l = schedule.steps(k)
+    return Step(a, l, b, math.nan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +71,9 @@ class Seen(Round):
 
     x_before: Vector
     ag_before: Vector
-    a: float  # a_k, l_k and Gamma_k of `theory_step`
+    a: float  # a_k, l_k, b_k and Gamma_k of `theory_step` or `own_step`
     l: float
+    b: float
     gamma: float
     delta: float  # bound on ||g_k - grad F(md_k)||, from the residuals
     at_md: EnvelopePoint
@@ -73,25 +83,45 @@ class Seen(Round):
     h_ag_before: float
 
 
-class Trial:
-    """A recorded run with F and its gradient evaluated, certified, wherever the inequalities ask for them."""
+def look(
+    problem: Problem,
+    lam: float,
+    w0: Vector,
+    rounds: Iterable[Round],
+    step_of: Callable[[int], Step],
+) -> Iterator[Seen]:
+    """The rounds of a run from w0, with F and its gradient wherever the inequalities ask for them."""
+    factor = inexactness_factor(problem.smoothness, lam)
+    x, ag, before, h_before = w0, w0, envelope(problem, w0, lam), problem.penalty.value(w0)
+    for r in rounds:
+        at_md, at_ag = envelope(problem, r.md, lam, r.answers), envelope(problem, r.ag, lam)
+        h_ag, delta = problem.penalty.value(r.ag), factor * r.residual + at_md.gradient_error
+        stated: list[Any] = [*vars(r).values(), x, ag, *step_of(r.k)]
+        exact = [delta, at_md, at_ag, before, h_ag, h_before]
+        yield Seen(*stated, *exact)
+        x, ag, before, h_before = r.x, r.ag, at_ag, h_ag
 
-    def __init__(self, run: Run, x_star: Vector) -> None:
+
+class Trial:
+    """A recorded run as the inequalities need it, and the point x* that they compare with.
+
+    seen: its rounds, if they have been looked at already; by default with the steps that the theory says.
+    """
+
+    def __init__(self, run: Run, x_star: Vector, seen: Sequence[Seen] | None = None) -> None:
         problem = run.problem
         self.run, self.x_star, self.name = run, x_star, run.name
         self.below, self.above = curvature_bounds(problem.smoothness, problem.concavity, run.lam)
-        self.young = 1.0 - self.above * run.beta
         self.at_star, self.h_star = envelope(problem, x_star, run.lam), problem.penalty.value(x_star)
-        factor = inexactness_factor(problem.smoothness, run.lam)
-        self.seen: list[Seen] = []
-        before, h_before = envelope(problem, run.w0, run.lam), problem.penalty.value(run.w0)
-        for r in run.rounds:
-            at_md, at_ag = envelope(problem, r.md, run.lam), envelope(problem, r.ag, run.lam)
-            h_ag, delta = problem.penalty.value(r.ag), factor * r.residual + at_md.gradient_error
-            stated: list[Any] = [*vars(r).values(), *run.before(r.k), *theory_step(r.k, run.beta)]
-            exact = [delta, at_md, at_ag, before, h_ag, h_before]
-            self.seen.append(Seen(*stated, *exact))
-            before, h_before = at_ag, h_ag
+        if seen is None:
+            stated = partial(theory_step, beta=run.beta)
+            seen = list(look(problem, run.lam, run.w0, run.rounds, stated))
+        self.seen = seen
+
+    def young(self, s: Seen) -> float:
+        """1 - Lu b_k; NaN unless b_k < 1/Lu, which the theorem needs."""
+        left = 1.0 - self.above * s.b
+        return left if left > 0 else math.nan
 
 
 def square(x: Vector) -> float:
@@ -165,12 +195,12 @@ def long_prox(trial: Trial, s: Seen) -> Sides:
 
 def short_prox(trial: Trial, s: Seen) -> Sides:
     """(iii) for xag_k from md_k with step b, against a_k x_k + (1 - a_k) xag_{k-1}."""
-    return three_points(trial, s, s.md, trial.run.beta, s.ag, s.a * s.x + (1 - s.a) * s.ag_before)
+    return three_points(trial, s, s.md, s.b, s.ag, s.a * s.x + (1 - s.a) * s.ag_before)
 
 
 def prox_optimality(trial: Trial, s: Seen) -> Sides:
     """(iii) from its other side: (x_{k-1} - l g - x_k)/l and (md - b g - xag_k)/b are subgradients of h."""
-    penalty, l, b = trial.run.problem.penalty, s.l, trial.run.beta
+    penalty, l, b = trial.run.problem.penalty, s.l, s.b
     long_ = penalty.subdifferential_distance((s.x_before - l * s.gradient - s.x) / l, s.x)
     short = penalty.subdifferential_distance((s.md - b * s.gradient - s.ag) / b, s.ag)
     sizes = norm(s.x_before) / l + norm(s.md) / b + 2 * norm(s.gradient)
@@ -178,12 +208,15 @@ def prox_optimality(trial: Trial, s: Seen) -> Sides:
 
 
 def one_step(trial: Trial, s: Seen) -> Sides:
-    """(iv) Phi(xag_k) - Phi(x*) - (1-a)(Phi(xag_{k-1}) - Phi(x*)) against the telescoping terms."""
-    a, l, b, star = s.a, s.l, trial.run.beta, trial.x_star
+    """(iv) Phi(xag_k) - Phi(x*) - (1-a)(Phi(xag_{k-1}) - Phi(x*)) against the telescoping terms.
+
+    It needs a_k l_k <= b_k < 1/Lu; otherwise nothing is compared.
+    """
+    a, l, b, star = s.a, s.l, s.b if s.a * s.l <= (1 + ROUNDING) * s.b else math.nan, trial.x_star
     phi = s.at_ag.value + s.h_ag, s.at_ag_before.value + s.h_ag_before, trial.at_star.value + trial.h_star
     moved = a / (2 * l) * (square(s.x_before - star) - square(s.x - star))
     spread = (1 - a) * square(s.ag_before - star) + a * square(s.x_before - star)
-    left = phi[0] - (1 - a) * phi[1] - a * phi[2] + 0.25 * b * trial.young * s.gap**2
+    left = phi[0] - (1 - a) * phi[1] - a * phi[2] + 0.25 * b * trial.young(s) * s.gap**2
     error = s.at_ag.value_error + s.at_ag_before.value_error + trial.at_star.value_error
     sizes = square(s.x_before - star) * a / l, square(s.x - star) * a / l
     right = moved + 0.5 * a * trial.below * spread + inexact(trial, s)
@@ -192,13 +225,13 @@ def one_step(trial: Trial, s: Seen) -> Sides:
 
 def inexact(trial: Trial, s: Seen) -> float:
     """a_k delta_k ||x* - x_{k-1}|| + b delta_k^2/(1 - Lu b): what inexact local solutions cost in a round."""
-    return s.a * s.delta * norm(trial.x_star - s.x_before) + trial.run.beta * s.delta**2 / trial.young
+    return s.a * s.delta * norm(trial.x_star - s.x_before) + s.b * s.delta**2 / trial.young(s)
 
 
 def gaps(trial: Trial, s: Seen) -> Sides:
     """| ||G_k|| - ||G~_k|| | <= delta_k: exact gap at md_k against the server's."""
-    exact = exact_gap(trial.run.problem, s.md, trial.run.lam, trial.run.beta)
-    return Sides(abs(exact.mapping - s.gap), s.delta, exact.error + rounding(norm(s.md) / trial.run.beta))
+    exact = exact_gap(trial.run.problem, s.md, trial.run.lam, s.b)
+    return Sides(abs(exact.mapping - s.gap), s.delta, exact.error + rounding(norm(s.md) / s.b))
 
 
 CHECKS: dict[str, Check] = {
@@ -214,12 +247,14 @@ CHECKS: dict[str, Check] = {
 }
 
 
+def iteration_sides(trial: Trial) -> dict[str, list[Sides]]:
+    """Every inequality at every k."""
+    return {statement: [check(trial, s) for s in trial.seen] for statement, check in CHECKS.items()}
+
+
 def iteration_rows(trial: Trial) -> list[Row]:
-    """Every inequality at every k; each row shows the k that comes nearest to violating it."""
-    return [
-        worst(statement, trial.name, (check(trial, s) for s in trial.seen))
-        for statement, check in CHECKS.items()
-    ]
+    """Every inequality; each row shows the k that comes nearest to violating it."""
+    return [worst(statement, trial.name, sides) for statement, sides in iteration_sides(trial).items()]
 
 
 # --- the telescoped bound ---------------------------------------------------------------------------
@@ -244,25 +279,35 @@ NAMES = (  # of the terms, each with its side
 )
 
 
-def bound_terms(trial: Trial) -> Terms:
-    """Both sides of Theorem 1 from what was measured: M, delta_k and the gaps."""
-    b, star, last = trial.run.beta, trial.x_star, trial.seen[-1]
-    gap_sum = inexact_sum = farthest = 0.0
+def bound_terms(trial: Trial) -> list[Terms]:
+    """Both sides of Theorem 1 after each round, from what was measured: M, delta_k and the gaps."""
+    star, gap_sum, inexact_sum, farthest, found = trial.x_star, 0.0, 0.0, 0.0, []
     for s in trial.seen:
-        gap_sum += 0.25 * b * trial.young * s.gap**2 / s.gamma
+        gap_sum += 0.25 * s.b * trial.young(s) * s.gap**2 / s.gamma
         inexact_sum += inexact(trial, s) / s.gamma
         farthest = max(farthest, (1 - s.a) * square(s.ag_before) + s.a * square(s.x_before))
-    value = (last.at_ag.value + last.h_ag - trial.at_star.value - trial.h_star) / last.gamma
-    start = square(trial.run.w0 - star) / b
-    return Terms(value, gap_sum, start, trial.below / last.gamma * (square(star) + farthest), inexact_sum)
+        value = (s.at_ag.value + s.h_ag - trial.at_star.value - trial.h_star) / s.gamma
+        curved = trial.below / s.gamma * (square(star) + farthest)
+        found.append(Terms(value, gap_sum, square(trial.run.w0 - star) / s.b, curved, inexact_sum))
+    return found
+
+
+def bound_sides(trial: Trial) -> list[Sides]:
+    """Left and right side of Theorem 1 after each round."""
+    return [
+        Sides(
+            terms.value + terms.gaps,
+            terms.start + terms.curvature + terms.inexact,
+            rounding(*terms) + (trial.at_star.value_error + s.at_ag.value_error) * s.k**2,
+        )
+        for s, terms in zip(trial.seen, bound_terms(trial), strict=True)
+    ]
 
 
 def bound_rows(trial: Trial) -> list[Row]:
     """Theorem 1 for the whole run, and its corollary for b = 1/(2 Lu)."""
-    terms, rounds = bound_terms(trial), len(trial.seen)
-    right = terms.start + terms.curvature + terms.inexact
-    error = rounding(*terms) + (trial.at_star.value_error + trial.seen[-1].at_ag.value_error) * rounds**2
-    left, named = terms.value + terms.gaps, tuple(zip(NAMES, terms, strict=True))
+    terms, (left, right, error), rounds = bound_terms(trial)[-1], bound_sides(trial)[-1], len(trial.seen)
+    named = tuple(zip(NAMES, terms, strict=True))
     rows = [
         at_most("8.4 Theorem 1, telescoped", trial.name, left, right, error, named),
         at_most("8.4 Phi(x*) <= Phi(xag_N)", trial.name, -terms.value, 0.0, error),

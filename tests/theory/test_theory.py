@@ -192,7 +192,7 @@ def test_theorem_terms_by_hand():
     x1 = 2 - 0.5 * b * curvature * 2
     md2 = ag1 / 3 + 2 * x1 / 3
     ag2 = md2 - b * curvature * md2
-    terms = theorem.bound_terms(trial)
+    terms = theorem.bound_terms(trial)[-1]
     young = 1 - curvature * b
     gaps = 0.25 * b * young * curvature**2 * (2**2 + 3 * md2**2)
     assert terms.value == pytest.approx(3 * 0.5 * curvature * ag2**2, rel=1e-12)
@@ -219,7 +219,7 @@ def test_a_slow_or_short_run_fails_the_slope():
     problem, empty = problems.attained(1), np.zeros(4)
 
     def fake(gaps):
-        made = [run.Round(k, empty, empty, 0.0, empty, empty, g) for k, g in enumerate(gaps, 1)]
+        made = [run.Round(k, empty, empty, 0.0, empty, empty, g, ()) for k, g in enumerate(gaps, 1)]
         return run.Run(problem, 3.0, 0.5, 0, empty, made)
 
     k = np.arange(1, 1201)

@@ -36,7 +36,7 @@ def rows(monkeypatch):
 
 def test_sections_are_those_of_the_library():
     assert tuple(theory.SECTIONS) == tuple(SECTIONS)
-    assert set(SECTIONS) | {"all"} == set(command.commands)
+    assert set(SECTIONS) | {"all", "follow"} == set(command.commands)
 
 
 def test_all_is_the_default_and_the_tightest_row_is_shown(rows):
