@@ -50,7 +50,7 @@ def command(ctx: click.Context, begin: Begin, session: Session, **options: Any) 
 class Federated(Course):
     """The course of `refimpl train`."""
 
-    words = ("train",)
+    words: ClassVar[tuple[str, ...]] = ("train",)
     settings: ClassVar[ModuleType] = federated
     warms = True
 

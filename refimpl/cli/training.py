@@ -24,7 +24,7 @@ from refimpl.experiments.record import RunFolder, check_free
 from refimpl.files.storage import toml_text
 
 if TYPE_CHECKING:
-    from refimpl.experiments.experiment import Trainable
+    from refimpl.experiments.experiment import Trainable, Trained
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,12 @@ class Course(ABC):
     def show(self, run: Any, folder: RunFolder) -> None:
         """Print the summary of a finished run."""
 
+    def train(self, run: Any, folder: RunFolder, **how: Any) -> Trained:
+        """Run the rounds that are left; `how`: the other arguments of `experiment.train`."""
+        from refimpl.experiments.experiment import train
+
+        return train(run, folder, **how)
+
     def run(self, begin: Begin, options: Mapping[str, Any]) -> int:
         """Begin or continue a run as the options ask for; returns the exit code."""
         if begin.resume:
@@ -133,7 +139,6 @@ class Course(ABC):
 
     def _train(self, run: Trainable, folder: RunFolder, saved: int) -> int:
         """Train from the checkpoint after `saved` rounds and print a summary; returns the exit code."""
-        from refimpl.experiments.experiment import train
         from refimpl.federated.warmup import warm_up
 
         config, session, total = run.config, self.session, WARM_UP if self.warms else None
@@ -147,7 +152,7 @@ class Course(ABC):
                 def on_round(record: Any) -> None:
                     progress.step(self.told(run, record))
 
-                trained = train(
+                trained = self.train(
                     run, folder, resume=saved > 0, threads=session.threads, on_round=on_round, stop=stop
                 )
             if trained.rounds == config.rounds:

@@ -6,27 +6,36 @@ Flower's own conversion of arrays, which trusts the sizes in a message, is not u
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
-from flwr.simulation import run_simulation
 
 from refimpl.engine.job import Job
 from refimpl.engine.messages import Hello, Question, Sealed, brief, sealed, whole
 from refimpl.engine.node import Worker
 from refimpl.engine.rounds import FederatedRecord, Patience, Reply
 from refimpl.errors import InputError, RunError
-from refimpl.experiments.experiment import OnRound, Trained, train
+from refimpl.experiments.experiment import Trained, train
 from refimpl.experiments.record import RunFolder
 from refimpl.files.environment import cores
 
 HELLO, SOLVE = "query.hello", "train.solve"
 RAW = "refimpl.little-endian"  # how the bytes of an array are to be read
 VECTOR, NUMBERS = "w", "numbers"
+LOCAL = {  # of the simulation's Ray: it listens on this machine only, and is silent
+    "_node_ip_address": "127.0.0.1",
+    "include_dashboard": False,
+    "log_to_driver": False,
+    "logging_level": "ERROR",
+}
+SECLUDED = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1,localhost"}
 POLL = 0.1  # seconds between two looks for answers
 
 
@@ -205,12 +214,11 @@ def serve(
     job: Job,
     patience: Patience,
     folder: RunFolder,
-    on_round: OnRound | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    **how: Any,
 ) -> Trained:
-    """Run the rounds that the folder does not have yet, with a checkpoint after each."""
+    """Run the rounds that the folder does not have yet; `how`: the other arguments of `train`."""
     experiment = job.server(FlowerLink(grid, job, print), patience)
-    return train(experiment, folder, resume=True, on_round=on_round, stop=stop)
+    return train(experiment, folder, **{**how, "resume": True})
 
 
 def make_server(job: Job) -> ServerApp:
@@ -222,7 +230,9 @@ def make_server(job: Job) -> ServerApp:
         given = dict(context.run_config)
         out, patience = Path(str(given.pop("out"))), Patience(**given)
         with job.folder(out) as folder:
-            found = serve(grid, job, patience, folder, lambda record: print(_said(record), flush=True))
+            found = serve(
+                grid, job, patience, folder, on_round=lambda record: print(_said(record), flush=True)
+            )
             print(f"engine: {found.rounds} rounds are done; the meta-model is in {folder.path.absolute()}")
 
     return app
@@ -242,24 +252,47 @@ def simulate(
     patience: Patience,
     data_dir: Path | None = None,
     threads: int | None = None,
-    on_round: OnRound | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    **how: Any,
 ) -> Trained:
-    """Train with Flower's simulation on Ray, whose processes (one for each of `threads`) end with it."""
+    """Train with Flower's simulation on Ray, whose processes (one for each of `threads`) end with it.
+
+    how: the other arguments of `train`.
+    """
+    from flwr.simulation import run_simulation  # nodes of a deployment do without it
+
     app, found = ServerApp(), list[Trained]()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        found.append(serve(grid, job, patience, folder, on_round, stop))
+        found.append(serve(grid, job, patience, folder, **how))
 
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-    run_simulation(
-        app,
-        make_client(job, None if data_dir is None else str(data_dir.absolute()), threads=1),
-        num_supernodes=job.config.nodes,
-        backend_config={
-            "init_args": {"num_cpus": threads or cores(), **quiet},
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-        },
-    )
+    with _secluded():
+        run_simulation(
+            app,
+            make_client(job, None if data_dir is None else str(data_dir.absolute()), threads=1),
+            num_supernodes=job.config.nodes,
+            backend_config={
+                "init_args": {"num_cpus": threads or cores(), **LOCAL},
+                "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            },
+        )
     return found[0]
+
+
+@contextmanager
+def _secluded() -> Iterator[None]:
+    """Within the block, Ray asks no cloud provider whether this is its machine: nobody hears its requests.
+
+    Ray's reports are off, but it collects what would be in them. So what it sends by HTTP to other machines
+    goes to a port of this machine that nobody listens to.
+    """
+    before = {name: os.environ.get(name) for name in SECLUDED}
+    os.environ.update(SECLUDED)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from refimpl.contracts import Method
 from refimpl.data.catalog import source_of
-from refimpl.data.identity import Identity, Recorded
 from refimpl.engine.rounds import FederatedExperiment, Link, Patience
 from refimpl.errors import ConfigError, RunError, shown
 from refimpl.experiments.config import Config, from_table, read_toml
-from refimpl.experiments.experiment import build_network, prepare
+from refimpl.experiments.experiment import build_network
 from refimpl.experiments.methods import build_method, is_gated, prunes
 from refimpl.experiments.record import CONFIG, RunFolder
 from refimpl.files.storage import toml_text
@@ -117,13 +116,3 @@ def published(config: Config) -> Job:
     """The job with the shape and classes that are published of the configuration's data set."""
     about = source_of("engine", config.dataset).about
     return Job(config, tuple(about.shape), about.classes)
-
-
-def prepared(
-    config: Config, data_dir: Path | None = None, recorded: Recorded | None = None
-) -> tuple[Job, Identity]:
-    """The job on data that are here, and what they are; `recorded`: the data that the run was begun with."""
-    experiment = prepare(config, data_dir, recorded)
-    if experiment.data is None:
-        raise RunError("engine: expected data that can be recognised; name a data set")
-    return Job(config, tuple(experiment.data.shape), experiment.data.classes), experiment.data

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from refimpl.engine.job import Job, prepared, published
+from refimpl.engine.job import Job, published
 from refimpl.engine.messages import Question, Sealed, sealed
 from refimpl.engine.node import Worker
 from refimpl.engine.rounds import Gathering, Patience, gather
@@ -257,10 +257,6 @@ def test_only_the_vector_and_seven_numbers_leave_a_node():
     assert all(type(number) in (int, float) for number in reply.numbers.values())
 
 
-def test_what_is_prepared_here_is_what_is_published():
-    config = resolve(**SMALL, method="fedavg")
-    job, data = prepared(config)
-    assert job == published(config)
-    assert data.dataset == "digits"
+def test_a_start_that_needs_samples_is_refused():
     with pytest.raises(ConfigError, match="calibrated"):
         published(resolve(**SMALL, method="metagater", gate_start="calibrated"))
