@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from refimpl.data.node import Node
     from refimpl.experiments.experiment import Experiment
+    from refimpl.nn.context import Gating
     from refimpl.nn.network import Network
 
 TOLERANCE = 1e-5  # in float32, for the same sums in another order
@@ -44,12 +45,11 @@ def command(run: Path, out: Path, node: str | None, force: bool, session: Sessio
     file is compared with this package on test samples, and the command exits with 1 if logits differ by more
     than 1e-5 of the largest. A model that has diverged is refused. The command needs the extra `onnx`.
     """
-    from refimpl.crosscheck.bridges.onnx import disagreement, export
+    from refimpl.crosscheck.bridges import onnx
     from refimpl.experiments.experiment import personalise, reopen
-    from refimpl.federated.adapt import quiet
-    from refimpl.files.storage import check_new, write_whole
-    from refimpl.nn.predict import predict
+    from refimpl.files.storage import check_new
 
+    assert onnx  # without the package, nothing is trained in vain
     check_new(out, force)
     with RunFolder.open(run, lock=False) as folder:
         experiment, w = reopen(folder, session.data_dir)
@@ -60,13 +60,27 @@ def command(run: Path, out: Path, node: str | None, force: bool, session: Sessio
             network, w = personal.network, personal.adapted.w
         w, x = _single(w), _single(tested.test.x).reshape(-1, *network.input_shape)
         _check_sound(experiment, network, w, (x, tested.test.y), node or "the meta-model")
-        model = export(network, w, experiment.gating)
-        write_whole(out, model.SerializeToString())
-        error = None
-        if find_spec("onnxruntime") is not None:
-            x = x[:SAMPLES]
-            error = disagreement(model, x, predict(network, w, x, quiet(experiment.gating)).logits)
-    _report(out, network, error, experiment.note, session.as_json)
+        write(out, network, w, x, experiment.gating, experiment.note, session.as_json)
+
+
+def write(
+    out: Path, network: Network, w: np.ndarray, x: np.ndarray, gating: Gating, note: str, as_json: bool
+) -> None:
+    """Export to the file `out`, and compare it on some of the samples x, all in float32; say what was done.
+
+    note: what there is to say about the data. Exits with 1 if logits differ by more than `TOLERANCE`.
+    """
+    from refimpl.crosscheck.bridges.onnx import disagreement, export
+    from refimpl.federated.adapt import quiet
+    from refimpl.files.storage import write_whole
+    from refimpl.nn.predict import predict
+
+    model, error = export(network, w, gating), None
+    write_whole(out, model.SerializeToString())
+    if find_spec("onnxruntime") is not None:
+        x = x[:SAMPLES]
+        error = disagreement(model, x, predict(network, w, x, quiet(gating)).logits)
+    _report(out, network, error, note, as_json)
     exit_unless(error is None or error <= TOLERANCE)
 
 

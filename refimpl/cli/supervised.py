@@ -1,0 +1,172 @@
+"""What the commands of `refimpl cooperative` share: the course of a training, tests of runs, a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import click
+
+from refimpl.cli.options import Session
+from refimpl.cli.output import command_line, facts, print_json, say_data, table
+from refimpl.cli.training import Course
+from refimpl.cooperative import config as settings
+from refimpl.cooperative.config import CooperativeConfig
+from refimpl.experiments.record import CONFIG, RunFolder
+
+if TYPE_CHECKING:
+    from refimpl.cooperative.compare import Outcome
+    from refimpl.cooperative.experiment import Cooperative, Epoch
+    from refimpl.cooperative.measure import Deployed
+
+
+class Supervised(Course):
+    """The course of `refimpl cooperative train`."""
+
+    words = ("cooperative", "train")
+    settings: ClassVar[ModuleType] = settings
+
+    def name(self, config: CooperativeConfig) -> str:
+        """What it is, data set, scheme and seed."""
+        return f"cooperative-{Path(config.dataset).stem}-{config.scheme}-{config.seed}"
+
+    def prepare(self, config: CooperativeConfig) -> Cooperative:
+        """See `Course`."""
+        from refimpl.cooperative.experiment import prepare
+
+        return prepare(config, self.session.data_dir)
+
+    def reopen(self, folder: RunFolder) -> Cooperative:
+        """See `Course`."""
+        from refimpl.cooperative.experiment import reopen
+
+        return reopen(folder, self.session.data_dir)
+
+    def opening(self, run: Cooperative) -> str:
+        """What is trained, on how many samples, at which cost."""
+        sizes = [len(part) for part in run.split]
+        depths = ", ".join(map(str, (*run.depths.lesser, run.depths.full)))
+        return (
+            f"{run.config.scheme}: {run.config.model} at depths {depths} on {run.config.dataset}; {sizes[0]} "
+            f"samples for training, {sizes[1]} for validation and {sizes[2]} for the test; a step costs "
+            f"{run.cost:.2f} times one of the full network"
+        )
+
+    def told(self, run: Cooperative, record: Epoch) -> str:
+        """See `Course`."""
+        best = f"  validation, best {max(record.validation):.1%}" if record.validation else ""
+        done = f"epoch {record.round}/{run.config.epochs}"
+        return f"{run.config.scheme}  {done}  loss {record.loss:.4f}{best}"
+
+    def show(self, run: Cooperative, folder: RunFolder) -> None:
+        """See `Course`."""
+        epochs = folder.metrics()
+        seconds, last = sum(entry["seconds"] for entry in epochs), epochs[-1]["loss"]
+        if self.session.as_json:
+            content = {"run": str(folder.path), "seconds": seconds, "loss": last, "cost": run.cost}
+            print_json({**content, "data": run.dataset.note, "config": folder.config})
+            return
+        lines = [
+            ("run", str(folder.path)),
+            ("scheme", run.config.scheme),
+            *([("data", run.dataset.note)] if run.dataset.note else []),
+            ("epochs", str(len(epochs))),
+            ("loss", f"{epochs[0]['loss']:.4f} -> {last:.4f}, of all sub-networks together"),
+            ("seconds", f"{seconds:.1f}, {seconds / len(epochs):.3g} an epoch"),
+            ("next", command_line("cooperative", "evaluate", folder.path, session=self.session)),
+        ]
+        click.echo(facts(lines))
+
+
+class Silent(Supervised):
+    """The same course without a summary, where another command goes on."""
+
+    def show(self, run: Cooperative, folder: RunFolder) -> None:
+        """Nothing."""
+
+
+def draw(tables: dict[str, list[dict[str, Any]]], figure: Path, err: bool) -> None:
+    """Draw accuracy against FLOPs and time into a file, from the rows of runs by name, and say where."""
+    from refimpl.report.canvas import save
+    from refimpl.report.cooperative import Curve, frontier_figure
+
+    curves = [Curve(name, rows) for name, rows in tables.items()]
+    click.echo(save(figure, lambda: frontier_figure(curves)), err=err)
+
+
+def tested(path: Path, session: Session) -> Outcome:
+    """A finished run in numbers, which are written into its folder as well."""
+    from refimpl.cooperative.compare import Outcome
+    from refimpl.cooperative.measure import measure
+
+    with RunFolder.open(path, lock=False) as folder:
+        run, deployed = deployed_in(folder, session)
+        rows = measure(run, deployed)
+        seconds = sum(entry["seconds"] for entry in folder.metrics())
+        found = Outcome(run.config.scheme, run.config.seed, run.cost, seconds, rows)
+        content = {**found._asdict(), "rows": [row.table() for row in rows], "config": folder.config}
+        folder.save_report("cooperative", content)
+    return found
+
+
+def deployed_in(folder: RunFolder, session: Session) -> tuple[Cooperative, dict[int, Deployed]]:
+    """A finished run, and what is used of it at each depth."""
+    from refimpl.cooperative.experiment import reopen, trained
+    from refimpl.cooperative.measure import deploy
+
+    run = reopen(folder, session.data_dir)
+    say_data("" if session.as_json else run.dataset.note)
+    return run, deploy(run, trained(run, folder))
+
+
+def compare(
+    base: CooperativeConfig,
+    schemes: Sequence[str] | None,
+    seeds: Sequence[int],
+    out: Path,
+    figure: Path | None,
+    session: Session,
+) -> int:
+    """Train what is not there yet, test everything, and print the table; returns the exit code."""
+    from refimpl.cooperative.compare import HEADER, cells, configs, folder_name, lines
+    from refimpl.files.storage import json_text, write_whole
+    from refimpl.registry import SCHEMES
+
+    found = []
+    for config in configs(base, schemes or tuple(SCHEMES), seeds):
+        path = out / folder_name(config)
+        code = _finish(config, path, session)
+        if code:
+            return code
+        found.append(tested(path, session))
+    compared = lines(found)
+    content = {
+        "settings": base.table(),
+        "runs": [{**one._asdict(), "rows": [row.table() for row in one.rows]} for one in found],
+        "lines": [one._asdict() for one in compared],
+    }
+    write_whole(out / "cooperative.json", json_text(content).encode())
+    if figure is not None:
+        draw({f"{one.scheme}-{one.seed}": [row.table() for row in one.rows] for one in found}, figure, True)
+    if session.as_json:
+        print_json(content)
+    else:
+        click.echo(table(HEADER, [cells(one) for one in compared]))
+    return 0
+
+
+def _finish(config: CooperativeConfig, path: Path, session: Session) -> int:
+    """Train a run, or go on with it if it is there with these settings; returns the exit code."""
+    from refimpl.errors import RunError
+
+    course = Silent(session)
+    if not (path / CONFIG).is_file():
+        return course.begin(config, path, force=False)
+    with RunFolder.open(path, lock=False) as folder:
+        if settings.from_table(folder.config, str(path)) != config:
+            raise RunError(f"{path}: has a run with other settings; choose another --out")
+        if folder.has_model:
+            return 0
+    return course.go_on(path)

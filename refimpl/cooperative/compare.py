@@ -1,0 +1,110 @@
+"""Schemes side by side: the same depths under the same seeds, and how far each is from a baseline.
+
+Source: mathematics.md §12, §15.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from refimpl.cooperative.config import CooperativeConfig
+from refimpl.cooperative.measure import Row
+from refimpl.experiments.differences import seed_difference
+
+BASELINE = "alone"
+
+
+class Outcome(NamedTuple):
+    """A finished run: its scheme and seed, its depths, and what a step costs (§15.3)."""
+
+    scheme: str
+    seed: int
+    cost: float
+    seconds: float
+    rows: Sequence[Row]
+
+
+class Line(NamedTuple):
+    """A scheme at a depth: mean accuracy in percent over seeds, and points above the baseline at that depth.
+
+    spread: standard deviation over seeds (ddof 1); low, high: 95 % interval of Student's t over seeds.
+    """
+
+    scheme: str
+    depth: int
+    seeds: int
+    accuracy: float
+    spread: float
+    flops: float
+    milliseconds: float
+    cost: float
+    difference: float
+    low: float
+    high: float
+
+
+def configs(base: CooperativeConfig, schemes: Iterable[str], seeds: Iterable[int]) -> list[CooperativeConfig]:
+    """One run for each seed and scheme, seed by seed."""
+    return [replace(base, scheme=scheme, seed=seed) for seed in seeds for scheme in schemes]
+
+
+def folder_name(config: CooperativeConfig) -> str:
+    """The name of a run's folder within the comparison's."""
+    return f"{config.scheme}-{config.seed}"
+
+
+Place = dict[int, tuple[Outcome, Row]]  # a scheme at a depth, by seed
+
+
+def lines(found: Sequence[Outcome], baseline: str = BASELINE) -> list[Line]:
+    """The comparison: schemes in their order, each with its depths, the least first.
+
+    Differences are paired by seed; they are NaN for the baseline, and where it was not run.
+    """
+    places: dict[tuple[str, int], Place] = {}
+    for run in found:
+        for row in run.rows:
+            places.setdefault((run.scheme, row.depth), {})[run.seed] = (run, row)
+    return [_line(*key, own, places.get((baseline, key[1]), {})) for key, own in places.items()]
+
+
+def _line(scheme: str, depth: int, own: Place, base: Place) -> Line:
+    accuracy = [100 * row.test for _, row in own.values()]
+    shared = [seed for seed in own if seed in base and own is not base]
+    gaps = [100 * (own[seed][1].test - base[seed][1].test) for seed in shared]
+    gap = seed_difference(gaps) if gaps else None
+    return Line(
+        scheme,
+        depth,
+        seeds=len(own),
+        accuracy=float(np.mean(accuracy)),
+        spread=float(np.std(accuracy, ddof=1)) if len(accuracy) > 1 else np.nan,
+        flops=float(np.mean([row.flops for _, row in own.values()])),
+        milliseconds=float(np.mean([row.latencies[0].median for _, row in own.values()])),
+        cost=float(np.mean([run.cost for run, _ in own.values()])),
+        difference=gap.mean if gap else np.nan,
+        low=gap.low if gap else np.nan,
+        high=gap.high if gap else np.nan,
+    )
+
+
+HEADER = ("scheme", "depth", "accuracy %", "minus baseline, points", "MFLOPs", "ms", "training cost")
+
+
+def cells(one: Line) -> list[str]:
+    """A line as text, under HEADER."""
+    spread = f" +- {one.spread:.2f}" if one.seeds > 1 else ""
+    interval = f" [{one.low:+.2f}, {one.high:+.2f}]" if np.isfinite(one.low) else " [one seed]"
+    return [
+        one.scheme,
+        str(one.depth),
+        f"{one.accuracy:.2f}{spread}",
+        "-" if np.isnan(one.difference) else f"{one.difference:+.2f}{interval}",
+        f"{one.flops / 1e6:.3g}",
+        f"{one.milliseconds:.3g}",
+        f"{one.cost:.2f}",
+    ]

@@ -1,0 +1,133 @@
+"""What each depth of a trained team is worth, in accuracy, FLOPs and milliseconds; which one fits a budget.
+
+Source: mathematics.md §15.5. Reconstructed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refimpl.cooperative.experiment import Cooperative
+from refimpl.cooperative.team import Part
+from refimpl.errors import InputError
+from refimpl.nn.predict import Predictor
+
+BATCHES = (1, 32)  # samples of a call
+CALLS = 100
+WARM = 5  # calls before the clock runs
+KEPT = 0.95  # share of the calls in which a budget of time is to be kept
+
+
+class Latency(NamedTuple):
+    """Milliseconds of a call with `batch` samples: the median, and what 95 % of the calls do not exceed."""
+
+    batch: int
+    median: float
+    high: float
+
+
+class Deployed(NamedTuple):
+    """A depth of a trained team with its own parameters w, ready to predict."""
+
+    part: Part
+    validation: float
+    w: np.ndarray
+    predict: Predictor
+
+
+class Row(NamedTuple):
+    """A depth in numbers: accuracies, FLOPs of a sample as executed, milliseconds for each size of a call."""
+
+    depth: int
+    member: str
+    validation: float
+    test: float
+    flops: float
+    latencies: tuple[Latency, ...]
+
+    def latency(self, batch: int) -> Latency:
+        """That of calls with `batch` samples."""
+        return next(one for one in self.latencies if one.batch == batch)
+
+    def table(self) -> dict[str, Any]:
+        """The row for JSON."""
+        return {**self._asdict(), "latencies": [one._asdict() for one in self.latencies]}
+
+
+def deploy(run: Cooperative, w: np.ndarray, threads: int = 1) -> dict[int, Deployed]:
+    """The sub-network that is used at each depth (§15.2), from the calibrated w (d,) of a finished run."""
+    validation = run.accuracies(w, "validation", threads)
+    accuracy = dict(zip(run.network.parts, validation, strict=True))
+    found = {}
+    for depth, part in run.deployed(validation).items():
+        own = w[run.network.entries(part, at_rest=True)]
+        found[depth] = Deployed(part, accuracy[part], own, Predictor(run.network.at_rest(part), own))
+    return found
+
+
+def measure(
+    run: Cooperative, deployed: dict[int, Deployed], batches: Sequence[int] = BATCHES, calls: int = CALLS
+) -> list[Row]:
+    """All depths in numbers, the least first."""
+    x, y = run.samples("test")
+    times = {
+        batch: latencies([one.predict for one in deployed.values()], x, batch, calls) for batch in batches
+    }
+    rows = []
+    for at, (depth, (part, validation, _, predict)) in enumerate(deployed.items()):
+        logits, _, flops = predict(x)
+        test = float((logits.argmax(axis=1) == y).mean())
+        own = tuple(times[batch][at] for batch in batches)
+        rows.append(Row(depth, part.member, validation, test, flops / len(x), own))
+    return rows
+
+
+def latencies(
+    predictors: Sequence[Predictor], x: np.ndarray, batch: int, calls: int = CALLS
+) -> list[Latency]:
+    """Milliseconds of calls with `batch` samples of x; predictors take turns, so that all see one machine."""
+    parts = [np.resize(x, (batch, *x.shape[1:]))] if len(x) < batch else _parts(x, batch)
+    seconds = np.empty((len(predictors), calls))
+    for call in range(-WARM, calls):
+        own = parts[call % len(parts)]
+        for at, predict in enumerate(predictors):
+            started = time.perf_counter()
+            predict(own)
+            if call >= 0:
+                seconds[at, call] = time.perf_counter() - started
+    high = np.quantile(seconds, KEPT, axis=1, method="higher")
+    middle = np.median(seconds, axis=1)
+    return [Latency(batch, 1e3 * float(m), 1e3 * float(h)) for m, h in zip(middle, high, strict=True)]
+
+
+def _parts(x: np.ndarray, batch: int) -> list[np.ndarray]:
+    """x in parts of `batch` samples; what is left over is left out."""
+    return [x[first : first + batch] for first in range(0, len(x) - batch + 1, batch)]
+
+
+def deepest(
+    rows: Sequence[Row], milliseconds: float | None = None, flops: float | None = None, batch: int = 1
+) -> Row:
+    """The deepest row that fits: FLOPs of a sample, milliseconds in 95 % of calls with `batch` samples.
+
+    Raises `InputError` where not even the least depth fits.
+    """
+
+    def fits(row: Row) -> bool:
+        in_time = milliseconds is None or row.latency(batch).high <= milliseconds
+        return in_time and (flops is None or row.flops <= flops)
+
+    found = [row for row in rows if fits(row)]
+    if not found:
+        least = min(rows, key=lambda row: row.depth)
+        time_ = f"{least.latency(batch).high:.3g} ms a call" if milliseconds is not None else ""
+        work = f"{least.flops:.3g} FLOPs a sample" if flops is not None else ""
+        raise InputError(
+            f"cooperative: no depth fits the budget: depth {least.depth} needs "
+            f"{' and '.join(filter(None, (time_, work)))}; give more, or train a narrower network"
+        )
+    return max(found, key=lambda row: row.depth)

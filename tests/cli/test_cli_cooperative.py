@@ -1,0 +1,141 @@
+"""`refimpl cooperative`: train, measure, predict within a budget and compare, on the embedded digits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refimpl.cooperative import measure
+
+TINY = ("--widths", "2,3,4", "--epochs", 2, "--train-samples", 64, "--batch-size", 32, "--calibration", 32)
+RUN = (*TINY, "--threads", 1)
+
+
+@pytest.fixture
+def run(refimpl, monkeypatch):
+    """A trained run, whose depths are timed in a few calls."""
+    monkeypatch.setattr(measure.measure, "__defaults__", (measure.BATCHES, 3))
+    assert refimpl("cooperative", "train", *RUN, "--out", "run", "-q")[0] == 0
+    return "run"
+
+
+def test_a_run_is_measured_and_used_within_a_budget(refimpl, run, tmp_path):
+    code, out, _ = refimpl("cooperative", "evaluate", run, "-q")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[2:]] == ["1", "2", "3"]
+    found = json.loads((tmp_path / "run/report/cooperative.json").read_text())
+    rows = {row["depth"]: row for row in found["rows"]}
+    assert rows[1]["flops"] < rows[2]["flops"] < rows[3]["flops"]
+    assert [one["batch"] for one in rows[1]["latencies"]] == [1, 32]
+
+    budget = (rows[2]["flops"] + rows[3]["flops"]) / 2
+    code, out, _ = refimpl("cooperative", "predict", run, "--budget-flops", budget, "--json")
+    one = json.loads(out)
+    assert (code, one["depth"], one["flops"]) == (0, 2, rows[2]["flops"])
+    assert one["accuracy"] == rows[2]["test"]
+    code, out, _ = refimpl("cooperative", "predict", run, "--budget-ms", 1e6, "--batch", 50)
+    assert code == 0
+    assert "3 of 3" in out
+    assert "in 100.0% of 8 calls" in out
+    code, _, err = refimpl("cooperative", "predict", run, "--budget-ms", 1e-9)
+    assert code == 2
+    assert "no depth fits the budget" in err
+
+
+def test_samples_of_a_file_are_predicted(refimpl, run, tmp_path):
+    x = np.random.default_rng(0).random((7, 1, 8, 8))
+    np.savez(tmp_path / "mine.npz", x=x)
+    code, out, _ = refimpl("cooperative", "predict", run, "--input", "mine.npz", "--out", "found.npz")
+    assert code == 0
+    assert "accuracy" not in out
+    found = np.load(tmp_path / "found.npz")
+    assert found["logits"].shape == (7, 10)
+    assert (found["logits"].argmax(axis=1) == found["classes"]).all()
+    code, _, err = refimpl("cooperative", "predict", run, "--input", "mine.npz", "--out", "found.npz")
+    assert code == 2
+    assert "--force" in err
+    np.savez(tmp_path / "wrong.npz", x=x[:, :, :4])
+    code, _, err = refimpl("cooperative", "predict", run, "--input", "wrong.npz")
+    assert code == 2
+    assert "wrong.npz: x: expected at least one sample of shape (1, 8, 8)" in err
+    np.savez(tmp_path / "other.npz", z=x)
+    assert "expected an array x" in refimpl("cooperative", "predict", run, "--input", "other.npz")[2]
+
+
+def test_schemes_are_compared_and_finished_runs_are_kept(refimpl, run, tmp_path):
+    words = (
+        "cooperative",
+        "compare",
+        *RUN,
+        "--schemes",
+        "alone,mutual",
+        "--seeds",
+        "0-1",
+        "--out",
+        "all",
+        "-q",
+    )
+    code, out, _ = refimpl(*words)
+    assert code == 0
+    assert [line.split()[:2] for line in out.splitlines()[1:]] == [
+        [scheme, str(depth)] for scheme in ("alone", "mutual") for depth in (1, 2, 3)
+    ]
+    model = tmp_path / "all/mutual-1/meta_model.npz"
+    before = model.stat().st_mtime_ns
+    code, out, _ = refimpl(*words, "--json")
+    assert code == 0
+    assert model.stat().st_mtime_ns == before
+    assert json.loads(out)["lines"][0]["seeds"] == 2
+    code, _, err = refimpl(*words, "--rate", 0.2)
+    assert code == 2
+    assert "other settings" in err
+
+
+def test_a_finished_run_resumes_and_an_unfinished_one_is_refused(refimpl, run):
+    code, out, _ = refimpl("cooperative", "train", "--resume", "--out", run, "-q")
+    assert code == 0
+    assert "refimpl cooperative evaluate run" in out
+    code, out, _ = refimpl("cooperative", "train", "--preset", "digits", "--dry-run")
+    Path("again.toml").write_text(out)
+    assert refimpl("cooperative", "train", "--config", "again.toml", "--dry-run")[1] == out
+
+
+def test_wrong_settings_are_one_line(refimpl):
+    for words, expected in (
+        (("--model", "mlp"), "no stages"),
+        (("--depths", "4"), "depths 1 to 3"),
+        (("--validation", "1.5"), "validation must be"),
+    ):
+        code, out, err = refimpl("cooperative", "train", *words, "--out", "bad", "-q")
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        assert expected in err
+    assert not Path("bad").exists()
+
+
+def test_the_frontier_is_drawn(refimpl, run, tmp_path):
+    pytest.importorskip("matplotlib")
+    code, out, _ = refimpl("cooperative", "evaluate", run, "--figure", "frontier.png", "-q")
+    assert code == 0
+    assert "frontier.png" in out
+    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.onnx
+def test_a_depth_is_exported(refimpl, run, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    sizes = []
+    for depth in (1, 3):
+        code, out, _ = refimpl(
+            "cooperative", "export", run, "--depth", depth, "--out", f"{depth}.onnx", "--json"
+        )
+        assert code == 0
+        assert json.loads(out)["difference"] < 1e-5
+        sizes.append(json.loads(out)["bytes"])
+    assert sizes[0] < sizes[1]
+    code, _, err = refimpl("cooperative", "export", run, "--depth", 4, "--out", "4.onnx")
+    assert code == 2
+    assert "choose one of 1, 2, 3" in err
