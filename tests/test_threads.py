@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
 
-from refimpl.threads import share
+from refimpl.threads import in_turn, share
 
 THREADS = [1, 2, 3, 9]
 
@@ -34,6 +35,23 @@ def test_results_and_what_follows_are_in_order(threads):
 def test_pieces_run_at_the_same_time():
     together = threading.Barrier(3, timeout=30)  # broken unless three threads meet
     share(lambda piece: together.wait(), 3, 3)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_no_thread_holds_more_than_one_result(threads):
+    class Result:
+        pass
+
+    there, most = weakref.WeakSet(), []
+
+    def work(piece):
+        time.sleep(0.001 * (piece % 3))
+        there.add(result := Result())
+        return result
+
+    in_turn(work, 30, threads, lambda piece, result: most.append(len(there)))
+    assert max(most) <= threads
+    assert not there
 
 
 def test_no_pieces_are_no_work():

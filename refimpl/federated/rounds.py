@@ -1,9 +1,9 @@
 """The server's loop, the same for every method: sample nodes, let them solve, combine their answers, step.
 
 A method is a few pure functions on arrays (`Method`); callers of the generator
-`run_rounds` do the stopping, logging and checkpoints. Node results are combined in node order and every
-random number depends on (purpose, round, node), so neither the number of threads nor the order in which
-nodes run changes a bit.
+`run_rounds` do the stopping, logging and checkpoints. Answers are added up in node order as they come, and
+every random number depends on (purpose, round, node), so neither the number of threads nor the order in which
+nodes run changes a bit. No answer is kept: memory does not grow with the number of nodes in a round.
 
 Source: mathematics.md §4 ([MG] Algorithm 1), §10.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from refimpl.errors import DivergenceError, InputError, expect_numbers, shown
 from refimpl.kernels import vector
 from refimpl.optim.prox.contract import check_alike
 from refimpl.rng import SeedTree
-from refimpl.threads import share
+from refimpl.threads import in_turn
 
 DIVERGED_FACTOR = 1e3  # a node's loss above this multiple of the first round's mean loss stops the run
 
@@ -79,7 +80,8 @@ class Participation:
         if self.per_round in (0, count):
             return list(range(count))
         rng = seeds.generator("participation", round_)
-        return sorted(int(i) for i in rng.choice(count, self.per_round, replace=False))
+        drawn: list[int] = np.sort(rng.choice(count, self.per_round, replace=False)).tolist()
+        return drawn
 
     def weights(self, tasks: Sequence[Task], nodes: Sequence[int]) -> np.ndarray:
         """Weights of the nodes' answers, summing to one."""
@@ -113,49 +115,100 @@ def run_rounds(
         raise InputError("run_rounds: expected at least one task, got none")
     for round_ in rounds:
         expect_numbers("run_rounds", positive=True, whole=True, round=round_)
-        started = time.perf_counter()
-        nodes = participation.sample(len(tasks), round_, seeds)
-        point = method.broadcast(state, round_)
-        streams = [seeds.generator("local", round_, node) for node in nodes]
-        answers = _solve(method, [tasks[node] for node in nodes], point, streams, threads)
-        check_answers(answers, nodes, round_, first_loss)
-        for answer in answers:
-            check_alike(f"run_rounds: {method.name}", point=point, answer=answer.w)
-        mean = np.empty_like(point)
-        rows = np.stack([answer.w for answer in answers])
-        vector.mean_of_rows(rows, participation.weights(tasks, nodes), mean)
-        with np.errstate(all="ignore"):  # `check_state` reports overflow
-            state, gap = method.server(state, round_, point, mean)
-        check_state(state, round_)
-        record = _record(round_, nodes, answers, point, gap, time.perf_counter() - started)
+        state, record = _run_round(method, tasks, state, round_, participation, seeds, threads, first_loss)
         first_loss = record.loss if math.isnan(first_loss) else first_loss
         yield state, record
 
 
-def _solve(
+def _run_round(
     method: Method,
     tasks: Sequence[Task],
-    point: np.ndarray,
-    streams: Sequence[np.random.Generator],
+    state: State,
+    round_: int,
+    participation: Participation,
+    seeds: SeedTree,
     threads: int,
-) -> list[LocalSolution]:
-    """The nodes' answers, in order."""
-    return share(lambda node: method.local(tasks[node], point, streams[node]), len(tasks), threads)
+    first_loss: float,
+) -> tuple[State, RoundRecord]:
+    """The state and the record after one round from `state`."""
+    started = time.perf_counter()
+    nodes = participation.sample(len(tasks), round_, seeds)
+    point = method.broadcast(state, round_)
+    sums = _Sums(method.name, point, round_, nodes, participation.weights(tasks, nodes), first_loss)
+
+    def solve(place: int) -> LocalSolution:
+        node = nodes[place]
+        return method.local(tasks[node], point, seeds.generator("local", round_, node))
+
+    in_turn(solve, len(nodes), threads, sums.add)
+    with np.errstate(all="ignore"):  # `check_state` reports overflow
+        state, gap = method.server(state, round_, point, sums.mean())
+    check_state(state, round_)
+    return state, sums.record(gap, time.perf_counter() - started)
 
 
-def check_answers(
-    answers: Sequence[LocalSolution], nodes: Sequence[int], round_: int, first_loss: float
-) -> None:
+class _Sums:
+    """What a round needs of its nodes' answers, added up in node order; of each, four numbers are kept."""
+
+    def __init__(
+        self,
+        method: str,
+        point: np.ndarray,
+        round_: int,
+        nodes: Sequence[int],
+        weights: np.ndarray,
+        first_loss: float,
+    ) -> None:
+        self.method, self.point, self.round, self.first_loss = method, point, round_, first_loss
+        self.nodes, self.weights = nodes, weights
+        self.total, self._term = np.zeros(point.shape), np.empty(point.shape)
+        self.numbers = {name: array("d") for name in ("loss", "residual", "flops", "closed_share")}
+        self.gradients, self.sent = 0, 0
+
+    def add(self, place: int, answer: LocalSolution) -> None:
+        """Check the answer of the node at this place and add it up; each node's turn comes after the last."""
+        check_answer(answer, self.nodes[place], self.round, self.first_loss)
+        check_alike(f"run_rounds: {self.method}", point=self.point, answer=answer.w)
+        vector.mean_of_rows(answer.w[None], self.weights[place : place + 1], self._term)
+        with np.errstate(all="ignore"):  # `check_state` reports overflow
+            self.total += self._term
+        for name, values in self.numbers.items():
+            values.append(getattr(answer, name))
+        self.gradients += answer.gradients
+        self.sent += _nonzero(answer.w)
+
+    def mean(self) -> np.ndarray:
+        """The weighted mean of the answers, with the dtype of the point."""
+        return self.total.astype(self.point.dtype)
+
+    def record(self, gap: float, seconds: float) -> RoundRecord:
+        """The round in numbers."""
+        means = {name: math.fsum(values) / len(self.nodes) for name, values in self.numbers.items()}
+        return RoundRecord(
+            round=self.round,
+            nodes=tuple(self.nodes),
+            loss=means["loss"],
+            gap=gap,
+            residual=means["residual"],
+            gradients=self.gradients,
+            flops=math.fsum(self.numbers["flops"]),
+            closed_share=means["closed_share"],
+            floats_sent=2 * self.point.size * len(self.nodes),
+            floats_sent_sparse=_nonzero(self.point) * len(self.nodes) + self.sent,
+            seconds=seconds,
+        )
+
+
+def check_answer(answer: LocalSolution, node: int, round_: int, first_loss: float) -> None:
     """Raise `DivergenceError` naming round and node if an answer is not finite or a loss explodes."""
     hint = "try a smaller eta or beta"
-    for node, answer in zip(nodes, answers, strict=True):
-        if not (math.isfinite(answer.loss) and np.isfinite(answer.w).all()):
-            raise DivergenceError(f"training diverged in round {round_} at node {node} (not finite); {hint}")
-        if answer.loss > DIVERGED_FACTOR * max(first_loss, 1.0):
-            raise DivergenceError(
-                f"training diverged in round {round_} at node {node}: loss {answer.loss:.3g}, "
-                f"{first_loss:.3g} in the first round; {hint}"
-            )
+    if not (math.isfinite(answer.loss) and np.isfinite(answer.w).all()):
+        raise DivergenceError(f"training diverged in round {round_} at node {node} (not finite); {hint}")
+    if answer.loss > DIVERGED_FACTOR * max(first_loss, 1.0):
+        raise DivergenceError(
+            f"training diverged in round {round_} at node {node}: loss {answer.loss:.3g}, "
+            f"{first_loss:.3g} in the first round; {hint}"
+        )
 
 
 def check_state(state: State, round_: int) -> None:
@@ -164,34 +217,6 @@ def check_state(state: State, round_: int) -> None:
         raise DivergenceError(
             f"training diverged in round {round_} at the server (not finite); try a smaller mix, eta or beta"
         )
-
-
-def _record(
-    round_: int,
-    nodes: Sequence[int],
-    answers: Sequence[LocalSolution],
-    point: np.ndarray,
-    gap: float,
-    seconds: float,
-) -> RoundRecord:
-    def mean(name: str) -> float:
-        return math.fsum(getattr(answer, name) for answer in answers) / len(answers)
-
-    down = _nonzero(point) * len(nodes)
-    up = sum(_nonzero(answer.w) for answer in answers)
-    return RoundRecord(
-        round=round_,
-        nodes=tuple(nodes),
-        loss=mean("loss"),
-        gap=gap,
-        residual=mean("residual"),
-        gradients=sum(answer.gradients for answer in answers),
-        flops=math.fsum(answer.flops for answer in answers),
-        closed_share=mean("closed_share"),
-        floats_sent=2 * point.size * len(nodes),
-        floats_sent_sparse=down + up,
-        seconds=seconds,
-    )
 
 
 def _nonzero(x: np.ndarray) -> int:

@@ -22,7 +22,7 @@ from refimpl.experiments.config import resolve
 from refimpl.experiments.record import RunFolder
 from refimpl.files.storage import npz_bytes, read_npz
 from refimpl.registry import METHODS
-from refimpl.threads import share
+from refimpl.threads import in_turn, share
 
 ROUNDS = 60  # of some 10 ms each: enough to be stopped long before the end
 RUN = ("--dataset", "digits", "--method", "metagater", "--nodes", "3", "--targets", "2", "--local-steps", "2")
@@ -273,12 +273,15 @@ def asked(monkeypatch) -> list[int]:
     """Among how many threads this process has shared nodes out; a warm-up's single thread is left out."""
     threads = []
 
-    def spy(work, pieces, given, *then):
-        threads.extend([given] if given > 1 else [])
-        return share(work, pieces, given, *then)
+    def spy(shares):
+        def spied(work, pieces, given, *then):
+            threads.extend([given] if given > 1 else [])
+            return shares(work, pieces, given, *then)
 
-    for module in ("refimpl.experiments.experiment", "refimpl.federated.rounds"):
-        monkeypatch.setattr(f"{module}.share", spy)
+        return spied
+
+    monkeypatch.setattr("refimpl.experiments.experiment.share", spy(share))
+    monkeypatch.setattr("refimpl.federated.rounds.in_turn", spy(in_turn))
     return threads
 
 

@@ -200,9 +200,10 @@ def gated_method(network):
     return MetaGater(LocalSettings(1.0, 0.1, 3), accel.GhadimiLan(0.5), penalty)
 
 
-def backwards(work, pieces, threads):
-    """As `share`, but the last piece begins first."""
-    return [work(piece) for piece in reversed(range(pieces))][::-1]
+def backwards(work, pieces, threads, then):
+    """As `in_turn`, but the last piece begins first."""
+    for piece, result in [(piece, work(piece)) for piece in reversed(range(pieces))][::-1]:
+        then(piece, result)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -213,7 +214,7 @@ def test_same_bytes_whatever_threads_and_order(dtype, mode, monkeypatch):
     participation = Participation(per_round=3)
     one, _ = run(method, tasks, w0, 4, participation, threads=1)
     two, _ = run(method, tasks, w0, 4, participation, threads=2)
-    monkeypatch.setattr("refimpl.federated.rounds.share", backwards)
+    monkeypatch.setattr("refimpl.federated.rounds.in_turn", backwards)
     last_first, _ = run(method, tasks, w0, 4, participation, threads=2)
     assert one.tobytes() == two.tobytes() == last_first.tobytes()
     assert one.tobytes() != w0.tobytes()
