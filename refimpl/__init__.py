@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from refimpl.federated.methods.metagater import MetaGater
     from refimpl.federated.rounds import Participation, run_rounds
     from refimpl.nn import zoo
-    from refimpl.nn.context import Context, Gating
+    from refimpl.nn.context import Context, FixedShare, Gating
     from refimpl.nn.network import Network
     from refimpl.nn.objective import NetworkObjective
     from refimpl.nn.predict import Predictor
@@ -39,6 +39,7 @@ _HOME = {
     "Config": "refimpl.experiments.config",
     "Context": "refimpl.nn.context",
     "Experiment": "refimpl.experiments.experiment",
+    "FixedShare": "refimpl.nn.context",
     "Gating": "refimpl.nn.context",
     "LocalSettings": "refimpl.federated.local",
     "MetaGater": "refimpl.federated.methods.metagater",
@@ -70,6 +71,7 @@ __all__ = [
     "Config",
     "Context",
     "Experiment",
+    "FixedShare",
     "Gating",
     "LocalSettings",
     "MetaGater",

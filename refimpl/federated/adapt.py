@@ -19,7 +19,7 @@ import numpy as np
 from refimpl.errors import expect_numbers
 from refimpl.federated.local import LocalSettings, solve_local
 from refimpl.kernels.loss import softmax_cross_entropy
-from refimpl.nn.context import Gating
+from refimpl.nn.context import FixedShare, Gating
 from refimpl.nn.masks import class_information, conditional_share, frozen_gates, node_mask
 from refimpl.nn.network import Network
 from refimpl.nn.predict import predict
@@ -54,8 +54,9 @@ class AdaptSettings:
 
 
 def quiet(gating: Gating) -> Gating:
-    """The gating without noise: `hard` masks instead of `gumbel` ones."""
-    return replace(gating, mode="hard") if gating.mode == "gumbel" else gating
+    """The gating without noise: `hard` masks instead of `gumbel` ones; a `FixedShare` has none."""
+    random = gating.mode == "gumbel" and not isinstance(gating, FixedShare)
+    return replace(gating, mode="hard") if random else gating
 
 
 class Adapted(NamedTuple):

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 
 from refimpl.errors import InputError, one_of
 from refimpl.nn.layout import PARTS
 from refimpl.nn.weightmask import WeightMask
+from refimpl.rng import SeedTree
+from refimpl.shares import nearest
 
 MODES = ("hard", "gumbel", "ste", "soft")
 GATE_GRADS = ("dense", "active")
+DECISIVE = 1e6  # noise that decides whatever d is, unless that is NaN
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,39 @@ class Gating:
         if not self.tau > 0:
             raise InputError(f"Gating: tau must be positive, got {self.tau}")
         object.__setattr__(self, "tau", float(self.tau))  # one type for compiled code
+
+
+@dataclass(frozen=True)
+class FixedShare(Gating):
+    """Gates that close a given share of their channels, others in each sample, whatever they look at.
+
+    off: share of each gate's channels that is closed; seed: of the choice. Row i of a mask is that of the
+    i-th sample of a batch. It is a `Gating` wherever one is taken: the readable and the compiled code decide
+    by the same masks. No gradient reaches the gates. Source: mathematics.md §2.3 (derived: mode `gumbel` with
+    noise so large that it decides alone).
+    """
+
+    mode: str = "gumbel"
+    off: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode != "gumbel" or not 0 <= self.off <= 1:
+            raise InputError(f"FixedShare: expected a share 0 <= off <= 1 alone, got {self.mode}, {self.off}")
+
+    def noise(self, gate: str, samples: int, channels: int) -> np.ndarray:
+        """The noise (samples, channels) of a gate, float64, which is positive where a channel is open."""
+        return _fixed_noise(self.off, self.seed, gate, samples, channels)
+
+
+@lru_cache(maxsize=256)
+def _fixed_noise(off: float, seed: int, gate: str, samples: int, channels: int) -> np.ndarray:
+    rng = SeedTree(seed).generator("fixed share", crc32(gate.encode()))
+    order = rng.permuted(np.tile(np.arange(channels), (samples, 1)), axis=1)
+    noise = np.where(order < channels - nearest(off, channels), DECISIVE, -DECISIVE)
+    noise.flags.writeable = False
+    return noise
 
 
 class Routing(NamedTuple):

@@ -15,7 +15,7 @@ from refimpl.errors import InputError
 from refimpl.kernels import activation
 from refimpl.kernels.arrays import check_like, tidy, tidy_float
 from refimpl.nn.chain import chain_parameters, chain_shape
-from refimpl.nn.context import Context
+from refimpl.nn.context import Context, FixedShare
 from refimpl.nn.layers import (
     Arrays,
     Back,
@@ -76,6 +76,8 @@ class Decide(Plain):
 
     def _noise(self, margin: np.ndarray, context: Context) -> np.ndarray:
         given = context.noise.get(self.name)
+        if given is None and isinstance(context.gating, FixedShare):
+            given = context.gating.noise(self.name, *margin.shape)
         noise = tidy(given)
         if noise.dtype.kind not in "iuf" or noise.shape != margin.shape:
             got = "none" if given is None else f"shape {noise.shape} and {noise.dtype}"

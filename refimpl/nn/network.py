@@ -15,7 +15,7 @@ import numpy as np
 from refimpl.errors import InputError
 from refimpl.kernels.arrays import INDICES, tidy
 from refimpl.nn.chain import chain_parameters, chain_shape
-from refimpl.nn.context import Context
+from refimpl.nn.context import Context, FixedShare, Gating
 from refimpl.nn.depth import depths, shortened
 from refimpl.nn.gate import Decision, Gated
 from refimpl.nn.layers import BatchNorm2d, Layer, Shape
@@ -176,13 +176,17 @@ class Network:
 
 
 def draw_gate_noise(
-    network: Network, batch: int, rng: np.random.Generator, dtype: Any = np.float64
+    network: Network,
+    batch: int,
+    rng: np.random.Generator,
+    dtype: Any = np.float64,
+    gating: Gating | None = None,
 ) -> dict[str, np.ndarray]:
-    """Logistic(0,1) noise g_on - g_off for every gate, (batch, K) each.
+    """Logistic(0,1) noise g_on - g_off for every gate, (batch, K) each; of a `FixedShare` its own noise.
 
     Source: mathematics.md §2.3. Derived: the difference of two Gumbel(0,1) variables.
     """
-    return {
-        block.gate.name: rng.logistic(size=(batch, block.gate.out_channels)).astype(dtype)
-        for block in network.gates
-    }
+    sizes = {block.gate.name: (batch, block.gate.out_channels) for block in network.gates}
+    if isinstance(gating, FixedShare):
+        return {name: gating.noise(name, *size).astype(dtype) for name, size in sizes.items()}
+    return {name: rng.logistic(size=size).astype(dtype) for name, size in sizes.items()}

@@ -10,8 +10,9 @@ Source: mathematics.md §2 (forward), §9 (executed work). Derived.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from threading import local
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,9 +21,9 @@ from refimpl.kernels.arrays import tidy
 from refimpl.kernels.operation import Decisions, Workspace
 from refimpl.kernels.program import predict as run
 from refimpl.kernels.workspace import aligned_copy
-from refimpl.nn.context import Context, Gating
+from refimpl.nn.context import Context, FixedShare, Gating
 from refimpl.nn.lowering import MODES, Program, lower
-from refimpl.nn.network import Network
+from refimpl.nn.network import Network, draw_gate_noise
 from refimpl.nn.norms import fold, folded
 from refimpl.nn.weightmask import WeightMask
 from refimpl.nn.work import context_tables
@@ -46,7 +47,7 @@ class Predictor:
     is `hard` for None; `weights` says which entries of w are kept. Samples of a large batch are divided among
     `threads`. Several threads may call the same predictor at a time: each has a workspace of its own. Results
     are those of `predict`, bit for bit.
-    Raises `InputError` where the gating wants noise.
+    Raises `InputError` where the gating wants random noise.
     """
 
     def __init__(
@@ -92,9 +93,16 @@ class Predictor:
         x, each = x.reshape(len(x), -1), program.share_of(len(x), x.dtype, self.threads)
         part = program.part(each, x.dtype, gradients=False)
 
+        noise = fixed_noise(self.network, self.gating, len(x), x.dtype)
+        stacked = program.stack_noise([noise], len(x) if noise else 0, x.dtype)[0]
+
         def fill(number: int) -> None:
-            own, space = slice(number * each, (number + 1) * each), self._space(program, part)
-            run(program.operations, x[own], self.w, self.how, part, space, logits[own], opened[own])
+            first, last = number * each, min((number + 1) * each, len(x))
+            size = part if noise else last - first  # a part's masks are its own
+            for start in range(first, last, size):
+                own, space = slice(start, min(start + size, last)), self._space(program, part)
+                how = self.how._replace(noise=stacked[own]) if noise else self.how
+                run(program.operations, x[own], self.w, how, part, space, logits[own], opened[own])
 
         share(fill, math.ceil(len(x) / each), self.threads)
         return logits
@@ -109,7 +117,7 @@ class Predictor:
     def _by_layers(self, x: np.ndarray, opened: np.ndarray) -> np.ndarray:
         logits = []
         for part in _parts(self.network, len(x)):
-            result, trace = self.runs.forward(self.w, x[part], self.context)
+            result, trace = self.runs.forward(self.w, x[part], _of_part(self.network, self.context, part, x))
             masks = self.network.masks(trace)
             for number, block in enumerate(self.network.gates):
                 opened[part, number] = (masks[block.gate.name] != 0).sum(axis=1)
@@ -120,12 +128,25 @@ class Predictor:
 def _without_noise(who: str, network: Network, gating: Gating | None) -> Gating:
     """The gating, `hard` for None; raises `InputError` where gates want noise, which nobody gives here."""
     gating = gating or Gating()
-    if network.gates and gating.mode == "gumbel":
+    if network.gates and gating.mode == "gumbel" and not isinstance(gating, FixedShare):
         raise InputError(
             f"{who}: mode 'gumbel' decides with noise, and predictions have none; use mode 'hard', or "
             "network.forward with noise in its context"
         )
     return gating
+
+
+def fixed_noise(network: Network, gating: Gating, samples: int, dtype: Any) -> dict[str, np.ndarray]:
+    """The noise by gate of a `FixedShare` for so many samples; nothing for other gatings."""
+    if not isinstance(gating, FixedShare):
+        return {}
+    return draw_gate_noise(network, samples, np.random.default_rng(0), dtype, gating)
+
+
+def _of_part(network: Network, context: Context, part: slice, x: np.ndarray) -> Context:
+    """The context for a part of the samples x, whose masks are those of the part."""
+    noise = fixed_noise(network, context.gating, len(x), x.dtype)
+    return replace(context, noise={name: values[part] for name, values in noise.items()})
 
 
 def _parts(network: Network, count: int) -> list[slice]:
@@ -146,7 +167,8 @@ def open_channels(
     network.layout.check(who, w)
     x = network.check_batch(who, x, w.dtype)
     parts = _parts(network, len(x))
-    found = [network.masks(network.forward(w, x[part], context)[1]) for part in parts]
+    traces = (network.forward(w, x[part], _of_part(network, context, part, x))[1] for part in parts)
+    found = [network.masks(trace) for trace in traces]
     names = [block.gate.name for block in network.gates]
     return {name: np.concatenate([~(masks[name] <= 0.5) for masks in found]) for name in names}
 

@@ -137,7 +137,8 @@ class NetworkTask:
         if self.gating.mode != "gumbel":
             return batches, [{}] * count
         size = batches.shape[1]
-        return batches, [draw_gate_noise(self.network, size, rng, self.x.dtype) for _ in range(count)]
+        own = self.network, size, rng, self.x.dtype, self.gating
+        return batches, [draw_gate_noise(*own) for _ in range(count)]
 
     def descend(
         self, centre: np.ndarray, eta: float, lam: float, steps: int, rng: np.random.Generator
