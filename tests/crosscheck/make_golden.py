@@ -48,7 +48,7 @@ SELECTION: dict[tuple[str, str], tuple[str, ...]] = {
     ("prox", "float64"): ("*",),
     ("prox", "float32"): ("*",),
     ("local", "float64"): ("[!d]*",),
-    ("algorithm", "float64"): ("ungated", "gumbel"),
+    ("algorithm", "float64"): ("ungated", "gumbel", "options"),
     ("adapt", "float64"): ("hard", "ste-steps", "soft-prox", "ungated"),
     ("baselines", "float64"): ("*[!t]", "maml-soft"),
 }

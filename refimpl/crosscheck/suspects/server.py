@@ -35,8 +35,7 @@ class Server(NamedTuple):
     def rounds(self, case: Case) -> Arrays:
         """What this server gives in every round."""
         run = Rounds.of(case)
-        schedule, penalty = run.method.schedule, run.method.penalty
-        points, found = {"x": run.w0, "xag": run.w0}, dict[str, np.ndarray]()
+        schedule, points, found = run.method.schedule, {"x": run.w0, "xag": run.w0}, dict[str, np.ndarray]()
         sizes = [len(case.inputs[f"node{node}.labels"]) for node in range(case.settings["nodes"])]
         for k in range(1, case.settings["rounds"] + 1):
             _, b, l = schedule.steps(k - self.late)
@@ -47,8 +46,8 @@ class Server(NamedTuple):
             g = case.settings["lam"] * (centre - run.mean(k, centre, sizes if self.by_size else None))
             x = points[self.x_from] - l * g
             xag = points[self.xag_from] - steps[self.xag_step] * g
-            penalty.prox(x, steps[self.x_prox], x)
-            penalty.prox(xag, steps[self.xag_prox], xag)
+            run.penalty(k).prox(x, steps[self.x_prox], x)
+            run.penalty(k).prox(xag, steps[self.xag_prox], xag)
             made = {"md": points["md"], "g": g, "x": x, "xag": xag}
             found |= {f"round{k}.{name}": value for name, value in made.items()}
             points = {"x": x, "xag": xag}

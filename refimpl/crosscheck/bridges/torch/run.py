@@ -11,7 +11,7 @@ from torch import Tensor
 from refimpl.crosscheck.bridges.torch import ops
 from refimpl.crosscheck.bridges.torch import solve as solvers
 from refimpl.crosscheck.bridges.torch.network import GatedNetwork
-from refimpl.crosscheck.bridges.torch.prox import groups_from, on_range, penalty_of
+from refimpl.crosscheck.bridges.torch.prox import Penalty, groups_from, on_range, penalty_of
 from refimpl.crosscheck.bridges.torch.solve import Batch, Objective, local_solution, logits
 from refimpl.crosscheck.bridges.torch.weights import Tensors, array, tensor
 from refimpl.crosscheck.golden.case import Arrays, Case
@@ -127,21 +127,33 @@ def run_local(given: Tensors, settings: Settings) -> Tensors:
 
 def run_algorithm(given: Tensors, settings: Settings) -> Tensors:
     """The four vectors of every round of Algorithm 1."""
-    model, noise, lam = model_of(given, settings), named(given, "noise."), settings["lam"]
-    start = start_of(given, model)
+    noise, lam, gating = named(given, "noise."), settings["lam"], settings["gating"]
+    cooling = (settings.get("tau_end", gating["tau"]) / gating["tau"]) ** (1 / max(1, settings["rounds"] - 1))
+    taus = [gating["tau"] * cooling**k for k in range(settings["rounds"])]
+    models = [model_of(given, {**settings, "gating": {**gating, "tau": tau}}) for tau in taus]
+    start, groups = start_of(given, models[0]), groups_from(given)
     phi = slice(settings["backbone_size"], len(start))
-    penalty = on_range(phi, penalty_of(settings["penalty"], groups_from(given)))
+    rates = torch.full_like(start, settings["eta"])
+    rates[phi] = settings.get("eta_gate", settings["eta"])
+
+    def penalty(k: int) -> Penalty:
+        """Of a round, from 1."""
+        rising = min(1.0, k / settings.get("rho_rise", 1.0))
+        own = {key: value * rising if key == "rho" else value for key, value in settings["penalty"].items()}
+        return on_range(phi, penalty_of(own, groups))
 
     def objective(*at: int) -> Objective:
         """Of a round, from 0, a node and a step."""
         node, chosen = f"node{at[1]}", given["batches"][at]
         own = {gate: value[at] for gate, value in noise.items()}
-        return Objective(model, Batch(given[f"{node}.x"][chosen], given[f"{node}.labels"][chosen], own))
+        return Objective(
+            models[at[0]], Batch(given[f"{node}.x"][chosen], given[f"{node}.labels"][chosen], own)
+        )
 
     def solve(k: int, md: Tensor) -> list[Tensor]:
         nodes, steps = range(settings["nodes"]), range(settings["steps"])
         batches = [[objective(k - 1, node, step) for step in steps] for node in nodes]
-        return [local_solution(md, own, settings["eta"], lam) for own in batches]
+        return [local_solution(md, own, rates, lam) for own in batches]
 
     rounds = solvers.accelerated_rounds(start, settings["rounds"], solve, lam, settings["schedule"], penalty)
     return {f"round{k}.{name}": value for k, found in enumerate(rounds, 1) for name, value in found.items()}

@@ -55,11 +55,13 @@ def logits(model: GatedNetwork, w: Tensor, x: Tensor, noise: Noise | None = None
     return result
 
 
-def local_steps(centre: Tensor, objectives: Iterable[Objective], eta: float, lam: float) -> Iterator[Tensors]:
+def local_steps(
+    centre: Tensor, objectives: Iterable[Objective], eta: float | Tensor, lam: float
+) -> Iterator[Tensors]:
     """Gradient descent from the centre, a step on each L + (lam/2)||w - centre||^2.
 
     For each step: loss and gradient at the point it starts from, and the point w it ends at. The proximal
-    term is differentiated, not written out.
+    term is differentiated, not written out. eta: one step size, or one for each entry of w.
     """
     w = centre
     for objective in objectives:
@@ -70,7 +72,7 @@ def local_steps(centre: Tensor, objectives: Iterable[Objective], eta: float, lam
         yield {"loss": loss, "gradient": gradient, "w": w}
 
 
-def local_solution(centre: Tensor, objectives: Objectives, eta: float, lam: float = 0.0) -> Tensor:
+def local_solution(centre: Tensor, objectives: Objectives, eta: float | Tensor, lam: float = 0.0) -> Tensor:
     """Where `local_steps` ends; with lam = 0 this is plain descent."""
     *_, last = local_steps(centre, objectives, eta, lam)
     return last["w"]
@@ -90,19 +92,20 @@ def accelerated_rounds(
     solve: Callable[[int, Tensor], Sequence[Tensor]],
     lam: float,
     schedule: Mapping[str, Any],
-    penalty: Penalty,
+    penalty: Callable[[int], Penalty],
 ) -> Iterator[Tensors]:
     """Algorithm 1 from x_0 = xag_0 = w0: the four vectors md, g, x and xag of every round.
 
-    `solve(k, md)` gives the nodes' inexact solutions at centre md; schedule: its `name` and `beta`.
+    `solve(k, md)` gives the nodes' inexact solutions at centre md; schedule: its `name` and `beta`;
+    `penalty(k)` is that of round k.
     """
     x = xag = w0
     for k in range(1, rounds + 1):
         a, b, l = SCHEDULES[schedule["name"]](schedule["beta"], k)
         md = (1 - a) * xag + a * x
         g = lam * (md - torch.stack(list(solve(k, md))).mean(0))
-        x = penalty.rounded_prox(x - l * g, l)
-        xag = penalty.rounded_prox(md - b * g, b)
+        x = penalty(k).rounded_prox(x - l * g, l)
+        xag = penalty(k).rounded_prox(md - b * g, b)
         yield {"md": md, "g": g, "x": x, "xag": xag}
 
 

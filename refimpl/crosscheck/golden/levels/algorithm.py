@@ -6,6 +6,10 @@ i = 0..n-1; batches (K, n, S, B): the samples of round k, node i, step s; noise.
 in mode `gumbel`. Settings: those of a network, lam, eta, steps S (local ones), rounds K, nodes n, schedule
 ({"name", "beta"}) and penalty (`levels/prox.py`; it acts on phi only, and on nothing without gates).
 
+Some settings are there only where a case uses them. eta_gate: the step size of phi in the local steps.
+rho_rise: the penalty of round k is min(1, k/rho_rise) times the given one. tau_end: the temperature of round
+k is tau (tau_end/tau)^((k - 1)/(K - 1)).
+
 x_0 = xag_0 = w_0. Round k = 1..K: md = (1 - a) xag + a x; every node runs S local steps from md, as in
 `levels/local.py`; g = lam (md - mean of the nodes' w); x <- prox_{l h}(x - l g); xag <- prox_{b h}(md - b g).
 
@@ -15,7 +19,8 @@ x_0 = xag_0 = w_0. Round k = 1..K: md = (1 - a) xag + a x; every node runs S loc
 | nesterov | 2/(k+1) | beta | (k+1) beta/2 |
 | proximal-gradient | 1 | beta | beta |
 
-Outputs, for every round, as vectors: round<k>.md, round<k>.g, round<k>.x, round<k>.xag.
+Outputs, for every round, as vectors: round<k>.md, round<k>.g, round<k>.x, round<k>.xag. With
+these settings xag alone.
 
 Source: mathematics.md §4. Derived.
 """
@@ -23,6 +28,7 @@ Source: mathematics.md §4. Derived.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +45,7 @@ from refimpl.federated.methods.metagater import MetaGater
 from refimpl.kernels import vector
 from refimpl.nn.context import Gating
 from refimpl.nn.network import Network
-from refimpl.optim.prox import Separable, Zero
+from refimpl.optim.prox import Rising, Separable, Zero
 from refimpl.registry import SCHEDULES
 
 ROUNDS, NODES, STEPS, BATCH = 10, 3, 2, 4
@@ -47,6 +53,8 @@ MORE = (2, 5, 3)  # samples of the nodes beyond one batch
 OWN_ROUNDS = 3  # with a user's network, which may have many parameters
 LAM, ETA, BETA = 2.0, 0.2, 0.2
 GROUP_LASSO = {"type": "group_lasso", "rho": 0.05}
+# Of the case `options`, whose groups hold no biases.
+OPTIONS = {"eta_gate": 0.3, "rho_rise": 4.0, "tau_end": 0.25}
 
 Row = tuple[str, str, str, dict[str, Any] | None]
 # title: gating, schedule, penalty (None: no gates)
@@ -56,6 +64,7 @@ _CASES: tuple[Row, ...] = (
     ("gumbel", "gumbel", "ghadimi-lan", GROUP_LASSO),
     ("soft-bounded", "soft", "nesterov", {"type": "bounded_group_lasso", "rho": 0.05, "radius": 1.2}),
     ("ste-l1", "ste", "proximal-gradient", {"type": "l1", "rho": 0.05}),
+    ("options", "soft", "ghadimi-lan", GROUP_LASSO),
 )
 
 
@@ -79,7 +88,7 @@ def _case(
     draw: Draw, title: str, network: Network, row: Row, rounds: int, batch: int = BATCH, zeros: bool = True
 ) -> Case:
     """A case with the gating, schedule and penalty of a row."""
-    _, mode, schedule, penalty = row
+    name, mode, schedule, penalty = row
     settings = network_settings(network, Gating(mode)) | {
         "lam": LAM,
         "eta": ETA,
@@ -88,15 +97,17 @@ def _case(
         "nodes": NODES,
         "schedule": {"name": schedule, "beta": BETA},
         "penalty": penalty or {"type": "zero"},
+        **(OPTIONS if name == "options" else {}),
     }
     inputs = _inputs(draw, network, settings, batch, zeros)
-    outputs = tuple(f"round{k}.{v}" for k in range(1, rounds + 1) for v in ("md", "g", "x", "xag"))
+    values = ("xag",) if name == "options" else ("md", "g", "x", "xag")
+    outputs = tuple(f"round{k}.{value}" for k in range(1, rounds + 1) for value in values)
     return Case(f"algorithm/{title}", "algorithm", draw.dtype, inputs, settings, outputs)
 
 
 def _inputs(draw: Draw, network: Network, settings: Mapping[str, Any], batch: int, zeros: bool) -> Arrays:
     inputs = draw.params(network.layout, zeros)
-    inputs["indptr"], inputs["indices"] = network.gate_groups
+    inputs["indptr"], inputs["indices"] = network.grouped_gates(with_bias="rho_rise" not in settings)
     sizes = [batch + more for more in MORE]
     for node, size in enumerate(sizes):
         inputs[f"node{node}.x"], inputs[f"node{node}.labels"] = draw.samples(network, size)
@@ -126,17 +137,24 @@ class Rounds(NamedTuple):
         """Those of a case."""
         network, w = start(case)
         settings, phi = case.settings, network.layout.phi
-        solver = LocalSettings(settings["lam"], settings["eta"], settings["steps"])
+        own = (phi.start, phi.stop, settings["eta_gate"]) if "eta_gate" in settings else None
+        solver = LocalSettings(settings["lam"], settings["eta"], settings["steps"], own)
         schedule = SCHEDULES[settings["schedule"]["name"]](settings["schedule"]["beta"])
         penalty: Penalty = Zero()
         if network.gates:
             penalty = Separable(((phi, penalty_of(case, phi.stop - phi.start)),))
+            penalty = Rising(penalty, settings["rho_rise"]) if "rho_rise" in settings else penalty
         return cls(case, network, w, MetaGater(solver, schedule, penalty))
+
+    def penalty(self, k: int) -> Penalty:
+        """The penalty of round k."""
+        penalty = self.method.penalty
+        return penalty.at(k) if isinstance(penalty, Rising) else penalty
 
     def mean(self, k: int, point: np.ndarray, sizes: Sequence[int] | None = None) -> np.ndarray:
         """The mean of the nodes' answers in round k to the point: uniform, or weighted by the sizes."""
-        nodes = range(self.case.settings["nodes"])
-        tasks = [_node_task(self.case, self.network, k - 1, node) for node in nodes]
+        nodes, case = range(self.case.settings["nodes"]), cooled(self.case, k)
+        tasks = [_node_task(case, self.network, k - 1, node) for node in nodes]
         answers = np.stack([self.method.local(task, point, NO_RANDOM_NUMBERS).w for task in tasks])
         return mean_of(answers) if sizes is None else np.average(answers, 0, sizes).astype(answers.dtype)
 
@@ -154,6 +172,16 @@ def compute(case: Case) -> Arrays:
         values = {"md": point, "g": gradient, "x": state["x"], "xag": state["ag"]}
         found |= {f"round{k}.{name}": value for name, value in values.items()}
     return found
+
+
+def cooled(case: Case, k: int) -> Case:
+    """The case with the temperature of round k."""
+    settings, gating = case.settings, case.settings["gating"]
+    if "tau_end" not in settings:
+        return case
+    share = (k - 1) / max(1, settings["rounds"] - 1)
+    tau = gating["tau"] * (settings["tau_end"] / gating["tau"]) ** share
+    return replace(case, settings={**settings, "gating": {**gating, "tau": tau}})
 
 
 def _node_task(case: Case, network: Network, k: int, node: int) -> GivenBatches:
