@@ -27,13 +27,15 @@ class Openings(NamedTuple):
     """For a gated layer, the share of the test samples of each class that open each channel.
 
     layer: the gate's name; classes (C,); before, after (C, K): with the meta-model and after adaptation,
-    over all target nodes that have the class.
+    over all target nodes that have the class. varied (nodes, K): of each node, the share of test samples for
+    which an adapted gate decides otherwise than for the majority; zero where it does not look at its input.
     """
 
     layer: str
     classes: np.ndarray
     before: np.ndarray
     after: np.ndarray
+    varied: np.ndarray
 
 
 class ForwardPass(NamedTuple):
@@ -79,7 +81,8 @@ def openings(measures: Sequence[NodeMeasures]) -> list[Openings]:
         before = np.concatenate([measure.before[layer] for measure in measures])
         after = np.concatenate([measure.after[layer] for measure in measures])
         shares = [np.stack([opened[y == c].mean(axis=0) for c in classes]) for opened in (before, after)]
-        found.append(Openings(layer, classes, *shares))
+        by_node = np.stack([measure.after[layer].mean(axis=0) for measure in measures])
+        found.append(Openings(layer, classes, *shares, np.minimum(by_node, 1 - by_node)))
     return found
 
 

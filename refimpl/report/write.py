@@ -46,7 +46,9 @@ THEOREM = (
 )
 GATES = (
     "Share of the test samples of a class, over all target nodes that have it, for which a channel's gate is "
-    "open. Stage I of adaptation changes the gate only, with each node's support samples."
+    "open. Stage I of adaptation changes the gate only, with each node's support samples. The last map has, "
+    "for each target node after adaptation, the share of test samples for which a channel is not as for most "
+    "of them: it is zero for a gate that does not look at its input."
 )
 SPARSITY = (
     "A point is a target node after adaptation, its bar the standard deviation over its test samples (ddof "

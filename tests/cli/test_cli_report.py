@@ -149,6 +149,9 @@ def test_shares_of_open_channels_are_counted_by_class(gated):
     assert found.layer == "conv2.gate"
     for row, label in zip(found.after, found.classes, strict=True):
         np.testing.assert_allclose(row, opened[y == label].mean(axis=0))
+    for row, one in zip(found.varied, measures, strict=True):
+        ons = one.after["conv2.gate"].sum(axis=0)
+        np.testing.assert_allclose(row * len(one.y), np.minimum(ons, len(one.y) - ons))
     assert measures[0].forward.flops_dense > measures[0].forward.flops * 0.5
     assert measures[0].forward.seconds > 0
 
