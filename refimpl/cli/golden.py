@@ -34,6 +34,7 @@ EPILOG = """\b
 Examples:
   refimpl golden make --level ops --out ops.npz
   refimpl golden make --network mine.py:network --out mine.npz
+  refimpl golden template --level ops > mine.py
   refimpl golden check ops.npz theirs.npz
   refimpl golden check ops.npz theirs.npz --partial --report ops.md
 """
@@ -43,7 +44,8 @@ Examples:
 def command() -> None:
     """Write golden files, and check other implementations with them.
 
-    `make` writes inputs and expected outputs as named arrays. `check` compares another program's outputs with
+    `make` writes inputs and expected outputs as named arrays. `template` prints a file that computes them,
+    into which you put your own implementation piece by piece. `check` compares another program's outputs with
     them and names the first that departs, in the order of execution. If one of the usual mistakes reproduces
     that program's outputs, it names the mistake, too. `python -m pydoc refimpl.crosscheck.golden.file`
     explains the format, and `refimpl.crosscheck.golden.levels` has a module for what each level computes.
@@ -131,6 +133,25 @@ def _computed(cases: Sequence[Case], talk: Talk) -> list[tuple[Case, Arrays]]:
             found.append((case, run(case)))
             progress.step(f"golden  {len(found)}/{len(cases)}  {case.name}")
     return found
+
+
+# --- template
+
+
+@command.command("template", epilog="\b\nExample:\n  refimpl golden template --level local > mine.py")
+@click.option("--level", type=click.Choice(LEVELS[:-1]), required=True, help="What the file computes.")
+@click.option("--torch", is_flag=True, help="Compute networks with PyTorch.  [plain NumPy]")
+@talk_options
+def template_command(level: str, torch: bool, talk: Talk) -> None:
+    """Print a Python file that computes a level without this package.
+
+    The file reads a golden file and writes outputs that `golden check` compares. Replace its functions by
+    calls of your own implementation, piece by piece: a departure then lies in what was replaced last. In
+    plain NumPy it lacks the method maml, which needs second derivatives.
+    """
+    from refimpl.crosscheck.template import text
+
+    click.echo(text(level, "torch" if torch else "numpy"), nl=False)
 
 
 # --- check
