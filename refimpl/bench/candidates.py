@@ -15,6 +15,7 @@ from refimpl.kernels import conv, linear
 
 OURS = "refimpl"
 NUMPY = "numpy + BLAS"
+TORCH, ONNX = "torch", "onnxruntime"
 
 
 class Candidate(NamedTuple):
@@ -58,23 +59,36 @@ def ours(case: Case, data: LayerData) -> Candidate:
     """This package's kernels: closed channels are skipped."""
     x, weight, bias, dy, mask = data
     kernels: Any = conv
-    place: tuple[Any, ...] = ((1, 1), (case.geometry.pad, case.geometry.pad))  # step and padding
+    g = case.geometry
+    place: tuple[Any, ...] = ((g.stride, g.stride), (g.pad, g.pad))
     size: tuple[Any, ...] = (x.shape[2:],)
-    if case.geometry.linear:
-        kernels, place, size = linear, (), ()
+    more: dict[str, Any] = {"dilation": (g.dilation, g.dilation), "groups": g.groups}
+    if g.linear:
+        kernels, place, size, more = linear, (), (), {}
         x, weight, dy = (np.ascontiguousarray(array) for array in _flat(data))
     dw, db = np.empty_like(weight), np.empty_like(bias)
 
     def weight_grad() -> tuple[np.ndarray, np.ndarray]:
-        kernels.weight_grad(x, dy, *place, dw, db, None, mask)
+        kernels.weight_grad(x, dy, *place, dw, db, None, mask, **more)
         return dw, db
 
     passes = Passes(
-        lambda: kernels.forward(x, weight, bias, *place, None, mask),
-        lambda: kernels.input_grad(dy, weight, *place, *size, mask),
+        lambda: kernels.forward(x, weight, bias, *place, None, mask, **more),
+        lambda: kernels.input_grad(dy, weight, *place, *size, mask, **more),
         weight_grad,
     )
     return passes.candidate(OURS, case, data, skips=True)
+
+
+def torch_twin(case: Case, data: LayerData) -> Candidate:
+    """PyTorch's layer, whose results are multiplied by the mask."""
+    from refimpl.crosscheck.bridges.torch.passes import layer_passes
+
+    g = case.geometry
+    where = None if g.linear else (g.stride, g.pad, g.dilation, g.groups)
+    return Passes(*layer_passes(data.x, data.weight, data.bias, data.dy, data.mask, where)).candidate(
+        TORCH, case, data
+    )
 
 
 def _flat(data: LayerData) -> Iterator[np.ndarray]:
@@ -82,8 +96,13 @@ def _flat(data: LayerData) -> Iterator[np.ndarray]:
     return (array.reshape(array.shape[:2]) for array in (data.x, data.weight, data.dy))
 
 
-def numpy_blas(case: Case, data: LayerData) -> Candidate:
-    """Matrix products by NumPy's BLAS (for a convolution of unfolded windows), multiplied by the mask."""
+def numpy_blas(case: Case, data: LayerData) -> Candidate | None:
+    """Matrix products by NumPy's BLAS (for a convolution of unfolded windows), multiplied by the mask.
+
+    Convolutions with stride, dilation or groups are left out.
+    """
+    if not case.geometry.plain:
+        return None
     passes = (_numpy_linear if case.geometry.linear else _numpy_conv)(case, data)
     return passes.candidate(NUMPY, case, data)
 

@@ -24,11 +24,14 @@ class Geometry(NamedTuple):
     size: int
     kernel: int = 3
     pad: int = 1
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
 
     @property
     def result_size(self) -> int:
-        """Height and width of the output (stride 1)."""
-        return self.size + 2 * self.pad - self.kernel + 1
+        """Height and width of the output."""
+        return (self.size + 2 * self.pad - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
 
     @property
     def linear(self) -> bool:
@@ -36,15 +39,23 @@ class Geometry(NamedTuple):
         return self.size == self.kernel == 1 and self.pad == 0
 
     @property
+    def plain(self) -> bool:
+        """Whether it has no stride, dilation or groups."""
+        return self.stride == self.dilation == self.groups == 1
+
+    @property
     def label(self) -> str:
-        """The name in tables: `64->128@8x8`, `784->100`."""
+        """The name in tables: `64->128@8x8`, `784->100`, `64->128@8x8 k5 stride 2`."""
         where = "" if self.linear else f"@{self.size}x{self.size}"
-        return f"{self.channels}->{self.filters}{where}"
+        kernel = "" if self.linear or self.kernel == 3 else f" k{self.kernel}"
+        more = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
+        rest = "".join(f" {name} {number}" for name, number in more.items() if number != 1)
+        return f"{self.channels}->{self.filters}{where}{kernel}{rest}"
 
     @property
     def flops_per_filter(self) -> int:
         """FLOPs of one output channel of one sample, without bias. Source: mathematics.md §9."""
-        return 2 * self.channels * self.kernel**2 * self.result_size**2
+        return 2 * self.channels // self.groups * self.kernel**2 * self.result_size**2
 
 
 def linear(features: int, outputs: int) -> Geometry:
@@ -87,8 +98,8 @@ class Case:
         """Number of terms of the longest sum that makes up one result."""
         g = self.geometry
         return {
-            "forward": g.channels * g.kernel**2,
-            "input_grad": g.filters * g.kernel**2,
+            "forward": g.channels // g.groups * g.kernel**2,
+            "input_grad": g.filters // g.groups * g.kernel**2,
             "weight_grad": self.batch * g.result_size**2,
         }[self.pass_]
 
@@ -116,7 +127,7 @@ def layer_data(case: Case) -> LayerData:
         return rng.standard_normal(shape, dtype=np.float32).astype(case.dtype)
 
     x = normal(case.batch, g.channels, g.size, g.size)
-    weight, bias = normal(g.filters, g.channels, g.kernel, g.kernel), normal(g.filters)
+    weight, bias = normal(g.filters, g.channels // g.groups, g.kernel, g.kernel), normal(g.filters)
     dy = normal(case.batch, g.filters, g.result_size, g.result_size)
     if case.off == 0:
         return LayerData(x, weight, bias, dy, None)

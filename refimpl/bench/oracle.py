@@ -1,4 +1,4 @@
-"""The right answer in float64: convolution as a matrix product of unfolded windows, multiplied by the masks.
+"""The right answer in float64: convolution as a matrix product of unfolded windows, times the masks.
 
 It is written with NumPy alone, so that it shares no code with the kernels it judges.
 Source: mathematics.md §2.1, §2.3b. Derived (im2col); a test compares it with the readable kernels.
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refimpl.bench.cases import Case, LayerData
+from refimpl.bench.cases import Case, Geometry, LayerData
 from refimpl.errors import RefimplError
 
 Arrays = dict[str, np.ndarray]
@@ -37,30 +37,53 @@ class Reference(NamedTuple):
     size: Callable[[np.ndarray], float] = largest
 
 
-def windows(x: np.ndarray, kernel: int, pad: int) -> np.ndarray:
-    """x (N,C,H,W) -> view (N,C,k,k,P,Q) of the zero-padded images: [..., i, j, p, q] = x[..., p+i, q+j]."""
+def windows(x: np.ndarray, kernel: int, pad: int, stride: int = 1, dilation: int = 1) -> np.ndarray:
+    """x (N,C,H,W) -> view (N,C,k,k,P,Q) of the zero-padded images with stride s and dilation d.
+
+    [..., i, j, p, q] = x[..., s p + d i, s q + d j].
+    """
     padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-    view = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), axis=(2, 3))
-    return view.transpose(0, 1, 4, 5, 2, 3)
+    extent = dilation * (kernel - 1) + 1
+    view = np.lib.stride_tricks.sliding_window_view(padded, (extent, extent), axis=(2, 3))
+    return view[:, :, ::stride, ::stride, ::dilation, ::dilation].transpose(0, 1, 4, 5, 2, 3)
 
 
 def reference(case: Case, data: LayerData) -> Reference:
-    """The result of a case in float64: {"y"}, {"dx"} or {"dw", "db"}."""
+    """The result of a case in float64: {"y"}, {"dx"} or {"dw", "db"}; group by group."""
+    g, mask = case.geometry, data.mask
     x, weight, bias, dy = (array.astype(np.float64) for array in data[:4])
-    mask = data.mask
     gate = 1.0 if mask is None else mask[:, :, None, None].astype(np.float64)
-    kernel, pad = case.geometry.kernel, case.geometry.pad
+    by_group = [np.split(array, g.groups, axis) for array, axis in ((x, 1), (weight, 0), (gate * dy, 1))]
+    parts = [_group(case, *group) for group in zip(*by_group, strict=True)]
+    found = np.concatenate(parts, axis=0 if case.pass_ == "weight_grad" else 1)
     if case.pass_ == "forward":
-        y = np.tensordot(windows(x, kernel, pad), weight, axes=((1, 2, 3), (1, 2, 3)))
-        arrays = {"y": gate * (y.transpose(0, 3, 1, 2) + bias[:, None, None])}
+        arrays = {"y": gate * (found + bias[:, None, None])}
     elif case.pass_ == "input_grad":
-        turned = np.flip(weight, axis=(2, 3))
-        dx = np.tensordot(windows(gate * dy, kernel, kernel - 1 - pad), turned, axes=((1, 2, 3), (0, 2, 3)))
-        arrays = {"dx": dx.transpose(0, 3, 1, 2)}
+        arrays = {"dx": found}
     else:
-        dw = np.tensordot(gate * dy, windows(x, kernel, pad), axes=((0, 2, 3), (0, 4, 5)))
-        arrays = {"dw": dw, "db": (gate * dy).sum(axis=(0, 2, 3))}
+        arrays = {"dw": found, "db": (gate * dy).sum(axis=(0, 2, 3))}
     return Reference(arrays, rounding(case.dtype, case.terms))
+
+
+def _group(case: Case, x: np.ndarray, weight: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    """y without bias, dx or dw of one group of channels."""
+    g = case.geometry
+    if case.pass_ == "input_grad":
+        return _spread(g, dy, weight)
+    seen = windows(x, g.kernel, g.pad, g.stride, g.dilation)
+    if case.pass_ == "forward":
+        return np.tensordot(seen, weight, axes=((1, 2, 3), (1, 2, 3))).transpose(0, 3, 1, 2)
+    return np.tensordot(dy, seen, axes=((0, 2, 3), (0, 4, 5)))
+
+
+def _spread(g: Geometry, dy: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """dx: every dy goes back to the pixels of its window, tap by tap."""
+    edge, reach = g.size + 2 * g.pad, g.stride * (g.result_size - 1) + 1
+    padded = np.zeros((len(dy), weight.shape[1], edge, edge))
+    for tap in np.ndindex(g.kernel, g.kernel):
+        rows, cols = (slice(g.dilation * i, g.dilation * i + reach, g.stride) for i in tap)
+        padded[:, :, rows, cols] += np.einsum("nkpq,kc->ncpq", dy, weight[:, :, *tap])
+    return padded[:, :, g.pad : g.pad + g.size, g.pad : g.pad + g.size]
 
 
 def rounding(dtype: str, terms: int) -> float:

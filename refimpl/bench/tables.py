@@ -53,6 +53,29 @@ def layer_table(results: Results) -> Table:
     return header, lines
 
 
+def own_table(rows: Iterable[Row], peak: float) -> Table:
+    """A line per pass, batch and share of one layer or network, with the FLOPs of one sample.
+
+    `of peak`: our rate relative to `peak` GFLOP/s; `of dense`: our time relative to that with nothing closed.
+    """
+    cases = pivot(rows, CASE)
+    others = other_names(cases.values())
+    header = ["pass", "batch", "off", "dense", "executed", "time", "GFLOP/s", "of peak", "of dense", *others]
+    lines = []
+    for (layer, pass_, batch, dtype, off), found in cases.items():
+        mine, whole = found.get(OURS), cases.get((layer, pass_, batch, dtype, 0.0), {}).get(OURS)
+        if mine is None or whole is None:
+            continue
+        flops = [f"{mine[name] / batch / 1e6:.4g} M" for name in ("dense_flops", "executed_flops")]
+        rate = [f"{mine['gflops']:.3g}", f"{mine['gflops'] / peak:.0%}"]
+        rest = (ratio(found.get(name), mine) for name in others)
+        spent = f"{mine['seconds'] / whole['seconds']:.2f}"
+        lines.append(
+            [pass_, str(batch), f"{off:.0%}", *flops, duration(mine["seconds"]), *rate, spent, *rest]
+        )
+    return header, lines
+
+
 def program_table(results: Results) -> Table:
     """A line per program: executed FLOPs, our time and rate, and others' time relative to ours."""
     programs = {key: row for key, row in pivot(results["end_to_end"], PROGRAM).items() if OURS in row}

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from refimpl.cli.groups import SuggestingGroup
 from refimpl.cli.options import FILE, talk_options
 from refimpl.cli.output import exit_unless, print_json, table
+from refimpl.cli.ownbench import layer, network
 from refimpl.cli.progress import Progress, Talk
 from refimpl.errors import InputError
 from refimpl.files.storage import write_whole
@@ -22,9 +24,16 @@ if TYPE_CHECKING:
 WORKER = "refimpl.bench"
 
 
-@click.command(
-    epilog="\b\nExamples:\n  refimpl bench --smallest\n  refimpl bench --only kernels --out bench.json"
-)
+EPILOG = """\b
+Examples:
+  refimpl bench --smallest
+  refimpl bench --only kernels --out bench.json
+  refimpl bench layer --in 48 --out 96 --kernel 5 --size 20 --batch 7 --off 0.6
+  refimpl bench network mine.py:network --off 0,0.5,0.75 --batch 1,32
+"""
+
+
+@click.group(cls=SuggestingGroup, invoke_without_command=True, epilog=EPILOG)
 @click.option("--smallest", is_flag=True, help="Smoke test with tiny sizes; its times mean nothing.")
 @click.option("--only", type=click.Choice(("kernels", "end-to-end")), help="Time only this half.")
 @click.option(
@@ -44,7 +53,9 @@ WORKER = "refimpl.bench"
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--out", type=FILE, help="Also write the JSON here.")
 @talk_options
+@click.pass_context
 def command(
+    ctx: click.Context,
     smallest: bool,
     only: str | None,
     threads: int,
@@ -55,22 +66,24 @@ def command(
 ) -> None:
     """Time layers and whole programs, dense and gated, against the FLOPs they execute.
 
+    `bench layer` and `bench network` time what you bring; without one of them, usual cases are timed.
+
     Every candidate is first compared with a float64 reference. One that is wrong is not timed, and the
     command exits with 1. Candidates take turns, and times are medians. A column with another program's name
     shows its time divided by ours.
 
     The comparison with PyTorch, JAX and onnxruntime needs a checkout: run python -m bench there.
     """
+    if ctx.invoked_subcommand is not None:
+        return
     from refimpl.bench import process, session
 
     if out is not None and not out.parent.is_dir():  # checked before minutes are spent on measuring
         raise InputError(f"{out}: expected a file in an existing folder; make {out.parent} first")
     if threads > 1 and only == "kernels":
-        raise click.UsageError("single layers are timed on one thread", click.get_current_context())
+        raise click.UsageError("single layers are timed on one thread", ctx)
     if threads > 1 and clock == "cpu":
-        raise click.UsageError(
-            "processor time is summed over threads; use --clock wall", click.get_current_context()
-        )
+        raise click.UsageError("processor time is summed over threads; use --clock wall", ctx)
     arguments = [
         *(["--smallest"] if smallest else []),
         *(["--only", only] if only else []),
@@ -86,6 +99,10 @@ def command(
     else:
         _print(results)
     exit_unless(not session.refused(results))
+
+
+command.add_command(layer)
+command.add_command(network)
 
 
 def _shown(events: Iterator[Event], progress: Progress) -> Iterator[Event]:

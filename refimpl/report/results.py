@@ -1,16 +1,30 @@
 """Figures of single results, which a result's own method `figure` draws.
 
-Source: mathematics.md §7 and §8.4 (gap and theorem by round).
+Source: mathematics.md §7 and §8.4 (gap and theorem by round), §9 (executed FLOPs).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refimpl.report.canvas import BLUE, GREY, ORANGE, SKY, new_figure, plain_ticks, save
+from refimpl.bench.candidates import OURS
+from refimpl.bench.own import Timings
+from refimpl.report.canvas import (
+    BLUE,
+    GREY,
+    MARKERS,
+    ORANGE,
+    SKY,
+    legend_below,
+    looks,
+    new_figure,
+    plain_ticks,
+    save,
+)
 from refimpl.theory.following import Following
 
 if TYPE_CHECKING:
@@ -39,7 +53,35 @@ def follow_figure(found: Following) -> Figure:
     return figure
 
 
-FIGURES = {Following: follow_figure}  # what draws the results of each class
+def timings_figure(found: Timings) -> Figure:
+    """Seconds of a sample against its executed FLOPs, with proportional lines through the dense points.
+
+    A point on its line has lost nothing: the FLOPs that are saved are the time that is saved. Other
+    candidates execute all FLOPs of the dense layer, whatever is closed.
+    """
+    figure, (axes,) = new_figure(1, 7.2, 4.8)
+    series: dict[tuple[str, int, str], list[tuple[float, float]]] = {}
+    for row in sorted((row for row in found.rows if "seconds" in row), key=lambda row: row["off"]):
+        key = row["pass"], row["batch"], row["candidate"]
+        point = row["executed_flops"] / row["batch"], row["seconds"] / row["batch"]
+        series.setdefault(key, []).append(point)
+    names = dict.fromkeys(candidate for _, _, candidate in series)
+    for number, ((pass_, batch, candidate), points) in enumerate(series.items()):
+        (x, y), mine = np.array(points).T, candidate == OURS
+        look = looks(number // len(names)) | {"ls": "", "fillstyle": "full" if mine else "none"}
+        look["marker"] = MARKERS[list(names).index(candidate) % len(MARKERS)]
+        axes.loglog(x, y, **look, ms=6, label=f"{pass_}, batch {batch}, {candidate}")
+        if mine:
+            ends = np.array([x.min(), x.max()])
+            axes.loglog(ends, y[0] * ends / x[0], color=look["color"], lw=1.0, ls="--")
+    axes.set(title=found.subject, xlabel="executed FLOPs of a sample", ylabel="seconds of a sample")
+    handles, _ = axes.get_legend_handles_labels()
+    legend_below(figure, handles, most=3, title="dashed: time proportional to FLOPs")
+    return figure
+
+
+# What draws the results of each class.
+FIGURES: dict[type, Callable[[Any], Figure]] = {Timings: timings_figure, Following: follow_figure}
 
 
 def draw(result: Any, path: Path) -> Path:

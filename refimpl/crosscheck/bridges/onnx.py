@@ -7,6 +7,7 @@ batch size is free.
 Source: mathematics.md §2.1-§2.3; the ONNX operators' specification (opset 17).
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from refimpl._version import __version__
 from refimpl.errors import InputError
-from refimpl.nn.context import Context, Gating
+from refimpl.nn.context import Context, FixedShare, Gating
 from refimpl.nn.gate import Decide
 from refimpl.nn.joins import Add, Fork, Product
 from refimpl.nn.layers import BatchNorm2d, Conv2d, Linear, Shape
@@ -71,7 +72,8 @@ def export(network: Network, w: np.ndarray, gating: Gating | None = None) -> Mod
     """The network with parameters w (d,) as a checked float32 model: `x` (N, *input_shape) -> `logits`.
 
     Gate modes `hard`, `ste` and `gumbel` decide by d > 0, without noise, as evaluation does; `soft`
-    multiplies by sigmoid(d/tau). Raises `InputError` for a layer that has no counterpart here, and for
+    multiplies by sigmoid(d/tau). With a `FixedShare` the gates' noise is a further input each,
+    `noise.GATE` (N, K). Raises `InputError` for a layer that has no counterpart here, and for
     parameters that are not finite in float32.
     """
     chosen = gating or Gating()
@@ -86,15 +88,19 @@ def export(network: Network, w: np.ndarray, gating: Gating | None = None) -> Mod
         values[step.output] = _step(graph, step, [values[number] for number in step.inputs], chosen)
     last = values[max(values)]
     graph.add("Identity", last, name=OUTPUT)
-    ends = (
-        helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [BATCH, *network.input_shape]),
-        helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [BATCH, network.classes]),
-    )
+    shapes = {INPUT: network.input_shape, OUTPUT: (network.classes,)}
+    if isinstance(chosen, FixedShare):
+        shapes |= {f"noise.{block.gate.name}": (block.gate.out_channels,) for block in network.gates}
+    ends = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, *shape])
+        for name, shape in shapes.items()
+    }
+    output = ends.pop(OUTPUT)
     used = {name for node in graph.nodes for name in node.input}
     constants = [
         numpy_helper.from_array(value, name) for name, value in graph.constants.items() if name in used
     ]
-    body = helper.make_graph(graph.nodes, network.name, ends[:1], ends[1:], constants)
+    body = helper.make_graph(graph.nodes, network.name, list(ends.values()), [output], constants)
     model = helper.make_model(
         body,
         producer_name="refimpl",
@@ -162,6 +168,8 @@ def _mask(graph: Graph, name: str, channels: int, logits: str, gating: Gating) -
         for side, every_second in (("off", rows[0::2]), ("on", rows[1::2]))
     )
     d = graph.add("Sub", on, off)
+    if isinstance(gating, FixedShare):
+        d = graph.add("Add", d, f"noise.{name}")
     if gating.mode != "soft":
         return graph.add("Cast", graph.add("Greater", d, "zero"), name=f"{name}.mask", to=TensorProto.FLOAT)
     tau = graph.constant("tau", np.array(gating.tau, np.float32))
@@ -191,14 +199,27 @@ def _group_norm(graph: Graph, layer: GroupNorm, x: str, shape: Shape) -> str:
     return graph.add("Reshape", normalised, images)
 
 
+def runner(model: ModelProto, inputs: Mapping[str, np.ndarray], threads: int = 1) -> Callable[[], np.ndarray]:
+    """A function that computes the logits of these inputs with onnxruntime, on so many threads."""
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        raise InputError(
+            'the comparison needs onnxruntime, which is not installed; try pip install "refimpl[onnx]"'
+        ) from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others run in between
+    providers, feed = ["CPUExecutionProvider"], dict(inputs)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers)
+    return lambda: np.asarray(session.run([OUTPUT], feed)[0])
+
+
 def disagreement(model: ModelProto, x: np.ndarray, logits: np.ndarray) -> float:
     """Largest |onnxruntime's logits - `logits`| relative to the largest of `logits`, for float32 samples x.
 
     Needs onnxruntime.
     """
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (theirs,) = session.run([OUTPUT], {INPUT: np.asarray(x, np.float32)})
+    theirs = runner(model, {INPUT: np.asarray(x, np.float32)})()
     error = np.abs(theirs.astype(np.float64) - logits).max()
     return float(error / max(np.abs(logits).max(), np.finfo(np.float32).tiny))
