@@ -48,6 +48,12 @@ def test_the_example_of_the_theory_finds_the_solution_and_passes_its_checks(caps
     assert "[1. 0.]\nTrue\n" in printed_by_examples("refimpl/theory/README.md", capsys)
 
 
+def test_the_examples_of_cooperative_learning_train_all_depths(capsys):
+    printed = printed_by_examples("refimpl/cooperative/README.md", capsys)
+    assert re.findall(r"^depth (\d) of Teammate [ab]:", printed, flags=re.M) == ["1", "2", "3"]
+    assert "at depths [1, 1, 2, 3]" in printed
+
+
 def test_the_readme_is_short_and_its_links_lead_somewhere():
     assert len(document("README.md").split()) <= 1500
     pages = [path for room in ("refimpl", "bench") for path in (ROOT / room).rglob("README.md")]

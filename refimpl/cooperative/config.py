@@ -47,6 +47,10 @@ class CooperativeConfig:
     c: float = key(1.0, "weight of what a Teammate teaches its sub-networks", at_least=0.0)
     temperature: float = key(1.0, "temperature T of all teaching", above=0.0)
 
+    gated: bool = key(False, "gates on the convolutions that the model usually gates; the Leader has none")
+    gate_mode: str = key("ste", "how gates decide in training", choices=("hard", "ste"))
+    rho: float = key(0.03, "weight of the group lasso on the gates", at_least=0.0)
+
     epochs: int = key(10, "passes over the training samples", at_least=1)
     batch_size: int = key(128, "samples of a step", at_least=2)
     rate: float = key(0.1, "learning rate at the start", above=0.0)

@@ -3,7 +3,7 @@
 An epoch is a round. Each step draws nothing but from (seed, purpose, epoch), so a run that is stopped and
 resumed ends in the same bytes, for any number of threads.
 
-Source: mathematics.md §15.2, §15.4. Reconstructed.
+Source: mathematics.md §15.2, §15.4, §15.7. Reconstructed.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from refimpl.cooperative.config import CooperativeConfig, from_table
 from refimpl.cooperative.descent import Momentum
 from refimpl.cooperative.objective import TeamObjective, step_work
 from refimpl.cooperative.samples import Augmentation, Batches, Split, split
-from refimpl.cooperative.schemes import LEADER, Depths, Scheme, Student, Weights, divide
-from refimpl.cooperative.team import Part, Team
+from refimpl.cooperative.schemes import Depths, Scheme, Student, Weights, divide
+from refimpl.cooperative.team import LEADER, Part, Team
 from refimpl.data.dataset import DataSet
 from refimpl.data.identity import Identity, Recorded, identify
 from refimpl.errors import ConfigError, DivergenceError
 from refimpl.experiments.experiment import load_again
 from refimpl.experiments.record import RunFolder
 from refimpl.files.environment import cores
+from refimpl.nn.context import Gating
 from refimpl.nn.predict import Predictor
 from refimpl.nn.work import dense_work
+from refimpl.optim.prox import GroupLasso, Groups
 from refimpl.registry import MODELS, SCHEMES
 from refimpl.rng import SeedTree
 
@@ -39,8 +41,8 @@ from refimpl.rng import SeedTree
 class Epoch(NamedTuple):
     """An epoch in numbers.
 
-    loss: of all students together, mean over the steps; rate: at the first step; flops: executed; validation:
-    accuracy of every sub-network of the team after it, in their order, none where there was no validation.
+    loss: of all students together, mean over the steps; rate: at the first step; flops: as if all channels
+    were open; validation: accuracy of every sub-network of the team after it, in their order, or none.
     """
 
     round: int
@@ -88,7 +90,12 @@ class Cooperative:
 
     def start(self) -> State:
         """The state before epoch 1."""
-        return self.method.start(self.network.layout.initialise(self.seeds, self.config.dtype))
+        w = self.network.layout.initialise(self.seeds, self.config.dtype)
+        return self.method.start(self._calibrated(w) if self.network.normalises_gated else w)
+
+    def _calibrated(self, w: np.ndarray) -> np.ndarray:
+        """w with the statistics of the first training samples."""
+        return self.network.calibrated(w, self.samples("calibration")[0])
 
     def students(self, rng: np.random.Generator) -> tuple[Student, ...]:
         """Who learns in a step."""
@@ -102,9 +109,10 @@ class Cooperative:
             started = time.perf_counter()
             state, loss, flops = self._epoch(state, epoch, threads or cores())
             every, last = self.config.validate_every, epoch == self.config.epochs
-            if last or (every and epoch % every == 0):
-                state = {**state, "w": self.network.calibrated(state["w"], self.samples("calibration")[0])}
-            accuracies = self.accuracies(state["w"], "validation") if every and epoch % every == 0 else ()
+            checked = bool(every) and epoch % every == 0
+            if last or checked or self.network.normalises_gated:
+                state = {**state, "w": self._calibrated(state["w"])}
+            accuracies = self.accuracies(state["w"], "validation") if checked else ()
             rate = self.method.rate_at((epoch - 1) / self.config.epochs)
             yield state, Epoch(epoch, loss, rate, flops, time.perf_counter() - started, accuracies)
 
@@ -123,8 +131,29 @@ class Cooperative:
                 )
             done = (epoch - 1 + number / len(batches)) / self.config.epochs
             state = self.method.step(state, gradient, done)
+            self._shrink(state["w"], self.method.rate_at(done))
             flops += objective.flops
         return state, math.fsum(losses) / len(losses), flops
+
+    @property
+    def gating(self) -> Gating:
+        """How gates decide in training."""
+        return Gating(self.config.gate_mode)
+
+    def _shrink(self, w: np.ndarray, step: float) -> None:
+        """A proximal step of the group lasso on the gates of every gated member, in place."""
+        network = self.network.network
+        if not (network.gates and self.config.rho):
+            return
+        phi = network.layout.phi
+        penalty = GroupLasso(Groups(*network.gate_groups, size=phi.stop - phi.start), self.config.rho)
+        for part in self.network.parts:
+            own = self.network.training(part)
+            if part.depth == network.depth and own.gates:
+                where = self.network.entries(part)[own.layout.phi]
+                shrunk = w[where]
+                penalty.prox(shrunk.copy(), step, shrunk)
+                w[where] = shrunk
 
     def samples(self, part: str) -> tuple[np.ndarray, np.ndarray]:
         """Samples x and labels y of the part `train`, `validation` or `test`, or those for `calibration`."""
@@ -187,14 +216,17 @@ def prepare(
     """
     dataset = load_again(config.dataset, data_dir, recorded, known)
     table = {name: one.default for name, one in MODELS.keys().items()} | config.table()
-    network = MODELS.make(config.model, table).build(dataset.shape, dataset.classes)
+    model = MODELS.make(config.model, table)
+    plain = model.build(dataset.shape, dataset.classes)
+    network = model.build(dataset.shape, dataset.classes, model.usual_gates) if config.gated else plain
     for depth in config.depths:
         network.at_depth(depth)  # raises where it has no such depth
     if network.depth < 1:
         raise ConfigError(f"config: model {config.model} has no stages; choose another, such as resnet20")
     depths = divide(config.depths or range(1, network.depth), network.depth, config.sets == "complementary")
     scheme: Scheme = SCHEMES.make(config.scheme, {})
-    team = Team(network, scheme.parts(depths, Weights(config.a, config.b, config.c)), config.own_norms)
+    members = scheme.parts(depths, Weights(config.a, config.b, config.c))
+    team = Team(network, members, config.own_norms, plain)
     sizes = (config.validation, config.test, config.train_samples, config.test_samples)
     parts = split(dataset, config.split_seed, *sizes)
     return Cooperative(config, team, scheme, depths, dataset, parts, identify(dataset))

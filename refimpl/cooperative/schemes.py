@@ -15,10 +15,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from refimpl.cooperative.team import Part
+from refimpl.cooperative.team import LEADER, Part
 from refimpl.registry import SCHEMES
 
-LEADER, MATES, SINGLE = "leader", ("a", "b"), "net"
+MATES, SINGLE = ("a", "b"), "net"
 
 
 class Student(NamedTuple):

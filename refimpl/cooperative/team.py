@@ -21,6 +21,8 @@ from refimpl.nn.network import Network
 from refimpl.nn.norms import calibrate, frozen
 from refimpl.nn.plan import every_layer
 
+LEADER = "leader"
+
 
 class Part(NamedTuple):
     """A sub-network: of which member, and how deep."""
@@ -34,17 +36,23 @@ class Team:
     """The members that `parts` name, each a copy of `network` at the depths that its parts name.
 
     own_norms: whether scale and shift of normalisations belong to a depth, and not to all of a member.
+    leader: the Leader's network, if it is another one (Teammates with gates have a Leader without).
     """
 
     network: Network
     parts: tuple[Part, ...]
     own_norms: bool = True
+    leader: Network | None = None
 
     @cached_property
     def layout(self) -> Layout:
         """Where everything lies in w: names are `<member>.<name>`, those of a lesser depth `...depth1...`."""
         found = {parameter.name: parameter for part in self.parts for parameter in self._parameters(part)}
         return Layout(found.values())
+
+    def _whole(self, part: Part) -> Network:
+        """The member's network at the full depth."""
+        return self.leader if self.leader and part.member == LEADER else self.network
 
     @cached_property
     def _norms(self) -> frozenset[str]:
@@ -60,14 +68,14 @@ class Team:
     def _name(self, part: Part, parameter: Parameter) -> str:
         name = parameter.name
         own = parameter.part == "stats" or (self.own_norms and name in self._norms)
-        if own and part.depth < self.network.depth:
+        if own and part.depth < self._whole(part).depth:
             layer, kind = name.rsplit(".", 1)
             name = f"{layer}.depth{part.depth}.{kind}"
         return f"{part.member}.{name}"
 
     def training(self, part: Part) -> Network:
         """The sub-network as it is trained: its normalisations take the statistics of the batch."""
-        return self.network.at_depth(part.depth)
+        return self._whole(part).at_depth(part.depth)
 
     def at_rest(self, part: Part) -> Network:
         """The sub-network as it is used: its normalisations have the statistics that `calibrated` sets."""
@@ -87,6 +95,13 @@ class Team:
     def entries(self, part: Part, at_rest: bool = False) -> np.ndarray:
         """Where the sub-network's parameters lie in w: `w[entries]` are those of `training` or `at_rest`."""
         return self._entries[part, at_rest]
+
+    @property
+    def normalises_gated(self) -> bool:
+        """Whether some statistics are at rest even in training: those under a gate."""
+        return any(
+            self.training(part).layout.stats.start < self.training(part).layout.size for part in self.parts
+        )
 
     def calibrated(self, w: np.ndarray, x: np.ndarray) -> np.ndarray:
         """A copy of w (d,) in which each sub-network has the statistics of the samples x (n, ...)."""

@@ -19,6 +19,8 @@ from refimpl.data import DataSet, load
 from refimpl.errors import ConfigError, DivergenceError, InputError
 from refimpl.experiments.experiment import train
 from refimpl.experiments.record import RunFolder
+from refimpl.nn.predict import predict
+from refimpl.nn.work import dense_work
 from refimpl.rng import SeedTree
 
 TINY = {
@@ -126,10 +128,10 @@ def test_parts_of_the_data_are_disjoint_and_the_published_test_part_stays():
         split(data, 0, 0.01, 0.5)
 
 
-@pytest.mark.parametrize("scheme", ["cooperative", "sandwich"])
-def test_a_stopped_run_ends_in_the_same_bytes(tmp_path, scheme):
+@pytest.mark.parametrize("how", [{}, {"scheme": "sandwich"}, {"scheme": "mutual", "gated": True, "rho": 0.1}])
+def test_a_stopped_run_ends_in_the_same_bytes(tmp_path, how):
     """On one thread without a stop, and on two with one after every epoch."""
-    run = tiny(scheme=scheme)
+    run = tiny(**how)
     with RunFolder.create(tmp_path / "whole", run.config.table()) as folder:
         train(run, folder, threads=1)
     with RunFolder.create(tmp_path / "parts", run.config.table()) as folder:
@@ -166,6 +168,36 @@ def test_training_lowers_the_loss_and_records_epochs():
     assert all(0 <= value <= 1 for value in records[-1].validation)
     assert records[0].rate == 0.05
     assert records[0].flops == records[1].flops > 0
+
+
+def test_gates_are_on_the_teammates_alone_and_close_under_a_penalty():
+    """A penalty that no gate outweighs sets every group to exact zeros, so d = 0 and all channels are off."""
+    run = tiny(gated=True, rho=50.0, epochs=1)
+    team, full = run.network, Part("a", 3)
+    assert len(team.training(full).gates) == 9
+    assert not team.training(Part("leader", 3)).gates
+    w = train(run).w
+    phi = team.layout.views(w)
+    last = [name for name in phi if name.endswith(".gate.fc2.weight")]
+    assert {name.split(".")[0] for name in last} == {"a", "b"}
+    assert not any(phi[name].any() for name in last)
+    x, _ = run.samples("test")
+    for depth in (1, 3):
+        part = Part("a", depth)
+        network = team.at_rest(part)
+        found = predict(network, w[team.entries(part, at_rest=True)], x)
+        assert not found.opened.any()
+        assert found.flops < 0.6 * dense_work(network, len(x)).total
+        assert found.opened.shape == (20, 3 * depth)
+
+
+def test_statistics_under_gates_are_those_of_the_weights_at_each_epoch():
+    run = tiny(gated=True, epochs=1, rate=1e-9, decay=0.0, rho=0.0, scheme="mutual")
+    state = run.start()
+    x, _ = run.samples("calibration")
+    np.testing.assert_array_equal(run.network.calibrated(state["w"], x), state["w"])
+    assert run.network.layout.views(state["w"])["a.stage1.block1.conv1.norm.running_mean"].any()
+    np.testing.assert_allclose(train(run).w, state["w"], atol=1e-5)
 
 
 def test_a_rate_too_large_is_said():
