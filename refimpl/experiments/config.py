@@ -90,6 +90,9 @@ class Config:
     tau: float = key(1.0, "gate temperature", above=0.0)
     tau_end: float = key(0.0, "gate temperature in the last round (0: as in the first)", at_least=0.0)
     gate_grad: str = key("dense", "gradient of off channels' gates", choices=("dense", "active"))
+    gate_summary: str = key(
+        "plain", "how gates see the channel means", choices=("plain", "normalised", "centred")
+    )
     gate_start: str = key("open", "how gates start", choices=STARTS)
 
     eta_phi: float = key(

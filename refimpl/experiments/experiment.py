@@ -41,6 +41,7 @@ from refimpl.files.environment import cores
 from refimpl.nn.context import Gating
 from refimpl.nn.layout import Layout
 from refimpl.nn.network import Network
+from refimpl.nn.norms import with_summaries
 from refimpl.nn.task import NetworkTask
 from refimpl.registry import METHODS, MODELS, PARTITIONS, STARTS
 from refimpl.rng import SeedTree
@@ -181,8 +182,8 @@ default_threads = cores  # the cores that this process may use
 def build_network(config: Config, input_shape: Sequence[int], classes: int, gated: bool) -> Network:
     """The configured network for samples of `input_shape`; `gated` puts gates on `config.gates`."""
     model = MODELS.make(config.model, config.table())
-    network: Network = model.build(tuple(input_shape), classes, tuple(config.gates) if gated else ())
-    return network
+    network = model.build(tuple(input_shape), classes, tuple(config.gates) if gated else ())
+    return with_summaries(network, config.gate_summary)
 
 
 def build_partition(config: Config) -> Partition:

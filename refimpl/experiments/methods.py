@@ -13,7 +13,8 @@ from refimpl.nn.network import Network
 from refimpl.optim import prox
 from refimpl.registry import METHODS, PENALTIES, SCHEDULES, STARTS, keys_of
 
-GATES = ("gates", "gate_mode", "tau", "tau_end", "gate_grad", "gate_start", "eta_phi")  # with trained gates
+# With trained gates.
+GATES = ("gates", "gate_mode", "tau", "tau_end", "gate_grad", "gate_summary", "gate_start", "eta_phi")
 PENALTY = ("penalty", "group_bias", "rho_rise")
 
 

@@ -25,6 +25,7 @@ from refimpl.nn.layers import (
     Layer,
     Linear,
     Mask,
+    Normalisation,
     Plain,
     Shape,
     expect_sizes,
@@ -122,14 +123,16 @@ def to_logits(dmargin: np.ndarray) -> np.ndarray:
 class ChannelGate:
     """s = channel means of x; hidden = relu(A1 s + b1); (z_off, z_on) = A2 hidden + b2; on iff d > 0.
 
-    Row 2c of A2 is channel c's off logit, row 2c+1 its on logit; d = z_on - z_off. Where d is NaN the gate
-    cannot decide: the channel counts as on, and all its values are NaN, in every mode (`Gated`).
+    norm: what s goes through before A1, if anything; its parameters are the gate's (§2.2c). Row 2c of A2 is
+    channel c's off logit, row 2c+1 its on logit; d = z_on - z_off. Where d is NaN the gate cannot decide: the
+    channel counts as on, and all its values are NaN, in every mode (`Gated`).
     """
 
     name: str
     in_channels: int
     out_channels: int
     hidden: int = HIDDEN_UNITS
+    norm: Normalisation | None = None
 
     def __post_init__(self) -> None:
         expect_sizes(self.name, self.in_channels, self.out_channels, self.hidden)
@@ -137,18 +140,22 @@ class ChannelGate:
     def layers(self, shape: Shape) -> tuple[Layer, ...]:
         """The gate as layers on samples of `shape`; a vector is its own summary."""
         pool = (GlobalAvgPool2d(),) if len(shape) == 3 else ()
-        return (*pool, *self._mlp(), Decide(self.name))
+        return (*pool, *self._norms(), *self._mlp(), Decide(self.name))
+
+    def _norms(self) -> tuple[Normalisation, ...]:
+        return () if self.norm is None else (self.norm,)
 
     def _mlp(self) -> tuple[Linear, ReLU, Linear]:
         first = Linear(f"{self.name}.fc1", self.in_channels, self.hidden, part="phi")
         return first, ReLU(), Linear(f"{self.name}.fc2", self.hidden, 2 * self.out_channels, part="phi")
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """`fc1` (A1, b1) and `fc2` (A2, b2), all of part phi; b2 starts every channel open."""
+        """`fc1` (A1, b1) and `fc2` (A2, b2) of part phi, and the norm's; b2 starts every channel open."""
         first, _, second = self._mlp()
         weight, bias = second.parameters()
         margin = (-OPEN_MARGIN, OPEN_MARGIN)
-        return (*first.parameters(), replace(weight, std=LOGIT_STD), replace(bias, fill=margin))
+        norms = (parameter for norm in self._norms() for parameter in norm.parameters())
+        return (*norms, *first.parameters(), replace(weight, std=LOGIT_STD), replace(bias, fill=margin))
 
     def decide(self, params: Arrays, x: np.ndarray, reads: Mask, context: Context) -> Decision:
         """The decision for input x (N,C,H,W) or (N,C), of which the channels `reads` are not zero."""

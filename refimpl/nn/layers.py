@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -316,31 +316,33 @@ class NormCache(NamedTuple):
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What all normalisations have: x (N,C,H,W) -> same shape; weight (C,) starts at 1, bias (C,) at 0."""
+    """What all normalisations have: x (N,C,H,W) or (N,C) -> same shape; weight starts at 1, bias at 0."""
 
     name: str
     channels: int
     eps: float = 1e-5
+    part: str = field(default="theta", kw_only=True)
     keeps_zero: ClassVar[bool] = False
     channelwise: ClassVar[bool] = False
 
     def parameters(self) -> tuple[Parameter, ...]:
         """Scale (one) and shift (zero)."""
         return (
-            Parameter(f"{self.name}.weight", (self.channels,), fill=(1.0,)),
-            Parameter(f"{self.name}.bias", (self.channels,)),
+            Parameter(f"{self.name}.weight", (self.channels,), self.part, fill=(1.0,)),
+            Parameter(f"{self.name}.bias", (self.channels,), self.part),
         )
 
     def output_shape(self, shape: Shape) -> Shape:
         """The input's shape."""
-        expect(self.name, "channels and dimensions", (self.channels, 3), (*shape[:1], len(shape)))
+        dimensions = 1 if len(shape) == 1 else 3
+        expect(self.name, "channels and dimensions", (self.channels, dimensions), (*shape[:1], len(shape)))
         return shape
 
     def _enter(self, x: np.ndarray) -> np.ndarray:
-        """The samples (N,C,H,W) as maps (N,C,P)."""
+        """The samples (N,C,H,W) or (N,C) as maps (N,C,P)."""
         x = tidy_float(self.name, "x", x)
         self.output_shape(x.shape[1:])  # raises unless it fits
-        return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])
+        return x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
 
     def affine(self, params: Arrays) -> tuple[np.ndarray, np.ndarray]:
         """Scale and shift."""

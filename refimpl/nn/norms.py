@@ -13,15 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import numpy as np
 
-from refimpl.errors import InputError
+from refimpl.errors import InputError, one_of
 from refimpl.kernels import activation, norm, vector
 from refimpl.kernels.arrays import tidy_mask
 from refimpl.nn.context import Context, Gating
+from refimpl.nn.gate import ChannelGate, Gated
 from refimpl.nn.layers import (
     Array,
     Arrays,
@@ -133,6 +134,30 @@ def _exchanged(
             layer = replace(layer, **inner)  # type: ignore[type-var]
         out.append(layer)
     return tuple(out)
+
+
+SUMMARIES: dict[str, Callable[[str, int], Normalisation]] = {
+    "normalised": partial(GroupNorm, part="phi"),
+    "centred": partial(FrozenNorm2d, part="phi"),
+}
+
+
+def with_summaries(network: Network, kind: str) -> Network:
+    """The network whose gates see their summaries `plain`, `normalised` or `centred` (mathematics.md §2.2c).
+
+    The statistics of centred ones are parameters: mean 0 and variance 1 until a start sets them.
+    """
+    one_of("with_summaries", "kind", kind, ("plain", *SUMMARIES))
+    if kind == "plain":
+        return network
+
+    def normed(gate: ChannelGate) -> ChannelGate:
+        return replace(gate, norm=SUMMARIES[kind](f"{gate.name}.norm", gate.in_channels))
+
+    def each(chain: Sequence[Layer]) -> list[Layer]:
+        return [replace(one, gate=normed(one.gate)) if isinstance(one, Gated) else one for one in chain]
+
+    return replace(network, layers=_exchanged(network.layers, each))
 
 
 @lru_cache(maxsize=64)

@@ -80,9 +80,9 @@ def openings(measures: Sequence[NodeMeasures]) -> list[Openings]:
     for layer in measures[0].before:
         before = np.concatenate([measure.before[layer] for measure in measures])
         after = np.concatenate([measure.after[layer] for measure in measures])
-        shares = [np.stack([opened[y == c].mean(axis=0) for c in classes]) for opened in (before, after)]
+        first, last = (np.stack([on[y == c].mean(axis=0) for c in classes]) for on in (before, after))
         by_node = np.stack([measure.after[layer].mean(axis=0) for measure in measures])
-        found.append(Openings(layer, classes, *shares, np.minimum(by_node, 1 - by_node)))
+        found.append(Openings(layer, classes, first, last, np.minimum(by_node, 1 - by_node)))
     return found
 
 

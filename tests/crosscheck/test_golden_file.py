@@ -26,8 +26,10 @@ from refimpl.crosscheck.golden.ours import run
 from refimpl.errors import DataError, InputError
 from refimpl.files.storage import npz_bytes, npz_headers, read_npz
 from refimpl.nn.layers import Conv2d
+from refimpl.nn.norms import with_summaries
 from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.pooling import AvgPool2d, MaxPool2d
+from refimpl.nn.zoo import digits
 
 ALL = list(build_cases("all"))
 SMALL = [case for case in ALL if case.name in ("ops/relu", "ops/gated-hard-dense", "prox/group_lasso")]
@@ -87,6 +89,13 @@ def test_descriptions_build_the_layers_they_describe():
         if "parameters" in case.settings:
             slots = network_of(case.settings).layout.slots
             assert [[slot.name, list(slot.shape)] for slot in slots] == case.settings["parameters"]
+
+
+@pytest.mark.parametrize("kind", ["normalised", "centred"])
+def test_descriptions_tell_how_gates_see_their_summaries(kind):
+    network = with_summaries(digits(gates=("conv2",)), kind)
+    (gate,) = (layer.gate for layer in build(describe(network.layers)) if hasattr(layer, "gate"))
+    assert gate == network.gates[0].gate
 
 
 def test_descriptions_leave_out_usual_windows_and_tell_of_others():

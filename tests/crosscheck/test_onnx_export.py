@@ -14,7 +14,7 @@ from refimpl.nn import zoo
 from refimpl.nn.context import Gating
 from refimpl.nn.layers import Conv2d, Linear
 from refimpl.nn.network import Network
-from refimpl.nn.norms import GroupNorm, calibrate, frozen
+from refimpl.nn.norms import GroupNorm, calibrate, frozen, with_summaries
 from refimpl.nn.pointwise import ReLU, Softplus
 from refimpl.nn.pooling import AvgPool2d, Flatten, MaxPool2d
 from refimpl.nn.predict import predict
@@ -67,6 +67,14 @@ def test_group_normalisation():
     layers = (Conv2d("c", 2, 6, 3), GroupNorm("n", 6, groups=3), Flatten(), Linear("fc", 96, 3, bias=False))
     network = Network("groups", layers, (2, 6, 6))
     w, x = point(network)
+    assert disagreement(export(network, w), x, predict(network, w, x).logits) <= TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["normalised", "centred"])
+def test_gates_that_normalise_their_summaries(kind):
+    network = with_summaries(zoo.digits((3, 4), gates=("conv1", "conv2")), kind)
+    w, x = point(network)
+    w[network.layout.stats] = np.abs(w[network.layout.stats]) + 0.1
     assert disagreement(export(network, w), x, predict(network, w, x).logits) <= TOLERANCE
 
 

@@ -9,6 +9,7 @@ from refimpl.experiments.experiment import prepare
 from refimpl.nn import zoo
 from refimpl.nn.context import Context
 from refimpl.nn.starts import Calibrated, Open, moments
+from refimpl.nn.starts import _units as hidden
 from refimpl.rng import SeedTree
 
 MLP = zoo.mlp((6, 8, 3), ("fc1",))  # the gate sees the samples themselves
@@ -55,7 +56,7 @@ def test_only_the_first_training_samples_of_each_node_count():
 
 def test_what_a_node_tells():
     gate, a = MLP.gates[0].gate, units(W, NODES[1])
-    np.testing.assert_allclose(moments(MLP, gate, W, NODES[1]), [a.mean(axis=0), (a**2).mean(axis=0)])
+    np.testing.assert_allclose(moments(hidden(MLP, gate, W, NODES[1])), [a.mean(axis=0), (a**2).mean(axis=0)])
 
 
 def test_units_that_do_not_vary_are_only_centred():

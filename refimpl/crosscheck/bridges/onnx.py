@@ -143,7 +143,8 @@ def _step(graph: Graph, step: Step, inputs: list[str], gating: Gating) -> str:
             y = _group_norm(graph, layer, x, step.shape)
         else:
             y = _batch_norm(graph, layer, x)
-        per_channel = graph.constant(f"{layer.name}.shape", np.array([1, layer.channels, 1, 1], np.int64))
+        ones = [1, layer.channels, *(1 for _ in step.shape[1:])]
+        per_channel = graph.constant(f"{layer.name}.shape", np.array(ones, np.int64))
         weight, bias = (graph.add("Reshape", name, per_channel) for name in own)
         return graph.add("Add", graph.add("Mul", y, weight), bias)
     if type(layer) not in PLAIN:

@@ -12,6 +12,7 @@
         "padding" where it is not [0, 0]: of -infinity, or of zeros that count as pixels
     {"type": "gated", "name": "conv3.gated", "gate": {"name": "conv3.gate", "in": 8, "out": 16, "hidden": 16},
      "body": [layers]}                                       y = M(x) * body(x), mathematics.md §2.2, §2.3b
+        a gate's "norm" is the normalisation in front of its first linear layer, where there is one
     {"type": "residual", "name": ..., "body": [layers], "shortcut": [layers]}             empty: the identity
 
 A layer with parameters has the name that begins its parameters' names. Any other layer is named after the
@@ -23,7 +24,7 @@ Source: mathematics.md §2. Derived.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from refimpl.crosscheck.mistakes import BlindGate, LastMaxPool2d
@@ -100,6 +101,8 @@ def _entry(layer: Any, names: _Names) -> dict[str, Any]:
     if isinstance(layer, Gated):
         gate, body = layer.gate, _describe(layer.body, names)
         sizes = {"name": gate.name, "in": gate.in_channels, "out": gate.out_channels, "hidden": gate.hidden}
+        if gate.norm is not None:
+            sizes["norm"] = _entry(gate.norm, _Names())
         return {"type": "gated", "name": f"{body[0]['name']}.gated", "gate": sizes, "body": body}
     if isinstance(layer, Residual):
         name = names.after("residual")
@@ -132,7 +135,9 @@ def build_layer(entry: Mapping[str, Any]) -> Layer:
     if kind == "gated":
         gate = entry["gate"]
         own = BlindGate if gate.get("summary") == "all" else ChannelGate  # the first is a deliberate mistake
-        return Gated(own(gate["name"], gate["in"], gate["out"], gate["hidden"]), build(entry["body"]))
+        norm: Any = build_layer(gate["norm"]) if "norm" in gate else None
+        norm = norm and replace(norm, part="phi")
+        return Gated(own(gate["name"], gate["in"], gate["out"], gate["hidden"], norm), build(entry["body"]))
     if kind == "residual":
         return Residual(build(entry["body"]), build(entry["shortcut"]))
     if kind not in LAYERS:

@@ -113,6 +113,7 @@ class GatedNetwork(nn.Module):
             for kind, part in (("linear", "fc1"), ("relu", "hidden"), ("linear", "fc2"))
         )
         s = ops.summary(x.detach() if self.gating.detach_gate_input else x)
+        s = self._plain(gate["norm"], s) if "norm" in gate else s
         hidden = self._plain(relu, self._plain(first, s))
         logits = self._plain(second, hidden)
         d = ops.margin(logits)
