@@ -13,10 +13,12 @@ from typing import Any
 
 from refimpl.experiments.compare.layout import row_tables
 from refimpl.experiments.compare.summary import Curve, Row, read_row
+from refimpl.fewshot.tickets.comparison import COSTS_NOTE, cells
 from refimpl.files.tables import markdown
 
 FOLDER = Path(__file__).parent / "results"
 ABLATION = "ablation-"  # how its name begins
+TICKETS = "tickets-"  # how the name of a `comparison.json` of `refimpl tickets compare` begins
 Results = dict[str, Any]
 
 
@@ -42,6 +44,8 @@ def rows(results: Results) -> list[Row]:
 def content(name: str) -> str:
     """Tables and notes as Markdown; of an ablation, what was run and the last table."""
     results = read(name)
+    if name.startswith(TICKETS):
+        return f"{markdown(*cells(results['rows'], results['judged']['baseline']))}\n\n{COSTS_NOTE}."
     about, *notes = results["notes"]
     training, adaptation = (markdown(*table) for table in row_tables(rows(results)))
     if name.startswith(ABLATION):
@@ -53,8 +57,11 @@ def draw(name: str) -> list[Path]:
     """Accuracy by round, of each method's first row, and accuracy against FLOPs, where it was measured."""
     from refimpl.report.canvas import save
     from refimpl.report.comparison import accuracy_figure, frontier_figure, series
+    from refimpl.report.tickets import comparison_figure
 
     results, drawn = read(name), []
+    if name.startswith(TICKETS):
+        return [save(FOLDER / f"{name}.png", lambda: comparison_figure(results["rows"]))]
     points = [row for row in rows(results) if row.diverged < row.seeds]
     first = {row.method: row.label for row in reversed(points)}
     curves = [Curve(**curve) for curve in results["accuracy_by_round"] if curve["label"] in first.values()]

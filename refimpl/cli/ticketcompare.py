@@ -14,6 +14,7 @@ from refimpl.cli.compiling import notice
 from refimpl.cli.fewshot import BY_PRESET, KEYS, preset_option
 from refimpl.cli.interrupt import stop_requests
 from refimpl.cli.options import (
+    FILE,
     NAME_LIST,
     PATH,
     SEED_LIST,
@@ -26,6 +27,7 @@ from refimpl.cli.options import (
 from refimpl.cli.output import print_json, table
 from refimpl.cli.progress import Progress
 from refimpl.fewshot.config import resolve
+from refimpl.files.tables import counted
 from refimpl.registry import FINDERS
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ def watch(session: Session) -> Any:
 @click.option("--baseline", default="dense", show_default=True, help="Finder that others are told from.")
 @click.option("--margin", type=click.FloatRange(min=0), default=0, help="Points as good as none.  [0]")
 @click.option("--out", type=PATH, required=True, help="Folder of all networks and of comparison.json.")
+@click.option("--figure", type=FILE, help="Draw accuracy against the share pruned into this file.")
 @session_options("threads", "data_dir", "json", "talk")
 @key_options(FINDERS.keys().values(), frozenset())
 @key_options([one for one in RUN_KEYS if one.name != "seed"], BY_PRESET)
@@ -79,6 +82,7 @@ def compare_command(
     baseline: str,
     margin: float,
     out: Path,
+    figure: Path | None,
     session: Session,
     **options: Any,
 ) -> None:
@@ -93,8 +97,12 @@ def compare_command(
     What is in --out is not made again, so the same command goes on where it was stopped.
     """
     from refimpl.fewshot.experiment import prepare
-    from refimpl.fewshot.tickets.comparison import Plan
+    from refimpl.fewshot.tickets.comparison import COSTS_NOTE, Plan, cells
+    from refimpl.report.canvas import require_matplotlib, save
+    from refimpl.report.tickets import comparison_figure
 
+    if figure is not None:
+        require_matplotlib()
     given = {name: value for name, value in options.items() if value is not None}
     keys = {name: given.pop(name) for name in FINDER_KEYS & given.keys()}
     run = prepare(resolve(file, from_preset, **given), session.data_dir)
@@ -103,43 +111,11 @@ def compare_command(
     if session.as_json:
         print_json({"networks": rows})
         return
-    notes = (
-        f"{len(seeds)} seeds; {run.config.test_episodes} test episodes; against {baseline}: percentage points"
-    )
-    header = [
-        "network",
-        "pruned %",
-        "accuracy %",
-        f"against {baseline}",
-        "95 % interval",
-        "p",
-        "verdict",
-        *COSTS,
-    ]
-    click.echo(table(header, [[*_named(row), *_claimed(row), *_costs(row)] for row in rows]))
-    click.echo(f"{notes}; {COSTS_NOTE}")
-
-
-COSTS = ("finding", "in all", "finding, s", "in all, s")
-COSTS_NOTE = "finding, in all: FLOPs and seconds as shares of those of the dense training"
-
-
-def _named(row: Mapping[str, Any]) -> list[str]:
-    spread = "" if row["spread"] is None else f" +- {100 * row['spread']:.2f}"
-    return [row["network"], f"{100 * row['pruned']:g}", f"{100 * row['accuracy']:.2f}{spread}"]
-
-
-def _claimed(row: Mapping[str, Any]) -> list[str]:
-    if (claim := row["claim"]) is None:
-        return ["", "", "", ""]
-    bounded = claim["low"] is not None
-    between = f"[{claim['low']:+.2f}, {claim['high']:+.2f}]" if bounded else "unbounded"
-    return [f"{claim['points']:+.2f}", between, f"{claim['p_holm']:.4f}", claim["verdict"]]
-
-
-def _costs(row: Mapping[str, Any]) -> list[str]:
-    parts = (row["finding"], row["in_all"])
-    return [f"{one[what]:.3f}" for what in ("flops", "seconds") for one in parts]
+    click.echo(table(*cells(rows, baseline)))
+    many = f"{counted(len(seeds), 'seed')}, {run.config.test_episodes} test episodes"
+    click.echo(f"{many}; against {baseline}: percentage points; {COSTS_NOTE}")
+    if figure is not None:
+        click.echo(save(figure, lambda: comparison_figure(rows)))
 
 
 def _compared(ctx: click.Context, plan: Plan, out: Path, session: Session) -> list[dict[str, Any]]:
@@ -176,7 +152,7 @@ def demo_command(
     training: of finding the ticket, and of finding and training it.
     """
     from refimpl.fewshot.experiment import prepare
-    from refimpl.fewshot.tickets.comparison import Plan
+    from refimpl.fewshot.tickets.comparison import COSTS, COSTS_NOTE, Plan, cost_cells
 
     run = prepare(resolve(None, "digits-2way-1shot", rounds=rounds, validate_every=0))
     keys = {"gamma": max(1, rounds // 60)}
@@ -189,7 +165,7 @@ def demo_command(
         f"{100 * pruned:g} % of the convolution weights pruned; {run.config.test_episodes} test episodes"
     )
     lines = [
-        [row["network"], f"{100 * row['accuracy']:.1f}", _over_episodes(row["episodes"]), *_costs(row)]
+        [row["network"], f"{100 * row['accuracy']:.1f}", _over_episodes(row["episodes"]), *cost_cells(row)]
         for row in rows
     ]
     click.echo(table(["network", "accuracy %", "minus dense", *COSTS], lines))

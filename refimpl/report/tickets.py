@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,4 +48,24 @@ def training_figure(found: Mapping[str, Any]) -> Figure:
         axes.set(title=f"Hamming distance, {name.removesuffix('.weight')}", xlabel="iteration")
         figure.colorbar(image, ax=axes, shrink=0.8)
     legend_below(figure, panels[0].get_lines())
+    return figure
+
+
+def comparison_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy of each finder's tickets by the share pruned, its spread over seeds, and the dense network.
+
+    rows: of `comparison.json`.
+    """
+    figure, (axes,) = new_figure(1, 6.0, 4.2)
+    dense, *others = rows
+    axes.axhline(100 * dense["accuracy"], color="0.4", lw=1.2, ls="--", label="dense")
+    for number, name in enumerate(dict.fromkeys(row["network"] for row in others)):
+        own = [row for row in others if row["network"] == name]
+        at, mean, spread = (
+            [100 * (row[what] or 0) for row in own] for what in ("pruned", "accuracy", "spread")
+        )
+        aside = np.array(at) + 0.4 * number  # so that the bars of several finders can be told apart
+        axes.errorbar(aside, mean, spread, ms=4, lw=1.2, capsize=2, label=name, **looks(number))
+    axes.set(xlabel="% of the convolution weights pruned", ylabel="accuracy %, mean +- deviation over seeds")
+    legend_below(figure, axes.get_legend_handles_labels()[0])
     return figure

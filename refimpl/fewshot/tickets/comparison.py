@@ -267,3 +267,35 @@ def _row(
 
 def _by_episode(tested: Sequence[Tested]) -> np.ndarray:
     return np.mean([one.values for one in tested], axis=0)
+
+
+# --- as a table, of rows as they are in comparison.json
+
+COSTS = ("finding", "in all", "finding, s", "in all, s")
+COSTS_NOTE = "finding, in all: FLOPs and seconds as shares of those of the dense training"
+
+
+def cells(rows: Sequence[Mapping[str, Any]], baseline: str) -> tuple[list[str], list[list[str]]]:
+    """Header and lines."""
+    against = (f"against {baseline}", "95 % interval", "p", "verdict")
+    header = ["network", "pruned %", "accuracy %", *against, *COSTS]
+    return header, [[*_named(row), *_claimed(row["claim"]), *cost_cells(row)] for row in rows]
+
+
+def _named(row: Mapping[str, Any]) -> list[str]:
+    spread = "" if row["spread"] is None else f" +- {100 * row['spread']:.2f}"
+    return [row["network"], f"{100 * row['pruned']:g}", f"{100 * row['accuracy']:.2f}{spread}"]
+
+
+def _claimed(claim: Mapping[str, Any] | None) -> list[str]:
+    if claim is None:
+        return ["", "", "", ""]
+    bounded = claim["low"] is not None
+    between = f"[{claim['low']:+.2f}, {claim['high']:+.2f}]" if bounded else "unbounded"
+    return [f"{claim['points']:+.2f}", between, f"{claim['p_holm']:.4f}", claim["verdict"]]
+
+
+def cost_cells(row: Mapping[str, Any]) -> list[str]:
+    """The columns `COSTS`."""
+    parts = (row["finding"], row["in_all"])
+    return [f"{one[what]:.3f}" for what in ("flops", "seconds") for one in parts]
