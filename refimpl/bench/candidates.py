@@ -80,15 +80,14 @@ def ours(case: Case, data: LayerData) -> Candidate:
     return passes.candidate(OURS, case, data, skips=True)
 
 
-def torch_twin(case: Case, data: LayerData) -> Candidate:
-    """PyTorch's layer, whose results are multiplied by the mask."""
+def torch_twin(case: Case, data: LayerData, name: str = TORCH, **layout: Any) -> Candidate:
+    """PyTorch's layer, whose results are multiplied by the mask; `layout`: its memory layout, if not NCHW."""
     from refimpl.crosscheck.bridges.torch.passes import layer_passes
 
     g = case.geometry
     where = None if g.linear else (g.stride, g.pad, g.dilation, g.groups)
-    return Passes(*layer_passes(data.x, data.weight, data.bias, data.dy, data.mask, where)).candidate(
-        TORCH, case, data
-    )
+    passes = layer_passes(data.x, data.weight, data.bias, data.dy, data.mask, where, **layout)
+    return Passes(*passes).candidate(name, case, data)
 
 
 def _flat(data: LayerData) -> Iterator[np.ndarray]:

@@ -217,7 +217,7 @@ Examples:
 @click.option(
     "--figure", type=FILE, help="Also draw gaps and bound by round into this file (needs matplotlib)."
 )
-@session_options("json", "quiet")
+@session_options("json", "talk")
 def follow(
     problem: str,
     lam: float | None,

@@ -13,7 +13,7 @@ from refimpl.contracts import Vector
 from refimpl.federated.local import LocalSettings, local_residual, solve_local
 from refimpl.kernels import vector
 from refimpl.theory.constants import Around
-from refimpl.theory.gap import envelope, exact_gap, solve_exactly
+from refimpl.theory.gap import Gap, envelope, exact_gap, solve_exactly
 from refimpl.theory.problems import Problem, Quadratic, envelope_minimiser
 from refimpl.theory.rows import Row, Sides, at_most, equal, largest, worst
 from refimpl.theory.run import LossTask
@@ -21,6 +21,7 @@ from refimpl.theory.run import LossTask
 LOCAL_STEPS = (1, 2, 4, 8)
 CENTRES, PAIRS = 3, 40  # points at which inexactness is looked at, and pairs of points for curvature
 MAX_AXES = 12  # above this dimension, random directions are used instead of the axes
+AT_REST = 1e-8  # a gap at most so large counts as zero
 MEASURABLE = 1e10  # sizes above this many times their error must satisfy equalities to nine digits
 
 
@@ -231,18 +232,23 @@ def contraction_rows(
 # --- Lemma 2: stationarity --------------------------------------------------------------------------
 
 
-def stationarity_rows(problem: Problem, lam: float, beta: float, v: Vector, stationary: Vector) -> list[Row]:
+def stationarity_rows(
+    problem: Problem, lam: float, beta: float, v: Vector, stationary: Vector | None
+) -> list[Row]:
     """Lemma 2 in numbers: mapping and distance vanish together.
 
     At any v, ||G(v)|| <= dist(0, grad F(v) + dh(v)); at u = prox(v - b grad F(v)) the distance is at most
-    (1 + b Lip) ||G(v)||, Lip the Lipschitz constant of grad F. At a stationary point both are zero.
+    (1 + b Lip) ||G(v)||, Lip the Lipschitz constant of grad F. At a stationary point both are zero; without
+    one (None) that is unchecked.
     Source: mathematics.md §7; derived.
     """
     lipschitz = max(curvature_bounds(problem.smoothness, problem.concavity, lam))
     point, here = envelope(problem, v, lam), exact_gap(problem, v, lam, beta)
     u = v - beta * point.gradient
     problem.penalty.prox(u, beta, u)
-    there, at_rest = exact_gap(problem, u, lam, beta), exact_gap(problem, stationary, lam, beta)
+    there, at_rest = exact_gap(problem, u, lam, beta), Gap(np.nan, np.nan, 0.0)
+    if stationary is not None:
+        at_rest = exact_gap(problem, stationary, lam, beta)
     name, error = problem.name, here.error + there.error
     mapping, allowed = here.mapping, (1.0 + beta * lipschitz) * here.mapping
     return [
@@ -250,6 +256,6 @@ def stationarity_rows(problem: Problem, lam: float, beta: float, v: Vector, stat
         at_most(
             "7 Lemma 2: dist at the prox point <= (1 + b Lip) ||G(v)||", name, there.distance, allowed, error
         ),
-        at_most("7 Lemma 2: mapping at the solution", name, at_rest.mapping, 1e-8),
-        at_most("7 Lemma 2: distance form at the solution", name, at_rest.distance, 1e-8),
+        at_most("7 Lemma 2: mapping at the solution", name, at_rest.mapping, AT_REST),
+        at_most("7 Lemma 2: distance form at the solution", name, at_rest.distance, AT_REST),
     ]

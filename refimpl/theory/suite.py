@@ -23,7 +23,7 @@ from refimpl.theory.following import first_point, follow
 from refimpl.theory.problems import Problem
 from refimpl.theory.rows import VIOLATED, Row, all_hold
 from refimpl.theory.soft_network import soft_network
-from refimpl.theory.theorem import solution
+from refimpl.theory.theorem import search
 
 Parts = Iterator[list[Row]]
 Check = Callable[[], list[Row]]
@@ -90,7 +90,8 @@ def check_stationarity(
     around = around or lemmas.anywhere(problem)
     v = around.inside(around.start + 0.5 * rng.standard_normal(problem.size))
     problem.penalty.prox(v, 0.0, v)
-    at_rest = solution(problem, lam, v, most)
+    found = search(problem, lam, v, most)
+    at_rest = found.x if found.certificate.mapping <= lemmas.AT_REST else None
     return lemmas.stationarity_rows(problem, lam, lemmas.theory_beta(problem, lam), v, at_rest)
 
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from refimpl.contracts import Schedule, Vector
 from refimpl.kernels import vector
-from refimpl.optim.accel import GhadimiLan, Nesterov, minimize_composite
+from refimpl.optim.accel import GhadimiLan, Nesterov, Result, minimize_composite
 from refimpl.theory.gap import ROUNDING, EnvelopePoint, envelope, envelope_objective, exact_gap
 from refimpl.theory.lemmas import curvature_bounds, inexactness_factor, norm, theory_beta
 from refimpl.theory.problems import Problem
@@ -38,11 +38,16 @@ from refimpl.theory.run import Round, Run, record
 SOLUTION = 1e-10  # gradient mapping at which a point is taken as x*
 
 
-def solution(problem: Problem, lam: float, start: Vector, most: int = 3000) -> Vector:
-    """A stationary point of Phi near `start`, by at most `most` rounds with exact local solutions."""
+def search(problem: Problem, lam: float, start: Vector, most: int = 3000) -> Result:
+    """Look for a stationary point of Phi near `start`, by `most` rounds with exact local solutions."""
     schedule = Nesterov(1.0 / curvature_bounds(problem.smoothness, problem.concavity, lam)[1])
     objective = envelope_objective(problem, lam)
-    return minimize_composite(objective, problem.penalty, start, schedule, most, SOLUTION).x
+    return minimize_composite(objective, problem.penalty, start, schedule, most, SOLUTION)
+
+
+def solution(problem: Problem, lam: float, start: Vector, most: int = 3000) -> Vector:
+    """The point that `search` finds."""
+    return search(problem, lam, start, most).x
 
 
 class Step(NamedTuple):

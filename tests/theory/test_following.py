@@ -15,7 +15,7 @@ from refimpl.cli.theory import command
 from refimpl.errors import InputError
 from refimpl.optim.accel import GhadimiLan, Nesterov, ProximalGradient
 from refimpl.optim.prox import L1, Box, GroupLasso, Groups, L2Ball
-from refimpl.theory import Problem, constants, lemmas, problems
+from refimpl.theory import Problem, constants, lemmas, problems, suite
 from refimpl.theory.rows import VIOLATED
 
 
@@ -223,6 +223,16 @@ def test_check_problem_in_a_region_in_which_the_constants_hold():
     found = theory.check_problem(problem, start=np.full(3, 0.3), region=Box(-0.57, 0.57), rounds=5)
     assert [row for row in found if row.verdict != "holds"] == []
     assert any(row.statement == constants.INSIDE for row in found)
+
+
+def test_a_solution_that_is_not_reached_is_unchecked_and_not_a_violation():
+    problem = problems.sparse_least_squares(np.random.default_rng(0))
+    lam, rng = 2.5 * problem.smoothness, np.random.default_rng(1)
+    verdicts = []
+    for most in (3000, 2):
+        found = suite.check_stationarity(problem, lam, rng, None, most)
+        verdicts.append([row.verdict for row in found])
+    assert verdicts == [["holds"] * 4, ["holds", "holds", "unchecked", "unchecked"]]
 
 
 # --- the command ------------------------------------------------------------------------------------
