@@ -46,6 +46,7 @@ def command(run: Path, session: Session, **options: Any) -> None:
     and the command exits with 1.
     """
     from refimpl.experiments.compare.nodes import node_table
+    from refimpl.experiments.coverage import strangers, unseen_classes, unseen_said
     from refimpl.experiments.experiment import adapt_targets, reopen
     from refimpl.experiments.methods import notes
     from refimpl.federated.adapt import divergence
@@ -59,6 +60,10 @@ def command(run: Path, session: Session, **options: Any) -> None:
         given = {name: value for name, value in options.items() if value is not None}
         experiment = replace(experiment, config=replace(experiment.config, **given))
         method = experiment.config.method
+        unseen = unseen_classes(experiment.train_nodes, experiment.target_nodes)
+        alone = strangers(unseen, experiment.target_nodes)
+        if not session.as_json:
+            say_data(unseen_said(unseen))
         experiments = [experiment, *_shown_beside(experiment)]
         work = len(experiment.target_nodes) * len(experiments)
         with Progress(work, session.talk) as progress, notice(progress, WARM_UP):
@@ -76,17 +81,18 @@ def command(run: Path, session: Session, **options: Any) -> None:
             "channel_variant": [report._asdict() for report in beside],
             "diverged": [report.node for report in reports if report.diverged],
             "notes": notes([method]),
+            "unseen_classes": unseen,
         }
         folder.save_report("adapt", {key: value for key, value in content.items() if key != "run"})
     if session.as_json:
         print_json(content)
     else:
-        click.echo(table(*node_table(method, reports)))
+        click.echo(table(*node_table(method, reports, alone)))
         for note in notes([method]):
             click.echo(note)
         if beside:
             other = experiments[1].config.method
-            click.echo(f"\n{other}, from the same meta-model:\n{table(*node_table(other, beside))}")
+            click.echo(f"\n{other}, from the same meta-model:\n{table(*node_table(other, beside, alone))}")
     if failure := next(filter(None, map(divergence, results)), ""):
         click.echo(f"refimpl: {failure}", err=True)
         exit_unless(False)

@@ -31,8 +31,8 @@ Examples:
 @click.option(
     "--full/--quick",
     default=None,
-    help="Whether to do what takes long: repeat the training for accuracy by round and true gap, and draw "
-    "the bound of Theorem 1.  [what takes a few seconds]",
+    help="Whether to do what takes long: repeat the training for accuracy by round and true gap.  "
+    "[what takes a few seconds]",
 )
 @session_options("threads", "data_dir", "json", "talk")
 def command(runs: tuple[Path, ...], out: Path | None, full: bool | None, session: Session) -> None:
@@ -72,7 +72,7 @@ def _report(runs: tuple[Path, ...], out: Path, full: bool | None, session: Sessi
     ]
     if not has_matplotlib():
         click.echo(f"refimpl: {MISSING}; the page will have tables only", err=True)
-    chosen = plans(views, compared, theory=bool(full))
+    chosen = plans(views, compared)
     with Progress(len(chosen), session.talk) as progress:
         return write(out, views, compared, chosen, lambda name: progress.step(f"drawn  {name}"))
 

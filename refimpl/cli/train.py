@@ -86,11 +86,17 @@ class Federated(Course):
             summary = {"run": str(folder.path), "seconds": seconds, "data": run.note, "last": last}
             print_json({**summary, "config": folder.config})
             return
+        from refimpl.experiments.coverage import samples_said
+
+        config, nodes = folder.config, (*run.train_nodes, *run.target_nodes)
+        gates = config["gates"] if run.network.gates else []
         gap = [] if last["gap"] is None else [("gap", f"{rounds[0]['gap']:.2e} -> {last['gap']:.2e}")]
         lines = [
             ("run", str(folder.path)),
-            ("method", folder.config["method"]),
+            ("method", config["method"]),
             *([("data", run.note)] if run.note else []),
+            ("model", " with gates on ".join(filter(None, (config["model"], ", ".join(gates))))),
+            *([("samples", samples_said(run.config, nodes, run.data.samples))] if run.data else []),
             ("rounds", str(last["round"])),
             ("loss", f"{rounds[0]['loss']:.4f} -> {last['loss']:.4f}"),
             *gap,

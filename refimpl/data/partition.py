@@ -20,6 +20,7 @@ from refimpl.rng import SeedTree
 from refimpl.shares import at_most, exact, nearest
 
 POOLS = ("all", "tuning", "report")
+LARGEST_SHARE = Fraction(4, 5)  # of what fits, for the largest node of data without usual sizes
 _DEFAULT_NODES = 20  # for which the usual sizes of a data set are meant
 
 
@@ -36,6 +37,7 @@ class Partition:
     target_sizes: the pair (smallest, largest) for target nodes, where `sizes` is not for them too.
     test: share of a node's samples held out for testing, on top of `sizes`.
     support: samples for adaptation out of the training samples, as a whole number or a share; 0 for all.
+    They are stratified: a class has as many of a node's support samples as its share of the node's samples.
     folds, fold: if there are several folds, all nodes are dealt as one kind, and every node is a target node
     in one of the folds; `fold` says in which of them we are. A target node has the same name in every seed.
     pool: which samples are dealt: `all`, or those for `tuning`, about the share `pool_share` of them, or the
@@ -252,7 +254,7 @@ def _default_sizes(dataset: DataSet, partition: Partition) -> tuple[int, int]:
         smallest, largest = (max(at_most(shrink, size), 1) for size in dataset.node_sizes)
         return smallest, largest
     room = partition.rule.room(dataset.counts(), partition.total)
-    largest = max(at_most(Fraction(4, 5) * (1 - exact(partition.test)), room), 1)
+    largest = max(at_most(LARGEST_SHARE * (1 - exact(partition.test)), room), 1)
     return max(largest // 2, 1), largest
 
 

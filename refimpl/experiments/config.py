@@ -2,7 +2,8 @@
 
 Values are taken, each level over the one before, from: the preset (shipped in `presets/`; by default the one
 named like the data set), the preset's section for the method, a user's file (and its section for the
-method), explicit options. A data set may also be the path of a user's own .npz file; its preset is `npz`.
+method), explicit options. A data set may also be the path of a user's own .npz file; its preset is `npz`,
+over which come settings that fit the arrays in the file (`fitting.py`).
 The resolved table is complete, its paths are absolute, and it is stored with the run.
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import ConfigError, OlderVersionWarning, cause, nearest, one_of, shown
+from refimpl.experiments.fitting import fitting
 from refimpl.files.paths import OWN_DATA, expanded, is_own_data
 from refimpl.files.sniff import decoded
 from refimpl.registry import (
@@ -66,7 +68,9 @@ class Config:
     target_max: int = key(0, "most training samples of a target node (0: as training nodes)", at_least=0)
     folds: int = key(1, "runs of a seed over which every node is a target once (1: no rotation)", at_least=1)
     fold: int = key(0, "which of the folds the run is, from 0", at_least=0)
-    support: int = key(20, "samples of a target node used for adaptation (0: all but its test)", at_least=0)
+    support: int = key(
+        20, "stratified samples on which a target node adapts (0: all but its test)", at_least=0
+    )
     test_share: float = key(0.5, "share of a node's samples held out for testing", above=0.0, below=1.0)
 
     pool: str = key(
@@ -265,8 +269,12 @@ def resolve(file: str | Path | None = None, from_preset: str | None = None, **op
     if from_preset is None:
         from_preset = "npz" if is_own_data(dataset) else dataset
     values = _layer(preset(from_preset), method, f"preset {from_preset}")
-    values.update(_layer(user, method, str(file)))
-    values.update(_layer(given, method, "options"))
+    own = _layer(user, method, str(file)) | _layer(given, method, "options")
+    values.update(own)
+    if is_own_data(dataset) and from_preset == "npz":
+        fits = fitting(expanded(dataset), {**{name: one.default for name, one in keys().items()}, **values})
+        named = {*own, *(["model"] if {"gates", "hidden", "widths"} & own.keys() else [])}
+        values.update({name: value for name, value in fits.items() if name not in named})
     return Config(**{**_usual_gates(values), **values, "dataset": absolute(dataset)})
 
 

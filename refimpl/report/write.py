@@ -1,4 +1,4 @@
-"""Write a folder with `report.html` and its figures as PNG files.
+"""Write a folder with `report.html` and its figures as PNG files; all of it is about the runs it is given.
 
 The page is written last and, like every file, completely or not at all. So a report that is stopped leaves
 the previous one intact.
@@ -23,7 +23,6 @@ from refimpl.report.gather import View, has_gap, trainings
 from refimpl.report.page import Drawn, html_page
 from refimpl.report.runs import closes_channels, sparsity_figure, training_figure, work_figure
 from refimpl.report.subject import Compared
-from refimpl.report.theory import THEORY_FIGURES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,10 +38,6 @@ GAP = (
     "Squared norm of the gradient mapping. The server's gap comes from mini-batches and a few local steps, "
     "the true one from local problems solved in float64 on all data. No Lipschitz constant is known of a "
     "network, so no bound can be drawn here: the dotted line has the slope of Theorem 1 and nothing more."
-)
-THEOREM = (
-    "The same method on problems whose constants are known, with exact local solutions: a convex one to the "
-    "left, a non-convex one to the right. Here the bound is that of Theorem 1, with constants as derived."
 )
 GATES = (
     "Share of the test samples of a class, over all target nodes that have it, for which a channel's gate is "
@@ -75,7 +70,7 @@ class Plan(NamedTuple):
     draw: Callable[[], Figure]
 
 
-def plans(views: Sequence[View], compared: Sequence[Compared], theory: bool) -> list[Plan]:
+def plans(views: Sequence[View], compared: Sequence[Compared]) -> list[Plan]:
     """The figures that have data; none without matplotlib."""
     if not has_matplotlib():
         return []
@@ -93,9 +88,6 @@ def plans(views: Sequence[View], compared: Sequence[Compared], theory: bool) -> 
     ]
     if gapped:
         found.append(Plan("stationarity.png", "Stationarity gap by round", GAP, lambda: gap_figure(gapped)))
-    if gapped and theory:
-        draw = THEORY_FIGURES["gap-by-round"]
-        found.append(Plan("theorem.png", "The bound of Theorem 1", THEOREM, lambda: draw(0)))
     for view in views:
         if view.openings:
             name, title = f"gates-{slug(view.label).strip('-')}.png", f"Gates of {view.label}"

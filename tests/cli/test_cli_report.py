@@ -101,6 +101,7 @@ def test_in_full_accuracy_and_true_gap_are_those_of_the_commands_and_computed_on
 ):
     monkeypatch.setattr(canvas, "find_spec", lambda name: None)  # the numbers are looked at
     assert refimpl("report", "gated", "--full", "-q")[0] == 0
+    assert not Path("gated/report/theorem.png").exists()  # it would be about other problems
     accuracy = json.loads((gated / "report" / "accuracy-by-round.json").read_text())["metagater"]
     assert list(accuracy) == ["1", "2", "3"]
     adapted = json.loads(refimpl("adapt", "gated", "--json")[1])["nodes"]

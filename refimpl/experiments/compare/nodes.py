@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from refimpl.federated.adapt import NodeReport
@@ -51,11 +51,17 @@ COSTS = (
 DIVERGED = "diverged"  # shown instead of an accuracy
 
 
-def node_table(method: str, reports: Sequence[NodeReport]) -> tuple[list[str], list[Cells]]:
-    """Header and rows: one for each node, then mean and spread over nodes."""
+def node_table(
+    method: str, reports: Sequence[NodeReport], strangers: Collection[str] = ()
+) -> tuple[list[str], list[Cells]]:
+    """Header and rows: one for each node, then mean and spread over nodes.
+
+    strangers: nodes of whose classes the meta-model has seen none; before adaptation it guesses there.
+    """
     labels, columns = METHODS[method].labels, _columns(method)
     header = ["node", *(labels.get(column.label, column.label) for column in columns)]
-    return header, [*(_cells(report, columns) for report in reports), *_summary(reports, columns)]
+    rows = [_cells(report, columns, report.node in strangers) for report in reports]
+    return header, [*rows, *_summary(reports, columns)]
 
 
 def _columns(method: str) -> list[Column]:
@@ -65,8 +71,9 @@ def _columns(method: str) -> list[Column]:
     return [ACCURACY, BEFORE, *pruned, WEIGHTS if prunes == "weights" else CHANNELS, *masks, *COSTS]
 
 
-def _cells(report: NodeReport, columns: Sequence[Column]) -> Cells:
-    return (report.node, *(_cell(report, column) for column in columns))
+def _cells(report: NodeReport, columns: Sequence[Column], stranger: bool) -> Cells:
+    guess = {BEFORE: f"{BEFORE.text(report.accuracy_before)} (chance)"} if stranger else {}
+    return (report.node, *(guess.get(column) or _cell(report, column) for column in columns))
 
 
 def _cell(report: NodeReport, column: Column) -> str:
