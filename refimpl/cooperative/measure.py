@@ -6,7 +6,7 @@ Source: mathematics.md §15.5. Reconstructed.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,19 +89,34 @@ def measure(
 def latencies(
     predictors: Sequence[Predictor], x: np.ndarray, batch: int, calls: int = CALLS
 ) -> list[Latency]:
-    """Milliseconds of calls with `batch` samples of x; predictors take turns, so that all see one machine."""
+    """What calls with `batch` samples of x take with each predictor."""
+    return [summary(batch, times) for times in call_times(predictors, x, batch, calls)]
+
+
+def summary(batch: int, milliseconds: np.ndarray) -> Latency:
+    """The latency of calls with `batch` samples that took so many milliseconds (calls,)."""
+    high = np.quantile(milliseconds, KEPT, method="higher")
+    return Latency(batch, float(np.median(milliseconds)), float(high))
+
+
+def call_times(
+    predictors: Sequence[Predictor],
+    x: np.ndarray,
+    batch: int,
+    calls: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> np.ndarray:
+    """Milliseconds of calls (predictors, calls); the predictors take turns, so that all see one machine."""
     parts = [np.resize(x, (batch, *x.shape[1:]))] if len(x) < batch else _parts(x, batch)
     seconds = np.empty((len(predictors), calls))
     for call in range(-WARM, calls):
         own = parts[call % len(parts)]
         for at, predict in enumerate(predictors):
-            started = time.perf_counter()
+            started = clock()
             predict(own)
             if call >= 0:
-                seconds[at, call] = time.perf_counter() - started
-    high = np.quantile(seconds, KEPT, axis=1, method="higher")
-    middle = np.median(seconds, axis=1)
-    return [Latency(batch, 1e3 * float(m), 1e3 * float(h)) for m, h in zip(middle, high, strict=True)]
+                seconds[at, call] = clock() - started
+    return 1e3 * seconds
 
 
 def _parts(x: np.ndarray, batch: int) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench import depth_speed
 from refimpl.bench import cases, endtoend, process, session, tables, timing
 from refimpl.bench.candidates import OURS, Candidate, numpy_blas, ours, time_case
 from refimpl.bench.cases import Case, Geometry, grid, layer_data
@@ -314,3 +315,16 @@ def test_the_layer_table_relates_times():
 )
 def test_durations(seconds, text):
     assert tables.duration(seconds) == text
+
+
+def test_depths_are_timed_and_judged():
+    found = depth_speed.rows("resnet20", "cpu", 3, sizes=(1,))
+    assert [row["depth"] for row in found] == [1, 2, 3]
+    assert found[-1]["proportion"] == 1
+    assert all(0 <= row["kept"] <= 1 and row["ms"] > 0 for row in found)
+    known = {"model": "resnet20", "batch": 1, "mflops": 2.0, "ms": 1.0, "budget": 1.5}
+    numbers = ((1, 1.16, 0.9), (2, 0.86, 1.0), (3, 1.0, 0.95))
+    rows = [{**known, "depth": d, "proportion": p, "kept": k} for d, p, k in numbers]
+    text = depth_speed.table({"cpu": "a CPU", "clock": "wall", "calls": 9, "rows": rows})
+    assert "| resnet20 | 2 | 1 | 2 | 1 | 1.5 | 0.86 | 100.0 % |" in text.replace("  ", " ")
+    assert "within 15 % of it in 2 of 3 rows. On average 95.0 % of new calls" in text

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from refimpl.cooperative import measure
 from refimpl.cooperative.compare import Outcome, cells, configs, folder_name, lines
 from refimpl.cooperative.config import resolve
-from refimpl.cooperative.measure import Latency, Row, deepest, latencies
+from refimpl.cooperative.measure import Latency, Row, call_times, deepest, latencies, summary
 from refimpl.errors import InputError
 from refimpl.experiments.differences import seed_difference
 
@@ -44,10 +43,9 @@ def test_a_budget_that_nothing_fits_is_said():
         deepest(ROWS, flops=10)
 
 
-def test_latencies_are_those_of_a_clock(monkeypatch):
+def test_calls_are_timed_in_turns():
     """Two predictors that take 1 and 3 ms, and every tenth call 8 ms more: median and 95 % quantile."""
     now, called = [0.0], []
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
 
     def slow(seconds):
         def predict(x):
@@ -57,12 +55,14 @@ def test_latencies_are_those_of_a_clock(monkeypatch):
         return predict
 
     x = np.zeros((10, 1, 2, 2), dtype="float32")
-    found = latencies([slow(0.001), slow(0.003)], x, 4, calls=100)
+    times = call_times([slow(0.001), slow(0.003)], x, 4, 100, lambda: now[0])
+    assert times.shape == (2, 100)
+    found = [summary(4, own) for own in times]
     assert [one.median for one in found] == pytest.approx([1.0, 3.0])
     assert [one.high for one in found] == pytest.approx([9.0, 11.0])
     assert {size for _, size in called} == {4}
-    assert called[0][0] != called[1][0]  # they take turns
-    latencies([slow(0.001)], x, 32, calls=2)
+    assert called[0][0] != called[1][0]
+    assert latencies([slow(0.001)], x, 32, calls=2)[0].batch == 32
     assert called[-1][1] == 32  # samples are repeated where there are too few
 
 
