@@ -4,8 +4,8 @@ For every depth of a residual network on 32x32 images: milliseconds of single ca
 float32 and on one core, where the depths take turns. Two things are judged. *Proportion*: milliseconds per
 FLOP relative to those of the full depth, which should lie within 15 % of 1. *Budget*: where a budget is what
 95 % of the calls needed, the share of new calls that keep it, which should be 95 %. Weights are random, as
-they have no effect on time. `--out FILE` keeps the numbers as JSON, `--table FILE` prints such a file as Markdown.
-`--clock cpu` measures the time of the processor, for a machine that is shared; the results say so.
+they have no effect on time. `--out FILE` keeps the numbers as JSON, `--table FILE` prints such a file as
+Markdown. `--clock cpu` measures the time of the processor, for a machine that is shared; the results say so.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def rows(model: str, clock: str, calls: int, sizes: Sequence[int] = SIZES) -> li
     from refimpl.rng import SeedTree
 
     network = zoo.network(model, (), widths=WIDTHS)
-    networks = [frozen(network.at_depth(depth)) for depth in range(1, network.depth + 1)]
+    depths = range(1, network.depth + 1)
+    networks = [frozen(network.at_depth(depth)) for depth in depths]
     predictors = [Predictor(one, one.layout.initialise(SeedTree(0))) for one in networks]
     flops = [dense_work(one, 1).total for one in networks]
     x = np.random.default_rng(0).random((64, 3, 32, 32), dtype="float32")
@@ -48,11 +49,11 @@ def rows(model: str, clock: str, calls: int, sizes: Sequence[int] = SIZES) -> li
         known, new = (call_times(predictors, x, size, calls, CLOCKS[clock]) for _ in range(2))
         latencies = [summary(size, own) for own in known]
         full = latencies[-1].median / flops[-1]
-        for one, work, latency, times in zip(networks, flops, latencies, new, strict=True):
+        for depth, work, latency, times in zip(depths, flops, latencies, new, strict=True):
             _, median, budget = latency
             numbers = {"mflops": work / 1e6, "ms": median, "budget": budget}
             numbers |= {"proportion": median / work / full, "kept": float((times <= budget).mean())}
-            found.append({"model": model, "depth": one.depth, "batch": size, **numbers})
+            found.append({"model": model, "depth": depth, "batch": size, **numbers})
     return found
 
 
