@@ -2,23 +2,30 @@
 
 NAME.json is the `results.json` of a comparison, NAME.toml the settings it was given and NAME.trials.jsonl
 the search on validation nodes they come from; figures are drawn from the results. Of an ablation the table
-about adaptation is shown alone.
+about adaptation is shown alone. Where a comparison stated a baseline, differences follow, also to the second
+one of `SECOND`. `regime.json` is what `python -m bench.regime` writes.
 """
 
 from __future__ import annotations
 
 import json
+from math import nan
 from pathlib import Path
 from typing import Any
 
-from refimpl.experiments.compare.layout import row_tables
+from bench import regime
+from refimpl.experiments.compare.claims import Claim
+from refimpl.experiments.compare.layout import claim_table, row_tables
 from refimpl.experiments.compare.summary import Curve, Row, read_row
+from refimpl.experiments.differences import holm, paired_difference
 from refimpl.fewshot.tickets.comparison import COSTS_NOTE, cells
 from refimpl.files.tables import markdown
 
 FOLDER = Path(__file__).parent / "results"
 ABLATION = "ablation-"  # how its name begins
 TICKETS = "tickets-"  # how the name of a `comparison.json` of `refimpl tickets compare` begins
+REGIME = "regime"
+SECOND = {"protocol-1": "perfedavg", "protocol-2": "perfedavg"}
 Results = dict[str, Any]
 
 
@@ -46,11 +53,35 @@ def content(name: str) -> str:
     results = read(name)
     if name.startswith(TICKETS):
         return f"{markdown(*cells(results['rows'], results['judged']['baseline']))}\n\n{COSTS_NOTE}."
+    if name == REGIME:
+        return regime.table(results)
     about, *notes = results["notes"]
     training, adaptation = (markdown(*table) for table in row_tables(rows(results)))
     if name.startswith(ABLATION):
         return f"{about}:\n\n{adaptation}"
-    return "\n\n".join([training, adaptation, "\n".join(f"- {note}" for note in (about, *notes))])
+    stated = [
+        Claim(**{key: nan if v is None else v for key, v in one.items()}) for one in results.get("claims", [])
+    ]
+    tables = [claim_table(stated, results["plan"]["claims"]["baseline"])] if stated else []
+    tables += [claim_table(differences(results, SECOND[name]), SECOND[name])] if name in SECOND else []
+    blocks = [training, adaptation, *(markdown(*table) for table in tables)]
+    return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in (about, *notes))])
+
+
+def differences(results: Results, baseline: str) -> list[Claim]:
+    """The difference of every row to another baseline than the stated one, adjusted over the rows."""
+    values: dict[str, dict[tuple[int, str], float]] = {}
+    for run in results["runs"]:
+        own = {(run["seed"], node["node"]): 100 * node["accuracy_after"] for node in run["nodes"]}
+        values.setdefault(run["label"], {}).update(own)
+    found = {
+        label: paired_difference(own, values[baseline]) for label, own in values.items() if label != baseline
+    }
+    adjusted = holm([one.p for one in found.values()])
+    return [
+        Claim(label, one.mean, one.low, one.high, one.p, p, one.pairs, one.seeds, 0, one.verdict(0.0, p))
+        for (label, one), p in zip(found.items(), adjusted, strict=True)
+    ]
 
 
 def draw(name: str) -> list[Path]:
@@ -62,6 +93,8 @@ def draw(name: str) -> list[Path]:
     results, drawn = read(name), []
     if name.startswith(TICKETS):
         return [save(FOLDER / f"{name}.png", lambda: comparison_figure(results["rows"]))]
+    if name == REGIME:
+        return [regime.draw(results, FOLDER / f"{name}.png")]
     points = [row for row in rows(results) if row.diverged < row.seeds]
     first = {row.method: row.label for row in reversed(points)}
     curves = [Curve(**curve) for curve in results["accuracy_by_round"] if curve["label"] in first.values()]

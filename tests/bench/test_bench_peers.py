@@ -129,6 +129,43 @@ def test_the_readme_shows_the_committed_results(checkout):
         assert f"]({figure.relative_to(ROOT / folder)})" in texts[folder]
 
 
+def test_differences_to_a_second_baseline_mirror_the_stated_ones(checkout):
+    from bench import experiments
+
+    results = experiments.read("protocol-1")
+    (stated,) = (one for one in results["claims"] if one["label"] == "perfedavg")
+    (mirrored,) = (one for one in experiments.differences(results, "perfedavg") if one.label == "fedavg")
+    assert mirrored.points == pytest.approx(-stated["points"])
+    assert (mirrored.low, mirrored.high) == pytest.approx((-stated["high"], -stated["low"]))
+    assert mirrored.seeds == 20
+
+
+def test_a_regime_is_tuned_compared_and_shown(checkout, monkeypatch, tmp_path):
+    from bench import regime
+
+    small = {
+        "nodes": 2,
+        "targets": 1,
+        "folds": 3,
+        "per_round": 0,
+        "rounds": 2,
+        "node_min": 20,
+        "node_max": 24,
+    }
+    monkeypatch.setattr(regime, "SETTING", regime.SETTING | small)
+    monkeypatch.setattr(regime, "TRAININGS", 1)
+    monkeypatch.setattr(regime, "VALIDATION", 1)
+    cells = regime.regime(2, 0, range(4))
+    assert [cell["name"] for cell in cells] == ["fedavg", "ghadimi-lan", "bounded", "nesterov"]
+    assert all(0.03 <= cell["eta"] <= 1 and cell["accuracy"] > 0 for cell in cells)
+    assert all(cell["low"] <= cell["points"] <= cell["high"] and cell["seeds"] == 4 for cell in cells[1:])
+    text = regime.table({"cells": cells})
+    assert text.splitlines()[0].startswith("| local steps | batch | FedAvg % | ghadimi-lan: points |")
+    assert text.splitlines()[2].startswith("| 2 | all |")
+    pytest.importorskip("matplotlib")
+    assert regime.draw({"cells": cells}, tmp_path / "regime.png").is_file()
+
+
 PEERS = (
     pytest.param("torch", marks=pytest.mark.torch),
     "jax",

@@ -82,13 +82,18 @@ def tables(outcomes: Sequence[Outcome], claims: Claims | None = None) -> list[tu
     """Header and rows of the tables about training and about adaptation, then of claims and gaps if any."""
     found = row_tables(summarise(outcomes))
     if claims:
-        lines = [tuple(cell(one) for cell in CLAIM.values()) for one in claims_of(outcomes, claims)]
-        found.append(((f"against {claims.baseline}", *tuple(CLAIM)[1:]), lines))
+        found.append(claim_table(claims_of(outcomes, claims), claims.baseline))
     labels, by_round = gaps(outcomes)
     if labels:
         lines = [(str(round_), *(_number(v, ".2e") for v in values)) for round_, values in by_round]
         found.append((("stationarity gap, round", *labels), lines))
     return found
+
+
+def claim_table(claims: Sequence[Claim], baseline: str) -> tuple[Cells, list[Cells]]:
+    """Header and rows of the table of differences to the baseline."""
+    lines = [tuple(cell(one) for cell in CLAIM.values()) for one in claims]
+    return (f"against {baseline}", *tuple(CLAIM)[1:]), lines
 
 
 def _blocks(plan: Plan, outcomes: Sequence[Outcome], write: Writer) -> list[str]:
