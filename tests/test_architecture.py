@@ -49,7 +49,18 @@ SEES_NETWORKS = {  # networks are what these are about
 # These wire the compiler, emit vector instructions or move numbers; the formulae are their callers'.
 NO_MATHEMATICS = {
     f"refimpl.kernels.{name}"
-    for name in ("arrays", "checked", "compiling", "jit", "panels", "simd", "target", "tile", "workspace")
+    for name in (
+        "arrays",
+        "checked",
+        "compiling",
+        "jit",
+        "linking",
+        "panels",
+        "simd",
+        "target",
+        "tile",
+        "workspace",
+    )
 }
 MATHEMATICS = ("kernels", "nn", "optim", "federated", "fewshot", "cooperative", "theory")
 

@@ -8,7 +8,7 @@ read is compiled again, and code that cannot be written is compiled again at the
 
 from __future__ import annotations
 
-import copy
+import gc
 import hashlib
 import importlib
 import logging
@@ -17,21 +17,22 @@ import pickle
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
-import llvmlite.binding
 import numba
 import numba.extending
 from numba import types
 from numba.core import caching, serialize, sigutils
 from numba.core import config as numba_config
+from numba.core.registry import CPUDispatcher
 
 from refimpl._version import __version__
 from refimpl.errors import ConfigError, InputError, one_of
+from refimpl.kernels import linking
 
 settings: Any = numba_config  # type checkers do not know its entries, which are made at run time
 intrinsic: Any = numba.extending.intrinsic  # callers leave out the first of its declared arguments
@@ -143,7 +144,7 @@ class _SealedCode(caching.CompileResultCacheImpl):
 
     def reduce(self, cres: Any) -> tuple[bytes, bytes]:
         """The checksum and the bytes that are written to the disk."""
-        content = serialize.dumps((_large_kernels_called(cres.library), super().reduce(cres)))
+        content = serialize.dumps((linking.places_used(cres.library), super().reduce(cres)))
         return hashlib.sha256(content).digest(), content
 
     def rebuild(self, target_context: Any, payload: tuple[bytes, bytes]) -> Any:
@@ -151,9 +152,9 @@ class _SealedCode(caching.CompileResultCacheImpl):
         checksum, content = payload
         if hashlib.sha256(content).digest() != checksum:
             raise ValueError("the bytes have changed since they were written")
-        called, compiled = pickle.loads(content)
-        for module, name, argument_types in called:
-            getattr(importlib.import_module(module), name).compile(argument_types)
+        used, compiled = pickle.loads(content)
+        for module, name, argument_types in used:
+            getattr(importlib.import_module(module), name).place(argument_types)
         return super().rebuild(target_context, compiled)
 
 
@@ -218,50 +219,81 @@ def inlined(function: Callable[..., Any]) -> Any:
     return numba.njit(inline="always", nogil=True, error_model="numpy")(function)
 
 
+OPTIONS = {"nopython": True, "nogil": True, "error_model": "numpy"}
+
+
+class _Kernel(CPUDispatcher):
+    """Numba's compiled function, with our cache, and compiled without pauses for Python's garbage.
+
+    Other kernels do not call its machine code: they take in a part of theirs that is compiled only there.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function, targetoptions=dict(OPTIONS))
+        self._cache = _Cache(function)
+        options = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+        self.part = CPUDispatcher(function, {}, options, linking.PartCompiler)
+        self._seen_by_callers = self.part._numba_type_
+
+    @property
+    def _numba_type_(self) -> Any:
+        """The type that compiled callers see."""
+        return self._seen_by_callers
+
+    def compile(self, sig: Any) -> Any:
+        """Compile for a list of types, or load from the disk what was compiled for it."""
+        with _no_collection():
+            return super().compile(sig)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python's garbage where it is: going through what a compilation makes takes a tenth of its time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile `function` on first call: GIL released, cached on disk, IEEE arithmetic as written.
 
     `fastmath` stays off: it would re-associate sums and delete NaN checks. Division by zero follows
     NumPy (no Python exception inside loops, which would keep them from being vectorised).
     """
-    compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
-    compiled._cache = _Cache(function)
-    return compiled
+    return function if settings.DISABLE_JIT else _Kernel(function)
 
 
 def large_kernel(function: Callable[..., Any]) -> Any:
-    """A kernel that is compiled once: other kernels jump to its machine code and take in no copy of it.
+    """A kernel that its compiled callers reach through its address: they are compiled without it.
 
     Numba optimises a kernel again in each kernel that calls it. For large kernels this doubled the time of
-    compilation, and a call that is not taken in costs them nothing that can be measured.
+    compilation, and a call that is not taken in costs them nothing that can be measured. The first call of
+    the process compiles the kernel, so that a program whose operations do not need it never does.
+
+    Callers are compiled before the kernel is: what it returns is a float if it is annotated so, or nothing.
     """
-    compiled = kernel(function)
-    if not settings.DISABLE_JIT:
-        add_overload = compiled.add_overload
-        compiled.add_overload = lambda cres: _publish(compiled, cres, add_overload)
-    return compiled
+    return function if settings.DISABLE_JIT else _LargeKernel(function)
 
 
-_published: dict[str, tuple[str, str, tuple[Any, ...]]] = {}  # symbol: module, name, types of arguments
+class _LargeKernel(_Kernel):
+    """A kernel whose compiled callers see only its address."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        returns_float = function.__annotations__.get("return") in (float, "float")
+        self.returns = types.float64 if returns_float else types.void
+        self._seen_by_callers = linking.called_by_address(self)
+
+    def place(self, argument_types: tuple[Any, ...]) -> str:
+        """Make the place that holds the address of the code for these types; returns its name."""
+        return linking.place(self, argument_types)
 
 
-def _publish(compiled: Any, cres: Any, add_overload: Callable[[Any], None]) -> None:
-    """Give the machine code for one list of types a symbol, and let other kernels call that."""
-    add_overload(cres)
-    own = (compiled.__module__, compiled.__name__, cres.signature.args)
-    symbol = "refimpl_" + hashlib.sha256(repr(own).encode()).hexdigest()
-    _published[symbol] = own
-    llvmlite.binding.add_symbol(symbol, cres.library.get_pointer_to_function(cres.fndesc.llvm_func_name))
-    called = copy.copy(cres.fndesc)
-    called.mangled_name = symbol
-    compiled.targetctx.remove_user_function(cres.entry_point)
-    compiled.targetctx.insert_user_function(cres.entry_point, called)
-
-
-def _large_kernels_called(library: Any) -> list[tuple[str, str, tuple[Any, ...]]]:
-    """The large kernels whose symbols must exist before this machine code is loaded."""
-    functions = library._final_module.functions
-    return [_published[f.name] for f in functions if f.is_declaration and f.name in _published]
+# --- how LLVM is told
 
 
 @intrinsic

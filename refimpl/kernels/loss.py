@@ -94,7 +94,7 @@ def softmax_cross_entropy(logits, labels, dlogits):
 
 
 @large_kernel
-def add_losses(total, logits, labels, soft, chosen, count, dlogits):
+def add_losses(total, logits, labels, soft, chosen, count, dlogits) -> float:
     """total + the losses of a part of a batch of `count` samples; dlogits is divided by `count`.
 
     logits (N, K), labels (N,); chosen (N,): which of the samples that the teachers of `soft` know these are.

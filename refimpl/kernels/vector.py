@@ -80,7 +80,7 @@ def _local_gradient(w, gradient, centre, lam, out):
 
 @checked(w=given("D"), gradient=given("D"), centre=given("D"))
 @large_kernel
-def local_residual(w, gradient, centre, lam):
+def local_residual(w, gradient, centre, lam) -> float:
     """||gradient + lam (w - centre)||, the norm of the local problem's gradient, in float64.
 
     Summed block by block, each in the order of `sums`. Source: mathematics.md §3.

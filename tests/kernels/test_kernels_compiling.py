@@ -154,33 +154,73 @@ def test_names_alone_reach_the_output(capsys):
 
 
 LARGE = """
+import sys
+from refimpl.kernels import linking
 from refimpl.kernels.jit import kernel, large_kernel
 
 @large_kernel
-def inner(x):
+def inner(x) -> float:
     return 2 * x
 
+@large_kernel
+def other(x) -> float:
+    return 3 * x
+
+@large_kernel
+def broken(x):
+    return x + 1
+
 @kernel
-def outer(x):
-    return inner(x) + 1
+def outer(x, which):
+    if which == 2:
+        broken(x)
+    return (inner(x) if which == 0 else other(x)) + 1
+
+def interrupted(compile):
+    def compiled(types):
+        inner.compile = compile
+        raise KeyboardInterrupt
+    return compiled
 
 if __name__ == "__main__":
     import large
-    print(large.outer(3), *(len(kernel.stats.cache_misses) for kernel in (large.outer, large.inner)))
+    inner = large.inner
+    if "interrupt" in sys.argv:
+        inner.compile = interrupted(inner.compile)
+        try:
+            large.outer(3.0, 0)
+        except KeyboardInterrupt:
+            print("interrupted")
+    if "broken" in sys.argv:
+        try:
+            large.outer(3.0, 2)
+        except RuntimeError as error:
+            print(error)
+    print(large.outer(3.0, 0), *(len(k.stats.cache_misses) for k in (large.outer, inner, large.other)))
 """
 
 
-def test_a_large_kernel_is_found_by_callers_from_the_disk_even_where_its_own_code_was_deleted(tmp_path):
-    """Each line: the result, and how often the caller and the large kernel were compiled."""
+@pytest.fixture
+def run_large(tmp_path):
+    """Run LARGE with more arguments; returns what it prints."""
     (tmp_path / "large.py").write_text(LARGE)
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
 
-    def run():
-        command = [sys.executable, str(tmp_path / "large.py")]
+    def run(*arguments):
+        command = [sys.executable, str(tmp_path / "large.py"), *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
-    assert run() == "7 1 1\n"
-    assert run() == "7 0 0\n"
+    return run
+
+
+def test_a_large_kernel_is_compiled_once_where_it_is_called_and_found_on_the_disk(run_large, tmp_path):
+    """Each line: the result, and how often the caller, what it calls and another were compiled."""
+    assert run_large() == "7.0 1 1 0\n"
+    assert run_large() == "7.0 0 0 0\n"
     for path in tmp_path.glob("cache/**/large.inner*"):
         path.unlink()
-    assert run() == "7 0 1\n"
+    assert run_large() == "7.0 0 1 0\n"
+
+
+def test_an_interrupted_or_impossible_compilation_inside_a_kernel_is_told_and_tried_again(run_large):
+    assert run_large("interrupt", "broken") == "interrupted\nbroken was not compiled\n7.0 1 1 0\n"
