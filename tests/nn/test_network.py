@@ -337,7 +337,7 @@ for network in (zoo.digits(widths=(2, 3)), zoo.mlp((64, 5, 10), gates=("fc1",), 
 seen = {}
 for module in pkgutil.iter_modules(refimpl.kernels.__path__, "refimpl.kernels."):
     for name, item in vars(importlib.import_module(module.name)).items():
-        if getattr(item, "signatures", None):  # a compiled function, or an entry to one
+        if hasattr(item, "py_func") and item.signatures:  # a compiled function, or an entry to one
             seen[f"{item.py_func.__module__}.{item.py_func.__name__}"] = len(item.signatures)
 print(max(seen.values()), len(seen), {name: n for name, n in seen.items() if n > 2})
 """
