@@ -299,5 +299,5 @@ def test_one_machine_code_per_dtype():
         for penalty in (prox.GroupLasso(groups), prox.SparseGroupLasso(groups)):
             apply(penalty, np.ones(3, dtype=dtype), 1.0)
             apply(penalty, np.ones(6, dtype=dtype)[3:], 1)
-    assert len(kernels.group_norms.signatures) == 2
+    assert len(kernels.group_norms.part.signatures) <= 2  # inside that: none where its code was on the disk
     assert len(kernels.shrink_groups.signatures) == 3  # sparse group lasso: wide in, float32 out
