@@ -77,7 +77,8 @@ class Timings:
         lines = [
             f"{self.subject}: FLOPs of a sample, times of a batch",
             table(*own_table(self.rows, self.peak)),
-            f"best matrix product: {self.peak:.3g} GFLOP/s",
+            f"best matrix product: {self.peak:.3g} GFLOP/s; largest spread between quartiles: "
+            f"{max((row['noise'] for row in self.rows if 'noise' in row), default=0.0):.0%} of a median",
         ]
         return "\n".join([*lines, *(f"REFUSED: {why}" for why in self.refused)])
 

@@ -149,7 +149,12 @@ def _time(ask: dict[str, Any], figure: Path | None, session: Session) -> None:
 
 
 def _count(ask: dict[str, Any]) -> int:
-    """About how many rows there will be."""
-    batches = len(ask["batch"]) if isinstance(ask["batch"], list) else 1
-    candidates = 1 + bool(ask["torch"]) + ("geometry" in ask)
-    return batches * len({0.0, *ask["off"]}) * len(ask.get("passes") or ask["programs"]) * candidates
+    """How many rows there will be, if no result is refused."""
+    from refimpl.bench.cases import Geometry
+
+    layer = "geometry" in ask
+    passes = ask["passes"] if layer else ask["programs"]
+    batches = 1 if layer else len(ask["batch"])
+    each = 1 + ask["torch"] + (layer and Geometry(*ask["geometry"]).plain)
+    onnx = not layer and ask["onnx"] and ask["dtype"] == "float32" and "forward" in passes
+    return batches * len({0.0, *ask["off"]}) * (len(passes) * each + onnx)

@@ -69,6 +69,8 @@ def test_a_layer_is_timed_with_its_own_flops(geometry):
         assert (row["dense_flops"], row["executed_flops"]) == (dense, dense * (1 - off))
     lines = found.table().splitlines()
     assert len(lines) == 2 + len(mine) + 1
+    noise = max(row["noise"] for row in found.rows)
+    assert lines[-1].endswith(f"largest spread between quartiles: {noise:.0%} of a median")
     assert re.search(
         rf"forward +2 +50% +\S+ M +{mine['forward', 0.5]['executed_flops'] / 2e6:.4g} M", found.table()
     )
@@ -174,6 +176,7 @@ def test_the_command_times_a_layer_in_a_process_of_its_own(refimpl):
     code, out, err = refimpl("bench", "layer", *words, "--smallest", "--json")
     assert code == 0
     assert "bench  forward, batch 2, 50% off" in err
+    assert "0:00 left" in err.splitlines()[-1]  # the last row was expected to be the last
     content = json.loads(out)
     assert content["subject"] == "4->6@6x6 k5"
     assert {row["off"] for row in content["rows"]} == {0.0, 0.5}
