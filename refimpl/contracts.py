@@ -4,8 +4,6 @@ Any object with the methods of a protocol will do. Nobody inherits from these cl
 Source: mathematics.md §3 (objectives and tasks), §4 (schedules), §5 (penalties), §10 (methods).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol, runtime_checkable
 

@@ -138,7 +138,7 @@ def _cells(row: Row) -> list[str]:
 @click.option("--input", "source", type=FILE, help="A .npz file with samples x.  [the test samples]")
 @click.option("--out", type=FILE, help="A .npz file for logits and classes.  [none]")
 @click.option("--force", is_flag=True, help="Replace the file of --out.")
-@session_options("data_dir", "json")
+@session_options("data_dir", "json", "talk")
 def predict_command(
     run: Path,
     budget_ms: float | None,
@@ -226,7 +226,7 @@ def _timed(deployed: Deployed, x: np.ndarray, batch: int) -> tuple[np.ndarray, n
 @click.option("--depth", type=click.IntRange(min=1), help="Blocks of each stage.  [all]")
 @click.option("--out", type=FILE, required=True, help="The .onnx file to write.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
-@session_options("data_dir", "json")
+@session_options("data_dir", "json", "talk")
 def export_command(run: Path, depth: int | None, out: Path, force: bool, session: Session) -> None:
     """Export one depth of a trained run for inference, as ONNX.
 

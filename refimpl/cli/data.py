@@ -16,6 +16,7 @@ from refimpl.cli.options import (
     data_dir_option,
     file_option,
     json_option,
+    no_talk_options,
     preset_option,
     talk_options,
 )
@@ -62,6 +63,7 @@ def command() -> None:
 @command.command("list", epilog="\b\nExample:\n  refimpl data list --data-dir ~/data")
 @data_dir_option
 @json_option
+@no_talk_options
 def list_command(data_dir: Path | None, as_json: bool) -> None:
     """Show all data sets, where they are looked for, and which of their files are there."""
     entries = [_entry(name, data_dir) for name in DATASETS]
@@ -267,6 +269,7 @@ class Meter:
 @preset_option
 @data_dir_option
 @json_option
+@no_talk_options
 @config_options(CHOICES)
 def partition_command(
     file: Path | None, from_preset: str | None, data_dir: Path | None, as_json: bool, **options: Any

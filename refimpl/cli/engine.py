@@ -18,6 +18,7 @@ from refimpl.cli.options import (
     config_options,
     file_option,
     key_options,
+    no_talk_options,
     preset_option,
     run_options,
 )
@@ -125,6 +126,7 @@ class Simulated(Federated):
 @click.option("--classes", type=click.IntRange(min=2), help="Number of classes in those files.")
 @click.option("--address", default="localhost:8000", show_default=True, help="Where nodes reach the server.")
 @patience_options
+@no_talk_options
 @config_options()
 @click.pass_context
 def app_command(

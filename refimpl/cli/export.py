@@ -36,7 +36,7 @@ SAMPLES = 64
 @click.option("--out", type=FILE, required=True, help="The .onnx file to write.")
 @click.option("--node", metavar="NAME", help="Adapt at this target node first.  [the meta-model]")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
-@session_options("data_dir", "json")
+@session_options("data_dir", "json", "talk")
 def command(run: Path, out: Path, node: str | None, force: bool, session: Session) -> None:
     """Export a run's model with its gates for inference, as ONNX.
 

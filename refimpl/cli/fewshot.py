@@ -13,7 +13,7 @@ import click
 
 from refimpl.cli.compiling import notice
 from refimpl.cli.groups import SuggestingGroup
-from refimpl.cli.options import PATH, Session, data_dir_option, key_options, session_options
+from refimpl.cli.options import PATH, Session, data_dir_option, key_options, no_talk_options, session_options
 from refimpl.cli.output import command_line, facts, print_json, say_data, table
 from refimpl.cli.progress import Progress
 from refimpl.cli.training import Begin, Course, begin_options
@@ -256,6 +256,7 @@ def _groups(configs: Sequence[FewShotConfig], values: Sequence[np.ndarray]) -> l
 @command.command("classes", epilog="\b\nExample:\n  refimpl fewshot classes omniglot --data-dir ~/data")
 @click.argument("dataset")
 @data_dir_option
+@no_talk_options
 def classes_command(dataset: str, data_dir: Path | None) -> None:
     """Print which classes of a data set, or of a FILE.npz, are for training, validation and test."""
     from refimpl.data import class_split, load
@@ -276,6 +277,7 @@ def classes_command(dataset: str, data_dir: Path | None) -> None:
 )
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=PATH)
 @click.option("--out", type=PATH, help="Folder of the figures.  [RUN/report; runs/report for several]")
+@no_talk_options
 def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
     """Draw runs side by side: loss, validation accuracy, and accuracy in the test episodes.
 

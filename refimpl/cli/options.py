@@ -176,6 +176,14 @@ def together(*options: Decorator) -> Decorator:
 talk_options = together(quiet_option, verbose_option)  # how much a command that lasts says as it goes
 
 
+def no_talk_options(command: Any) -> Any:
+    """The same flags for a command that says nothing as it goes, so that they may be given to any command."""
+    text = "The same as without: there is no progress."
+    flags = (("-q", "--quiet"), ("-v", "--verbose"))
+    options = (click.option(*names, is_flag=True, expose_value=False, help=text) for names in flags)
+    return together(*options)(command)
+
+
 @dataclass(frozen=True)
 class Session:
     """How a command works and speaks, whatever it computes."""

@@ -216,7 +216,7 @@ def _config_of(ticket: Path, **given: Any) -> Any:
 )
 @click.argument("tickets", metavar="TICKET...", nargs=-1, required=True, type=PATH)
 @click.option("--out", type=PATH, help="Folder for figures (they need the extra `plot`).  [none]")
-@session_options("json")
+@session_options("json", "talk")
 def patterns_command(tickets: tuple[Path, ...], out: Path | None, session: Session) -> None:
     """Compare the masks of tickets by layer, and show how masks changed in dense training.
 

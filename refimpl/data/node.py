@@ -5,8 +5,6 @@ Adaptation is given `support`, training is given `train`, and only the final mea
 so nothing adapts to test data by accident.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,8 +31,9 @@ class Samples(NamedTuple):
 class Node:
     """One node's samples, ordered [support | query | test].
 
-    x (n, ...) float32 or float64, C-contiguous and finite; y (n,) int64, every label at least 0;
-    `n_support` + `n_query` of the samples are for learning, the rest for testing.
+    name: what messages and tables call it; x (n, ...) float32 or float64, C-contiguous and finite; y (n,)
+    int64, every label at least 0; `n_support` + `n_query` of the samples are for learning, the rest for
+    testing.
     Raises `DataError` naming the node for anything else, and for an empty node.
 
     Source: mathematics.md §11.
@@ -63,7 +62,7 @@ class Node:
         test: int | float | None = None,
         rng: np.random.Generator,
         name: str = "node",
-    ) -> Node:
+    ) -> "Node":
         """Node from a user's own x (n, ...) and y (n,), shuffled by `rng` and cut into the three parts.
 
         A size is a whole number of samples or a fraction of n below 1; `test` defaults to all other
@@ -129,7 +128,7 @@ class Node:
         """The labels that occur at this node, ascending."""
         return tuple(int(c) for c in np.unique(self.y))
 
-    def astype(self, dtype: DTypeLike) -> Node:
+    def astype(self, dtype: DTypeLike) -> "Node":
         """This node with x as float32 or float64 (itself if x has that type already)."""
         if self.x.dtype == np.dtype(dtype):
             return self

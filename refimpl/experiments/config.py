@@ -46,6 +46,7 @@ class Config:
     """Everything that determines a run's result (threads and folders do not).
 
     The keys that registered choices declare are in `own`; they are read, set and listed like all others.
+    `refimpl train --help` has a sentence on each key, and `keys()` gives it with its type and default.
     """
 
     method: str = key("metagater", "federated method", choices=METHODS)

@@ -95,8 +95,9 @@ class Trainable(Protocol):
 
 @dataclass(frozen=True)
 class Experiment:
-    """A prepared run: configuration, network, nodes, method, the seed tree and the data they came from.
+    """A prepared run: configuration `config`, `network`, nodes, `method`, random numbers and data.
 
+    train_nodes take part in the rounds, target_nodes adapt afterwards; seeds: the root of all random numbers;
     data: None where the nodes are arrays of the user's own; note: what a result should mention.
     """
 

@@ -6,8 +6,6 @@ closed channels forward, backward and in the update. Networks without gates have
 Source: mathematics.md §6 ([MG] section 3.3, eq. 3).
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Sequence

@@ -8,8 +8,6 @@ nodes run changes a bit. No answer is kept: memory does not grow with the number
 Source: mathematics.md §4 ([MG] Algorithm 1), §10.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from array import array

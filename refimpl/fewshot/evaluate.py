@@ -3,8 +3,6 @@
 Source: mathematics.md §13.3; Student 1908 (the interval).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

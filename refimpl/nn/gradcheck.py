@@ -8,8 +8,6 @@ gradients, M0 for active ones, 0 where phi is not trained).
 Source: mathematics.md §2.3, §2.3b. Derived.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

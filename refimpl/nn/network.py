@@ -27,7 +27,7 @@ from refimpl.nn.run import Trace, run_backward, run_forward
 
 @dataclass(frozen=True)
 class Network:
-    """A classifier: `layers` map samples of `input_shape` to one logit per class."""
+    """A classifier: `layers` map samples of `input_shape` to one logit per class; messages use its `name`."""
 
     name: str
     layers: tuple[Layer, ...]

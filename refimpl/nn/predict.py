@@ -7,8 +7,6 @@ depend on the others. Where they do (batch normalisation, which has no program),
 Source: mathematics.md §2 (forward), §9 (executed work). Derived.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from threading import local

@@ -59,11 +59,12 @@ class Descent(NamedTuple):
 class NetworkTask:
     """Mini-batches (or all, batch_size 0) of samples x (n, *input_shape), labels y (n,).
 
-    train: the trained parts; the gradient of the others is zero. compiled: use the network's program.
-    kept, handover: what a descent leaves for that of another task, or finds, and where (`stages.py`); part:
-    samples treated at a time (0: as many as the cache holds); threads: for the parts of a large batch, which
-    a program treats at the same time, while the sums over samples keep their order. Results do not depend on
-    it. Where samples depend on each other (batch normalisation) a batch is one part and has one thread.
+    gating: how gates decide; train: the trained parts; the gradient of the others is zero. compiled: use the
+    network's program. kept, handover: what a descent leaves for that of another task, or finds, and where
+    (`stages.py`); part: samples treated at a time (0: as many as the cache holds); threads: for the parts of
+    a large batch, which a program treats at the same time, while the sums over samples keep their order.
+    Results do not depend on it. Where samples depend on each other (batch normalisation) a batch is one part
+    and has one thread.
     soft: what teachers add to the loss (`distillation.py`); weights: which entries of w are kept.
     """
 

@@ -13,8 +13,6 @@ Source: mathematics.md §4; Ghadimi & Lan 2016, Algorithm 1; Lin et al. 2020, Al
 rates on quadratics and agreement with a solver written apart.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -36,7 +34,7 @@ class State(NamedTuple):
     ag: Vector  # aggregated point xag_k, what the method returns
 
     @classmethod
-    def start(cls, x0: Vector) -> State:
+    def start(cls, x0: Vector) -> "State":
         """x_0 = xag_0 = x0 (copied), k = 0."""
         check_alike("State.start", x0=x0)
         return cls(0, x0.copy(), x0.copy())
@@ -46,7 +44,7 @@ class State(NamedTuple):
         return {"k": np.array(self.k, dtype=np.int64), "x": self.x, "ag": self.ag}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> State:
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "State":
         """The inverse of `to_arrays`; raises `InputError` if a field is missing or shapes differ."""
         missing = [name for name in cls._fields if name not in arrays]
         if missing:

@@ -9,8 +9,6 @@ seen until then.
 Source: mathematics.md §8.6, with the statements of §7, §8.3 and §8.4. Derived.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

@@ -17,8 +17,6 @@ out: masks are then the `hard` ones.
 Source: mathematics.md §3, §7 (gap), §2.3b (derivatives); the surrogate as a local problem is derived.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -159,7 +157,7 @@ class Inspection:
             **{name: value for name, value in found._asdict().items() if name in GapRow._fields},
         )
 
-    def nodes(self) -> list[FullNode]:
+    def nodes(self) -> list["FullNode"]:
         """The training nodes with all their training data in float64."""
         experiment = self.experiment
         context = Context(quiet(experiment.gating), ("theta", "phi"))

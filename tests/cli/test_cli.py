@@ -28,6 +28,24 @@ def command(name: str) -> click.Command:
     return found
 
 
+def every_command(found: click.Command, words: tuple[str, ...] = ()):
+    """All commands with the words that call them, subcommands included."""
+    if isinstance(found, click.Group):
+        context = click.Context(found)
+        for name in found.list_commands(context):
+            yield from every_command(found.get_command(context, name), (*words, name))
+    else:
+        yield " ".join(words), found
+
+
+@pytest.mark.parametrize(("words", "found"), [*every_command(app.cli)], ids=lambda one: str(one))
+def test_every_command_has_flags_for_less_and_more_progress(words, found):
+    flags = {name for option in found.params for name in option.opts}
+    assert {"-q", "--quiet", "-v", "--verbose"} <= flags, words
+    wanted = [option for option in found.params if {"-q", "-v"} & {*option.opts}]
+    assert all(option.help for option in wanted)
+
+
 # --- help
 
 

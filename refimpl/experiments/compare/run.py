@@ -46,7 +46,8 @@ OWN_FILES = frozenset({PLAN, DATA, RESULTS, TABLE, CSV, RUNS, REPORT, LOCK, *FIG
 class Comparison:
     """A comparison at `path`; `create` begins a new one, `open` opens an existing one.
 
-    threads: cores to use, one for each training, or several for each if there are fewer trainings.
+    plan: what is compared, over which seeds; data_dir: the folder of the data sets, by default that of
+    REFIMPL_DATA; threads: cores to use, one for each training, or several if there are fewer trainings.
     """
 
     path: Path
