@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,7 +123,9 @@ class Cooperative:
         losses, flops, gradient = [], 0.0, np.empty_like(state["w"])
         for number, (x, y) in enumerate(batches.of(self.seeds, epoch)):
             students = self.students(rng)
-            objective = TeamObjective(self.network, students, x, y, self.config.temperature, threads=threads)
+            objective = TeamObjective(
+                self.network, students, x, y, self.config.temperature, self.gating, threads
+            )
             losses.append(objective(state["w"], gradient))
             if not math.isfinite(losses[-1]):
                 raise DivergenceError(
@@ -140,20 +143,25 @@ class Cooperative:
         """How gates decide in training."""
         return Gating(self.config.gate_mode)
 
-    def _shrink(self, w: np.ndarray, step: float) -> None:
-        """A proximal step of the group lasso on the gates of every gated member, in place."""
-        network = self.network.network
-        if not (network.gates and self.config.rho):
-            return
-        phi = network.layout.phi
-        penalty = GroupLasso(Groups(*network.gate_groups, size=phi.stop - phi.start), self.config.rho)
-        for part in self.network.parts:
+    @cached_property
+    def _gates(self) -> list[tuple[np.ndarray, GroupLasso]]:
+        """Where the gates of each gated member lie in w, and their penalty."""
+        deepest = {part.member: part for part in sorted(self.network.parts, key=lambda part: part.depth)}
+        found = []
+        for part in deepest.values():
             own = self.network.training(part)
-            if part.depth == network.depth and own.gates:
-                where = self.network.entries(part)[own.layout.phi]
-                shrunk = w[where]
-                penalty.prox(shrunk.copy(), step, shrunk)
-                w[where] = shrunk
+            if own.gates and self.config.rho:
+                phi = own.layout.phi
+                groups = Groups(*own.gate_groups, size=phi.stop - phi.start)
+                found.append((self.network.entries(part)[phi], GroupLasso(groups, self.config.rho)))
+        return found
+
+    def _shrink(self, w: np.ndarray, step: float) -> None:
+        """A proximal step of the group lasso on all gates, in place. Source: mathematics.md §15.7."""
+        for where, penalty in self._gates:
+            shrunk = w[where]
+            penalty.prox(shrunk.copy(), step, shrunk)
+            w[where] = shrunk
 
     def samples(self, part: str) -> tuple[np.ndarray, np.ndarray]:
         """Samples x and labels y of the part `train`, `validation` or `test`, or those for `calibration`."""
@@ -181,10 +189,8 @@ class Cooperative:
         """
         mates = [part for part in self.network.parts if part.member != LEADER] or [*self.network.parts]
         depths = {member: {part.depth for part in mates if part.member == member} for member, _ in mates}
-        common, accuracy = (
-            set.intersection(*depths.values()),
-            dict(zip(self.network.parts, validation, strict=True)),
-        )
+        common = set.intersection(*depths.values())
+        accuracy = dict(zip(self.network.parts, validation, strict=True))
 
         def rank(part: Part) -> float:
             return -sum(accuracy[Part(part.member, depth)] for depth in common)

@@ -191,6 +191,24 @@ def test_gates_are_on_the_teammates_alone_and_close_under_a_penalty():
         assert found.opened.shape == (20, 3 * depth)
 
 
+def test_gates_learn_in_the_mode_that_was_asked_for(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        experiment.TeamObjective, "__call__", lambda self, w, g: seen.append(self.gating) or g.fill(0) or 0.0
+    )
+    for mode in ("ste", "hard"):
+        train(tiny(gated=True, gate_mode=mode, epochs=1, scheme="mutual"))
+    assert [one.mode for one in seen] == ["ste", "ste", "hard", "hard"]
+
+
+@pytest.mark.parametrize(("scheme", "members"), [("alone", 3), ("sandwich", 1), ("cooperative", 2)])
+def test_the_gates_of_every_member_are_penalised_once(scheme, members):
+    run = tiny(scheme=scheme, gated=True)
+    phi, where = run.network.layout.phi, np.concatenate([own for own, _ in run._gates])
+    assert len(run._gates) == members
+    assert sorted(where) == list(range(phi.start, phi.stop))
+
+
 def test_statistics_under_gates_are_those_of_the_weights_at_each_epoch():
     run = tiny(gated=True, epochs=1, rate=1e-9, decay=0.0, rho=0.0, scheme="mutual")
     state = run.start()
