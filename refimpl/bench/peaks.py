@@ -12,7 +12,7 @@ from refimpl.bench.candidates import Candidate
 from refimpl.bench.oracle import Reference, check, rounding
 from refimpl.bench.timing import Effort, interleave
 from refimpl.kernels.target import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
-from refimpl.kernels.tile import sweep
+from refimpl.kernels.tile import TERMS, sweep
 
 SIZES = (256, 512, 1024, 1536)
 
@@ -55,7 +55,7 @@ def matrix_peaks(
     return [max((p for p in found if p.name == name), key=lambda p: p.gflops) for name in names]
 
 
-TERMS, DISTINCT, BLOCKS = 1024, 32, 64
+DISTINCT, BLOCKS = 32, 128
 
 
 def tile_peak(dtype: str, effort: Effort) -> Peak:
