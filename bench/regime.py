@@ -33,6 +33,7 @@ SETTING: dict[str, Any] = {
 }  # fmt: skip
 RATES = {"eta": (0.03, 1.0), "eta_theta": (0.03, 1.0)}
 TRAININGS, ADAPTATIONS, TUNING, VALIDATION = 6, 3, (100, 101), 5
+REACH = 6.0  # points that the figure shows; with few seeds intervals go far beyond
 Cell = dict[str, Any]
 
 
@@ -117,6 +118,7 @@ def draw(results: dict[str, Any], path: Path) -> Path:
                 at = [STEPS.index(c["local_steps"]) + 0.12 * (shift - 1) for c in cells]
                 reach = [c["high"] - c["points"] for c in cells]
                 panel.errorbar(at, [c["points"] for c in cells], reach, fmt="o", capsize=3, label=name)
+            panel.set_ylim(-REACH, REACH)
             panel.axhline(0.0, color="black", linewidth=0.8)
             title = "all samples of a node" if batch == 0 else f"batches of {batch}"
             panel.set(title=title, xlabel="local steps", xticks=range(len(STEPS)), xticklabels=STEPS)
