@@ -299,6 +299,7 @@ INNER = {
         Context.pruned,  # called by objectives, tasks and predictors
         Conv2d.kept,
         NetworkTask.context,
+        NetworkTask.on,  # a task on other samples, which it checks as every task does
         lowering.lower,
         work.Tally,
         weightmask.WeightMask,  # see test_weightmask.py

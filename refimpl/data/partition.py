@@ -154,11 +154,18 @@ def make_nodes(
 
 
 def fill(dataset: DataSet, shares: Sequence[Share], dtype: DTypeLike = np.float32) -> list[Node]:
-    """The nodes with the samples named by `shares`, normalised, as float32 or float64."""
-    return [
-        Node(s.name, dataset.x(s.samples, dtype), dataset.y[s.samples], s.n_support, s.n_query)
-        for s in shares
-    ]
+    """The nodes with the samples named by `shares`, normalised, as float32 or float64.
+
+    Their samples are views of one array, in which the nodes follow each other.
+    """
+    ends = np.cumsum([len(share.samples) for share in shares], dtype=np.int64).tolist()
+    x = np.empty((ends[-1] if ends else 0, *dataset.shape), dtype)
+    y = np.empty(len(x), dtype=np.int64)
+    nodes = []
+    for share, start, end in zip(shares, [0, *ends], ends, strict=False):
+        x[start:end], y[start:end] = dataset.x(share.samples, dtype), dataset.y[share.samples]
+        nodes.append(Node(share.name, x[start:end], y[start:end], share.n_support, share.n_query))
+    return nodes
 
 
 def plan(dataset: DataSet, partition: Partition, seeds: SeedTree | int = 0) -> list[Share]:

@@ -25,6 +25,7 @@ from refimpl.errors import ConfigError, DataError, DivergenceError, InputError
 from refimpl.experiments.config import Config, from_table
 from refimpl.experiments.methods import build_method, is_gated, prunes
 from refimpl.experiments.record import RunFolder
+from refimpl.experiments.tasks import NodeTasks
 from refimpl.federated.adapt import (
     AdaptSettings,
     NodeReport,
@@ -140,13 +141,13 @@ class Experiment:
         """Whether the gates' temperature differs between rounds."""
         return is_gated(self.config) and self.config.tau_end not in (0, self.config.tau)
 
-    def tasks(self, threads: int = 1, round_: int = 1) -> list[NetworkTask]:
+    def tasks(self, threads: int = 1, round_: int = 1) -> NodeTasks:
         """The training nodes' learning problems (their test parts are not in them), with threads for each."""
         batch, gating = self.config.batch_size, self.gating_in(round_)
-        return [
-            NetworkTask(self.network, x, y, gating, batch_size=batch, threads=threads)
-            for x, y in (node.train for node in self.train_nodes)
-        ]
+        first = NetworkTask(
+            self.network, *self.train_nodes[0].train, gating, batch_size=batch, threads=threads
+        )
+        return NodeTasks(self.train_nodes, first)
 
     def start(self) -> State:
         """The method's state before round 1."""

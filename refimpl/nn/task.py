@@ -10,7 +10,7 @@ Derived.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -88,6 +88,14 @@ class NetworkTask:
         checked = NetworkObjective(self.network, self.x, self.y, soft=self.soft)
         for name in ("x", "y", "soft"):
             object.__setattr__(self, name, getattr(checked, name))
+
+    def on(self, x: np.ndarray, y: np.ndarray) -> NetworkTask:
+        """The same on other samples, without teachers; what depends on the network alone is shared."""
+        other = replace(self, x=x, y=y, soft=None)
+        other.__dict__.update(
+            {name: getattr(self, name) for name in ("program", "_work_table", "_gated_channels")}
+        )
+        return other
 
     @property
     def size(self) -> int:

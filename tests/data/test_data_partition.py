@@ -379,3 +379,15 @@ def test_pools_are_disjoint_whatever_the_seed():
     assert 250 < len(pooled(1000, "tuning", 0.3)) < 350
     with pytest.raises(InputError, match="pool"):
         pooled(10, "mine", 0.3)
+
+
+def test_the_samples_of_all_nodes_are_views_of_one_array():
+    data = fake([30] * 4)
+    partition = Partition(Iid(), nodes=5, targets=2, sizes=(8, 8), support=3)
+    shares, (train, targets) = plan(data, partition, 1), make_nodes(data, partition, 1)
+    nodes = [*train, *targets]
+    assert len({id(node.x.base) for node in nodes}) == 1
+    assert nodes[0].x.base.nbytes == sum(node.x.nbytes for node in nodes)
+    for node, share in zip(nodes, shares, strict=True):
+        np.testing.assert_array_equal(numbers(node.x), share.samples)
+        np.testing.assert_array_equal(node.y, data.y[share.samples])
