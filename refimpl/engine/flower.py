@@ -6,6 +6,7 @@ Flower's own conversion of arrays, which trusts the sizes in a message, is not u
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ LOCAL = {  # of the simulation's Ray: it listens on this machine only, and is si
     "logging_level": "ERROR",
 }
 SECLUDED = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1,localhost"}
+AGAIN = 30.0  # seconds after which a node that could not say who it is is asked again
 POLL = 0.1  # seconds between two looks for answers
 
 
@@ -61,6 +63,7 @@ def _unpacked(content: RecordDict) -> Sealed:
 # --- nodes
 
 
+MOST = 256  # nodes whose samples a process keeps at a time
 _WORKERS: dict[tuple[str, int, str | None, int], Worker] = {}  # of this process, which may work for many
 
 
@@ -74,6 +77,8 @@ def make_client(job: Job, data: str | None = None, threads: int | None = None) -
             raise InputError("node: expected its number; give partition-id=0 (or 1, ...) in --node-config")
         name = job.digest(), number, None if own is None else str(own), threads or cores()
         if name not in _WORKERS:
+            if len(_WORKERS) >= MOST:
+                _WORKERS.clear()
             _WORKERS[name] = Worker(job, *name[1:])
         return _WORKERS[name]
 
@@ -115,7 +120,7 @@ class FlowerLink:
     def __init__(self, grid: Grid, job: Job, say: Callable[[str], None] = lambda text: None) -> None:
         self._grid, self._job, self._say = grid, job, say
         self._asked: dict[str, int] = {}  # who has been asked who it is, by the id of the message
-        self._met: set[int] = set()  # nodes that have been asked
+        self._due: dict[int, float] = {}  # from when on somebody is to be asked (again)
         self._claims: dict[int, list[int]] = {}  # who said to be a node, in the order of saying so
         self._sizes: dict[int, int] = {}
         self._online: set[int] = set()
@@ -178,16 +183,17 @@ class FlowerLink:
     def _introduce(self) -> str:
         """Ask everybody new who it is, and hear who has said so; returns the last thing that failed."""
         self._online = set(self._grid.get_node_ids())
-        for number in self._online - self._met:
-            self._met.add(number)
-            self._asked |= dict.fromkeys(self._push(number, HELLO, RecordDict(), 600.0), number)
+        for number in self._online:
+            if time.monotonic() >= self._due.get(number, 0.0):
+                self._due[number] = math.inf
+                self._asked |= dict.fromkeys(self._push(number, HELLO, RecordDict(), 600.0), number)
         why = ""
         for reply in self._grid.pull_messages(list(self._asked)) if self._asked else ():
             number = self._asked.pop(reply.metadata.reply_to_message_id, -1)
             try:
                 node, samples, _ = _hello(reply, self._job)
             except InputError as error:
-                why = str(error)
+                why, self._due[number] = str(error), time.monotonic() + AGAIN
                 self._say(f"engine: {why}")
                 continue
             self._claims.setdefault(node, []).append(number)

@@ -12,8 +12,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-SECONDS = 240  # after which every process ends by itself
-PATIENT = 120.0  # seconds in which something is waited for
+SECONDS = 500  # after which every process ends by itself
+PATIENT = 240.0  # seconds in which something is waited for
 
 
 def free_ports(count: int) -> int:
@@ -81,7 +81,7 @@ class Deployment:
     def end(self, name: str, how: int = signal.SIGKILL) -> None:
         """End a started block and all that it started."""
         process = self.running.pop(name)
-        for pid in [*_descendants(process.pid)[::-1], process.pid]:
+        for pid in [process.pid, *_descendants(process.pid)]:
             with suppress(ProcessLookupError):
                 os.kill(pid, how)
         process.wait(20)

@@ -1,6 +1,7 @@
 """The app folder that `refimpl engine app` writes, and a node with a file of its own, without Flower."""
 
 import os
+import re
 import subprocess
 import tomllib
 
@@ -13,6 +14,7 @@ from refimpl.engine.node import Worker
 from refimpl.engine.rounds import Patience
 from refimpl.errors import ConfigError, DataError, InputError
 from refimpl.experiments.config import Config, resolve
+from refimpl.rng import SeedTree
 
 
 def own_job(**more):
@@ -66,6 +68,18 @@ def test_the_environment_is_quiet_and_keeps_flowers_settings_in_the_folder(tmp_p
         "address": "localhost:8000",
         "root-certificates": f"{tmp_path}/app/tls/ca.pem",
     }
+
+
+def test_the_example_of_the_readme_uses_the_meta_model(tmp_path, monkeypatch, capsys):
+    job = own_job()
+    write_app(tmp_path / "app", job, Patience(), Address())
+    monkeypatch.chdir(tmp_path / "app")
+    layout = job.network().layout
+    with job.folder(tmp_path / "app" / "run") as folder:
+        folder.save_model(layout.to_arrays(layout.initialise(SeedTree(0))))
+    (example,) = re.findall(r"```python\n(.*?)```", (tmp_path / "app" / "README.md").read_text(), flags=re.S)
+    exec(compile(example, "README.md", "exec"), {})
+    assert re.fullmatch(r"\[[0-3]\]\n", capsys.readouterr().out)
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):

@@ -153,6 +153,18 @@ def test_a_node_of_another_job_is_refused_and_said(link):
         link(grid).meet(3, 0.05, 3)
 
 
+def test_a_node_that_could_not_say_who_it_is_is_asked_again(link, monkeypatch):
+    class Late(Grid):
+        def reply(self, message, client, context):
+            if len(self.kinds) <= 3:
+                self.replies[message.metadata.message_id] = [Message(Error(3, "expired"), reply_to=message)]
+            else:
+                super().reply(message, client, context)
+
+    monkeypatch.setattr(flower, "AGAIN", 0.01)
+    link(Late()).meet(3, 20.0, 3)
+
+
 def test_a_node_without_a_partition_id_says_so(link):
     grid = Grid()
     grid.clients[100] = (grid.clients[100][0], "zero")
