@@ -86,6 +86,9 @@ def parse(words: list[str]) -> None:
     target, names = command(words[0]), ["refimpl", words.pop(0)]
     if isinstance(target, click.Group):
         assert words, f"{names} needs a subcommand"
+        if target.invoke_without_command and words[0].startswith("-"):  # it does something by itself
+            target.make_context(" ".join(names), words)
+            return
         names.append(words[0])
         target = target.commands[words.pop(0)]
     target.make_context(" ".join(names), words)
