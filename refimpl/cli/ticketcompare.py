@@ -56,8 +56,8 @@ def watch(session: Session) -> Any:
     "compare",
     epilog="\b\nExamples:\n"
     "  refimpl tickets compare --preset digits-2way-1shot --rounds 50 --out runs/tickets\n"
-    "  refimpl tickets compare --preset omniglot-5way-1shot --method fomaml --rounds 2000 \\\n"
-    "      --finders mwt,pmt,sr,rm --pruned 0.6,0.8,0.9 --baseline mwt --margin 1 --out runs/tickets",
+    "  refimpl tickets compare --preset omniglot-5way-1shot --pruned 0.6,0.8,0.9 --out runs/tickets\n"
+    "  refimpl tickets compare --preset digits-2way-1shot --baseline mwt --margin 1 --out runs/tickets",
 )
 @file_option
 @preset_option
