@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,7 +19,7 @@ from refimpl.cli.interrupt import stop_requests
 from refimpl.cli.options import PATH, Decorator, Session, file_option, gathered
 from refimpl.cli.output import command_line
 from refimpl.cli.progress import Progress
-from refimpl.errors import RunError
+from refimpl.errors import OlderVersionWarning, RunError
 from refimpl.experiments.config import absolute
 from refimpl.experiments.record import RunFolder, check_free
 from refimpl.files.storage import toml_text
@@ -124,7 +125,9 @@ class Course(ABC):
 
     def _check_agrees(self, folder: RunFolder, begin: Begin, options: Mapping[str, Any]) -> None:
         """Raise `RunError` if an option that is given again differs from the run's own."""
-        stored = self.settings.from_table(folder.config, str(folder.path)).table()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OlderVersionWarning)  # it is said when the run is reopened
+            stored = self.settings.from_table(folder.config, str(folder.path)).table()
         given = {key: value for key, value in options.items() if value is not None}
         if "dataset" in given:
             given["dataset"] = absolute(given["dataset"])

@@ -56,9 +56,9 @@ def test_wrong_kernels_fail(monkeypatch, how, words):
 def test_wrong_strided_convolutions_fail(monkeypatch, name):
     sound = getattr(doctor.conv, name)
 
-    def wrong(*args):
+    def wrong(*args, **more):
         strided = any(isinstance(arg, tuple) and arg == (2, 2) for arg in args)
-        return np.nextafter(sound(*args), 9) if strided else sound(*args)
+        return np.nextafter(sound(*args, **more), 9) if strided else sound(*args, **more)
 
     monkeypatch.setattr(doctor.conv, name, wrong)
     state, detail = states(doctor.check_kernels("float32"))
