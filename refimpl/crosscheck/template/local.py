@@ -10,7 +10,7 @@ from refimpl.crosscheck.template.numpy_network import loss_and_gradient
 def local_steps(
     centre: Any, batches: Sequence[Any], eta: Any, lam: float, settings: Arrays
 ) -> Iterator[tuple[Any, Any, Any]]:
-    """From w = centre, for each batch: loss and gradient at w, and the next w; eta: one rate, or one an entry."""
+    """From w = centre, for each batch: loss and gradient at w, and the next w; eta may be one an entry."""
     w = centre
     for x, labels, noise in batches:
         loss, gradient = loss_and_gradient(w, x, labels, noise, settings)
