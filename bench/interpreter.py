@@ -31,7 +31,7 @@ def measure(program) -> tuple[float, float]:
     import numpy as np
 
     from refimpl.federated.local import LocalSettings, solve_local
-    from refimpl.nn import task as module
+    from refimpl.nn import course as module
     from refimpl.nn.task import NetworkTask
 
     compiled, inside = module.descend, []
