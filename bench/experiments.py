@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import regime
-from refimpl.experiments.compare.claims import Claim
+from refimpl.experiments.compare.claims import Claim, judged
 from refimpl.experiments.compare.layout import claim_table, row_tables
 from refimpl.experiments.compare.summary import Curve, Row, read_row
-from refimpl.experiments.differences import holm, paired_difference
 from refimpl.fewshot.tickets.comparison import COSTS_NOTE, cells
 from refimpl.files.tables import markdown
 
@@ -74,14 +73,8 @@ def differences(results: Results, baseline: str) -> list[Claim]:
     for run in results["runs"]:
         own = {(run["seed"], node["node"]): 100 * node["accuracy_after"] for node in run["nodes"]}
         values.setdefault(run["label"], {}).update(own)
-    found = {
-        label: paired_difference(own, values[baseline]) for label, own in values.items() if label != baseline
-    }
-    adjusted = holm([one.p for one in found.values()])
-    return [
-        Claim(label, one.mean, one.low, one.high, one.p, p, one.pairs, one.seeds, 0, one.verdict(0.0, p))
-        for (label, one), p in zip(found.items(), adjusted, strict=True)
-    ]
+    pairs = {label: (own, values[baseline]) for label, own in values.items() if label != baseline}
+    return judged(pairs, 0.0, len({run["seed"] for run in results["runs"]}))
 
 
 def draw(name: str) -> list[Path]:

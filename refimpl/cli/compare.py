@@ -17,7 +17,7 @@ from refimpl.cli.options import NAME_LIST, PATH, SEED_LIST, USUAL_SESSION, Sessi
 from refimpl.cli.output import command_line, print_json
 from refimpl.cli.progress import Progress, Talk, adapted_text, round_text
 from refimpl.errors import TakenError, one_of
-from refimpl.experiments.config import Config, preset_names, resolve
+from refimpl.experiments.config import PRESETS, Config, resolve
 from refimpl.files.storage import json_text, write_whole
 from refimpl.files.tables import counted
 from refimpl.registry import METHODS as KNOWN
@@ -56,7 +56,7 @@ One method under varied keys (lists joined by +):
 @click.option(
     "--preset",
     "from_preset",
-    type=click.Choice(preset_names()),
+    type=click.Choice(PRESETS.names()),
     help="Preset to start from; `demo` is what `refimpl demo` compares.  [the data set's own]",
 )
 @click.option("--methods", type=NAME_LIST, help=f"Methods to compare.  [{','.join(METHODS)}]")

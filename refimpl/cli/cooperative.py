@@ -10,12 +10,21 @@ import click
 
 from refimpl.cli.compiling import notice
 from refimpl.cli.groups import SuggestingGroup
-from refimpl.cli.options import FILE, NAME_LIST, PATH, SEED_LIST, Session, key_options, session_options
+from refimpl.cli.options import (
+    FILE,
+    NAME_LIST,
+    PATH,
+    SEED_LIST,
+    Session,
+    key_options,
+    session_options,
+    shipped,
+)
 from refimpl.cli.output import facts, print_json, table
 from refimpl.cli.progress import Progress
 from refimpl.cli.supervised import Supervised, compare, deployed_in, draw, tested
 from refimpl.cli.training import Begin, begin_options
-from refimpl.cooperative.config import CooperativeConfig, preset, preset_names, resolve
+from refimpl.cooperative.config import PRESETS, CooperativeConfig, resolve
 from refimpl.experiments.record import RunFolder
 from refimpl.registry import keys_of
 
@@ -26,7 +35,7 @@ if TYPE_CHECKING:
     from refimpl.cooperative.measure import Deployed, Row
 
 KEYS = keys_of(CooperativeConfig)
-BY_PRESET = frozenset(name for one in preset_names() for name in preset(one))
+BY_PRESET = PRESETS.keys()
 SHOWN = ("depth", "member", "validation %", "test %", "MFLOPs", "ms, 1 sample", "ms, 32 samples")
 
 EPILOG = """\b
@@ -50,9 +59,7 @@ def command() -> None:
     """
 
 
-preset_option = click.option(
-    "--preset", "from_preset", type=click.Choice(preset_names()), help="Shipped settings to start from."
-)
+preset_option = shipped(PRESETS, "settings")
 
 
 # --- train

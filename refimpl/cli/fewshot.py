@@ -13,13 +13,21 @@ import click
 
 from refimpl.cli.compiling import notice
 from refimpl.cli.groups import SuggestingGroup
-from refimpl.cli.options import PATH, Session, data_dir_option, key_options, no_talk_options, session_options
+from refimpl.cli.options import (
+    PATH,
+    Session,
+    data_dir_option,
+    key_options,
+    no_talk_options,
+    session_options,
+    shipped,
+)
 from refimpl.cli.output import command_line, facts, print_json, say_data, table
 from refimpl.cli.progress import Progress
 from refimpl.cli.training import Begin, Course, begin_options
 from refimpl.experiments.record import RunFolder
 from refimpl.fewshot import config as episodic
-from refimpl.fewshot.config import TEST_KEYS, FewShotConfig, preset, preset_names
+from refimpl.fewshot.config import PRESETS, TEST_KEYS, FewShotConfig
 from refimpl.registry import keys_of
 
 if TYPE_CHECKING:
@@ -29,7 +37,7 @@ if TYPE_CHECKING:
     from refimpl.fewshot.experiment import FewShot, Meta
 
 KEYS = keys_of(FewShotConfig)
-BY_PRESET = frozenset(name for one in preset_names() for name in preset(one))
+BY_PRESET = PRESETS.keys()
 
 EPILOG = """\b
 Examples:
@@ -50,9 +58,7 @@ def command() -> None:
     """
 
 
-preset_option = click.option(
-    "--preset", "from_preset", type=click.Choice(preset_names()), help="Shipped settings to start from."
-)
+preset_option = shipped(PRESETS, "settings")
 
 
 # --- train
@@ -199,8 +205,9 @@ def _tested(
     path: Path, given: dict[str, Any], session: Session, known: DataSet | None
 ) -> tuple[FewShot, np.ndarray]:
     """A run with the settings of its test, and its accuracy in each episode."""
+    from refimpl.experiments.experiment import meta_model
     from refimpl.fewshot.evaluate import accuracies
-    from refimpl.fewshot.experiment import meta_model, reopen
+    from refimpl.fewshot.experiment import reopen
     from refimpl.files.environment import cores
 
     with RunFolder.open(path, lock=False) as folder:

@@ -12,8 +12,9 @@ import click
 
 from refimpl.cli.progress import Talk
 from refimpl.errors import InputError, one_of
-from refimpl.experiments.config import keys, preset_keys, preset_names
+from refimpl.experiments.config import PRESETS, keys, preset_keys
 from refimpl.files.paths import expanded
+from refimpl.files.presets import Presets
 from refimpl.registry import Key
 
 Decorator = Callable[[Any], Any]
@@ -50,6 +51,10 @@ def _numbers(text: str) -> list[int]:
     return [] if text.strip() in ("none", "") else [int(word) for word in text.split(",")]
 
 
+def _shares(text: str) -> list[float]:
+    return [float(word) for word in text.split(",")]
+
+
 def _seeds(text: str) -> tuple[int, ...]:
     found: list[int] = []
     for word in text.split(","):
@@ -71,6 +76,7 @@ def _model(name: str) -> str:
 
 NAME_LIST = Parsed("name,name|none", _names, "names with commas between them")
 NUMBER_LIST = Parsed("number,number|none", _numbers, "whole numbers with commas between them")
+SHARE_LIST = Parsed("share,share", _shares, "shares like 0,0.5,0.75")
 SEED_LIST = Parsed("0-4|0,2,5", _seeds, "seeds like 0-4 or 0,2,5")
 MODEL = Parsed("name", _model, "a model")
 
@@ -141,13 +147,14 @@ def _or_usual(ctx: click.Context, param: click.Parameter, value: Talk | None) ->
     return value or Talk.USUAL
 
 
+def shipped(presets: Presets, what: str, usual: str = "") -> Decorator:
+    """The option that chooses from what a room ships."""
+    text = f"Shipped {what} to start from.{usual}"
+    return click.option("--preset", "from_preset", type=click.Choice(presets.names()), help=text)
+
+
 file_option: Decorator = click.option("--config", "file", type=FILE, help="TOML file of options.")
-preset_option: Decorator = click.option(
-    "--preset",
-    "from_preset",
-    type=click.Choice(preset_names()),
-    help="Shipped configuration to start from.  [that of the data set]",
-)
+preset_option: Decorator = shipped(PRESETS, "configuration", "  [that of the data set]")
 json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 quiet_option: Decorator = _talk("-q", "--quiet", value=Talk.QUIET, text="No progress.")
 verbose_option: Decorator = _talk("-v", "--verbose", value=Talk.VERBOSE, text="A line for every step.")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from refimpl.cli.options import FILE, NUMBER_LIST, Parsed, Session, session_options, together
+from refimpl.cli.options import FILE, NUMBER_LIST, SHARE_LIST, Session, session_options, together
 from refimpl.cli.output import exit_unless
 from refimpl.cli.progress import Progress
 from refimpl.errors import InputError
@@ -17,9 +17,6 @@ from refimpl.errors import InputError
 WORKER = "refimpl.bench"
 PASSES = ("forward", "input_grad", "weight_grad")
 PROGRAMS = ("forward", "gradient", "local step", "adaptation")
-SHARES = Parsed(
-    "share,share", lambda text: [float(word) for word in text.split(",")], "shares like 0,0.5,0.75"
-)
 EXTRAS = {"torch": "torch", "onnx": "onnxruntime"}
 
 LAYER_EPILOG = """\b
@@ -62,7 +59,7 @@ def _passes(names: tuple[str, ...]) -> Any:
 @click.option("--dilation", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--groups", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Samples.")
-@click.option("--off", type=SHARES, default="0,0.5", show_default=True, help="Shares of outputs closed.")
+@click.option("--off", type=SHARE_LIST, default="0,0.5", show_default=True, help="Shares of outputs closed.")
 @_passes(PASSES)
 @_shared
 def layer(
@@ -97,7 +94,7 @@ def layer(
 @click.command(epilog=NETWORK_EPILOG)
 @click.argument("network", metavar="FILE.py:NAME")
 @click.option(
-    "--off", type=SHARES, default="0,0.5,0.75", show_default=True, help="Shares of channels closed."
+    "--off", type=SHARE_LIST, default="0,0.5,0.75", show_default=True, help="Shares of channels closed."
 )
 @click.option("--batch", type=NUMBER_LIST, default="1,32", show_default=True, help="Samples.")
 @click.option("--onnx", is_flag=True, help="Also time onnxruntime, forward only (extra `onnx`).")

@@ -113,12 +113,13 @@ def tested(path: Path, session: Session) -> Outcome:
 
 def deployed_in(folder: RunFolder, session: Session) -> tuple[Cooperative, dict[int, Deployed]]:
     """A finished run, and what is used of it at each depth."""
-    from refimpl.cooperative.experiment import reopen, trained
+    from refimpl.cooperative.experiment import reopen
     from refimpl.cooperative.measure import deploy
+    from refimpl.experiments.experiment import meta_model
 
     run = reopen(folder, session.data_dir)
     say_data("" if session.as_json else run.dataset.note)
-    return run, deploy(run, trained(run, folder))
+    return run, deploy(run, meta_model(run, folder))
 
 
 def compare(

@@ -18,7 +18,7 @@ from refimpl.cli.options import (
     NAME_LIST,
     PATH,
     SEED_LIST,
-    Parsed,
+    SHARE_LIST,
     Session,
     file_option,
     key_options,
@@ -38,7 +38,6 @@ RUN_KEYS = [one for name, one in KEYS.items() if name != "ticket"]
 FINDER_KEYS = FINDERS.keys().keys()
 DEMO = ("mwt", "pmt", "sr", "rm", "snip")  # the finders that the demo compares
 COMPARED = ("mwt", "pmt", "sr", "rm", "snip", "rr")  # those that `compare` does, unless told otherwise
-SHARES = Parsed("0.6,0.8", lambda text: tuple(map(float, text.split(","))), "shares like 0.6,0.8")
 
 
 def watch(session: Session) -> Any:
@@ -62,7 +61,7 @@ def watch(session: Session) -> Any:
 @file_option
 @preset_option
 @click.option("--finders", type=NAME_LIST, default=",".join(COMPARED), show_default=True, help="Finders.")
-@click.option("--pruned", type=SHARES, default="0.8", show_default=True, help="Shares of weights to prune.")
+@click.option("--pruned", type=SHARE_LIST, default="0.8", show_default=True, help="Shares of weights pruned.")
 @click.option("--seeds", type=SEED_LIST, default="0-4", show_default=True, help="Seeds of every network.")
 @click.option("--baseline", default="dense", show_default=True, help="Finder that others are told from.")
 @click.option("--margin", type=click.FloatRange(min=0), default=0, help="Points as good as none.  [0]")
@@ -77,7 +76,7 @@ def compare_command(
     file: Path | None,
     from_preset: str | None,
     finders: list[str],
-    pruned: tuple[float, ...],
+    pruned: list[float],
     seeds: tuple[int, ...],
     baseline: str,
     margin: float,
@@ -106,7 +105,7 @@ def compare_command(
     given = {name: value for name, value in options.items() if value is not None}
     keys = {name: given.pop(name) for name in FINDER_KEYS & given.keys()}
     run = prepare(resolve(file, from_preset, **given), session.data_dir)
-    plan = Plan(run, tuple(finders), pruned, seeds, baseline, margin, keys)
+    plan = Plan(run, tuple(finders), tuple(pruned), seeds, baseline, margin, keys)
     rows = _compared(ctx, plan, out, session)
     if session.as_json:
         print_json({"networks": rows})

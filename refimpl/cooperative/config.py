@@ -8,18 +8,19 @@ Source: mathematics.md §15, which uses these numbers. Of the paper only the abs
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from refimpl.cooperative.descent import SCHEDULES
-from refimpl.errors import ConfigError, one_of
+from refimpl.errors import ConfigError
 from refimpl.experiments.config import absolute, read_toml
 from refimpl.files.paths import OWN_DATA
+from refimpl.files.presets import Presets
 from refimpl.registry import DATASETS, MODELS, SCHEMES, check_keys, key, keys_of, plain
+
+PRESETS = Presets("refimpl.cooperative")
 
 
 @dataclass(frozen=True)
@@ -82,26 +83,13 @@ class CooperativeConfig:
         return {item.name: plain(getattr(self, item.name)) for item in fields(self)}
 
 
-def preset_names() -> tuple[str, ...]:
-    """The names of the shipped presets."""
-    files = (resources.files("refimpl.cooperative") / "presets").iterdir()
-    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
-
-
-def preset(name: str) -> dict[str, Any]:
-    """The shipped preset of that name; `InputError` for an unknown name."""
-    one_of("config", "preset", name, preset_names())
-    file = resources.files("refimpl.cooperative") / "presets" / f"{name}.toml"
-    return tomllib.loads(file.read_text(encoding="utf-8"))
-
-
 def resolve(
     file: str | Path | None = None, from_preset: str | None = None, **options: Any
 ) -> CooperativeConfig:
     """The settings from preset, file and explicit options (None: not given)."""
     given = {name: value for name, value in options.items() if value is not None}
     tables = {
-        f"preset {from_preset}": preset(from_preset) if from_preset else {},
+        f"preset {from_preset}": PRESETS.read(from_preset) if from_preset else {},
         str(file): read_toml(file) if file is not None else {},
         "options": given,
     }

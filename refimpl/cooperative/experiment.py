@@ -243,9 +243,3 @@ def reopen(
 ) -> Cooperative:
     """A recorded run, on the data it was begun with, which may be `known` from another run."""
     return prepare(from_table(folder.config, str(folder.path)), data_dir, folder.data, known)
-
-
-def trained(run: Cooperative, folder: RunFolder) -> np.ndarray:
-    """The parameters of the finished run in `folder`, w (d,)."""
-    layout, dtype = run.network.layout, run.config.dtype
-    return layout.from_arrays(folder.load_model(like=layout.views(np.empty(layout.size, dtype))), dtype)

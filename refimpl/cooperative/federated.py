@@ -20,13 +20,13 @@ from functools import cached_property
 
 import numpy as np
 
-from refimpl.contracts import Objective
 from refimpl.cooperative.schemes import SINGLE
 from refimpl.cooperative.team import Part, Team
 from refimpl.errors import InputError
 from refimpl.nn.context import Gating
 from refimpl.nn.network import Network
-from refimpl.nn.task import NetworkTask
+from refimpl.nn.objective import NetworkObjective
+from refimpl.nn.task import CompiledObjective, NetworkTask
 from refimpl.nn.work import dense_work
 from refimpl.optim import prox
 
@@ -88,7 +88,7 @@ class DepthTask:
 class DepthObjective:
     """A sub-network's loss as a function of the team's w, of which it reads the `entries`."""
 
-    objective: Objective
+    objective: NetworkObjective | CompiledObjective
     entries: np.ndarray
 
     def __call__(self, w: np.ndarray, grad_out: np.ndarray) -> float:
@@ -102,8 +102,7 @@ class DepthObjective:
 
     def measure(self) -> tuple[float, float]:
         """Executed FLOPs of the last evaluation, and the share of gated channels off in it."""
-        found: tuple[float, float] = self.objective.measure()  # type: ignore[attr-defined]
-        return found
+        return self.objective.measure()
 
 
 def depth_tasks(

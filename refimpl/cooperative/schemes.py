@@ -9,6 +9,7 @@ Reconstructed: all weights and who learns from whom.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -69,7 +70,7 @@ class Scheme(Protocol):
         """Those that learn in one step, in a fixed order; rng decides where there is a choice."""
 
 
-class Fixed:
+class Fixed(ABC):
     """A scheme in which all sub-networks learn in every step."""
 
     def parts(self, depths: Depths, weights: Weights) -> tuple[Part, ...]:
@@ -80,9 +81,9 @@ class Fixed:
         """All of them."""
         return self.lessons(depths, weights)
 
+    @abstractmethod
     def lessons(self, depths: Depths, weights: Weights) -> tuple[Student, ...]:
         """Every sub-network, and what it learns from."""
-        raise NotImplementedError
 
 
 @SCHEMES.register("cooperative")

@@ -14,13 +14,13 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from refimpl.errors import ConfigError, OlderVersionWarning, cause, nearest, one_of, shown
 from refimpl.experiments.fitting import fitting
 from refimpl.files.paths import OWN_DATA, expanded, is_own_data
+from refimpl.files.presets import Presets, keys_in
 from refimpl.files.sniff import decoded
 from refimpl.registry import (
     DATASETS,
@@ -38,6 +38,7 @@ from refimpl.registry import (
     plain,
 )
 
+PRESETS = Presets("refimpl.experiments")
 RATES = (0.002, 0.5)  # where `tune` searches the rates of adaptation
 
 
@@ -213,25 +214,16 @@ def preset(name: str) -> dict[str, Any]:
 
     A preset may name another one that it is `like`; its own values and sections come over that one's.
     """
-    file = resources.files("refimpl.experiments") / "presets" / f"{name}.toml"
-    if file.is_file():
-        own = tomllib.loads(file.read_text(encoding="utf-8"))
+    if name in PRESETS.names():
+        own = PRESETS.read(name)
         return {**preset(own.pop("like")), **own} if "like" in own else own
     return {**preset("npz"), **DATASETS[name].usual} if name in DATASETS else {}
-
-
-def preset_names() -> tuple[str, ...]:
-    """The names of the shipped presets."""
-    files = (resources.files("refimpl.experiments") / "presets").iterdir()
-    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
 
 
 @lru_cache(maxsize=1)
 def preset_keys() -> frozenset[str]:
     """The keys that some shipped preset sets, for all methods or for one."""
-    tables = [preset(name) for name in preset_names()]
-    sections = [content for table in tables for content in table.values() if isinstance(content, dict)]
-    return frozenset(key for table in (*tables, *sections) for key in table)
+    return keys_in(preset(name) for name in PRESETS.names())
 
 
 def _layer(table: Mapping[str, Any], method: str, source: str) -> dict[str, Any]:
@@ -297,7 +289,7 @@ def _start(name: str | None) -> dict[str, Any]:
     """The preset called for by name, with the data set it is for; nothing where none is."""
     if name is None:
         return {}
-    one_of("config", "preset", name, preset_names())
+    one_of("config", "preset", name, PRESETS.names())
     own = {"dataset": name} if name in DATASETS else {}
     return {**own, **preset(name)}
 

@@ -94,10 +94,15 @@ def seed_difference(differences: Sequence[float], level: float = LEVEL) -> Diffe
     n, mean = len(values), float(values.mean())
     if n < 2:
         return Difference(mean, -np.inf, np.inf, 1.0, n, n, level)
-    error = float(values.std(ddof=1)) / n**0.5
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
+    error, half = float(values.std(ddof=1)) / n**0.5, student_half(values, level)
     p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else float(mean == 0)
     return Difference(mean, mean - half, mean + half, p, n, n, level)
+
+
+def student_half(values: np.ndarray, level: float = LEVEL) -> float:
+    """Half the width of the interval of Student's t around the mean of values (n,), n >= 2."""
+    n = len(values)
+    return float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / n**0.5)
 
 
 def _mean_and_error(sums: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -415,8 +415,8 @@ def reopen(folder: RunFolder, data_dir: str | Path | None = None) -> tuple[Exper
     return experiment, meta_model(experiment, folder)
 
 
-def meta_model(experiment: Experiment, folder: RunFolder) -> np.ndarray:
-    """The meta-model of the finished run in `folder`, as the experiment's network has it: w (d,)."""
-    layout, dtype = experiment.network.layout, experiment.config.dtype
+def meta_model(run: Trainable, folder: RunFolder) -> np.ndarray:
+    """What the finished run in `folder` has learnt, as the run's network has it: w (d,)."""
+    layout, dtype = run.network.layout, run.config.dtype
     arrays = folder.load_model(like=layout.views(np.empty(layout.size, dtype)))
     return layout.from_arrays(arrays, dtype)

@@ -8,10 +8,8 @@ Source: mathematics.md §13, which uses these numbers; a preset says where each 
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,12 @@ from refimpl.experiments.config import absolute, read_toml
 from refimpl.fewshot.learner import KINDS
 from refimpl.fewshot.outer import OUTER
 from refimpl.files.paths import OWN_DATA, expanded
+from refimpl.files.presets import Presets
 from refimpl.registry import DATASETS, MODELS, check_keys, key, keys_of, plain
 
 STATISTICS = ("transductive", "support")
+
+PRESETS = Presets("refimpl.fewshot")
 
 
 @dataclass(frozen=True)
@@ -78,24 +79,11 @@ class FewShotConfig:
 TEST_KEYS = ("test_steps", "test_alpha", "test_queries", "test_seed", "test_episodes", "statistics")
 
 
-def preset_names() -> tuple[str, ...]:
-    """The names of the shipped presets."""
-    files = (resources.files("refimpl.fewshot") / "presets").iterdir()
-    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
-
-
-def preset(name: str) -> dict[str, Any]:
-    """The shipped preset of that name, with its sections; `InputError` for an unknown name."""
-    one_of("config", "preset", name, preset_names())
-    file = resources.files("refimpl.fewshot") / "presets" / f"{name}.toml"
-    return tomllib.loads(file.read_text(encoding="utf-8"))
-
-
 def resolve(file: str | Path | None = None, from_preset: str | None = None, **options: Any) -> FewShotConfig:
     """The settings from preset, file and explicit options (None: not given)."""
     given = {name: value for name, value in options.items() if value is not None}
     tables = {
-        f"preset {from_preset}": preset(from_preset) if from_preset else {},
+        f"preset {from_preset}": PRESETS.read(from_preset) if from_preset else {},
         str(file): read_toml(file) if file is not None else {},
         "options": given,
     }

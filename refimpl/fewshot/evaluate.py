@@ -3,22 +3,19 @@
 Source: mathematics.md §13.3; Student 1908 (the interval).
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
+from refimpl.experiments.differences import student_half
 from refimpl.fewshot.learner import Learner
 from refimpl.fewshot.tasks import EpisodeTask, losses
 from refimpl.nn.network import Network
 from refimpl.nn.norms import calibrate, frozen
 from refimpl.nn.predict import predict
 from refimpl.threads import share
-
-LEVEL = 0.95  # of the interval
 
 
 @dataclass(frozen=True)
@@ -74,6 +71,4 @@ def _normalising(
 
 def interval(values: np.ndarray) -> Accuracy:
     """Mean of the accuracies (n,) of n >= 2 episodes, with the 95 % interval of Student's t."""
-    n = len(values)
-    half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)
-    return Accuracy(float(values.mean()), float(half), n)
+    return Accuracy(float(values.mean()), student_half(values), len(values))

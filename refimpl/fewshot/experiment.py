@@ -181,9 +181,3 @@ def reopen(folder: RunFolder, data_dir: str | Path | None = None, known: DataSet
     """A recorded run, on the data it was begun with, which may be `known` from another run."""
     config = from_table(folder.config, str(folder.path))
     return prepare(config, data_dir, folder.data, known=known)
-
-
-def meta_model(run: FewShot, folder: RunFolder) -> np.ndarray:
-    """The meta-model of the finished run in `folder`, w (d,)."""
-    layout, dtype = run.network.layout, run.config.dtype
-    return layout.from_arrays(folder.load_model(like=layout.views(np.empty(layout.size, dtype))), dtype)

@@ -16,7 +16,7 @@ from small_mnist import FILES, md5, write_mnist
 from refimpl.cli import app
 from refimpl.data import partition as partition_module
 from refimpl.data.sets.mnist import Mnist
-from refimpl.experiments.config import preset, preset_names, resolve
+from refimpl.experiments.config import PRESETS, preset, resolve
 from refimpl.experiments.experiment import prepare
 from refimpl.registry import DATASETS, PARTITIONS
 
@@ -291,14 +291,14 @@ def test_the_output_says_that_only_a_part_was_there(refimpl, tmp_path):
 # --- presets
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", PRESETS.names())
 def test_every_value_of_a_preset_says_where_it_comes_from(name):
     text = (resources.files("refimpl.experiments") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
     for line in text.splitlines():
         assert line.lstrip()[:1] in ("", "#", "[") or re.search(r" = [^#]+# \S", line), line
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", PRESETS.names())
 def test_every_value_of_a_preset_is_known_and_has_its_data_set(name):
     config = resolve(None, name) if name != "npz" else resolve(dataset="mine.npz")
     assert {key for key, value in preset(name).items() if not isinstance(value, dict)} <= set(config.table())

@@ -10,7 +10,7 @@ from checks import assert_same_bits
 from commands import files
 
 from refimpl.cooperative import experiment
-from refimpl.cooperative.config import preset_names, resolve
+from refimpl.cooperative.config import PRESETS, resolve
 from refimpl.cooperative.descent import Momentum
 from refimpl.cooperative.experiment import prepare
 from refimpl.cooperative.samples import Augmentation, Batches, split
@@ -252,7 +252,7 @@ def test_settings_that_do_not_go_together():
         resolve(None, None, ways=3)
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", PRESETS.names())
 def test_presets_resolve(name):
     assert resolve(None, name).dataset in ("digits", "cifar10", "cifar100")
 

@@ -9,7 +9,7 @@ import pytest
 
 from refimpl.data import DataSet, Episodes
 from refimpl.errors import ConfigError, InputError
-from refimpl.fewshot.config import FewShotConfig, from_table, preset, preset_names, resolve
+from refimpl.fewshot.config import PRESETS, FewShotConfig, from_table, resolve
 from refimpl.fewshot.evaluate import Measurement, _normalising, accuracies, interval
 from refimpl.fewshot.experiment import build_learner
 from refimpl.fewshot.tasks import EpisodeTask
@@ -74,11 +74,11 @@ def test_the_interval_is_students():
     assert found.half == pytest.approx(2.776445 * (2.5 / 5) ** 0.5, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", PRESETS.names())
 def test_presets_resolve_for_every_method(name):
     for method in ("maml", "fomaml", "reptile", "anil", "boil"):
         config = resolve(None, name, method=method)
-        section = preset(name).get(method, {})
+        section = PRESETS.read(name).get(method, {})
         assert config.method == method
         assert {key: getattr(config, key) for key in section} == section
         assert from_table(config.table(), "stored") == config
@@ -111,7 +111,7 @@ def test_wrong_settings_are_refused_in_one_line(wrong, pattern):
 
 def test_unknown_presets_and_sections_are_refused(tmp_path):
     with pytest.raises(InputError, match="unknown preset"):
-        preset("omniglot")
+        PRESETS.read("omniglot")
     file = tmp_path / "mine.toml"
     file.write_text("[fedavg]\nalpha = 0.1\n")
     with pytest.raises((ConfigError, InputError), match="unknown section 'fedavg'"):

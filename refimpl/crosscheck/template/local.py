@@ -25,6 +25,7 @@ def local(given: Arrays, settings: Arrays) -> Arrays:
     count = range(len(given["x"]))
     batches = [(given["x"][s], given["labels"][s], {g: n[s] for g, n in noise.items()}) for s in count]
     found: Arrays = {}
-    for s, step in enumerate(local_steps(start, batches, settings["eta"], settings["lam"], settings), 1):
-        found |= {f"step{s}.{name}": value for name, value in zip(("loss", "gradient", "w"), step)}  # noqa: B905
+    steps = local_steps(start, batches, settings["eta"], settings["lam"], settings)
+    for s, (loss, gradient, w) in enumerate(steps, 1):
+        found |= {f"step{s}.loss": loss, f"step{s}.gradient": gradient, f"step{s}.w": w}
     return found

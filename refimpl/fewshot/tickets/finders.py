@@ -19,9 +19,9 @@ import numpy as np
 
 from refimpl.contracts import State
 from refimpl.errors import ConfigError
-from refimpl.experiments.experiment import OnRound, Trained, train
+from refimpl.experiments.experiment import OnRound, Trained, meta_model, train
 from refimpl.experiments.record import CONFIG, RunFolder
-from refimpl.fewshot.experiment import FewShot, Meta, meta_model
+from refimpl.fewshot.experiment import FewShot, Meta
 from refimpl.fewshot.tickets.masks import SCOPES, Mask, best, choose, counts_in, kept_of, noise, prunable
 from refimpl.fewshot.tickets.ticket import DENSE, TRACE, TRAINED, Settings, Ticket
 from refimpl.nn.layout import Layout

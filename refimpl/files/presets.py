@@ -1,0 +1,41 @@
+"""The settings that a room ships: TOML files in its folder `presets`, chosen by name."""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from refimpl.errors import one_of
+
+
+@dataclass(frozen=True)
+class Presets:
+    """Those of one room, such as `refimpl.fewshot`."""
+
+    room: str
+
+    def names(self) -> tuple[str, ...]:
+        """Their names, in alphabetical order."""
+        files = (resources.files(self.room) / "presets").iterdir()
+        return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
+
+    def read(self, name: str) -> dict[str, Any]:
+        """The settings of that name, with their sections; `InputError` for an unknown name."""
+        one_of("config", "preset", name, self.names())
+        file = resources.files(self.room) / "presets" / f"{name}.toml"
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+
+    def keys(self) -> frozenset[str]:
+        """The keys that some of them set."""
+        return keys_in(self.read(name) for name in self.names())
+
+
+def keys_in(tables: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """The keys of tables of settings and of the sections within them, without the names of sections."""
+    found: set[str] = set()
+    for table in tables:
+        sections = [content for content in table.values() if isinstance(content, Mapping)]
+        found |= {key for key, content in table.items() if not isinstance(content, Mapping)}
+        found |= {key for section in sections for key in section}
+    return frozenset(found)
