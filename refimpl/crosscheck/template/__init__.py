@@ -6,6 +6,7 @@ The modules of this folder are its parts. None of them imports anything of the p
 """
 
 import re
+from collections.abc import Iterable
 from importlib import resources
 
 from refimpl.crosscheck.golden.case import LEVELS
@@ -52,7 +53,20 @@ def text(level: str, using: str = "numpy") -> str:
         imports.update(_IMPORT.findall(source))
         bodies.append(_TITLE.sub(r"# --- \1\n", _IMPORT.sub("", source)).strip())
     about = _ABOUT.format(level=level, words=_WORDS[using])
-    return "\n".join((about, "".join(sorted(imports)), "\n\n".join(f"\n{body}" for body in bodies), "", _END))
+    return "\n".join((about, _merged(imports), "\n\n".join(f"\n{body}" for body in bodies), "", _END))
+
+
+def _merged(imports: Iterable[str]) -> str:
+    """The import lines of all parts, each module once: whole modules, then names from modules."""
+    modules, names = set(), dict[str, set[str]]()
+    for line in imports:
+        module, _, listed = line.removeprefix("from ").strip().partition(" import ")
+        if listed:
+            names.setdefault(module, set()).update(listed.split(", "))
+        else:
+            modules.add(line)
+    chosen = [f"from {module} import {', '.join(sorted(names[module]))}\n" for module in sorted(names)]
+    return "".join([*sorted(modules), *chosen])
 
 
 _END = """
