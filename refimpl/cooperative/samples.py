@@ -75,7 +75,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Batches:
-    """The samples `chosen` of a data set in batches of `size`, changed by `change`, in a type of numbers."""
+    """Batches of `size` of the samples `chosen`, moved and mirrored by `change`; dtype: their number type."""
 
     dataset: DataSet
     chosen: np.ndarray
@@ -87,7 +87,7 @@ class Batches:
         return max(1, len(self.chosen) // self.size)
 
     def of(self, seeds: SeedTree, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Those of an epoch: x (size, C, H, W) and y (size,).
+        """The batches of an epoch: x (size, C, H, W) and y (size,).
 
         A last batch that would be smaller is left out, unless it is the only one.
         """

@@ -43,7 +43,7 @@ class Depths(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """a: of what the Leader teaches; b: of what Teammates teach each other; c: their sub-networks."""
+    """How much teaching counts: a the Leader's, b that between Teammates, c that of their sub-networks."""
 
     a: float = 1.0
     b: float = 1.0
@@ -89,9 +89,10 @@ class Fixed(ABC):
 @SCHEMES.register("cooperative")
 @dataclass(frozen=True)
 class Cooperative(Fixed):
-    """A Leader and two Teammates with sub-networks: the Leader teaches them, they each other and theirs.
+    """A Leader and two Teammates with sub-networks.
 
-    A Leader who teaches nobody (a = 0) is left out.
+    The Leader teaches the Teammates, the Teammates teach each other, and each of them teaches its own
+    sub-networks. A Leader who teaches nobody (a = 0) is left out.
     """
 
     def lessons(self, depths: Depths, weights: Weights) -> tuple[Student, ...]:

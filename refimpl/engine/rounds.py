@@ -68,7 +68,7 @@ class Link(Protocol):
 
 
 class FederatedRecord(NamedTuple):
-    """A `RoundRecord` of the nodes that answered; `faults` has, by node, what went wrong with others."""
+    """A `RoundRecord` over the nodes that answered; `faults` says, by node, what went wrong there."""
 
     round: int
     nodes: tuple[int, ...]
