@@ -6,6 +6,7 @@ Flower's own conversion of arrays, which trusts the sizes in a message, is not u
 
 from __future__ import annotations
 
+import faulthandler
 import math
 import os
 import time
@@ -67,8 +68,14 @@ MOST = 256  # nodes whose samples a process keeps at a time
 _WORKERS: dict[tuple[str, int, str | None, int], Worker] = {}  # of this process, which may work for many
 
 
-def make_client(job: Job, data: str | None = None, threads: int | None = None) -> ClientApp:
-    """The ClientApp of a job. A node's configuration has `partition-id` and, where needed, `data`."""
+def make_client(
+    job: Job, data: str | None = None, threads: int | None = None, alone: bool = False
+) -> ClientApp:
+    """The ClientApp of a job. A node's configuration has `partition-id` and, where needed, `data`.
+
+    alone: whether the process is there for one message only. It then ends when nobody waits for its answer
+    any longer; a SuperNode whose client hangs would get no other message done.
+    """
     app = ClientApp()
 
     def worker(context: Context) -> Worker:
@@ -90,6 +97,8 @@ def make_client(job: Job, data: str | None = None, threads: int | None = None) -
 
     @app.train("solve")
     def solve(message: Message, context: Context) -> Message:
+        if alone:
+            faulthandler.dump_traceback_later(message.metadata.ttl, exit=True)
         return Message(_packed(worker(context).answer(_unpacked(message.content))), reply_to=message)
 
     return app

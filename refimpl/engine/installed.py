@@ -22,7 +22,7 @@ def main(job_file: Path) -> None:
     lacking = [name for name in REPLACED if not hasattr(runtime, name)]
     if lacking:
         sys.exit(f"refimpl: this flwr has no {', '.join(lacking)}; install refimpl[flower] again")
-    client = make_client(read_job(job_file))
+    client = make_client(read_job(job_file), alone=True)
     runtime.install_from_fab = lambda *_, **__: None
     runtime.get_load_client_app_fn = lambda *_, **__: lambda *_: client
     flwr_clientapp()

@@ -110,6 +110,34 @@ def test_messages_carry_the_bytes_of_one_process():
     assert sum(kind == flower.HELLO for _, kind in grid.kinds) == 3  # asked once, not in every round
 
 
+HANGING = """
+import time
+import numpy as np
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from refimpl.engine import flower
+from refimpl.engine.job import published
+from refimpl.engine.messages import sealed
+from refimpl.engine.node import Worker
+from refimpl.experiments.config import resolve
+
+Worker.answer = lambda self, message: time.sleep(600)
+TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+job = published(resolve(dataset="digits", model="mlp", method="fedavg", nodes=3, targets=0))
+content = flower._packed(sealed(np.zeros(3), round=1, node=0))
+message = Message(content, 1, flower.SOLVE, ttl=1.0)
+flower.make_client(job, threads=1, alone=True)(message, Context(1, 1, {"partition-id": 0}, RecordDict(), {}))
+"""
+
+
+def test_a_client_that_hangs_ends_when_nobody_waits_for_it_any_longer():
+    found = subprocess.run(
+        [sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert found.returncode == 1
+    assert "Timeout (0:00:01)!" in found.stderr
+
+
 def test_partition_ids_and_not_flowers_numbers_say_who_a_node_is():
     grid = Grid()
     grid.clients = {900 - number: client for number, client in grid.clients.items()}
