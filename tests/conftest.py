@@ -1,10 +1,15 @@
 """Settings and fixtures for all tests."""
 
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
 
 from refimpl.cli import app
 
+# The benchmarks in bench/ are not installed. Last, so that an installed refimpl stays the one tested.
+sys.path.append(str(Path(__file__).parents[1]))
 settings.register_profile("untimed", deadline=None)  # a deadline judges how busy the machine is
 settings.load_profile("untimed")
 

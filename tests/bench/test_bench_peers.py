@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from bench import experiments, markdown, regime
+from bench.bars import geometric_mean, judge
+from bench.peers import available, installed
+from bench.plans import all_cases, all_programs
 from refimpl.bench import endtoend, session
 from refimpl.bench.candidates import OURS, time_case
 from refimpl.bench.peaks import matrix_peaks
@@ -17,17 +21,8 @@ from refimpl.bench.timing import SMOKE
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def checkout(monkeypatch):
-    if not (ROOT / "bench").is_dir():
-        pytest.skip("not a checkout")
-    monkeypatch.syspath_prepend(str(ROOT))
-
-
 def synthetic(ours_seconds: float) -> dict:
     """Results in which every peer takes 1 ms and we the given time, times the share of channels on."""
-    from bench.plans import all_cases, all_programs
-
     results = session.gather([])
     results["peaks"] = [{"name": "numpy matmul", "dtype": "float32", "gflops": 100.0}]
     for case in all_cases():
@@ -53,25 +48,19 @@ def synthetic(ours_seconds: float) -> dict:
     return results
 
 
-def test_geometric_mean(checkout):
-    from bench.bars import geometric_mean
-
+def test_geometric_mean():
     assert geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
     assert math.isnan(geometric_mean([]))
 
 
-def test_the_grids_hold_what_they_promise(checkout):
-    from bench.plans import all_cases, all_programs
-
+def test_the_grids_hold_what_they_promise():
     assert {case.off for case in all_cases()} == {0.0, 0.25, 0.5, 0.75, 0.9}
     assert {case.batch for case in all_cases()} == {1, 32, 256}
     labels = [program.label for program in all_programs()]
     assert len(set(labels)) == len(labels)
 
 
-def test_bars_are_met_missed_or_not_measured(checkout):
-    from bench.bars import judge
-
+def test_bars_are_met_missed_or_not_measured():
     good = judge(synthetic(0.9e-3))
     assert all(bar.met for bar in good), [bar for bar in good if not bar.met]
     slow = {bar.what: bar.met for bar in judge(synthetic(9e-3))}
@@ -85,9 +74,7 @@ def test_bars_are_met_missed_or_not_measured(checkout):
     assert all(bar.met is None for bar in judge(session.gather([])))
 
 
-def test_a_bar_is_not_met_by_a_part_of_its_programs(checkout):
-    from bench.bars import judge
-
+def test_a_bar_is_not_met_by_a_part_of_its_programs():
     for seconds, verdict in ((0.9e-3, None), (9e-3, False)):
         results = synthetic(seconds)
         lost = session.rounds(5)[0].label  # one of the two rounds of this bar
@@ -98,9 +85,7 @@ def test_a_bar_is_not_met_by_a_part_of_its_programs(checkout):
         assert "(1 of 2 measured)" in found.measured
 
 
-def test_readme_tables_and_figure_come_from_the_results(checkout, tmp_path):
-    from bench import markdown
-
+def test_readme_tables_and_figure_come_from_the_results(tmp_path):
     results = synthetic(0.5e-3)
     assert "| 64->128@8x8 forward | 90 | 90% | 2.00 | 0.50 | 4.00 | 0.25 | 8.00 |" in markdown.layers(results)
     assert "| 100 us | 50 us | 10.00x | 10.00x | 10.00x | 10.00x |" in markdown.programs(results)
@@ -112,8 +97,7 @@ def test_readme_tables_and_figure_come_from_the_results(checkout, tmp_path):
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
-def test_the_readme_shows_the_committed_results(checkout):
-    from bench import experiments, markdown
+def test_the_readme_shows_the_committed_results():
     from refimpl.files.tables import inside, put_into
 
     speed = markdown.readme(json.loads((ROOT / "bench" / "results" / "speed" / "avx512.json").read_text()))
@@ -129,9 +113,7 @@ def test_the_readme_shows_the_committed_results(checkout):
         assert f"]({figure.relative_to(ROOT / folder)})" in texts[folder]
 
 
-def test_differences_to_a_second_baseline_mirror_the_stated_ones(checkout):
-    from bench import experiments
-
+def test_differences_to_a_second_baseline_mirror_the_stated_ones():
     results = experiments.read("protocol-1")
     (stated,) = (one for one in results["claims"] if one["label"] == "perfedavg")
     (mirrored,) = (one for one in experiments.differences(results, "perfedavg") if one.label == "fedavg")
@@ -140,9 +122,7 @@ def test_differences_to_a_second_baseline_mirror_the_stated_ones(checkout):
     assert mirrored.seeds == 20
 
 
-def test_a_regime_is_tuned_compared_and_shown(checkout, monkeypatch, tmp_path):
-    from bench import regime
-
+def test_a_regime_is_tuned_compared_and_shown(monkeypatch, tmp_path):
     small = {
         "nodes": 2,
         "targets": 1,
@@ -174,9 +154,8 @@ PEERS = (
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_peers_compute_the_same(checkout, monkeypatch, peer):
+def test_peers_compute_the_same(monkeypatch, peer):
     pytest.importorskip(peer)
-    from bench.peers import available, installed
 
     if peer not in installed():
         pytest.skip("a part of it is missing")
