@@ -28,7 +28,7 @@ PROTOCOLS = {
 }
 CLASSES = {name: one for name, one in PUBLIC.items() if inspect.isclass(one)} | PROTOCOLS
 CLASSES |= {one.__name__: one for one in RESULTS}
-ROOT = Path(refimpl.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", CLASSES)
