@@ -5,7 +5,7 @@ Source: mathematics.md §3 (objectives and tasks), §4 (schedules), §5 (penalti
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -106,11 +106,14 @@ class Penalty(Protocol):
 
 
 class Steps(NamedTuple):
-    """The three numbers of one iteration."""
+    """The three numbers of one iteration.
 
-    a: float  # weight of x in the middle point
-    b: float  # step of the aggregated point
-    l: float  # step of the prox point
+    a: weight of x in the middle point; b: step of the aggregated point; l: step of the prox point.
+    """
+
+    a: float
+    b: float
+    l: float
 
 
 class Schedule(Protocol):
@@ -118,3 +121,20 @@ class Schedule(Protocol):
 
     def steps(self, k: int) -> Steps:
         """a_k, b_k, l_k for iteration k = 1, 2, ..."""
+
+
+class Constant:
+    """A function that returns `answer`, whatever it is told. As a default it is shown by its name."""
+
+    def __init__(self, name: str, answer: Any) -> None:
+        self.name, self.answer = name, answer
+
+    def __call__(self, *told: object) -> Any:
+        """The answer."""
+        return self.answer
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+nothing, never = Constant("nothing", None), Constant("never", False)

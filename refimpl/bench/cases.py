@@ -14,9 +14,12 @@ OFF_SHARES = (0.0, 0.25, 0.5, 0.75, 0.9)
 
 
 class Geometry(NamedTuple):
-    """A layer: `filters` from `channels`, windows of kernel x kernel on padded size x size images.
+    """A layer, its samples being images of size x size pixels.
 
-    A fully connected layer is the case kernel = size = 1, pad = 0.
+    `filters` output channels are computed from `channels` input channels, with windows of `kernel` x `kernel`
+    taps. `pad` zeros are put on each side of an image; `stride` is the step from window to window, and
+    `dilation` the step from tap to tap. Each of the `groups` groups of output channels reads its own share of
+    the input channels. A fully connected layer is the case kernel = size = 1, pad = 0.
     """
 
     channels: int

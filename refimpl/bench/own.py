@@ -34,6 +34,7 @@ from refimpl.bench.oracle import Reference, length
 from refimpl.bench.peaks import blas, matrix_peaks
 from refimpl.bench.tables import own_table
 from refimpl.bench.timing import SMOKE, Effort
+from refimpl.contracts import nothing
 from refimpl.errors import InputError, expect_numbers, one_of, shown
 from refimpl.federated.adapt import AdaptSettings, adapt
 from refimpl.federated.local import LocalSettings, solve_local
@@ -58,9 +59,10 @@ Told = Callable[[Row], object]  # is given every row as soon as it is there
 
 @dataclass(frozen=True)
 class Timings:
-    """What was measured: a row for each candidate, pass, batch and share of closed channels.
+    """What was measured of a layer or a network.
 
-    peak: GFLOP/s of the best matrix product of NumPy, by which rates are judged.
+    subject: its name; rows: one for each candidate, pass, batch and share of closed channels; peak: GFLOP/s
+    of the best matrix product of NumPy, by which rates are judged.
     """
 
     subject: str
@@ -99,7 +101,7 @@ def time_layer(
     dtype: str = "float32",
     torch: bool = False,
     effort: Effort = USUAL,
-    on_row: Told = lambda row: None,
+    on_row: Told = nothing,
 ) -> Timings:
     """Time passes of a layer with shares `off` of its output channels closed, others in each sample.
 
@@ -155,7 +157,7 @@ def time_network(
     torch: bool = False,
     onnx: bool = False,
     effort: Effort = USUAL,
-    on_row: Told = lambda row: None,
+    on_row: Told = nothing,
 ) -> Timings:
     """Time a network with shares `off` of every gate's channels closed, others in each sample.
 

@@ -3,8 +3,6 @@
 Source: mathematics.md §12, §15.3.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -19,7 +17,11 @@ BASELINE = "alone"
 
 
 class Outcome(NamedTuple):
-    """A finished run: its scheme and seed, its depths, and what a step costs (§15.3)."""
+    """A finished run.
+
+    scheme, seed: which run it is; cost: what a step costs, as a multiple of the full network's (§15.3);
+    seconds: how long the training took; rows: its depths.
+    """
 
     scheme: str
     seed: int
@@ -29,9 +31,12 @@ class Outcome(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A scheme at a depth: mean accuracy in percent over seeds, and points above the baseline at that depth.
+    """A scheme at a depth, over its seeds.
 
-    spread: standard deviation over seeds (ddof 1); low, high: 95 % interval of Student's t over seeds.
+    accuracy: mean over seeds, in percent; spread: its standard deviation (ddof 1); flops, milliseconds: of a
+    sample and of a call with one sample, means over seeds; cost: of a training step, as a multiple of the
+    full network's; difference: percentage points above the baseline at that depth, paired by seed; low, high:
+    its 95 % interval of Student's t over seeds.
     """
 
     scheme: str

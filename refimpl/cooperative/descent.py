@@ -23,7 +23,12 @@ SCHEDULES = {
 
 @dataclass(frozen=True)
 class Momentum:
-    """v <- momentum v + g + decay w, w <- w - rate v; only the first `decays` entries decay, or all."""
+    """v <- momentum v + g + decay w, w <- w - rate v.
+
+    rate: the learning rate at the start; schedule: how it falls, by its name in `SCHEDULES`; momentum: the
+    share of v that is kept; decay: the weight decay; decays: how many entries, from the first on, decay
+    (None: all).
+    """
 
     rate: float
     momentum: float = 0.9

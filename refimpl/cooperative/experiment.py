@@ -6,8 +6,6 @@ resumed ends in the same bytes, for any number of threads.
 Source: mathematics.md §15.2, §15.4, §15.7. Reconstructed.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -42,8 +40,9 @@ from refimpl.rng import SeedTree
 class Epoch(NamedTuple):
     """An epoch in numbers.
 
-    loss: of all students together, mean over the steps; rate: at the first step; flops: as if all channels
-    were open; validation: accuracy of every sub-network of the team after it, in their order, or none.
+    round: its number, from 1; loss: of all students together, mean over the steps; rate: the learning rate at
+    the first step; flops: of all steps, as if all channels were open; seconds: how long it took; validation:
+    accuracy of every sub-network of the team after it, in their order, or none.
     """
 
     round: int
@@ -56,7 +55,12 @@ class Epoch(NamedTuple):
 
 @dataclass(frozen=True)
 class Cooperative:
-    """A prepared run: settings, team, what is trained, and the data with their division."""
+    """A prepared run.
+
+    config: its settings; network: the team of sub-networks; scheme: who learns from whom; depths: the depths
+    of the members; dataset: all samples; split: which of them are for training, validation and test; data:
+    what identifies the data set, so that a later command can refuse another one.
+    """
 
     config: CooperativeConfig
     network: Team

@@ -57,7 +57,11 @@ def depths_within(network: Network, budgets: Sequence[float]) -> list[int]:
 
 @dataclass(frozen=True)
 class DepthTask:
-    """A node's problem: its samples x (n, ...) and y (n,), and the sub-network `part` that it can afford."""
+    """A node's problem.
+
+    team: the networks of all depths; part: the sub-network that the node can afford; x (n, ...), y (n,): its
+    samples and labels; gating: how gates decide; batch_size: samples of a step (0: all).
+    """
 
     team: Team
     part: Part
@@ -86,7 +90,10 @@ class DepthTask:
 
 @dataclass(frozen=True)
 class DepthObjective:
-    """A sub-network's loss as a function of the team's w, of which it reads the `entries`."""
+    """A sub-network's loss as a function of the team's w.
+
+    objective: the loss as a function of the sub-network's own parameters; entries: where these lie in w.
+    """
 
     objective: NetworkObjective | CompiledObjective
     entries: np.ndarray

@@ -3,8 +3,6 @@
 Source: mathematics.md §15.5. Reconstructed.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +21,11 @@ KEPT = 0.95  # share of the calls in which a budget of time is to be kept
 
 
 class Latency(NamedTuple):
-    """Milliseconds of a call with `batch` samples: the median, and what 95 % of the calls do not exceed."""
+    """Milliseconds of a call.
+
+    batch: samples of the call; median: what half of the calls take; high: what 95 % of the calls do not
+    exceed.
+    """
 
     batch: int
     median: float
@@ -31,7 +33,11 @@ class Latency(NamedTuple):
 
 
 class Deployed(NamedTuple):
-    """A depth of a trained team with its own parameters w, ready to predict."""
+    """A depth of a trained team, ready to predict.
+
+    part: the sub-network that is used; validation: its accuracy on the validation samples; w: its own
+    parameters; predict: a `Predictor` with them.
+    """
 
     part: Part
     validation: float
@@ -40,7 +46,11 @@ class Deployed(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A depth in numbers: accuracies, FLOPs of a sample as executed, milliseconds for each size of a call."""
+    """A depth in numbers.
+
+    member: the member whose sub-network is used at this depth; validation, test: its accuracy on those
+    samples; flops: of a sample, as executed; latencies: milliseconds, for each size of a call.
+    """
 
     depth: int
     member: str

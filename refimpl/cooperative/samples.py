@@ -5,8 +5,6 @@ Every random number depends on the seed, its purpose and the epoch alone, so all
 Source: mathematics.md §15.4; He et al. 2016, section 4.2 (crops and mirroring).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -19,7 +17,11 @@ from refimpl.rng import SeedTree
 
 
 class Split(NamedTuple):
-    """Indices of samples: disjoint parts for training, validation and test."""
+    """Indices of samples in three disjoint parts.
+
+    train: those that are trained on; validation: those on which a Teammate is chosen; test: those that are
+    used for results alone.
+    """
 
     train: np.ndarray
     validation: np.ndarray
@@ -49,7 +51,11 @@ def split(
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images are changed: `crop` black pixels around them, a random window; mirrored or not."""
+    """How training images are changed.
+
+    crop: so many black pixels are put around an image, and a random window of its old size is cut out; flip:
+    half of the images are mirrored.
+    """
 
     crop: int = 0
     flip: bool = False
@@ -75,7 +81,11 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Batches:
-    """Batches of `size` of the samples `chosen`, moved and mirrored by `change`; dtype: their number type."""
+    """The batches of each epoch.
+
+    dataset: all samples; chosen: the indices of those to train on; size: samples of a batch; change: how
+    images are moved and mirrored; dtype: their number type.
+    """
 
     dataset: DataSet
     chosen: np.ndarray

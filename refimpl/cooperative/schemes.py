@@ -7,8 +7,6 @@ Source: mathematics.md §15.2, §15.3; Yu & Huang 2019 (`sandwich`), Zhang et al
 Reconstructed: all weights and who learns from whom.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +21,11 @@ MATES, SINGLE = ("a", "b"), "net"
 
 
 class Student(NamedTuple):
-    """A sub-network in a step: the weight of its cross-entropy, and its teachers with their weights."""
+    """A sub-network in a step.
+
+    part: which sub-network; teachers: those it learns from, each with a weight; labels: the weight of its
+    cross-entropy.
+    """
 
     part: Part
     teachers: tuple[tuple[Part, float], ...] = ()
@@ -31,7 +33,7 @@ class Student(NamedTuple):
 
 
 class Depths(NamedTuple):
-    """The full depth, and the lesser depths of each Teammate."""
+    """full: the depth of the whole network; sets: the lesser depths of each of the two Teammates."""
 
     full: int
     sets: tuple[tuple[int, ...], tuple[int, ...]]
@@ -43,7 +45,11 @@ class Depths(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """How much teaching counts: a the Leader's, b that between Teammates, c that of their sub-networks."""
+    """How much teaching counts.
+
+    a: what the Leader teaches the Teammates; b: what these teach each other; c: what each teaches its
+    sub-networks.
+    """
 
     a: float = 1.0
     b: float = 1.0

@@ -6,8 +6,6 @@ scale and shift of their own unless the team shares them.
 Source: mathematics.md §15.1, §15.2. Reconstructed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,7 +23,10 @@ LEADER = "leader"
 
 
 class Part(NamedTuple):
-    """A sub-network: of which member, and how deep."""
+    """A sub-network.
+
+    member: the name of the member whose weights it shares; depth: how many blocks of each stage it has.
+    """
 
     member: str
     depth: int

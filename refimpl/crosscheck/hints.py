@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refimpl.contracts import nothing
 from refimpl.crosscheck.compare import DEPARTS, FINE, SHAPE, Comparison, Row, Theirs, is_close, relative_error
 from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.file import Expected, Golden
@@ -71,7 +72,7 @@ def examine(
     theirs: Theirs,
     comparison: Comparison,
     most: int = EXAMINED,
-    tell: Callable[[str], None] = lambda case: None,
+    tell: Callable[[str], None] = nothing,
 ) -> Findings:
     """What is found about the first departure of each case, for the first cases in the order of execution.
 

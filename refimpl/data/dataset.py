@@ -25,15 +25,16 @@ def check_finite(who: str, what: str, samples: NDArray[Any]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """Images (n, C, H, W) with labels y (n,) int64 from 0 to len(class_names) - 1.
+    """Images with their labels.
 
-    Images are uint8; a user's own data may also be float32 or float64. A pixel v of channel c stands for the
-    number (v / scale - mean[c]) / std[c]. The published training part comes first: samples 0 to
-    n_train - 1. `note` says in words what a result should mention. float32 copies of bytes would take
-    four times the memory (CIFAR-10: 737 MB), so only nodes have such copies, made by `x`. `folder` is where
-    the files were looked for, None for data in the package. `node_sizes` are the training samples that the
-    smallest and the largest of 20 nodes usually have. Raises `DataError` for arrays that do not belong
-    together and for NaN or infinite pixels.
+    `name` is what messages call it. `images` (n, C, H, W) are uint8; a user's own data may also be float32 or
+    float64. Labels `y` (n,) int64 go from 0 to len(class_names) - 1. A pixel v of channel c stands for the
+    number (v / scale - mean[c]) / std[c]. The published training part comes first: samples 0 to n_train - 1.
+    `note` says in words what a result should mention. float32 copies of bytes would take four times the
+    memory (CIFAR-10: 737 MB), so only nodes have such copies, made by `x`. `folder` is where the files were
+    looked for, None for data in the package. `node_sizes` are the training samples that the smallest and the
+    largest of 20 nodes usually have. Raises `DataError` for arrays that do not belong together and for NaN or
+    infinite pixels.
 
     Source: mathematics.md §11.
     """

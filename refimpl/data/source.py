@@ -7,8 +7,6 @@ The publishers and the common loaders give MD5 sums. They protect against damage
 forged ones. Forged files are the task of the readers, which execute nothing and limit all sizes.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,7 +64,11 @@ class Form:
 
 
 class Download(NamedTuple):
-    """One published file: where it goes (relative to the data folder), its MD5, its addresses in order."""
+    """One published file.
+
+    target: where it goes, relative to the data folder; md5: its checksum; addresses: where it is, in the
+    order in which they are tried.
+    """
 
     target: str
     md5: str
@@ -83,7 +85,11 @@ def files_at(
 
 
 class About(NamedTuple):
-    """A data set: samples of its two published parts, shape of an image, classes, licence, reference."""
+    """What is known of a data set before it is read.
+
+    train, test: samples of its two published parts; shape: of an image; classes: how many there are; licence:
+    under which it is published; citation: its reference.
+    """
 
     train: int = 0
     test: int = 0
@@ -120,7 +126,7 @@ class DataSource:
     usual: ClassVar[Mapping[str, Any]] = {}
     class_parts: ClassVar[tuple[str, str]] = ("", "")
 
-    def read(self, found: Found) -> DataSet:
+    def read(self, found: "Found") -> "DataSet":
         """The data in the files that were found; raises `DataError` for files that are not as expected."""
         raise NotImplementedError(f"{type(self).__name__} has no method read")
 

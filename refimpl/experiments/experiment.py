@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from refimpl.contracts import Method, State
+from refimpl.contracts import Method, State, nothing
 from refimpl.data.catalog import load
 from refimpl.data.dataset import DataSet
 from refimpl.data.identity import Identity, Recorded, identify
@@ -282,7 +282,7 @@ def try_out(configs: Iterable[tuple[str, Config]], data_dir: str | Path | None =
 
 @dataclass(frozen=True)
 class Trained:
-    """Where a run stands: the method's state after `rounds` rounds, and the meta-model."""
+    """Where a run stands: the method's `state` after `rounds` rounds, and the meta-model `w`."""
 
     state: State
     rounds: int
@@ -373,7 +373,7 @@ def personalise(experiment: Experiment, w: np.ndarray, node: Node, threads: int 
 def adapt_targets(
     experiment: Experiment,
     w: np.ndarray,
-    on_node: Callable[[NodeReport], None] = lambda report: None,
+    on_node: Callable[[NodeReport], None] = nothing,
     threads: int | None = None,
 ) -> list[NodeReport]:
     """Adapt and test the meta-model w at every target node; `on_node` is told of each, in their order.

@@ -5,8 +5,6 @@ Killing the process at any time loses at most the round in progress: files are c
 bytes, so that a resumed run can be compared with an uninterrupted one byte by byte.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -44,7 +42,11 @@ META = "__meta__"  # the entry of a checkpoint that is not an array of the state
 
 
 class Checkpoint(NamedTuple):
-    """A method's state after `round` rounds; `meta` is what the caller stores besides arrays."""
+    """A method's state.
+
+    round: the number of rounds that it has behind it; arrays: the state; meta: what the caller stores
+    besides.
+    """
 
     round: int
     arrays: Arrays
@@ -72,7 +74,7 @@ class RunFolder:
         force: bool = False,
         threads: int | None = None,
         data: Identity | None = None,
-    ) -> RunFolder:
+    ) -> "RunFolder":
         """Make the folder of a new run at `path`; an existing run is replaced only with `force`.
 
         data: the data the run must be trained on; without it, `train` records the data it uses.
@@ -97,7 +99,7 @@ class RunFolder:
             return run
 
     @classmethod
-    def open(cls, path: str | Path, lock: bool = True) -> RunFolder:
+    def open(cls, path: str | Path, lock: bool = True) -> "RunFolder":
         """Open an existing run to continue it, or with `lock=False` only to read it."""
         path = Path(path)
         if not (path / CONFIG).is_file():
@@ -106,7 +108,7 @@ class RunFolder:
         run._opened = None if lock else os.stat(path)
         return run
 
-    def __enter__(self) -> RunFolder:
+    def __enter__(self) -> "RunFolder":
         return self
 
     def __exit__(self, *_: object) -> None:

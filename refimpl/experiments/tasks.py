@@ -15,7 +15,10 @@ from refimpl.nn.task import NetworkTask
 
 @dataclass(frozen=True)
 class NodeTasks(Sequence[NetworkTask]):
-    """The learning problem of each node's training samples: like `first`, and made when it is asked for."""
+    """The learning problem of each node's training samples, made when it is asked for.
+
+    nodes: whose samples they are; first: the problem of the first node, which the others are like.
+    """
 
     nodes: Sequence[Node]
     first: NetworkTask

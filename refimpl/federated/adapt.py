@@ -58,9 +58,11 @@ def quiet(gating: Gating) -> Gating:
 
 
 class Adapted(NamedTuple):
-    """Adapted parameters, and what each stage cost: seconds and executed FLOPs.
+    """Adapted parameters w, and what each of the two stages cost.
 
-    If a method prunes, the cost of choosing what to keep is given as that of the gate's stage.
+    seconds_gate, flops_gate: time and executed FLOPs of the stage that moves gates; seconds_backbone,
+    flops_backbone: those of the stage that moves the backbone. If a method prunes, the cost of choosing what
+    to keep is given as that of the gate's stage.
     """
 
     w: np.ndarray
@@ -112,9 +114,11 @@ def unknown(network: Network, dtype: np.dtype) -> Personal:
 
 
 class Evaluation(NamedTuple):
-    """Results of a model on samples. closed (n,): share of gated channels off, per sample (0 without gates).
+    """Results of a model on samples.
 
-    All numbers are NaN if the model has diverged: see `evaluate`.
+    accuracy: share that is classified rightly; loss: mean cross-entropy; closed (n,): share of gated channels
+    off, per sample (0 without gates); flops: executed in all. All are NaN if the model has diverged: see
+    `evaluate`.
     """
 
     accuracy: float
@@ -126,12 +130,14 @@ class Evaluation(NamedTuple):
 class NodeReport(NamedTuple):
     """A target node in numbers.
 
-    *_before: the meta-model as the node received it; *_after: the adapted model, NaN if it has diverged;
-    accuracy_pruned: the pruned model before any gradient step (NaN if nothing is pruned).
-    sparsity_mean/_spread: share of gated channels off over the test samples of the adapted model (mean, and
-    standard deviation with ddof 0); flops_dense/_executed: one test sample forward, without gates and with
-    them skipping; adapt_flops_*: both stages over the support set, ungated stage II against both gated
-    stages; weights_off: share of weights pruned one by one, which skips nothing.
+    node: its name. accuracy_before, loss_before: on its test samples, of the meta-model as the node received
+    it; accuracy_after, loss_after: of the adapted model, NaN if it has diverged; accuracy_pruned: of the
+    pruned model before any gradient step (NaN if nothing is pruned). sparsity_mean, sparsity_spread: share of
+    gated channels off over the test samples of the adapted model (mean, and standard deviation with ddof 0);
+    flops_dense, flops_executed: one test sample forward, without gates and with them skipping;
+    adapt_flops_dense, adapt_flops_executed: both stages over the support set, ungated stage II against both
+    gated stages; seconds_gate, seconds_backbone: how long the stages took; weights_off: share of weights
+    pruned one by one, which skips nothing.
 
     Of the trained gates of the adapted model (NaN without): conditional_share: gated channels whose mask
     differs between test samples; class_information: mutual information of a channel's mask and the class of

@@ -43,9 +43,12 @@ def vectors_of(who: str, state: State, *names: str) -> list[np.ndarray]:
 class RoundRecord(NamedTuple):
     """One round in numbers; floats are means over the round's nodes, counts are sums.
 
-    gradients: evaluations, a Hessian-vector product counting as two; flops: executed;
-    gap: surrogate stationarity gap ||G_b(md)|| with the server's g (§7), NaN for methods without one;
-    floats_sent: down plus up; floats_sent_sparse: the same without exact zeros.
+    round: its number, from 1; nodes: those that took part; loss: of the nodes at the point that they were
+    sent; gap: surrogate stationarity gap ||G_b(md)|| with the server's g (§7), NaN for methods without one;
+    residual: norm of the local problem's gradient where a node stopped; gradients: evaluations, a
+    Hessian-vector product counting as two; flops: executed; closed_share: share of gated channels off;
+    floats_sent: down plus up; floats_sent_sparse: the same without exact zeros; seconds: how long the round
+    took.
     """
 
     round: int

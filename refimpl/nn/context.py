@@ -4,8 +4,6 @@ Source: mathematics.md §2.3 (modes; reconstructed from [MG] appendix F) and §2
 when; derived).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -84,9 +82,9 @@ def _fixed_noise(off: float, seed: int, gate: str, samples: int, channels: int) 
 class Routing(NamedTuple):
     """What decides, besides the network, which channels and gradients are computed.
 
-    smooth: masks are not 0/1, so nothing is skipped; dense: closed channels are computed for gates that
-    learn; detach: gates pass no gradient on to their input; gated: False stands for the network without
-    its gates.
+    train: the parts that are trained; smooth: masks are not 0/1, so nothing is skipped; dense: closed
+    channels are computed for gates that learn; detach: gates pass no gradient on to their input; gated: False
+    stands for the network without its gates.
     """
 
     train: tuple[str, ...] = ()

@@ -4,8 +4,6 @@ Source: mathematics.md §2.2 (the gate), §2.3 (modes), §2.3b (back-propagation
 [MG] section 3.1 and appendix F. The order of the two logits (off, on) is reconstructed.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -123,9 +121,11 @@ def to_logits(dmargin: np.ndarray) -> np.ndarray:
 class ChannelGate:
     """s = channel means of x; hidden = relu(A1 s + b1); (z_off, z_on) = A2 hidden + b2; on iff d > 0.
 
-    norm: what s goes through before A1, if anything; its parameters are the gate's (§2.2c). Row 2c of A2 is
-    channel c's off logit, row 2c+1 its on logit; d = z_on - z_off. Where d is NaN the gate cannot decide: the
-    channel counts as on, and all its values are NaN, in every mode (`Gated`).
+    name: the gate's, from which its parameters have theirs; in_channels, out_channels: of the layer that it
+    gates; hidden: units of its hidden layer; norm: what s goes through before A1, if anything; its parameters
+    are the gate's (§2.2c). Row 2c of A2 is channel c's off logit, row 2c+1 its on logit; d = z_on - z_off.
+    Where d is NaN the gate cannot decide: the channel counts as on, and all its values are NaN, in every mode
+    (`Gated`).
     """
 
     name: str

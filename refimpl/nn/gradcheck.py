@@ -31,7 +31,7 @@ STEPS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 
 
 class SlotError(NamedTuple):
-    """The worst directional error of one parameter."""
+    """The worst directional `error` of the parameter of that `name`."""
 
     name: str
     error: float

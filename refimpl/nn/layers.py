@@ -8,8 +8,6 @@ Masks are arguments: boolean (N, C) arrays of channels that take part, None for 
 §2.3b). A closed channel is skipped, in each direction, and comes out as exact zeros.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -128,13 +126,13 @@ def expect(layer: str, what: str, wanted: object, got: object) -> None:
 
 
 class WeightedCache(NamedTuple):
-    """What a weighted layer keeps: its input and which of its channels are not zero."""
+    """What a weighted layer keeps: its input `x`, and `reads`: which channels of it are not zero."""
 
     x: np.ndarray
     reads: Mask
 
 
-def _bias(layer: Conv2d | Linear, arrays: Arrays, size: int, like: np.ndarray) -> np.ndarray:
+def _bias(layer: "Conv2d | Linear", arrays: Arrays, size: int, like: np.ndarray) -> np.ndarray:
     """The layer's bias, or its gradient, in `arrays`; zeros that nobody keeps for a layer without one."""
     return arrays[f"{layer.name}.bias"] if layer.bias else np.zeros(size, like.dtype)
 
@@ -143,9 +141,11 @@ def _bias(layer: Conv2d | Linear, arrays: Arrays, size: int, like: np.ndarray) -
 class Conv2d:
     """2-D convolution (cross-correlation): x (N,C,H,W) -> y (N,K,P,Q), weight (K,C/G,kh,kw), bias (K,).
 
-    dilation: how far neighbouring taps are apart; groups: G groups of output channels, each of which reads
-    C/G input channels of its own. It is depthwise if there are as many groups as channels on both sides.
-    Source: mathematics.md §2.1 ([MG] eq. 1). Derived.
+    name: from which its parameters have theirs; in_channels, out_channels: C and K; kernel_size: (kh, kw), or
+    one number for both; stride: step from window to window; padding: zeros on each side of an image; bias:
+    whether it has one; dilation: how far neighbouring taps are apart; groups: G groups of output channels,
+    each of which reads C/G input channels of its own. It is depthwise if there are as many groups as channels
+    on both sides. Source: mathematics.md §2.1 ([MG] eq. 1). Derived.
     """
 
     name: str
@@ -256,10 +256,11 @@ class Conv2d:
 
 @dataclass(frozen=True)
 class Linear:
-    """Fully connected layer: x (N,I) -> y (N,O), weight (O,I), bias (O,), if it has one.
+    """Fully connected layer: x (N,I) -> y (N,O), weight (O,I), bias (O,).
 
-    `gain` scales the initial weights: sqrt(2) before a ReLU, 1 for an output layer.
-    Source: mathematics.md §2.2. Derived.
+    name: from which its parameters have theirs; in_features, out_features: I and O; gain: scales the initial
+    weights, sqrt(2) before a ReLU, 1 for an output layer; part: of the vector, that its parameters lie in;
+    bias: whether it has one. Source: mathematics.md §2.2. Derived.
     """
 
     name: str
@@ -307,7 +308,11 @@ class Linear:
 
 
 class NormCache(NamedTuple):
-    """What a normalisation keeps: normalised input (frozen: the input) (N,C,P), 1/std, input shape."""
+    """What a normalisation keeps for its backward pass.
+
+    normalised: its normalised input (frozen: its input), as (N, C, P); inverse_std: 1/std; shape: of the
+    input.
+    """
 
     normalised: np.ndarray
     inverse_std: np.ndarray
@@ -316,7 +321,11 @@ class NormCache(NamedTuple):
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What all normalisations have: x (N,C,H,W) or (N,C) -> same shape; weight starts at 1, bias at 0."""
+    """What all normalisations have: x (N,C,H,W) or (N,C) -> same shape; weight starts at 1, bias at 0.
+
+    name: from which its parameters have theirs; channels: C; eps: is added to variances; part: of the vector,
+    that its parameters lie in.
+    """
 
     name: str
     channels: int

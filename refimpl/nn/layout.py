@@ -30,7 +30,8 @@ def is_float(dtype: np.dtype) -> bool:
 class Parameter:
     """What a layer declares about one of its arrays.
 
-    The initial value is the pattern `fill`, repeated, plus `std` times standard normal noise.
+    name, shape: the array's; part: of the vector, that it lies in. Its initial value is the pattern `fill`,
+    repeated, plus `std` times standard normal noise.
     """
 
     name: str
@@ -50,7 +51,7 @@ def kaiming_std(fan_in: int, gain: float = math.sqrt(2.0)) -> float:
 
 @dataclass(frozen=True)
 class Slot:
-    """One named array inside the vector: entries start..stop, seen with `shape`."""
+    """One named array inside the vector: entries `start` to `stop`, seen with the shape of `parameter`."""
 
     parameter: Parameter
     start: int

@@ -102,7 +102,8 @@ class _Window(Plain):
 class MaxPool2d(_Window):
     """Largest value of each window, which gets the gradient; the first one wins a tie.
 
-    Padding counts as minus infinity, so it never wins.
+    kernel_size: of a window; stride: from window to window (none: windows touch); padding: pixels that are
+    added on each side, which count as minus infinity, so they never win.
     """
 
     records: ClassVar[bool] = True

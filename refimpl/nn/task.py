@@ -7,8 +7,6 @@ Source: mathematics.md §3 (L_i is the mean cross-entropy over D_i, or over the 
 Derived.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -46,7 +44,11 @@ def draw_batches(rng: np.random.Generator, samples: int, size: int, count: int) 
 
 
 class Descent(NamedTuple):
-    """A local descent's end point, first loss, last residual, executed FLOPs, share of channels closed."""
+    """Where a local descent ended.
+
+    w: the end point; loss: the first one; residual: the last one's norm; flops: executed; closed_share: share
+    of gated channels that were off.
+    """
 
     w: np.ndarray
     loss: float
@@ -89,7 +91,7 @@ class NetworkTask:
         for name in ("x", "y", "soft"):
             object.__setattr__(self, name, getattr(checked, name))
 
-    def on(self, x: np.ndarray, y: np.ndarray) -> NetworkTask:
+    def on(self, x: np.ndarray, y: np.ndarray) -> "NetworkTask":
         """The same on other samples, without teachers; what depends on the network alone is shared."""
         other = replace(self, x=x, y=y, soft=None)
         other.__dict__.update(
@@ -123,7 +125,7 @@ class NetworkTask:
 
     def draw(
         self, rng: np.random.Generator, count: int
-    ) -> Iterator[NetworkObjective] | Iterator[CompiledObjective]:
+    ) -> "Iterator[NetworkObjective] | Iterator[CompiledObjective]":
         """Objectives on `count` batches. All batches are drawn first, then (mode `gumbel`) all noise."""
         batches, noise = self._draw(rng, count)
         if self.program is not None:

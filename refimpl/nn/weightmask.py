@@ -32,10 +32,11 @@ from refimpl.nn.layout import Layout
 
 @dataclass(frozen=True, eq=False)
 class WeightMask:
-    """Which entries of w are kept, bool (d,). Masks are compared by identity.
+    """Which weights are kept. Masks are compared by identity.
 
-    sparse_below: the share of kept weights below which a convolution's forward pass and input gradient use
-    the sparse kernels; 0 stands for never, and anything above 1 for always.
+    layout: of the network's vector w; kept: bool (d,), whether an entry of w is kept; sparse_below: the share
+    of kept weights below which a convolution's forward pass and input gradient use the sparse kernels; 0
+    stands for never, and anything above 1 for always.
     """
 
     layout: Layout

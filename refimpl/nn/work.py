@@ -47,7 +47,11 @@ FORWARD, INPUT_GRAD, WEIGHT_GRAD, GATE = range(4)
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs of a whole batch by pass; `gate` is the part of these three that gates owe, not a fourth."""
+    """FLOPs of a whole batch.
+
+    forward, input_grad, weight_grad: those of each pass; `gate` is the part of these three that gates owe,
+    not a fourth.
+    """
 
     forward: int = 0
     input_grad: int = 0

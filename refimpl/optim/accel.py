@@ -27,11 +27,15 @@ from refimpl.registry import SCHEDULES, check_keys, key
 
 
 class State(NamedTuple):
-    """Where the iteration stands; what a checkpoint must hold."""
+    """Where the iteration stands; what a checkpoint must hold.
 
-    k: int  # iterations done
-    x: Vector  # prox point x_k, moved by the long step l_k
-    ag: Vector  # aggregated point xag_k, what the method returns
+    k: iterations done; x: the prox point x_k, moved by the long step l_k; ag: the aggregated point
+    xag_k, which the method returns.
+    """
+
+    k: int
+    x: Vector
+    ag: Vector
 
     @classmethod
     def start(cls, x0: Vector) -> "State":
@@ -152,11 +156,15 @@ def step(
 
 
 class Certificate(NamedTuple):
-    """How stationary a point is, from the value and gradient at the point itself (mathematics.md §7)."""
+    """How stationary a point x is, from the value and gradient at the point itself (mathematics.md §7).
 
-    value: float  # F(x) + h(x)
-    mapping: float  # ||x - prox_{b h}(x - b grad F(x))|| / b
-    distance: float  # dist(0, grad F(x) + dh(x))
+    value: F(x) + h(x); mapping: ||x - prox_{b h}(x - b grad F(x))|| / b; distance: dist(0, grad F(x) +
+    dh(x)).
+    """
+
+    value: float
+    mapping: float
+    distance: float
 
 
 def certify(objective: Objective, penalty: Penalty, x: Vector, beta: float) -> Certificate:
@@ -173,13 +181,17 @@ def certify(objective: Objective, penalty: Penalty, x: Vector, beta: float) -> C
 
 @dataclass(frozen=True)
 class Result:
-    """What `minimize_composite` returns; the certificate belongs to `x`."""
+    """What `minimize_composite` returns.
 
-    x: Vector  # the point returned, xag_K
-    certificate: Certificate  # evaluated at x
-    iterations: int  # iterations done
-    converged: bool  # whether the mapping norm at x is at most the tolerance asked for
-    state: State  # to go on from
+    x: the point that was found, xag_K; certificate: how stationary x is; iterations: how many were done;
+    converged: whether the mapping norm at x is at most the tolerance asked for; state: to go on from.
+    """
+
+    x: Vector
+    certificate: Certificate
+    iterations: int
+    converged: bool
+    state: State
 
 
 def minimize_composite(

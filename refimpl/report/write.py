@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from refimpl.contracts import nothing
 from refimpl.errors import RunError
 from refimpl.experiments.compare.plan import slug
 from refimpl.files.environment import environment
@@ -126,7 +127,7 @@ def write(
     views: Sequence[View],
     compared: Sequence[Compared],
     chosen: Sequence[Plan],
-    on_figure: Callable[[str], None] = lambda name: None,
+    on_figure: Callable[[str], None] = nothing,
 ) -> list[Path]:
     """Draw figures and write them with the page into `out`; returns the paths, with the page first."""
     try:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refimpl.contracts import Penalty, Schedule, Vector
+from refimpl.contracts import Penalty, Schedule, Vector, nothing
 from refimpl.errors import DivergenceError, InputError, expect_numbers, shown
 from refimpl.files.storage import json_text
 from refimpl.files.tables import table
@@ -62,21 +62,29 @@ SCALARS = (float, int, str, bool)
 
 
 class FollowedRound(NamedTuple):
-    """What is known about round k at its centre md_k; sides and rows are added when the run has ended."""
+    """What is known about round k at its centre md_k; sides and rows are added when the run has ended.
+
+    round: k; true_gap: ||G_b(md_k)||, with grad F from certified local solutions; error: a bound on its
+    error, if the constants hold; assured: whether no constant was seen to be exceeded in this round or
+    before; server_gap: the gap with g_k, which is all that the server knows; inexactness: ||g_k - grad
+    F(md_k)||; inexactness_bound: delta_k; objective: Phi(xag_k); lowest, highest: the least and the greatest
+    curvature of a loss seen in this round; left, right: the sides of Theorem 1 after k rounds, NaN where it
+    says nothing; rows: the inequalities of its proof in this round.
+    """
 
     round: int
-    true_gap: float  # ||G_b(md_k)||, with grad F from certified local solutions
-    error: float  # bound on its error, if the constants hold
-    assured: bool  # whether no constant was seen to be exceeded in this round or before
-    server_gap: float  # the same with g_k, which is all that the server knows
-    inexactness: float  # ||g_k - grad F(md_k)||
-    inexactness_bound: float  # delta_k
-    objective: float  # Phi(xag_k)
-    lowest: float  # curvature of a loss seen in this round
+    true_gap: float
+    error: float
+    assured: bool
+    server_gap: float
+    inexactness: float
+    inexactness_bound: float
+    objective: float
+    lowest: float
     highest: float
-    left: float = math.nan  # of Theorem 1 after k rounds; NaN where it says nothing
+    left: float = math.nan
     right: float = math.nan
-    rows: tuple[Row, ...] = ()  # the inequalities of the proof in this round
+    rows: tuple[Row, ...] = ()
 
     def __str__(self) -> str:
         return (
@@ -87,17 +95,24 @@ class FollowedRound(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Following:
-    """A run with all that was seen on the way."""
+    """A run with all that was seen on the way.
 
-    problem: Problem  # its losses with the constants that were used
-    constants: str  # how those are known: "stated" or "estimated"
+    problem: its losses with the constants that were used; constants: how those are known, "stated" or
+    "estimated"; lam: the weight of the proximal term; beta: b_1 of the schedule; steps: local gradient steps,
+    0 for exact local solutions; w: xag after the last round; rounds: what is known of each; findings: what is
+    wrong with the constants, the region or the run, when first seen; rows: every statement once, in the round
+    that comes nearest to violating it.
+    """
+
+    problem: Problem
+    constants: str
     lam: float
-    beta: float  # b_1 of the schedule
-    steps: int  # local gradient steps; 0 for exact local solutions
-    w: Vector  # xag after the last round
+    beta: float
+    steps: int
+    w: Vector
     rounds: tuple[FollowedRound, ...]
-    findings: tuple[Row, ...]  # what is wrong with the constants, the region or the run, when first seen
-    rows: tuple[Row, ...]  # every statement once, in the round that comes nearest to violating it
+    findings: tuple[Row, ...]
+    rows: tuple[Row, ...]
 
     @property
     def holds(self) -> bool:
@@ -183,7 +198,7 @@ def follow(
     schedule: Schedule | None = None,
     region: Penalty | None = None,
     seed: int = 0,
-    on_round: Callable[[FollowedRound], object] = lambda one: None,
+    on_round: Callable[[FollowedRound], object] = nothing,
 ) -> Following:
     """Run the method on the problem's nodes, and compare each round with the theory.
 

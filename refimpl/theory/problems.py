@@ -11,7 +11,7 @@ Source: mathematics.md §3 and §8 (families and their constants). Derived; veri
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -44,12 +44,16 @@ class ClosedForm(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Minimise, over v, the mean over nodes of the Moreau envelopes of `losses`, plus `penalty`."""
+    """Minimise, over v, the mean over nodes of the Moreau envelopes of `losses`, plus `penalty`.
+
+    name: what tables call it; size: entries of v; attains: +1 or -1 where the lemmas are equalities, at
+    curvature +L or -L on every axis, else 0.
+    """
 
     name: str
     losses: tuple[Loss, ...]
     size: int
-    penalty: Penalty = field(default_factory=Zero)
+    penalty: Penalty = Zero()
     attains: int = 0  # +1, -1: the lemmas are equalities here, at curvature +L or -L on every axis
 
     @property

@@ -15,16 +15,18 @@ WORST_FIRST = (VIOLATED, UNCHECKED, HOLDS)
 class Row(NamedTuple):
     """left <= right, up to the numerical error of evaluating both, for one family of problems.
 
-    A row is unchecked if a side, or the error, is NaN or infinite: nothing was compared then.
+    statement: what is compared; family: the problems; left, right: its sides; slack: right - left; verdict:
+    "holds", "violated" or "unchecked"; terms: those of the two sides, if they are worth showing. A row is
+    unchecked if a side, or the error, is NaN or infinite: nothing was compared then.
     """
 
     statement: str
     family: str
     left: float
     right: float
-    slack: float  # right - left
-    verdict: str  # "holds", "violated" or "unchecked"
-    terms: Terms = ()  # the terms of the two sides, if they are worth showing
+    slack: float
+    verdict: str
+    terms: Terms = ()
 
 
 def at_most(
@@ -71,12 +73,16 @@ def largest(values: Iterable[float]) -> float:
 
 
 class Summary(NamedTuple):
-    """All rows of one statement."""
+    """All rows of one statement.
+
+    statement: which one; checked: rows that compare two numbers; held: those that hold; unchecked: the
+    others; tightest: a violated row, else an unchecked one, else the one nearest to violation, relatively.
+    """
 
     statement: str
-    checked: int  # rows that compare two numbers
+    checked: int
     held: int
-    tightest: Row  # a violated one, else an unchecked one, else the one nearest to violation, relatively
+    tightest: Row
     unchecked: int
 
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refimpl.contracts import Vector
+from refimpl.contracts import Vector, nothing
 from refimpl.errors import InputError
 from refimpl.experiments.experiment import Experiment, default_threads
 from refimpl.experiments.record import RunFolder
@@ -50,10 +50,17 @@ class Point(NamedTuple):
 
 
 class GapRow(NamedTuple):
-    """Both gaps at a point; fields as in `MeasuredGap`, and some that only gated networks have.
+    """Both gaps at a point of a run.
 
-    estimate: always true for networks, for which no L is proven; lam_above_l, lam_above_c: whether lam
-    exceeds the estimates; the condition of `error` is the second.
+    round, point: which point it is, a round's "centre" md or the "model" after it; server_gap: the gap that
+    the server saw at the centre; true_gap: ||G_b|| with every local problem solved; distance: dist(0, grad F
+    + dh); error: a conditional bound on the error of both; spread: the largest change of grad F with other
+    starts of the solver; residual: what the local solutions leave, mean over nodes; residual_decided: the
+    same with the masks that are decided at the solutions; residual_at_centre: the same before solving;
+    flipped: share of masks that are decided differently at the solutions; smoothness, concavity: the largest
+    of the nodes' estimates of L and C; lam: the weight of the proximal term; lam_above_l, lam_above_c:
+    whether it exceeds these estimates, the second being the condition of `error`; estimate: always true for
+    networks, for which no L is proven.
     """
 
     round: int
@@ -107,7 +114,7 @@ class Inspection:
         self,
         folder: RunFolder,
         wanted: Sequence[int],
-        on_round: Callable[[RoundRecord], None] = lambda record: None,
+        on_round: Callable[[RoundRecord], None] = nothing,
     ) -> Iterator[Point]:
         """The centres md_k of the `wanted` rounds, found by repeating them; `on_round` is called after each.
 

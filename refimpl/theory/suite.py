@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refimpl.contracts import Penalty, Vector
+from refimpl.contracts import Penalty, Vector, nothing
 from refimpl.data import load
 from refimpl.errors import DivergenceError, one_of
 from refimpl.optim.prox import BoundedGroupLasso, Box, Groups
@@ -103,7 +103,7 @@ def check_problem(
     start: Vector | None = None,
     region: Penalty | None = None,
     rounds: int = 20,
-    on_part: Callable[[list[Row]], object] = lambda rows: None,
+    on_part: Callable[[list[Row]], object] = nothing,
 ) -> list[Row]:
     """Constants, stationarity, lemmas and theorem on a problem of your own, with lam = ratio L.
 

@@ -16,7 +16,7 @@ from refimpl.files.storage import json_value
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the tables at one seed."""
+    """One row of the tables at one seed: `label` is the row's name, and `config` its settings."""
 
     label: str
     config: Config

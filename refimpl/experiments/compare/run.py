@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from refimpl.contracts import never, nothing
 from refimpl.data.identity import Identity, identities_from
 from refimpl.errors import DivergenceError, RefimplError, RunError
 from refimpl.experiments.compare.plan import Cell, Claims, Plan, plan_from_text
@@ -121,9 +122,9 @@ class Comparison:
 
     def run(
         self,
-        on_round: Callable[[Cell, RoundRecord], None] = lambda cell, record: None,
-        on_adapted: Callable[[Cell, float], None] = lambda cell, accuracy: None,
-        stop: Stop = lambda: False,
+        on_round: Callable[[Cell, RoundRecord], None] = nothing,
+        on_adapted: Callable[[Cell, float], None] = nothing,
+        stop: Stop = never,
     ) -> list[Outcome]:
         """Do what is still to be done and return all outcomes, by row, then seed, then fold.
 

@@ -41,8 +41,9 @@ REPEATS = 5  # adaptations of a node; the median of their seconds is reported
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run of a row, at a seed and a fold: its rounds and its adapted target nodes, or why there are none.
+    """One run of a row, at a seed and a fold: its results, or why there are none.
 
+    label: the row's name; config: the run's settings; records: its rounds; reports: its adapted target nodes;
     accuracy_by_round: mean adapted accuracy over the target nodes after some rounds, NaN if adaptation
     diverged at one; note: what the data set says a result should mention; failure: where and how training
     diverged (there are then no results) or adaptation after the last round did, else empty.
@@ -59,7 +60,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Job:
-    """A training as a worker gets it; `data` are the data it must be trained on, if they are known."""
+    """A training as a worker gets it.
+
+    folder: where the run is written; training: what is trained; every: rounds between two measurements of the
+    accuracy; data_dir: where data lie; threads: how many it may use; data: what it must be trained on, if
+    known.
+    """
 
     folder: Path
     training: Training

@@ -166,7 +166,7 @@ class GroupPenalty(CheckedPenalty):
 @PENALTIES.register("group-lasso")
 @dataclass(frozen=True, eq=False)
 class GroupLasso(GroupPenalty, Norm):
-    """R(u) = rho sum_g w_g ||u_g||, w_g = sqrt(|g|) unless `weights` (G,) are given."""
+    """R(u) = rho sum_g w_g ||u_g|| over the `groups` g, w_g = sqrt(|g|) unless `weights` (G,) are given."""
 
     groups: Groups
     rho: float = weight_key()
