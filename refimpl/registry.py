@@ -116,12 +116,15 @@ def plain(value: object) -> object:
     return value.item() if isinstance(value, (np.integer, np.bool_, np.str_)) else value
 
 
-def key(default: Any, help: str, **rules: Any) -> Any:
-    """A dataclass field that is a key of configurations; `rules` are fields of `Key`."""
+def key(default: Any, help: str, *, alone: Any = None, **rules: Any) -> Any:
+    """A dataclass field that is a key of configurations; `rules` are fields of `Key`.
+
+    alone: the field's value in objects that Python code makes without it, where that is not the default.
+    """
     metadata = {"key": {"default": default, "help": help, **rules}}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(default=default if alone is None else alone, metadata=metadata)
 
 
 def keys_of(declared: Any) -> dict[str, Key]:

@@ -11,6 +11,7 @@ from test_prox import CASES, GROUPS, INDICATORS, SIZE, apply, draw
 from refimpl.errors import InputError
 from refimpl.kernels import groups as kernels
 from refimpl.optim import prox
+from refimpl.registry import PENALTIES
 
 DTYPES = (np.float32, np.float64)
 
@@ -156,6 +157,15 @@ def test_empty_things():
         assert penalty.subdifferential_distance(nothing, nothing) == 0.0
     with pytest.raises(InputError, match="empty"):
         prox.Simplex().prox(nothing, 1.0, nothing)
+
+
+def test_a_penalty_that_code_makes_without_a_number_has_one_and_a_box_no_bounds():
+    groups = prox.Groups.from_sizes([2])
+    for penalty in (prox.L1(), prox.GroupLasso(groups), prox.SparseGroupLasso(groups), prox.LinfNorm()):
+        assert penalty.rho == 1.0
+    assert (prox.SparseGroupLasso(groups).rho_l1, prox.L1Ball().radius, prox.L2Ball().radius) == (1.0,) * 3
+    assert prox.Box().value(np.array([-1e300, 1e300])) == prox.Box(lower=0.0).value(np.array([9.0])) == 0.0
+    assert (PENALTIES.keys()["rho"].default, PENALTIES.keys()["upper"].default) == (0.01, 1.0)  # in files
 
 
 def test_no_weight_is_no_penalty():

@@ -31,12 +31,12 @@ ACTIVE = 32.0
 
 def weight_key() -> Any:
     """The key `rho` of every penalty that has a weight."""
-    return key(0.01, "weight of the penalty", at_least=0.0)
+    return key(0.01, "weight of the penalty", at_least=0.0, alone=1.0)
 
 
 def radius_key() -> Any:
     """The key `radius` of every penalty that bounds a norm."""
-    return key(10.0, "largest norm that the penalty allows", above=0.0)
+    return key(10.0, "largest norm that the penalty allows", above=0.0, alone=1.0)
 
 
 def check_form(who: str, name: str, x: Vector) -> None:

@@ -141,8 +141,8 @@ class Box(Indicator):
     is active, not violated, where an entry is at most `contract.rounding` of its own size away from it.
     """
 
-    lower: float | Vector = key(-1.0, "lower bound of each entry in the box", type="float")
-    upper: float | Vector = key(1.0, "upper bound of each entry in the box", type="float")
+    lower: float | Vector = key(-1.0, "lower bound of each entry in the box", type="float", alone=-np.inf)
+    upper: float | Vector = key(1.0, "upper bound of each entry in the box", type="float", alone=np.inf)
 
     def __post_init__(self) -> None:
         bounds = np.asarray(self.lower), np.asarray(self.upper)

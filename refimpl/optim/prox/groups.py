@@ -291,7 +291,7 @@ class SparseGroupLasso(GroupPenalty, Norm):
 
     groups: Groups
     rho: float = weight_key()
-    rho_l1: float = key(0.01, "weight of the l1 norm in the sparse group lasso", at_least=0.0)
+    rho_l1: float = key(0.01, "weight of the l1 norm in the sparse group lasso", at_least=0.0, alone=1.0)
     weights: np.ndarray | None = None
     scaled: np.ndarray = field(init=False, repr=False)  # rho w_g
 
