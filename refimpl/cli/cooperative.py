@@ -239,9 +239,9 @@ def export_command(run: Path, depth: int | None, out: Path, force: bool, session
 
     The graph maps `x` (N, C, H, W) to `logits` (N, classes) in float32. If onnxruntime is installed, the file
     is compared with this package on test samples, and the command exits with 1 if logits differ by more than
-    1e-5 of the largest. The command needs the extra `onnx`.
+    1e-5 of the largest. A model that has diverged is refused. The command needs the extra `onnx`.
     """
-    from refimpl.cli.export import write
+    from refimpl.cli.export import check_sound, single, write
     from refimpl.errors import one_of
     from refimpl.files.storage import check_new
 
@@ -251,8 +251,11 @@ def export_command(run: Path, depth: int | None, out: Path, force: bool, session
     depth = depth or made.depths.full
     one_of("cooperative export", "depth", str(depth), tuple(map(str, deployed)))
     one = deployed[depth]
-    w, x = (values.astype("float32") for values in (one.w, made.samples("test")[0]))
-    write(out, one.predict.network, w, x, one.predict.gating, made.dataset.note, session.as_json)
+    network, gating = one.predict.network, one.predict.gating
+    x, y = made.samples("test")
+    w, x = single(one.w), single(x)
+    check_sound(network, w, (x, y), gating, f"depth {depth}")
+    write(out, network, w, x, gating, made.dataset.note, session.as_json)
 
 
 # --- compare and demo

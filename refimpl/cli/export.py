@@ -58,8 +58,8 @@ def command(run: Path, out: Path, node: str | None, force: bool, session: Sessio
         if node is not None:
             personal = personalise(experiment, w, tested)
             network, w = personal.network, personal.adapted.w
-        w, x = _single(w), _single(tested.test.x).reshape(-1, *network.input_shape)
-        _check_sound(experiment, network, w, (x, tested.test.y), node or "the meta-model")
+        w, x = single(w), single(tested.test.x).reshape(-1, *network.input_shape)
+        check_sound(network, w, (x, tested.test.y), experiment.gating, node or "the meta-model")
         write(out, network, w, x, experiment.gating, experiment.note, session.as_json)
 
 
@@ -94,7 +94,7 @@ def _tested(experiment: Experiment, name: str | None) -> Node:
     return nodes[name]
 
 
-def _single(values: np.ndarray) -> np.ndarray:
+def single(values: np.ndarray) -> np.ndarray:
     """The values in float32; those that are too large become infinite."""
     import numpy as np
 
@@ -102,13 +102,13 @@ def _single(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float32)
 
 
-def _check_sound(
-    experiment: Experiment, network: Network, w: np.ndarray, test: tuple[np.ndarray, np.ndarray], what: str
+def check_sound(
+    network: Network, w: np.ndarray, test: tuple[np.ndarray, np.ndarray], gating: Gating, what: str
 ) -> None:
     """Raise `DivergenceError` where parameters, or logits on the samples `test` (x, y), are not finite."""
     from refimpl.federated.adapt import evaluate
 
-    if math.isnan(evaluate(network, w, *test, experiment.gating).accuracy):
+    if math.isnan(evaluate(network, w, *test, gating).accuracy):
         raise DivergenceError(
             f"export: the model of {what} has diverged (not finite in float32), so nothing was written; "
             "train the run anew at smaller rates"

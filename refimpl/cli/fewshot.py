@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +22,7 @@ from refimpl.cli.options import (
     session_options,
     shipped,
 )
-from refimpl.cli.output import command_line, facts, print_json, say_data, table
+from refimpl.cli.output import command_line, exit_unless, facts, print_json, say_data, table
 from refimpl.cli.progress import Progress
 from refimpl.cli.training import Begin, Course, begin_options
 from refimpl.experiments.record import RunFolder
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 KEYS = keys_of(FewShotConfig)
 BY_PRESET = PRESETS.keys()
+DIVERGED = "diverged"  # shown instead of an accuracy
 
 EPILOG = """\b
 Examples:
@@ -119,7 +120,7 @@ class Episodic(Course):
     def told(self, run: FewShot, record: Meta) -> str:
         """See `Course`."""
         done = f"iteration {record.round}/{run.config.rounds}"
-        valid = "" if math.isnan(record.validation) else f"  validation {record.validation:.1%}"
+        valid = f"  validation {_share(record.validation)}" if _validated(run.config, record.round) else ""
         return f"{run.config.method}  {done}  loss {record.loss:.4f}{valid}"
 
     def show(self, run: FewShot, folder: RunFolder) -> None:
@@ -127,7 +128,8 @@ class Episodic(Course):
         rounds = folder.metrics()
         tail = rounds[-max(1, len(rounds) // 10) :]
         loss = sum(entry["loss"] for entry in tail) / len(tail)
-        checked = [entry["validation"] for entry in rounds if entry["validation"] is not None]
+        checked = [entry["validation"] for entry in rounds if _validated(run.config, entry["round"])]
+        best = max((share for share in checked if share is not None), default=None)
         seconds = sum(entry["seconds"] for entry in rounds)
         if self.session.as_json:
             content = {"run": str(folder.path), "seconds": seconds, "loss": loss, "validation": checked}
@@ -139,11 +141,21 @@ class Episodic(Course):
             *([("data", run.dataset.note)] if run.dataset.note else []),
             ("iterations", str(len(rounds))),
             ("loss, last tenth", f"{loss:.4f}"),
-            *([("validation", f"{checked[-1]:.1%}, best {max(checked):.1%}")] if checked else []),
+            *([("validation", f"{_share(checked[-1])}, best {_share(best)}")] if checked else []),
             ("seconds", f"{seconds:.1f}, {seconds / len(rounds):.3g} an iteration"),
             ("next", command_line("fewshot", "test", folder.path, session=self.session)),
         ]
         click.echo(facts(lines))
+
+
+def _validated(config: FewShotConfig, iteration: int) -> bool:
+    """Whether there is a validation after that iteration."""
+    return config.validate_every > 0 and iteration % config.validate_every == 0
+
+
+def _share(accuracy: float | None) -> str:
+    """An accuracy in percent, or that there is none."""
+    return DIVERGED if accuracy is None or math.isnan(accuracy) else f"{accuracy:.1%}"
 
 
 # --- test
@@ -169,6 +181,9 @@ def test_command(runs: tuple[Path, ...], session: Session, **options: Any) -> No
     With --statistics transductive, batch normalisation takes its statistics from the samples that are
     classified together, as most published numbers do; with support, from the support samples. The accuracies
     are also written to RUN/report/fewshot.json.
+
+    An episode whose adapted model is not finite has diverged. It is counted and left out of the mean, its run
+    is left out of the means over seeds, and the command exits with 1.
     """
     given = {name: value for name, value in options.items() if value is not None}
     found: list[tuple[FewShotConfig, np.ndarray]] = []
@@ -181,14 +196,28 @@ def test_command(runs: tuple[Path, ...], session: Session, **options: Any) -> No
     entries = [_entry(path, *one) for path, one in zip(runs, found, strict=True)]
     if session.as_json:
         print_json({"runs": entries, "seeds": groups})
-        return
+    else:
+        _print(entries, groups)
+    lost = [entry for entry in entries if entry["diverged"]]
+    if lost:
+        count, whole = (sum(entry[name] for entry in entries) for name in ("diverged", "test_episodes"))
+        click.echo(
+            f"refimpl: adaptation diverged in {count} of {whole} episodes, first of {lost[0]['run']} (not "
+            "finite); try a smaller test_alpha or test_steps",
+            err=True,
+        )
+    exit_unless(not lost)
+
+
+def _print(entries: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Print the table of runs, and a line for each group of seeds."""
     rows = [
         [
             entry["run"],
             entry["method"],
             f"{entry['ways']}-way {entry['shots']}-shot",
             entry["statistics"],
-            f"{100 * entry['accuracy']:.2f} +- {100 * entry['half']:.2f}",
+            _accuracy(entry),
             str(entry["episodes"]),
         ]
         for entry in entries
@@ -199,6 +228,13 @@ def test_command(runs: tuple[Path, ...], session: Session, **options: Any) -> No
             f"{group['method']}, {group['seeds']} training seeds: {100 * group['mean']:.2f} %, standard "
             f"deviation over seeds {100 * group['spread']:.2f}"
         )
+
+
+def _accuracy(entry: Mapping[str, Any]) -> str:
+    if not entry["diverged"]:
+        return f"{100 * entry['accuracy']:.2f} +- {100 * entry['half']:.2f}"
+    mean = "" if math.isnan(entry["accuracy"]) else f"{100 * entry['accuracy']:.2f}, "
+    return f"{mean}{entry['diverged']} {DIVERGED}"
 
 
 def _tested(
@@ -234,15 +270,18 @@ def _entry(path: Path, config: FewShotConfig, values: np.ndarray) -> dict[str, A
         "accuracy": accuracy.mean,
         "half": accuracy.half,
         "episodes": accuracy.episodes,
+        "diverged": accuracy.diverged,
     }
 
 
 def _groups(configs: Sequence[FewShotConfig], values: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over the runs that differ in their seed only."""
+    """Mean and standard deviation over the runs that differ in their seed only and diverged nowhere."""
     import numpy as np
 
     kinds: dict[str, dict[int, float]] = {}
     for config, found in zip(configs, values, strict=True):
+        if np.isnan(found).any():
+            continue
         kinds.setdefault(repr(replace(config, seed=0)), {})[config.seed] = float(found.mean())
     methods = {repr(replace(config, seed=0)): config.method for config in configs}
     return [

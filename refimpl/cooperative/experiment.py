@@ -98,6 +98,7 @@ class Cooperative:
         w = self.network.layout.initialise(self.seeds, self.config.dtype)
         return self.method.start(self._calibrated(w) if self.network.normalises_gated else w)
 
+    @np.errstate(all="ignore")  # `rounds` reports overflow
     def _calibrated(self, w: np.ndarray) -> np.ndarray:
         """w with the statistics of the first training samples."""
         return self.network.calibrated(w, self.samples("calibration")[0])
@@ -117,6 +118,10 @@ class Cooperative:
             checked = bool(every) and epoch % every == 0
             if last or checked or self.network.normalises_gated:
                 state = {**state, "w": self._calibrated(state["w"])}
+            if not all(np.isfinite(array).all() for array in state.values()):
+                raise DivergenceError(
+                    f"cooperative: parameters are not finite after epoch {epoch}; try a smaller rate"
+                )
             accuracies = self.accuracies(state["w"], "validation") if checked else ()
             rate = self.method.rate_at((epoch - 1) / self.config.epochs)
             yield state, Epoch(epoch, loss, rate, flops, time.perf_counter() - started, accuracies)
@@ -175,6 +180,7 @@ class Cooperative:
             chosen = getattr(self.split, part)
         return self.dataset.x(chosen, self.config.dtype), self.dataset.y[chosen]
 
+    @np.errstate(all="ignore")  # `accuracy` reports overflow
     def accuracies(self, w: np.ndarray, part: str, threads: int = 1) -> tuple[float, ...]:
         """The accuracy of every sub-network of the team at the calibrated w (d,), in their order."""
         x, y = self.samples(part)
@@ -182,7 +188,7 @@ class Cooperative:
         for one in self.network.parts:
             own = w[self.network.entries(one, at_rest=True)]
             logits = Predictor(self.network.at_rest(one), own, threads=threads)(x).logits
-            found.append(float((logits.argmax(axis=1) == y).mean()))
+            found.append(accuracy(one, logits, y))
         return tuple(found)
 
     def deployed(self, validation: Sequence[float]) -> dict[int, Part]:
@@ -211,6 +217,16 @@ class Cooperative:
         """
         step = step_work(self.network, self.students(self.seeds.generator("students", 1)), 1)
         return step / dense_work(self.network.network, 1, ("theta",)).total
+
+
+def accuracy(part: Part, logits: np.ndarray, y: np.ndarray) -> float:
+    """The share of samples that logits (n, classes) classify as y (n,); refuses a diverged sub-network's."""
+    if not np.isfinite(logits).all():
+        raise DivergenceError(
+            f"cooperative: depth {part.depth} of {part.member} has diverged (its outputs are not finite); "
+            "train at a smaller rate"
+        )
+    return float((logits.argmax(axis=1) == y).mean())
 
 
 def prepare(

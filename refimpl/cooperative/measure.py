@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refimpl.cooperative.experiment import Cooperative
+from refimpl.cooperative.experiment import Cooperative, accuracy
 from refimpl.cooperative.team import Part
 from refimpl.errors import InputError
 from refimpl.nn.predict import Predictor
@@ -90,7 +90,7 @@ def measure(
     rows = []
     for at, (depth, (part, validation, _, predict)) in enumerate(deployed.items()):
         logits, _, flops = predict(x)
-        test = float((logits.argmax(axis=1) == y).mean())
+        test = accuracy(part, logits, y)
         own = tuple(times[batch][at] for batch in batches)
         rows.append(Row(depth, part.member, validation, test, flops / len(x), own))
     return rows

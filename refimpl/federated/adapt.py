@@ -205,6 +205,7 @@ def _stage(task: NetworkTask, w: np.ndarray, eta: float, settings: AdaptSettings
     return solution.w, solution.flops
 
 
+@np.errstate(all="ignore")  # a model that has diverged is an answer, not a fault
 def evaluate(
     network: Network,
     w: np.ndarray,

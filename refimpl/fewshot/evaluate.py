@@ -3,6 +3,7 @@
 Source: mathematics.md §13.3; Student 1908 (the interval).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from refimpl.experiments.differences import student_half
+from refimpl.federated.adapt import evaluate
 from refimpl.fewshot.learner import Learner
 from refimpl.fewshot.tasks import EpisodeTask, losses
 from refimpl.nn.network import Network
 from refimpl.nn.norms import calibrate, frozen
-from refimpl.nn.predict import predict
 from refimpl.threads import share
 
 
@@ -29,30 +30,36 @@ class Measurement:
 
 
 class Accuracy(NamedTuple):
-    """Mean accuracy over episodes, and half the width of its 95 % t-interval."""
+    """Mean accuracy over episodes, and half the width of its 95 % t-interval.
+
+    diverged: the episodes that are not among them, since the adapted model was not finite there.
+    """
 
     mean: float
     half: float
     episodes: int
+    diverged: int = 0
 
 
 def accuracies(
     test: Measurement, w: np.ndarray, threads: int = 1, on_episode: Callable[[], None] = lambda: None
 ) -> np.ndarray:
-    """The accuracy in each episode after adaptation from w (d,); the same for any number of threads."""
+    """The accuracy in each episode after adaptation from w (d,); the same for any number of threads.
+
+    It is NaN in an episode where adaptation diverged: see `federated.adapt.evaluate`.
+    """
     tasks = test.tasks
     found = share(lambda at: _accuracy(test, w, tasks[at]), len(tasks), threads, lambda *_: on_episode())
     return np.array(found)
 
 
 def _accuracy(test: Measurement, w: np.ndarray, task: EpisodeTask) -> float:
-    """The share of an episode's test samples that is classified rightly."""
+    """The share of an episode's test samples that is classified rightly; NaN if adaptation diverged."""
     node, network = task.node, task.network
     with np.errstate(all="ignore"):  # a rate too large is an answer, not a fault
         adapted = test.learner.adapt(w, losses(network, node.support, test.steps, task.weights))
-    network, adapted = _normalising(network, adapted, node.support.x, test.statistics)
-    x, y = node.test
-    return float((predict(network, adapted, x).logits.argmax(axis=1) == y).mean())
+        network, adapted = _normalising(network, adapted, node.support.x, test.statistics)
+    return evaluate(network, adapted, *node.test).accuracy
 
 
 def _normalising(
@@ -70,5 +77,9 @@ def _normalising(
 
 
 def interval(values: np.ndarray) -> Accuracy:
-    """Mean of the accuracies (n,) of n >= 2 episodes, with the 95 % interval of Student's t."""
-    return Accuracy(float(values.mean()), student_half(values), len(values))
+    """Mean of the accuracies (n,) that are not NaN, with the 95 % interval of Student's t; NaN for one."""
+    sound = values[~np.isnan(values)]
+    lost = len(values) - len(sound)
+    if len(sound) < 2:
+        return Accuracy(math.nan, math.nan, len(sound), lost)
+    return Accuracy(float(sound.mean()), student_half(sound), len(sound), lost)

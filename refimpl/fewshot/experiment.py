@@ -40,7 +40,7 @@ class Meta(NamedTuple):
     """A meta-iteration in numbers: means over its tasks, and sums of `gradients` and `flops`.
 
     loss: of the query samples after the inner steps; residual: norm of a task's meta-gradient; validation:
-    mean accuracy of the validation episodes after it, NaN where there was no validation.
+    mean accuracy of the validation episodes after it, NaN where there was no validation or one diverged.
     """
 
     round: int

@@ -60,9 +60,11 @@ def accuracy_figure(runs: Sequence[Trained]) -> Figure:
     figure, (means, spread) = new_figure(2, 6.0, 4.2)
     for number, run in enumerate(runs):
         look = {**looks(number), "ls": ""}
-        mean, half = 100 * run.test["accuracy"], 100 * run.test["half"]
+        mean, half = 100 * np.array([run.test["accuracy"], run.test["half"]], dtype=float)
         means.errorbar([mean], [number], xerr=[half], ms=6, capsize=4, label=run.label, **look)
-        values = 100 * np.sort(np.array(run.test["accuracies"], dtype=float))
+        values = 100 * np.sort(
+            np.array(run.test["accuracies"], dtype=float)
+        )  # NaN, where it diverged, is last
         share = 100 * np.arange(1, len(values) + 1) / len(values)
         spread.step(values, share, where="post", lw=1.4, color=look["color"], ls=looks(number)["ls"])
     means.set(xlabel="accuracy %", title="Mean over test episodes, 95 % interval", yticks=[])

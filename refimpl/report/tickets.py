@@ -58,13 +58,15 @@ def comparison_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """
     figure, (axes,) = new_figure(1, 6.0, 4.2)
     dense, *others = rows
-    axes.axhline(100 * dense["accuracy"], color="0.4", lw=1.2, ls="--", label="dense")
+    if dense["accuracy"] is not None:
+        axes.axhline(100 * dense["accuracy"], color="0.4", lw=1.2, ls="--", label="dense")
     for number, name in enumerate(dict.fromkeys(row["network"] for row in others)):
         own = [row for row in others if row["network"] == name]
         at, mean, spread = (
-            [100 * (row[what] or 0) for row in own] for what in ("pruned", "accuracy", "spread")
+            100 * np.array([row[what] for row in own], dtype=float)
+            for what in ("pruned", "accuracy", "spread")
         )
-        aside = np.array(at) + 0.4 * number  # so that the bars of several finders can be told apart
+        aside, spread = at + 0.4 * number, np.nan_to_num(spread)  # bars of several finders stand apart
         axes.errorbar(aside, mean, spread, ms=4, lw=1.2, capsize=2, label=name, **looks(number))
     axes.set(xlabel="% of the convolution weights pruned", ylabel="accuracy %, mean +- deviation over seeds")
     legend_below(figure, axes.get_legend_handles_labels()[0])

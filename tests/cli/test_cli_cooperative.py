@@ -45,6 +45,22 @@ def test_a_run_is_measured_and_used_within_a_budget(refimpl, run, tmp_path):
     assert "no depth fits the budget" in err
 
 
+def test_a_model_that_has_diverged_is_refused(refimpl, run, tmp_path):
+    with np.load(tmp_path / "run/meta_model.npz") as found:
+        huge = {name: np.full_like(values, 1e38) for name, values in found.items()}
+    np.savez(tmp_path / "run/meta_model.npz", **huge)
+    for words in (("evaluate", run), ("predict", run, "--out", "found.npz")):
+        code, out, err = refimpl("cooperative", *words, "-q")
+        assert (code, out) == (2, "")
+        assert "has diverged (its outputs are not finite); train at a smaller rate" in err.splitlines()[-1]
+    assert not (tmp_path / "found.npz").exists()
+    words = ("cooperative", "train", *RUN, "--rate", 1e37, "--train-samples", 32, "--epochs", 1)
+    code, out, err = refimpl(*words, "--out", "fast", "-q")
+    assert (code, out) == (2, "")
+    assert "try a smaller rate" in err.splitlines()[-1]
+    assert not (tmp_path / "fast/meta_model.npz").exists()
+
+
 def test_samples_of_a_file_are_predicted(refimpl, run, tmp_path):
     x = np.random.default_rng(0).random((7, 1, 8, 8))
     np.savez(tmp_path / "mine.npz", x=x)

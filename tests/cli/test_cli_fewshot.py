@@ -29,6 +29,18 @@ def test_train_then_test_two_seeds(refimpl):
     assert "+-" in out
 
 
+def test_episodes_that_diverge_are_counted_and_end_with_1(refimpl):
+    assert refimpl("fewshot", "train", *TINY, "--validate-every", 1, "--out", "run", "-q")[0] == 0
+    code, out, err = refimpl("fewshot", "test", "run", "--test-alpha", 1e30, "--test-episodes", 4, "-q")
+    assert code == 1
+    assert "4 diverged" in out
+    assert err.splitlines()[-1].startswith("refimpl: adaptation diverged in 4 of 4 episodes, first of run (")
+    words = ("--test-alpha", 1e30, "--validate-every", 1, "--out", "other", "-q")
+    code, out, _ = refimpl("fewshot", "train", *TINY, *words)
+    assert code == 0
+    assert "diverged, best diverged" in out
+
+
 def test_resume_goes_on_and_takes_no_other_settings(refimpl, tmp_path):
     code, _, _ = refimpl("fewshot", "train", *TINY, "--out", "run", "-q")
     assert code == 0

@@ -122,3 +122,13 @@ def test_every_setting_has_a_help_text():
     from refimpl.registry import keys_of
 
     assert all(one.help for one in keys_of(FewShotConfig).values())
+
+
+def test_episodes_whose_adapted_model_is_not_finite_are_counted_and_in_no_mean():
+    too_fast = replace(measurement().learner, alpha=1e200)
+    for statistics in ("transductive", "support"):
+        found = accuracies(replace(measurement(statistics), learner=too_fast), W)
+        assert np.isnan(found).all()
+    mixed = interval(np.array([0.25, np.nan, 0.75]))
+    assert (mixed.mean, mixed.episodes, mixed.diverged) == (0.5, 2, 1)
+    assert np.isnan(interval(np.array([0.25, np.nan])).half)
