@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from refimpl.cli.options import (
     key_options,
     session_options,
 )
-from refimpl.cli.output import print_json, table
+from refimpl.cli.output import exit_unless, print_json, table
 from refimpl.cli.progress import Progress
 from refimpl.fewshot.config import resolve
 from refimpl.files.tables import counted
@@ -93,6 +93,9 @@ def compare_command(
     FLOPs and seconds are shares of those of dense training: of finding the ticket, and of finding and
     training it.
 
+    A network whose adaptation is not finite in a test episode has diverged. It is counted and left out of all
+    means, and the command exits with 1.
+
     What is in --out is not made again, so the same command goes on where it was stopped.
     """
     from refimpl.fewshot.experiment import prepare
@@ -109,12 +112,25 @@ def compare_command(
     rows = _compared(ctx, plan, out, session)
     if session.as_json:
         print_json({"networks": rows})
-        return
-    click.echo(table(*cells(rows, baseline)))
-    many = f"{counted(len(seeds), 'seed')}, {run.config.test_episodes} test episodes"
-    click.echo(f"{many}; against {baseline}: percentage points; {COSTS_NOTE}")
+    else:
+        click.echo(table(*cells(rows, baseline)))
+        many = f"{counted(len(seeds), 'seed')}, {run.config.test_episodes} test episodes"
+        click.echo(f"{many}; against {baseline}: percentage points; {COSTS_NOTE}")
     if figure is not None:
-        click.echo(save(figure, lambda: comparison_figure(rows)))
+        click.echo(save(figure, lambda: comparison_figure(rows)), err=session.as_json)
+    _exit_unless_finite(rows)
+
+
+def _exit_unless_finite(rows: Sequence[Mapping[str, Any]]) -> None:
+    """End with exit code 1 and a line if a network diverged."""
+    lost = [row for row in rows if row["diverged"]]
+    if lost:
+        click.echo(
+            f"refimpl: adaptation diverged in {len(lost)} of {len(rows)} rows, first in {lost[0]['network']} "
+            "(not finite); try a smaller alpha, test_alpha or test_steps",
+            err=True,
+        )
+    exit_unless(not lost)
 
 
 def _compared(ctx: click.Context, plan: Plan, out: Path, session: Session) -> list[dict[str, Any]]:
@@ -151,7 +167,7 @@ def demo_command(
     training: of finding the ticket, and of finding and training it.
     """
     from refimpl.fewshot.experiment import prepare
-    from refimpl.fewshot.tickets.comparison import COSTS, COSTS_NOTE, Plan, cost_cells
+    from refimpl.fewshot.tickets.comparison import COSTS, COSTS_NOTE, Plan, accuracy_cell, cost_cells
 
     run = prepare(resolve(None, "digits-2way-1shot", rounds=rounds, validate_every=0))
     keys = {"gamma": max(1, rounds // 60)}
@@ -159,16 +175,18 @@ def demo_command(
     rows = _compared(ctx, plan, out, session)
     if session.as_json:
         print_json({"pruned": pruned, "rounds": rounds, "networks": rows})
+        _exit_unless_finite(rows)
         return
     click.echo(
         f"{100 * pruned:g} % of the convolution weights pruned; {run.config.test_episodes} test episodes"
     )
     lines = [
-        [row["network"], f"{100 * row['accuracy']:.1f}", _over_episodes(row["episodes"]), *cost_cells(row)]
+        [row["network"], accuracy_cell(row), _over_episodes(row["episodes"]), *cost_cells(row)]
         for row in rows
     ]
     click.echo(table(["network", "accuracy %", "minus dense", *COSTS], lines))
     click.echo(COSTS_NOTE)
+    _exit_unless_finite(rows)
 
 
 def _over_episodes(found: Mapping[str, float] | None) -> str:

@@ -23,14 +23,15 @@ from refimpl.cli.options import (
 )
 from refimpl.cli.output import command_line, facts, print_json, table
 from refimpl.cli.ticketcompare import RUN_KEYS, compare_command, demo_command, watch
-from refimpl.experiments.record import CONFIG, RunFolder
-from refimpl.fewshot.config import resolve
+from refimpl.experiments.record import CONFIG, RunFolder, read_recorded
+from refimpl.fewshot.config import FewShotConfig, resolve
 from refimpl.fewshot.tickets.ticket import (
     FACTS,
     TRAINED,
     Settings,
     TicketConfig,
     begin,
+    check_new,
     facts_of,
     settings_from,
     settings_of,
@@ -38,7 +39,7 @@ from refimpl.fewshot.tickets.ticket import (
 from refimpl.registry import FINDERS, keys_of
 
 if TYPE_CHECKING:
-    pass
+    from refimpl.fewshot.experiment import FewShot
 
 OWN_KEYS = {**keys_of(TicketConfig), **FINDERS.keys()}
 
@@ -96,15 +97,21 @@ def find_command(
     are used as well: several tickets can share it. FLOPs and seconds of finding are printed and kept. Ctrl-C
     stops after the iteration in progress; --resume goes on, and ends in the same bytes.
     """
+    from refimpl.fewshot.experiment import prepare
+
     given = {name: value for name, value in options.items() if value is not None}
     if resume:
         if force or file or from_preset or given:
             raise click.UsageError("--resume takes no settings", ctx)
         settings = settings_of(out)
+        run = None if (out / FACTS).is_file() else prepare(settings.run, session.data_dir, read_recorded(out))
     else:
         settings = _settings(ctx, given, file, from_preset)
-        begin(out, settings, force)
-    if _search(settings, out, session):
+        check_new(out, force)
+        dense = settings.ticket.dense
+        run = prepare(settings.run, session.data_dir, read_recorded(Path(dense)) if dense else None)
+        begin(out, settings, run.data, force)
+    if run is not None and _search(run, settings, out, session):
         ctx.exit(_stopped(session, "tickets", "find", "--resume", "--out", out))
     known = facts_of(out)
     if session.as_json:
@@ -128,14 +135,10 @@ def _settings(
         return settings_from(folder.config | own, own["dense"])
 
 
-def _search(settings: Settings, out: Path, session: Session) -> bool:
-    """Find the ticket in `out` unless it is there; returns whether that was stopped."""
-    from refimpl.fewshot.experiment import prepare
+def _search(run: FewShot, settings: Settings, out: Path, session: Session) -> bool:
+    """Find the ticket in `out`; returns whether that was stopped."""
     from refimpl.fewshot.tickets.finders import Search, find
 
-    if (out / FACTS).is_file():
-        return False
-    run = prepare(settings.run, session.data_dir)
     try:
         with stop_requests() as stop:
             find(Search(run, settings, out, session.threads, watch(session), stop))
@@ -190,15 +193,25 @@ def train_command(
     force: bool,
     session: Session,
 ) -> None:
-    """Meta-train a ticket into a run folder; a run that is there already goes on.
+    """Meta-train a ticket into a run folder, on the data that it was found on; a run that is there goes on.
 
     Weights outside the mask stay zero, here and in `refimpl fewshot test` of the run.
     """
     given = {name: value for name, value in (("seed", seed), ("rounds", rounds)) if value is not None}
-    course, out = Episodic(session), out or ticket / TRAINED
+    course, out = Found(session), out or ticket / TRAINED
     if (out / CONFIG).is_file() and not force:
         ctx.exit(course.go_on(out))
     ctx.exit(course.begin(_config_of(ticket, **given), out, force))
+
+
+class Found(Episodic):
+    """The course of training a ticket."""
+
+    def prepare(self, config: FewShotConfig) -> FewShot:
+        """See `Course`."""
+        from refimpl.fewshot.experiment import prepare
+
+        return prepare(config, self.session.data_dir, read_recorded(Path(config.ticket)))
 
 
 def _config_of(ticket: Path, **given: Any) -> Any:

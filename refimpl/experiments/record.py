@@ -134,8 +134,7 @@ class RunFolder:
     @property
     def data(self) -> Recorded | None:
         """The data the run was begun with; None if they were not recorded."""
-        path = self.path / DATA
-        return Recorded(str(self.path), identity_from(str(path), read_json(path))) if path.is_file() else None
+        return read_recorded(self.path)
 
     def hold_data(self, data: Identity) -> None:
         """Record the data of a new run; raises `RunError` if the run was begun with other data."""
@@ -254,6 +253,12 @@ class RunFolder:
             raise RunError(f"{path}: cannot write: {reason(error)}") from None
         write_whole(path, json_text(content).encode())
         return path
+
+
+def read_recorded(folder: Path) -> Recorded | None:
+    """The data that what is in a folder was begun with; None if they were not recorded."""
+    path = folder / DATA
+    return Recorded(str(folder), identity_from(str(path), read_json(path))) if path.is_file() else None
 
 
 def _metric_lines(path: Path, content: bytes) -> Iterator[tuple[dict[str, Any], int]]:

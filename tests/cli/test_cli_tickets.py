@@ -57,6 +57,47 @@ def test_tickets_share_a_dense_run_and_are_compared(refimpl, tmp_path):
     assert "dense training of mwt" in out
 
 
+def samples(path, seed):
+    """Twelve classes of five samples each."""
+    x = np.random.default_rng(seed).random((60, 1, 8, 8))
+    np.savez(path, x=x, y=np.repeat(np.arange(12), 5))
+
+
+def test_a_ticket_is_found_and_trained_on_the_data_that_it_was_begun_with(refimpl, tmp_path):
+    samples(tmp_path / "mine.npz", 0)
+    sizes = ("--ways", 2, "--queries", 2, "--test-queries", 2, "--rounds", 1, "--finder", "rm")
+    find = ("tickets", "find", "--dataset", "mine.npz", *sizes, "-q")
+    assert refimpl(*find, "--out", "ticket")[0] == 0
+    assert refimpl("tickets", "train", "ticket", "-q")[0] == 0
+    samples(tmp_path / "mine.npz", 1)
+    (tmp_path / "ticket" / "ticket.json").unlink()
+    for words in (
+        ("find", "--resume", "--out", "ticket"),
+        ("find", "--dense", "ticket/trained", "--finder", "rm", "--out", "other"),
+    ):
+        code, _, err = refimpl("tickets", *words, "-q")
+        assert code == 2, err
+        assert "was begun with other data: mine.npz in" in err
+        assert "other samples or labels, though as many (60)" in err
+    assert not (tmp_path / "other").exists()
+    samples(tmp_path / "mine.npz", 0)
+    assert refimpl("tickets", "find", "--resume", "--out", "ticket", "-q")[0] == 0
+    samples(tmp_path / "mine.npz", 1)
+    code, _, err = refimpl("tickets", "train", "ticket", "--out", "again", "-q")
+    assert code == 2
+    assert "ticket: was begun with other data" in err
+
+
+def test_a_network_that_diverges_is_counted_and_in_no_mean(refimpl, tmp_path):
+    words = ("--finders", "sr", "--seeds", "0-1", "--test-alpha", 1e30, "--test-episodes", 4, "--out", "t")
+    code, out, err = refimpl("tickets", "compare", *TINY, *words, "-q")
+    assert code == 1
+    assert out.count("2 of 2 seeds diverged") == 2
+    assert "adaptation diverged in 2 of 2 rows, first in dense (not finite)" in err.splitlines()[-1]
+    rows = json.loads((tmp_path / "t" / "comparison.json").read_text())["rows"]
+    assert [(row["accuracy"], row["diverged"], row["episodes"]) for row in rows] == [(None, 2, None)] * 2
+
+
 def test_figures_of_patterns(refimpl, tmp_path):
     pytest.importorskip("matplotlib")
     refimpl("tickets", "find", *TINY, "--finder", "mwt", "--every", 1, "--out", "mwt", "-q")

@@ -90,7 +90,8 @@ class Cost(NamedTuple):
 class Tested(NamedTuple):
     """One network of one seed: its accuracy in each test episode, and what it cost.
 
-    stopped: the iteration at which an early search stopped; None where there was none, or it never stopped.
+    values: NaN where adaptation diverged; stopped: the iteration at which an early search stopped; None where
+    there was none, or it never stopped.
     """
 
     network: str
@@ -100,6 +101,11 @@ class Tested(NamedTuple):
     finding: Cost
     training: Cost
     stopped: int | None = None
+
+    @property
+    def diverged(self) -> bool:
+        """Whether adaptation diverged in an episode; no mean counts such a network."""
+        return bool(np.isnan(self.values).any())
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,7 @@ def _sparse(run: FewShot, plan: Plan, workshop: Workshop, place: Path, network: 
     settings = _settings(run, plan, finder=network, pruned=share, dense=shared)
     folder = place / f"{network}-{share:g}"
     if not (folder / SETTINGS).is_file():
-        begin(folder, settings)
+        begin(folder, settings, run.data)
     _check_same(folder, settings_of(folder), settings)
     if not (folder / FACTS).is_file():
         find(workshop.search(run, settings, folder))
@@ -196,17 +202,18 @@ def _check_same(place: Path, begun: object, wanted: object) -> None:
 class Row(NamedTuple):
     """A network over all seeds, at one share of pruned weights.
 
-    accuracy, spread: mean and standard deviation (ddof 1; NaN for one seed) over seeds; finding, in_all: of
-    finding the ticket, and of finding and training it, as shares of dense training; stopped: of an early
-    search, by seed. The difference to the baseline at the same share is a claim about
-    all trainings, with an interval over seeds; `episodes` is about these trainings only, with an interval
-    over test episodes, and there for one seed as well.
+    accuracy, spread: mean and standard deviation (ddof 1; NaN for one seed) over seeds; diverged: the seeds
+    that are in neither, since adaptation diverged in a test episode; finding, in_all: of finding the ticket,
+    and of finding and training it, as shares of dense training; stopped: of an early search, by seed. The
+    difference to the baseline at the same share is a claim about all trainings, with an interval over seeds;
+    `episodes` is about these trainings only, with an interval over test episodes, and there for one seed too.
     """
 
     network: str
     pruned: float
     accuracy: float
     spread: float
+    diverged: int
     finding: Cost
     in_all: Cost
     stopped: list[int | None]
@@ -236,7 +243,8 @@ def rows_of(plan: Plan, tested: Sequence[Tested]) -> list[Row]:
 
 
 def _points(own: Sequence[Tested]) -> Values:
-    return {(one.seed, str(at)): 100 * float(value) for one in own for at, value in enumerate(one.values)}
+    sound = [one for one in own if not one.diverged]
+    return {(one.seed, str(at)): 100 * float(value) for one in sound for at, value in enumerate(one.values)}
 
 
 def _total(costs: Sequence[Cost]) -> Cost:
@@ -249,24 +257,30 @@ def _row(
     claim: Claim | None,
     pair: tuple[Sequence[Tested], Sequence[Tested]] | None,
 ) -> Row:
-    means = [float(one.values.mean()) for one in own]
+    means = [float(one.values.mean()) for one in own if not one.diverged]
     finding = _total([one.finding for one in own])
     in_all = _total([finding, *(one.training for one in own)])
     return Row(
         network=own[0].network,
         pruned=own[0].pruned,
-        accuracy=float(np.mean(means)),
+        accuracy=float(np.mean(means)) if means else math.nan,
         spread=float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,
+        diverged=len(own) - len(means),
         finding=Cost(finding.flops / whole.flops, finding.seconds / whole.seconds),
         in_all=Cost(in_all.flops / whole.flops, in_all.seconds / whole.seconds),
         stopped=[one.stopped for one in own],
         claim=claim,
-        episodes=None if pair is None else interval(_by_episode(pair[0]) - _by_episode(pair[1])),
+        episodes=None if pair is None else _by_episode(*pair),
     )
 
 
-def _by_episode(tested: Sequence[Tested]) -> np.ndarray:
-    return np.mean([one.values for one in tested], axis=0)
+def _by_episode(own: Sequence[Tested], others: Sequence[Tested]) -> Accuracy | None:
+    """The mean difference over episodes, of the seeds at which neither diverged."""
+    sound = [pair for pair in zip(own, others, strict=True) if not any(one.diverged for one in pair)]
+    if not sound:
+        return None
+    mine, theirs = (np.mean([one.values for one in side], axis=0) for side in zip(*sound, strict=True))
+    return interval(mine - theirs)
 
 
 # --- as a table, of rows as they are in comparison.json
@@ -283,13 +297,20 @@ def cells(rows: Sequence[Mapping[str, Any]], baseline: str) -> tuple[list[str], 
 
 
 def _named(row: Mapping[str, Any]) -> list[str]:
+    return [row["network"], f"{100 * row['pruned']:g}", accuracy_cell(row)]
+
+
+def accuracy_cell(row: Mapping[str, Any]) -> str:
+    """The accuracy in percent with its spread over seeds, and at how many of them it diverged."""
     spread = "" if row["spread"] is None else f" +- {100 * row['spread']:.2f}"
-    return [row["network"], f"{100 * row['pruned']:g}", f"{100 * row['accuracy']:.2f}{spread}"]
+    lost = f"{row['diverged']} of {len(row['stopped'])} seeds diverged" if row["diverged"] else ""
+    mean = "" if row["accuracy"] is None else f"{100 * row['accuracy']:.2f}{spread}"
+    return ", ".join(filter(None, (mean, lost)))
 
 
 def _claimed(claim: Mapping[str, Any] | None) -> list[str]:
-    if claim is None:
-        return ["", "", "", ""]
+    if claim is None or claim["points"] is None:
+        return ["", "", "", claim["verdict"] if claim else ""]
     bounded = claim["low"] is not None
     between = f"[{claim['low']:+.2f}, {claim['high']:+.2f}]" if bounded else "unbounded"
     return [f"{claim['points']:+.2f}", between, f"{claim['p_holm']:.4f}", claim["verdict"]]

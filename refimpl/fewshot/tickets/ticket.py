@@ -1,6 +1,7 @@
 """A ticket on disk: its mask, the weights that training starts from, how it was found and what that cost.
 
-A folder has `ticket.toml` from the beginning; `ticket.json` comes last and says that the ticket is complete.
+A folder has `ticket.toml` and `data.json`, which says on which data the ticket is found, from the beginning;
+`ticket.json` comes last and says that the ticket is complete.
 
 Source: mathematics.md §14.
 """
@@ -14,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refimpl.data.identity import Identity
 from refimpl.errors import RunError
 from refimpl.experiments.config import read_toml
-from refimpl.experiments.record import check_free
+from refimpl.experiments.record import DATA, check_free
 from refimpl.fewshot.config import FewShotConfig, from_table
 from refimpl.fewshot.tickets.masks import Mask, load_mask
 from refimpl.files.folders import building, move_into_place
@@ -34,7 +36,7 @@ from refimpl.registry import FINDERS, check_keys, key, keys_of
 
 SETTINGS, FACTS, MASK, START = "ticket.toml", "ticket.json", "mask.npz", "start.npz"
 DENSE, TRAINED, TRACE, LOCK = "dense", "trained", "masks", ".lock"
-OWN_FILES = frozenset({SETTINGS, FACTS, MASK, START, DENSE, TRAINED, TRACE, "rounds", "report", LOCK})
+OWN_FILES = frozenset({SETTINGS, FACTS, DATA, MASK, START, DENSE, TRAINED, TRACE, "rounds", "report", LOCK})
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,16 @@ def facts_of(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def begin(path: Path, settings: Settings, force: bool = False) -> None:
-    """Make the folder of a new ticket; one that is there is replaced only with `force`."""
+def check_new(path: Path, force: bool) -> None:
+    """Raise `RunError` unless a ticket may be made at `path`; one that is there is replaced with `force`."""
     check_free(path, force, SETTINGS, OWN_FILES, "a ticket's folder")
+
+
+def begin(path: Path, settings: Settings, data: Identity, force: bool = False) -> None:
+    """Make the folder of a new ticket, found on those data; see `check_new`."""
+    check_new(path, force)
     with building(path) as folder:
+        write_whole(folder / DATA, json_text(data.table()).encode())
         write_whole(folder / SETTINGS, toml_text(settings.table()).encode())
         move_into_place(folder, path, SETTINGS, [path / LOCK] if force and path.exists() else [])
 
