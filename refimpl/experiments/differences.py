@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from refimpl.errors import InputError, expect_numbers
 
@@ -94,15 +93,19 @@ def seed_difference(differences: Sequence[float], level: float = LEVEL) -> Diffe
     n, mean = len(values), float(values.mean())
     if n < 2:
         return Difference(mean, -np.inf, np.inf, 1.0, n, n, level)
+    from scipy.special import stdtr  # scipy.stats has it too, but loading that takes a second
+
     error, half = float(values.std(ddof=1)) / n**0.5, student_half(values, level)
-    p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else float(mean == 0)
+    p = float(2 * stdtr(n - 1, -abs(mean) / error)) if error > 0 else float(mean == 0)
     return Difference(mean, mean - half, mean + half, p, n, n, level)
 
 
 def student_half(values: np.ndarray, level: float = LEVEL) -> float:
     """Half the width of the interval of Student's t around the mean of values (n,), n >= 2."""
+    from scipy.special import stdtrit
+
     n = len(values)
-    return float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / n**0.5)
+    return float(stdtrit(n - 1, (1 + level) / 2) * values.std(ddof=1) / n**0.5)
 
 
 def _mean_and_error(sums: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
