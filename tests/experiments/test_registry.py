@@ -55,6 +55,7 @@ class Halving:
         return Steps(1.0, self.first * 0.5 ** (k // 10), self.first * 0.5 ** (k // 10))
 '''
 FLAGS = [f for name, value in SMALL.items() for f in (f"--{name.replace('_', '-')}", str(value))]
+ALONE = ("--threads", "1")  # without processes of its own, each of which takes seconds to start
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_a_file_of_a_users_brings_its_choices_to_the_command_line(mine, tmp_path
 
 
 def test_a_comparison_and_its_report_know_the_choices_of_a_users_file(mine, tmp_path):
-    mine(
+    mine(  # in several processes, where there are several cores
         "compare", *FLAGS, "--methods", "metagater", "--seeds", "0", "--penalty", "huber",
         "--vary", "softness=0.1,0.2", "--out", "both",
     )  # fmt: skip
@@ -107,7 +108,7 @@ def test_the_recipe_of_a_method_brings_it_to_every_command(mine, tmp_path):
     for line in re.findall(r"^\$ refimpl --use momentum\.py (.*)$", tour, flags=re.M):
         command, *given = shlex.split(line)
         settings = FLAGS[:4] if command == "tune" or "--rounds" in given else FLAGS
-        mine(command, *given, *(settings if command not in ("adapt", "report") else ()), use=use)
+        mine(command, *given, *((*settings, *ALONE) if command not in ("adapt", "report") else ()), use=use)
 
     help_text = mine("train", "--help", use=use, COLUMNS="200")
     assert re.search(r"--method \[\S*\bmomentum\b", help_text)
@@ -273,7 +274,7 @@ def test_a_file_of_a_users_brings_its_model_everywhere(mine, tmp_path):
     table = tomllib.loads(run("train", "--dry-run", "--config", "my.toml", "--gain", 0.5))
     wanted = {"model": "two-layers", "units": 5, "gain": 0.5, "gates": ["first"]}
     assert wanted.items() <= table.items()
-    few = ("--config", "my.toml", *FLAGS)
+    few = ("--config", "my.toml", *FLAGS, *ALONE)
     run("compare", *few, "--methods", "fedavg", "--seeds", 0, "--vary", "units=4,5", "--out", "both")
     run("report", "both", "--quick", "-q")
     assert "fedavg units=4" in (tmp_path / "both" / "report" / "report.html").read_text()
@@ -360,7 +361,7 @@ def test_a_data_set_and_a_partition_of_a_users_are_on_the_command_line(my_data, 
 
 
 def test_a_comparison_a_search_and_a_report_know_a_users_data(my_data, tmp_path):
-    chosen = ("--dataset", "stripes", "--nodes", 2, "--targets", 1, "--rounds", 1)
+    chosen = ("--dataset", "stripes", "--nodes", 2, "--targets", 1, "--rounds", 1, *ALONE)
     my_data(
         "compare", *chosen, "--methods", "fedavg", "--seeds", "0", "--partition", "one-class",
         "--vary", "first_class=0,2", "--out", "both",
