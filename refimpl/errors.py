@@ -32,6 +32,10 @@ class RunError(RefimplError):
     """A run folder that cannot be used as asked: missing, already there, in use or not resumable."""
 
 
+class BusyError(RunError):
+    """Another process is working on what was asked for."""
+
+
 class TakenError(RunError):
     """Another process has meanwhile created the folder that was about to be made."""
 

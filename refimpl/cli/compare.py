@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,16 @@ import click
 from refimpl.cli.app import INTERRUPTED
 from refimpl.cli.compiling import WARM_UP, notice
 from refimpl.cli.interrupt import stop_requests
-from refimpl.cli.options import NAME_LIST, PATH, SEED_LIST, USUAL_SESSION, Session, file_option, run_options
+from refimpl.cli.options import (
+    NAME_LIST,
+    PATH,
+    SEED_LIST,
+    USUAL_SESSION,
+    Session,
+    file_option,
+    run_options,
+    share_option,
+)
 from refimpl.cli.output import command_line, print_json
 from refimpl.cli.progress import Progress, Talk, adapted_text, round_text
 from refimpl.errors import TakenError, one_of
@@ -38,6 +48,7 @@ Examples:
   refimpl compare --preset demo
   refimpl compare --preset mnist --data-dir ~/data --seeds 0-4 --every 10 --out results/mnist
   refimpl compare --resume --out results/mnist --data-dir ~/data
+  refimpl compare --preset mnist --data-dir ~/data --out /shared/mnist --share
   refimpl compare --dataset digits --methods metagater,fedavg --seeds 0,1 --rounds 10
   refimpl compare --config fedavg.toml --methods fedavg,reptile
   refimpl compare --methods fedavg,metagater --seeds 0-9 --baseline fedavg --margin 1
@@ -75,6 +86,7 @@ One method under varied keys (lists joined by +):
 @click.option("--out", type=PATH, help="Folder.  [runs/compare-..., or the next free]")
 @click.option("--resume", is_flag=True, help="Continue the comparison in --out.")
 @click.option("--force", is_flag=True, help="Replace the comparison in --out.")
+@share_option
 @run_options(without=("method", "seed", "fold"))
 @click.pass_context
 def command(
@@ -82,6 +94,7 @@ def command(
     out: Path | None,
     resume: bool,
     force: bool,
+    share: bool,
     baseline: str | None,
     margin: float | None,
     session: Session,
@@ -105,7 +118,8 @@ def command(
 
     The folder holds plan.json, runs/, results.json, table.md and table.csv. With matplotlib it also holds
     figures of accuracy by round (with --every) and of accuracy against FLOPs. Finished work is kept, and
-    --resume does the rest.
+    --resume does the rest. Machines that share the folder share the work: start the same command with --share
+    on each of them.
     """
     from refimpl.experiments.compare.plan import Claims
     from refimpl.experiments.compare.run import Comparison
@@ -113,12 +127,16 @@ def command(
     if margin is not None and baseline is None:
         raise click.UsageError("--margin needs --baseline ROW, the row that differences are taken to", ctx)
     claims = Claims(baseline, margin or 0.0) if baseline is not None else None
+    if share and (out is None or force):
+        raise click.UsageError("--share needs --out FOLDER, which all machines see, and no --force", ctx)
     if resume:
         if out is None or force or any(value not in (None, ()) for value in wanted.values()):
             raise click.UsageError("--resume needs --out FOLDER, and takes what to compare from there", ctx)
-        comparison = Comparison.open(out, session.data_dir, session.threads)
+        comparison = replace(Comparison.open(out, session.data_dir, session.threads), shared=share)
         ctx.exit(run(comparison.claiming(claims) if claims else comparison, session))
     plan = make_plan(claims=claims, **wanted)
+    if share and out is not None:
+        ctx.exit(run(Comparison.join(out, plan, session.data_dir, session.threads), session))
     name = f"compare-{wanted['from_preset'] or Path(plan.rows[0][1].dataset).stem}"
     ctx.exit(run(begin(out, name, plan, force, session), session))
 
@@ -171,7 +189,8 @@ def run(comparison: Comparison, session: Session) -> int:
         outcomes = _outcomes(comparison, session.talk)
         content, figures = _write(comparison, outcomes)
     except KeyboardInterrupt:
-        again = command_line("compare", "--resume", "--out", path, session=session)
+        sharing = ["--share"] * comparison.shared
+        again = command_line("compare", "--resume", *sharing, "--out", path, session=session)
         click.echo(f"refimpl: stopped; what is done is kept; go on with: {again}", err=True)
         return INTERRUPTED
     if session.as_json:

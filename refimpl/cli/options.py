@@ -161,6 +161,9 @@ verbose_option: Decorator = _talk("-v", "--verbose", value=Talk.VERBOSE, text="A
 threads_option: Decorator = click.option(
     "--threads", type=click.IntRange(min=1), help="Threads; results do not depend on it.  [all cores]"
 )
+share_option: Decorator = click.option(
+    "--share", is_flag=True, help="Divide the work with all that were started with --share and this --out."
+)
 data_dir_option: Decorator = click.option(
     "--data-dir",
     type=FOLDER,

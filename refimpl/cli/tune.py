@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,16 @@ import click
 from refimpl.cli.app import INTERRUPTED
 from refimpl.cli.compiling import WARM_UP, notice
 from refimpl.cli.interrupt import stop_requests
-from refimpl.cli.options import FILE, NAME_LIST, SEED_LIST, Session, file_option, preset_option, run_options
+from refimpl.cli.options import (
+    FILE,
+    NAME_LIST,
+    SEED_LIST,
+    Session,
+    file_option,
+    preset_option,
+    run_options,
+    share_option,
+)
 from refimpl.cli.output import command_line, print_json, say_data, table
 from refimpl.cli.progress import Progress, Talk, round_text
 from refimpl.errors import ConfigError, RunError, one_of
@@ -66,6 +76,7 @@ Examples:
 @click.option("--out", type=FILE, help="TOML file for the best settings.")
 @click.option("--resume", is_flag=True, help="Continue the search of --out.")
 @click.option("--force", is_flag=True, help="Replace --out and its trials.")
+@share_option
 @run_options(without=("method", "seed"))
 @click.pass_context
 def command(
@@ -74,6 +85,7 @@ def command(
     out: Path | None,
     resume: bool,
     force: bool,
+    share: bool,
     session: Session,
     **wanted: Any,
 ) -> None:
@@ -91,23 +103,28 @@ def command(
 
     The best settings are written to --out, in the form that `train --config` and `compare --config` read.
     Every trial is one line of a file beside it that ends in .jsonl. Finished trials are kept, and --resume
-    does the rest.
+    does the rest. Machines that share the folder of --out share the work: start the same command with --share
+    on each of them.
     """
     from refimpl.experiments.tune.record import Tuning
 
     if out is None or out.suffix != ".toml":
         raise click.UsageError(f"expected --out FILE.toml, got {out or 'none'}", ctx)
     record = out.with_suffix(".jsonl")
+    if share and force:
+        raise click.UsageError("--share takes part in the search of --out, and --force would replace it", ctx)
     if resume:
         if methods or force or any(value not in (None, ()) for value in wanted.values()):
             raise click.UsageError("--resume takes what to search from the record of --out", ctx)
-        ctx.exit(run(Tuning.open(record), out, session))
+        ctx.exit(run(replace(Tuning.open(record), shared=share), out, session))
     if not methods:
         raise click.UsageError("--method NAME is missing", ctx)
     if wanted["grid"] and wanted["adaptations"]:
         raise click.UsageError("--adaptations is for random settings; a grid shares trainings as it is", ctx)
-    _check_free((out, record), force)
-    ctx.exit(run(Tuning.create(record, _searches(methods, **wanted), session.data_dir), out, session))
+    if not share:
+        _check_free((out, record), force)
+    begin = Tuning.join if share else Tuning.create
+    ctx.exit(run(begin(record, _searches(methods, **wanted), session.data_dir), out, session))
 
 
 def _searches(
@@ -180,7 +197,8 @@ def run(tuning: Tuning, out: Path, session: Session) -> int:
     try:
         _make(tuning, session)
     except KeyboardInterrupt:
-        again = command_line("tune", "--resume", "--out", out, session=session)
+        sharing = ["--share"] * tuning.shared
+        again = command_line("tune", "--resume", *sharing, "--out", out, session=session)
         recorded = counted(len(tuning.trials), "trial")
         click.echo(f"refimpl: stopped with {recorded} recorded; go on with: {again}", err=True)
         return INTERRUPTED
@@ -212,7 +230,7 @@ def _make(tuning: Tuning, session: Session) -> None:
             name, config = f"{search.config.method}, trial {trial}", search.config
             progress.step(round_text(name, record, config.rounds, METHODS[config.method].gated))
 
-        if left:
+        if left or tuning.shared:
             tuning.run(session.data_dir, session.threads, on_told, stop)
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,13 +23,16 @@ from multiprocessing.process import BaseProcess
 from types import ModuleType
 from typing import Any
 
-from refimpl.errors import RefimplError, RunError
+from refimpl.errors import BusyError, RefimplError, RunError
+from refimpl.files.claims import Claims
 
 Tell = Callable[[Any], None]
 Stop = Callable[[], bool]
+Claim = Callable[[int], bool]
 Work = Callable[[Any, Tell, Stop], Any]  # (job, tell, stop) -> result; all of them can be pickled
 
 POLL_SECONDS = 0.2  # between two calls of `stop`
+PAUSE_SECONDS = 1.0  # between two looks at jobs of which others have claimed all
 TOLD, DONE, FAILED = "told", "done", "failed"
 KILL = 9  # the signal that a system short of memory sends
 PATIENCE_SECONDS = 5.0  # that a terminated worker gets to end
@@ -40,8 +44,11 @@ def run_jobs(
     workers: int,
     on_told: Callable[[int, Any], None] = lambda index, message: None,
     stop: Stop = lambda: False,
+    claim: Claim = lambda index: True,
 ) -> Iterator[tuple[int, Any]]:
     """Yield (index, result) of work(job, tell, stop) for every job, in the order in which they end.
+
+    A job is left out if `claim(index)` is false when its turn comes: others do it.
 
     The result is a `RefimplError` if the job raised one. Whatever a job passes to `tell` is passed on to
     `on_told`. With one worker, or one job, everything runs in this process; so it does in a worker of
@@ -50,18 +57,77 @@ def run_jobs(
     `stop` returns true; its result is then not used.
     """
     if min(workers, len(jobs)) <= 1 or multiprocessing.current_process().daemon:
-        yield from _run_here(work, jobs, on_told, stop)
+        yield from _run_here(work, jobs, on_told, stop, claim)
         return
     with _workers(work, min(workers, len(jobs))) as pool:
-        yield from _run_there(pool, jobs, on_told, stop)
+        yield from _run_there(pool, jobs, on_told, stop, claim)
+
+
+def divide_jobs(
+    work: Work,
+    left: Callable[[], Mapping[str, Any]],
+    workers: int,
+    claims: Claims,
+    on_told: Callable[[Any, Any], None] = lambda job, message: None,
+    stop: Stop = lambda: False,
+) -> Iterator[tuple[Any, Any]]:
+    """`run_jobs` on what `left()` has, by name, again and again until that is nothing: (job, result).
+
+    A job that another process has claimed is waited for, and done here where that process dies before it is
+    done. Raises `RunError` if this process has lost a claim.
+    """
+    while there := left():
+        free = {name: job for name, job in there.items() if claims.is_free(name)}
+        done = 0
+        try:
+            for found in _claimed(work, free, left, workers, claims, on_told, lambda: claims.lost or stop()):
+                done += 1
+                yield found
+            if not done and stop():
+                raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            claims.check()
+            raise
+        time.sleep(0 if done else PAUSE_SECONDS)
+
+
+def _claimed(
+    work: Work,
+    there: Mapping[str, Any],
+    left: Callable[[], Mapping[str, Any]],
+    workers: int,
+    claims: Claims,
+    on_told: Callable[[Any, Any], None],
+    stop: Stop,
+) -> Iterator[tuple[Any, Any]]:
+    """(job, result) of those jobs that this process can claim and that are still left then."""
+    names, jobs = list(there), list(there.values())
+
+    def claim(index: int) -> bool:
+        if not claims.take(names[index]):
+            return False
+        if not claims.shared or names[index] in left():
+            return True
+        claims.give_back(names[index])
+        return False
+
+    def told(index: int, message: Any) -> None:
+        on_told(jobs[index], message)
+
+    for index, result in run_jobs(work, jobs, workers, told, stop, claim):
+        if not (claims.shared and isinstance(result, BusyError)):  # a process that is about to die
+            yield jobs[index], result
+        claims.give_back(names[index])
 
 
 def _run_here(
-    work: Work, jobs: Sequence[Any], on_told: Callable[[int, Any], None], stop: Stop
+    work: Work, jobs: Sequence[Any], on_told: Callable[[int, Any], None], stop: Stop, claim: Claim
 ) -> Iterator[tuple[int, Any]]:
     for index, job in enumerate(jobs):
         if stop():
             raise KeyboardInterrupt
+        if not claim(index):
+            continue
         result = _attempt(work, job, partial(on_told, index), stop)
         if stop():
             raise KeyboardInterrupt
@@ -153,14 +219,18 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _run_there(
-    pool: list[_Worker], jobs: Sequence[Any], on_told: Callable[[int, Any], None], stop: Stop
+    pool: list[_Worker],
+    jobs: Sequence[Any],
+    on_told: Callable[[int, Any], None],
+    stop: Stop,
+    claim: Claim,
 ) -> Iterator[tuple[int, Any]]:
-    waiting = list(range(len(jobs)))[::-1]
+    waiting = iter(range(len(jobs)))
+    taken = filter(claim, waiting)
     while True:
         stopping = stop()
         for worker in pool:
-            if worker.index is None and waiting and not stopping:
-                index = waiting.pop()
+            if worker.index is None and not stopping and (index := next(taken, None)) is not None:
                 worker.begin(index, jobs[index])
             elif worker.index is not None and stopping:
                 worker.ask()
@@ -179,7 +249,7 @@ def _run_there(
             done, worker.index = worker.index, None
             if not worker.asked:
                 yield done, content
-    if waiting or any(worker.asked for worker in pool):
+    if next(waiting, None) is not None or any(worker.asked for worker in pool):
         raise KeyboardInterrupt
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from refimpl.errors import RunError
+from refimpl.errors import BusyError, RunError
 
 try:
     import fcntl
@@ -23,17 +23,19 @@ except ImportError:  # Windows has no locks of this kind, so runs are not protec
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # file systems that cannot lock
 
 
-def take_lock(file: Path, who: Path) -> int | None:
+def take_lock(file: Path, who: Path, shared: bool = False) -> int | None:
     """Lock `file`, creating it if needed, until the handle is released; None where the system has no locks.
 
-    Raises `RunError` about `who` if another process, or another handle of this one, has the lock.
+    shared: others may have the lock as well, if theirs are shared too. Raises `BusyError` about `who` if
+    another process, or another handle of this one, has the lock.
     """
     if not CAN_LOCK:
         return None
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
     try:
-        return _lock(os.open(file, os.O_RDWR | os.O_CREAT, 0o644), file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _lock(os.open(file, os.O_RDWR | os.O_CREAT, 0o644), file, how)
     except (BlockingIOError, FileNotFoundError):
-        raise RunError(
+        raise BusyError(
             f"{who}: in use by another refimpl process; wait for it or choose another --out"
         ) from None
     except OSError as error:
@@ -64,9 +66,9 @@ def release_lock(handle: int | None) -> None:
 
 
 @contextmanager
-def locked(file: Path, who: Path) -> Iterator[None]:
-    """Keep `file` locked within the block; raises as `take_lock` does."""
-    handle = take_lock(file, who)
+def locked(file: Path, who: Path, shared: bool = False) -> Iterator[None]:
+    """Keep `file` locked within the block; `shared`, and what it raises, as for `take_lock`."""
+    handle = take_lock(file, who, shared)
     try:
         yield
     finally:

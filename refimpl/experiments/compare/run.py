@@ -4,19 +4,21 @@
 Its `report/` has the results at the target nodes for every row that adapts its meta-model (rows that prune
 the same model share its training).
 
-Trainings run at the same time, in several processes. Adaptation follows when all are done, seed by seed. Its
+Trainings run at the same time, in several processes, and those of a shared comparison on several machines,
+which claim them one by one (`files/claims.py`). Adaptation follows when all are done, seed by seed. Its
 seconds are a result, so they are measured one node at a time, with nothing beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refimpl.contracts import never, nothing
 from refimpl.data.identity import Identity, identities_from
-from refimpl.errors import DivergenceError, RefimplError, RunError
+from refimpl.errors import DivergenceError, RefimplError, RunError, TakenError
 from refimpl.experiments.compare.plan import Cell, Claims, Plan, plan_from_text
 from refimpl.experiments.compare.work import (
     Job,
@@ -29,18 +31,20 @@ from refimpl.experiments.compare.work import (
     trained,
 )
 from refimpl.experiments.experiment import default_threads, try_out
-from refimpl.experiments.jobs import Stop, run_jobs
+from refimpl.experiments.jobs import Stop, divide_jobs
 from refimpl.experiments.record import CONFIG, DATA, LOCK, REPORT, check_free
 from refimpl.federated.rounds import RoundRecord
 from refimpl.federated.warmup import warm_up
+from refimpl.files.claims import Claims as Taken
 from refimpl.files.folders import building, move_into_place
 from refimpl.files.lock import locked
 from refimpl.files.storage import json_text, read_bytes, read_json, write_whole
 
 UNFINISHED = "diverged, or not finished"
 PLAN, RESULTS, TABLE, CSV, RUNS = "plan.json", "results.json", "table.md", "table.csv", "runs"
+TAKEN = "claims"
 FIGURES = {"accuracy": "accuracy.png", "frontier": "frontier.png"}
-OWN_FILES = frozenset({PLAN, DATA, RESULTS, TABLE, CSV, RUNS, REPORT, LOCK, *FIGURES.values()})
+OWN_FILES = frozenset({PLAN, DATA, RESULTS, TABLE, CSV, RUNS, TAKEN, REPORT, LOCK, *FIGURES.values()})
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,15 @@ class Comparison:
     """A comparison at `path`; `create` begins a new one, `open` opens an existing one.
 
     plan: what is compared, over which seeds; data_dir: the folder of the data sets, by default that of
-    REFIMPL_DATA; threads: cores to use, one for each training, or several if there are fewer trainings.
+    REFIMPL_DATA; threads: cores to use, one for each training, or several if there are fewer trainings;
+    shared: whether other processes may work on it at the same time.
     """
 
     path: Path
     plan: Plan
     data_dir: Path | None = None
     threads: int | None = None
+    shared: bool = False
 
     @classmethod
     def create(
@@ -83,6 +89,18 @@ class Comparison:
             raise RunError(f"{path}: not a comparison (it has no {PLAN}); start one with refimpl compare")
         text = read_bytes(path / PLAN).decode(errors="replace")
         return cls(path, plan_from_text(str(path / PLAN), text), data_dir, threads)
+
+    @classmethod
+    def join(
+        cls, path: str | Path, plan: Plan, data_dir: Path | None = None, threads: int | None = None
+    ) -> Comparison:
+        """Begin a shared comparison, or take part in the one that another machine has begun."""
+        with suppress(TakenError):
+            return replace(cls.create(path, plan, False, data_dir, threads), shared=True)
+        found = cls.open(path, data_dir, threads)
+        if found.plan != plan:
+            raise RunError(f"{path}: is of another plan; give all machines the same options")
+        return replace(found, shared=True)
 
     def claiming(self, claims: Claims) -> Comparison:
         """The same comparison with these claims, recorded as stated afterwards where it had none.
@@ -131,12 +149,13 @@ class Comparison:
         Raises `KeyboardInterrupt` if `stop` ended it early; finished work is kept. Raises `RunError` if
         another process is working on this comparison.
         """
-        with locked(self.path / LOCK, self.path):
+        with (
+            locked(self.path / LOCK, self.path, self.shared),
+            Taken(self.path / TAKEN if self.shared else None) as taken,
+        ):
             jobs = self.jobs()
-            failures = self._train(jobs, on_round, stop)
-            for job in jobs:
-                if job.training.name not in failures:
-                    adapt_cells(replace(job, threads=self.threads or default_threads()), on_adapted, stop)
+            failures = self._train(jobs, taken, on_round, stop)
+            self._adapt([job for job in jobs if job.training.name not in failures], taken, on_adapted, stop)
             return self._outcomes(jobs, failures)
 
     def read(self) -> list[Outcome]:
@@ -161,23 +180,43 @@ class Comparison:
         ]
 
     def _train(
-        self, jobs: list[Job], on_round: Callable[[Cell, RoundRecord], None], stop: Stop
+        self, jobs: list[Job], taken: Taken, on_round: Callable[[Cell, RoundRecord], None], stop: Stop
     ) -> dict[str, str]:
         """Run the missing trainings; the messages of those that diverged, by name of the training."""
-        left = [job for job in jobs if not trained(job)]
         failures: dict[str, str] = {}
-        for dtype in sorted({job.training.config.dtype for job in left}):
+
+        def left() -> dict[str, Job]:
+            missing = [job for job in jobs if job.training.name not in failures and not trained(job)]
+            return {job.training.name: job for job in missing}
+
+        def on_told(job: Job, record: RoundRecord) -> None:
+            on_round(job.training.cells[0], record)
+
+        for dtype in sorted({job.training.config.dtype for job in left().values()}):
             warm_up(dtype, self.threads)  # once; otherwise every worker would compile the same kernels
-
-        def on_told(index: int, record: RoundRecord) -> None:
-            on_round(left[index].training.cells[0], record)
-
-        for index, result in run_jobs(train_one, left, self.threads or default_threads(), on_told, stop):
+        cores = self.threads or default_threads()
+        for job, result in divide_jobs(train_one, left, cores, taken, on_told, stop):
             if isinstance(result, DivergenceError):
-                failures[left[index].training.name] = str(result)
+                failures[job.training.name] = str(result)
             elif isinstance(result, RefimplError):
                 raise result
         return failures
+
+    def _adapt(
+        self, jobs: list[Job], taken: Taken, on_adapted: Callable[[Cell, float], None], stop: Stop
+    ) -> None:
+        """Make the adaptations that are missing, one training after the other."""
+        own = [replace(job, threads=self.threads or default_threads()) for job in jobs]
+
+        def left() -> dict[str, Job]:
+            return {job.training.name: job for job in own if pending(job)}
+
+        def on_told(job: Job, message: tuple[Cell, float]) -> None:
+            on_adapted(*message)
+
+        for _, result in divide_jobs(adapt_cells, left, 1, taken, on_told, stop):
+            if isinstance(result, RefimplError):
+                raise result
 
 
 def _locks(path: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -201,8 +201,8 @@ def _measure(job: Job, folder: RunFolder, experiment: Experiment, done: int) -> 
 # --- adaptation
 
 
-def adapt_cells(job: Job, on_adapted: Callable[[Cell, float], None], stop: Stop) -> None:
-    """Adapt and test those cells of the training that have no results yet."""
+def adapt_cells(job: Job, tell: Tell, stop: Stop) -> None:
+    """Adapt and test those cells of the training that have no results yet; tells of each its accuracy."""
     left = pending(job)
     if not left:
         return
@@ -211,11 +211,11 @@ def adapt_cells(job: Job, on_adapted: Callable[[Cell, float], None], stop: Stop)
         w = meta_model(experiment, folder)
         for cell in left:
             if stop():
-                raise KeyboardInterrupt
+                return
             reports = adapt_timed(replace(experiment, config=cell.config), w, job.threads)
             nodes = [report._asdict() for report in reports]
             folder.save_report(cell.name, {"label": cell.label, "data": experiment.note, "nodes": nodes})
-            on_adapted(cell, statistics.fmean(report.accuracy_after for report in reports))
+            tell((cell, statistics.fmean(report.accuracy_after for report in reports)))
 
 
 def adapt_timed(experiment: Experiment, w: np.ndarray, threads: int | None = None) -> list[NodeReport]:

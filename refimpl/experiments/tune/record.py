@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -14,11 +15,12 @@ from refimpl.data.identity import Identity, Recorded, identities_from
 from refimpl.errors import DataError, RefimplError, RunError, cause
 from refimpl.experiments.config import Config, keys
 from refimpl.experiments.experiment import UNRECORDED, default_threads, try_out
-from refimpl.experiments.jobs import Stop, run_jobs
+from refimpl.experiments.jobs import Stop, divide_jobs
 from refimpl.experiments.methods import special_keys, takes
 from refimpl.experiments.tune.search import FACTOR, Search, search_from
 from refimpl.experiments.tune.trial import Job, Trial, best, jobs, run_trials, survivors
 from refimpl.federated.warmup import warm_up
+from refimpl.files.claims import Claims
 from refimpl.files.lock import locked
 from refimpl.files.storage import json_value, plain, read_bytes, reason, toml_text, write_whole
 
@@ -30,7 +32,7 @@ class Tuning:
     """Searches with their record: a file of JSON lines, first what is searched, then every trial.
 
     data: what they are made on, by method and seed, as far as that is known; note: what a result should
-    mention of it.
+    mention of it; shared: whether other processes may work on it at the same time.
     """
 
     path: Path
@@ -38,6 +40,7 @@ class Tuning:
     trials: list[Trial]
     data: Mapping[str, Identity]
     note: str
+    shared: bool = False
 
     @classmethod
     def create(cls, path: Path, searches: Sequence[Search], data_dir: Path | None = None) -> Tuning:
@@ -55,19 +58,30 @@ class Tuning:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{path}: cannot write: {reason(error)}") from None
+        if not path.exists() and parts_of(path).exists():
+            raise RunError(f"{parts_of(path)}: belongs to a search that is no longer there; remove it")
         with locked(path, path) if path.exists() else nullcontext():
+            shutil.rmtree(parts_of(path), ignore_errors=True)
             write_whole(path, line)
         return cls(path, tuple(searches), [], data, tried[0].note)
 
     @classmethod
+    def join(cls, path: Path, searches: Sequence[Search], data_dir: Path | None = None) -> Tuning:
+        """Begin a shared search, or take part in the one that another machine has begun."""
+        found = cls.open(path) if path.exists() else cls.create(path, searches, data_dir)
+        if found.searches != tuple(searches):
+            raise RunError(f"{path}: is of another search; give all machines the same options")
+        return replace(found, shared=True)
+
+    @classmethod
     def open(cls, path: Path) -> Tuning:
-        """A record to be continued; a last line cut short is not read."""
+        """A record to be continued, with its parts; a last line cut short is not read."""
         if not path.is_file():
             raise RunError(f"{path}: no such record of trials; start one with refimpl tune")
         content = read_bytes(path)
         whole = content[: content.rfind(b"\n") + 1]
         try:
-            first, *rest = (json_value(line) for line in whole.splitlines())
+            first, *rest = (json_value(line) for line in whole.splitlines() + _parts(path))
             searches = tuple(search_from(table, str(path)) for table in first["searches"])
             trials = _trials(searches, rest)
             data = identities_from(str(path), first.get("data", {}))
@@ -103,32 +117,52 @@ class Tuning:
         Raises `KeyboardInterrupt` where `stop` ended it early; trials in progress are then made again.
         Raises `RunError` where another process is at it.
         """
-        with locked(self.path, self.path):
-            found = Tuning.open(self.path)
-            if found.searches != self.searches:
-                raise RunError(
-                    f"{self.path}: another process has begun another search there; choose another --out"
-                )
-            self.trials = found.trials  # another process may have added some
-            _forget_cut_line(self.path)
-            self._run(data_dir, threads, on_told, stop)
+        with (
+            locked(self.path, self.path, self.shared),
+            Claims(parts_of(self.path) if self.shared else None) as claims,
+        ):
+            self._look()
+            if not self.shared:
+                _forget_cut_line(self.path)
+            self._run(data_dir, threads, claims, on_told, stop)
 
-    def _run(self, data_dir: Path | None, threads: int | None, on_told: OnTold, stop: Stop) -> None:
-        cores, groups = threads or default_threads(), self.jobs(data_dir, threads)
+    def _look(self) -> None:
+        """Take over the trials that other processes have added."""
+        found = Tuning.open(self.path)
+        if found.searches != self.searches:
+            raise RunError(
+                f"{self.path}: another process has begun another search there; choose another --out"
+            )
+        self.trials = found.trials
+
+    def _run(
+        self, data_dir: Path | None, threads: int | None, claims: Claims, on_told: OnTold, stop: Stop
+    ) -> None:
         for dtype in sorted({search.config.dtype for search in self.searches}):
             warm_up(dtype, threads)
 
-        def told(index: int, message: Any) -> None:
-            on_told(*groups[index].trials[0], message)
+        def left() -> dict[str, Job]:
+            if self.shared:
+                self._look()
+            return {job.name: job for job in self.jobs(data_dir, threads)}
 
-        while groups:
-            for _, result in run_jobs(run_trials, groups, cores, told, stop):
-                if isinstance(result, RefimplError):
-                    raise result
-                for trial in result:
-                    self.trials.append(trial)
-                    _append(self.path, _line(asdict(trial)))
-            groups = self.jobs(data_dir, threads)  # of the next rung
+        def told(job: Job, message: Any) -> None:
+            on_told(*job.trials[0], message)
+
+        for job, result in divide_jobs(run_trials, left, threads or default_threads(), claims, told, stop):
+            if isinstance(result, RefimplError):
+                raise result
+            self.trials += result
+            lines = b"".join(_line(asdict(trial)) for trial in result)
+            if self.shared:
+                write_whole(parts_of(self.path) / f"{job.name}.jsonl", lines)
+            else:
+                _append(self.path, lines)
+        if self.shared:
+            self._look()
+            trials = [asdict(trial) for search in self.searches for trial in self.of(search.config.method)]
+            first, *_ = read_bytes(self.path).splitlines(keepends=True)
+            write_whole(self.path, first + b"".join(map(_line, trials)))
 
     def jobs(self, data_dir: Path | None = None, threads: int | None = None) -> list[Job]:
         """What is left, trials with the same meta-training together."""
@@ -187,7 +221,8 @@ def _trials(searches: Sequence[Search], entries: Sequence[Mapping[str, Any]]) ->
     settings = {search.config.method: search.settings() for search in searches}
     if not settings or len(settings) < len(searches):
         raise ValueError("the searches must be there and differ in method")
-    trials = [Trial(**entry) for entry in entries]
+    found = [Trial(**entry) for entry in entries]
+    trials = list({(trial.method, trial.rung, trial.trial): trial for trial in found}.values())
     for trial in trials:
         number, own = trial.trial, settings[trial.method]
         rungs = next(s.rungs for s in searches if s.config.method == trial.method)
@@ -200,6 +235,16 @@ def _trials(searches: Sequence[Search], entries: Sequence[Mapping[str, Any]]) ->
         ):
             raise ValueError(f"trial {number} has neither score nor failure")  # a loss of NaN is none
     return trials
+
+
+def parts_of(path: Path) -> Path:
+    """The folder where processes that share a search claim its jobs, and leave the trials of each."""
+    return path.with_suffix(".parts")
+
+
+def _parts(path: Path) -> list[bytes]:
+    """The lines of trials of a shared search."""
+    return [line for part in sorted(parts_of(path).glob("*.jsonl")) for line in read_bytes(part).splitlines()]
 
 
 def _key(search: Search, seed: int) -> str:

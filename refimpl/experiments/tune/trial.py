@@ -63,6 +63,12 @@ class Job:
     threads: int
     data: Mapping[int, Recorded] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """Its first trial, which is in no other job."""
+        search, number = self.trials[0]
+        return f"{search.config.method}-{search.rung}-{number}"
+
 
 def validation_experiment(
     config: Config, validation: int, data_dir: Path | None = None, recorded: Recorded | None = None
