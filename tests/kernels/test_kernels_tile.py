@@ -1,13 +1,6 @@
-"""The vector tile against the readable kernels: the same bits, whatever the shape, stride, mask or target."""
+"""The vector tile against the readable kernels: the same bits, whatever the shape, stride or mask."""
 
 from __future__ import annotations
-
-import hashlib
-import os
-import platform
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -270,47 +263,3 @@ def test_the_environment_chooses_the_kernels(monkeypatch):
     monkeypatch.setenv("REFIMPL_KERNELS", "magic")
     with pytest.raises(ConfigError, match="choose one of tile, plain"):
         jit.chosen_kernels()
-
-
-def digest_cases():
-    """Layers that pass through every kernel of this room and most of its branches."""
-    for dtype in DTYPES:
-        for stride in ((1, 1), (2, 2)):
-            for kinds in (("none", "none"), ("mixed", "mixed")):
-                case = make_conv(1, dtype, 2, 12, 19, (9, 10), (3, 3), stride, (1, 1), *kinds)
-                yield case, tile_conv
-        yield make_conv(2, dtype, 2, 3, 32, (16, 16), (3, 3), (1, 1), (1, 1)), tile_conv
-        for groups, dilation, kind in ((12, (1, 1), "none"), (4, (2, 3), "mixed"), (1, (1, 2), "none")):
-            shape = 2, 12, 12, (9, 10), (3, 3), (1, 1), (2, 2)
-            yield make_conv(5, dtype, *shape, kind, kind, dilation, groups), tile_conv
-        yield make_linear(3, dtype, 20, 60, 33, 5, "none", "none"), tile_linear
-        yield make_linear(4, dtype, 5, 60, 33, 5, "mixed", "mixed"), tile_linear
-
-
-def digest():
-    """The vector width in bytes and a hash of the results of all `digest_cases`."""
-    sha = hashlib.sha256()
-    for case, run in digest_cases():
-        for array in run(case):
-            sha.update(array.tobytes())
-    return f"{target.VECTOR_BYTES} {sha.hexdigest()}"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("cpu", "vector_bytes"), [("haswell", 32), ("x86-64-v2", 16)])
-def test_narrower_vectors_give_the_same_bytes(cpu, vector_bytes):
-    if vector_bytes >= target.VECTOR_BYTES or platform.machine() not in ("x86_64", "AMD64"):
-        pytest.skip("this machine's vectors are not wider")
-    environment = {
-        **os.environ,
-        "NUMBA_CPU_NAME": cpu,
-        "NUMBA_CPU_FEATURES": "",
-        "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:3])),
-    }
-    code = "import test_kernels_tile; print(test_kernels_tile.digest())"
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    width, value = run.stdout.split()
-    assert int(width) == vector_bytes
-    assert value == digest().split()[1]

@@ -1,16 +1,25 @@
-"""Training gives the same bytes whatever instruction set the kernels are compiled for."""
+"""Kernels and training give the same bytes whatever instruction set they are compiled for."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from test_kernels_plain import DTYPES, make_conv, make_linear
+from test_kernels_tile import tile_conv, tile_linear
 
-AVX2_ONLY = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+bmi,+bmi2"}
+from refimpl.kernels import jit, target
+
+pytestmark = [
+    pytest.mark.slow,  # compiles the kernels for other processors
+    pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names x86 processors"),
+]
 
 PROGRAM = """
 import sys
@@ -22,21 +31,61 @@ main(sys.argv[1:])
 FEW_ROUNDS = ("--rounds", "8", "--nodes", "4", "--targets", "2", "--rho", "0.05")
 
 
-@pytest.mark.slow  # compiles the kernels for another processor
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AVX2 is an x86 instruction set")
+def digest_cases():
+    """Layers that pass through every kernel of this room and most of its branches."""
+    for dtype in DTYPES:
+        for stride in ((1, 1), (2, 2)):
+            for kinds in (("none", "none"), ("mixed", "mixed")):
+                case = make_conv(1, dtype, 2, 12, 19, (9, 10), (3, 3), stride, (1, 1), *kinds)
+                yield case, tile_conv
+        yield make_conv(2, dtype, 2, 3, 32, (16, 16), (3, 3), (1, 1), (1, 1)), tile_conv
+        for groups, dilation, kind in ((12, (1, 1), "none"), (4, (2, 3), "mixed"), (1, (1, 2), "none")):
+            shape = 2, 12, 12, (9, 10), (3, 3), (1, 1), (2, 2)
+            yield make_conv(5, dtype, *shape, kind, kind, dilation, groups), tile_conv
+        yield make_linear(3, dtype, 20, 60, 33, 5, "none", "none"), tile_linear
+        yield make_linear(4, dtype, 5, 60, 33, 5, "mixed", "mixed"), tile_linear
+
+
+def digest():
+    """The vector width in bytes and a hash of the results of all `digest_cases`."""
+    sha = hashlib.sha256()
+    for case, run in digest_cases():
+        for array in run(case):
+            sha.update(array.tobytes())
+    return f"{target.VECTOR_BYTES} {sha.hexdigest()}"
+
+
+def run_for(cpu: str, *words: str) -> str:
+    """What Python prints, with kernels compiled for a processor, or for this one if `cpu` is empty.
+
+    Tests that name a processor in the same way share its kernels in the cache.
+    """
+    here = Path(__file__).parent  # where Python finds this file, but no other refimpl than the one tested
+    path = os.pathsep.join(filter(None, (str(here.parent), os.environ.get("PYTHONPATH"))))
+    other = {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": ""} if cpu else {}
+    environment = {**os.environ, **other, "PYTHONPATH": path}
+    command = [sys.executable, *words]
+    done = subprocess.run(command, env=environment, cwd=here, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+@pytest.mark.skipif(not jit.USE_TILE, reason="REFIMPL_KERNELS=plain or NUMBA_DISABLE_JIT")
+@pytest.mark.parametrize(("cpu", "vector_bytes"), [("haswell", 32), ("x86-64-v2", 16)])
+def test_narrower_vectors_give_the_same_bytes(cpu, vector_bytes):
+    if vector_bytes >= target.VECTOR_BYTES:
+        pytest.skip("this machine's vectors are not wider")
+    width, value = run_for(cpu, "-c", "import test_vector_width; print(test_vector_width.digest())").split()
+    assert int(width) == vector_bytes
+    assert value == digest().split()[1]
+
+
 def test_checkpoints_are_the_same_bytes_with_narrower_vectors(tmp_path):
     seen = []
-    for name, extra in (("host", {}), ("avx2", AVX2_ONLY)):
-        folder = tmp_path / name
-        result = subprocess.run(
-            [sys.executable, "-c", PROGRAM, "train", *FEW_ROUNDS, "--out", str(folder), "-q"],
-            check=True,
-            env=os.environ | extra,
-            capture_output=True,
-            text=True,
-        )
-        width = int(result.stdout.splitlines()[0])
-        assert width == 32 if extra else width >= 16
+    for cpu in ("", "haswell"):
+        folder = tmp_path / f"run-{cpu}"
+        out = run_for(cpu, "-c", PROGRAM, "train", *FEW_ROUNDS, "--out", str(folder), "-q")
+        width = int(out.splitlines()[0])
+        assert width == 32 if cpu else width >= 16
         seen.append([(folder / file).read_bytes() for file in ("checkpoint.npz", "meta_model.npz")])
         rounds = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert 0 < rounds[-1]["closed_share"] < 1  # the gates took part
