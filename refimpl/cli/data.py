@@ -283,7 +283,7 @@ def partition_command(
     """
     from refimpl.data.catalog import load
     from refimpl.data.partition import plan, statistics
-    from refimpl.experiments.experiment import build_partition
+    from refimpl.experiments.dealing import build_partition
 
     config = resolve(file, from_preset, per_round=0, **options)  # rounds do not matter here
     dataset = load(config.dataset, data_dir)

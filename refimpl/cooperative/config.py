@@ -15,7 +15,7 @@ from typing import Any
 
 from refimpl.cooperative.descent import SCHEDULES
 from refimpl.errors import ConfigError
-from refimpl.experiments.config import absolute, read_toml
+from refimpl.experiments.config import absolute, tables_of
 from refimpl.files.paths import OWN_DATA
 from refimpl.files.presets import Presets
 from refimpl.registry import DATASETS, MODELS, SCHEMES, check_keys, key, keys_of, plain
@@ -87,12 +87,7 @@ def resolve(
     file: str | Path | None = None, from_preset: str | None = None, **options: Any
 ) -> CooperativeConfig:
     """The settings from preset, file and explicit options (None: not given)."""
-    given = {name: value for name, value in options.items() if value is not None}
-    tables = {
-        f"preset {from_preset}": PRESETS.read(from_preset) if from_preset else {},
-        str(file): read_toml(file) if file is not None else {},
-        "options": given,
-    }
+    tables = tables_of(PRESETS, from_preset, file, options)
     for source, table in tables.items():
         _expect_known(table, source)
     values = {name: value for table in tables.values() for name, value in table.items()}

@@ -26,7 +26,7 @@ from refimpl.cooperative.team import LEADER, Part, Team
 from refimpl.data.dataset import DataSet
 from refimpl.data.identity import Identity, Recorded, identify
 from refimpl.errors import ConfigError, DivergenceError
-from refimpl.experiments.experiment import load_again
+from refimpl.experiments.dealing import load_again
 from refimpl.experiments.record import RunFolder
 from refimpl.files.environment import cores
 from refimpl.nn.context import Gating

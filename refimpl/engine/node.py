@@ -13,7 +13,8 @@ from refimpl.data.partition import fill
 from refimpl.engine.job import Job
 from refimpl.engine.messages import Hello, Question, Sealed, answer, opened, whole
 from refimpl.errors import ConfigError, DataError, InputError
-from refimpl.experiments.experiment import Experiment, deal
+from refimpl.experiments.dealing import deal
+from refimpl.experiments.experiment import Experiment
 from refimpl.files.paths import expanded
 from refimpl.rng import SeedTree
 

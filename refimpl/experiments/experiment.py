@@ -20,9 +20,10 @@ from refimpl.data.catalog import load
 from refimpl.data.dataset import DataSet
 from refimpl.data.identity import Identity, Recorded, identify
 from refimpl.data.node import Node
-from refimpl.data.partition import Partition, Share, fill, plan
+from refimpl.data.partition import fill
 from refimpl.errors import ConfigError, DataError, DivergenceError, InputError
 from refimpl.experiments.config import Config, from_table
+from refimpl.experiments.dealing import deal, load_again
 from refimpl.experiments.methods import build_method, is_gated, prunes
 from refimpl.experiments.record import RunFolder
 from refimpl.experiments.tasks import NodeTasks
@@ -44,7 +45,7 @@ from refimpl.nn.layout import Layout
 from refimpl.nn.network import Network
 from refimpl.nn.norms import with_summaries
 from refimpl.nn.task import NetworkTask
-from refimpl.registry import METHODS, MODELS, PARTITIONS, STARTS
+from refimpl.registry import METHODS, MODELS, STARTS
 from refimpl.rng import SeedTree
 from refimpl.threads import share
 
@@ -188,24 +189,6 @@ def build_network(config: Config, input_shape: Sequence[int], classes: int, gate
     return with_summaries(network, config.gate_summary)
 
 
-def build_partition(config: Config) -> Partition:
-    """How the data set is cut into nodes."""
-    sizes = (config.node_min, config.node_max) if config.node_max > 0 else None
-    return Partition(
-        PARTITIONS.make(config.partition, config.own),
-        nodes=config.nodes,
-        targets=config.targets,
-        sizes=tuple(config.sizes) or sizes,
-        test=config.test_share,
-        support=config.support,
-        target_sizes=(config.target_min, config.target_max) if config.target_max > 0 else None,
-        folds=config.folds,
-        fold=config.fold,
-        pool=config.pool,
-        pool_share=config.pool_share,
-    )
-
-
 def prepare(
     config: Config, data_dir: str | Path | None = None, recorded: Recorded | None = None
 ) -> Experiment:
@@ -225,32 +208,6 @@ def prepare(
         build_network(config, dataset.shape, dataset.classes, gated=True)
     method, seeds = build_method(config, network), SeedTree(config.seed)
     return Experiment(config, network, train_nodes, target_nodes, method, seeds, data, dataset.note)
-
-
-def deal(config: Config, dataset: DataSet) -> list[Share]:
-    """Which samples go to which node."""
-    return plan(dataset, build_partition(config), config.seed)
-
-
-def load_again(
-    name: str, data_dir: str | Path | None, recorded: Recorded | None, known: DataSet | None = None
-) -> DataSet:
-    """The data set `name`; the recorded data of it, if there is a record, from the first place that has them.
-
-    known: a data set in memory, which is used if it is the recorded one.
-    """
-    if recorded is None:
-        return load(name, data_dir)
-    if known is not None and known.digest == recorded.data.digest:
-        return known
-    *others, last = recorded.places(name, data_dir)
-    for place in others:
-        dataset = load(*place)
-        if dataset.digest == recorded.data.digest:
-            return dataset
-    dataset = load(*last)
-    recorded.check(identify(dataset))
-    return dataset
 
 
 class Sound(NamedTuple):

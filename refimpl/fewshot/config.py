@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import ConfigError, one_of
-from refimpl.experiments.config import absolute, read_toml
+from refimpl.experiments.config import absolute, tables_of
 from refimpl.fewshot.learner import KINDS
 from refimpl.fewshot.outer import OUTER
 from refimpl.files.paths import OWN_DATA, expanded
@@ -81,12 +81,7 @@ TEST_KEYS = ("test_steps", "test_alpha", "test_queries", "test_seed", "test_epis
 
 def resolve(file: str | Path | None = None, from_preset: str | None = None, **options: Any) -> FewShotConfig:
     """The settings from preset, file and explicit options (None: not given)."""
-    given = {name: value for name, value in options.items() if value is not None}
-    tables = {
-        f"preset {from_preset}": PRESETS.read(from_preset) if from_preset else {},
-        str(file): read_toml(file) if file is not None else {},
-        "options": given,
-    }
+    tables = tables_of(PRESETS, from_preset, file, options)
     merged = {name: value for table in tables.values() for name, value in table.items()}
     method = merged.get("method", keys_of(FewShotConfig)["method"].default)
     values: dict[str, Any] = {}

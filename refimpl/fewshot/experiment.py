@@ -20,7 +20,7 @@ from refimpl.contracts import State
 from refimpl.data.dataset import DataSet
 from refimpl.data.episodes import ClassSplit, Episodes, class_split
 from refimpl.data.identity import Identity, Recorded, identify
-from refimpl.experiments.experiment import load_again
+from refimpl.experiments.dealing import load_again
 from refimpl.experiments.record import RunFolder
 from refimpl.federated.rounds import Participation, run_rounds
 from refimpl.fewshot.config import FewShotConfig, from_table
