@@ -159,10 +159,11 @@ def predict_command(
     """Predict with the deepest sub-network that fits a budget.
 
     The depths are timed on this machine first: a budget of milliseconds fits a depth if 95 % of the calls
-    keep it. Then the samples are predicted in calls of --batch, on one thread. With no budget the full depth
-    is used. Samples of --input are arrays x (n, C, H, W) as the network takes them, after normalisation.
+    keep it, and a budget of FLOPs if the first 256 samples keep it in the mean. Then the samples are
+    predicted in calls of --batch, on one thread. With no budget the full depth is used. Samples of --input
+    are arrays x (n, C, H, W) as the network takes them, after normalisation.
     """
-    from refimpl.cooperative.measure import deepest, measure
+    from refimpl.cooperative.measure import COUNTED, deepest, rows
     from refimpl.files.storage import check_new, npz_bytes, write_whole
 
     if out is not None:
@@ -170,7 +171,7 @@ def predict_command(
     with RunFolder.open(run, lock=False) as folder:
         made, deployed = deployed_in(folder, session)
     x, y = made.samples("test") if source is None else (_samples(made, source), None)
-    row = deepest(measure(made, deployed, (batch,)), budget_ms, budget_flops, batch)
+    row = deepest(rows(deployed, x[:COUNTED], None, (batch,)), budget_ms, budget_flops, batch)
     logits, milliseconds = _timed(deployed[row.depth], x, batch)
     classes = logits.argmax(axis=1)
     if out is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,12 +16,18 @@ from refimpl.cli.output import command_line, facts, print_json, say_data, table
 from refimpl.cli.training import Course
 from refimpl.cooperative import config as settings
 from refimpl.cooperative.config import CooperativeConfig
+from refimpl.errors import RunError
 from refimpl.experiments.record import CONFIG, RunFolder
+from refimpl.files.storage import read_json
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from refimpl.cooperative.compare import Outcome
     from refimpl.cooperative.experiment import Cooperative, Epoch
     from refimpl.cooperative.measure import Deployed
+
+VALIDATION = "validation"  # name of the report with accuracies on validation samples
 
 
 class Supervised(Course):
@@ -119,7 +127,21 @@ def deployed_in(folder: RunFolder, session: Session) -> tuple[Cooperative, dict[
 
     run = reopen(folder, session.data_dir)
     say_data("" if session.as_json else run.dataset.note)
-    return run, deploy(run, meta_model(run, folder))
+    w = meta_model(run, folder)
+    return run, deploy(run, w, _validation(run, folder, w))
+
+
+def _validation(run: Cooperative, folder: RunFolder, w: np.ndarray) -> list[float]:
+    """The accuracy of every part on validation samples, which is computed once for a model and kept."""
+    model = hashlib.sha256(w.tobytes()).hexdigest()
+    path = folder.report / f"{VALIDATION}.json"
+    known = read_json(path) if path.is_file() else {}
+    if known.get("model") == model:
+        return list(known["accuracies"])
+    accuracies = list(run.accuracies(w, "validation"))
+    with suppress(RunError):  # a folder that cannot be written is used all the same
+        folder.save_report(VALIDATION, {"model": model, "accuracies": accuracies})
+    return accuracies
 
 
 def compare(
@@ -160,8 +182,6 @@ def compare(
 
 def _finish(config: CooperativeConfig, path: Path, session: Session) -> int:
     """Train a run, or go on with it if it is there with these settings; returns the exit code."""
-    from refimpl.errors import RunError
-
     course = Silent(session)
     if not (path / CONFIG).is_file():
         return course.begin(config, path, force=False)

@@ -16,6 +16,7 @@ from refimpl.nn.predict import Predictor
 
 BATCHES = (1, 32)  # samples of a call
 CALLS = 100
+COUNTED = 256  # samples whose FLOPs are counted to choose a depth
 WARM = 5  # calls before the clock runs
 KEPT = 0.95  # share of the calls in which a budget of time is to be kept
 
@@ -68,9 +69,11 @@ class Row(NamedTuple):
         return {**self._asdict(), "latencies": [one._asdict() for one in self.latencies]}
 
 
-def deploy(run: Cooperative, w: np.ndarray, threads: int = 1) -> dict[int, Deployed]:
-    """The sub-network that is used at each depth (§15.2), from the calibrated w (d,) of a finished run."""
-    validation = run.accuracies(w, "validation", threads)
+def deploy(run: Cooperative, w: np.ndarray, validation: Sequence[float]) -> dict[int, Deployed]:
+    """The sub-network that is used at each depth (§15.2), from the calibrated w (d,) of a finished run.
+
+    validation: the accuracies of all parts on the validation samples, as from `run.accuracies`.
+    """
     accuracy = dict(zip(run.network.parts, validation, strict=True))
     found = {}
     for depth, part in run.deployed(validation).items():
@@ -82,18 +85,28 @@ def deploy(run: Cooperative, w: np.ndarray, threads: int = 1) -> dict[int, Deplo
 def measure(
     run: Cooperative, deployed: dict[int, Deployed], batches: Sequence[int] = BATCHES, calls: int = CALLS
 ) -> list[Row]:
-    """All depths in numbers, the least first."""
-    x, y = run.samples("test")
+    """All depths in numbers, the least first, on the test samples of the run."""
+    return rows(deployed, *run.samples("test"), batches, calls)
+
+
+def rows(
+    deployed: dict[int, Deployed],
+    x: np.ndarray,
+    y: np.ndarray | None = None,
+    batches: Sequence[int] = BATCHES,
+    calls: int = CALLS,
+) -> list[Row]:
+    """All depths in numbers, the least first, on samples x (n, ...); without labels y, `test` is NaN."""
     times = {
         batch: latencies([one.predict for one in deployed.values()], x, batch, calls) for batch in batches
     }
-    rows = []
+    found = []
     for at, (depth, (part, validation, _, predict)) in enumerate(deployed.items()):
         logits, _, flops = predict(x)
-        test = accuracy(part, logits, y)
+        test = np.nan if y is None else accuracy(part, logits, y)
         own = tuple(times[batch][at] for batch in batches)
-        rows.append(Row(depth, part.member, validation, test, flops / len(x), own))
-    return rows
+        found.append(Row(depth, part.member, validation, test, flops / len(x), own))
+    return found
 
 
 def latencies(
@@ -135,7 +148,7 @@ def _parts(x: np.ndarray, batch: int) -> list[np.ndarray]:
 
 
 def deepest(
-    rows: Sequence[Row], milliseconds: float | None = None, flops: float | None = None, batch: int = 1
+    found: Sequence[Row], milliseconds: float | None = None, flops: float | None = None, batch: int = 1
 ) -> Row:
     """The deepest row that fits: FLOPs of a sample, milliseconds in 95 % of calls with `batch` samples.
 
@@ -146,13 +159,13 @@ def deepest(
         in_time = milliseconds is None or row.latency(batch).high <= milliseconds
         return in_time and (flops is None or row.flops <= flops)
 
-    found = [row for row in rows if fits(row)]
-    if not found:
-        least = min(rows, key=lambda row: row.depth)
+    fitting = [row for row in found if fits(row)]
+    if not fitting:
+        least = min(found, key=lambda row: row.depth)
         time_ = f"{least.latency(batch).high:.3g} ms a call" if milliseconds is not None else ""
         work = f"{least.flops:.3g} FLOPs a sample" if flops is not None else ""
         raise InputError(
             f"cooperative: no depth fits the budget: depth {least.depth} needs "
             f"{' and '.join(filter(None, (time_, work)))}; give more, or train a narrower network"
         )
-    return max(found, key=lambda row: row.depth)
+    return max(fitting, key=lambda row: row.depth)

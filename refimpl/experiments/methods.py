@@ -6,12 +6,13 @@ import json
 from collections.abc import Collection
 from dataclasses import fields
 from functools import lru_cache
+from typing import Any
 
 from refimpl.contracts import Method, Penalty
 from refimpl.experiments.config import Config, adaptation_keys
 from refimpl.nn.network import Network
 from refimpl.optim import prox
-from refimpl.registry import METHODS, PENALTIES, SCHEDULES, STARTS, keys_of
+from refimpl.registry import METHODS, PENALTIES, SCHEDULES, STARTS, Registry, keys_of
 
 # With trained gates.
 GATES = ("gates", "gate_mode", "tau", "tau_end", "gate_grad", "gate_summary", "gate_start", "eta_phi")
@@ -43,6 +44,22 @@ def takes(method: str, key: str) -> bool:
     """Whether the key of a configuration plays a part in the method."""
     takers = _taken(tuple(METHODS)).get(key)
     return takers is None or method in takers
+
+
+def settings_used(config: Config) -> dict[str, Any]:
+    """The settings that play a part in a run: neither those of other methods nor those of other choices."""
+    chosen: set[str] = set()
+    left: set[str] = set()
+    for name, one in keys_of(Config).items():
+        if isinstance(one.choices, Registry):
+            left |= one.choices.keys().keys()
+            for choice in {getattr(config, name)} & set(one.choices):
+                chosen |= keys_of(one.choices[choice]).keys()
+    return {
+        name: value
+        for name, value in config.table().items()
+        if takes(config.method, name) and (name in chosen or name not in left)
+    }
 
 
 @lru_cache(maxsize=4)

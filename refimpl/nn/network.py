@@ -27,11 +27,15 @@ from refimpl.nn.run import Trace, run_backward, run_forward
 
 @dataclass(frozen=True)
 class Network:
-    """A classifier: `layers` map samples of `input_shape` to one logit per class; messages use its `name`."""
+    """A classifier: `layers` map samples of `input_shape` to one logit per class; messages use its `name`.
+
+    cut: the depth to which `at_depth` cut it, 0 for a whole network.
+    """
 
     name: str
     layers: tuple[Layer, ...]
     input_shape: Shape
+    cut: int = 0
 
     def __post_init__(self) -> None:
         if len(self.output_shape) != 1:
@@ -57,7 +61,7 @@ class Network:
     @cached_property
     def depth(self) -> int:
         """The blocks of its longest stage (`depth.py`); 0 for a network without stages."""
-        return depths(self.layers, self.input_shape)
+        return self.cut or depths(self.layers, self.input_shape)
 
     def at_depth(self, depth: int) -> Network:
         """The network with the first `depth` blocks of every stage; its parameters are some of this one's.
@@ -71,7 +75,7 @@ class Network:
         if depth == self.depth:
             return self
         layers = shortened(self.layers, self.input_shape, depth)
-        return replace(self, name=f"{self.name}-depth{depth}", layers=layers)
+        return replace(self, name=f"{self.name}-depth{depth}", layers=layers, cut=depth)
 
     @cached_property
     def gates(self) -> tuple[Gated, ...]:

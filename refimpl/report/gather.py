@@ -26,6 +26,7 @@ from refimpl.experiments.compare.work import (
     read_records,
 )
 from refimpl.experiments.config import Config
+from refimpl.experiments.coverage import strangers, unseen_classes
 from refimpl.experiments.experiment import Experiment, adapt_targets, meta_model, prepare_again
 from refimpl.experiments.record import ENVIRONMENT, RunFolder
 from refimpl.experiments.replay import over_the_run, replay
@@ -51,7 +52,7 @@ class View:
 
     accuracy: (round, mean adapted accuracy over the target nodes, NaN where adaptation diverged at one);
     gaps: points whose true gap is known; reports: of the meta-model at the target nodes; openings, forward:
-    the same where adaptation did not diverge.
+    the same where adaptation did not diverge; strangers: target nodes whose classes no training node has.
     """
 
     label: str
@@ -66,6 +67,7 @@ class View:
     forward: tuple[ForwardPass, ...] = ()
     data: str = ""
     missing: tuple[str, ...] = ()
+    strangers: tuple[str, ...] = ()
 
     @property
     def outcome(self) -> Outcome:
@@ -153,6 +155,7 @@ class Gathering:
         reports, measures = self._adapt()
         if failure := divergence(reports):
             missing.append(f"the adapted models of some nodes: {failure}")
+        nodes = self.experiment.train_nodes, self.experiment.target_nodes
         return View(
             self.subject.label,
             self.folder.path,
@@ -166,6 +169,7 @@ class Gathering:
             tuple(measure.forward for measure in measures),
             self.experiment.note,
             tuple(missing),
+            tuple(strangers(unseen_classes(*nodes), nodes[1])),
         )
 
     def _does(self, seconds: float | None) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from refimpl._version import __version__
 from refimpl.experiments.compare.layout import plan_notes, tables
 from refimpl.experiments.compare.nodes import node_table
-from refimpl.experiments.methods import notes
+from refimpl.experiments.methods import notes, settings_used
 from refimpl.files.tables import html
 from refimpl.report.gather import View
 from refimpl.report.subject import Compared
@@ -34,6 +34,7 @@ NODES = (
     "Off: mean ± standard deviation over the test samples of the node (ddof 0). The last two rows: mean and "
     "standard deviation over the nodes (ddof 0)."
 )
+STRANGERS = "Chance: no training node has the classes of this node, so the meta-model can only guess there."
 FIRST_SEED = (
     "Figures named after a comparison are over all of its seeds; all others show its rows at the first seed."
 )
@@ -114,9 +115,10 @@ def _run(view: View) -> str:
     ]
     parts += [_note(f"Missing: {line}") for line in view.missing]
     if view.reports:
-        nodes = _table(*node_table(view.config.method, view.reports)) + _note(NODES)
+        nodes = _table(*node_table(view.config.method, view.reports, view.strangers))
+        nodes += _note(NODES) + _note(STRANGERS if view.strangers else "")
         parts.append(_folded("target nodes", nodes))
-    parts.append(_folded("configuration", _facts(view.config.table())))
+    parts.append(_folded("configuration", _facts(settings_used(view.config))))
     parts.append(_folded("environment of the training", _facts(view.environment)))
     return "\n".join(parts)
 

@@ -6,6 +6,7 @@ the previous one intact.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -139,7 +140,16 @@ def write(
         drawn.append(Drawn(plan.name, plan.title, plan.caption, png(plan.draw)))
         write_whole(out / plan.name, drawn[-1].png)
         on_figure(plan.name)
+    for name in _figures_before(out) - {one.name for one in drawn}:
+        (out / name).unlink(missing_ok=True)
     notice = "" if has_matplotlib() else MISSING
     page = html_page(views, compared, drawn, environment(), notice)
     write_whole(out / PAGE, page.encode())
     return [out / PAGE, *(out / one.name for one in drawn)]
+
+
+def _figures_before(out: Path) -> set[str]:
+    """The figures of the page that is replaced, by file name."""
+    page = out / PAGE
+    text = page.read_text("utf-8", errors="replace") if page.is_file() else ""
+    return set(re.findall(r"\(([\w.-]+\.png)\)</figcaption>", text))

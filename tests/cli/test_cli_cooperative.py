@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from refimpl.cooperative import measure
+from refimpl.cooperative.experiment import Cooperative
 
 TINY = ("--widths", "2,3,4", "--epochs", 2, "--train-samples", 64, "--batch-size", 32, "--calibration", 32)
 RUN = (*TINY, "--threads", 1)
@@ -18,6 +19,7 @@ RUN = (*TINY, "--threads", 1)
 def run(refimpl, monkeypatch):
     """A trained run, whose depths are timed in a few calls."""
     monkeypatch.setattr(measure.measure, "__defaults__", (measure.BATCHES, 3))
+    monkeypatch.setattr(measure.rows, "__defaults__", (None, measure.BATCHES, 3))
     assert refimpl("cooperative", "train", *RUN, "--out", "run", "-q")[0] == 0
     return "run"
 
@@ -59,6 +61,24 @@ def test_a_model_that_has_diverged_is_refused(refimpl, run, tmp_path):
     assert (code, out) == (2, "")
     assert "try a smaller rate" in err.splitlines()[-1]
     assert not (tmp_path / "fast/meta_model.npz").exists()
+
+
+def test_accuracies_on_validation_samples_are_computed_once_for_a_model(refimpl, run, monkeypatch):
+    computed, right = [], Cooperative.accuracies
+
+    def accuracies(self, *given):
+        computed.append(given[1])
+        return right(self, *given)
+
+    monkeypatch.setattr(Cooperative, "accuracies", accuracies)
+    predict = ("cooperative", "predict", run, "--json")
+    first, again = (json.loads(refimpl(*predict)[1]) for _ in range(2))
+    assert computed == ["validation"]
+    assert (again["member"], again["accuracy"]) == (first["member"], first["accuracy"])
+    path = Path(run, "report", "validation.json")
+    path.write_text(path.read_text().replace('"model": "', '"model": "0'))  # as if of another model
+    assert json.loads(refimpl(*predict)[1])["member"] == first["member"]
+    assert computed == ["validation", "validation"]
 
 
 def test_samples_of_a_file_are_predicted(refimpl, run, tmp_path):

@@ -96,6 +96,25 @@ def test_without_matplotlib_the_page_has_tables_and_says_why(refimpl, gated, mon
     assert "pip install 'refimpl[plot]'" in " ".join(page.text)
 
 
+def test_a_report_has_nothing_that_is_not_of_its_run(refimpl, gated, tmp_path):
+    """Vectors without gates after gated digits, in the same folder: of the first run nothing is left."""
+    labels = np.arange(240) % 3
+    np.savez("mine.npz", x=np.random.default_rng(0).random((240, 5)) + labels[:, None], y=labels)
+    options = ("--method", "fedavg", "--nodes", 1, "--targets", 2, "--rounds", 2, "--classes-per-node", 1)
+    assert refimpl("train", "--dataset", "mine.npz", *options, "--out", "mine", "-q")[0] == 0
+    pages = []
+    for run in ("gated", "mine"):
+        assert refimpl("report", run, "--quick", "-q", "--out", "page")[0] == 0
+        pages.append(" ".join(page_of(tmp_path / "page" / "report.html").text))
+    words = ("metagater", "digits", "rho", "gate_mode", "penalty", "conditional %")
+    assert [all(word in page for word in words) for page in pages] == [True, False]
+    assert not [word for word in (*words, "snip_keep", "alpha", "concentration") if word in pages[1]]
+    assert "snip_keep" not in pages[0]
+    assert "(chance)" in pages[1]
+    left = {path.name for path in (tmp_path / "page").glob("*.png")}
+    assert left == ({"training.png", "work.png"} if canvas.has_matplotlib() else set())
+
+
 def test_in_full_accuracy_and_true_gap_are_those_of_the_commands_and_computed_once(
     refimpl, gated, monkeypatch
 ):

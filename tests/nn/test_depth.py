@@ -54,6 +54,17 @@ def test_the_full_depth_is_the_network_itself():
     assert network.at_depth(3) is network
 
 
+@pytest.mark.parametrize("name", ["resnet20", "resnet12", "cnn7"])
+def test_a_network_cut_to_a_depth_has_that_depth(name):
+    """Even where one residual block is left in each stage, whose convolutions are no blocks then."""
+    network = zoo.network(name)
+    for depth in range(1, network.depth + 1):
+        part = network.at_depth(depth)
+        assert part.depth == depth
+        assert part.at_depth(depth) is part
+        assert part.at_depth(1).layers == network.at_depth(1).layers
+
+
 @pytest.mark.parametrize("depth", [0, 4])
 def test_other_depths_are_refused(depth):
     with pytest.raises(InputError, match=f"resnet20: .* got {depth}; it has depths 1 to 3"):
