@@ -4,7 +4,8 @@ Nodes of seven images each are dealt from a data set (10,000 of them use all of 
 every round: FedAvg, an mlp, one local step. Printed are the memory that a round takes above the images as
 numbers, the time of a node beside that in a round of ten such nodes, and the gain of a second thread. Rounds
 take turns, and the fastest of each kind counts, so that other programs disturb all alike. Times of nodes are
-processor time. The gain is in time on the clock: it needs two free cores.
+processor time. The gain is in time on the clock: it needs two free cores. Beside it stands what a second
+thread gains with a kernel alone, which never waits for the interpreter: that much the machine had to give.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bench.memory import status
 
@@ -53,6 +56,19 @@ def fastest(
     return best
 
 
+def kernels(threads: int) -> Callable[[], None]:
+    """A function that runs a kernel, of about a millisecond, a hundred times."""
+    from refimpl.kernels import vector
+    from refimpl.threads import share
+
+    numbers = np.ones(1_000_000, np.float32)
+
+    def run() -> None:
+        share(lambda piece: vector.squared_norm(numbers), 100, threads)
+
+    return run
+
+
 def measure(dataset: str, data_dir: Path | None, nodes: int, repeats: int) -> dict[str, float]:
     """Memory in MB, times of a node in microseconds, and how many times as fast two threads are."""
     from refimpl.data.catalog import load
@@ -79,6 +95,7 @@ def measure(dataset: str, data_dir: Path | None, nodes: int, repeats: int) -> di
         name: 1e6 * seconds / nodes for name, seconds in fastest(works, repeats, time.process_time).items()
     }
     works = {str(threads): (rounds(many, w, seeds, threads), 1) for threads in (1, 2)}
+    works |= {f"kernel {threads}": (kernels(threads), 1) for threads in (1, 2)}
     wall = fastest(works, repeats, time.perf_counter)
     return {
         "nodes": nodes,
@@ -87,6 +104,7 @@ def measure(dataset: str, data_dir: Path | None, nodes: int, repeats: int) -> di
         "node_us": each["many"],
         "node_of_ten_us": each["few"],
         "two_threads": wall["1"] / wall["2"],
+        "two_threads_of_kernels": wall["kernel 1"] / wall["kernel 2"],
     }
 
 
