@@ -24,7 +24,12 @@ FOLDER = Path(__file__).parent / "results"
 ABLATION = "ablation-"  # how its name begins
 TICKETS = "tickets-"  # how the name of a `comparison.json` of `refimpl tickets compare` begins
 REGIME = "regime"
-SECOND = {"protocol-1": "perfedavg", "protocol-2": "perfedavg", "conditional-20": "metasnip"}
+SECOND = {
+    "protocol-1": "perfedavg",
+    "protocol-2": "perfedavg",
+    "conditional-20": "metasnip",
+    "conditional-demo": "metasnip",
+}
 Results = dict[str, Any]
 
 
