@@ -45,6 +45,7 @@ from fuzz_images import (
     true_checksums,
 )
 
+from refimpl.cooperative import config as cooperative_config
 from refimpl.crosscheck.compare import compare, read_theirs
 from refimpl.crosscheck.conformance import Outcome as Conformance
 from refimpl.crosscheck.conformance import as_text
@@ -56,6 +57,8 @@ from refimpl.data.png import decode_png
 from refimpl.data.sets.cifar import parse_batch, parse_lines, parse_names, parse_records
 from refimpl.data.sets.omniglot import read_omniglot
 from refimpl.data.unpack import read_unpacked
+from refimpl.engine.job import Job as FederatedJob
+from refimpl.engine.job import read_job
 from refimpl.experiments.compare.layout import csv_text
 from refimpl.experiments.compare.plan import Cell, Plan, Training
 from refimpl.experiments.compare.run import Comparison
@@ -67,8 +70,13 @@ from refimpl.experiments.tune.record import Tuning
 from refimpl.experiments.tune.search import Search
 from refimpl.experiments.tune.trial import Trial
 from refimpl.federated.adapt import NodeReport
+from refimpl.fewshot import config as fewshot_config
+from refimpl.fewshot.config import FewShotConfig
+from refimpl.fewshot.tickets.masks import ORDER, Mask, hamming, load_mask, overlap
+from refimpl.fewshot.tickets.ticket import facts_of, settings_from, settings_of
 from refimpl.files.environment import environment
 from refimpl.files.storage import json_text, npz_bytes, toml_text
+from refimpl.report.fewshot import read_test
 from refimpl.report.gather import stored_environment, stored_gaps
 from refimpl.report.page import _facts
 from refimpl.theory.stationarity import GapRow
@@ -272,7 +280,71 @@ def unpacked(parse: Callable[..., object], *more: object) -> Callable[[Path], ob
     return lambda path: parse(read_unpacked(path, LIMIT), str(path), *more)
 
 
+# --- tickets, few-shot and cooperative runs, and jobs of a federation
+
+MASK = Mask({"conv1.weight": X[:2, :3] > 0, "conv2.weight": X > 0})
+MASK_FILE = npz_bytes({**MASK.layers, ORDER: np.array([*MASK.layers])})
+FACTS_JSON = json_text(
+    {
+        "finder": "pmt", "flops": 1e6, "seconds": 2, "stopped": None,
+        "kept": {"conv1.weight": 3}, "weights": {"conv1.weight": 6},
+    }
+).encode()  # fmt: skip
+TICKET_TOML = toml_text(settings_from(FewShotConfig().table(), "fuzz").table()).encode()
+TEST_JSON = json_text({"accuracy": 0.5, "half": None, "accuracies": [0.5, None]}).encode()
+JOB = FederatedJob(Config(), (1, 8, 8), 10).text().encode()
+
+
+def mask_with(layer: bytes) -> bytes:
+    return npz(**{"conv1.weight": layer, ORDER: saved(np.array(["conv1.weight"]))})
+
+
+def use_mask(path: Path) -> object:
+    mask = load_mask(path)
+    return mask.counts, mask.pruned, overlap([mask, mask]), hamming(mask, mask)
+
+
+def use_facts(path: Path) -> object:
+    facts = facts_of(path.parent)
+    shares = [f"{kept}/{facts['weights'][name]}" for name, kept in facts["kept"].items()]
+    return facts["finder"], shares, facts["flops"] / 1e9, f"{facts['seconds']:.3g}"
+
+
+def use_test(path: Path) -> object:
+    found = read_test(path)
+    return 100 * np.sort(np.array([found["accuracy"], found["half"], *found["accuracies"]], dtype=float))
+
+
+def stored_as(from_table: Callable[..., object]) -> Callable[[Path], object]:
+    """A reader of the configuration in a run folder."""
+    return lambda path: from_table(RunFolder.open(path.parent, lock=False).config, str(path))
+
+
 LOADERS = (
+    Loader("mask", use_mask, (MASK_FILE,)),
+    Loader("mask npy, npz around it", use_mask, (saved(X > 0),), (*NPYS, *NPY_BOMBS), mask_with),
+    Loader(
+        "ticket's settings",
+        lambda path: settings_of(path.parent),
+        (TICKET_TOML,),
+        (b"a=" + DEEP[0],),
+        file="ticket.toml",
+    ),
+    Loader("ticket's facts", use_facts, (FACTS_JSON,), DEEP, file="ticket.json"),
+    Loader("few-shot test", use_test, (TEST_JSON,), DEEP),
+    Loader(
+        "few-shot config",
+        stored_as(fewshot_config.from_table),
+        (toml_text(FewShotConfig().table()).encode(),),
+        file="run/config.toml",
+    ),
+    Loader(
+        "cooperative config",
+        stored_as(cooperative_config.from_table),
+        (toml_text(cooperative_config.CooperativeConfig().table()).encode(),),
+        file="run/config.toml",
+    ),
+    Loader("job of a federation", lambda path: read_job(path).digest(), (JOB,), (b"a=" + DEEP[0],)),
     Loader("idx", read_images, (IDX,), IDX_BOMBS),
     Loader("idx, gzip around it", read_images, (IDX,), IDX_BOMBS, tight_gzip),
     Loader("gzip", read_images, packed(gzip.compress), (gzip.compress(BOMB, 1),)),

@@ -28,6 +28,8 @@ from refimpl.experiments.compare.run import Comparison
 from refimpl.experiments.record import RunFolder
 from refimpl.experiments.tune.record import Tuning
 from refimpl.federated.warmup import warm_up
+from refimpl.fewshot.tickets.masks import load_mask
+from refimpl.fewshot.tickets.ticket import facts_of, settings_of
 from refimpl.report.canvas import has_matplotlib
 
 SMALL = ("--nodes", "3", "--targets", "1", "--local-steps", "1", "--threads", "1", "-q")
@@ -125,6 +127,22 @@ def check_search(file: Path) -> None:
         assert file.with_suffix(".toml").read_text().endswith("\n")
 
 
+def check_ticket(folder: Path) -> None:
+    if folder.exists():
+        settings_of(folder)
+        check_run(folder / "dense")
+        for mask in folder.rglob("mask*/[!.]*.npz"):
+            load_mask(mask)
+        if (folder / "ticket.json").exists():
+            facts_of(folder)
+            load_mask(folder / "mask.npz")
+
+
+def ticket_result(folder: Path) -> object:
+    content = [file.read_bytes() for file in sorted(folder.glob("*.npz"))]
+    return content, timeless(facts_of(folder)), run_result(folder / "dense"), names(folder)
+
+
 def search_result(file: Path) -> object:
     trials = [timeless(json.loads(line)) for line in file.read_text().splitlines()]
     return trials, file.with_suffix(".toml").read_bytes(), names(file.parent)
@@ -137,6 +155,7 @@ TUNE = (
 )
 QUIETLY = ("--threads", "1", "-q")
 EPISODES = ("--preset", "digits-2way-1shot", "--rounds", "24", "--checkpoint-every", "5", *QUIETLY)
+LEARN = ("--widths", "2,3,4", "--epochs", "6", "--train-samples", "64", "--batch-size", "32")
 OF_A_RUN = (  # what it makes, what is checked of it, what must be the same
     "run/config.toml",
     lambda folder: check_run(folder / "run"),
@@ -153,6 +172,20 @@ WORKLOADS = (
         "fewshot train",
         ("fewshot", "train", "--out", "run", *EPISODES),
         ("fewshot", "train", "--resume", "--out", "run", *QUIETLY),
+        *OF_A_RUN,
+    ),
+    Workload(
+        "tickets find",
+        ("tickets", "find", "--out", "ticket", "--finder", "mwt", "--every", "6", *EPISODES),
+        ("tickets", "find", "--resume", "--out", "ticket", *QUIETLY),
+        "ticket/ticket.toml",
+        lambda folder: check_ticket(folder / "ticket"),
+        lambda folder: (ticket_result(folder / "ticket"), names(folder)),
+    ),
+    Workload(
+        "cooperative train",
+        ("cooperative", "train", "--out", "run", *LEARN, *QUIETLY),
+        ("cooperative", "train", "--resume", "--out", "run", *QUIETLY),
         *OF_A_RUN,
     ),
     Workload(
@@ -205,7 +238,8 @@ def get_ready() -> None:
     for command in {work.start[0] for work in WORKLOADS}:
         import_module(f"refimpl.cli.{command}")
     import_module("refimpl.report.write")
-    import_module("refimpl.fewshot.experiment")
+    for module in ("fewshot.experiment", "fewshot.tickets.finders", "cooperative.experiment"):
+        import_module(f"refimpl.{module}")
     if has_matplotlib():
         import_module("matplotlib.backends.backend_agg")
     warm_up()

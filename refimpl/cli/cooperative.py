@@ -199,14 +199,21 @@ def predict_command(
 
 def _samples(run: Cooperative, source: Path) -> np.ndarray:
     """The samples of a file, in the floating-point type of the run."""
+    import numpy as np
+
     from refimpl.errors import DataError
     from refimpl.files.storage import read_npz
 
     arrays = read_npz(source, {"x"})
     if "x" not in arrays:
         raise DataError(f"{source}: expected an array x, found none")
-    network = run.network.network
-    return network.check_batch(f"{source}: x", arrays["x"].astype(run.config.dtype))
+    if arrays["x"].dtype.kind not in "biuf":
+        raise DataError(f"{source}: expected x as numbers, found {arrays['x'].dtype}")
+    with np.errstate(over="ignore"):
+        x = run.network.network.check_batch(f"{source}: x", arrays["x"].astype(run.config.dtype))
+    if not np.isfinite(x).all():
+        raise DataError(f"{source}: expected x as finite numbers of {run.config.dtype}, found others")
+    return x
 
 
 def _timed(deployed: Deployed, x: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -329,16 +329,14 @@ def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
 
     The last figure needs `refimpl fewshot test` of every run beforehand. Figures need the extra `plot`.
     """
-    from refimpl.files.storage import read_json
     from refimpl.report.canvas import require_matplotlib, save
-    from refimpl.report.fewshot import Trained, accuracy_figure, training_figure
+    from refimpl.report.fewshot import Trained, accuracy_figure, read_test, training_figure
 
     require_matplotlib()
     found = []
     for path in runs:
         with RunFolder.open(path, lock=False) as folder:
-            test = folder.report / "fewshot.json"
-            found.append(Trained(str(path), folder.metrics(), read_json(test) if test.is_file() else {}))
+            found.append(Trained(str(path), folder.metrics(), read_test(folder.report / "fewshot.json")))
     out = out or (runs[0] if len(runs) == 1 else Path("runs")) / "report"
     drawn = [run for run in found if run.records]
     tested = [run for run in found if run.test]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.cooperative.descent import SCHEDULES
-from refimpl.errors import ConfigError
+from refimpl.errors import ConfigError, shown
 from refimpl.experiments.config import absolute, tables_of
 from refimpl.files.paths import OWN_DATA
 from refimpl.files.presets import Presets
@@ -104,4 +104,4 @@ def from_table(table: Mapping[str, Any], source: str) -> CooperativeConfig:
 def _expect_known(table: Mapping[str, Any], source: str) -> None:
     for name in table:
         if name not in keys_of(CooperativeConfig):
-            raise ConfigError(f"{source}: {name} is no setting of a cooperative run")
+            raise ConfigError(f"{source}: {shown(name)[1:-1]} is no setting of a cooperative run")

@@ -278,6 +278,8 @@ def resolve(file: str | Path | None = None, from_preset: str | None = None, **op
     values = _layer(preset(from_preset), method, f"preset {from_preset}")
     own = _layer(user, method, str(file)) | _layer(given, method, "options")
     values.update(own)
+    if "per_round" not in own and "nodes" in own:  # a preset's number of them a round fits its own nodes
+        values["per_round"] = min(values.get("per_round", 0), values["nodes"])
     if is_own_data(dataset) and from_preset == "npz":
         fits = fitting(expanded(dataset), {**{name: one.default for name, one in keys().items()}, **values})
         named = {*own, *(["model"] if {"gates", "hidden", "widths"} & own.keys() else [])}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from refimpl.errors import ConfigError, one_of
+from refimpl.errors import ConfigError, one_of, shown
 from refimpl.experiments.config import absolute, tables_of
 from refimpl.fewshot.learner import KINDS
 from refimpl.fewshot.outer import OUTER
@@ -106,5 +106,5 @@ def from_table(table: Mapping[str, Any], source: str) -> FewShotConfig:
     for name in table:
         if name not in keys_of(FewShotConfig):
             hint = "; it is the folder of a federated run" if "nodes" in table else ""
-            raise ConfigError(f"{source}: {name} is no setting of a few-shot run{hint}")
+            raise ConfigError(f"{source}: {shown(name)[1:-1]} is no setting of a few-shot run{hint}")
     return FewShotConfig(**table)

@@ -25,6 +25,7 @@ from refimpl.files.npz import DamageError, Header, read_headers, read_members
 
 Arrays = dict[str, np.ndarray]
 NPZ_LIMIT = 4 * 2**30  # bytes of the arrays of one file, unpacked
+LARGEST_NUMBER = 1e100  # in a table of facts; sums of larger ones overflow
 
 # --- TOML -------------------------------------------------------------------------------------------
 
@@ -266,6 +267,28 @@ def _finite(text: str) -> float:
 def json_text(content: Any) -> str:
     """`content`, converted by `plain`, as indented JSON that ends in a line break."""
     return json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
+
+
+def read_entries(path: Path, what: str, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
+    """The table in a file that `json_text` wrote; `DataError` unless it has entries of these kinds.
+
+    Entries of the kind float are numbers that float arithmetic can hold.
+    """
+    found = read_json(path)
+
+    def fits(value: object, kind: type | tuple[type, ...]) -> bool:
+        if kind is float:
+            return isinstance(value, (int, float)) and abs(value) <= LARGEST_NUMBER
+        return isinstance(value, kind)
+
+    if not (
+        isinstance(found, dict)
+        and all(name in found and fits(found[name], kind) for name, kind in kinds.items())
+    ):
+        raise DataError(
+            f"{path}: expected {what} with {', '.join(kinds)}, found something else; make it again"
+        )
+    return found
 
 
 def read_json(path: Path) -> Any:

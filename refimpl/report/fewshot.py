@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from refimpl.errors import DataError
+from refimpl.files.storage import read_entries
 from refimpl.report.canvas import (
     legend_below,
     looks,
@@ -29,6 +32,17 @@ class Trained(NamedTuple):
     label: str
     records: Sequence[Mapping[str, Any]]
     test: Mapping[str, Any]
+
+
+def read_test(path: Path) -> dict[str, Any]:
+    """A run's last test from a file; empty if there is none."""
+    if not path.is_file():
+        return {}
+    numbers = (int, float, type(None))
+    found = read_entries(path, "a few-shot test", accuracy=numbers, half=numbers, accuracies=list)
+    if not all(isinstance(value, numbers) for value in found["accuracies"]):
+        raise DataError(f"{path}: expected accuracies as numbers, found something else; test the run again")
+    return found
 
 
 def training_figure(runs: Sequence[Trained]) -> Figure:

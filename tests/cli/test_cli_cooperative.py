@@ -97,6 +97,15 @@ def test_samples_of_a_file_are_predicted(refimpl, run, tmp_path):
     code, _, err = refimpl("cooperative", "predict", run, "--input", "wrong.npz")
     assert code == 2
     assert "wrong.npz: x: expected at least one sample of shape (1, 8, 8)" in err
+    for wrong, what in (
+        (x * np.nan, "finite numbers"),
+        (x * 1e300, "finite numbers"),
+        (x.astype(str), "as numbers"),
+        (x + 1j, "as numbers"),
+    ):
+        np.savez(tmp_path / "wrong.npz", x=wrong)
+        code, _, err = refimpl("cooperative", "predict", run, "--input", "wrong.npz")
+        assert (code, f"wrong.npz: expected x as {what}" in err) == (2, True) or what in err.splitlines()[-1]
     np.savez(tmp_path / "other.npz", z=x)
     assert "expected an array x" in refimpl("cooperative", "predict", run, "--input", "other.npz")[2]
 

@@ -179,6 +179,13 @@ def test_a_mistake_in_a_file_names_the_file(tmp_path, line, words):
     assert words in str(caught.value)
 
 
+def test_a_presets_nodes_a_round_fit_fewer_nodes_and_ones_own_must_fit():
+    assert resolve(dataset="cifar10").per_round == 20
+    assert resolve(dataset="cifar10", nodes=4).per_round == 4
+    with pytest.raises(ConfigError, match="per_round 20 exceeds nodes 4"):
+        resolve(dataset="cifar10", nodes=4, per_round=20)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -38,7 +38,7 @@ from refimpl.fewshot.tickets.ticket import (
     settings_of,
 )
 from refimpl.files.environment import environment
-from refimpl.files.storage import json_text, plain, read_json, write_whole
+from refimpl.files.storage import json_text, plain, read_entries, write_whole
 from refimpl.registry import FINDERS
 
 RESULT = "comparison.json"
@@ -129,7 +129,7 @@ def compare(plan: Plan, workshop: Workshop) -> list[dict[str, Any]]:
     the file says so. Raises `KeyboardInterrupt` if stopped.
     """
     path = workshop.folder / RESULT
-    begun = read_json(path)["stated"] if path.is_file() else plan.stated
+    begun = read_entries(path, "a comparison", stated=dict)["stated"] if path.is_file() else plan.stated
     content = {"stated": begun, "run": plan.run.config.table(), "keys": plan.keys, "seeds": plan.seeds}
     workshop.folder.mkdir(parents=True, exist_ok=True)
     write_whole(path, json_text(content).encode())

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refimpl.data.identity import Identity
-from refimpl.errors import RunError
+from refimpl.errors import DataError, RunError
 from refimpl.experiments.config import read_toml
 from refimpl.experiments.record import DATA, check_free
 from refimpl.fewshot.config import FewShotConfig, from_table
@@ -26,7 +26,7 @@ from refimpl.files.storage import (
     check_like,
     json_text,
     npz_bytes,
-    read_json,
+    read_entries,
     read_npz,
     toml_text,
     write_whole,
@@ -108,7 +108,12 @@ def facts_of(folder: Path) -> dict[str, Any]:
         begun = (folder / SETTINGS).is_file()
         hint = f"finish it with refimpl tickets find --resume --out {folder}" if begun else "give its folder"
         raise RunError(f"{folder}: expected a finished ticket, found none; {hint}")
-    facts: dict[str, Any] = read_json(folder / FACTS)
+    kinds = {"finder": str, "kept": dict, "weights": dict, "flops": float, "seconds": float}
+    facts = read_entries(folder / FACTS, "facts of a ticket", **kinds)
+    if facts["kept"].keys() != facts["weights"].keys():
+        raise DataError(
+            f"{folder / FACTS}: expected the same layers in kept and weights; find the ticket anew"
+        )
     return facts
 
 
