@@ -71,9 +71,10 @@ class Mask:
 def load_mask(path: Path) -> Mask:
     """The mask that `save` wrote; `DataError` naming the file for anything else."""
     arrays = read_npz(path)
-    order = arrays.pop(ORDER, np.array([])).ravel().tolist()
+    names = arrays.pop(ORDER, np.array([])).ravel()
+    order = names.tolist() if names.dtype.kind == "U" else []
     sound = all(kept.dtype == np.bool_ and kept.size for kept in arrays.values())
-    if not (arrays and sound) or sorted(map(str, order)) != sorted(arrays):
+    if not (arrays and sound) or sorted(order) != sorted(arrays):
         raise DataError(f"{path}: expected a mask of booleans by layer, found {', '.join(arrays)[:200]}")
     return Mask({name: arrays[name] for name in order})
 
