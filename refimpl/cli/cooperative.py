@@ -22,7 +22,7 @@ from refimpl.cli.options import (
 )
 from refimpl.cli.output import facts, print_json, table
 from refimpl.cli.progress import Progress
-from refimpl.cli.supervised import Supervised, compare, deployed_in, draw, tested
+from refimpl.cli.supervised import SHOWN, Supervised, compare, deployed_in, draw, row_cells, tested
 from refimpl.cli.training import Begin, begin_options
 from refimpl.cooperative.config import PRESETS, CooperativeConfig, resolve
 from refimpl.experiments.record import RunFolder
@@ -32,11 +32,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from refimpl.cooperative.experiment import Cooperative
-    from refimpl.cooperative.measure import Deployed, Row
+    from refimpl.cooperative.measure import Deployed
 
 KEYS = keys_of(CooperativeConfig)
 BY_PRESET = PRESETS.keys()
-SHOWN = ("depth", "member", "validation %", "test %", "MFLOPs", "ms, 1 sample", "ms, 32 samples")
 
 EPILOG = """\b
 Examples:
@@ -120,13 +119,7 @@ def evaluate_command(runs: tuple[Path, ...], figure: Path | None, session: Sessi
         return
     for name, one in found.items():
         click.echo(f"{name}: {one.scheme}, seed {one.seed}")
-        click.echo(table(SHOWN, [_cells(row) for row in one.rows]))
-
-
-def _cells(row: Row) -> list[str]:
-    times = [f"{one.median:.3g}" for one in row.latencies]
-    shares = [f"{100 * share:.2f}" for share in (row.validation, row.test)]
-    return [str(row.depth), row.member, *shares, f"{row.flops / 1e6:.3g}", *times]
+        click.echo(table(SHOWN, [row_cells(row) for row in one.rows]))
 
 
 # --- predict

@@ -11,6 +11,7 @@ from refimpl.cli.compiling import WARM_UP, notice
 from refimpl.cli.options import PATH, Session, session_options
 from refimpl.cli.output import print_json
 from refimpl.cli.progress import Progress
+from refimpl.cli.supervised import report_teams
 
 if TYPE_CHECKING:
     from refimpl.report.gather import View
@@ -44,6 +45,8 @@ def command(runs: tuple[Path, ...], out: Path | None, full: bool | None, session
     channels before and after adaptation; sparsity over nodes; executed FLOPs against seconds. The page also
     has the tables, and each run's configuration and environment. It is one file that needs no network.
 
+    Runs of `refimpl cooperative` have a page of their own: accuracy of every depth against FLOPs and time.
+
     Target nodes are adapted as by `refimpl adapt`. Results for which the training must be repeated are kept
     in the run's report folder and not computed again. Figures need matplotlib (the extra `plot`); without it
     the page has tables only.
@@ -62,9 +65,12 @@ def _folder(runs: tuple[Path, ...]) -> Path:
 def _report(runs: tuple[Path, ...], out: Path, full: bool | None, session: Session) -> list[Path]:
     """Measure, draw and write; returns the paths of the files, with the page first."""
     from refimpl.report.canvas import MISSING, has_matplotlib
+    from refimpl.report.cooperative import is_team
     from refimpl.report.subject import find
     from refimpl.report.write import plans, write
 
+    if all(map(is_team, runs)):
+        return report_teams(runs, out, session)
     subjects, compared = find(runs, session.data_dir)
     views = [
         _view(subject, full, f"run {number}/{len(subjects)}", len(subjects), session)

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     from refimpl.cooperative.compare import Outcome
     from refimpl.cooperative.experiment import Cooperative, Epoch
-    from refimpl.cooperative.measure import Deployed
+    from refimpl.cooperative.measure import Deployed, Row
 
+SHOWN = ("depth", "member", "validation %", "test %", "MFLOPs", "ms, 1 sample", "ms, 32 samples")
 VALIDATION = "validation"  # name of the report with accuracies on validation samples
 
 
@@ -117,6 +118,28 @@ def tested(path: Path, session: Session) -> Outcome:
         content = {**found._asdict(), "rows": [row.table() for row in rows], "config": folder.config}
         folder.save_report("cooperative", content)
     return found
+
+
+def report_teams(paths: Sequence[Path], out: Path, session: Session) -> list[Path]:
+    """Measure all depths of the runs, and write the page about them; returns its paths."""
+    from refimpl.report.cooperative import Curve, write_teams
+
+    found = [tested(path, session) for path in paths]
+    curves = [
+        Curve(str(path), [row.table() for row in one.rows]) for path, one in zip(paths, found, strict=True)
+    ]
+    configs = []
+    for path in paths:
+        with RunFolder.open(path, lock=False) as folder:
+            configs.append(folder.config)
+    return write_teams(out, curves, SHOWN, [[*map(row_cells, one.rows)] for one in found], configs)
+
+
+def row_cells(row: Row) -> list[str]:
+    """A depth as text, under SHOWN."""
+    times = [f"{one.median:.3g}" for one in row.latencies]
+    shares = [f"{100 * share:.2f}" for share in (row.validation, row.test)]
+    return [str(row.depth), row.member, *shares, f"{row.flops / 1e6:.3g}", *times]
 
 
 def deployed_in(folder: RunFolder, session: Session) -> tuple[Cooperative, dict[int, Deployed]]:

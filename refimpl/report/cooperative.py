@@ -1,14 +1,31 @@
-"""Figures of cooperative runs: accuracy of every depth against the FLOPs and the time that it takes."""
+"""The page of cooperative runs: accuracy of every depth against the FLOPs and the time that it takes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from refimpl.report.canvas import legend_below, looks, new_figure, percent_axis
+from refimpl.experiments.config import read_toml
+from refimpl.experiments.record import CONFIG
+from refimpl.files.environment import environment
+from refimpl.report.canvas import MISSING, has_matplotlib, legend_below, looks, new_figure, percent_axis
+from refimpl.report.page import Drawn, document, facts, figure, folded, made, note, table
+from refimpl.report.write import Plan, publish
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+FRONTIER = (
+    "Each point is a depth, the least one to the left: accuracy on the test samples against executed FLOPs "
+    "of a sample, and against the median time of a call with one sample on one thread of this machine."
+)
+RECONSTRUCTED = (
+    "After Fang, Bradford & Kim 2023, Cooperative Learning for Cost-Adaptive Inference, of which only the "
+    "abstract is known here: losses, weights and settings are a reconstruction."
+)
 
 
 class Curve(NamedTuple):
@@ -32,3 +49,33 @@ def frontier_figure(curves: Sequence[Curve]) -> Figure:
         percent_axis(axes)
     legend_below(figure, by_flops.get_lines())
     return figure
+
+
+def is_team(path: Path) -> bool:
+    """Whether the folder holds a run of `refimpl cooperative`."""
+    return (path / CONFIG).is_file() and "scheme" in read_toml(path / CONFIG)
+
+
+def write_teams(
+    out: Path,
+    curves: Sequence[Curve],
+    header: Sequence[str],
+    cells: Sequence[Sequence[Sequence[str]]],
+    settings: Sequence[Mapping[str, Any]],
+) -> list[Path]:
+    """Write the page of cooperative runs: for each a curve, the rows of its table, and its settings."""
+
+    def page(drawn: Sequence[Drawn]) -> str:
+        names = [curve.label for curve in curves]
+        runs = [
+            [f"<h3>{escape(name)}</h3>", table(header, rows), folded("configuration", facts(own))]
+            for name, rows, own in zip(names, cells, settings, strict=True)
+        ]
+        subject = ", ".join(names)
+        notes = [note(RECONSTRUCTED), note("" if has_matplotlib() else MISSING)]
+        parts = [f"<h1>Report: {escape(subject)}</h1>", *notes, *map(figure, drawn), "<h2>Runs</h2>"]
+        parts += [part for run in runs for part in run]
+        return document(subject, [*parts, *made(environment(), "all depths were timed here:")])
+
+    plan = Plan("frontier.png", "Accuracy against work and time", FRONTIER, lambda: frontier_figure(curves))
+    return publish(out, [plan] if has_matplotlib() else [], page)

@@ -60,17 +60,26 @@ def html_page(
     subject = ", ".join(dict.fromkeys([*(str(one.path) for one in compared), *_loose(views, compared)]))
     body = [
         f"<h1>Report: {escape(subject)}</h1>",
-        _note(notice),
+        note(notice),
         *(_comparison(one) for one in compared),
         _summary(views, compared),
         "<h2>Figures</h2>" if drawn else "",
-        _note(FIRST_SEED) if drawn and compared else "",
-        *map(_figure, drawn),
+        note(FIRST_SEED) if drawn and compared else "",
+        *map(figure, drawn),
         "<h2>Runs</h2>",
         *map(_run, views),
-        f"<h2>This report</h2>\n<p>refimpl {__version__}; adaptation and forward passes were timed here:</p>",
-        _facts(here),
+        *made(here, "adaptation and forward passes were timed here:"),
     ]
+    return document(subject, body)
+
+
+def made(here: Mapping[str, Any], what: str) -> list[str]:
+    """The last parts of a page: by which version and where it was made."""
+    return [f"<h2>This report</h2>\n<p>refimpl {__version__}; {what}</p>", facts(here)]
+
+
+def document(subject: str, body: Sequence[str]) -> str:
+    """A page about the subject with these parts."""
     head = f'<meta charset="utf-8"><title>refimpl: {escape(subject)}</title><style>{STYLE}</style>'
     viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
     text = "\n".join(part for part in body if part)
@@ -87,7 +96,7 @@ def _comparison(one: Compared) -> str:
     plan = one.comparison.plan
     lines = "".join(f"<li>{escape(_text(line))}</li>" for line in plan_notes(plan, one.outcomes))
     title = f"<h2>Comparison {escape(str(one.path))}</h2>"
-    found = [_table(*each) for each in tables(one.outcomes, plan.claims)]
+    found = [table(*each) for each in tables(one.outcomes, plan.claims)]
     return "\n".join([title, *found, f'<ul class="note">{lines}</ul>'])
 
 
@@ -98,10 +107,11 @@ def _summary(views: Sequence[View], compared: Sequence[Compared]) -> str:
     if not outcomes:
         return ""
     lines = [ACCURACY, *notes({outcome.config.method for outcome in outcomes})]
-    return "\n".join(["<h2>In short</h2>", *(_table(*each) for each in tables(outcomes)), *map(_note, lines)])
+    return "\n".join(["<h2>In short</h2>", *(table(*each) for each in tables(outcomes)), *map(note, lines)])
 
 
-def _figure(one: Drawn) -> str:
+def figure(one: Drawn) -> str:
+    """A figure with what it shows."""
     data = base64.b64encode(one.png).decode("ascii")
     image = f'<img src="data:image/png;base64,{data}" alt="{escape(one.title)}">'
     caption = f"<figcaption><b>{escape(one.title)}.</b> {escape(one.caption)} ({one.name})</figcaption>"
@@ -111,27 +121,30 @@ def _figure(one: Drawn) -> str:
 def _run(view: View) -> str:
     parts = [
         f"<h3>{escape(view.label)}</h3>",
-        _note(f"{view.folder}; {view.data}" if view.data else str(view.folder)),
+        note(f"{view.folder}; {view.data}" if view.data else str(view.folder)),
     ]
-    parts += [_note(f"Missing: {line}") for line in view.missing]
+    parts += [note(f"Missing: {line}") for line in view.missing]
     if view.reports:
-        nodes = _table(*node_table(view.config.method, view.reports, view.strangers))
-        nodes += _note(NODES) + _note(STRANGERS if view.strangers else "")
-        parts.append(_folded("target nodes", nodes))
-    parts.append(_folded("configuration", _facts(settings_used(view.config))))
-    parts.append(_folded("environment of the training", _facts(view.environment)))
+        nodes = table(*node_table(view.config.method, view.reports, view.strangers))
+        nodes += note(NODES) + note(STRANGERS if view.strangers else "")
+        parts.append(folded("target nodes", nodes))
+    parts.append(folded("configuration", facts(settings_used(view.config))))
+    parts.append(folded("environment of the training", facts(view.environment)))
     return "\n".join(parts)
 
 
-def _folded(title: str, content: str) -> str:
+def folded(title: str, content: str) -> str:
+    """Content that is shown on demand."""
     return f"<details><summary>{escape(title)}</summary>{content}</details>"
 
 
-def _note(text: str) -> str:
+def note(text: str) -> str:
+    """A line of explanation; nothing for an empty one."""
     return f'<p class="note">{escape(text)}</p>' if text else ""
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, which scrolls if it is wide."""
     return f'<div class="wide">{html(header, [[_text(cell) for cell in row] for row in rows])}</div>'
 
 
@@ -140,7 +153,7 @@ def _text(plain: str) -> str:
     return plain.replace("+-", "±")
 
 
-def _facts(table: Mapping[str, Any]) -> str:
+def facts(table: Mapping[str, Any]) -> str:
     """A table of names and values; entries of nested tables are called `name.key`."""
     return f'<div class="facts">{html((), _flat(table))}</div>'
 

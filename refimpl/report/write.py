@@ -131,6 +131,19 @@ def write(
     on_figure: Callable[[str], None] = nothing,
 ) -> list[Path]:
     """Draw figures and write them with the page into `out`; returns the paths, with the page first."""
+    notice = "" if has_matplotlib() else MISSING
+    return publish(
+        out, chosen, lambda drawn: html_page(views, compared, drawn, environment(), notice), on_figure
+    )
+
+
+def publish(
+    out: Path,
+    chosen: Sequence[Plan],
+    page: Callable[[Sequence[Drawn]], str],
+    on_figure: Callable[[str], None] = nothing,
+) -> list[Path]:
+    """Draw the figures that are chosen, and write them with the `page` that holds them; returns the paths."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -142,9 +155,7 @@ def write(
         on_figure(plan.name)
     for name in _figures_before(out) - {one.name for one in drawn}:
         (out / name).unlink(missing_ok=True)
-    notice = "" if has_matplotlib() else MISSING
-    page = html_page(views, compared, drawn, environment(), notice)
-    write_whole(out / PAGE, page.encode())
+    write_whole(out / PAGE, page(drawn).encode())
     return [out / PAGE, *(out / one.name for one in drawn)]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from refimpl.cooperative import measure
 from refimpl.cooperative.experiment import Cooperative
+from refimpl.report import canvas
 
 TINY = ("--widths", "2,3,4", "--epochs", 2, "--train-samples", 64, "--batch-size", 32, "--calibration", 32)
 RUN = (*TINY, "--threads", 1)
@@ -166,6 +167,20 @@ def test_the_frontier_is_drawn(refimpl, run, tmp_path):
     assert code == 0
     assert "frontier.png" in out
     assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_shows_every_depth_and_the_frontier(refimpl, run, tmp_path):
+    code, out, err = refimpl("report", run, "--json", "-q")
+    assert (code, err) == (0, "")
+    figures = ["frontier.png"] if canvas.has_matplotlib() else []
+    assert [Path(name).name for name in json.loads(out)["figures"]] == figures
+    text = (tmp_path / "run/report/report.html").read_text()
+    rows = json.loads((tmp_path / "run/report/cooperative.json").read_text())["rows"]
+    for row in rows:
+        assert f"<tr><td>{row['depth']}</td><td>{row['member']}</td>" in text
+        assert f"<td>{100 * row['test']:.2f}</td><td>{row['flops'] / 1e6:.3g}</td>" in text
+    assert "reconstruction" in text
+    assert ("data:image/png" in text) == bool(figures)
 
 
 @pytest.mark.onnx
