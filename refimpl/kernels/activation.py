@@ -206,3 +206,17 @@ def add_to_channels(ds, mask, dx):
             if is_on(mask, n, c):
                 for p in range(dx.shape[2]):
                     dx[n, c, p] += ds[n, c]
+
+
+@large_kernel
+def share_out(dy, mask, dx):
+    """dx[n, c, :] = dy[n, c] over the number of pixels: the gradient of a mean; zero where closed."""
+    pixels, zero = dx.dtype.type(dx.shape[2]), dx.dtype.type(0)
+    for n in range(dx.shape[0]):
+        for c in range(dx.shape[1]):
+            if is_on(mask, n, c):
+                share = zero + dy[n, c] / pixels  # a sum that begins at zero: it has no negative zero
+                for p in range(dx.shape[2]):
+                    dx[n, c, p] = share
+            else:
+                clear(dx[n, c])

@@ -174,5 +174,5 @@ def weight_grad(x, dy, steps, x_mask, dy_mask, more, floats, ints, dweight, dbia
             sweep_lanes(taps, pixels, lanes, seen, slopes, pixel_at, sums, tap_at, yes)
             transpose(sums, tap_at, taps, here, weights, weight_at)
         for c in range(channels):
-            if is_on(dy_mask, n, c):
+            if dbias.size > 0 and is_on(dy_mask, n, c):
                 dbias[c] += total(gradient, c * pixels, pixels)

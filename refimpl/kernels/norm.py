@@ -1,7 +1,7 @@
 """Normalisation over (N, C, P), forward and backward: by batch, by groups of channels, and frozen.
 
-Statistics are float64: the sums of the samples (in the order of `sums`) added in sample order. The
-variance is the biased one, as batch normalisation uses it.
+Statistics are float64. Those of a batch are 16 partial sums that go on from sample to sample (`runs`), others
+are sums of a sample (in the order of `sums`). The variance is the biased one, as batch normalisation uses it.
 
 Where parameters get a gradient for each sample, it is added in sample order, in the dtype of the gradient: so
 the sum may go on from part to part of a batch (`more`).
@@ -15,12 +15,13 @@ import math
 
 import numpy as np
 
-from refimpl.kernels.arrays import DOUBLE, FLOATS
+from refimpl.kernels import runs
+from refimpl.kernels.arrays import DOUBLE
 from refimpl.kernels.checked import checked, given, mask, written
 from refimpl.kernels.jit import kernel, large_kernel
 from refimpl.kernels.panels import clear
 from refimpl.kernels.plain import is_on
-from refimpl.kernels.sums import wide_product, wide_spread, wide_total
+from refimpl.kernels.sums import PARTIAL_SUMS, wide_product, wide_spread, wide_total
 
 
 @kernel
@@ -31,64 +32,84 @@ def _normalise(x, mean, scale, gamma, beta, normalised, y):
         y[p] = gamma * normalised[p] + beta
 
 
+@kernel
+def _line(gamma, beta, mean, inverse_std, c):
+    """Slope and shift of a channel's normalisation: y = slope * x + shift."""
+    slope = np.float64(gamma[c]) * inverse_std[c]
+    return slope, np.float64(beta[c]) - mean[c] * slope
+
+
 @checked(
     x=given("NCP"),
     gamma=given("C"),
     beta=given("C"),
-    normalised=written("NCP"),
-    inverse_std=written("C", *FLOATS),
+    mean=written("C", DOUBLE),
+    inverse_std=written("C", DOUBLE),
     y=written("NCP"),
 )
 @large_kernel
-def batch_norm_forward(x, gamma, beta, eps, normalised, inverse_std, y):
-    """y = gamma * normalised + beta; keeps `normalised` (N,C,P) and `inverse_std` (C,)."""
+def batch_norm_forward(x, gamma, beta, eps, below, mean, inverse_std, y):
+    """y = gamma * (x - mean)/std + beta behind an activation; keeps the mean and 1/std of each channel.
+
+    below: the slope of the activation where its input is not positive (see `runs`), 1 for none.
+    Sums are of the distances to a channel's first entry, so that a large mean costs no digits.
+    """
     n_samples, channels, pixels = x.shape
-    count, flat = n_samples * pixels, x.reshape(-1)
-    for c in range(channels):
-        mean, variance = 0.0, 0.0
-        for n in range(n_samples):
-            mean += wide_total(flat, (n * channels + c) * pixels, pixels) / count
-        for n in range(n_samples):
-            variance += wide_spread(flat, (n * channels + c) * pixels, pixels, mean) / count
-        scale = 1.0 / math.sqrt(variance + eps)
-        inverse_std[c] = scale
-        for n in range(n_samples):
-            _normalise(x[n, c], mean, scale, gamma[c], beta[c], normalised[n, c], y[n, c])
-
-
-@kernel
-def _denormalise(dy, normalised, mean, slope, scale, dx):
-    """The input gradient of one channel of one sample."""
-    for p in range(dy.size):
-        dx[p] = scale * (dy[p] - mean - normalised[p] * slope)
+    count, flat, out = n_samples * pixels, x.reshape(-1), y.reshape(-1)
+    sums, width = np.zeros(2 * PARTIAL_SUMS * channels), 2 * PARTIAL_SUMS
+    for i in range(n_samples * channels if pixels > 0 else 0):
+        c = i % channels
+        runs.add_moments(i * pixels, pixels, flat, np.float64(x[0, c, 0]), sums, c * width)
+    for c in range(channels if count > 0 else 0):
+        distance = runs.fold(sums, c * width) / count
+        variance = runs.fold(sums, c * width + PARTIAL_SUMS) / count - distance * distance
+        variance = 0.0 if variance < 0.0 else variance
+        mean[c] = np.float64(x[0, c, 0]) + distance
+        inverse_std[c] = 1.0 / math.sqrt(variance + eps)
+    for i in range(n_samples * channels):
+        slope, shift = _line(gamma, beta, mean, inverse_std, i % channels)
+        runs.affine(i * pixels, pixels, flat, (slope, shift, np.float64(below)), out)
 
 
 @checked(
     dy=given("NCP"),
-    normalised=given("NCP"),
+    x=given("NCP"),
+    mean=given("C", DOUBLE),
     inverse_std=given("C", DOUBLE),
     gamma=given("C"),
+    beta=given("C"),
     dgamma=written("C"),
     dbeta=written("C"),
     dx=written("NCP"),
 )
 @large_kernel
-def batch_norm_backward(dy, normalised, inverse_std, gamma, dgamma, dbeta, dx):
-    """dx = gamma/std * (dy - mean(dy) - normalised * mean(dy * normalised)); dgamma, dbeta written."""
+def batch_norm_backward(dy, x, mean, inverse_std, gamma, beta, below, dgamma, dbeta, dx):
+    """dx = gamma/std * (g - mean(g) - n * mean(g * n)), n = (x - mean)/std; dgamma, dbeta written.
+
+    g is dy before the activation.
+    """
     n_samples, channels, pixels = dy.shape
-    count, flat, flat_normalised = n_samples * pixels, dy.reshape(-1), normalised.reshape(-1)
+    count, out, width = n_samples * pixels, dx.reshape(-1), 2 * PARTIAL_SUMS
+    flat, flat_x, sums = dy.reshape(-1), x.reshape(-1), np.zeros(2 * PARTIAL_SUMS * channels)
+    levels = np.zeros((2, channels))
+    for i in range(n_samples * channels):
+        c = i % channels
+        slope, shift = _line(gamma, beta, mean, inverse_std, c)
+        line = (slope, shift, np.float64(below))
+        runs.add_slopes(i * pixels, pixels, flat, flat_x, line, mean[c], sums, c * width)
     for c in range(channels):
-        plain_sum, weighted_sum = 0.0, 0.0
-        for n in range(n_samples):
-            start = (n * channels + c) * pixels
-            plain_sum += wide_total(flat, start, pixels)
-            weighted_sum += wide_product(flat, start, flat_normalised, start, pixels)
+        plain_sum = runs.fold(sums, c * width)
+        weighted_sum = runs.fold(sums, c * width + PARTIAL_SUMS) * inverse_std[c]
         dbeta[c] = plain_sum
         dgamma[c] = weighted_sum
-        mean, slope = plain_sum / count, weighted_sum / count
-        scale = np.float64(gamma[c]) * np.float64(inverse_std[c])
-        for n in range(n_samples):
-            _denormalise(dy[n, c], normalised[n, c], mean, slope, scale, dx[n, c])
+        scale = np.float64(gamma[c]) * inverse_std[c]
+        levels[0, c] = -scale * (weighted_sum / count) * inverse_std[c]
+        levels[1, c] = -scale * (plain_sum / count) - levels[0, c] * mean[c]
+    for i in range(n_samples * channels):
+        c = i % channels
+        slope, shift = _line(gamma, beta, mean, inverse_std, c)
+        line, factors = (slope, shift, np.float64(below)), (slope, levels[0, c], levels[1, c])
+        runs.combine(i * pixels, pixels, flat, flat_x, line, factors, out)
 
 
 @checked(
@@ -163,15 +184,15 @@ def group_norm_backward(dy, normalised, inverse_std, gamma, more, dgamma, dbeta,
 @large_kernel
 def frozen_norm_forward(x, gamma, beta, mean, variance, eps, mask, y):
     """y = gamma * (x - mean)/sqrt(variance + eps) + beta with given statistics; zero where closed."""
-    for n in range(x.shape[0]):
-        for c in range(x.shape[1]):
-            if is_on(mask, n, c):
-                slope = gamma[c] / math.sqrt(np.float64(variance[c]) + eps)
-                shift = beta[c] - mean[c] * slope
-                for p in range(x.shape[2]):
-                    y[n, c, p] = slope * x[n, c, p] + shift
-            else:
-                clear(y[n, c])
+    (n_samples, channels, pixels), flat, out = x.shape, x.reshape(-1), y.reshape(-1)
+    for i in range(n_samples * channels):
+        n, c = i // channels, i % channels
+        if is_on(mask, n, c):
+            slope = gamma[c] / math.sqrt(np.float64(variance[c]) + eps)
+            shift = beta[c] - mean[c] * slope
+            runs.affine(i * pixels, pixels, flat, (slope, shift, 1.0), out)
+        else:
+            clear(y[n, c])
 
 
 @checked(
@@ -189,7 +210,7 @@ def frozen_norm_forward(x, gamma, beta, mean, variance, eps, mask, y):
 def frozen_norm_backward(dy, x, gamma, mean, variance, eps, mask, more, dgamma, dbeta, dx):
     """dx = gamma/sqrt(variance + eps) * dy; zero where closed."""
     n_samples, channels, pixels = dy.shape
-    flat, flat_x = dy.reshape(-1), x.reshape(-1)
+    flat, flat_x, out = dy.reshape(-1), x.reshape(-1), dx.reshape(-1)
     if not more:
         clear(dgamma)
         clear(dbeta)
@@ -201,7 +222,6 @@ def frozen_norm_backward(dy, x, gamma, mean, variance, eps, mask, more, dgamma, 
                 product = wide_product(flat, start, flat_x, start, pixels) - np.float64(mean[c]) * total
                 dbeta[c] += dbeta.dtype.type(total)
                 dgamma[c] += dgamma.dtype.type(product * scale)
-                for p in range(pixels):
-                    dx[n, c, p] = gamma[c] * scale * dy[n, c, p]
+                runs.affine(start, pixels, flat, (np.float64(gamma[c]) * scale, 0.0, 1.0), out)
             else:
                 clear(dx[n, c])

@@ -46,10 +46,11 @@ OPERATION = np.dtype(
         ("groups", np.int64),  # columns of the mask of x
         ("parts", np.int64),  # CONV: groups of output channels, each of which reads its own input channels
         ("number", np.float64),  # LEAKY: the slope; norms: what is added to the variance
+        ("below", np.float64),  # norms, ADD, CONV: the slope of an activation behind it (`runs`), 1 for none
         ("sparse", np.bool_),  # CONV: multiply only kept weights, also forward and in the input gradient
         ("clears", np.bool_),  # CONV: zero closed channels (else what reads them skips them)
         ("need_dw", np.bool_),
-        ("learns", np.bool_),  # DECIDE and norms: is there a backward pass
+        ("learns", np.bool_),  # DECIDE, ADD and norms: is there a backward pass
         ("steps", np.bool_),  # LINEAR: its weight may be stepped row by row, as gradients become known
     ],
     align=True,
@@ -62,6 +63,7 @@ def blank(rows: int) -> np.ndarray:
     for place in PLACES:
         operations[place] = NOWHERE
     operations["window"] = operations["stride"] = operations["dilation"] = operations["parts"] = 1
+    operations["below"] = 1
     return operations
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from refimpl.kernels.jit import kernel, optimise_for_size, shared
-from refimpl.kernels.simd import copy_rows, copy_run, transpose_block
+from refimpl.kernels.simd import copy_rows, copy_run, split_pairs, transpose_block
 from refimpl.kernels.target import VECTOR_BYTES
 
 
@@ -123,63 +123,81 @@ def shift_table(size, down, right, stride, shape, table):
 
     A shifted plane of `shape` = (rows, cols) holds at (r, q) the entry
     (r * stride - down, q * stride - right) of an image plane of `size` = (height, width), or zero outside
-    it. The entries: number of rows that meet the image, where they start in the shifted plane and in the
-    image plane, first and one-past-last column inside.
+    it. The entries: number of rows that meet the image, the first of them in the shifted plane and where they
+    start in the image plane (taken apart, where there is a horizontal stride), first and one-past-last column
+    inside.
     """
     optimise_for_size()
     for j in range(down.size):
         top, bottom = _inside(size[0], down[j], stride[0], shape[0])
         first, last = _inside(size[1], right[j], stride[1], shape[1])
         table[5 * j] = bottom - top
-        table[5 * j + 1] = top * shape[1]
-        table[5 * j + 2] = (top * stride[0] - down[j]) * size[1] - right[j]
+        table[5 * j + 1] = top
+        row, column = top * stride[0] - down[j], np.int64(-right[j])
+        apart = column % stride[1] * size[0] + row  # the row in a plane that is taken apart
+        table[5 * j + 2] = apart * _share(size, stride) + column // stride[1]
         table[5 * j + 3] = first
         table[5 * j + 4] = last
 
 
 @kernel
-def copy_planes(source, channels, count, size, stride, cols, table, panel, plane):
+def copy_planes(source, channels, count, size, stride, columns, table, panel, plane):
     """Fill the panel: for each listed channel all its shifted planes, one after the other.
 
-    Rows outside the image are left to `clear_rows`: they are the same for every sample. The outer loop
-    runs over shifts, so that the masks of partial vectors are computed once per shift.
+    columns = (first, number, width): which columns of the planes are filled, and how wide these are: several
+    samples may lie side by side. Rows outside the image are left to `clear_rows`: they are the same for every
+    sample. The loop over shifts is outside that over channels, so that the masks of partial vectors are
+    computed once per shift; but with a horizontal stride each channel is first taken apart.
     """
-    lanes = VECTOR_BYTES // panel.itemsize
-    shifts, row, area = table.size // 5, stride[0] * size[1], size[0] * size[1]
-    for j in range(shifts):
-        rows, to, begin = table[5 * j], j * plane + table[5 * j + 1], table[5 * j + 2]
-        first, last = table[5 * j + 3], table[5 * j + 4]
-        for q in range(0, cols if stride[1] == 1 else 0, lanes):
-            part = (first - q, last - q, cols - q)
-            for i in range(count):
-                line = (channels[i] * area + begin + q, row)
-                copy_rows(rows, part, source, line, panel, (i * shifts * plane + to + q, cols))
-        if stride[1] != 1:
-            for i in range(count):
-                start = channels[i] * area + begin
-                columns = (first, last, stride[1])
-                _copy_strided(rows, cols, columns, source, (start, row), panel, i * shifts * plane + to)
+    lanes, (begin, cols, width), apart_width = VECTOR_BYTES // panel.itemsize, columns, _share(size, stride)
+    shifts, area, whole = table.size // 5, size[0] * size[1], stride[1] == 1
+    apart = np.empty(0 if whole else stride[1] * size[0] * apart_width, dtype=panel.dtype)
+    for first in range(0, count, max(1, count) if whole else 1):
+        last, planes = count if whole else first + 1, source
+        if not whole:
+            at = channels[first] * area
+            _take_apart(source[at : at + area], size, stride, apart)
+            planes = apart
+        for j in range(shifts):
+            rows, to = table[5 * j], j * plane + table[5 * j + 1] * width + begin
+            for q in range(0, cols, lanes):
+                part = (table[5 * j + 3] - q, table[5 * j + 4] - q, cols - q)
+                for i in range(first, last):
+                    start = table[5 * j + 2] + q + (channels[i] * area if whole else 0)
+                    place = (i * shifts * plane + to + q, width)
+                    copy_rows(rows, part, planes, (start, stride[0] * apart_width), panel, place)
 
 
 @kernel
-def _copy_strided(rows, cols, columns, source, line, panel, to):
-    """As `copy_rows`; columns = (first, last, step): where they lie in the source, and how far apart."""
-    first, last, step = columns
-    zero = panel.dtype.type(0)  # a plain 0 would make the selection one of float64
-    for r in range(rows):
-        start, at = line[0] + r * line[1], to + r * cols
-        for q in range(cols):
-            panel[at + q] = source[start + q * step] if first <= q < last else zero
+def _share(size, stride):
+    """How many columns each of the parts has into which an image is taken apart."""
+    return (size[1] + stride[1] - 1) // stride[1]
+
+
+@kernel
+def _take_apart(image, size, stride, apart):
+    """Put every stride-th column beside the other: apart[column % stride, row, column // stride]."""
+    if stride[1] == 2 and size[1] % 2 == 0:
+        split_pairs(image.size // 2, image, apart)
+        return
+    at = 0
+    for residue in range(stride[1]):
+        for r in range(size[0]):
+            for q in range(_share(size, stride)):
+                column = q * stride[1] + residue
+                if column < size[1]:
+                    apart[at] = image[r * size[1] + column]
+                at += 1
 
 
 @kernel
 def clear_rows(shape, table, panel, plane, planes):
-    """Zero the rows of the panel's planes that `copy_planes` leaves out."""
+    """Zero the rows of the panel's planes of `shape` that `copy_planes` leaves out."""
     optimise_for_size()
     lanes = VECTOR_BYTES // panel.itemsize
     shifts = table.size // 5
     for j in range(shifts):
-        top = np.int64(table[5 * j + 1])
+        top = np.int64(table[5 * j + 1]) * shape[1]
         bottom = top + table[5 * j] * shape[1]
         for start, stop in ((0, top), (bottom, shape[0] * shape[1])):
             for q in range(start, stop, lanes):

@@ -16,13 +16,13 @@ from refimpl.kernels import (
     loss,
     norm,
     pool,
+    runs,
     sparse,
     tiled_conv,
     tiled_linear,
     tiled_weight_grad,
     vector,
 )
-from refimpl.kernels.add import add, share_out
 from refimpl.kernels.jit import inlined, kernel, large_kernel, optimise_for_size
 from refimpl.kernels.operation import (
     ADD,
@@ -95,7 +95,7 @@ def _forward(op, w, n, how, space):
     elif op.kind == PRODUCT:
         product(op, n, space)
     elif op.kind == ADD:
-        add(values[op.x * n :][:size], values[op.x2 * n :][:size], values[op.y * n :][:size])
+        runs.add(0, size, values[op.x * n :], values[op.x2 * n :], op.below, values[op.y * n :])
     elif op.kind == RELU and op.writes == NOWHERE:  # one long channel: its loop is vectorised
         activation.relu_forward(x.reshape(1, 1, size), writes, y.reshape(1, 1, size))
     elif op.kind == RELU:
@@ -103,12 +103,10 @@ def _forward(op, w, n, how, space):
     elif op.kind == LEAKY:
         activation.leaky_forward(x, op.number, writes, y)
     elif op.kind == BATCH_NORM:
-        normalised, spread = (
-            maps_at(values, op.own, n, op.input),
-            vector_at(space.wide, op.wide * n, bias.size),
-        )
+        statistics = rows_at(space.wide, op.wide, n, 2 * bias.size).reshape(-1)
+        mean, inverse_std = statistics[: bias.size], vector_at(statistics, bias.size, bias.size)
         gamma = vector_at(w, op.weight, bias.size)
-        norm.batch_norm_forward(x, gamma, bias, op.number, normalised, spread, y)
+        norm.batch_norm_forward(x, gamma, bias, op.number, op.below, mean, inverse_std, y)
     elif op.kind == GROUP_NORM:
         normalised, spreads = maps_at(values, op.own, n, op.input), rows_at(space.wide, op.wide, n, op.groups)
         gamma = vector_at(w, op.weight, bias.size)
@@ -128,6 +126,9 @@ def _forward(op, w, n, how, space):
         pool.max_forward(images, pair_of(op.window), stride, pad, writes, out, at)
     elif op.kind == AVERAGE_POOL:
         pool.average_forward(images, pair_of(op.window), stride, pad, writes, out)
+    if op.kind == CONV and op.below != 1.0:
+        result = values[op.y * n :]
+        runs.bend(0, size, result, result, op.below, result)
 
 
 @large_kernel
@@ -151,8 +152,9 @@ def _backward(op, w, n, more, span, stepping, pull, space, gradient):
             tables = space.kept[op.kept : op.kept_back]
             sparse.weight_grad(images, dout, more, tables, floats, ints, dweight.reshape(-1), dbias)
         elif need_dw:
+            own = dbias[: dbias.size if op.bias >= 0 else 0]  # without a bias, none is summed
             tiled_weight_grad.weight_grad(
-                images, dout, stride, pad, dilation, reads, dy_mask, more, floats, ints, dweight, dbias
+                images, dout, stride, pad, dilation, reads, dy_mask, more, floats, ints, dweight, own
             )
         if need_dx and op.sparse:
             weights, tables = filters_at(w, op).reshape(-1), space.kept[op.kept_back : op.kept_end]
@@ -181,6 +183,10 @@ def _backward(op, w, n, more, span, stepping, pull, space, gradient):
     elif op.kind == PRODUCT:
         if span.values:
             product_backward(op, n, space)
+    elif op.kind == ADD:  # its gradients lie where dy is
+        if op.learns and op.below != 1.0 and span.values:
+            dy, size = slopes[op.dy * n :], n * op.output[0] * op.output[1] * op.output[2]
+            runs.bend(0, size, dy, values[op.y * n :], op.below, dy)
     elif op.kind == BATCH_NORM or op.kind == GROUP_NORM or op.kind == FROZEN_NORM:
         if need_dw or (op.learns and span.values):
             _norm_backward(op, w, n, more, need_dw, space, gradient, dy_mask)
@@ -199,8 +205,10 @@ def _norm_backward(op, w, n, more, need_dw, space, gradient, dy_mask):
         dgamma, dbias = vector_at(gradient, op.weight, channels), vector_at(gradient, op.bias, channels)
     x, normalised = maps_at(space.values, op.x, n, op.input), maps_at(space.values, op.own, n, op.input)
     if op.kind == BATCH_NORM:
-        spread = vector_at(space.wide, op.wide * n, channels)
-        norm.batch_norm_backward(dy, normalised, spread, gamma, dgamma, dbias, dx)
+        statistics = rows_at(space.wide, op.wide, n, 2 * channels).reshape(-1)
+        mean, inverse_std = statistics[:channels], vector_at(statistics, channels, channels)
+        beta, below = vector_at(w, op.bias, channels), op.below
+        norm.batch_norm_backward(dy, x, mean, inverse_std, gamma, beta, below, dgamma, dbias, dx)
     elif op.kind == GROUP_NORM:
         spreads = rows_at(space.wide, op.wide, n, op.groups)
         norm.group_norm_backward(dy, normalised, spreads, gamma, more, dgamma, dbias, dx)
@@ -211,14 +219,14 @@ def _norm_backward(op, w, n, more, need_dw, space, gradient, dy_mask):
 
 @inlined
 def _elementwise_backward(op, n, space, dy_mask):
-    """Activations, pooling, and the gradient of a second reader. That of ADD lies where dy is."""
+    """Activations, pooling, and the gradient of a second reader."""
     values, slopes = space.values, space.slopes
     dy, dx = maps_at(slopes, op.dy, n, op.output), maps_at(slopes, op.dx, n, op.input)
     dout, dimages = images_at(slopes, op.dy, n, op.output), images_at(slopes, op.dx, n, op.input)
     x, size = maps_at(values, op.x, n, op.input), n * dx.shape[1] * dx.shape[2]
     window, stride, pad = pair_of(op.window), pair_of(op.stride), pair_of(op.pad)
     if op.kind == FORK:
-        add(dx.reshape(-1), dy.reshape(-1), dx.reshape(-1))
+        runs.add(0, size, slopes[op.dx * n :], slopes[op.dy * n :], 1.0, slopes[op.dx * n :])
     elif op.kind == RELU and op.dy_mask == NOWHERE:
         activation.relu_backward(
             dy.reshape(1, 1, size), x.reshape(1, 1, size), dy_mask, dx.reshape(1, 1, size)
@@ -232,7 +240,7 @@ def _elementwise_backward(op, n, space, dy_mask):
     elif op.kind == TANH:
         activation.tanh_backward(dy, maps_at(values, op.y, n, op.output), dy_mask, dx)
     elif op.kind == GLOBAL_POOL:
-        share_out(rows_at(slopes, op.dy, n, op.output[0]), dy_mask, dx)
+        activation.share_out(rows_at(slopes, op.dy, n, op.output[0]), dy_mask, dx)
     elif op.kind == MAX_POOL:
         at = images_at(space.where, op.own, n, op.output)
         pool.max_backward(dout, at, window, stride, pad, dy_mask, dimages)

@@ -133,6 +133,66 @@ def copy_rows(typingctx, rows, lanes, source, source_at, target, target_at):
 
 
 @intrinsic
+def split_pairs(typingctx, count, source, target):
+    """target[k] = source[2 k] and target[count + k] = source[2 k + 1] for k < count."""
+
+    def codegen(context, builder, signature, args):
+        count, (s, t) = args[0], (data_of(context, builder, signature.args[i], args[i]) for i in (1, 2))
+        vectors = Vectors(builder, s.type.pointee)
+        lanes, whole = vectors.lanes, builder.udiv(count, INDEX(vectors.lanes))
+
+        def part(k, valid):
+            masks, mask, first = [None, None], None, builder.gep(s, [builder.mul(k, INDEX(2))])
+            if valid is not None:
+                pairs, mask = builder.mul(valid, INDEX(2)), vectors.lanes_below(valid)
+                masks = [vectors.lanes_below(builder.sub(pairs, INDEX(i * lanes))) for i in range(2)]
+            low, high = (vectors.load(builder.gep(first, [INDEX(i * lanes)]), masks[i]) for i in range(2))
+            for odd, at in ((0, k), (1, builder.add(count, k))):
+                value = vectors.shuffle(low, high, range(odd, 2 * lanes, 2))
+                vectors.store(value, builder.gep(t, [at]), mask)
+
+        with cgutils.for_range(builder, whole, intp=INDEX) as loop:
+            part(builder.mul(loop.index, INDEX(lanes)), None)
+        done = builder.mul(whole, INDEX(lanes))
+        part(done, builder.sub(count, done))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, source, target), codegen
+
+
+@intrinsic
+def spread_pairs(typingctx, rows, count, source, source_at, target, target_at):
+    """target[to + r * step + 2 k] = source[from + r * count + k] for r < rows, k < count.
+
+    source_at = from, target_at = (to, step). Nothing else is written.
+    """
+
+    def codegen(context, builder, signature, args):
+        count, (s, t) = args[1], (data_of(context, builder, signature.args[i], args[i]) for i in (2, 4))
+        to, step = cgutils.unpack_tuple(builder, args[5])
+        vectors = Vectors(builder, s.type.pointee)
+        lanes = vectors.lanes
+        blocks = builder.udiv(builder.add(count, INDEX(lanes - 1)), INDEX(lanes))
+        even = ir.Constant(ir.VectorType(ir.IntType(1), lanes), [1 - lane % 2 for lane in range(lanes)])
+        with cgutils.for_range(builder, args[0], intp=INDEX) as row:
+            ours = builder.gep(s, [builder.add(args[3], builder.mul(row.index, count))])
+            line = builder.gep(t, [builder.add(to, builder.mul(row.index, step))])
+            with cgutils.for_range(builder, blocks, intp=INDEX) as block:
+                k = builder.mul(block.index, INDEX(lanes))
+                left = builder.sub(count, k)
+                value = vectors.load(builder.gep(ours, [k]), vectors.lanes_below(left))
+                for half in range(2):
+                    spread = vectors.shuffle(value, value, [(half * lanes + i) // 2 for i in range(lanes)])
+                    beyond = builder.sub(builder.mul(left, INDEX(2)), INDEX(half * lanes))
+                    place = builder.gep(line, [builder.add(builder.mul(k, INDEX(2)), INDEX(half * lanes))])
+                    vectors.store(spread, place, builder.and_(even, vectors.lanes_below(beyond)))
+        return context.get_dummy_value()
+
+    pair = types.UniTuple(types.intp, 2)
+    return types.void(types.intp, types.intp, source, types.intp, target, pair), codegen
+
+
+@intrinsic
 def copy_run(typingctx, count, length, source, source_at, target, target_at):
     """target[to + there[i] + q] = source[from + here[i] + q] for i < count, q < length or a vector's lanes.
 

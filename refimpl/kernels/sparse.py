@@ -305,7 +305,8 @@ def _copy(source, n, head, every, table, panel):
     """Fill the panel of one sample."""
     size, stride = (source.shape[2], source.shape[3]), (np.int64(head[5]), np.int64(head[6]))
     cols, plane = np.int64(head[3]), np.int64(head[4])
-    copy_planes(source[n].reshape(-1), every, source.shape[1], size, stride, cols, table, panel, plane)
+    columns = (np.int64(0), cols, cols)
+    copy_planes(source[n].reshape(-1), every, source.shape[1], size, stride, columns, table, panel, plane)
 
 
 @large_kernel

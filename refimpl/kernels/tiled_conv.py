@@ -2,10 +2,10 @@
 
 The forward pass and the input gradient are one operation: every wanted channel of the target is a sum
 over open channels of the source and taps of the weight. Rows of the tile are target channels, terms are
-(source channel, tap), lanes are pixels. The panel holds one shifted copy of each open source plane per
-column of taps, so that the lanes of a term are contiguous for every tap; the tap's row is then only an
-offset. (Reading unaligned vectors from a single padded plane instead was measured to cost 12 % of the whole
-pass, the copies 4-5 %.) Strides and dilations are other tables.
+(source channel, tap), lanes are pixels, of several samples where one alone has few. The panel holds one
+shifted copy of each open source plane per column of taps, so that the lanes of a term are contiguous for
+every tap; the tap's row is then only an offset. (Reading unaligned vectors from a single padded plane instead
+was measured to cost 12 % of the whole pass, the copies 4-5 %.) Strides and dilations are other tables.
 
 A convolution in groups is the same with every group as a sample of its own: its channels lie side by side in
 memory, and so do its weights.
@@ -36,8 +36,12 @@ from refimpl.kernels.panels import (
     term_table,
     whole_vectors,
 )
+from refimpl.kernels.simd import copy_rows, spread_pairs
 from refimpl.kernels.target import VECTOR_BYTES
 from refimpl.kernels.tile import sweep
+
+# Samples lie side by side, up to TOGETHER pixels, if one has fewer than FULL or weights more bytes than this.
+TOGETHER, FULL, MANY_WEIGHTS = 256, 64, 1 << 19
 
 
 @shared
@@ -70,11 +74,12 @@ def convolve_scratch(
     source_channels, target_channels = source_channels // groups, target_channels // groups
     result = target_channels * size[0] * size[1]
     planes = kernel_size[1] * min(stride[0], kernel_size[0])
-    plane = (size[0] + extent[0]) * size[1] + VECTOR_BYTES // itemsize
-    floats = source_channels * planes * plane + target_channels + 1
-    if stride != (1, 1):
-        floats += result
     weight = source_channels * target_channels * taps
+    most = side_by_side(size[0] * size[1], weight * itemsize) if groups == 1 else 1
+    plane = (size[0] + extent[0]) * size[1] * most + VECTOR_BYTES // itemsize
+    floats = source_channels * planes * plane + target_channels + 1
+    if stride != (1, 1) or most > 1:
+        floats += result * most
     check_offsets("conv", plane=reach[0] * reach[1], copies=floats, result=result, weight=weight)
     ints = 7 * planes + 4 * taps + 2 * source_channels * (1 + taps) + 4 * (target_channels + 1)
     return max(floats, own[0]), max(ints, own[1])
@@ -202,12 +207,55 @@ def close_channels(mask, n, y):
 @kernel
 def _scatter(part, channels, count, origin, stride, shape, target):
     """target[c, origin + stride * (p, q)] = part[c, p, q] for the listed channels."""
+    area, width = target.shape[1] * target.shape[2], target.shape[2]
+    flat = target.reshape(-1)
     for i in range(count):
-        c = channels[i]
-        at = c * shape[0] * shape[1]
+        at, to = channels[i] * shape[0] * shape[1], channels[i] * area + origin[0] * width + origin[1]
+        if stride[1] == 2:
+            spread_pairs(shape[0], shape[1], part, at, flat, (to, stride[0] * width))
+            continue
         for p in range(shape[0]):
             for q in range(shape[1]):
-                target[c, origin[0] + p * stride[0], origin[1] + q * stride[1]] = part[at + p * shape[1] + q]
+                flat[to + p * stride[0] * width + q * stride[1]] = part[at + p * shape[1] + q]
+
+
+@kernel
+def _bring_home(part, channels, count, begin, columns, target):
+    """target[c, p, q] = part[c, p, begin + q], rows of `columns` columns, for the listed channels."""
+    (_, rows, cols), flat, lanes = target.shape, target.reshape(-1), VECTOR_BYTES // target.itemsize
+    for i in range(count):
+        for q in range(0, cols, lanes):
+            place = (channels[i] * rows * cols + q, cols)
+            wanted = (0, cols - q, cols - q)
+            copy_rows(rows, wanted, part, (channels[i] * rows * columns + begin + q, columns), flat, place)
+
+
+@shared
+def side_by_side(pixels, weight_bytes):
+    """How many samples to treat as one wide image: as many as fill tiles, unless one alone does so.
+
+    With many weights it pays even then, since they are read once for all of these samples.
+    """
+    return max(1, TOGETHER // max(1, pixels)) if pixels < FULL or weight_bytes > MANY_WEIGHTS else 1
+
+
+@shared
+def equal_parts(samples, most):
+    """The samples of the largest of equal parts that have at most so many."""
+    parts = max(1, (samples + most - 1) // most)
+    return max(1, (samples + parts - 1) // parts)
+
+
+@kernel
+def alike(mask, n, most):
+    """How many samples from n on, at most so many, have the mask of sample n."""
+    if mask.shape[0] == 0:
+        return most
+    for count in range(1, most):
+        for c in range(mask.shape[1]):
+            if mask[n, c] != mask[n + count, c]:
+                return count
+    return most
 
 
 @inlined
@@ -228,10 +276,11 @@ def _correlate(source, weights, groups, steps, taps, planes, grid, masks, bias, 
     down, right, panel_rows = planes
     n_taps, n_planes = tap_s.size, down.size
     cols = (target.shape[3] - origin[1] + spread[1] - 1) // spread[1]
-    size, shape = (height, width), (panel_rows, cols)
+    size, direct = (height, width), spread[0] == 1 and spread[1] == 1
+    most = side_by_side(rows * cols, weights.size * weights.itemsize) if direct and groups == 1 else 1
+    most = equal_parts(n_samples, most)
     unmoved = n_planes == 1 and down[0] == 0 and right[0] == 0
-    in_place = unmoved and stride[0] == 1 and stride[1] == 1 and shape == size
-    plane = height * width if in_place else whole_vectors(panel_rows * cols, source.itemsize)
+    in_place = most == 1 and unmoved and stride[0] == 1 and stride[1] == 1 and (panel_rows, cols) == size
 
     floats, ints = scratch
     slots, ints = cut(ints, channels)
@@ -243,42 +292,50 @@ def _correlate(source, weights, groups, steps, taps, planes, grid, masks, bias, 
     tap_v, ints = cut(ints, n_taps)
     shifts, ints = cut(ints, 5 * n_planes)
     s_at, v_at = cut(ints, channels * n_taps)
-    panel, floats = cut(floats, channels * n_planes * plane)
+    widest = 0 if in_place else whole_vectors(panel_rows * cols * most, source.itemsize)
+    copies, floats = cut(floats, channels * n_planes * widest)
     bias_row, part = cut(floats, targets + 1)
 
-    for t in range(n_taps):
-        tap_v[t] = tap_plane[t] * plane + tap_row[t] * cols
     multiples(channels, np.int64(1), slots)
-    shift_table(size, down, right, stride, shape, shifts)
-    if not in_place:
-        clear_rows(shape, shifts, panel, plane, channels * n_planes)
-
-    direct = spread[0] == 1 and spread[1] == 1
-    n_read, n_write, n_closed = 0, 0, 0
-    for n in range(n_samples):
-        image, result, group = source[n].reshape(-1), target[n].reshape(-1), n % groups
-        if n == 0 or reads.shape[0] > 0:
+    shift_table(size, down, right, stride, (panel_rows, cols), shifts)
+    n_read, n_write, n_closed, before, plane, n = 0, 0, 0, 0, height * width, 0
+    while n < n_samples:
+        count = alike(writes, n, alike(reads, n, min(most, n_samples - n)))
+        result, group, line = target[n].reshape(-1), n % groups, count * cols
+        home, changed = direct and count == 1, count != before  # home: results lie where they belong
+        if changed and not in_place:
+            plane = whole_vectors(panel_rows * line, source.itemsize)
+            clear_rows((panel_rows, line), shifts, copies, plane, channels * n_planes)
+        if changed:
+            for t in range(n_taps):
+                tap_v[t] = tap_plane[t] * plane + tap_row[t] * line
+        if changed or reads.shape[0] > 0:
             n_read = open_channels(reads, n, channels, read_list)
             term_table(read_list, n_read, steps[0], tap_s, s_at)
             term_table(read_list if in_place else slots, n_read, n_planes * plane, tap_v, v_at)
-        if n == 0 or writes.shape[0] > 0:
+        if changed or writes.shape[0] > 0:
             n_write = open_channels(writes, n, targets, write_list)
             row_table(write_list, n_write, steps[1], s_row)
-            row_table(write_list, n_write, rows * cols, c_row)
-            if clears and direct:
-                n_closed = closed_channels(writes, n, targets, closed)
-                row_table(closed, n_closed, rows * cols, closed)
-        if bias[0] and (n == 0 or writes.shape[0] > 0 or groups > 1):
+            row_table(write_list, n_write, rows * line, c_row)
+            n_closed = closed_channels(writes, n, targets, closed) if clears and home else 0
+            row_table(closed, n_closed, rows * cols, closed)
+        if bias[0] and (changed or writes.shape[0] > 0 or groups > 1):
             pick(bias[1][group * targets :], write_list, n_write, bias_row)
-        if in_place:
-            panel = image
-        else:
-            copy_planes(image, read_list, n_read, size, stride, cols, shifts, panel, plane)
+        panel = source[n].reshape(-1)
+        if not in_place:
+            for i in range(count):
+                columns, image = (i * cols, cols, line), source[n + i].reshape(-1)
+                copy_planes(image, read_list, n_read, size, stride, columns, shifts, copies, plane)
+            panel = copies
         own = weights[group * (weights.size // groups) :]
-        out, scalars, zeros = (result if direct else part), (own, s_row, s_at), (closed, n_closed)
-        depth, width, off = n_read * n_taps, rows * cols, np.bool_(False)
-        sweep(n_write, depth, width, scalars, panel, v_at, out, c_row, zeros, off, bias[0], bias_row)
-        if not direct:
+        out, scalars, zeros = (result if home else part), (own, s_row, s_at), (closed, n_closed)
+        depth, off = n_read * n_taps, np.bool_(False)
+        sweep(n_write, depth, rows * line, scalars, panel, v_at, out, c_row, zeros, off, bias[0], bias_row)
+        for i in range(0 if home else count):
             if clears:
-                close_channels(writes, n, target)
-            _scatter(part, write_list, n_write, origin, spread, (rows, cols), target[n])
+                close_channels(writes, n + i, target)
+            if direct:
+                _bring_home(part, write_list, n_write, i * cols, line, target[n + i])
+            else:
+                _scatter(part, write_list, n_write, origin, spread, (rows, cols), target[n])
+        before, n = count, n + count

@@ -40,9 +40,16 @@ from refimpl.kernels.panels import (
 from refimpl.kernels.sums import total
 from refimpl.kernels.target import VECTOR_BYTES
 from refimpl.kernels.tile import sweep
-from refimpl.kernels.tiled_conv import apart, forward_taps, phases_of
+from refimpl.kernels.tiled_conv import alike, apart, equal_parts, forward_taps, phases_of
 
+TERMS_TOGETHER = 256  # pixels, of as many samples as have so many
 FIRST_LEVEL = 32768  # bytes that a common first-level cache holds beside other things
+
+
+@shared
+def together(pixels):
+    """How many samples' pixels are terms of one sum, so that the sums are in memory less often."""
+    return max(1, TERMS_TOGETHER // max(1, pixels))
 
 
 @shared
@@ -51,16 +58,17 @@ def unfolds(samples, open_in, channels, filters, taps, run, pixels, more, itemsi
     taps are contiguous with channels last.
 
     Measured in multiply-adds of one vector: unfolding an entry costs 11 of them, taking a sum out and
-    putting it back 21 (per entry of the kernel), transposing it at the end (and at the beginning, to
-    continue a sum) about 14.
+    putting it back 21 (per entry of the kernel), going on with it 16, transposing it at
+    the end (and at the beginning, to continue a sum) about 14.
     """
     lanes, window = VECTOR_BYTES // itemsize, run * channels
     single = taps // run * whole_vectors(window, itemsize)
     if window < 2 * lanes and whole_vectors(taps * channels, itemsize) < single:
         return True
     exchange = 21 / pixels if open_in < channels else 0.0
-    transposing = (28 if more else 14) / (samples * pixels)
-    return open_in * (1 + 11 / filters + exchange) < channels * (1 + transposing)
+    transposing, alone = (28 if more else 14) / (samples * pixels), 16 / pixels
+    windows = transposing + alone / min(samples, together(pixels))
+    return open_in * (1 + 11 / filters + exchange + alone) < channels * (1 + windows)
 
 
 @shared
@@ -94,7 +102,11 @@ def weight_grad_scratch(
     copies = channels * planes * ((result_size[0] + (kh - 1) * dilation[0] + 1) * result_size[1] + lanes)
     unfolded = max(FIRST_LEVEL // itemsize, 64 * (taps * channels + lanes))
     sums = filters * taps * channels
-    ints = 4 * (filters + 1) + 2 * pixels + channels * (5 + taps) + 5 * taps + 7 * planes
+    samples = together(pixels)
+    image, ints = (
+        samples * image,
+        4 * (filters + 1) + 2 * samples * pixels + channels * (5 + taps) + 5 * taps + 7 * planes,
+    )
     floats = max(image, copies + unfolded) + sums
     check_offsets("conv", plane=size[0] * size[1], copies=floats, dy=filters * pixels)
     return max(floats, own[0]), max(ints + size[0] * size[1] + 1, own[1])
@@ -111,12 +123,13 @@ def _image_table(size, pad, inner, place):
 
 
 @kernel
-def _window_table(shape, row, col, v_at):
-    """v_at[(p, q)] = p * row + q * col: where the window of an output pixel starts."""
+def _window_table(shape, steps, starts, v_at, s_at):
+    """Where the window of each pixel of dy starts in the image, and where the pixel lies in dy."""
     optimise_for_size()
     for p in range(shape[0]):
         for q in range(shape[1]):
-            v_at[p * shape[1] + q] = p * row + q * col
+            v_at[p * shape[1] + q] = starts[0] + p * steps[0] + q * steps[1]
+            s_at[p * shape[1] + q] = starts[1] + p * shape[1] + q
 
 
 @kernel
@@ -136,8 +149,8 @@ def _load_image(sample, channels, count, plane_at, place, image):
 
 @kernel
 def _add_bias_gradient(gradient, channels, count, pixels, dbias):
-    """dbias += the sum over the pixels of each listed channel of one sample."""
-    for i in range(count):
+    """dbias += the sum over the pixels of each listed channel of one sample; nothing if it has no entries."""
+    for i in range(count if dbias.size > 0 else 0):
         dbias[channels[i]] += total(gradient, channels[i] * pixels, pixels)
 
 
@@ -242,7 +255,7 @@ def _by_unfolding(x, dy, steps, x_mask, dy_mask, more, groups, floats, ints, dwe
             row_table(in_list, n_in, taps, weight_at)
         image, gradient, group = x[n].reshape(-1), dy[n].reshape(-1), n % groups
         weights = everything[group * filters * row :]
-        copy_planes(image, in_list, n_in, size, stride, cols, shifts, panel, plane)
+        copy_planes(image, in_list, n_in, size, stride, (np.int64(0), cols, cols), shifts, panel, plane)
         entries, add, c = n_in * taps, more or n >= groups, weights
         if n_in < channels:
             c = kept
@@ -280,42 +293,52 @@ def _by_windows(x, dy, steps, run, x_mask, dy_mask, more, groups, floats, ints, 
     out_list, ints = cut(ints, groups * filters)
     s_row, ints = cut(ints, filters + 1)
     c_row, ints = cut(ints, filters + 1)
-    s_at, ints = cut(ints, pixels)
-    v_at, ints = cut(ints, pixels)
+    most = equal_parts(n_samples, together(pixels) if groups == 1 else 1)
+    s_at, ints = cut(ints, most * pixels)
+    v_at, ints = cut(ints, most * pixels)
     plane_at, ints = cut(ints, channels)
     tap_at, ints = cut(ints, taps)
     channel_at, ints = cut(ints, channels)
-    place = ints[:area]
-    image, floats = cut(floats, whole_vectors((height + 2 * pad[0]) * line, x.itemsize))
+    place, size = ints[:area], whole_vectors((height + 2 * pad[0]) * line, x.itemsize)
+    image, floats = cut(floats, most * size)
     sums = floats[: groups * filters * taps * channels]
 
-    multiples(pixels, np.int64(1), s_at)
     multiples(channels, area, plane_at)
     _image_table((height, width), pad, channels, place)
-    _window_table(shape, stride[0] * line, stride[1] * channels, v_at)
+    for i in range(most):
+        part = slice(i * pixels, (i + 1) * pixels)
+        _window_table(
+            shape,
+            (stride[0] * line, stride[1] * channels),
+            (i * size, i * filters * pixels),
+            v_at[part],
+            s_at[part],
+        )
     clear(image)
     gated = dy_mask.shape[0] > 0 and (n_samples > 1 or more)
     if more:
         _from_kernel_order(dweight, tap_at, channel_at, sums)
     elif gated:
         clear(sums)
-    n_in, n_out = 0, 0
-    for n in range(n_samples):
-        if n == 0 or x_mask.shape[0] > 0:
-            n_in = open_channels(x_mask, n, channels, in_list)
+    n_in, n_out, n = 0, 0, 0
+    while n < n_samples:
+        count = alike(dy_mask, n, min(most, n_samples - n))
         if n == 0 or gated:
             n_out = open_channels(dy_mask, n, filters, out_list)
             row_table(out_list, n_out, pixels, s_row)
             row_table(out_list, n_out, taps * channels, c_row)
-        gradient = dy[n].reshape(-1)
+        gradient, first = dy[n:].reshape(-1), n % groups * filters
         scalars, nothing, add = (gradient, s_row, s_at), (c_row, np.int64(0)), gated or more or n >= groups
-        _load_image(x[n].reshape(-1), in_list, n_in, plane_at, place, image)
-        first = n % groups * filters
+        for i in range(count):
+            if n + i == 0 or x_mask.shape[0] > 0:
+                n_in = open_channels(x_mask, n + i, channels, in_list)
+            _load_image(x[n + i].reshape(-1), in_list, n_in, plane_at, place, image[i * size :])
+            _add_bias_gradient(dy[n + i].reshape(-1), out_list, n_out, pixels, dbias[first:])
         for tap in range(0, taps, run):
             v = image[tap // kw * dilation[0] * line + tap % kw * dilation[1] * channels :]
-            c = sums[(first * taps + tap) * channels :]
-            sweep(n_out, pixels, window, scalars, v, v_at, c, c_row, nothing, add, np.bool_(False), gradient)
-        _add_bias_gradient(gradient, out_list, n_out, pixels, dbias[first:])
+            c, depth = sums[(first * taps + tap) * channels :], count * pixels
+            sweep(n_out, depth, window, scalars, v, v_at, c, c_row, nothing, add, np.bool_(False), gradient)
+        n += count
     if gated or groups > 1:  # all rows have been in use
         n_out = groups * filters
         multiples(n_out, np.int64(1), out_list)

@@ -310,12 +310,13 @@ class Linear:
 class NormCache(NamedTuple):
     """What a normalisation keeps for its backward pass.
 
-    normalised: its normalised input (frozen: its input), as (N, C, P); inverse_std: 1/std; shape: of the
+    x: its input, as (N, C, P), but by groups the normalised one; inverse_std, mean: statistics; shape: of the
     input.
     """
 
-    normalised: np.ndarray
+    x: np.ndarray
     inverse_std: np.ndarray
+    mean: np.ndarray
     shape: Shape
 
 
@@ -365,7 +366,7 @@ class Normalisation:
         """Gradients of scale and shift, and dx through the statistics, unless these are frozen."""
         dy = tidy_float(self.name, "dy", dy)
         check_shape(self.name, "dy", dy, cache.shape)
-        dx, unused = np.empty_like(cache.normalised), np.empty((2, self.channels), dy.dtype)
+        dx, unused = np.empty_like(cache.x), np.empty((2, self.channels), dy.dtype)
         targets = self.affine(grads) if back.need_dw else (unused[0], unused[1])
         self._backward(dy.reshape(dx.shape), cache, params, back.dy_mask, (*targets, dx))
         return dx.reshape(cache.shape) if back.need_dx else None
@@ -389,13 +390,12 @@ class BatchNorm2d(Normalisation):
     def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[np.ndarray, Mask, NormCache]:
         """Y = weight * (X - mean)/std + bias per channel."""
         maps = self._enter(x)
-        normalised, y = np.empty_like(maps), np.empty_like(maps)
-        inverse_std = np.empty(self.channels, dtype=np.float64)
-        norm.batch_norm_forward(maps, *self.affine(params), self.eps, normalised, inverse_std, y)
-        return y.reshape(np.shape(x)), None, NormCache(normalised, inverse_std, np.shape(x))
+        y, (mean, inverse_std) = np.empty_like(maps), np.empty((2, self.channels))
+        norm.batch_norm_forward(maps, *self.affine(params), self.eps, 1.0, mean, inverse_std, y)
+        return y.reshape(np.shape(x)), None, NormCache(maps, inverse_std, mean, np.shape(x))
 
     def _backward(
         self, dy: Array, cache: NormCache, params: Arrays, mask: Mask, targets: tuple[Array, Array, Array]
     ) -> None:
-        weight, _ = self.affine(params)
-        norm.batch_norm_backward(dy, cache.normalised, cache.inverse_std, weight, *targets)
+        x, inverse_std, mean, _ = cache
+        norm.batch_norm_backward(dy, x, mean, inverse_std, *self.affine(params), 1.0, *targets)

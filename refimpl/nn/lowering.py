@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
+from itertools import pairwise
 from multiprocessing import parent_process
 from typing import Any
 
@@ -211,14 +212,15 @@ def pooling_first(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     """The layers with each ReLU behind the max-pooling that follows it: the same bits from less work.
 
     max(relu(x)) = relu(max(x)), and where that is positive both orders choose the same first maximum; where
-    it is not, ReLU's derivative is 0 in both.
+    it is not, ReLU's derivative is 0 in both. Behind batch normalisation ReLU costs nothing where it is.
     """
     out = [
         replace(layer, body=pooling_first(layer.body)) if isinstance(layer, Gated) else layer
         for layer in layers
     ]
     for i in range(len(out) - 1):
-        if isinstance(out[i], ReLU) and isinstance(out[i + 1], MaxPool2d):
+        free = i > 0 and isinstance(out[i - 1], BatchNorm2d)
+        if isinstance(out[i], ReLU) and isinstance(out[i + 1], MaxPool2d) and not free:
             out[i], out[i + 1] = out[i + 1], out[i]
     return tuple(out)
 
@@ -232,7 +234,10 @@ class _Lowering:
         self.steps = plan(pooling_first(network.layers), network.input_shape, self.routing)
         self.widths = [block.gate.out_channels for block in network.gates]
         self.size = self.where = self.wide = 0
+        self.bent = dict(self.activations())
         self.values = {0: self.reserve(math.prod(network.input_shape))}
+        self.last = self.last_readers()
+        self.busy = [(0, self.size, self.last[0])]
         for step in self.steps:
             self.values[step.output] = self.value_place(step)
         self.slopes = {len(self.steps): self.values[len(self.steps)]}
@@ -245,11 +250,56 @@ class _Lowering:
         return self.size - size
 
     def value_place(self, step: Step) -> int:
-        """Where the output lies: with the input, if it is the same numbers."""
-        skipped = isinstance(step.layer, Product) and step.reads != NONE
-        if skipped or isinstance(step.layer, (Flatten, Fork)):
+        """Where the output lies: with the input, if that is changed in place.
+
+        Where nothing is trained, values lie where earlier ones did which no later step reads.
+        """
+        if self.in_place(step):
             return self.values[step.inputs[0]]
-        return self.reserve(math.prod(step.result))
+        size, at = math.prod(step.result), 0
+        if self.routing.train:
+            return self.reserve(size)
+        self.busy = sorted(value for value in self.busy if value[2] >= step.output)
+        for start, stop, _ in self.busy:
+            if at + size <= start:
+                break
+            at = max(at, stop)
+        self.busy.append((at, at + size, self.last[step.output]))
+        self.size = max(self.size, at + size)
+        return at
+
+    def in_place(self, step: Step) -> bool:
+        """Whether the output takes the place of the input."""
+        skipped = isinstance(step.layer, Product) and step.reads != NONE
+        return skipped or self.fused(step) or isinstance(step.layer, (Flatten, Fork))
+
+    def last_readers(self) -> dict[int, int]:
+        """The output of the last step that reads each value, or what is made of it in its place."""
+        last = {len(self.steps): len(self.steps) + 1}
+        for step in reversed(self.steps):
+            for number in step.inputs:
+                last[number] = max(last.get(number, 0), step.output)
+            if self.in_place(step):
+                last[step.inputs[0]] = max(last[step.inputs[0]], last[step.output])
+        return last
+
+    def activations(self) -> Iterator[tuple[int, float]]:
+        """Values behind which an activation is a part of the operation, and its slope below zero.
+
+        The operation is a batch normalisation, a sum, or, where nothing is trained, a convolution.
+        """
+        for step, after in pairwise(self.steps):
+            kinds: tuple[type, ...] = (BatchNorm2d, Add, *(() if self.routing.train else (Conv2d,)))
+            alone = step.writes == NONE and sum(step.output in other.inputs for other in self.steps) == 1
+            if type(step.layer) in kinds and after.inputs == (step.output,) and alone:
+                if isinstance(after.layer, ReLU):
+                    yield step.output, 0.0
+                elif isinstance(after.layer, LeakyReLU) and after.layer.slope >= 0:
+                    yield step.output, after.layer.slope
+
+    def fused(self, step: Step) -> bool:
+        """Whether the step is an activation that the operation before it does."""
+        return step.inputs[0] in self.bent and isinstance(step.layer, (ReLU, LeakyReLU))
 
     def place_gradients(self, step: Step) -> None:
         """Where the gradients of the inputs lie: with that of the output, if they are the same numbers."""
@@ -257,8 +307,10 @@ class _Lowering:
         for position, number in enumerate(step.inputs):
             if not step.needs[position] or number in self.slopes:
                 continue
-            if isinstance(step.layer, (Add, Flatten)) or (
-                product and position == 0 and not self.routing.smooth
+            if (
+                self.fused(step)
+                or isinstance(step.layer, (Add, Flatten))
+                or (product and position == 0 and not self.routing.smooth)
             ):
                 self.slopes[number] = self.slopes[step.output]
             elif number and isinstance(self.steps[number - 1].layer, Fork):
@@ -332,12 +384,14 @@ class _Lowering:
         """The operation of a step."""
         layer, (first, *second) = step.layer, step.inputs
         row: dict[str, Any] = {
-            "kind": KINDS[type(layer)], "input": _three(step.shape), "output": _three(step.result),
+            "kind": code.NOTHING if self.fused(step) else KINDS[type(layer)],
+            "input": _three(step.shape), "output": _three(step.result),
             "x": self.values[first], "y": self.values[step.output], "dx": self.gradient(step, 0),
             "dy": self.slopes.get(step.output, self.values[step.output]), "reads": self.mask(step.reads),
             "writes": self.mask(step.writes), "dy_mask": self.mask(step.dy_mask),
             "dx_mask": self.mask(step.dx_mask), "need_dw": step.need_dw, "gate": step.gate,
             "groups": step.shape[0] if step.reads == NONE else self.widths[step.reads],
+            "below": self.bent.get(step.output, 1.0), "learns": step.learns,
         }  # fmt: skip
         if second:
             row |= {"x2": self.values[second[0]], "dx2": self.gradient(step, 1)}
@@ -363,12 +417,12 @@ class _Lowering:
             return own | {"clears": not skipped or layer.channelwise} | self.pruning(step)
         if isinstance(layer, Normalisation):
             dx, frozen = self.gradient(step, 0), isinstance(layer, FrozenNorm2d)
-            wide = 0 if frozen else layer.groups if isinstance(layer, GroupNorm) else layer.channels
+            wide = 0 if frozen else layer.groups if isinstance(layer, GroupNorm) else 2 * layer.channels
             self.wide += wide
             row = {
-                "number": layer.eps, "learns": step.learns, "wide": self.wide - wide,
-                "own": self.values[step.output] if frozen else self.reserve(size),
-                "dx": self.reserve(size) if dx == NOWHERE else dx,
+                "number": layer.eps, "wide": self.wide - wide,
+                "own": self.reserve(size) if isinstance(layer, GroupNorm) else self.values[step.output],
+                "dx": self.reserve(size) if dx == NOWHERE and step.learns else dx,
             }  # fmt: skip
             grouped = {"groups": wide, "reads": NOWHERE, "dx_mask": NOWHERE}
             return row | (grouped if isinstance(layer, GroupNorm) else {})
@@ -383,7 +437,7 @@ class _Lowering:
             self.where += size
             return {"own": self.where - size}
         if isinstance(layer, Decide):
-            return {"own": self.reserve(size), "mask": self.mask(step.gate), "learns": step.learns}
+            return {"own": self.reserve(size), "mask": self.mask(step.gate)}
         return {}
 
     def whole(self, row: dict[str, Any]) -> bool:

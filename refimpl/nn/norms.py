@@ -61,13 +61,13 @@ class GroupNorm(Normalisation):
         normalised, y = np.empty_like(maps), np.empty_like(maps)
         inverse_std = np.empty((len(maps), self.groups))
         norm.group_norm_forward(maps, *self.affine(params), self.eps, normalised, inverse_std, y)
-        return y.reshape(np.shape(x)), None, NormCache(normalised, inverse_std, np.shape(x))
+        return y.reshape(np.shape(x)), None, NormCache(normalised, inverse_std, np.empty(0), np.shape(x))
 
     def _backward(
         self, dy: Array, cache: NormCache, params: Arrays, mask: Mask, targets: tuple[Array, Array, Array]
     ) -> None:
         weight, _ = self.affine(params)
-        norm.group_norm_backward(dy, cache.normalised, cache.inverse_std, weight, False, *targets)
+        norm.group_norm_backward(dy, cache.x, cache.inverse_std, weight, False, *targets)
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,14 @@ class FrozenNorm2d(Normalisation):
         maps = self._enter(x)
         y, mask = np.empty_like(maps), tidy_mask(self.name, "mask", flow.writes, *maps.shape[:2])
         norm.frozen_norm_forward(maps, *self.affine(params), *self.statistics(params), mask, y)
-        return y.reshape(np.shape(x)), flow.writes, NormCache(maps, np.empty(0), np.shape(x))
+        return y.reshape(np.shape(x)), flow.writes, NormCache(maps, np.empty(0), np.empty(0), np.shape(x))
 
     def _backward(
         self, dy: Array, cache: NormCache, params: Arrays, mask: Mask, targets: tuple[Array, Array, Array]
     ) -> None:
         weight, _ = self.affine(params)
         mask, statistics = tidy_mask(self.name, "dy_mask", mask, *dy.shape[:2]), self.statistics(params)
-        norm.frozen_norm_backward(dy, cache.normalised, weight, *statistics, mask, False, *targets)
+        norm.frozen_norm_backward(dy, cache.x, weight, *statistics, mask, False, *targets)
 
 
 def frozen(network: Network) -> Network:

@@ -234,7 +234,7 @@ def _wide(x: np.ndarray) -> np.ndarray:
 
 
 def _normalised(layer: Normalisation, cache: NormCache, params: Arrays) -> _Normalised:
-    n = _wide(cache.normalised)
+    n = _wide(cache.x)
     if isinstance(layer, FrozenNorm2d):
         mean, variance, eps = layer.statistics(params)
         inverse_std = 1 / np.sqrt(variance.astype(np.float64) + eps)[:, None]
@@ -242,7 +242,8 @@ def _normalised(layer: Normalisation, cache: NormCache, params: Arrays) -> _Norm
     if isinstance(layer, GroupNorm):
         inverse_std = np.repeat(cache.inverse_std, layer.channels // layer.groups, axis=1)[:, :, None]
         return _Normalised(n, inverse_std, layer.groups)
-    return _Normalised(n, cache.inverse_std[:, None])
+    inverse_std = cache.inverse_std[:, None]
+    return _Normalised((n - cache.mean[:, None]) * inverse_std, inverse_std)
 
 
 def _norm_forward(layer: Normalisation, cache: NormCache, x_dot: Rate, along: Direction) -> Rate:
@@ -259,7 +260,7 @@ def _norm_forward(layer: Normalisation, cache: NormCache, x_dot: Rate, along: Di
         n_dot = own.moved(_wide(x_dot))
         along.found[layer.name] = own, n_dot
         y_dot = sum_of(y_dot, along.params[names[0]][:, None] * n_dot)
-    return None if y_dot is None else y_dot.reshape(cache.shape).astype(cache.normalised.dtype)
+    return None if y_dot is None else y_dot.reshape(cache.shape).astype(cache.x.dtype)
 
 
 def _norm_backward(

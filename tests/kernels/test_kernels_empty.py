@@ -73,8 +73,10 @@ def test_products_of_masks_and_sums_over_nothing():
         loss.softmax_cross_entropy(empty(3), empty(dtype=np.int64), empty(3))
     ones, wide = np.ones(3, np.float32), np.empty(3)
     dgamma, dbeta = np.full(3, np.nan, np.float32), np.full(3, np.nan, np.float32)
-    norm.batch_norm_forward(empty(3, 4), ones, ones, 1e-5, empty(3, 4), wide, empty(3, 4))
-    norm.batch_norm_backward(empty(3, 4), empty(3, 4), wide, ones, dgamma, dbeta, empty(3, 4))
+    norm.batch_norm_forward(empty(3, 4), ones, ones, 1e-5, 1.0, wide, wide.copy(), empty(3, 4))
+    norm.batch_norm_backward(
+        empty(3, 4), empty(3, 4), ones, ones, ones, ones, 1.0, dgamma, dbeta, empty(3, 4)
+    )
     assert not dgamma.any()
     assert not dbeta.any()
     assert groups.safe_norm(empty()) == groups.absolute_sum(empty()) == vector.norm(empty()) == 0

@@ -24,7 +24,16 @@ from test_kernels_plain import (
 )
 
 from refimpl.errors import ConfigError, InputError
-from refimpl.kernels import conv, jit, linear, target, tiled_conv, tiled_linear, tiled_weight_grad, workspace
+from refimpl.kernels import (
+    conv,
+    jit,
+    linear,
+    target,
+    tiled_conv,
+    tiled_linear,
+    tiled_weight_grad,
+    workspace,
+)
 
 pytestmark = pytest.mark.skipif(not jit.USE_TILE, reason="REFIMPL_KERNELS=plain or NUMBA_DISABLE_JIT")
 

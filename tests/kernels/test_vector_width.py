@@ -10,11 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_kernels_plain import DTYPES, make_conv, make_linear
 from test_kernels_tile import tile_conv, tile_linear
 
-from refimpl.kernels import jit, target
+from refimpl.kernels import jit, norm, target
 
 pytestmark = [
     pytest.mark.slow,  # compiles the kernels for other processors
@@ -46,9 +47,20 @@ def digest_cases():
         yield make_linear(4, dtype, 5, 60, 33, 5, "mixed", "mixed"), tile_linear
 
 
+def normalised(dtype):
+    """Batch normalisation behind which there is an activation: its results and its gradients."""
+    rng = np.random.default_rng(6)
+    x, dy, sums = *rng.standard_normal((2, 3, 5, 37)).astype(dtype), np.empty((2, 5), dtype)
+    (gamma, beta), (mean, inverse_std) = rng.standard_normal((2, 5)).astype(dtype), np.empty((2, 5))
+    y, dx = np.empty_like(x), np.empty_like(x)
+    norm.batch_norm_forward(x, gamma, beta, 1e-5, 0.1, mean, inverse_std, y)
+    norm.batch_norm_backward(dy, x, mean, inverse_std, gamma, beta, 0.1, *sums, dx)
+    return y, sums, dx
+
+
 def digest():
-    """The vector width in bytes and a hash of the results of all `digest_cases`."""
-    sha = hashlib.sha256()
+    """The vector width in bytes and a hash of the results of all `digest_cases` and of normalisation."""
+    sha = hashlib.sha256(b"".join(array.tobytes() for dtype in DTYPES for array in normalised(dtype)))
     for case, run in digest_cases():
         for array in run(case):
             sha.update(array.tobytes())

@@ -38,10 +38,12 @@ def kernel_calls():
         activation.channel_means: (maps, on, new(4, 3)),
         activation.add_to_channels: (reals(4, 3), on, new(4, 3, 5)),
         norm.batch_norm_forward: (
-            maps, reals(3), reals(3), 1e-5, new(4, 3, 5), new(3, dtype=double), new(4, 3, 5)
+            *(maps, reals(3), reals(3), 1e-5, 0.5),
+            *(new(3, dtype=double), new(3, dtype=double), new(4, 3, 5)),
         ),
         norm.batch_norm_backward: (
-            maps, reals(4, 3, 5), rng.random(3), reals(3), new(3), new(3), new(4, 3, 5)
+            *(maps, reals(4, 3, 5), rng.random(3), rng.random(3), reals(3), reals(3), 0.5),
+            *(new(3), new(3), new(4, 3, 5)),
         ),
         norm.group_norm_forward: (
             maps, reals(3), reals(3), 1e-5, new(4, 3, 5), new(4, 3, dtype=double), new(4, 3, 5)

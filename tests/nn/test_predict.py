@@ -124,3 +124,9 @@ def test_what_does_not_fit_is_refused():
         predict(network, w, x.astype("float64"))
     with pytest.raises(Exception, match="predict"):
         predict(network, w[:-1], x)
+
+
+def test_predictions_keep_no_value_that_has_been_read():
+    network = zoo.network("resnet20", (), (3, 32, 32))
+    training = lowering.lower(network, Gating(), ("theta",))
+    assert lowering.lower(network, Gating(), ()).values < training.values / 8
