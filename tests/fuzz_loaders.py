@@ -78,7 +78,7 @@ from refimpl.files.environment import environment
 from refimpl.files.storage import json_text, npz_bytes, toml_text
 from refimpl.report.fewshot import read_test
 from refimpl.report.gather import stored_environment, stored_gaps
-from refimpl.report.page import _facts
+from refimpl.report.page import facts
 from refimpl.theory.stationarity import GapRow
 
 RNG = np.random.default_rng(0)
@@ -460,7 +460,7 @@ LOADERS = (
     Loader("rounds", read_rounds, (METRICS,), (*DEEP, b"", METRICS * 2), bytes, "run/metrics.jsonl", RUN),
     Loader(
         "environment",
-        lambda path: _facts(stored_environment(path)),
+        lambda path: facts(stored_environment(path)),
         (json_text(environment(1)).encode(),),
         (*DEEP, b'{"a":' + b"[" * 900 + b"]" * 900 + b"}"),
     ),
