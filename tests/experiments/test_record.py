@@ -124,7 +124,7 @@ def test_a_second_process_is_refused_until_the_first_is_done(run):
     command = [sys.executable, "-c", OPENER, str(run.path)]
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 1
-    assert "RunError" in refused.stderr
+    assert "BusyError" in refused.stderr
     assert "in use by another refimpl process" in refused.stderr
     run.close()
     assert subprocess.run(command, check=False).returncode == 0

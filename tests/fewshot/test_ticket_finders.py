@@ -79,7 +79,7 @@ def _metrics(path):
 
 
 def test_mwt_keeps_the_largest_of_all_and_rewinds_to_the_same_bytes(tmp_path):
-    begin(tmp_path / "t", search(tmp_path, "mwt").settings)
+    begin(tmp_path / "t", search(tmp_path, "mwt").settings, RUN.data)
     ticket = find(search(tmp_path / "t", "mwt"))
     sizes = np.abs(np.concatenate(weights(trained(6))))
     assert (np.concatenate(kept(ticket.mask)) == (sizes >= np.sort(sizes)[-27])).all()

@@ -301,9 +301,12 @@ def _named(row: Mapping[str, Any]) -> list[str]:
 
 
 def accuracy_cell(row: Mapping[str, Any]) -> str:
-    """The accuracy in percent with its spread over seeds, and at how many of them it diverged."""
+    """The accuracy in percent with its spread over seeds, and at how many of them it diverged.
+
+    Rows of an older version lack the number of those that diverged.
+    """
     spread = "" if row["spread"] is None else f" +- {100 * row['spread']:.2f}"
-    lost = f"{row['diverged']} of {len(row['stopped'])} seeds diverged" if row["diverged"] else ""
+    lost = f"{row['diverged']} of {len(row['stopped'])} seeds diverged" if row.get("diverged") else ""
     mean = "" if row["accuracy"] is None else f"{100 * row['accuracy']:.2f}{spread}"
     return ", ".join(filter(None, (mean, lost)))
 
