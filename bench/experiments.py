@@ -29,6 +29,7 @@ SECOND = {
     "protocol-2": "perfedavg",
     "conditional-20": "metasnip",
     "conditional-demo": "metasnip",
+    "conditional-cifar10-second": "metasnip",
 }
 Results = dict[str, Any]
 
