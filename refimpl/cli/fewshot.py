@@ -120,7 +120,7 @@ class Episodic(Course):
     def told(self, run: FewShot, record: Meta) -> str:
         """See `Course`."""
         done = f"iteration {record.round}/{run.config.rounds}"
-        valid = f"  validation {_share(record.validation)}" if _validated(run.config, record.round) else ""
+        valid = f"  validation {_share(record.validation)}" if run.config.validates(record.round) else ""
         return f"{run.config.method}  {done}  loss {record.loss:.4f}{valid}"
 
     def show(self, run: FewShot, folder: RunFolder) -> None:
@@ -128,7 +128,7 @@ class Episodic(Course):
         rounds = folder.metrics()
         tail = rounds[-max(1, len(rounds) // 10) :]
         loss = sum(entry["loss"] for entry in tail) / len(tail)
-        checked = [entry["validation"] for entry in rounds if _validated(run.config, entry["round"])]
+        checked = [entry["validation"] for entry in rounds if run.config.validates(entry["round"])]
         best = max((share for share in checked if share is not None), default=None)
         seconds = sum(entry["seconds"] for entry in rounds)
         if self.session.as_json:
@@ -146,11 +146,6 @@ class Episodic(Course):
             ("next", command_line("fewshot", "test", folder.path, session=self.session)),
         ]
         click.echo(facts(lines))
-
-
-def _validated(config: FewShotConfig, iteration: int) -> bool:
-    """Whether there is a validation after that iteration."""
-    return config.validate_every > 0 and iteration % config.validate_every == 0
 
 
 def _share(accuracy: float | None) -> str:

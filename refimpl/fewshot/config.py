@@ -74,6 +74,10 @@ class FewShotConfig:
         """The settings as a flat table."""
         return {item.name: plain(getattr(self, item.name)) for item in fields(self)}
 
+    def validates(self, iteration: int) -> bool:
+        """Whether there is a validation after that meta-iteration."""
+        return self.validate_every > 0 and iteration % self.validate_every == 0
+
 
 # The settings of a test, which `refimpl fewshot test` may replace.
 TEST_KEYS = ("test_steps", "test_alpha", "test_queries", "test_seed", "test_episodes", "statistics")

@@ -122,8 +122,8 @@ class FewShot:
         self, state: State, rounds: range, threads: int | None = None, first_loss: float = math.nan
     ) -> Iterator[tuple[State, Meta]]:
         """Run the meta-iterations `rounds` from `state`, with all cores unless told otherwise."""
-        threads, every = threads or cores(), self.config.validate_every
-        validation = self.test("validation", self.config.validation_episodes) if every else None
+        threads, config = threads or cores(), self.config
+        validation = self.test("validation", config.validation_episodes) if config.validate_every else None
         for number in rounds:
             only, tasks = range(number, number + 1), self.tasks(number)
             ((state, record),) = run_rounds(
@@ -131,7 +131,7 @@ class FewShot:
             )
             first_loss = record.loss if math.isnan(first_loss) else first_loss
             found = math.nan
-            if validation is not None and number % every == 0:
+            if validation is not None and config.validates(number):
                 found = float(np.mean(accuracies(validation, self.method.model(state), threads)))
             fields = {name: getattr(record, name) for name in Meta._fields if name != "validation"}
             yield state, Meta(**fields, validation=found)

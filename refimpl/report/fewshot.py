@@ -76,9 +76,8 @@ def accuracy_figure(runs: Sequence[Trained]) -> Figure:
         look = {**looks(number), "ls": ""}
         mean, half = 100 * np.array([run.test["accuracy"], run.test["half"]], dtype=float)
         means.errorbar([mean], [number], xerr=[half], ms=6, capsize=4, label=run.label, **look)
-        values = 100 * np.sort(
-            np.array(run.test["accuracies"], dtype=float)
-        )  # NaN, where it diverged, is last
+        # Sorting puts NaN, which stands for an episode that diverged, last.
+        values = 100 * np.sort(np.array(run.test["accuracies"], dtype=float))
         share = 100 * np.arange(1, len(values) + 1) / len(values)
         spread.step(values, share, where="post", lw=1.4, color=look["color"], ls=looks(number)["ls"])
     means.set(xlabel="accuracy %", title="Mean over test episodes, 95 % interval", yticks=[])
