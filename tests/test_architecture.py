@@ -160,6 +160,13 @@ def test_importing_the_package_compiles_and_loads_nothing():
     assert out.stdout.strip() == "[]"
 
 
+def test_the_theory_starts_without_networks():
+    """Its first line comes the earlier: layers and their kernels take a fifth of the time of importing it."""
+    code = "import sys, refimpl.theory; print([m for m in sys.modules if m.startswith('refimpl.nn')])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
 def docstrings(tree: ast.AST) -> list[str]:
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
     return [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, kinds)]

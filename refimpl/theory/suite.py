@@ -22,7 +22,6 @@ from refimpl.theory.constants import Around, probe_rows, with_constants
 from refimpl.theory.following import first_point, follow
 from refimpl.theory.problems import Problem
 from refimpl.theory.rows import VIOLATED, Row, all_hold
-from refimpl.theory.soft_network import soft_network
 from refimpl.theory.theorem import search
 
 Parts = Iterator[list[Row]]
@@ -153,6 +152,8 @@ def lemma_parts(seed: int) -> Parts:
     rng = SeedTree(seed).generator("theory.lemmas")
     for problem in [*convex(rng), *nonconvex(rng), *attained()]:
         yield check_lemmas(problem, LAM_OVER_L * problem.smoothness, rng)
+    from refimpl.theory.soft_network import soft_network  # here: layers take a fifth of a second to import
+
     network, w = soft_network(rng)
     yield lemmas.gradient_rows(network, 3.0 * network.smoothness, rng, w[None])
 

@@ -18,7 +18,7 @@ PRINTING = (("--help",), ("--version",), ("info",), ("train", "--dry-run"), ("da
 
 def shell(words: tuple[str, ...], redirection: str, folder: Path, **variables: str) -> tuple[int, str]:
     """Exit code of the command and what it says on stderr."""
-    command = shlex.join([sys.executable, "-m", "refimpl.cli", *words])
+    command = shlex.join([sys.executable, "-m", "refimpl", *words])
     path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, **variables}
     line = f"{command} {redirection}; exit ${{PIPESTATUS[0]}}"

@@ -64,7 +64,7 @@ def mine(tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
 
     def run(*args, use=("--use", "mine.py"), code=0, **variables):
-        command = [sys.executable, "-m", "refimpl.cli", *use, *map(str, args)]
+        command = [sys.executable, "-m", "refimpl", *use, *map(str, args)]
         env = {**os.environ, **variables}
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
         assert done.returncode == code, done.stderr
@@ -167,7 +167,7 @@ def test_the_table_of_methods_is_that_of_their_declarations():
 def test_a_file_that_cannot_be_used_is_one_line(tmp_path, content, words):
     if content is not None:
         (tmp_path / "bad.py").write_text(content)
-    command = [sys.executable, "-m", "refimpl.cli", "--use", "bad.py", "train", "--dry-run"]
+    command = [sys.executable, "-m", "refimpl", "--use", "bad.py", "train", "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

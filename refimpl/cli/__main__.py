@@ -1,5 +1,0 @@
-"""`python -m refimpl.cli`: the command line without an installed entry point."""
-
-from refimpl.cli import main
-
-main()
