@@ -2,11 +2,11 @@
 
 | kind | inputs | settings | outputs |
 | --- | --- | --- | --- |
-| conv2d | x (N,C,H,W), weight (K,C,kh,kw), bias (K,)?, mask (N,K)?, dy | stride, padding | y = mask * (conv + bias), grad.x, grad.weight, grad.bias |
+| conv2d | x (N,C,H,W), weight (K,C/groups,kh,kw), bias (K,)?, mask (N,K)?, dy | stride, padding, dilation?, groups? | y = mask * (conv + bias), grad.x, grad.weight, grad.bias |
 | linear | x (N,I), weight (O,I), bias (O,)?, dy | | y, grad.x, grad.weight, grad.bias |
 | relu, softplus, tanh | x, dy | | y, grad.x; relu's derivative at 0 is 0 |
 | leaky_relu | x, dy | slope | y, grad.x; its derivative at 0 is the slope |
-| max_pool2d, avg_pool2d, global_avg_pool2d | x, dy | kernel, stride | y, grad.x; of equal maxima the first gets it |
+| max_pool2d, avg_pool2d, global_avg_pool2d | x, dy | kernel, stride, padding? | y, grad.x; of equal maxima the first gets it |
 | batch_norm2d | x, weight (C,), bias (C,), dy | eps | y, grad.x, grad.weight, grad.bias; biased variance |
 | frozen_norm2d | x, weight (C,), bias (C,), running_mean (C,), running_var (C,), dy | eps | y, grad.x, grad.weight, grad.bias |
 | group_norm | x, weight (C,), bias (C,), dy | eps, groups | y, grad.x, grad.weight, grad.bias; biased variance |
@@ -34,7 +34,7 @@ from refimpl.kernels.loss import softmax_cross_entropy
 from refimpl.nn.chain import Residual
 from refimpl.nn.context import GATE_GRADS, MODES, Gating
 from refimpl.nn.gate import ChannelGate, Gated
-from refimpl.nn.layers import Back, Conv2d, Flow, Layer, Shape
+from refimpl.nn.layers import Back, Conv2d, Flow, Layer, Pair, Shape
 from refimpl.nn.layout import Layout
 from refimpl.nn.pointwise import ReLU
 from refimpl.nn.pooling import MaxPool2d
@@ -54,25 +54,33 @@ def cases(seed: int, dtype: str) -> Iterator[Case]:
     yield _gated(seed, dtype, Gating("soft", tau=0.5), "-tau")
 
 
+# Title: channels in and out, kernel, stride, padding, whether there are a bias and a mask, more settings.
+_CONVOLUTIONS: dict[str, tuple[int, int, Pair, Pair, Pair, bool, bool, dict[str, Any]]] = {
+    "conv": (3, 4, (3, 3), (1, 1), (1, 1), True, False, {}),
+    "conv-square": (4, 4, (3, 3), (1, 1), (1, 1), True, False, {}),  # as many channels out as in
+    "conv-stride": (3, 4, (3, 2), (2, 1), (1, 0), False, False, {}),
+    "conv-pointwise": (3, 4, (1, 1), (1, 1), (0, 0), True, False, {}),
+    "conv-masked": (3, 4, (3, 3), (1, 1), (1, 1), True, True, {}),
+    "conv-dilated": (3, 4, (3, 2), (1, 2), (2, 1), True, True, {"dilation": [2, 1]}),
+    "conv-groups": (4, 6, (3, 3), (1, 1), (1, 1), True, True, {"groups": 2}),
+    "conv-depthwise": (4, 4, (3, 3), (2, 1), (1, 1), False, True, {"groups": 4}),
+}
+
+
 def _convolutions(seed: int, dtype: str) -> Iterator[Case]:
-    # title, kernel, stride, padding, bias, masked
-    for title, kernel, stride, padding, bias, masked in (
-        ("conv", (3, 3), (1, 1), (1, 1), True, False),
-        ("conv-square", (3, 3), (1, 1), (1, 1), True, False),  # as many channels out as in
-        ("conv-stride", (3, 2), (2, 1), (1, 0), False, False),
-        ("conv-pointwise", (1, 1), (1, 1), (0, 0), True, False),
-        ("conv-masked", (3, 3), (1, 1), (1, 1), True, True),
-    ):
+    for title, (ins, outs, kernel, stride, padding, bias, masked, more) in _CONVOLUTIONS.items():
         draw = Draw(seed, title, dtype)
-        ins, outs = (4, 4) if title == "conv-square" else (3, 4)
-        inputs = {"x": draw.normal(BATCH, ins, 6, 5), "weight": draw.normal(outs, ins, *kernel, scale=0.5)}
+        layer = Conv2d("conv", ins, outs, kernel, stride, padding, bias, **more)
+        inputs = {
+            "x": draw.normal(BATCH, ins, 6, 5),
+            "weight": draw.normal(*layer.parameters()[0].shape, scale=0.5),
+        }
         if bias:
             inputs["bias"] = draw.normal(outs)
         if masked:
             inputs["mask"] = draw.mask(BATCH, outs)
-        layer = Conv2d("conv", ins, outs, kernel, stride, padding, bias)
         inputs["dy"] = draw.normal(BATCH, *layer.output_shape((ins, 6, 5)))
-        settings = {"stride": list(stride), "padding": list(padding)}
+        settings = {"stride": list(stride), "padding": list(padding), **more}
         yield Case(f"ops/{title}", "conv2d", dtype, inputs, settings, _ALL if bias else _ALL[:3])
 
 
@@ -112,6 +120,10 @@ def _later(seed: int, dtype: str, case: Callable[..., Case]) -> Iterator[Case]:
         if kind == "frozen_norm2d":
             inputs |= {"running_mean": draw.normal(4), "running_var": 0.5 + np.abs(draw.normal(4))}
         yield case(kind, kind, {**inputs, "dy": draw.normal(BATCH, 4, 3, 2)}, _ALL, eps=1e-5, **settings)
+    for kind in ("max_pool2d", "avg_pool2d"):
+        inputs = {"x": draw.coarse(BATCH, 2, 5, 6), "dy": draw.normal(BATCH, 2, 3, 3)}
+        window = {"kernel": [3, 2], "stride": [2, 2], "padding": [1, 0]}
+        yield case(f"{kind}-padded", kind, inputs, _ALL[:2], **window)
 
 
 def _gated(seed: int, dtype: str, gating: Gating, note: str) -> Case:
