@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 from hypothesis import settings
 
 from refimpl.cli import app
@@ -13,6 +14,14 @@ from refimpl.cli import app
 sys.path.append(str(Path(__file__).parents[1]))
 settings.register_profile("untimed", deadline=None)  # a deadline judges how busy the machine is
 settings.load_profile("untimed")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Before processes of tests are started, compile the kernels that all of them use."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput") and warm.needed():
+        config.pluginmanager.getplugin("terminalreporter").write_line("compiling kernels for the tests, once")
+        warm.both()
 
 
 def pytest_collection_finish() -> None:

@@ -9,9 +9,11 @@ of an array ends the process.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import importlib
 import inspect
+import itertools
 import json
 import os
 import pkgutil
@@ -264,18 +266,20 @@ def _takes_arrays(function: Callable[..., Any]) -> bool:
     return any(word in str(parameter.annotation) for parameter in parameters for word in ARRAYS)
 
 
+def call_all(cases: dict[str, Case], *dtypes: str) -> None:
+    """Call all cases with tidy arrays of each of these types."""
+    for case, dtype in itertools.product(cases.values(), dtypes):
+        arrays = {k: a.astype(dtype) if a.dtype.kind == "f" else a.copy() for k, a in case.arrays.items()}
+        with contextlib.suppress(Exception):  # the walk itself will say so
+            case.call(**arrays)
+
+
 def compile_no_more(cases: dict[str, Case]) -> None:
     """Run all cases in both precisions; from then on a kernel that meets a new type of array raises.
 
     Reading a strided or read-only array as it is would be right as well, but costs seconds of compiling.
     """
-    for case in cases.values():
-        for dtype in (np.float32, np.float64):
-            arrays = {k: a.astype(dtype) if a.dtype.kind == "f" else a.copy() for k, a in case.arrays.items()}
-            try:
-                case.call(**arrays)
-            except Exception:  # the walk itself will say so
-                continue
+    call_all(cases, "float32", "float64")
     for info in pkgutil.walk_packages(
         importlib.import_module("refimpl.kernels").__path__, "refimpl.kernels."
     ):
