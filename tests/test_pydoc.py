@@ -30,6 +30,7 @@ MACHINERY = (
     "refimpl.kernels",
     "refimpl.nn.lowering",
     "refimpl.nn.plan",
+    "refimpl.nn.program",
     "refimpl.nn.run",
 )  # compiled programs
 KEYED = {refimpl.Config, ComparedRow}  # keys have a sentence each; columns of a table have patterns of names

@@ -56,6 +56,7 @@ from refimpl.nn import (
     masks,
     norms,
     pointwise,
+    program,
     run,
     starts,
     tangent,
@@ -278,8 +279,8 @@ INNER = {
         Handover.end,
         CompiledObjective,  # made by a task
         course.Course.run,
-        lowering.Program,
-        lowering.Program.stack_noise,
+        program.Program,
+        program.Program.stack_noise,
         prox.Groups.spread,
         prox.Groups.check_size,
         vectors_of,  # the check itself

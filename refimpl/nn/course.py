@@ -19,7 +19,7 @@ from refimpl.kernels import vector
 from refimpl.kernels.loss import SoftTargets
 from refimpl.kernels.operation import Activations, Decisions, Kept, Pull, Span, Workspace
 from refimpl.kernels.program import descend
-from refimpl.nn.lowering import Program
+from refimpl.nn.program import Program
 from refimpl.threads import share
 
 

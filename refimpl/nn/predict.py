@@ -1,6 +1,6 @@
 """Logits of many samples without gradients, and what their gates left open.
 
-Where the network has a compiled program (`lowering.py`) it runs on so few samples at a time that their
+Where the network has a compiled program (`program.py`) it runs on so few samples at a time that their
 activations stay in the cache; otherwise the layers run. Both give the same bits: a sample's logits do not
 depend on the others. Where they do (batch normalisation, which has no program), all samples are one batch.
 
@@ -20,9 +20,10 @@ from refimpl.kernels.operation import Decisions, Workspace
 from refimpl.kernels.program import predict as run
 from refimpl.kernels.workspace import aligned_copy
 from refimpl.nn.context import Context, FixedShare, Gating
-from refimpl.nn.lowering import MODES, Program, lower
+from refimpl.nn.lowering import MODES, lower
 from refimpl.nn.network import Network, draw_gate_noise
 from refimpl.nn.norms import fold, folded
+from refimpl.nn.program import Program
 from refimpl.nn.weightmask import WeightMask
 from refimpl.nn.work import context_tables
 from refimpl.threads import share

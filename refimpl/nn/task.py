@@ -1,6 +1,6 @@
 """A network on a node's data, as federated methods and solvers see it: a task that draws batches.
 
-Where the network has a compiled program (`lowering.py`) the task's gradients and its whole local descent
+Where the network has a compiled program (`program.py`) the task's gradients and its whole local descent
 run in it; with `compiled=False`, or without a program, the layers run. Both give the same bits.
 
 Source: mathematics.md §3 (L_i is the mean cross-entropy over D_i, or over the mini-batch drawn from it).
@@ -23,9 +23,10 @@ from refimpl.kernels.workspace import aligned_copy, scratch_array
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.course import Course
 from refimpl.nn.handover import Handover
-from refimpl.nn.lowering import MODES, Program, lower
+from refimpl.nn.lowering import MODES, lower
 from refimpl.nn.network import Network, draw_gate_noise
 from refimpl.nn.objective import NetworkObjective
+from refimpl.nn.program import Program
 from refimpl.nn.weightmask import WeightMask
 from refimpl.nn.work import context_tables, leading_table
 

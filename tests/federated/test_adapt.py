@@ -9,7 +9,7 @@ import pytest
 
 from refimpl.errors import InputError
 from refimpl.federated.adapt import AdaptSettings, adapt, evaluate, report_node
-from refimpl.nn import lowering, zoo
+from refimpl.nn import program, zoo
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.work import dense_work
@@ -79,7 +79,7 @@ def test_gumbel_gates_adapt_and_are_tested_without_noise():
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_threads_change_no_bit_of_adaptation_and_evaluation(mode, steps, monkeypatch):
-    monkeypatch.setattr(lowering, "SHARED_BYTES", 1)  # so that a few samples are worth a thread
+    monkeypatch.setattr(program, "SHARED_BYTES", 1)  # so that a few samples are worth a thread
     w, x, y = problem(samples=13)
     usual = replace(SETTINGS, steps=steps, gating=Gating(mode))
     found = []

@@ -15,12 +15,13 @@ from refimpl.nn.context import GATE_GRADS, MODES, Context, Gating
 from refimpl.nn.gate import ChannelGate, Gated
 from refimpl.nn.gradcheck import check_network
 from refimpl.nn.layers import BatchNorm2d, Conv2d, Linear
-from refimpl.nn.lowering import Program, lower
+from refimpl.nn.lowering import lower
 from refimpl.nn.network import Network
 from refimpl.nn.norms import FrozenNorm2d, GroupNorm, calibrate, frozen
 from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus
 from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 from refimpl.nn.predict import predict
+from refimpl.nn.program import Program
 from refimpl.nn.task import NetworkTask, draw_batches
 from refimpl.rng import SeedTree
 from refimpl.threads import share

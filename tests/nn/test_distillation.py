@@ -15,8 +15,8 @@ from refimpl.nn import zoo
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.distillation import soft_targets
 from refimpl.nn.gradcheck import slot_errors
-from refimpl.nn.lowering import Program
 from refimpl.nn.objective import NetworkObjective
+from refimpl.nn.program import Program
 from refimpl.nn.task import NetworkTask
 from refimpl.rng import SeedTree
 

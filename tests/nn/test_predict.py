@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refimpl.kernels import workspace
-from refimpl.nn import lowering, zoo
+from refimpl.nn import lowering, program, zoo
 from refimpl.nn import predict as predict_module
 from refimpl.nn.chain import Residual
 from refimpl.nn.context import Context, Gating
@@ -77,7 +77,7 @@ def test_samples_do_not_depend_on_how_they_are_split(name, monkeypatch):
     w, x = problem(network)
     together = predict(network, w, x)
     for bytes_ in (1, 20_000):
-        monkeypatch.setattr(lowering, "PREDICTION_BYTES", bytes_)
+        monkeypatch.setattr(program, "PREDICTION_BYTES", bytes_)
         apart = predict(network, w, x)
         assert apart.logits.tobytes() == together.logits.tobytes()
         assert (apart.flops, apart.opened.tolist()) == (together.flops, together.opened.tolist())
@@ -86,7 +86,7 @@ def test_samples_do_not_depend_on_how_they_are_split(name, monkeypatch):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_predictor_predicts_as_predict_does_whatever_batch_came_before(name, threads, monkeypatch):
-    monkeypatch.setattr(lowering, "SHARED_BYTES", 1)
+    monkeypatch.setattr(program, "SHARED_BYTES", 1)
     network = NETWORKS[name]
     w, x = problem(network)
     wanted = [predict(network, w, x[:size]) for size in (23, 1, 8, 2)]

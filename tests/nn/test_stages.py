@@ -10,7 +10,7 @@ import pytest
 from refimpl.federated.adapt import AdaptSettings, adapt
 from refimpl.federated.local import LocalSettings, solve_local
 from refimpl.kernels.workspace import release_workspaces
-from refimpl.nn import lowering, stages, zoo
+from refimpl.nn import program, stages, zoo
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.layers import Linear
 from refimpl.nn.network import Network
@@ -59,7 +59,7 @@ def both(monkeypatch, network, settings, dtype="float32"):
 @pytest.mark.parametrize("gating", GATINGS, ids=str)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_same_bits_from_less_work(monkeypatch, name, gating, steps):
-    monkeypatch.setattr(lowering, "TRAINING_BYTES", 1 << 15)  # so that the samples are treated in parts
+    monkeypatch.setattr(program, "TRAINING_BYTES", 1 << 15)  # so that the samples are treated in parts
     settings = AdaptSettings(eta_phi=0.3, eta_theta=0.1, steps=steps, gating=gating)
     shared, apart = both(monkeypatch, NETWORKS[name], settings)
     assert shared.w.tobytes() == apart.w.tobytes()
