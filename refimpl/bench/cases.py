@@ -48,11 +48,12 @@ class Geometry(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The name in tables: `64->128@8x8`, `784->100`, `64->128@8x8 k5 stride 2`."""
+        """The name in tables: `64->128@8x8`, `784->100`, `64->128@8x8 k5 pad 0 stride 2`."""
         where = "" if self.linear else f"@{self.size}x{self.size}"
         kernel = "" if self.linear or self.kernel == 3 else f" k{self.kernel}"
-        more = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
-        rest = "".join(f" {name} {number}" for name, number in more.items() if number != 1)
+        usual = {"pad": self.dilation * (self.kernel - 1) // 2, "stride": 1, "dilation": 1, "groups": 1}
+        more = {name: getattr(self, name) for name in usual}
+        rest = "".join(f" {name} {number}" for name, number in more.items() if number != usual[name])
         return f"{self.channels}->{self.filters}{where}{kernel}{rest}"
 
     @property

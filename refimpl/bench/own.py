@@ -61,8 +61,8 @@ Told = Callable[[Row], object]  # is given every row as soon as it is there
 class Timings:
     """What was measured of a layer or a network.
 
-    subject: its name; rows: one for each candidate, pass, batch and share of closed channels; peak: GFLOP/s
-    of the best matrix product of NumPy, by which rates are judged.
+    subject: its name; rows: one for each candidate, pass, batch and share of closed channels, with seconds
+    and FLOPs of a whole batch; peak: GFLOP/s of the best matrix product of NumPy, by which rates are judged.
     """
 
     subject: str
@@ -108,19 +108,19 @@ def time_layer(
     passes: of `forward`, `input_grad` and `weight_grad`; torch: also PyTorch's layer times the mask. A share
     of zero is always measured, so that times can be compared with it.
     """
-    _check(geometry, batch)
+    check_layer(geometry, batch)
     for name in passes:
         one_of("time_layer", "pass", name, PASSES)
     one_of("time_layer", "dtype", dtype, ("float32", "float64"))
     makers, rows = (*INSTALLED, *((torch_twin,) if torch else ())), []
-    for case in [Case(geometry, name, batch, share, dtype) for name in passes for share in _shares(off)]:
+    for case in [Case(geometry, name, batch, share, dtype) for name in passes for share in ascending(off)]:
         for row in time_case(case, makers, effort):
             rows.append(row)
             on_row(row)
     return Timings(geometry.label, tuple(rows), best_product(dtype, effort))
 
 
-def _check(g: Geometry, batch: int) -> None:
+def check_layer(g: Geometry, batch: int) -> None:
     """Raise `InputError` unless the layer has results."""
     sizes = {name: getattr(g, name) for name in g._fields if name != "pad"}
     expect_numbers("time_layer", positive=True, whole=True, batch=batch, **sizes)
@@ -132,7 +132,7 @@ def _check(g: Geometry, batch: int) -> None:
         )
 
 
-def _shares(off: float | Iterable[float]) -> list[float]:
+def ascending(off: float | Iterable[float]) -> list[float]:
     """The shares in ascending order, zero among them."""
     given = [float(share) for share in (off if isinstance(off, Iterable) else [off])]
     for share in given:
@@ -168,7 +168,7 @@ def time_network(
     for name in programs:
         one_of("time_network", "program", name, PROGRAMS)
     one_of("time_network", "dtype", dtype, ("float32", "float64"))
-    shares, batches = _shares(off), [batch] if isinstance(batch, int) else list(batch)
+    shares, batches = ascending(off), [batch] if isinstance(batch, int) else list(batch)
     expect_numbers("time_network", positive=True, whole=True, **{"batch": min(batches, default=0)})
     if max(shares) > 0 and not network.gates:
         raise InputError(

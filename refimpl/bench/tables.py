@@ -30,6 +30,14 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e6:.2g} us"
 
 
+def amount(number: float) -> str:
+    """Four digits, in units, thousands (k), millions (M) or thousands of millions (G)."""
+    for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= unit:
+            return f"{number / unit:.4g}{name}"
+    return f"{number:.4g}"
+
+
 def layer_table(results: Results) -> Table:
     """A line per case: our time and rate, our time as a share of the dense one, and others' times."""
     cases = pivot(results["kernels"], CASE)
@@ -54,11 +62,13 @@ def layer_table(results: Results) -> Table:
 
 
 def own_table(rows: Iterable[Row], peak: float) -> Table:
-    """A line per pass, batch and share of one layer or network, with the FLOPs of one sample.
+    """A line per pass, batch and share of one layer or network, in this order, with the FLOPs of one sample.
 
     `of peak`: our rate relative to `peak` GFLOP/s; `of dense`: our time relative to that with nothing closed.
     """
     cases = pivot(rows, CASE)
+    passes = list(dict.fromkeys(key[1] for key in cases))
+    cases = dict(sorted(cases.items(), key=lambda one: (passes.index(one[0][1]), one[0])))
     others = other_names(cases.values())
     header = ["pass", "batch", "off", "dense", "executed", "time", "GFLOP/s", "of peak", "of dense", *others]
     lines = []
@@ -66,7 +76,7 @@ def own_table(rows: Iterable[Row], peak: float) -> Table:
         mine, whole = found.get(OURS), cases.get((layer, pass_, batch, dtype, 0.0), {}).get(OURS)
         if mine is None or whole is None:
             continue
-        flops = [f"{mine[name] / batch / 1e6:.4g} M" for name in ("dense_flops", "executed_flops")]
+        flops = [amount(mine[name] / batch) for name in ("dense_flops", "executed_flops")]
         rate = [f"{mine['gflops']:.3g}", f"{mine['gflops'] / peak:.0%}"]
         rest = (ratio(found.get(name), mine) for name in others)
         spent = f"{mine['seconds'] / whole['seconds']:.2f}"

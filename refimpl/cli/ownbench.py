@@ -84,9 +84,13 @@ def layer(
     relative to ours. Every result is compared with a float64 reference first; the command exits with 1 if
     one is wrong.
     """
+    from refimpl.bench import Geometry
+    from refimpl.bench.own import check_layer
+
     padding = dilation * (kernel - 1) // 2 if pad is None else pad
     geometry = (channels, filters, size, kernel, padding, stride, dilation, groups)
     ask["geometry"] = (channels, filters, 1, 1, 0) if linear else geometry
+    check_layer(Geometry(*ask["geometry"]), ask["batch"])
     ask["passes"] = ask["passes"] or PASSES
     _time(ask, figure, session)
 
@@ -118,8 +122,9 @@ def network(passes: tuple[str, ...], session: Session, figure: Path | None, **as
 def _time(ask: dict[str, Any], figure: Path | None, session: Session) -> None:
     """Measure in a process of its own, and print the result."""
     from refimpl.bench import process
-    from refimpl.bench.own import Timings
+    from refimpl.bench.own import Timings, ascending
 
+    ascending(ask["off"])
     for extra, module in EXTRAS.items():
         if ask.get(extra) and find_spec(module) is None:
             raise InputError(
@@ -135,7 +140,8 @@ def _time(ask: dict[str, Any], figure: Path | None, session: Session) -> None:
         for kind, value in process.listen(WORKER, ["--own", json.dumps(ask)], 1):
             if kind == "row":
                 rows.append(value)
-                progress.step(f"bench  {value['pass']}, batch {value['batch']}, {value['off']:.0%} off")
+                what = f"{value['pass']}, batch {value['batch']}, {value['off']:.0%} off"
+                progress.step(f"bench  {what}: {value['candidate']}")
             else:
                 peak = value
     found = Timings(rows[0]["layer"], tuple(rows), peak)

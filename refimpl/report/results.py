@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refimpl.bench.candidates import OURS
+from refimpl.bench.candidates import OURS, Row
 from refimpl.bench.own import Timings
 from refimpl.report.canvas import (
     BLUE,
@@ -54,29 +54,30 @@ def follow_figure(found: Following) -> Figure:
 
 
 def timings_figure(found: Timings) -> Figure:
-    """Seconds of a sample against its executed FLOPs, with proportional lines through the dense points.
+    """Seconds of a sample against its executed FLOPs: a panel per batch, a colour per pass.
 
-    A point on its line has lost nothing: the FLOPs that are saved are the time that is saved. Other
-    candidates execute all FLOPs of the dense layer, whatever is closed.
+    Proportional lines go through the dense points. A point on its line has lost nothing: the FLOPs that are
+    saved are the time that is saved. Other candidates, whose markers are hollow, execute all FLOPs of the
+    dense layer, whatever is closed.
     """
-    figure, (axes,) = new_figure(1, 7.2, 4.8)
-    series: dict[tuple[str, int, str], list[tuple[float, float]]] = {}
+    series: dict[tuple[int, str, str], list[Row]] = {}
     for row in sorted((row for row in found.rows if "seconds" in row), key=lambda row: row["off"]):
-        key = row["pass"], row["batch"], row["candidate"]
-        point = row["executed_flops"] / row["batch"], row["seconds"] / row["batch"]
-        series.setdefault(key, []).append(point)
-    names = dict.fromkeys(candidate for _, _, candidate in series)
-    for number, ((pass_, batch, candidate), points) in enumerate(series.items()):
-        (x, y), mine = np.array(points).T, candidate == OURS
-        look = looks(number // len(names)) | {"ls": "", "fillstyle": "full" if mine else "none"}
-        look["marker"] = MARKERS[list(names).index(candidate) % len(MARKERS)]
-        axes.loglog(x, y, **look, ms=6, label=f"{pass_}, batch {batch}, {candidate}")
+        series.setdefault((row["batch"], row["pass"], row["candidate"]), []).append(row)
+    batches, passes, names = (list(dict.fromkeys(column)) for column in zip(*series, strict=True))
+    figure, panels = new_figure(len(batches), 5.2 if len(batches) > 1 else 7.2, 4.8)
+    handles = {}
+    for (batch, pass_, name), rows in series.items():
+        axes, mine = panels[batches.index(batch)], name == OURS
+        x, y = (np.array([row[key] / batch for row in rows]) for key in ("executed_flops", "seconds"))
+        look = looks(passes.index(pass_)) | {"ls": "", "fillstyle": "full" if mine else "none"}
+        look["marker"] = MARKERS[names.index(name) % len(MARKERS)]
+        (handles[pass_, name],) = axes.loglog(x, y, **look, ms=6, label=f"{pass_}, {name}")
         if mine:
             ends = np.array([x.min(), x.max()])
             axes.loglog(ends, y[0] * ends / x[0], color=look["color"], lw=1.0, ls="--")
-    axes.set(title=found.subject, xlabel="executed FLOPs of a sample", ylabel="seconds of a sample")
-    handles, _ = axes.get_legend_handles_labels()
-    legend_below(figure, handles, most=3, title="dashed: time proportional to FLOPs")
+        axes.set(title=f"{found.subject}, batch {batch}", xlabel="executed FLOPs of a sample")
+    panels[0].set(ylabel="seconds of a sample")
+    legend_below(figure, [*handles.values()], most=3, title="dashed: time proportional to FLOPs")
     return figure
 
 

@@ -13,6 +13,7 @@ from readme_commands import document
 from refimpl import bench, zoo
 from refimpl.bench import candidates, oracle, own, process
 from refimpl.bench.cases import PASSES, Case, Geometry, layer_data
+from refimpl.bench.tables import amount
 from refimpl.bench.timing import SMOKE
 from refimpl.errors import InputError
 
@@ -72,8 +73,13 @@ def test_a_layer_is_timed_with_its_own_flops(geometry):
     noise = max(row["noise"] for row in found.rows)
     assert lines[-1].endswith(f"largest spread between quartiles: {noise:.0%} of a median")
     assert re.search(
-        rf"forward +2 +50% +\S+ M +{mine['forward', 0.5]['executed_flops'] / 2e6:.4g} M", found.table()
+        rf"forward +2 +50% .+ {re.escape(amount(mine['forward', 0.5]['executed_flops'] / 2))} ", found.table()
     )
+
+
+def test_flops_are_told_in_a_unit_of_their_size():
+    told = [amount(number) for number in (96, 10368, 92160000.0, 1.5e9)]
+    assert told == ["96", "10.37 k", "92.16 M", "1.5 G"]
 
 
 def test_a_wrong_layer_is_refused_and_not_timed(monkeypatch):
@@ -175,7 +181,7 @@ def test_the_command_times_a_layer_in_a_process_of_its_own(refimpl):
     )
     code, out, err = refimpl("bench", "layer", *words, "--smallest", "--json")
     assert code == 0
-    assert "bench  forward, batch 2, 50% off" in err
+    assert "bench  forward, batch 2, 50% off: numpy + BLAS" in err
     assert "0:00 left" in err.splitlines()[-1]  # the last row was expected to be the last
     content = json.loads(out)
     assert content["subject"] == "4->6@6x6 k5"
@@ -193,7 +199,8 @@ def test_the_command_times_the_network_of_a_file(refimpl, tmp_path):
 
 
 def test_a_refused_result_exits_with_one(refimpl, monkeypatch):
-    row = {"layer": "4->6", "pass": "forward", "batch": 2, "off": 0.0, "refused": "refimpl is wrong"}
+    row = {"layer": "4->6", "pass": "forward", "batch": 2, "off": 0.0, "candidate": "refimpl"}
+    row["refused"] = "refimpl is wrong"
     monkeypatch.setattr(process, "listen", lambda *args: iter([("row", row), ("peak", 1.0)]))
     code, out, _ = refimpl("bench", "layer", "--in", 4, "--out", 6, "-q")
     assert code == 1
@@ -209,6 +216,9 @@ def test_wrong_use_is_told_before_anything_is_measured(refimpl, monkeypatch, tmp
         (("network", f"{tmp_path}/mine.py:plain"), "has no gates, so nothing can be closed; give --off 0"),
         (("network", f"{tmp_path}/mine.py:number"), "to be a refimpl.Network, got 3"),
         (("layer", "--in", 4, "--out", 6, "--off", "half"), "expected shares like 0,0.5"),
+        (("layer", "--in", 4, "--out", 6, "--off", 1.5), "expected shares 0 <= off <= 1, got 1.5"),
+        (("layer", "--in", 4, "--out", 6, "--groups", 4), "channels that the groups divide"),
+        (("layer", "--in", 4, "--out", 6, "--size", 2, "--pad", 0), "kernel's extent, and channels that"),
     ):
         code, _, err = refimpl("bench", *words)
         assert code == 2
@@ -217,6 +227,25 @@ def test_wrong_use_is_told_before_anything_is_measured(refimpl, monkeypatch, tmp
     code, _, err = refimpl("bench", "layer", "--in", 4, "--out", 6, "--torch")
     assert code == 2
     assert 'pip install "refimpl[torch]"' in err
+
+
+def test_the_figure_tells_passes_and_candidates_apart():
+    """A panel for each batch, and in it no two series with the same colour and marker."""
+    pytest.importorskip("matplotlib")
+    from refimpl.report.results import timings_figure
+
+    keys = [*product(own.PROGRAMS, (1, 8), ("refimpl", "torch", "onnxruntime"), (0.0, 0.5))]
+    rows = [
+        {"pass": p, "batch": n, "candidate": c, "off": off, "executed_flops": 9.0 * n, "seconds": n * 2.0}
+        for p, n, c, off in keys
+    ]
+    figure = timings_figure(bench.Timings("mine", tuple(rows), 1.0))
+    assert [axes.get_title() for axes in figure.axes] == ["mine, batch 1", "mine, batch 8"]
+    for axes in figure.axes:
+        points = [line for line in axes.lines if line.get_marker() != "None"]
+        looks = {(line.get_color(), line.get_marker()) for line in points}
+        assert len(points) == len(looks) == 12
+        assert {tuple(line.get_xydata()[0]) for line in points} == {(9.0, 2.0)}
 
 
 def test_the_figure_draws_every_candidate(tmp_path):
