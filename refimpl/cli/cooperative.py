@@ -292,7 +292,7 @@ def compare_command(
     difference to a network of that depth that was trained alone, paired by seed, with the 95 % interval of
     Student's t.
     The training cost is a multiple of training the full network alone. The numbers are also written to
-    cooperative.json in the folder.
+    cooperative.json in the folder. Runs that diverge are named and in no mean; then the command exits with 1.
     """
     ctx.exit(compare(resolve(None, from_preset, **options), schemes, seeds, out, figure, session))
 

@@ -16,7 +16,7 @@ from refimpl.cli.output import command_line, facts, print_json, say_data, table
 from refimpl.cli.training import Course
 from refimpl.cooperative import config as settings
 from refimpl.cooperative.config import CooperativeConfig
-from refimpl.errors import RunError
+from refimpl.errors import DivergenceError, RunError
 from refimpl.experiments.record import CONFIG, RunFolder
 from refimpl.files.storage import read_json
 
@@ -175,23 +175,31 @@ def compare(
     figure: Path | None,
     session: Session,
 ) -> int:
-    """Train what is not there yet, test everything, and print the table; returns the exit code."""
+    """Train what is not there yet, test everything, and print the table; returns the exit code.
+
+    Runs that diverge are named and left out; the others are made all the same.
+    """
     from refimpl.cooperative.compare import HEADER, cells, configs, folder_name, lines
     from refimpl.files.storage import json_text, write_whole
     from refimpl.registry import SCHEMES
 
-    found = []
+    found, diverged = [], []
     for config in configs(base, schemes or tuple(SCHEMES), seeds):
         path = out / folder_name(config)
-        code = _finish(config, path, session)
-        if code:
-            return code
-        found.append(tested(path, session))
+        try:
+            code = _finish(config, path, session)
+            if code:
+                return code
+            found.append(tested(path, session))
+        except DivergenceError as error:
+            click.echo(f"refimpl: {path}: {error}", err=True)
+            diverged.append(path.name)
     compared = lines(found)
     content = {
         "settings": base.table(),
         "runs": [{**one._asdict(), "rows": [row.table() for row in one.rows]} for one in found],
         "lines": [one._asdict() for one in compared],
+        "diverged": diverged,
     }
     write_whole(out / "cooperative.json", json_text(content).encode())
     if figure is not None:
@@ -200,7 +208,9 @@ def compare(
         print_json(content)
     else:
         click.echo(table(HEADER, [cells(one) for one in compared]))
-    return 0
+        if diverged:
+            click.echo(f"diverged, and in no mean: {', '.join(diverged)}")
+    return 1 if diverged else 0
 
 
 def _finish(config: CooperativeConfig, path: Path, session: Session) -> int:

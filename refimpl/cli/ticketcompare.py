@@ -93,8 +93,8 @@ def compare_command(
     FLOPs and seconds are shares of those of dense training: of finding the ticket, and of finding and
     training it.
 
-    A network whose adaptation is not finite in a test episode has diverged. It is counted and left out of all
-    means, and the command exits with 1.
+    A network has diverged if its training, or its adaptation in a test episode, ends in infinity or NaN. It
+    is counted and left out of all means, the others are made all the same, and the command exits with 1.
 
     What is in --out is not made again, so the same command goes on where it was stopped.
     """
@@ -126,8 +126,8 @@ def _exit_unless_finite(rows: Sequence[Mapping[str, Any]]) -> None:
     lost = [row for row in rows if row["diverged"]]
     if lost:
         click.echo(
-            f"refimpl: adaptation diverged in {len(lost)} of {len(rows)} rows, first in {lost[0]['network']} "
-            "(not finite); try a smaller alpha, test_alpha or test_steps",
+            f"refimpl: training or adaptation diverged in {len(lost)} of {len(rows)} rows, first in "
+            f"{lost[0]['network']} (not finite); try a smaller alpha, beta, test_alpha or test_steps",
             err=True,
         )
     exit_unless(not lost)

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from refimpl.cli import supervised
 from refimpl.cooperative import measure
 from refimpl.cooperative.experiment import Cooperative
+from refimpl.errors import DivergenceError
 from refimpl.report import canvas
 
 TINY = ("--widths", "2,3,4", "--epochs", 2, "--train-samples", 64, "--batch-size", 32, "--calibration", 32)
@@ -62,6 +64,27 @@ def test_a_model_that_has_diverged_is_refused(refimpl, run, tmp_path):
     assert (code, out) == (2, "")
     assert "try a smaller rate" in err.splitlines()[-1]
     assert not (tmp_path / "fast/meta_model.npz").exists()
+
+
+def test_runs_that_diverge_are_named_and_the_others_compared(refimpl, tmp_path, monkeypatch):
+    right = supervised.tested
+
+    def diverging(path, session):
+        if path.name == "labels-0":
+            raise DivergenceError("its outputs are not finite")
+        return right(path, session)
+
+    monkeypatch.setattr(supervised, "tested", diverging)
+    words = ("--schemes", "labels,sandwich", "--seeds", "0", "--train-samples", 32, "--epochs", 1)
+    code, out, err = refimpl("cooperative", "compare", *RUN, *words, "--out", "both", "-q")
+    assert code == 1
+    assert "labels-0: its outputs are not finite" in err
+    assert "diverged, and in no mean: labels-0" in out
+    content = json.loads((tmp_path / "both" / "cooperative.json").read_text())
+    assert (content["diverged"], {line["scheme"] for line in content["lines"]}) == (
+        ["labels-0"],
+        {"sandwich"},
+    )
 
 
 def test_accuracies_on_validation_samples_are_computed_once_for_a_model(refimpl, run, monkeypatch):

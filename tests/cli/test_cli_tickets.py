@@ -7,6 +7,9 @@ import json
 import numpy as np
 import pytest
 
+from refimpl.errors import DivergenceError
+from refimpl.fewshot.tickets import comparison
+
 TINY = ("--preset", "digits-2way-1shot", "--rounds", 3, "--tasks", 2, "--validate-every", 0, "--threads", 1)
 
 
@@ -96,6 +99,27 @@ def test_a_network_that_diverges_is_counted_and_in_no_mean(refimpl, tmp_path):
     assert "adaptation diverged in 2 of 2 rows, first in dense (not finite)" in err.splitlines()[-1]
     rows = json.loads((tmp_path / "t" / "comparison.json").read_text())["rows"]
     assert [(row["accuracy"], row["diverged"], row["episodes"]) for row in rows] == [(None, 2, None)] * 2
+
+
+def test_what_does_not_diverge_in_training_is_compared_all_the_same(refimpl, tmp_path, monkeypatch):
+    right = comparison._sparse
+
+    def diverging(run, plan, workshop, place, network, share):
+        if network == "sr" and run.config.seed == 0:
+            raise DivergenceError("not finite")
+        return right(run, plan, workshop, place, network, share)
+
+    monkeypatch.setattr(comparison, "_sparse", diverging)
+    words = ("--finders", "sr,rm", "--seeds", "0-1", "--test-episodes", 4, "--out", "t")
+    code, out, err = refimpl("tickets", "compare", *TINY, *words, "-q")
+    assert code == 1
+    assert "training or adaptation diverged in 1 of 3 rows, first in sr" in err.splitlines()[-1]
+    dense, sr, rm = json.loads((tmp_path / "t" / "comparison.json").read_text())["rows"]
+    assert [row["diverged"] for row in (dense, sr, rm)] == [0, 1, 0]
+    assert "1 of 2 seeds diverged" in out
+    assert dense["in_all"]["flops"] == 1
+    assert sr["in_all"]["flops"] == pytest.approx(rm["in_all"]["flops"], rel=0.3)  # both of dense training
+    assert sr["episodes"] is not None
 
 
 def test_figures_of_patterns(refimpl, tmp_path):

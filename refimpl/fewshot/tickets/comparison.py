@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refimpl.errors import InputError, one_of
+from refimpl.errors import DivergenceError, InputError, one_of
 from refimpl.experiments.compare.claims import Claim, Values, judged
 from refimpl.experiments.config import read_toml
 from refimpl.experiments.record import CONFIG
@@ -90,8 +90,8 @@ class Cost(NamedTuple):
 class Tested(NamedTuple):
     """One network of one seed: its accuracy in each test episode, and what it cost.
 
-    values: NaN where adaptation diverged; stopped: the iteration at which an early search stopped; None where
-    there was none, or it never stopped.
+    values: NaN where adaptation diverged, and everywhere if training did, whose cost is then NaN too;
+    stopped: the iteration at which an early search stopped; None where there was none, or it never stopped.
     """
 
     network: str
@@ -104,8 +104,13 @@ class Tested(NamedTuple):
 
     @property
     def diverged(self) -> bool:
-        """Whether adaptation diverged in an episode; no mean counts such a network."""
+        """Whether training diverged, or adaptation in an episode; no mean counts such a network."""
         return bool(np.isnan(self.values).any())
+
+    @property
+    def trained(self) -> bool:
+        """Whether its training, and those that it needs, came to their end."""
+        return not math.isnan(self.training.flops)
 
 
 @dataclass(frozen=True)
@@ -140,16 +145,20 @@ def compare(plan: Plan, workshop: Workshop) -> list[dict[str, Any]]:
 
 
 def compared(plan: Plan, workshop: Workshop) -> Iterator[Tested]:
-    """Find, train and test every network, or take what is there."""
+    """Find, train and test every network, or take what is there; those whose training diverges are lost."""
+    lost, nothing = np.full(plan.run.config.test_episodes, np.nan), Cost(math.nan, math.nan)
     for seed in plan.seeds:
         run = replace(plan.run, config=replace(plan.run.config, seed=seed))
         place = workshop.folder / f"seed-{seed}"
         for network, share in plan.cells:
-            yield (
-                _dense(run, plan, workshop, place)
-                if network == DENSE
-                else _sparse(run, plan, workshop, place, network, share)
-            )
+            try:
+                if network == DENSE:
+                    made = _dense(run, plan, workshop, place)
+                else:
+                    made = _sparse(run, plan, workshop, place, network, share)
+            except DivergenceError:
+                made = Tested(network, share, seed, lost, nothing, nothing)
+            yield made
 
 
 def _settings(run: FewShot, plan: Plan, **own: Any) -> Settings:
@@ -203,8 +212,9 @@ class Row(NamedTuple):
     """A network over all seeds, at one share of pruned weights.
 
     accuracy, spread: mean and standard deviation (ddof 1; NaN for one seed) over seeds; diverged: the seeds
-    that are in neither, since adaptation diverged in a test episode; finding, in_all: of finding the ticket,
-    and of finding and training it, as shares of dense training; stopped: of an early search, by seed. The
+    that are in neither, since training diverged, or adaptation in a test episode; finding, in_all: of finding
+    the ticket, and of finding and training it, as shares of dense training, over the seeds at which both
+    trainings ended; stopped: of an early search, by seed. The
     difference to the baseline at the same share is a claim about all trainings, with an interval over seeds;
     `episodes` is about these trainings only, with an interval over test episodes, and there for one seed too.
     """
@@ -238,7 +248,7 @@ def rows_of(plan: Plan, tested: Sequence[Tested]) -> list[Row]:
             pairs[f"{cell}"] = of[cell], of[other]
     points = {name: (_points(own), _points(other)) for name, (own, other) in pairs.items()}
     claims = {claim.label: claim for claim in judged(points, plan.margin, len(plan.seeds))}
-    whole = _total([one.training for one in of[DENSE, 0.0]])
+    whole = {one.seed: one.training for one in of[DENSE, 0.0] if one.trained}
     return [_row(of[cell], whole, claims.get(f"{cell}"), pairs.get(f"{cell}")) for cell in cells]
 
 
@@ -251,23 +261,32 @@ def _total(costs: Sequence[Cost]) -> Cost:
     return Cost(sum(one.flops for one in costs), sum(one.seconds for one in costs))
 
 
+def _share(part: Cost, whole: Cost) -> Cost:
+    """The part of the whole; NaN of nothing."""
+    if not whole.flops:
+        return Cost(math.nan, math.nan)
+    return Cost(part.flops / whole.flops, part.seconds / whole.seconds)
+
+
 def _row(
     own: Sequence[Tested],
-    whole: Cost,
+    whole: Mapping[int, Cost],
     claim: Claim | None,
     pair: tuple[Sequence[Tested], Sequence[Tested]] | None,
 ) -> Row:
     means = [float(one.values.mean()) for one in own if not one.diverged]
-    finding = _total([one.finding for one in own])
-    in_all = _total([finding, *(one.training for one in own)])
+    ended = [one for one in own if one.trained and one.seed in whole]
+    finding = _total([one.finding for one in ended])
+    in_all = _total([finding, *(one.training for one in ended)])
+    dense = _total([whole[one.seed] for one in ended])
     return Row(
         network=own[0].network,
         pruned=own[0].pruned,
         accuracy=float(np.mean(means)) if means else math.nan,
         spread=float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,
         diverged=len(own) - len(means),
-        finding=Cost(finding.flops / whole.flops, finding.seconds / whole.seconds),
-        in_all=Cost(in_all.flops / whole.flops, in_all.seconds / whole.seconds),
+        finding=_share(finding, dense),
+        in_all=_share(in_all, dense),
         stopped=[one.stopped for one in own],
         claim=claim,
         episodes=None if pair is None else _by_episode(*pair),
@@ -322,4 +341,5 @@ def _claimed(claim: Mapping[str, Any] | None) -> list[str]:
 def cost_cells(row: Mapping[str, Any]) -> list[str]:
     """The columns `COSTS`."""
     parts = (row["finding"], row["in_all"])
-    return [f"{one[what]:.3f}" for what in ("flops", "seconds") for one in parts]
+    found = [one[what] for what in ("flops", "seconds") for one in parts]
+    return ["" if value is None else f"{value:.3f}" for value in found]  # JSON has no NaN
