@@ -24,8 +24,13 @@ def named(w, case):
     return arrays
 
 
-def passes(pre, wrong):
-    return pre >= 0 if wrong == "ReLU'(0)" else pre > 0
+LAMBDA = {"twice lambda": 2.0, "half of lambda": 0.5}  # in the gradient of the proximal term
+AT_ZERO = {"ReLU'(0)": 1.0, "half of ReLU'(0)": 0.5}  # what the derivative of ReLU was taken as
+
+
+def passes(pre, wrong, whose):
+    """The derivative of ReLU; a mistake may be in the layers or in the gates only."""
+    return np.where(pre == 0, AT_ZERO.get(wrong.removesuffix(f" of {whose}"), 0.0), pre > 0)
 
 
 def loss_and_gradient(w, case, x, labels, wrong="", seen=None):
@@ -60,8 +65,8 @@ def loss_and_gradient(w, case, x, labels, wrong="", seen=None):
     sigma = 1 / (1 + np.exp(-d / tau))
     dd = sign * dmask * sigma * (1 - sigma) / tau
     dlogits = np.hstack([-dd, dd]) if halves else np.stack([-dd, dd], axis=2).reshape(len(x), -1)
-    dpre = dlogits @ p["fc1.gate.fc2.weight"] * passes(pre, wrong)
-    dz = dhidden * mask * passes(z, wrong)
+    dpre = dlogits @ p["fc1.gate.fc2.weight"] * passes(pre, wrong, "gates")
+    dz = dhidden * mask * passes(z, wrong, "layers")
     if seen is not None:
         ds = dpre @ p["fc1.gate.fc1.weight"] * (wrong != "detached gate input")
         ds = ds.mean(axis=1, keepdims=True) + 0 * x if wrong == "summary over all channels" else ds
@@ -91,7 +96,7 @@ def network(case, wrong=""):
 def descend(case, centre, x, labels, wrong=""):
     """Loss, gradient and end point of every local step, from the centre."""
     eta, lam = case.settings["eta"], case.settings["lam"]
-    pull = {"twice lambda": 2 * lam, "half of lambda": lam / 2}.get(wrong, lam)
+    pull = lam * LAMBDA.get(wrong.removesuffix(", also in g"), 1)
     w, steps = centre, []
     for batch, targets in zip(x, labels, strict=True):
         loss, gradient = loss_and_gradient(w, case, batch, targets, wrong)
@@ -113,7 +118,8 @@ def local(case, wrong=""):
 def shrink(case, v, step, wrong=""):
     """Prox of the group lasso on phi."""
     u, rho = v.copy(), case.settings["penalty"]["rho"]
-    threshold = {"weight alone": rho, "step alone": step}.get(wrong, step * rho)
+    wrongly = {"weight alone": rho, "step alone": step, "step twice": step * step * rho}
+    threshold = wrongly.get(wrong, step * rho)
     ends, offset = case.inputs["indptr"], case.settings["backbone_size"]
     for start, stop in pairwise(ends):
         group = offset + case.inputs["indices"][start:stop]
@@ -131,8 +137,8 @@ def algorithm(case, wrong=""):
     x = ag = vector(case.params(), case)
     found = {}
     for k in range(1, case.settings["rounds"] + 1):
-        late = wrong == "late momentum"
-        a, long_step = 2 / (k if late else k + 1), k * beta / 2
+        late = wrong in ("late momentum", "late round")
+        a, long_step = 2 / (k if late else k + 1), (k - (wrong == "late round")) * beta / 2
         md = (1 - a) * ag + a * x
         if wrong in ("md is x", "md is xag"):
             md = x if wrong == "md is x" else ag
@@ -144,13 +150,13 @@ def algorithm(case, wrong=""):
             ends.append(descend(case, centre, data[chosen], labels[chosen], wrong)[-1][2])
         sizes = [len(case.inputs[f"node{node}.labels"]) for node in range(len(ends))]
         mean = np.average(ends, axis=0, weights=sizes if wrong == "mean weighted by |D_i|" else None)
-        g = lam * (centre - mean)
+        g = lam * (centre - mean) * (LAMBDA[wrong.removesuffix(", also in g")] if "also in g" in wrong else 1)
         long_prox = beta if wrong == "x's prox with b" else long_step
         short_prox = long_step if wrong in ("xag's prox with l", "xag with l") else beta
         short_step = long_step if wrong == "xag with l" else beta
         base = {"xag from x": x, "xag from xag": ag}.get(wrong, md)
         x = shrink(case, (md if wrong == "x from md" else x) - long_step * g, long_prox, wrong)
         ag = shrink(case, base - short_step * g, short_prox, wrong)
-        for what, value in (("md", md), ("g", g), ("x", x), ("xag", ag)):
+        for what, value in (("md", md), ("g", 2 * g if wrong == "stored g" else g), ("x", x), ("xag", ag)):
             found[f"round{k}.{what}"] = value
     return found
