@@ -89,9 +89,9 @@ def compare_command(
 
     Each seed trains the dense network once; tickets that need it share it. All networks are tested on the
     same episodes. Differences to --baseline are paired by seed and episode. Their 95 % interval is a
-    bootstrap over seeds, so fewer than four seeds bound nothing; p-values are adjusted over the table (Holm).
-    FLOPs and seconds are shares of those of dense training: of finding the ticket, and of finding and
-    training it.
+    bootstrap over seeds, or Student's t with fewer than eight; one seed bounds nothing. p-values are adjusted
+    over the table (Holm). FLOPs and seconds are shares of those of dense training: of finding the ticket, and
+    of finding and training it.
 
     A network has diverged if its training, or its adaptation in a test episode, ends in infinity or NaN. It
     is counted and left out of all means, the others are made all the same, and the command exits with 1.

@@ -20,6 +20,7 @@ from refimpl.experiments.compare.claims import Claim, claims_of, dealt_otherwise
 from refimpl.experiments.compare.plan import Cell, Claims, Plan, run_of
 from refimpl.experiments.compare.summary import Row, by_label, curves, finished, gaps, summarise
 from refimpl.experiments.compare.work import Outcome
+from refimpl.experiments.differences import MANY
 from refimpl.experiments.methods import notes
 from refimpl.files.environment import environment
 from refimpl.files.tables import markdown, table
@@ -151,8 +152,9 @@ def _claim_notes(plan: Plan) -> list[str]:
     margin = f"margin {claims.margin:g} points" if claims.margin else "no margin"
     lines = [
         f"against {claims.baseline}: differences of accuracy in percentage points, paired by seed and node; "
-        "95 % interval by a bootstrap over seeds; p: adjusted over the rows of the table (Holm); above, "
-        f"below: p < 0.05; within the margin: the whole interval is; {margin}, {stated}"
+        f"95 % interval by a bootstrap over seeds, by Student's t if fewer than {MANY}; p: adjusted over "
+        "the rows of the table (Holm); above, below: p < 0.05; within the margin: the whole interval is; "
+        f"{margin}, {stated}"
     ]
     if others := dealt_otherwise(plan):
         listed = ", ".join(others)
