@@ -162,21 +162,27 @@ class _Sums:
     ) -> None:
         self.method, self.point, self.round, self.first_loss = method, point, round_, first_loss
         self.nodes, self.weights = nodes, weights
-        self.total, self._term = np.zeros(point.shape), np.empty(point.shape)
+        self.total = np.zeros(point.shape)
         self.numbers = {name: array("d") for name in ("loss", "residual", "flops", "closed_share")}
         self.gradients, self.sent = 0, 0
 
     def add(self, place: int, answer: LocalSolution) -> None:
         """Check the answer of the node at this place and add it up; each node's turn comes after the last."""
-        check_answer(answer, self.nodes[place], self.round, self.first_loss)
         check_alike(f"run_rounds: {self.method}", point=self.point, answer=answer.w)
-        vector.mean_of_rows(answer.w[None], self.weights[place : place + 1], self._term)
-        with np.errstate(all="ignore"):  # `check_state` reports overflow
-            self.total += self._term
+        nonzero, finite = vector.add_weighted(answer.w, self.weights[place], self.total)
+        self._check_loss(answer.loss, finite, self.nodes[place])
         for name, values in self.numbers.items():
             values.append(getattr(answer, name))
         self.gradients += answer.gradients
-        self.sent += _nonzero(answer.w)
+        self.sent += nonzero
+
+    def _check_loss(self, loss: float, finite: bool, node: int) -> None:
+        """Raise `DivergenceError` naming round and node if an answer is not finite or its loss explodes."""
+        who, hint = f"training diverged in round {self.round} at node {node}", "try a smaller eta or beta"
+        if not (finite and math.isfinite(loss)):
+            raise DivergenceError(f"{who} (not finite); {hint}")
+        if loss > DIVERGED_FACTOR * max(self.first_loss, 1.0):
+            raise DivergenceError(f"{who}: loss {loss:.3g}, {self.first_loss:.3g} in the first round; {hint}")
 
     def mean(self) -> np.ndarray:
         """The weighted mean of the answers, with the dtype of the point."""
@@ -195,20 +201,8 @@ class _Sums:
             flops=math.fsum(self.numbers["flops"]),
             closed_share=means["closed_share"],
             floats_sent=2 * self.point.size * len(self.nodes),
-            floats_sent_sparse=_nonzero(self.point) * len(self.nodes) + self.sent,
+            floats_sent_sparse=int(np.count_nonzero(self.point)) * len(self.nodes) + self.sent,
             seconds=seconds,
-        )
-
-
-def check_answer(answer: LocalSolution, node: int, round_: int, first_loss: float) -> None:
-    """Raise `DivergenceError` naming round and node if an answer is not finite or a loss explodes."""
-    hint = "try a smaller eta or beta"
-    if not (math.isfinite(answer.loss) and np.isfinite(answer.w).all()):
-        raise DivergenceError(f"training diverged in round {round_} at node {node} (not finite); {hint}")
-    if answer.loss > DIVERGED_FACTOR * max(first_loss, 1.0):
-        raise DivergenceError(
-            f"training diverged in round {round_} at node {node}: loss {answer.loss:.3g}, "
-            f"{first_loss:.3g} in the first round; {hint}"
         )
 
 
@@ -218,8 +212,3 @@ def check_state(state: State, round_: int) -> None:
         raise DivergenceError(
             f"training diverged in round {round_} at the server (not finite); try a smaller mix, eta or beta"
         )
-
-
-def _nonzero(x: np.ndarray) -> int:
-    """Number of entries that are not zero (NumPy counts booleans six times as fast as floats)."""
-    return int(np.count_nonzero(x != 0))

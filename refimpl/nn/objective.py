@@ -19,6 +19,15 @@ from refimpl.nn.network import Network
 from refimpl.nn.work import Work, executed_work
 
 
+def checked_samples(
+    who: str, network: Network, x: np.ndarray, y: np.ndarray, soft: SoftTargets | None
+) -> tuple[np.ndarray, np.ndarray, SoftTargets]:
+    """Samples, labels and soft targets as compiled code takes them; raises `InputError` unless they fit."""
+    x = network.check_batch(who, x)
+    y = network.check_labels(who, y, len(x))
+    return x, y, check_soft_targets(who, soft, len(x), network.classes, x.dtype)
+
+
 class NetworkObjective:
     """Mean cross-entropy of a network on a fixed batch, as `objective(w, grad_out) -> float`.
 
@@ -36,9 +45,7 @@ class NetworkObjective:
     ) -> None:
         self.network = network
         self.context = context or Context(train=("theta", "phi"))
-        self.x = network.check_batch("NetworkObjective", x)
-        self.y = network.check_labels("NetworkObjective", y, len(self.x))
-        self.soft = check_soft_targets("NetworkObjective", soft, len(self.x), network.classes, self.x.dtype)
+        self.x, self.y, self.soft = checked_samples("NetworkObjective", network, x, y, soft)
         self.masks: Mapping[str, np.ndarray] = {}
         self._second = False  # whether the last evaluation was a Hessian-vector product
 

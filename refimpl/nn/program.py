@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,11 @@ class Program:
     pruned: np.ndarray = field(default_factory=lambda: np.empty(0, INDICES))  # entries of w that are zero
     needs: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # known sizes of scratch
 
+    @cached_property
+    def widest(self) -> int:
+        """The largest number of channels of an operation's output."""
+        return int(self.operations["output"][:, 0].max())
+
     def part(self, batch: int, dtype: Any, gradients: bool, threads: int = 1) -> int:
         """How many of `batch` samples to treat at a time: equal parts whose activations the cache holds.
 
@@ -92,8 +98,7 @@ class Program:
         )
         slopes = scratch_array("slopes", dtype, self.values * batch)
         wide = scratch_array("wide", DOUBLE, max(1, self.wide * batch))
-        widest = int(self.operations["output"][:, 0].max())
-        zeros, unused = np.zeros(widest, dtype), scratch_array("unused", dtype, 2 * widest)
+        zeros, unused = np.zeros(self.widest, dtype), scratch_array("unused", dtype, 2 * self.widest)
         floats, ints = scratch(dtype, *self.needs[key])
         return Workspace(
             values, slopes, masks, where, floats, ints, wide, zeros, unused, self.kept, self.pruned

@@ -55,6 +55,26 @@ def test_mean_of_rows_is_added_in_row_order_in_double(dtype, n, d):
     np.testing.assert_array_equal(out, total.astype(dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_a_weighted_row_is_added_and_looked_at_in_one_pass(dtype, size):
+    rng = np.random.default_rng(size)
+    row, before = rng.standard_normal(size).astype(dtype), rng.standard_normal(size)
+    row[rng.random(size) < 0.3] = 0
+    row[-1] = -0.0
+    total = before.copy()
+    assert vector.add_weighted(row, 0.3, total) == (np.count_nonzero(row), True)
+    np.testing.assert_array_equal(total, before + 0.3 * row.astype(float))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 16, 18])
+def test_a_row_with_one_entry_that_is_not_finite_is_told(bad, place):
+    row, total = np.ones(19, np.float32), np.zeros(19)
+    row[place] = bad
+    assert vector.add_weighted(row, 0.5, total) == (19, False)
+
+
 def test_the_cache_folder_carries_the_fingerprint_of_the_kernels(monkeypatch, tmp_path):
     monkeypatch.setattr(jit.settings, "CACHE_DIR", str(tmp_path))
     chosen = jit.cache_folder.__wrapped__()
