@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -254,8 +256,18 @@ def test_the_figure_draws_every_candidate(tmp_path):
     assert found.figure(tmp_path / "layer.png").stat().st_size > 10_000
 
 
-def test_the_example_of_the_room_runs(capsys):
-    (block,) = re.findall(r"```python\n(.*?)\n```", document("refimpl/bench/README.md"), flags=re.S)
+def test_the_examples_of_the_room_run(capsys, refimpl, monkeypatch):
+    """The file, the two commands (without what needs an extra), and the calls from Python."""
+    page = document("refimpl/bench/README.md")
+    (file,) = re.findall(r"```py\n# mine\.py\n(.*?)```", page, flags=re.S)
+    Path("mine.py").write_text(file)
+    for command in re.findall(r"^\$ refimpl (.*)$", page, flags=re.M):
+        words = re.sub(r" --(torch|onnx|figure \S+)", "", command).split()
+        code, out, _ = refimpl(*words, "--smallest", "-q")
+        assert (code, "FLOPs of a sample" in out) == (0, True)
+    monkeypatch.syspath_prepend(Path.cwd())
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (block,) = re.findall(r"```python\n(.*?)\n```", page, flags=re.S)
     exec(compile(block, "refimpl/bench/README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert "mine: FLOPs of a sample" in printed

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from refimpl import zoo
@@ -102,3 +103,13 @@ def test_the_readme_example_of_ones_own_network_runs(refimpl, monkeypatch):
     subprocess.run([sys.executable, *compute.split()[1:]], check=True)
     code, out, _ = refimpl(*check.split()[1:], "-q")
     assert (code, "51 of 51 arrays agree" in out) == (0, True)
+    source, (wrong, right) = Path(file).read_text(), re.findall(r"`(prox\(md.*?\))`", section)
+    assert right in source
+    Path(file).write_text(source.replace(right, wrong))
+    subprocess.run([sys.executable, *compute.split()[1:]], check=True)
+    with np.load("mine.npz") as golden, np.load("theirs.npz") as theirs:  # one case, because causes take time
+        rest = {name: golden[name] for name in theirs if "/mine-hard/" not in name}
+        np.savez("theirs.npz", **rest, **{name: theirs[name] for name in theirs if name not in rest})
+    code, out, _ = refimpl(*check.split()[1:], "-q")
+    first, hint = re.search(r"```text\n(first .*)\nhint for .*?: (prox .*?);", section).groups()
+    assert (code, first in out, f"hint for algorithm/mine-hard: {hint};" in out) == (1, True, True)

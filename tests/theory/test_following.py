@@ -288,3 +288,15 @@ def test_the_worked_example_is_short():
     example = re.findall(r"```python\n(.*?)\n```", document("refimpl/theory/README.md"), flags=re.S)[0]
     assert "theory.follow(" in example
     assert len([line for line in example.splitlines() if line.strip()]) <= 25
+
+
+def test_the_worked_example_runs_from_the_command_line(tmp_path, monkeypatch):
+    """The command is that of the README, without its figure; the file is the code up to `problem`."""
+    page = document("refimpl/theory/README.md")
+    code = re.findall(r"```python\n(.*?)\n```", page, flags=re.S)[0].partition("found =")[0]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(code)
+    (words,) = re.findall(r"^\$ refimpl theory (follow .*)$", page, flags=re.M)
+    result = CliRunner().invoke(command, [*words.partition(" --figure")[0].split(), "-q"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("factors: 4 nodes, 22 numbers, 2 local steps")
