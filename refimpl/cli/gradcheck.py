@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -128,7 +128,7 @@ def _as_json(checked: Sequence[Checked], repeated: list[str], worst: float, pass
     return {"passed": passed, "worst": worst, "tolerance": TOLERANCE, "repeated": repeated, "cases": cases}
 
 
-def _print(checked: Sequence[Checked], narrow: dict[str, tuple[int, ...]]) -> None:
+def _print(checked: Sequence[Checked], narrow: Mapping[str, Mapping[str, Any]]) -> None:
     """Print a table of all layers, then one for each network with a row for each parameter."""
     layers = [result for result in checked if result.setting == "layer"]
     if layers:
@@ -136,8 +136,14 @@ def _print(checked: Sequence[Checked], narrow: dict[str, tuple[int, ...]]) -> No
         click.echo(table(("layer", "parameter", "error"), rows) + "\n")
     networks = [result for result in checked if result.setting != "layer"]
     for name in dict.fromkeys(result.case for result in networks):
-        note = f" (channels {'-'.join(map(str, narrow[name]))})" if name in narrow else ""
+        note = _narrowed(narrow[name]) if name in narrow else ""
         click.echo(_network_table(name + note, [result for result in networks if result.case == name]) + "\n")
+
+
+def _narrowed(keys: Mapping[str, Any]) -> str:
+    """How a model is made smaller than usual."""
+    channels, image = ("-".join(map(str, keys["widths"])), "x".join(map(str, keys["input_shape"][1:])))
+    return f" (channels {channels}, images {image})"
 
 
 def _network_table(title: str, results: Sequence[Checked]) -> str:

@@ -25,13 +25,13 @@ from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 from refimpl.nn.zoo import network, residual
 from refimpl.rng import SeedTree
 
-# Channel counts of the large models under --all: each evaluation is done hundreds of times.
-NARROW = {
-    "cnn3": (8, 16, 32),
-    "cnn7": (4, 4, 8, 8, 16, 16),
-    "conv4": (4, 4, 8, 8),
-    "resnet12": (2, 3, 4, 5),
-    "resnet20": (2, 3, 4),
+# Channel counts and images of the large models under --all: each evaluation is done hundreds of times.
+NARROW: dict[str, dict[str, Any]] = {
+    "cnn3": {"widths": [8, 16, 32], "input_shape": (3, 8, 8)},
+    "cnn7": {"widths": [4, 4, 8, 8, 16, 16], "input_shape": (3, 8, 8)},
+    "conv4": {"widths": [4, 4, 8, 8], "input_shape": (3, 16, 16)},
+    "resnet12": {"widths": [2, 3, 4, 5], "input_shape": (3, 16, 16)},
+    "resnet20": {"widths": [2, 3, 4], "input_shape": (3, 8, 8)},
 }
 # Several straight-through gates in a row make gradients of millions, of which differences say nothing.
 ONE_GATE = {"resnet12": ("stage2.conv2",), "resnet20": ("stage2.block1.conv1",)}
@@ -175,8 +175,7 @@ def build(model: str, gated: bool, narrow: bool) -> Network:
     """A model of the zoo, or `residual`, at full width or as narrow as `NARROW` says."""
     if model == "residual":
         return residual(gates=("conv2",) if gated else ())
-    widths = NARROW.get(model, ()) if narrow else ()
-    keys: dict[str, Any] = {"widths": list(widths)} if widths else {}
+    keys = NARROW.get(model, {}) if narrow else {}
     return network(model, ONE_GATE.get(model) if gated else (), **keys)
 
 

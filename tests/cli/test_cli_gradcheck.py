@@ -59,7 +59,7 @@ def test_the_same_seed_gives_the_same_bytes(refimpl):
 def test_narrow_models_are_announced(monkeypatch, refimpl):
     monkeypatch.setattr(zoo, "checked_names", lambda: ("cnn3",))
     _, out, _ = refimpl("gradcheck", "--all", "--mode", "ungated", "-q")
-    assert "cnn3 (channels 8-16-32)" in out
+    assert "cnn3 (channels 8-16-32, images 8x8)" in out
     assert gradcases.build("cnn3", True, False).layout.size > gradcases.build("cnn3", True, True).layout.size
 
 
