@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from refimpl.crosscheck.golden.own import Own
     from refimpl.crosscheck.hints import Findings
 
-LEVELS = ("ops", "networks", "prox", "local", "algorithm", "adapt", "baselines", "all")
+LEVELS = ("ops", "networks", "prox", "local", "algorithm", "adapt", "baselines", "cooperative", "all")
 FORMATS = (".md", ".html")
 
 EPILOG = """\b
@@ -147,7 +147,8 @@ def template_command(level: str, torch: bool, talk: Talk) -> None:
 
     The file reads a golden file and writes outputs that `golden check` compares. Replace its functions by
     calls of your own implementation, piece by piece: a departure then lies in what was replaced last. In
-    plain NumPy it lacks the method maml, which needs second derivatives.
+    plain NumPy it lacks the method maml, which needs second derivatives. The level cooperative has no such
+    file yet.
     """
     from refimpl.crosscheck.template import text
 

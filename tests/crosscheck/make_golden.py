@@ -51,6 +51,7 @@ SELECTION: dict[tuple[str, str], tuple[str, ...]] = {
     ("algorithm", "float64"): ("ungated", "gumbel", "options"),
     ("adapt", "float64"): ("hard", "ste-steps", "soft-prox", "ungated"),
     ("baselines", "float64"): ("*[!t]", "maml-soft"),
+    ("cooperative", "float64"): ("cooperative", "sandwich"),
 }
 
 

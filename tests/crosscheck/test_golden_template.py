@@ -12,12 +12,11 @@ import pytest
 
 from refimpl import zoo
 from refimpl.crosscheck.compare import compare, read_theirs
-from refimpl.crosscheck.golden.case import LEVELS
 from refimpl.crosscheck.golden.file import golden_bytes, read_golden
 from refimpl.crosscheck.golden.levels import build_cases
 from refimpl.crosscheck.golden.ours import run
 from refimpl.crosscheck.golden.own import Own
-from refimpl.crosscheck.template import text
+from refimpl.crosscheck.template import PARTS, text
 from refimpl.errors import InputError
 
 
@@ -41,7 +40,7 @@ def computed(tmp_path, level, using, change=lambda source: source, own=None):
     return compare(expected, read_theirs(theirs, expected))
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", PARTS)
 def test_the_template_in_numpy_computes_its_level(tmp_path, level):
     comparison = computed(tmp_path, level, "numpy")
     assert not comparison.departures
@@ -50,7 +49,7 @@ def test_the_template_in_numpy_computes_its_level(tmp_path, level):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", PARTS)
 def test_the_template_in_pytorch_computes_its_level(tmp_path, level):
     pytest.importorskip("torch")
     comparison = computed(tmp_path, level, "torch")
@@ -69,7 +68,7 @@ def test_a_mistake_in_a_replaced_piece_departs_there(tmp_path):
 
 def test_a_template_is_whole_and_short(refimpl):
     """It has no name of this package, defines what it uses, and is printed by the command."""
-    for level in LEVELS:
+    for level in PARTS:
         for using in ("numpy", "torch"):
             source = text(level, using)
             compile(source, "mine.py", "exec")
@@ -80,6 +79,8 @@ def test_a_template_is_whole_and_short(refimpl):
     assert (code, out) == (0, text("prox"))
     with pytest.raises(InputError, match="unknown library 'jax'"):
         text("ops", "jax")
+    with pytest.raises(InputError, match=r"unknown level 'cooperative'; .*ops, networks, .*baselines"):
+        text("cooperative")
 
 
 def test_the_template_computes_a_network_of_ones_own(tmp_path):

@@ -9,7 +9,16 @@ import numpy as np
 
 from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.describe import LAYERS, build
-from refimpl.crosscheck.golden.levels import adapt, algorithm, baselines, local, networks, ops, prox
+from refimpl.crosscheck.golden.levels import (
+    adapt,
+    algorithm,
+    baselines,
+    cooperative,
+    local,
+    networks,
+    ops,
+    prox,
+)
 from refimpl.errors import DataError, InputError, one_of
 from refimpl.nn.chain import chain_parameters, chain_shape
 from refimpl.nn.layers import Layer
@@ -24,6 +33,7 @@ _KINDS: dict[str, Callable[[Case], Arrays]] = {
     "algorithm": algorithm.compute,
     "adapt": adapt.compute,
     "baseline": baselines.compute,
+    "cooperative": cooperative.compute,
 }
 COUNTS = ("nodes", "rounds", "steps", "inner_steps", "prox_steps")
 MOST = 1000  # most repetitions of each; files of `golden make` have at most ten
@@ -65,8 +75,8 @@ def check_case(case: Case) -> None:
     Numbers of repetitions are limited, so that the check comes to an end. `run` adds the case's name to
     messages.
 
-    Networks that train (`local`, `algorithm`, `adapt`, `baseline`) check their parameters, batches and labels
-    themselves, and penalties check their groups. Of these only the dtype is checked here.
+    Networks that train (`local`, `algorithm`, `adapt`, `baseline`, `cooperative`) check their parameters,
+    batches and labels themselves, and penalties check their groups. Of these only the dtype is checked here.
     """
     for name in COUNTS:
         count = case.settings.get(name, 0)

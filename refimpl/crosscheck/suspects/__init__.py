@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from refimpl.crosscheck.golden.case import Case
-from refimpl.crosscheck.suspects import iterations, layers, server
+from refimpl.crosscheck.suspects import iterations, layers, server, team
 from refimpl.crosscheck.suspects.contract import Suspect
 
 _FINDERS = (
@@ -22,6 +22,7 @@ _FINDERS = (
     iterations.prox_weight,
     server.group_weight,
     server.wrong_server,
+    team.wrong_teaching,
 )
 
 

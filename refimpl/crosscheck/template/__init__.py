@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable
 from importlib import resources
 
-from refimpl.crosscheck.golden.case import LEVELS
 from refimpl.errors import one_of
 
 NETWORK = {"numpy": ("numpy_layers", "numpy_network"), "torch": ("torch_network",)}
@@ -43,7 +42,7 @@ _TITLE = re.compile(r'\A"""(.*?)\.?"""\n', flags=re.S)
 
 def text(level: str, using: str = "numpy") -> str:
     """The file for a level, which computes networks with `numpy` or with `torch`."""
-    one_of("golden template", "level", level, LEVELS)
+    one_of("golden template", "level", level, tuple(PARTS))
     one_of("golden template", "library", using, tuple(NETWORK))
     network = () if level == "prox" else NETWORK[using]
     imports = {"import sys\n"}

@@ -62,6 +62,12 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels)
 
 
+def divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(teacher/T) || softmax(student/T)), mean over the batch."""
+    goal, found = (functional.log_softmax(z / temperature, dim=1) for z in (teacher, student))
+    return temperature**2 * functional.kl_div(found, goal, log_target=True, reduction="batchmean")
+
+
 def over_pixels(mask: Tensor, like: Tensor) -> Tensor:
     """mask (N,K) with as many axes as `like` (N,K,...), to be broadcast."""
     return mask.reshape(*mask.shape, *(1 for _ in like.shape[2:]))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from refimpl.crosscheck.bridges.torch import ops
 from refimpl.crosscheck.bridges.torch import solve as solvers
@@ -196,6 +197,33 @@ def run_baseline(given: Tensors, settings: Settings) -> Tensors:
     return {f"node{node}.w": found for node, found in enumerate(answers)} | {"w": server}
 
 
+def run_cooperative(given: Tensors, settings: Settings) -> Tensors:
+    """The logits of every part of a team, each term of the loss, their sum and its gradient."""
+    leaves = {name: given[f"param.{name}"].requires_grad_() for name, _ in settings["parameters"]}
+    said = {}
+    for part, own in settings["parts"].items():
+        params = {name: leaves[whole] for name, whole in own["parameters"]}
+        shapes = {name: tuple(value.shape) for name, value in params.items()}
+        model = GatedNetwork(own["layers"], shapes, Gating(**settings["gating"]))
+        said[part] = functional_call(model, params, (given["x"],))
+    terms = {}
+    for lesson in settings["students"]:
+        part, soft = lesson["part"], settings["temperature"]
+        if lesson["labels"]:
+            terms[f"{part}.labels.loss"] = lesson["labels"] * ops.cross_entropy(said[part], given["labels"])
+        for teacher, weight in lesson["teachers"].items():
+            divergence = ops.divergence(said[teacher].detach(), said[part], soft)
+            terms[f"{part}.from.{teacher}.loss"] = settings["weights"][weight] * divergence
+    total = torch.stack(list(terms.values())).sum()
+    found = gradients(total, leaves)
+    gradient = torch.cat([found[name].flatten() for name in leaves])
+    return {f"logits.{part}": value for part, value in said.items()} | {
+        **terms,
+        "total.loss": total,
+        "gradient": gradient,
+    }
+
+
 KINDS: dict[str, Callable[[Tensors, Settings], Tensors]] = {
     **{kind: partial(run_layer, kind) for kind in ops.LAYERS},
     "cross_entropy": run_cross_entropy,
@@ -206,4 +234,5 @@ KINDS: dict[str, Callable[[Tensors, Settings], Tensors]] = {
     "algorithm": run_algorithm,
     "adapt": run_adapt,
     "baseline": run_baseline,
+    "cooperative": run_cooperative,
 }

@@ -4,7 +4,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from refimpl.crosscheck.golden.case import LEVELS, Case
-from refimpl.crosscheck.golden.levels import adapt, algorithm, baselines, local, networks, ops, prox
+from refimpl.crosscheck.golden.levels import (
+    adapt,
+    algorithm,
+    baselines,
+    cooperative,
+    local,
+    networks,
+    ops,
+    prox,
+)
 from refimpl.crosscheck.golden.models import DEEP, NAMES
 from refimpl.crosscheck.golden.own import Own
 from refimpl.errors import one_of
@@ -17,6 +26,7 @@ _MODULES: Mapping[str, Any] = {
     "algorithm": algorithm,
     "adapt": adapt,
     "baselines": baselines,
+    "cooperative": cooperative,
 }
 
 
