@@ -246,11 +246,12 @@ def test_a_wrong_implementation_is_caught_where_it_departs(golden, wrong, level,
     assert all(hint.explains == hint.departing and not hint.denied for hint in found)
 
 
-ELSEWHERE = (  # words of hints that tests with PyTorch inject, or other tests here
+ELSEWHERE = (  # words of hints that other tests inject, here, with PyTorch or in templates
     "a gradient passed from a gate to its input",
     "the mask was applied after ReLU; gate_grad `active`",
     "the outputs of a block's layers are those without it",
     "times lambda (md - mean of the nodes)",
+    "the mask was applied before the pool of its block",
 )
 
 

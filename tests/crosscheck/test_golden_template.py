@@ -16,8 +16,13 @@ from refimpl.crosscheck.golden.file import golden_bytes, read_golden
 from refimpl.crosscheck.golden.levels import build_cases
 from refimpl.crosscheck.golden.ours import run
 from refimpl.crosscheck.golden.own import Own
+from refimpl.crosscheck.hints import find_hints
 from refimpl.crosscheck.template import PARTS, text
 from refimpl.errors import InputError
+from refimpl.nn.layers import Conv2d, Linear
+from refimpl.nn.network import Network
+from refimpl.nn.pointwise import ReLU
+from refimpl.nn.pooling import Flatten, MaxPool2d
 
 
 def computed(tmp_path, level, using, change=lambda source: source, own=None):
@@ -64,6 +69,26 @@ def test_a_mistake_in_a_replaced_piece_departs_there(tmp_path):
 
     comparison = computed(tmp_path, "local", "numpy", wrong)
     assert {row.output for row in comparison.first_by_case} == {"step2.w"}
+
+
+def test_a_mask_before_the_pool_of_its_block_is_named(tmp_path):
+    """In the template, blocks end before their pools, which follow them."""
+
+    def wrong(source):
+        right = 'run.chain(settings["layers"], x)\n    loss'
+        parts = '[{**e, "body": e["body"][:-1]}, e["body"][-1]] if e["type"] == "gated" else [e]'
+        assert right in source
+        return source.replace(
+            right, f"run.chain([p for e in settings['layers'] for p in ({parts})], x)\n    loss"
+        )
+
+    blocks = ((Conv2d("conv", 1, 4, 3, padding=1), ReLU(), MaxPool2d(2)), (Flatten(), Linear("fc", 64, 3)))
+    own = Own(Network("pooled", zoo.with_gates(blocks, gates=("conv",)), (1, 8, 8)), batch=3)
+    comparison = computed(tmp_path, "local", "numpy", wrong, own)
+    golden = read_golden(tmp_path / "golden.npz")
+    hints = find_hints(golden, read_theirs(tmp_path / "theirs.npz", golden), comparison)
+    assert "step1.gradient" in {row.output for row in comparison.first_by_case}
+    assert {"mask before/after the pool"} == {hint.rule for hint in hints if hint.rule != "pattern"}
 
 
 def test_a_template_is_whole_and_short(refimpl):

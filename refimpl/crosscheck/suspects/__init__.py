@@ -13,6 +13,7 @@ _FINDERS = (
     layers.tie_of_gate,
     layers.tie_of_pool,
     layers.mask_and_relu,
+    layers.mask_before_pool,
     layers.logit_order,
     layers.gate_input,
     layers.blind_summary,

@@ -183,6 +183,28 @@ def mask_and_relu(case: Case) -> Iterator[Suspect]:
     yield suspect(RULE_MASK, sides[other], altered(case, gating={**gating, "gate_grad": other}))
 
 
+def mask_before_pool(case: Case) -> Iterator[Suspect]:
+    """The mask is applied before the pool of a gated block, so that closed channels have ties in it.
+
+    Cases with activations are left out, because theirs have another shape between mask and pool.
+    """
+    layers = [] if case.kind in ("gated", "network") else case.settings.get("layers", [])
+    changed = _pools_outside(layers)
+    if changed != layers:
+        hint = "the mask was applied before the pool of its block; it multiplies what the whole block gives"
+        yield suspect("mask before/after the pool", hint, altered(case, layers=changed))
+
+
+def _pools_outside(layers: Description) -> Description:
+    """The layers, with what follows from the first pool of a gated block put behind the block."""
+    found: Description = []
+    for entry in layers:
+        body = entry.get("body", []) if entry["type"] == "gated" else []
+        first = next((i for i, layer in enumerate(body) if layer["type"] == "max_pool2d"), len(body))
+        found += [{**entry, "body": body[:first]} if body else entry, *body[first:]]
+    return found
+
+
 def _masked_inside(case: Case) -> Arrays:
     """Soft masks are applied after the first layer of each body; ReLU passes their positive factors on."""
     outputs = run(case)
