@@ -110,28 +110,26 @@ def measure(batches: list[int], smoke: bool) -> Iterator[Row]:
 
 
 def table(files: list[dict[str, Any]]) -> str:
-    """PyTorch's faster layout / ours for each layer, pass and batch, a column for each file."""
+    """PyTorch's faster layout / ours for each layer and pass, a column for each file and batch."""
     from refimpl.files.tables import markdown
 
-    ratios = [
-        {
-            (r["layer"], r["pass"], r["batch"]): min(r["NCHW"], r["channels-last"]) / r["ours"]
-            for r in file["rows"]
-        }
-        for file in files
-    ]
-    header = ["layer, pass, batch", *(file["kind"] for file in files)]
+    columns: dict[str, dict[tuple[str, str], float]] = {}
+    for file in files:
+        for row in file["rows"]:
+            ratio = min(row["NCHW"], row["channels-last"]) / row["ours"]
+            columns.setdefault(f"{file['kind']}, {row['batch']}", {})[row["layer"], row["pass"]] = ratio
+    first = next(iter(columns.values()))
     rows = [
-        [f"{layer} {pass_}, {batch}", *(f"{own[layer, pass_, batch]:.2f}" for own in ratios)]
-        for layer, pass_, batch in ratios[0]
+        [f"{layer} {pass_}", *(f"{own[layer, pass_]:.2f}" for own in columns.values())]
+        for layer, pass_ in first
     ]
     for name, group in GROUPS.items():
         labels = {layer.label for layer in group}
-        found = [[ratio for key, ratio in own.items() if key[0] in labels] for own in ratios]
+        found = [[ratio for key, ratio in own.items() if key[0] in labels] for own in columns.values()]
         if all(found):
-            cells = (f"{geometric_mean(one):.2f}, {min(one):.2f}" for one in found)
-            rows.append([f"{name}: geometric mean, least", *cells])
-    return "\n\n".join([f"PyTorch / ours. {files[0]['machine']}.", markdown(header, rows)])
+            rows.append([f"{name}: mean", *(f"{geometric_mean(one):.2f}" for one in found)])
+            rows.append([f"{name}: least", *(f"{min(one):.2f}" for one in found)])
+    return "\n\n".join([f"PyTorch / ours. {files[0]['machine']}.", markdown(["layer, pass", *columns], rows)])
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import experiments, markdown, regime
+from bench import experiments, layer_speed, markdown, regime, sparse_speed
 from bench.bars import geometric_mean, judge
 from bench.peers import available, installed
 from bench.plans import all_cases, all_programs
@@ -97,12 +97,25 @@ def test_readme_tables_and_figure_come_from_the_results(tmp_path):
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
+def own_tables() -> dict[str, str]:
+    """The tables that programs of their own make, by the command that prints each."""
+
+    def printed(module, *names):
+        files = [f"bench/results/speed/{name}.json" for name in names]
+        results = [json.loads((ROOT / file).read_text()) for file in files]
+        shown = module.table(results if module is layer_speed else results[0])
+        return f"python -m {module.__name__} --table {' '.join(files)}", shown.rstrip("\n")
+
+    layers = printed(layer_speed, "layers-avx512", "layers-avx2-emulated")
+    return dict((layers, printed(sparse_speed, "sparse-avx512")))
+
+
 def test_the_readme_shows_the_committed_results():
     from refimpl.files.tables import inside, put_into
 
     speed = markdown.readme(json.loads((ROOT / "bench" / "results" / "speed" / "avx512.json").read_text()))
     tables = {experiments.command(n): experiments.content(n) for n in experiments.names()}
-    pages = {"bench": {markdown.COMMAND: speed}, "bench/results": tables}
+    pages = {"bench": {markdown.COMMAND: speed, **own_tables()}, "bench/results": tables}
     texts = {folder: (ROOT / folder / "README.md").read_text(encoding="utf-8") for folder in pages}
     for folder, shown in pages.items():
         for command, content in shown.items():
