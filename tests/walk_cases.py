@@ -55,6 +55,7 @@ from refimpl.nn import (
     lowering,
     masks,
     norms,
+    objective,
     pointwise,
     program,
     run,
@@ -257,6 +258,7 @@ INNER = {
     place(function)
     for function in (
         accel.Result,
+        objective.checked_samples,  # of tasks and objectives, which have cases
         run.run_forward,  # called by networks and blocks
         run.run_backward,
         *(
