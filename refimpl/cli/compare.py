@@ -110,7 +110,7 @@ def command(
 
     --baseline adds a table of the differences to one row: paired by seed and node, each with a 95 % interval,
     a p-value adjusted over the table, and a verdict: above, below, not separated or within the margin. One
-    to three seeds bound no difference. Both options are stated with the comparison. With --resume they may
+    seed bounds no difference. Both options are stated with the comparison. With --resume they may
     be added to a comparison that has none, which then says so; others than the stated ones are refused.
 
     --folds makes every node a target once: each seed is then trained in so many folds, which count together
