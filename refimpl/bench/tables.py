@@ -31,7 +31,7 @@ def duration(seconds: float) -> str:
 
 
 def amount(number: float) -> str:
-    """Four digits, in units, thousands (k), millions (M) or thousands of millions (G)."""
+    """A number with four digits and, where it is large, k for thousands, M for millions or G for billions."""
     for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= unit:
             return f"{number / unit:.4g}{name}"

@@ -2,7 +2,7 @@
 
 Where the network has a compiled program (`program.py`) it runs on so few samples at a time that their
 activations stay in the cache; otherwise the layers run. Both give the same bits: a sample's logits do not
-depend on the others. Where they do (batch normalisation, which has no program), all samples are one batch.
+depend on the others. Where they do (batch normalisation), all samples are one batch.
 
 Source: mathematics.md §2 (forward), §9 (executed work). Derived.
 """
