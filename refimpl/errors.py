@@ -68,6 +68,7 @@ def expect_numbers(who: str, positive: bool = False, whole: bool = False, **valu
     """Raise `InputError` unless all are finite numbers >= 0 (`positive`: > 0; `whole`: and integers)."""
     for name, value in values.items():
         number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+        # mypy does not see that `number` makes value one
         if not (number and math.isfinite(value) and (value > 0 or (value == 0 and not positive))):  # type: ignore
             kind = "a whole number" if whole else "a finite number"
             raise InputError(

@@ -90,7 +90,7 @@ def layer(
     padding = dilation * (kernel - 1) // 2 if pad is None else pad
     geometry = (channels, filters, size, kernel, padding, stride, dilation, groups)
     ask["geometry"] = (channels, filters, 1, 1, 0) if linear else geometry
-    check_layer(Geometry(*ask["geometry"]), ask["batch"])
+    check_layer(Geometry(*ask["geometry"]), ask["batch"])  # here, before a process is started
     ask["passes"] = ask["passes"] or PASSES
     _time(ask, figure, session)
 
@@ -124,7 +124,7 @@ def _time(ask: dict[str, Any], figure: Path | None, session: Session) -> None:
     from refimpl.bench import process
     from refimpl.bench.own import Timings, ascending
 
-    ascending(ask["off"])
+    ascending(ask["off"])  # refuses what is no share, before a process is started
     for extra, module in EXTRAS.items():
         if ask.get(extra) and find_spec(module) is None:
             raise InputError(

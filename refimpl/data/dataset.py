@@ -98,7 +98,7 @@ class DataSet:
         """
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise InputError(f"DataSet.x: expected float32 or float64, got {np.dtype(dtype)}")
-        chosen = self.images[index]  # type: ignore[index]
+        chosen = self.images[index]  # type: ignore[index]  # NumPy checks what may index
         out = np.empty(chosen.shape, dtype)
         for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
             pixels = chosen[:, channel]

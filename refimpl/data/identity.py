@@ -56,7 +56,7 @@ def identify(dataset: DataSet, shares: Sequence[Share] = ()) -> Identity:
 def identity_from(source: str, table: object) -> Identity:
     """The identity written by `Identity.table`; raises `DataError` naming `source` for anything else."""
     try:
-        found = Identity(**table)  # type: ignore[arg-type]
+        found = Identity(**table)  # type: ignore[arg-type]  # anything may be in the file
     except TypeError:
         raise _damage(source) from None
     words, numbers = (found.dataset, found.digest, found.dealt), (found.samples, found.classes)

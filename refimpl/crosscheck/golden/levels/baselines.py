@@ -18,7 +18,7 @@ one for each local step). Every node starts from the server's w and does `steps`
 Outputs, as vectors: node<i>.w for every node, and w, the server's.
 
 Source: mathematics.md §10. Derived.
-"""  # noqa: E501
+"""  # noqa: E501 - a row of a table is one line
 
 from collections.abc import Iterator
 from typing import Any

@@ -142,11 +142,11 @@ def compute(case: Case) -> Arrays:
     said = objective(*everyone).teach(w)
     found = {f"logits.{name_of(part)}": logits for part, logits in said.items()}
     for student, lesson in zip(students, case.settings["students"], strict=True):
-        alone = [Student(student.part, labels=1.0)] if student.labels else []
-        alone += [Student(student.part, (teacher,), labels=0.0) for teacher in student.teachers]
-        for name, term in zip(term_names(lesson), alone, strict=True):
-            loss = objective(term)(w, gradient, said)
-            found[name] = np.array(loss * (student.labels if name.endswith(".labels.loss") else 1.0))
+        # Labels count 1 where there are no teachers, whose weights are part of what they teach.
+        alone = [(student.labels, Student(student.part, labels=1.0))] if student.labels else []
+        alone += [(1.0, Student(student.part, (teacher,), labels=0.0)) for teacher in student.teachers]
+        for name, (weight, term) in zip(term_names(lesson), alone, strict=True):
+            found[name] = np.array(weight * objective(term)(w, gradient, said))
     found["total.loss"] = np.array(objective(*students)(w, gradient, said))
     return found | {"gradient": gradient}
 

@@ -16,7 +16,7 @@
 grad.* are gradients of sum(dy * y); those of cross_entropy of the loss itself.
 
 Source: mathematics.md §2.1-§2.4. Derived.
-"""  # noqa: E501
+"""  # noqa: E501 - a row of a table is one line
 
 import math
 from collections.abc import Callable, Iterator, Sequence
