@@ -9,6 +9,8 @@ arithmetic, so the files can be used to test it where PyTorch is not installed.
 from __future__ import annotations
 
 import argparse
+import io
+import zipfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
 
@@ -63,12 +65,21 @@ def selected(level: str, dtype: str) -> Iterator[Case]:
 
 
 def file_bytes(level: str, dtype: str) -> bytes:
-    """A level's golden file, computed by PyTorch."""
+    """A level's golden file, computed by PyTorch and compressed."""
     from refimpl.crosscheck.bridges.torch.run import run, single_threaded
 
     made_by = single_threaded()
     computed: list[tuple[Case, Arrays]] = [(case, run(case)) for case in selected(level, dtype)]
-    return golden_bytes(computed, made_by)
+    return deflated(golden_bytes(computed, made_by))
+
+
+def deflated(content: bytes) -> bytes:
+    """The archive with the same members, compressed."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as plain, zipfile.ZipFile(packed, "w") as file:
+        for entry in plain.infolist():
+            file.writestr(entry, plain.read(entry), zipfile.ZIP_DEFLATED, 9)
+    return packed.getvalue()
 
 
 def main(arguments: list[str] | None = None) -> int:
