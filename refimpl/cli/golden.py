@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from refimpl.crosscheck.golden.own import Own
     from refimpl.crosscheck.hints import Findings
 
-LEVELS = ("ops", "networks", "prox", "local", "algorithm", "adapt", "baselines", "cooperative", "all")
+LEVELS = (
+    *("ops", "networks", "prox", "local", "algorithm", "adapt", "baselines", "cooperative", "fewshot"),
+    "all",
+)
 FORMATS = (".md", ".html")
 
 EPILOG = """\b
@@ -88,7 +91,8 @@ def make_command(
 
     The same options give the same bytes. With --network, all of them are about the network that a Python
     file of yours defines: its layers one by one, the whole network, its groups of gates, local steps, rounds
-    of Algorithm 1, adaptation and the methods to compare with.
+    of Algorithm 1, adaptation and the methods to compare with. The level cooperative has the loss of a team
+    of networks; the level fewshot has episodes of few-shot learning, tests of them, and tickets.
     """
     from refimpl.crosscheck.golden.file import golden_bytes
     from refimpl.crosscheck.golden.levels import build_cases
@@ -147,8 +151,8 @@ def template_command(level: str, torch: bool, talk: Talk) -> None:
 
     The file reads a golden file and writes outputs that `golden check` compares. Replace its functions by
     calls of your own implementation, piece by piece: a departure then lies in what was replaced last. In
-    plain NumPy it lacks the method maml, which needs second derivatives. The level cooperative has no such
-    file yet.
+    plain NumPy it lacks the method maml, which needs second derivatives. The levels cooperative and fewshot
+    have no such file yet.
     """
     from refimpl.crosscheck.template import text
 

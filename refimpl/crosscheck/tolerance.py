@@ -27,6 +27,7 @@ RELATIVE = {
     # A difference of gradients over 0.02 |v| loses two digits at most.
     ("float64", "baselines"): 1e-10,
     ("float64", "cooperative"): 1e-10,
+    ("float64", "fewshot"): 1e-10,
     # Ten rounds feed their rounding back twenty times through gates and losses.
     ("float64", "algorithm"): 1e-8,
     # A kernel's gradient over 3 samples of 6x5 pixels has at most 90 terms: 90 * 2**-24 = 5.4e-6 (36 terms
@@ -47,6 +48,9 @@ RELATIVE = {
     # A divergence sums p d with d = log p - log q, and these terms cancel to about p d^2/2. Where d is 0.01,
     # the rounding of the logits, 2**-24, counts 2/d = 200 times, for each of three classes: 3.6e-5.
     ("float32", "cooperative"): 3e-5,
+    # Sums of at most 64 terms (4 samples of 4x4 pixels) go through 5 layers forward and 5 backward, for two
+    # inner steps and the query loss: 30 sqrt(64) 2**-24 = 1.4e-5.
+    ("float32", "fewshot"): 1e-5,
     # g = lam (md - mean) subtracts nearby points, in the last rounds |g| / |md| is 0.04: 25 times the
     # rounding of the nodes' answers (two steps, five roundings: 3e-7), which each of the ten rounds adds:
     # 7.5e-5.

@@ -58,11 +58,11 @@ def _accuracy(test: Measurement, w: np.ndarray, task: EpisodeTask) -> float:
     node, network = task.node, task.network
     with np.errstate(all="ignore"):  # a rate too large is an answer, not a fault
         adapted = test.learner.adapt(w, losses(network, node.support, test.steps, task.weights))
-        network, adapted = _normalising(network, adapted, node.support.x, test.statistics)
+        network, adapted = normalising(network, adapted, node.support.x, test.statistics)
     return evaluate(network, adapted, *node.test).accuracy
 
 
-def _normalising(
+def normalising(
     network: Network, w: np.ndarray, support: np.ndarray, statistics: str
 ) -> tuple[Network, np.ndarray]:
     """The network and parameters that normalise with those statistics.

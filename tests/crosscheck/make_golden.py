@@ -54,6 +54,7 @@ SELECTION: dict[tuple[str, str], tuple[str, ...]] = {
     ("adapt", "float64"): ("hard", "ste-steps", "soft-prox", "ungated"),
     ("baselines", "float64"): ("*[!t]", "maml-soft"),
     ("cooperative", "float64"): ("cooperative", "sandwich"),
+    ("fewshot", "float64"): ("[!bm]*", "maml", "boil", "masked"),
 }
 
 

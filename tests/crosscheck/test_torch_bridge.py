@@ -257,7 +257,9 @@ def test_calibrated_statistics_are_pytorchs_running_ones(name, monkeypatch):
     assert_close(predict(still, found, other).logits, array(module(tensor(other))), "network")
 
 
-@pytest.mark.parametrize("level", ["ops", "prox", "local", "algorithm", "adapt", "baselines", "cooperative"])
+@pytest.mark.parametrize(
+    "level", ["ops", "prox", "local", "algorithm", "adapt", "baselines", "cooperative", "fewshot"]
+)
 def test_levels(level):
     for dtype in ("float64", "float32"):
         for case in build_cases(level, 2, dtype):

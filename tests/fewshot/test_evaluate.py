@@ -10,7 +10,7 @@ import pytest
 from refimpl.data import DataSet, Episodes
 from refimpl.errors import ConfigError, InputError
 from refimpl.fewshot.config import PRESETS, FewShotConfig, from_table, resolve
-from refimpl.fewshot.evaluate import Measurement, _normalising, accuracies, interval
+from refimpl.fewshot.evaluate import Measurement, accuracies, interval, normalising
 from refimpl.fewshot.experiment import build_learner
 from refimpl.fewshot.tasks import EpisodeTask
 from refimpl.nn.predict import predict
@@ -49,7 +49,7 @@ W = NET.layout.initialise(SeedTree(1), "float64")
 def test_support_statistics_leave_samples_to_themselves():
     """Under them a sample is classified alike with and without others; under the batch's it is not."""
     node = measurement().tasks[0].node
-    net, w = _normalising(NET, W, node.support.x, "support")
+    net, w = normalising(NET, W, node.support.x, "support")
     whole = predict(net, w, node.test.x).logits
     single = np.concatenate([predict(net, w, node.test.x[i : i + 1]).logits for i in range(6)])
     np.testing.assert_allclose(single, whole, rtol=1e-12)

@@ -24,7 +24,7 @@ import numpy as np
 
 from refimpl.errors import one_of
 
-LEVELS = ("ops", "networks", "prox", "local", "algorithm", "adapt", "baselines", "cooperative")
+LEVELS = ("ops", "networks", "prox", "local", "algorithm", "adapt", "baselines", "cooperative", "fewshot")
 PARAM, NOISE = "param.", "noise."
 Arrays = dict[str, np.ndarray]
 

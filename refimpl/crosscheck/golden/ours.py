@@ -25,8 +25,11 @@ _KINDS: dict[str, Callable[[Case], Arrays]] = {
     "adapt": levels.adapt.compute,
     "baseline": levels.baselines.compute,
     "cooperative": levels.cooperative.compute,
+    "episode": levels.fewshot.episode,
+    "episode_test": levels.fewshot.episode_test,
+    "ticket": levels.fewshot.ticket,
 }
-COUNTS = ("nodes", "rounds", "steps", "inner_steps", "prox_steps")
+COUNTS = ("nodes", "rounds", "steps", "inner_steps", "prox_steps", "length")
 MOST = 1000  # most repetitions of each; files of `golden make` have at most ten
 
 # What a case that makes no sense may raise while it is computed, also because of its size or nesting.
@@ -66,8 +69,9 @@ def check_case(case: Case) -> None:
     Numbers of repetitions are limited, so that the check comes to an end. `run` adds the case's name to
     messages.
 
-    Networks that train (`local`, `algorithm`, `adapt`, `baseline`, `cooperative`) check their parameters,
-    batches and labels themselves, and penalties check their groups. Of these only the dtype is checked here.
+    Networks that train (`local`, `algorithm`, `adapt`, `baseline`, `cooperative`, `episode`) check their
+    parameters, batches and labels themselves, and penalties check their groups. Of these only the dtype is
+    checked here.
     """
     for name in COUNTS:
         count = case.settings.get(name, 0)

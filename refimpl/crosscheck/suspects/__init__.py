@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from refimpl.crosscheck.golden.case import Case
-from refimpl.crosscheck.suspects import iterations, layers, server, team
+from refimpl.crosscheck.suspects import fewshot, iterations, layers, server, team
 from refimpl.crosscheck.suspects.contract import Suspect
 
 _FINDERS = (
@@ -24,6 +24,11 @@ _FINDERS = (
     server.group_weight,
     server.wrong_server,
     team.wrong_teaching,
+    fewshot.wrong_inner_loop,
+    fewshot.wrong_order,
+    fewshot.forgotten_mask,
+    fewshot.wrong_statistics,
+    fewshot.wrong_ticket,
 )
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from refimpl.crosscheck.bridges.torch import ops
+from refimpl.crosscheck.bridges.torch import fewshot, ops
 from refimpl.crosscheck.bridges.torch import solve as solvers
 from refimpl.crosscheck.bridges.torch.network import GatedNetwork
 from refimpl.crosscheck.bridges.torch.prox import Penalty, groups_from, on_range, penalty_of
 from refimpl.crosscheck.bridges.torch.solve import Batch, Objective, local_solution, logits
-from refimpl.crosscheck.bridges.torch.weights import Tensors, array, tensor
+from refimpl.crosscheck.bridges.torch.weights import Tensors, array, tensor, views
 from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.errors import InputError
 from refimpl.nn.context import Gating
@@ -224,6 +224,65 @@ def run_cooperative(given: Tensors, settings: Settings) -> Tensors:
     }
 
 
+def inner_steps(given: Tensors, settings: Settings) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Where an episode starts, the points after each step, and where w may be other than zero."""
+    model, (what, exact) = model_of(given, settings, ("theta",)), fewshot.plan(settings)
+    moves, alive = fewshot.ones(model.shapes, what, named(given, "mask."))
+    start = (start_of(given, model) * alive).requires_grad_()
+    parts = ("support", "query") if settings["method"] == "reptile" else ("support",)
+    batch = Batch(*(torch.cat([given[f"{part}.{own}"] for part in parts]) for own in ("x", "labels")))
+    steps, alpha = settings["inner_steps"], settings["alpha"]
+    points = fewshot.inner_loop(start, Objective(model, batch), steps, alpha, moves, exact)
+    return start, list(points), alive
+
+
+def run_episode(given: Tensors, settings: Settings) -> Tensors:
+    """The inner steps of an episode and the method's answer."""
+    start, points, alive = inner_steps(given, settings)
+    steps = {f"step{s}.w": point for s, point in enumerate(points, 1)}
+    if settings["method"] == "reptile":
+        return steps | {"gradient": start - points[-1]}
+    _, exact = fewshot.plan(settings)
+    end = points[-1] if exact else points[-1].detach().requires_grad_()
+    query = Batch(given["query.x"], given["query.labels"])
+    loss = Objective(model_of(given, settings, ("theta",)), query).loss(end)
+    (gradient,) = torch.autograd.grad(loss, start if exact else end)
+    return steps | {"query.loss": loss, "gradient": gradient * alive}
+
+
+def run_episode_test(given: Tensors, settings: Settings) -> Tensors:
+    """The inner steps of a test, and the logits of its query samples."""
+    _, points, _ = inner_steps(given, settings)
+    support = len(given["support.x"]) if settings["statistics"] == "support" else 0
+    shapes = {name: tuple(shape) for name, shape in settings["parameters"]}
+    model = fewshot.NormalisedTogether(settings["layers"], shapes, Gating(**settings["gating"]))
+    model.first = support or len(given["query.x"])
+    x = torch.cat([given["support.x"][:support], given["query.x"]])
+    said = {"query.logits": logits(model, points[-1].detach(), x)[support:]}
+    return {f"step{s}.w": point for s, point in enumerate(points, 1)} | said
+
+
+def run_ticket(given: Tensors, settings: Settings) -> Tensors:
+    """The decisions of a finder of tickets."""
+    shapes = {name: torch.Size(shape) for name, shape in settings["parameters"]}
+    weights, names, found = given["weights"], fewshot.prunable(shapes), Tensors()
+    if settings["finder"] == "mwt":
+        last = views(shapes, weights[-1].abs())
+        sizes = {name: last[name] for name in names}
+        masks, first = fewshot.by_magnitude(sizes, settings["scope"], settings["pruned"]), settings["rewind"]
+    else:
+        rows = torch.stack([views(shapes, row.abs())[names[0]] for row in weights])
+        counts = fewshot.smart_counts([shapes[name].numel() for name in names], settings["pruned"])
+        queue, stopped, mask = fewshot.first_masks(rows, counts[0], settings)
+        found = {"overlaps": tensor(np.array(queue)), "stopped": torch.tensor(stopped).double()}
+        scores = zip(names, counts, strict=True)
+        masks = {name: fewshot.largest(given[f"random.{name}"], count) for name, count in scores}
+        masks[names[0]], first = mask, 0
+    start = {name: part * masks.get(name, 1) for name, part in views(shapes, weights[first]).items()}
+    named_masks = {f"mask.{name}": mask for name, mask in masks.items()}
+    return found | named_masks | {"start": fewshot.flat(start)}
+
+
 KINDS: dict[str, Callable[[Tensors, Settings], Tensors]] = {
     **{kind: partial(run_layer, kind) for kind in ops.LAYERS},
     "cross_entropy": run_cross_entropy,
@@ -235,4 +294,7 @@ KINDS: dict[str, Callable[[Tensors, Settings], Tensors]] = {
     "adapt": run_adapt,
     "baseline": run_baseline,
     "cooperative": run_cooperative,
+    "episode": run_episode,
+    "episode_test": run_episode_test,
+    "ticket": run_ticket,
 }

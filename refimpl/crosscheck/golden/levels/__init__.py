@@ -9,6 +9,7 @@ from refimpl.crosscheck.golden.levels import (
     algorithm,
     baselines,
     cooperative,
+    fewshot,
     local,
     networks,
     ops,
@@ -27,6 +28,7 @@ _MODULES: Mapping[str, Any] = {
     "adapt": adapt,
     "baselines": baselines,
     "cooperative": cooperative,
+    "fewshot": fewshot,
 }
 
 
