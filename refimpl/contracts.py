@@ -4,7 +4,7 @@ Any object with the methods of a protocol will do. Nobody inherits from these cl
 Source: mathematics.md §3 (objectives and tasks), §4 (schedules), §5 (penalties), §10 (methods).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -83,6 +83,16 @@ class Method(Protocol):
 
     def model(self, state: State) -> Vector:
         """The meta-model."""
+
+
+@runtime_checkable
+class Joining(Protocol):
+    """A method that can also do the work of several nodes in one call, with the answers of `local`."""
+
+    def local_each(
+        self, tasks: Sequence[Task], point: Vector, rngs: Sequence[np.random.Generator]
+    ) -> Sequence[LocalSolution]:
+        """The nodes' work, in their order; this thread's next call may use the answers' memory again."""
 
 
 @runtime_checkable

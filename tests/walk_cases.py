@@ -90,6 +90,9 @@ VECTOR = start_of(PLAIN)
 TWO_ROUNDS = range(1, 3), Participation(), SEEDS
 
 
+TWO_TASKS = [TASK, TASK.on(TASK.x, TASK.y)]
+
+
 def method_cases(method):
     names = tuple(method.start(VECTOR))
     arrays = {name: eighths(9, seed=i) for i, name in enumerate(names)}
@@ -117,6 +120,10 @@ def method_cases(method):
             lambda w: [state for state, _ in run_rounds(method, [TASK, TASK], method.start(w), *TWO_ROUNDS)],
             w=VECTOR,
         ),
+    } | {
+        at(name): Case(lambda point: method.local_each(TWO_TASKS, point, [rng(), rng()])[1].w, point=VECTOR)
+        for name in ("local_each",)
+        if hasattr(method, name)
     }
 
 
@@ -138,6 +145,9 @@ FEDERATED = {key: case for method in METHODS for key, case in method_cases(metho
         lambda centre: local.solve_local(BOWL, centre, LOCAL, rng()).w,
         any_length=("centre",),
         centre=eighths(9),
+    ),
+    place(local.solve_each): Case(
+        lambda centre: local.solve_each(TWO_TASKS, centre, LOCAL, [rng(), rng()])[1].w, centre=VECTOR
     ),
     place(local.local_residual): Case(
         lambda w, centre: local.local_residual(BOWL, w, centre, 0.5), w=eighths(9), centre=eighths(9, seed=1)

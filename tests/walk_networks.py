@@ -151,6 +151,12 @@ NETWORKS = {
     place(NetworkTask.descend): Case(
         lambda centre: NetworkTask(NET, X, Y).descend(centre, 0.125, 0.5, 2, rng()).w, centre=W
     ),
+    place(NetworkTask.descend_each): Case(
+        lambda centre: (
+            NetworkTask(NET, X, Y).descend_each([NetworkTask(NET, X, Y)], centre, 0.125, 0.5, 2, [rng()])[0].w
+        ),
+        centre=W,
+    ),
     place(CompiledObjective.__call__): Case(
         lambda w, grad_out: next(iter(NetworkTask(NET, X, Y, batch_size=3).draw(rng(), 1)))(w, grad_out),
         written=("grad_out",),

@@ -8,8 +8,9 @@ Source: mathematics.md §3 ([MG] eq. 5).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from refimpl.optim.prox.contract import check_alike
 
 
 class Descent(Protocol):
-    """The result of `Descending.descend`; fields as in `LocalSolution`."""
+    """The result of `Descending.descend_each`; fields as in `LocalSolution`."""
 
     w: np.ndarray
     loss: float
@@ -32,10 +33,16 @@ class Descent(Protocol):
 class Descending(Protocol):
     """A task that can run the whole local iteration by itself, in compiled code."""
 
-    def descend(
-        self, centre: np.ndarray, eta: float, lam: float, steps: int, rng: np.random.Generator
-    ) -> Descent | None:
-        """The iteration of `solve_local`, bit for bit; None if the task cannot do it."""
+    def descend_each(
+        self,
+        tasks: Sequence[Any],
+        centre: np.ndarray,
+        eta: float,
+        lam: float,
+        steps: int,
+        rngs: Sequence[np.random.Generator],
+    ) -> Sequence[Descent] | None:
+        """The iteration of `solve_local` for tasks, this one the first, bit for bit; None if it cannot."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +99,9 @@ def solve_local(
     centre (d,) float32/float64 is not changed. With lam = 0 this is local SGD.
     """
     check_alike("solve_local", centre=centre)
-    if settings.own_rate is None and hasattr(
-        task, "descend"
-    ):  # it is `Descending`; isinstance takes ten times as long
-        end = task.descend(centre, settings.eta, settings.lam, settings.steps, rng)
-        if end is not None:
-            return LocalSolution(end.w, end.loss, end.residual, settings.steps, end.flops, end.closed_share)
+    ends = _descend([task], centre, settings, [rng])
+    if ends is not None:
+        return ends[0]
     scalar = centre.dtype.type
     lam, rates = scalar(settings.lam), settings.rates(centre.size)
     w, gradient = centre.copy(), np.empty_like(centre)
@@ -111,6 +115,30 @@ def solve_local(
             vector.local_step(w[where], gradient[where], centre[where], scalar(eta), lam)
         tally.add(objective)
     return tally.solution(w, first_loss, float(residual))
+
+
+def solve_each(
+    tasks: Sequence[Task], centre: np.ndarray, settings: LocalSettings, rngs: Sequence[np.random.Generator]
+) -> list[LocalSolution]:
+    """`solve_local` for every task; in one compiled call, where the tasks can do that."""
+    check_alike("solve_each", centre=centre)
+    ends = _descend(tasks, centre, settings, rngs)
+    if ends is not None:
+        return ends
+    return [solve_local(task, centre, settings, rng) for task, rng in zip(tasks, rngs, strict=True)]
+
+
+def _descend(
+    tasks: Sequence[Task], centre: np.ndarray, settings: LocalSettings, rngs: Sequence[np.random.Generator]
+) -> list[LocalSolution] | None:
+    """The answers of tasks that are `Descending`; None if they cannot do this iteration."""
+    if settings.own_rate is not None or not hasattr(tasks[0], "descend_each"):
+        return None  # isinstance takes ten times as long
+    ends = tasks[0].descend_each(tasks, centre, settings.eta, settings.lam, settings.steps, rngs)
+    return ends and [
+        LocalSolution(end.w, end.loss, end.residual, settings.steps, end.flops, end.closed_share)
+        for end in ends
+    ]
 
 
 def local_residual(objective: Objective, w: np.ndarray, centre: np.ndarray, lam: float) -> float:

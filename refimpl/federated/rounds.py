@@ -17,14 +17,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refimpl.contracts import LocalSolution, Method, State, Task
+from refimpl.contracts import Joining, LocalSolution, Method, State, Task
 from refimpl.errors import DivergenceError, InputError, expect_numbers, shown
 from refimpl.kernels import vector
 from refimpl.optim.prox.contract import check_alike
-from refimpl.rng import SeedTree
+from refimpl.rng import NodeStreams, SeedTree
 from refimpl.threads import in_turn
 
 DIVERGED_FACTOR = 1e3  # a node's loss above this multiple of the first round's mean loss stops the run
+TOGETHER = 8  # nodes that are solved in one call, at most; so many calls a thread at least
+TOGETHER_BYTES = 4 << 20  # of their answers
 
 
 def vectors_of(who: str, state: State, *names: str) -> list[np.ndarray]:
@@ -137,15 +139,40 @@ def _run_round(
     point = method.broadcast(state, round_)
     sums = _Sums(method.name, point, round_, nodes, participation.weights(tasks, nodes), first_loss)
 
-    def solve(place: int) -> LocalSolution:
-        node = nodes[place]
-        return method.local(tasks[node], point, seeds.generator("local", round_, node))
+    together = _together(len(nodes), point.nbytes, threads)
+    pieces = [nodes[first : first + together] for first in range(0, len(nodes), together)]
 
-    in_turn(solve, len(nodes), threads, sums.add)
+    def solve(piece: int) -> Sequence[LocalSolution]:
+        some = pieces[piece]
+        return _local(method, [tasks[i] for i in some], point, NodeStreams(seeds, "local", round_, some))
+
+    def add(piece: int, answers: Sequence[LocalSolution]) -> None:
+        for place, answer in enumerate(answers, piece * together):
+            sums.add(place, answer)
+
+    in_turn(solve, len(pieces), threads, add)
     with np.errstate(all="ignore"):  # `check_state` reports overflow
         state, gap = method.server(state, round_, point, sums.mean())
     check_state(state, round_)
     return state, sums.record(gap, time.perf_counter() - started)
+
+
+def _together(nodes: int, answer_bytes: int, threads: int) -> int:
+    """How many nodes of a round to solve in one call: several, if many calls are left for each thread."""
+    return max(1, min(TOGETHER, TOGETHER_BYTES // max(1, answer_bytes), nodes // (TOGETHER * threads)))
+
+
+def _local(
+    method: Method, tasks: Sequence[Task], point: np.ndarray, rngs: Sequence[np.random.Generator]
+) -> Sequence[LocalSolution]:
+    """The work of some nodes: by the method's `local_each` if it has one that says the same as its `local`.
+
+    A class that inherits both and replaces `local` alone has none.
+    """
+    owner = next((each for each in type(method).__mro__ if "local" in vars(each)), None)
+    if isinstance(method, Joining) and owner is not None and "local_each" in vars(owner):
+        return method.local_each(tasks, point, rngs)
+    return [method.local(task, point, rng) for task, rng in zip(tasks, rngs, strict=True)]
 
 
 class _Sums:

@@ -350,19 +350,11 @@ def _step(w, gradient, pull, start, stop):
         vector.local_step(w[part], gradient[part], pull.centre[part], pull.eta, pull.lam)
 
 
-@kernel
-def descend(program, x, y, soft, batches, span, kept, how, noise, pull, w, gradient, space, moments):
-    """Steps w <- w - eta (g(w) + lam (w - centre)), one for each row of `batches` (indices into x, y).
-
-    A few samples are treated at a time (`span`), so that their activations stay in the cache; sums go on from
-    part to part; `kept` says what outlives a part. x (samples, features), y (samples,); soft: what
-    teachers say about these samples; noise (steps, n, gates, widest gate). `gradient` must be zero where
-    nothing is trained. Returns the first step's loss and the norm of the local problem's gradient before the
-    last step; `moments` grows by the open-channel counts.
-    A span that is not the whole batch takes no step, and returns the sum of losses up to its end.
-    """
-    optimise_for_size()
+@inlined
+def _descend(program, x, y, soft, batches, span, kept, how, noise, pull, w, gradient, space, moments):
+    """One descent from w: the first step's loss, and the norm of the gradient before the last step."""
     steps, n = batches.shape
+    last = min(span.stop, n)
     first_loss, residual, value = 0.0, 0.0, 0.0
     labels = np.empty(n, dtype=np.int64)
     counts = np.empty(moments.shape[0], dtype=np.int64)
@@ -370,8 +362,8 @@ def descend(program, x, y, soft, batches, span, kept, how, noise, pull, w, gradi
     for step in range(steps):
         value, known = span.loss, kept.first if step == 0 else kept.later
         stepping = stop > 0 and span.part >= n and step < steps - 1  # the last gradient is needed whole
-        for first in range(span.first, span.stop, span.part):
-            chosen = slice(first, min(first + span.part, span.stop))
+        for first in range(span.first, last, span.part):
+            chosen = slice(first, min(first + span.part, last))
             ours, picked, more = labels[chosen], batches[step, chosen], first > 0
             own = _from_sample(space, first, kept)
             for i in range(ours.size):
@@ -406,3 +398,32 @@ def descend(program, x, y, soft, batches, span, kept, how, noise, pull, w, gradi
             residual = vector.local_residual(w, gradient, pull.centre, pull.lam)
         _step(w, gradient, pull, start if stepping else 0, stop if stepping else 0)
     return first_loss, residual
+
+
+@kernel
+def descend(program, x, y, soft, batches, sizes, span, kept, how, noise, pull, w, gradient, space, moments):
+    """Steps w <- w - eta (g(w) + lam (w - centre)) from the centre, for each node; each has a row of w.
+
+    A few samples are treated at a time (`span`), so that their activations stay in the cache; sums go on from
+    part to part; `kept` says what outlives a part. x (samples, features), y (samples,): of all nodes; soft:
+    what teachers say about them; batches: indices into them, of all steps of the first node, then of the
+    next; sizes (nodes,): how many each step has; noise (nodes, steps, n, gates, widest gate). Rows of w may
+    be longer than the centre. `gradient` must be zero where nothing is trained. Returns (nodes, 2): the first
+    step's loss, and the norm of the local problem's gradient before the last step. `moments` (nodes, ...)
+    grow by the open-channel counts.
+    A span that is not the whole batch is evaluated at w as it is; no step is taken, and the loss is the sum
+    of losses up to the end of the span.
+    """
+    optimise_for_size()
+    nodes, steps = noise.shape[:2]
+    found, start = np.empty((nodes, 2)), 0
+    for i in range(nodes):
+        stop = start + steps * sizes[i]
+        picked, own = batches[start:stop].reshape(steps, sizes[i]), w[i, : pull.centre.size]
+        start = stop
+        if span.values and span.sums:
+            copy(pull.centre, own)
+        found[i, 0], found[i, 1] = _descend(
+            program, x, y, soft, picked, span, kept, how, noise[i], pull, own, gradient, space, moments[i]
+        )
+    return found

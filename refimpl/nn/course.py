@@ -24,11 +24,12 @@ from refimpl.threads import share
 
 
 class Course(NamedTuple):
-    """All that a descent from w reads; methods move w, and write the gradient and the sums of open channels.
+    """All that the descents of some nodes read; methods write w, the gradient and the sums of open channels.
 
-    x (samples, features), y (samples,); soft: what teachers say about them; batches (steps, n) and noise
-    (steps, n, gates, widest gate) of each step; kept, own: activations that outlive the descent, and where
-    they are; part: samples at a time.
+    x (samples, features), y (samples,), of all nodes; soft: what teachers say about them; batches: indices
+    into them, of all steps of the first node, then of the next; sizes (nodes,): how many each step has; noise
+    (nodes, steps, n, gates, widest gate); kept, own: activations that outlive the descent, and where they
+    are; part: samples at a time. Only a single node can have several threads.
     """
 
     program: Program
@@ -36,6 +37,7 @@ class Course(NamedTuple):
     y: np.ndarray
     soft: SoftTargets
     batches: np.ndarray
+    sizes: np.ndarray
     noise: np.ndarray
     how: Decisions
     pull: Pull
@@ -43,34 +45,35 @@ class Course(NamedTuple):
     own: Activations | None
     part: int
 
-    def run(
-        self, w: np.ndarray, gradient: np.ndarray, moments: np.ndarray, threads: int
-    ) -> tuple[float, float]:
-        """The first step's loss, and the norm of the local problem's gradient before the last step."""
-        size = self.batches.shape[1]
+    def run(self, w: np.ndarray, gradient: np.ndarray, moments: np.ndarray, threads: int) -> np.ndarray:
+        """Each node's first loss, and the norm of its problem's gradient before the last step, (nodes, 2)."""
+        size = int(self.sizes.max())
         if threads <= 1 or self.part >= size:
             return self._call(Span(0, size, self.part), self._space(), w, gradient, moments)
-        first_loss, residual = math.nan, math.nan
-        for step in range(len(self.batches)):
+        centre, steps, found = self.pull.centre, self.noise.shape[1], np.empty((1, 2))
+        own = w[0, : centre.size]
+        own[:] = centre
+        for step in range(steps):
             loss = self._at(step)._loss(w, gradient, moments, threads)
-            first_loss = first_loss if step else loss
-            if step == len(self.batches) - 1:
-                residual = vector.local_residual(w, gradient, self.pull.centre, self.pull.lam)
-            vector.local_step(w, gradient, self.pull.centre, self.pull.eta, self.pull.lam)
-        return first_loss, residual
+            if step == 0:
+                found[0, 0] = loss
+            if step == steps - 1:
+                found[0, 1] = vector.local_residual(own, gradient, centre, self.pull.lam)
+            vector.local_step(own, gradient, centre, self.pull.eta, self.pull.lam)
+        return found
 
     def _at(self, step: int) -> Course:
         """A single step."""
-        only, kept = slice(step, step + 1), self.kept
+        size, kept = int(self.sizes[0]), self.kept
         return self._replace(
-            batches=self.batches[only],
-            noise=self.noise[only],
+            batches=self.batches[step * size : (step + 1) * size],
+            noise=self.noise[:, step : step + 1],
             kept=kept._replace(first=kept.later if step else kept.first),
         )
 
     def _loss(self, w: np.ndarray, gradient: np.ndarray, moments: np.ndarray, threads: int) -> float:
         """The mean loss of the batch, and its gradient."""
-        size, loss, spaces = self.batches.shape[1], 0.0, dict[int, Workspace]()
+        size, loss, spaces = self.batches.size, 0.0, dict[int, Workspace]()
 
         def values(piece: int) -> tuple[Span, Workspace]:
             first, thread = piece * self.part, get_ident()
@@ -83,7 +86,7 @@ class Course(NamedTuple):
             nonlocal loss
             span, space = found
             span = span._replace(values=False, sums=True, loss=loss)
-            loss, _ = self._call(span, space, w, gradient, moments)
+            loss = float(self._call(span, space, w, gradient, moments)[0, 0])
 
         share(values, math.ceil(size / self.part), threads, sums)
         return loss / size
@@ -94,10 +97,9 @@ class Course(NamedTuple):
 
     def _call(
         self, span: Span, space: Workspace, w: np.ndarray, gradient: np.ndarray, moments: np.ndarray
-    ) -> tuple[float, float]:
-        """The compiled descent over a span of each batch."""
-        program, x, y, soft, batches, noise, how, pull, kept, _, _ = self
-        found: tuple[float, float] = descend(
-            program.operations, x, y, soft, batches, span, kept, how, noise, pull, w, gradient, space, moments
-        )
+    ) -> np.ndarray:
+        """The compiled descents over a span of each batch."""
+        program, x, y, soft, batches, sizes, noise, how, pull, kept, _, _ = self
+        samples = program.operations, x, y, soft, batches, sizes
+        found: np.ndarray = descend(*samples, span, kept, how, noise, pull, w, gradient, space, moments)
         return found

@@ -7,10 +7,10 @@ Source: mathematics.md §3 (L_i is the mean cross-entropy over D_i, or over the 
 Derived.
 """
 
-from collections.abc import Iterator, Mapping
-from copy import copy
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from refimpl.kernels import vector
 from refimpl.kernels.arrays import tidy
 from refimpl.kernels.loss import SoftTargets
 from refimpl.kernels.operation import NOTHING_KEPT, Activations, Decisions, Kept, Pull
-from refimpl.kernels.workspace import aligned_copy, scratch_array
+from refimpl.kernels.workspace import rows, scratch_array
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.course import Course
 from refimpl.nn.handover import Handover
@@ -57,6 +57,11 @@ class Descent(NamedTuple):
     residual: float
     flops: float
     closed_share: float
+
+
+FEW_BYTES = 1 << 17  # of the samples of a task, below which copying them costs less than a call of its own
+UNUSED = np.random.default_rng(0)  # of draws that need no random numbers
+Drawn = tuple[np.ndarray, list[dict[str, np.ndarray]]]  # batches, and the noise of each
 
 
 @dataclass(frozen=True)
@@ -98,9 +103,11 @@ class NetworkTask:
 
     def on(self, x: np.ndarray, y: np.ndarray) -> "NetworkTask":
         """The same on other samples, without teachers; what depends on the network alone is shared."""
-        for name in ("program", "_work_table", "_gated_channels", "_usual"):
+        for name in ("program", "_work_table", "_gated_channels", "_usual", "_likeness"):
             getattr(self, name)  # it is made here, once, and copied with the fields
-        other = copy(self)  # `replace` takes six times as long, which matters for a node of a few samples
+        # `copy` takes ten times as long, which matters for a node of a few samples.
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
         other._take(x, y, None)
         return other
 
@@ -108,6 +115,11 @@ class NetworkTask:
     def size(self) -> int:
         """Number of samples."""
         return len(self.y)
+
+    @property
+    def batch(self) -> int:
+        """Number of samples in a batch."""
+        return self.batch_size if 0 < self.batch_size < self.size else self.size
 
     @cached_property
     def program(self) -> Program | None:
@@ -117,6 +129,11 @@ class NetworkTask:
     def context(self, noise: Mapping[str, np.ndarray] | None = None) -> Context:
         """The settings of an evaluation."""
         return Context(self.gating, self.train, noise or {}, weights=self.weights)
+
+    @cached_property
+    def _likeness(self) -> object:
+        """What this task has in common with those that `on` makes of it, and with no other."""
+        return object()
 
     @cached_property
     def _usual(self) -> Context:
@@ -152,14 +169,22 @@ class NetworkTask:
         own = soft._replace(logits=soft.logits[:, chosen]) if soft.weights.size else soft
         return NetworkObjective(self.network, self.x[chosen], self.y[chosen], self.context(noise), own)
 
-    def _draw(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
+    @property
+    def _random(self) -> bool:
+        """Whether an evaluation needs random numbers."""
+        return self.batch < self.size or self.gating.mode == "gumbel"
+
+    def _draw(self, rng: np.random.Generator, count: int) -> Drawn:
         """Batches (count, size) and the noise of each, by gate name."""
         batches = draw_batches(rng, self.size, self.batch_size, count)
         if self.gating.mode != "gumbel":
             return batches, [{}] * count
-        size = batches.shape[1]
-        own = self.network, size, rng, self.x.dtype, self.gating
+        own = self.network, self.batch, rng, self.x.dtype, self.gating
         return batches, [draw_gate_noise(*own) for _ in range(count)]
+
+    def _draw_from(self, rngs: Sequence[np.random.Generator], place: int, count: int) -> Drawn:
+        """`_draw` with the generator of this place, which is asked for only if it is needed."""
+        return self._draw(rngs[place] if self._random else UNUSED, count)
 
     def descend(
         self, centre: np.ndarray, eta: float, lam: float, steps: int, rng: np.random.Generator
@@ -168,53 +193,91 @@ class NetworkTask:
 
         Bit for bit what the same steps on the objectives of `draw` give.
         """
-        if self.program is None:
+        ends = self.descend_each([self], centre, eta, lam, steps, [rng])
+        return ends[0] if ends else None
+
+    def descend_each(
+        self,
+        tasks: "Sequence[NetworkTask]",
+        centre: np.ndarray,
+        eta: float,
+        lam: float,
+        steps: int,
+        rngs: Sequence[np.random.Generator],
+    ) -> list[Descent] | None:
+        """`descend` for every task, this one the first, in one compiled call.
+
+        The ends of more than one lie in memory that this thread uses again in its next such call. None
+        without a program, or where tasks differ in more than their samples, or have so many that these are
+        not worth copying.
+        """
+        if self.program is None or not all(self._goes_with(task) for task in tasks[1:]):
             return None
         centre = self._usual.pruned(tidy(centre))
         self.network.layout.check(f"task on {self.network.name}", centre)
-        batches, noise = self._draw(rng, steps)
-        w, gradient = aligned_copy(centre), scratch_array("gradient", centre.dtype, centre.size)
+        drawn = [task._draw_from(rngs, place, steps) for place, task in enumerate(tasks)]
+        gradient = scratch_array("gradient", centre.dtype, centre.size)
         for part in self.program.untouched:
             gradient[part] = 0
         kept, own, theta = NOTHING_KEPT, None, centre[self.network.layout.theta]
         if self.handover is not None:
             kept, own = self.handover.begin(self.kept, theta)
-        loss, residual, moments = self._run(
-            self.program, batches, noise, eta, lam, centre, w, gradient, kept, own
-        )
+        w, found, moments = self._run(self.program, tasks, drawn, eta, lam, centre, gradient, kept, own)
         if self.handover is not None and own is not None:
             self.handover.end(kept, theta)
-        flops, closed_share = self._measure(moments)
-        return Descent(w, loss, residual, flops - self._reused(kept, moments, steps), closed_share)
+        ends = []
+        for row, numbers, counts in zip(w, found.tolist(), moments, strict=True):
+            flops, closed_share = self._measure(counts)
+            reused = self._reused(kept, counts, steps)
+            loss, residual = numbers
+            ends.append(Descent(row[: centre.size], loss, residual, flops - reused, closed_share))
+        return ends
+
+    def _goes_with(self, other: "NetworkTask") -> bool:
+        """Whether both differ in nothing but samples, of which each has few."""
+        if self.handover is not None or self.threads > 1 or self.gating.mode == "gumbel":
+            return False
+        few = max(self.x.nbytes, other.x.nbytes) <= FEW_BYTES and self.x.dtype == other.x.dtype
+        alone = any(task.soft is not None and task.soft.weights.size for task in (self, other))
+        return few and not alone and self._likeness is other._likeness
 
     def _run(
         self,
         program: Program,
-        batches: np.ndarray,
-        noise: list[dict[str, np.ndarray]],
+        tasks: "Sequence[NetworkTask]",
+        drawn: Sequence[Drawn],
         eta: float,
         lam: float,
         centre: np.ndarray,
-        w: np.ndarray,
         gradient: np.ndarray,
         kept: Kept = NOTHING_KEPT,
         own: Activations | None = None,
-    ) -> tuple[float, float, np.ndarray]:
-        """The compiled descent from w, in place; loss, residual, sums of open-channel counts."""
-        if w.dtype != self.x.dtype:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The compiled descents: rows that begin with the ends, loss and residual, open-channel counts."""
+        if centre.dtype != self.x.dtype:
             raise InputError(
-                f"task on {self.network.name}: samples are {self.x.dtype} but parameters {w.dtype}; "
+                f"task on {self.network.name}: samples are {self.x.dtype} but parameters {centre.dtype}; "
                 "convert with x.astype"
             )
-        size, scalar = batches.shape[1], w.dtype.type
-        stacked = program.stack_noise(noise, size if any(noise) else 0, w.dtype)
-        how = Decisions(float(self.gating.tau), MODES[self.gating.mode], stacked[0])
+        scalar, count = centre.dtype.type, len(tasks)
+        starts = accumulate((task.size for task in tasks[:-1]), initial=0)
+        moved = [chosen + start for (chosen, _), start in zip(drawn, starts, strict=True)]
+        batches = _joined([each.ravel() for each in moved])
+        sizes = np.array([chosen.shape[1] for chosen, _ in drawn])
+        noise = [each for _, steps in drawn for each in steps]
+        stacked = program.stack_noise(noise, int(sizes[0]) if any(noise) else 0, centre.dtype)
+        stacked = stacked.reshape(count, len(noise) // count, *stacked.shape[1:])
+        x, y = (_joined([getattr(task, name) for task in tasks]) for name in ("x", "y"))
+        how = Decisions(float(self.gating.tau), MODES[self.gating.mode], stacked[0, 0])
         pull = Pull(scalar(eta), scalar(lam), centre)
         assert self.soft is not None
-        x, part = self.x.reshape(self.size, -1), self.part or self.part_of(program, size)
-        moments = np.zeros((1 + program.gates, 1 + program.gates), dtype=np.int64)
-        course = Course(program, x, self.y, self.soft, batches, stacked, how, pull, kept, own, part)
-        return *course.run(w, gradient, moments, self.threads), moments
+        part = self.part or self.part_of(program, int(sizes.max()))
+        moments = np.zeros((count, 1 + program.gates, 1 + program.gates), dtype=np.int64)
+        course = Course(
+            program, x.reshape(len(y), -1), y, self.soft, batches, sizes, stacked, how, pull, kept, own, part
+        )
+        w = rows(centre.dtype, count, centre.size)
+        return w, course.run(w, gradient, moments, self.threads), moments
 
     def part_of(self, program: Program, batch: int) -> int:
         """How many samples of a batch to treat at a time."""
@@ -237,6 +300,11 @@ class NetworkTask:
         return found
 
 
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The arrays, one behind the other; a single one as it is."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
 class CompiledObjective:
     """A task's loss on one batch of its samples (indices `chosen`), evaluated by its program."""
 
@@ -255,11 +323,10 @@ class CompiledObjective:
         self.task.network.layout.check_pair(f"task on {self.task.network.name}", w, grad_out, "grad_out")
         self._layers = None
         grad_out[:] = 0
-        own = aligned_copy(self.task._usual.pruned(w))
-        loss, _, self.moments = self.task._run(
-            self.program, self.chosen, self.noise, 0.0, 0.0, w, own, grad_out
-        )
-        return loss
+        centre, drawn = self.task._usual.pruned(w), [(self.chosen, self.noise)]
+        _, found, moments = self.task._run(self.program, [self.task], drawn, 0.0, 0.0, centre, grad_out)
+        self.moments = moments[0]
+        return float(found[0, 0])
 
     def hessian_vector(self, w: np.ndarray, v: np.ndarray) -> np.ndarray:
         """H v (d,), by the layers: programs have no second derivatives."""

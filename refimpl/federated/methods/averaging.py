@@ -7,12 +7,13 @@ Source: mathematics.md §10; McMahan et al. 2017, Algorithm 1 (the mean), Nichol
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from refimpl.contracts import LocalSolution, State, Task
-from refimpl.federated.local import LocalSettings, solve_local
+from refimpl.federated.local import LocalSettings, solve_each, solve_local
 from refimpl.federated.methods.keys import eta_key, local_steps_key
 from refimpl.federated.rounds import vectors_of
 from refimpl.optim.prox.contract import check_alike
@@ -45,6 +46,12 @@ class Averaging:
     def local(self, task: Task, point: np.ndarray, rng: np.random.Generator) -> LocalSolution:
         """w_i <- w_i - eta g_i(w_i), `local_steps` times from `point` (d,)."""
         return solve_local(task, point, LocalSettings(0.0, self.eta, self.local_steps), rng)
+
+    def local_each(
+        self, tasks: Sequence[Task], point: np.ndarray, rngs: Sequence[np.random.Generator]
+    ) -> list[LocalSolution]:
+        """`local` of each node."""
+        return solve_each(tasks, point, LocalSettings(0.0, self.eta, self.local_steps), rngs)
 
     def server(self, state: State, round_: int, point: np.ndarray, mean: np.ndarray) -> tuple[State, float]:
         """The mean; there is no gradient mapping."""

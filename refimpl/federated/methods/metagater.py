@@ -9,6 +9,7 @@ Source: mathematics.md §4 ([MG] Algorithm 1; [GL] Algorithm 1).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from refimpl.contracts import LocalSolution, Penalty, Schedule, State, Task
 from refimpl.errors import ConfigError
-from refimpl.federated.local import LocalSettings, solve_local
+from refimpl.federated.local import LocalSettings, solve_each, solve_local
 from refimpl.federated.methods.keys import eta_key, lam_key, local_steps_key
 from refimpl.federated.rounds import vectors_of
 from refimpl.optim import accel
@@ -46,6 +47,12 @@ class MetaGater:
     def local(self, task: Task, point: np.ndarray, rng: np.random.Generator) -> LocalSolution:
         """Inexact solution of the local problem at centre md_k."""
         return solve_local(task, point, self.local_settings, rng)
+
+    def local_each(
+        self, tasks: Sequence[Task], point: np.ndarray, rngs: Sequence[np.random.Generator]
+    ) -> list[LocalSolution]:
+        """`local` of each node."""
+        return solve_each(tasks, point, self.local_settings, rngs)
 
     def server(self, state: State, round_: int, point: np.ndarray, mean: np.ndarray) -> tuple[State, float]:
         """g_k = lam (md_k - mean of answers); accelerated proximal step; gap ||G_b(md_k)||."""
