@@ -6,6 +6,7 @@ Second derivatives are those of gradients along an imaginary step, which are exa
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +20,7 @@ from refimpl.crosscheck.suspects import suspects
 from refimpl.crosscheck.template.head import named, parameters, vector
 from refimpl.crosscheck.template.numpy_layers import LAYERS
 from refimpl.crosscheck.template.numpy_network import logits_of, loss_and_gradient
+from refimpl.errors import DataError
 
 CASES = {case.name.split("/")[1]: case for case in build_cases("fewshot")}
 
@@ -213,3 +215,40 @@ def test_every_suspect_is_injected():
         own = [one.hint for one in suspects(case) if one.rule in {row[3] for row in MISTAKES}]
         missing = [hint for hint in own if not any(words in hint for words in known)]
         assert all("the ticket started from" in hint for hint in missing)
+
+
+@pytest.mark.parametrize(
+    ("title", "changes", "words"),
+    [
+        ("maml", {"method": "imaml"}, "method"),
+        ("maml", {"inner_steps": 10**9}, "expected at most 1000 inner_steps"),
+        ("support", {"statistics": "all"}, "statistics"),
+        ("global", {"finder": "best"}, "unknown finder"),
+        ("global", {"finder": "snip", "score": "product", "looks": 1}, "cannot compute"),
+        ("global", {"scope": "channels"}, "scope"),
+        ("layers", {"rewind": 4}, "out of bounds"),
+        ("primary", {"rule": "median"}, "rule"),
+        ("primary", {"gamma": 0}, "must not be zero"),
+        ("primary", {"length": 10**9}, "expected at most 1000 length"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(title, changes, words):
+    case = CASES[title]
+    with pytest.raises(DataError, match=words) as caught:
+        run(replace(case, settings={**case.settings, **changes}))
+    assert case.name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mask_of_another_network_is_refused():
+    case = CASES["masked"]
+    wide = {"mask.conv1.weight": np.ones((3, 1, 3, 3), bool)}
+    with pytest.raises(DataError, match=r"fewshot/masked: .*conv1\.weight is"):
+        run(replace(case, inputs=case.inputs | wide))
+
+
+def test_a_search_that_looks_at_nothing_finds_no_stable_mask():
+    case = CASES["primary"]
+    found = run(replace(case, settings={**case.settings, "gamma": 99}))
+    assert found["stopped"] == 0
+    assert np.isnan(found["overlaps"]).all()

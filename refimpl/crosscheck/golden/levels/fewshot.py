@@ -60,7 +60,6 @@ from refimpl.crosscheck.golden.levels.local import NO_RANDOM_NUMBERS, start
 from refimpl.crosscheck.golden.own import Own
 from refimpl.data.episodes import Episodes
 from refimpl.data.node import Node, Samples
-from refimpl.errors import one_of
 from refimpl.federated.local import Tally
 from refimpl.federated.methods.meta import look_ahead
 from refimpl.fewshot.config import FewShotConfig
@@ -68,7 +67,7 @@ from refimpl.fewshot.evaluate import normalising
 from refimpl.fewshot.experiment import build_learner
 from refimpl.fewshot.learner import Learner
 from refimpl.fewshot.tasks import EpisodeTask, losses
-from refimpl.fewshot.tickets.finders import MWT, PMT, Search
+from refimpl.fewshot.tickets.finders import PMT, Search
 from refimpl.fewshot.tickets.masks import Mask, best, choose, counts_in, prunable
 from refimpl.nn.chain import Residual
 from refimpl.nn.context import Gating
@@ -80,6 +79,7 @@ from refimpl.nn.pointwise import ReLU
 from refimpl.nn.pooling import GlobalAvgPool2d, MaxPool2d
 from refimpl.nn.predict import predict
 from refimpl.nn.weightmask import WeightMask
+from refimpl.registry import FINDERS, check_keys
 from refimpl.rng import SeedTree
 
 STEPS = 2
@@ -278,23 +278,21 @@ class Trained(NamedTuple):
 
 def ticket(case: Case) -> Arrays:
     """The decisions of a finder."""
-    network, settings = network_of(case.settings), case.settings
-    one_of("golden", "finder", settings["finder"], ("mwt", "pmt"))
-    trained = Trained(network.layout, settings["pruned"], case.inputs["weights"])
-    if settings["finder"] == "pmt":
-        return primary(case, trained)
-    finder = MWT(scope=settings["scope"], rewind=settings["rewind"])
-    mask, first = finder.find(cast(Search, trained))
-    return found_ticket(mask, trained.layout, first)
+    settings, layout = case.settings, network_of(case.settings).layout
+    trained = Trained(layout, settings["pruned"], case.inputs["weights"])
+    finder: Any = FINDERS.make(settings["finder"], settings)
+    check_keys("golden", finder)
+    if isinstance(finder, PMT):
+        return primary(case, finder, trained)
+    return found_ticket(layout, *finder.find(cast(Search, trained)))
 
 
-def primary(case: Case, trained: Trained) -> Arrays:
+def primary(case: Case, finder: PMT, trained: Trained) -> Arrays:
     """Looks at the first layer until its mask is stable, then random masks for the others."""
-    names = ("gamma", "length", "delta", "rule")
-    finder = PMT(**{name: case.settings[name] for name in names})
     counts, (slot, *_) = trained.counts("smart"), prunable(trained.layout)
     sizes = np.abs(trained.weights[:, slot.start : slot.stop])
     queue, mask = np.full(finder.length, np.nan), np.zeros(sizes.shape[1], dtype=bool)
+    stopped = 0
     for stopped in range(finder.gamma, len(sizes), finder.gamma):
         before, mask = mask, best(sizes[stopped], counts[0])
         queue = finder.push(queue, before, mask)
@@ -305,10 +303,10 @@ def primary(case: Case, trained: Trained) -> Arrays:
         trained.layout.views(scores)[name][:] = random
     scores[slot.start : slot.stop] = sizes[stopped]
     own = {"overlaps": queue, "stopped": np.array(float(stopped))}
-    return own | found_ticket(choose(trained.layout, scores, counts), trained.layout, trained.theta(0))
+    return own | found_ticket(trained.layout, choose(trained.layout, scores, counts), trained.theta(0))
 
 
-def found_ticket(mask: Mask, layout: Layout, first: np.ndarray) -> Arrays:
+def found_ticket(layout: Layout, mask: Mask, first: np.ndarray) -> Arrays:
     """The arrays of a ticket, from its mask and the weights (d,) that it starts from."""
     masks = {MASK + name: kept for name, kept in mask.layers.items()}
     return masks | {"start": WeightMask(layout, mask.over(layout)).of(first)}
