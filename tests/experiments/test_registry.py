@@ -12,12 +12,14 @@ import sys
 import tomllib
 
 import pytest
+from forks import Command
 from readme_commands import document
 
 from refimpl import prepare, resolve, train
 from refimpl.errors import ConfigError, InputError
 from refimpl.experiments.config import Config, from_table, keys
 from refimpl.experiments.methods import keys_taken
+from refimpl.federated.warmup import warm_up
 from refimpl.optim import prox
 from refimpl.registry import METHODS, PENALTIES, SCHEDULES, STARTS, USE, Registry, key, keys_of, own_object
 
@@ -54,21 +56,37 @@ class Halving:
     def steps(self, k):
         return Steps(1.0, self.first * 0.5 ** (k // 10), self.first * 0.5 ** (k // 10))
 '''
+
 FLAGS = [f for name, value in SMALL.items() for f in (f"--{name.replace('_', '-')}", str(value))]
 ALONE = ("--threads", "1")  # without processes of its own, each of which takes seconds to start
 
 
+def in_new_process(*args, **variables):
+    """Run the command line in a Python that has imported nothing yet."""
+    command = [sys.executable, "-m", "refimpl", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables})
+
+
 @pytest.fixture
-def mine(tmp_path):
-    """Runs the command line with a user's file; returns what it prints, its complaint where it fails."""
+def mine(tmp_path, monkeypatch):
+    """Runs the command line with a user's file; returns what it prints, its complaint where it fails.
+
+    The processes are forked from this one, and import the modules of commands anew: with the user's choices.
+    """
     (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    warm_up(threads=1)  # which the processes then have done
+    for name in [name for name in sys.modules if name.startswith("refimpl.cli.")]:
+        monkeypatch.delitem(sys.modules, name)
 
     def run(*args, use=("--use", "mine.py"), code=0, **variables):
-        command = [sys.executable, "-m", "refimpl", *use, *map(str, args)]
-        env = {**os.environ, **variables}
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
-        assert done.returncode == code, done.stderr
-        return done.stderr if code else done.stdout
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            with Command([*use, *map(str, args)]) as command:
+                out, err = command.communicate()
+        assert command.returncode == code, err
+        return err if code else out
 
     return run
 
@@ -82,10 +100,10 @@ def test_a_file_of_a_users_brings_its_choices_to_the_command_line(mine, tmp_path
     (tmp_path / "my.toml").write_text('penalty = "huber"\nsoftness = 0.75\n')
     table = tomllib.loads(mine("train", "--dry-run", "--config", "my.toml"))
     assert (table["penalty"], table["softness"], table["first"]) == ("huber", 0.75, 0.5)
-    by_variable = mine(
-        "train", "--dry-run", "--config", "my.toml", use=(), **{USE: str(tmp_path / "mine.py")}
+    by_variable = in_new_process(
+        "train", "--dry-run", "--config", "my.toml", **{USE: str(tmp_path / "mine.py")}
     )
-    assert tomllib.loads(by_variable) == table
+    assert tomllib.loads(by_variable.stdout) == table
 
 
 def test_a_comparison_and_its_report_know_the_choices_of_a_users_file(mine, tmp_path):
@@ -135,13 +153,15 @@ def test_the_recipe_of_a_method_brings_it_to_every_command(mine, tmp_path):
     assert "name such a file with refimpl --use FILE.py" in without
 
 
-def test_two_files_may_have_one_name(mine, tmp_path):
+def test_two_files_may_have_one_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for folder, name in (("one", "first"), ("other", "second")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "mine.py").write_text(
             MINE.replace('"huber"', f'"huber-{name}"').replace("halving", name)
         )
-    text = mine("train", "--help", use=("--use", "one/mine.py", "--use", "other/mine.py"), COLUMNS="300")
+    files = ("--use", "one/mine.py", "--use", "other/mine.py")
+    text = in_new_process(*files, "train", "--help", COLUMNS="300").stdout
     assert "huber-first" in text
     assert "huber-second" in text
 
@@ -164,11 +184,11 @@ def test_the_table_of_methods_is_that_of_their_declarations():
         ("from refimpl.registry import SCHEDULES\nSCHEDULES.register('nesterov')(int)", "registered already"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_one_line(tmp_path, content, words):
+def test_a_file_that_cannot_be_used_is_one_line(tmp_path, monkeypatch, content, words):
+    monkeypatch.chdir(tmp_path)
     if content is not None:
         (tmp_path / "bad.py").write_text(content)
-    command = [sys.executable, "-m", "refimpl", "--use", "bad.py", "train", "--dry-run"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = in_new_process("--use", "bad.py", "train", "--dry-run")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert words in done.stderr
