@@ -12,7 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from refimpl.kernels import jit
+from refimpl.kernels import conv, jit, linear
 
 DTYPES = ("float32", "float64")
 HERE = Path(__file__).parent
@@ -41,16 +41,23 @@ def both() -> None:
 
 
 def compile_for(dtype: str) -> None:
-    """Do a little of everything in one floating-point type."""
-    from walk import call_all
-    from walk_cases import CASES
+    """Do a little of everything in one floating-point type.
 
+    To import the cases of the walk is to compile in single precision; so both processes do it when one of
+    them has done most of that, which the other then finds on the disk.
+    """
     from refimpl.federated.warmup import warm_up, warm_up_options
 
     warnings.simplefilter("ignore")
     warm_up(dtype, threads=1)
     warm_up_options(dtype)
+    from walk import call_all
+    from walk_cases import CASES
+
     call_all(CASES, dtype)
+    for module in (conv, linear):
+        module.USE_TILE = False
+    call_all({name: case for name, case in CASES.items() if "layers" in name}, dtype)  # by readable kernels
     done(dtype).touch()
 
 
