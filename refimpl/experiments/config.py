@@ -100,6 +100,12 @@ class Config:
         "plain", "how gates see the channel means", choices=("plain", "normalised", "centred")
     )
     gate_start: str = key("open", "how gates start", choices=STARTS)
+    shaping: float = key(0.0, "weight of batch-shaping in the local loss (0: none)", at_least=0.0)
+    shaping_a: float = key(0.6, "a of the Beta(a, b) that openings should have", at_least=0.1, at_most=10.0)
+    shaping_b: float = key(0.4, "b of the Beta(a, b) that openings should have", at_least=0.1, at_most=10.0)
+    shaping_fall: float = key(
+        0.0, "share of the rounds in which shaping falls to zero (0: it stays)", at_least=0.0, at_most=1.0
+    )
 
     eta_phi: float = key(
         0.05, "adaptation rate of the gate (stage I)", at_least=0.0, search=RATES, adapts=True

@@ -40,6 +40,7 @@ from refimpl.federated.adapt import (
 from refimpl.federated.rounds import Participation, RoundRecord, run_rounds
 from refimpl.federated.warmup import warm_up
 from refimpl.files.environment import cores
+from refimpl.kernels.shaping import Shaping
 from refimpl.nn.context import Gating
 from refimpl.nn.layout import Layout
 from refimpl.nn.network import Network
@@ -126,21 +127,27 @@ class Experiment:
 
     @property
     def gating(self) -> Gating:
-        """Gate settings of training and adaptation; pruning closes channels by gates that decide as usual."""
+        """Gate settings of adaptation; pruning closes channels by gates that decide as usual."""
         if not is_gated(self.config):
             return Gating()
         return Gating(self.config.gate_mode, self.config.tau_end or self.config.tau, self.config.gate_grad)
 
     def gating_in(self, round_: int) -> Gating:
-        """Gate settings of a round, counted from 1: tau goes geometrically to tau_end."""
-        gating, tau = self.gating, self.config.tau
-        share = (round_ - 1) / max(1, self.config.rounds - 1)
-        return replace(gating, tau=tau * (gating.tau / tau) ** share) if self.anneals else gating
+        """Gate settings of a round, counted from 1: tau goes geometrically to tau_end, shaping falls to 0."""
+        gating, config = self.gating, self.config
+        if not is_gated(config):
+            return gating
+        cooling = (gating.tau / config.tau) ** ((round_ - 1) / max(1, config.rounds - 1))
+        fallen = min(1.0, round_ / (config.shaping_fall * config.rounds)) if config.shaping_fall else 0.0
+        shaping = Shaping(config.shaping * (1 - fallen), config.shaping_a, config.shaping_b)
+        return replace(gating, tau=config.tau * cooling, shaping=shaping)
 
     @property
     def anneals(self) -> bool:
-        """Whether the gates' temperature differs between rounds."""
-        return is_gated(self.config) and self.config.tau_end not in (0, self.config.tau)
+        """Whether the gates' settings differ between rounds."""
+        config = self.config
+        changes = config.tau_end not in (0, config.tau) or (config.shaping and config.shaping_fall)
+        return is_gated(config) and bool(changes)
 
     def tasks(self, threads: int = 1, round_: int = 1) -> NodeTasks:
         """The training nodes' learning problems (their test parts are not in them), with threads for each."""

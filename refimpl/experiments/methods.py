@@ -15,7 +15,10 @@ from refimpl.optim import prox
 from refimpl.registry import METHODS, PENALTIES, SCHEDULES, STARTS, Registry, keys_of
 
 # With trained gates.
-GATES = ("gates", "gate_mode", "tau", "tau_end", "gate_grad", "gate_summary", "gate_start", "eta_phi")
+GATES = (
+    *("gates", "gate_mode", "tau", "tau_end", "gate_grad", "gate_summary", "gate_start", "eta_phi"),
+    *("shaping", "shaping_a", "shaping_b", "shaping_fall"),
+)
 PENALTY = ("penalty", "group_bias", "rho_rise")
 
 

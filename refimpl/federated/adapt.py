@@ -17,6 +17,7 @@ import numpy as np
 from refimpl.errors import expect_numbers
 from refimpl.federated.local import LocalSettings, solve_local
 from refimpl.kernels.loss import softmax_cross_entropy
+from refimpl.kernels.shaping import Shaping
 from refimpl.nn.context import FixedShare, Gating
 from refimpl.nn.masks import class_information, conditional_share, frozen_gates, node_mask
 from refimpl.nn.network import Network
@@ -52,9 +53,9 @@ class AdaptSettings:
 
 
 def quiet(gating: Gating) -> Gating:
-    """The gating without noise: `hard` masks instead of `gumbel` ones; a `FixedShare` has none."""
+    """The gating without noise (`hard` for `gumbel`; a `FixedShare` has none) and without shaping."""
     random = gating.mode == "gumbel" and not isinstance(gating, FixedShare)
-    return replace(gating, mode="hard") if random else gating
+    return replace(gating, mode="hard" if random else gating.mode, shaping=Shaping())
 
 
 class Adapted(NamedTuple):

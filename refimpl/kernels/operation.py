@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refimpl.kernels.jit import kernel
+from refimpl.kernels.shaping import Shaping
 
 CONV, LINEAR, RELU, SOFTPLUS, TANH, MAX_POOL, AVERAGE_POOL, GLOBAL_POOL = range(8)
 DECIDE, PRODUCT, FORK, ADD, NOTHING, LEAKY, BATCH_NORM, GROUP_NORM, FROZEN_NORM = range(8, 17)
@@ -26,7 +27,7 @@ PLACES = (  # those that are NOWHERE unless a row says otherwise
     "x2",  # the second input: of ADD, and of PRODUCT the mask as numbers
     "dx", "dx2", "dy",  # gradients of activations; NOWHERE: not wanted
     "own",  # the operation's own memory: where maxima lay, slopes of a gate, normalised values
-    "wide",  # its own memory in float64: 1/std
+    "wide",  # its own memory in float64: 1/std; DECIDE: the term of the loss that shapes the gate
     "reads", "writes", "dy_mask", "dx_mask",  # masks; NOWHERE: all on
     "mask",  # the mask that a DECIDE makes
     "gate",  # not a place but a number: of the gate that the operation belongs to
@@ -138,11 +139,15 @@ class Pull(NamedTuple):
 
 
 class Decisions(NamedTuple):
-    """How gates decide: temperature, mode, and noise (n, gates, widest gate), read in mode GUMBEL only."""
+    """How gates decide: temperature, mode, and noise (n, gates, widest gate), read in mode GUMBEL only.
+
+    shaping: how strongly a program that shapes gates does it, and towards what.
+    """
 
     tau: float
     mode: int
     noise: np.ndarray
+    shaping: Shaping = Shaping()
 
 
 @kernel

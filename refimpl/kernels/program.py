@@ -55,7 +55,7 @@ from refimpl.kernels.operation import (
     vector_at,
 )
 from refimpl.kernels.panels import copy
-from refimpl.kernels.program_gate import decide, decide_backward, product, product_backward
+from refimpl.kernels.program_gate import add_shaping, decide, decide_backward, product, product_backward
 
 
 @kernel
@@ -265,6 +265,7 @@ def add_gradient(
     logits = rows_at(space.values, last.y, n, last.output[0])
     dlogits = rows_at(space.slopes, last.dy, n, last.output[0])
     total = loss.add_losses(total, logits, labels, soft, chosen, count, dlogits)
+    total = add_shaping(total, program, n, space)
     for i in range(program.shape[0] - 1, -1, -1):
         _backward(program[i], w, n, more, span, stepping, pull, space, gradient)
     for at in space.pruned:
@@ -370,7 +371,7 @@ def _descend(program, x, y, soft, batches, span, kept, how, noise, pull, w, grad
                 ours[i] = y[picked[i]]
             if span.values:
                 _gather(x, picked, own.values)
-            now = Decisions(how.tau, how.mode, noise[step, chosen])
+            now = Decisions(how.tau, how.mode, noise[step, chosen], how.shaping)
             value = add_gradient(
                 program,
                 w,

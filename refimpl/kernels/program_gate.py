@@ -1,13 +1,13 @@
 """The gate inside a compiled program: its decision and its gradient, as `nn/gate.py` defines them.
 
-Source: mathematics.md §2.2, §2.3, §2.3b. Derived.
+Source: mathematics.md §2.2, §2.3, §2.3b, §2.3c. Derived.
 """
 
 from __future__ import annotations
 
-from refimpl.kernels import activation
+from refimpl.kernels import activation, shaping
 from refimpl.kernels.jit import inlined
-from refimpl.kernels.operation import GUMBEL, NOWHERE, SOFT, STE, maps_at, mask_at, rows_at
+from refimpl.kernels.operation import DECIDE, GUMBEL, NOWHERE, SOFT, STE, maps_at, mask_at, rows_at
 
 
 @inlined
@@ -25,6 +25,8 @@ def decide(op, n, how, space):
             if how.mode == GUMBEL:
                 factor[i, c] += how.noise[i, op.gate, c]
             mask[i, c] = not factor[i, c] <= 0  # open as well where it is NaN
+    if op.wide != NOWHERE:
+        _shape(op, n, logits, how, space)
     if how.mode == STE:
         for i in range(n):
             for c in range(outputs):
@@ -42,8 +44,28 @@ def decide(op, n, how, space):
 
 
 @inlined
+def _shape(op, n, logits, how, space):
+    """Batch-shaping of a gate: its term of the loss, and the gradient of that in d, without noise."""
+    outputs = op.output[0]
+    pull = rows_at(space.values, op.own + outputs, n, outputs)
+    for i in range(n):
+        for c in range(outputs):
+            pull[i, c] = logits[i, 2 * c + 1] - logits[i, 2 * c]
+    space.wide[op.wide * n] = shaping.shape_gates(pull, how.tau, how.shaping, pull)
+
+
+@inlined
+def add_shaping(total, program, n, space):
+    """total + the terms of the loss that shape gates."""
+    for i in range(program.shape[0]):
+        if program[i].kind == DECIDE and program[i].wide != NOWHERE:
+            total += space.wide[program[i].wide * n]
+    return total
+
+
+@inlined
 def decide_backward(op, n, space):
-    """The gradient of the logits from dL/dM."""
+    """The gradient of the logits from dL/dM, and from what shapes the gate."""
     outputs = op.output[0]
     dmask, slope = rows_at(space.slopes, op.dy, n, outputs), rows_at(space.values, op.own, n, outputs)
     dlogits = rows_at(space.slopes, op.dx, n, 2 * outputs)
@@ -52,6 +74,12 @@ def decide_backward(op, n, space):
             dmargin = dmask[i, c] * slope[i, c]
             dlogits[i, 2 * c] = -dmargin
             dlogits[i, 2 * c + 1] = dmargin
+    if op.wide != NOWHERE:
+        pull = rows_at(space.values, op.own + outputs, n, outputs)
+        for i in range(n):
+            for c in range(outputs):
+                dlogits[i, 2 * c] -= pull[i, c]
+                dlogits[i, 2 * c + 1] += pull[i, c]
 
 
 @inlined

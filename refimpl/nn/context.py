@@ -4,6 +4,7 @@ Source: mathematics.md §2.3 (modes; reconstructed from [MG] appendix F) and §2
 when; derived).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,6 +14,7 @@ from zlib import crc32
 import numpy as np
 
 from refimpl.errors import InputError, one_of
+from refimpl.kernels.shaping import LEAST, MOST, Shaping
 from refimpl.nn.layout import PARTS
 from refimpl.nn.weightmask import WeightMask
 from refimpl.rng import SeedTree
@@ -29,13 +31,15 @@ class Gating:
 
     mode: `hard`, `gumbel`, `ste` or `soft` (§2.3); tau: temperature; gate_grad: `dense` computes the
     would-be output of off channels while gates are trained, `active` skips them in every pass (§2.3b);
-    detach_gate_input: do not pass the gate's gradient on to the layer's input.
+    detach_gate_input: do not pass the gate's gradient on to the layer's input; shaping: what the loss has
+    besides while gates are trained (§2.3c), none unless its weight is positive.
     """
 
     mode: str = "hard"
     tau: float = 1.0
     gate_grad: str = "dense"
     detach_gate_input: bool = False
+    shaping: Shaping = Shaping()
 
     def __post_init__(self) -> None:
         one_of("Gating", "mode", self.mode, MODES)
@@ -43,6 +47,18 @@ class Gating:
         if not self.tau > 0:
             raise InputError(f"Gating: tau must be positive, got {self.tau}")
         object.__setattr__(self, "tau", float(self.tau))  # one type for compiled code
+        object.__setattr__(self, "shaping", _checked(Shaping(*map(float, self.shaping))))
+
+
+def _checked(shaping: Shaping) -> Shaping:
+    """The same; raises `InputError` for a weight below zero, or a distribution out of range."""
+    weight, a, b = shaping
+    if not (0 <= weight < math.inf and LEAST <= a <= MOST and LEAST <= b <= MOST):
+        raise InputError(
+            f"Gating: expected shaping with a weight of at least 0 and a and b from {LEAST} to {MOST}, got "
+            f"{weight}, {a} and {b}"
+        )
+    return shaping
 
 
 @dataclass(frozen=True)
@@ -140,6 +156,11 @@ class Context:
         """What plans depend on."""
         smooth = self.gating.mode == "soft" or bool(self.anchors)
         return Routing(self.train, smooth, self.gating.gate_grad == "dense", self.gating.detach_gate_input)
+
+    @property
+    def shapes_gates(self) -> bool:
+        """Whether batch-shaping is a part of the loss: it has a weight, and phi is trained."""
+        return self.gating.shaping.weight > 0 and "phi" in self.train
 
     def pruned(self, w: np.ndarray) -> np.ndarray:
         """w as the network is evaluated at it: zero where it is pruned."""

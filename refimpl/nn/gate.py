@@ -1,6 +1,6 @@
 """Channel gates: small MLPs that look at a layer's input and switch its output channels per sample.
 
-Source: mathematics.md §2.2 (the gate), §2.3 (modes), §2.3b (back-propagation and skipping);
+Source: mathematics.md §2.2 (the gate), §2.3 (modes), §2.3b (back-propagation and skipping), §2.3c (shaping);
 [MG] section 3.1 and appendix F. The order of the two logits (off, on) is reconstructed.
 """
 
@@ -12,6 +12,7 @@ import numpy as np
 from refimpl.errors import InputError
 from refimpl.kernels import activation
 from refimpl.kernels.arrays import check_like, tidy, tidy_float
+from refimpl.kernels.shaping import shape_gates
 from refimpl.nn.chain import chain_parameters, chain_shape
 from refimpl.nn.context import Context, FixedShare
 from refimpl.nn.layers import (
@@ -44,7 +45,8 @@ class Decision(NamedTuple):
 
     mask: bool (N,K) for 0/1 modes, float (N,K) for smooth ones; slope: dM/dd (N,K); relaxed: the smooth
     function of d (plus noise) whose derivative `slope` is;
-    summary (N,C), hidden (N,16): what the MLP made of the input.
+    summary (N,C), hidden (N,16): what the MLP made of the input; shaping: N times what batch-shaping adds to
+    the loss (§2.3c), pull (N,K): its gradient in d, empty if it adds nothing.
     """
 
     mask: np.ndarray
@@ -52,6 +54,8 @@ class Decision(NamedTuple):
     relaxed: np.ndarray
     summary: np.ndarray = np.empty(0)
     hidden: np.ndarray = np.empty(0)
+    shaping: float = 0.0
+    pull: np.ndarray = np.empty(0)
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,13 @@ class Decide(Plain):
     def forward(self, params: Arrays, x: np.ndarray, flow: Flow) -> tuple[Decision, Mask, Decision]:
         """The decision, and its mask where that is 0/1."""
         context, margin = flow.context, x[:, 1::2] - x[:, 0::2]
+        shaping, pull = 0.0, np.empty(0)
+        if context.shapes_gates:
+            pull = np.empty_like(margin)
+            shaping = shape_gates.kernel(margin, context.gating.tau, context.gating.shaping, pull)
         if context.gating.mode == "gumbel":
             margin = margin + self._noise(margin, context)
-        decision = self._decide(margin, context)
+        decision = self._decide(margin, context)._replace(shaping=shaping, pull=pull)
         return decision, decision.mask if decision.mask.dtype == np.bool_ else None, decision
 
     def _noise(self, margin: np.ndarray, context: Context) -> np.ndarray:
@@ -106,7 +114,8 @@ class Decide(Plain):
         """Gradient of the logits (N,2K) from dL/dM (N,K)."""
         dmask = tidy(dy)
         check_like(self.name, "dmask", dmask, cache.slope)
-        return to_logits(dmask * cache.slope)
+        dmargin = dmask * cache.slope
+        return to_logits(dmargin + cache.pull if cache.pull.size else dmargin)
 
 
 def to_logits(dmargin: np.ndarray) -> np.ndarray:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from refimpl.contracts import Objective
 from refimpl.kernels.loss import add_losses
+from refimpl.kernels.shaping import Shaping, shape_gates
 from refimpl.nn.chain import Residual
 from refimpl.nn.context import GATE_GRADS, MODES, Context, Gating
 from refimpl.nn.distillation import check_soft_targets, soft_targets
@@ -37,6 +40,7 @@ NARROW: dict[str, dict[str, Any]] = {
 ONE_GATE = {"resnet12": ("stage2.conv2",), "resnet20": ("stage2.block1.conv1",)}
 GATE_NOISE = 1.0  # added to the initial gate parameters, so that some channels are off
 BIAS_NOISE = 0.1  # added to all biases: with zero biases, ReLUs of skipped inputs sit exactly on their kink
+Function = tuple[Objective, np.ndarray]  # with the point at which it is checked
 
 
 class Setting(NamedTuple):
@@ -105,8 +109,13 @@ def layer_cases(seed: int, batch: int, directions: int) -> list[Case]:
     cases = []
     for name, layer, shape, masked in layers:
         cases.append(Case(name, "layer", _layer_check(name, layer, shape, batch, masked, directions, seeds)))
-    for name, teachers in (("loss", 0), ("loss with teachers", 2)):
-        cases.append(Case(name, "layer", _loss_check(name, teachers, batch, directions, seeds)))
+    functions = [
+        ("loss", "logits", partial(_loss, "loss", 0, batch)),
+        ("loss with teachers", "logits", partial(_loss, "loss with teachers", 2, batch)),
+        ("batch-shaping", "decisions", partial(_shaping, batch)),
+    ]
+    for name, slot, make in functions:
+        cases.append(Case(name, "layer", _function_check(name, slot, make, directions, seeds)))
     return cases
 
 
@@ -132,31 +141,47 @@ def _layer_check(
     return check
 
 
-def _loss_check(
-    name: str, teachers: int, batch: int, directions: int, seeds: SeedTree
+def _function_check(
+    name: str, slot: str, make: Callable[[np.random.Generator], Function], directions: int, seeds: SeedTree
 ) -> Callable[[int], Checked]:
-    """Softmax cross-entropy, and the divergence from teachers, as a function of the logits."""
+    """A function by itself; make(rng) gives it with the point at which it is checked."""
 
     def check(point: int) -> Checked:
         rng = seeds.generator(f"gradcheck {name}", point)
-        classes, everyone = 5, np.arange(batch)
-        labels = rng.integers(classes, size=batch)
-        soft = check_soft_targets(name, None, batch, classes, np.float64)
-        if teachers:
-            soft = soft_targets(3 * rng.standard_normal((teachers, batch, classes)), [0.7] * teachers, 2.5)
+        objective, u = make(rng)
+        slots = [(slot, slice(0, u.size))]
 
-        def objective(u: np.ndarray, grad_out: np.ndarray) -> float:
-            logits, dlogits = u.reshape(batch, classes), grad_out.reshape(batch, classes)
-            return add_losses(0.0, logits, labels, soft, everyone, batch, dlogits) / batch
+        def value(at: np.ndarray) -> float:
+            return objective(at, np.empty_like(at))
 
-        def value(u: np.ndarray) -> float:
-            return objective(u, np.empty_like(u))
-
-        u = 3 * rng.standard_normal(batch * classes)
-        slots = [("logits", slice(0, u.size))]
         return Checked(name, "layer", None, slot_errors(objective, value, u, slots, rng, directions))
 
     return check
+
+
+def _loss(name: str, teachers: int, batch: int, rng: np.random.Generator) -> Function:
+    """Softmax cross-entropy, and the divergence from teachers, as a function of the logits."""
+    classes, everyone = 5, np.arange(batch)
+    labels = rng.integers(classes, size=batch)
+    soft = check_soft_targets(name, None, batch, classes, np.float64)
+    if teachers:
+        soft = soft_targets(3 * rng.standard_normal((teachers, batch, classes)), [0.7] * teachers, 2.5)
+
+    def objective(u: np.ndarray, grad_out: np.ndarray) -> float:
+        logits, dlogits = u.reshape(batch, classes), grad_out.reshape(batch, classes)
+        return add_losses(0.0, logits, labels, soft, everyone, batch, dlogits) / batch
+
+    return objective, 3 * rng.standard_normal(batch * classes)
+
+
+def _shaping(batch: int, rng: np.random.Generator) -> Function:
+    """What shapes gates, as a function of the decisions of three channels."""
+
+    def objective(u: np.ndarray, grad_out: np.ndarray) -> float:
+        decisions, slope = u.reshape(batch, 3), grad_out.reshape(batch, 3)
+        return float(shape_gates(decisions, 0.7, Shaping(1.0), slope)) / batch
+
+    return objective, 2 * rng.standard_normal(batch * 3)
 
 
 def network_cases(

@@ -71,6 +71,8 @@ def _check_gates(network: Network, context: Context) -> None:
             f"hessian_vector: gates decide by mode {context.gating.mode!r}, whose gradient is a surrogate "
             "without a Hessian; use Gating('soft') or a network without gates"
         )
+    if context.shapes_gates:
+        raise InputError("hessian_vector: batch-shaping has no second derivatives; set its weight to 0")
 
 
 def loss_rate(dlogits: np.ndarray, logits_dot: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from refimpl.kernels import operation as code
 from refimpl.kernels.arrays import INDICES, INTS
 from refimpl.kernels.jit import USE_TILE
 from refimpl.kernels.operation import NOWHERE, blank
+from refimpl.kernels.shaping import Shaping
 from refimpl.kernels.sparse import Geometry, tables_of
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.gate import Decide, Gated
@@ -80,9 +81,10 @@ def lower(
     """The network's program for a gating, trained parts and kept weights; None where the layers must run.
 
     Programs are made of the fast kernels: with REFIMPL_KERNELS=plain there are none. No program depends on
-    the temperature.
+    the temperature, nor on how strongly gates are shaped.
     """
-    return _lower(network, replace(gating, tau=1.0), train, weights)
+    usual = replace(gating, tau=1.0, shaping=Shaping(float(gating.shaping.weight > 0)))
+    return _lower(network, usual, train, weights)
 
 
 @lru_cache(maxsize=64)
@@ -120,6 +122,7 @@ class _Lowering:
 
     def __init__(self, network: Network, context: Context) -> None:
         self.network, self.routing, self.weights = network, context.routing, context.weights
+        self.shapes = context.shapes_gates
         self.kept = [np.empty(0, INTS)]
         self.steps = plan(pooling_first(network.layers), network.input_shape, self.routing)
         self.widths = [block.gate.out_channels for block in network.gates]
@@ -227,7 +230,7 @@ class _Lowering:
             len(self.widths),
             widest,
             self.wide,
-            self.network.mixes_samples,
+            self.network.mixes_samples or self.shapes,
             *self.first_gate(),
             self.untouched(),
             np.concatenate(self.kept),
@@ -327,7 +330,9 @@ class _Lowering:
             self.where += size
             return {"own": self.where - size}
         if isinstance(layer, Decide):
-            return {"own": self.reserve(size), "mask": self.mask(step.gate)}
+            self.wide += self.shapes
+            wide = self.wide - 1 if self.shapes else NOWHERE
+            return {"own": self.reserve(size * (1 + self.shapes)), "mask": self.mask(step.gate), "wide": wide}
         return {}
 
     def whole(self, row: dict[str, Any]) -> bool:

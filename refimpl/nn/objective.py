@@ -14,8 +14,10 @@ import numpy as np
 from refimpl.kernels.loss import SoftTargets, add_losses
 from refimpl.nn.context import Context
 from refimpl.nn.distillation import check_soft_targets
+from refimpl.nn.gate import Decision
 from refimpl.nn.hessian import hessian_vector
 from refimpl.nn.network import Network
+from refimpl.nn.run import Trace
 from refimpl.nn.work import Work, executed_work
 
 
@@ -56,14 +58,17 @@ class NetworkObjective:
         logits, trace = self.network.forward(w, self.x, self.context)
         self.masks = self.network.masks(trace)
         dlogits = np.empty_like(logits)
-        loss = self._mean_loss(logits, dlogits)
+        loss = self._mean_loss(logits, dlogits, trace)
         self.network.backward(w, dlogits, trace, grad_out)
         return loss
 
-    def _mean_loss(self, logits: np.ndarray, dlogits: np.ndarray) -> float:
-        """The loss of logits (N, K); writes its gradient."""
+    def _mean_loss(self, logits: np.ndarray, dlogits: np.ndarray, trace: Trace) -> float:
+        """The loss of logits (N, K), and what shapes gates; writes the gradient of the former."""
         count = len(self.y)
-        return add_losses(0.0, logits, self.y, self.soft, np.arange(count), count, dlogits) / count
+        total = add_losses(0.0, logits, self.y, self.soft, np.arange(count), count, dlogits)
+        for cache in trace.caches:
+            total += cache.shaping if isinstance(cache, Decision) else 0.0
+        return total / count
 
     def hessian_vector(self, w: np.ndarray, v: np.ndarray) -> np.ndarray:
         """H v (d,), H the Hessian at w in the trained parts, without forming H: see `nn/hessian.py`.
@@ -91,5 +96,5 @@ class NetworkObjective:
 
     def value(self, w: np.ndarray) -> float:
         """Loss at w alone."""
-        logits, _ = self.network.forward(w, self.x, self.context)
-        return self._mean_loss(logits, np.empty_like(logits))
+        logits, trace = self.network.forward(w, self.x, self.context)
+        return self._mean_loss(logits, np.empty_like(logits), trace)

@@ -72,8 +72,8 @@ class NetworkTask:
     network's program. kept, handover: what a descent leaves for that of another task, or finds, and where
     (`stages.py`); part: samples treated at a time (0: as many as the cache holds); threads: for the parts of
     a large batch, which a program treats at the same time, while the sums over samples keep their order.
-    Results do not depend on it. Where samples depend on each other (batch normalisation) a batch is one part
-    and has one thread.
+    Results do not depend on it. Where samples depend on each other (batch normalisation, batch-shaping) a
+    batch is one part and has one thread.
     soft: what teachers add to the loss (`distillation.py`); weights: which entries of w are kept.
     """
 
@@ -268,10 +268,10 @@ class NetworkTask:
         stacked = program.stack_noise(noise, int(sizes[0]) if any(noise) else 0, centre.dtype)
         stacked = stacked.reshape(count, len(noise) // count, *stacked.shape[1:])
         x, y = (_joined([getattr(task, name) for task in tasks]) for name in ("x", "y"))
-        how = Decisions(float(self.gating.tau), MODES[self.gating.mode], stacked[0, 0])
+        how = Decisions(float(self.gating.tau), MODES[self.gating.mode], stacked[0, 0], self.gating.shaping)
         pull = Pull(scalar(eta), scalar(lam), centre)
         assert self.soft is not None
-        part = self.part or self.part_of(program, int(sizes.max()))
+        part = self.part_of(program, int(sizes.max()))
         moments = np.zeros((count, 1 + program.gates, 1 + program.gates), dtype=np.int64)
         course = Course(
             program, x.reshape(len(y), -1), y, self.soft, batches, sizes, stacked, how, pull, kept, own, part
@@ -281,7 +281,8 @@ class NetworkTask:
 
     def part_of(self, program: Program, batch: int) -> int:
         """How many samples of a batch to treat at a time."""
-        return program.part(batch, self.x.dtype, gradients=True, threads=self.threads)
+        own = 0 if program.whole else self.part
+        return own or program.part(batch, self.x.dtype, gradients=True, threads=self.threads)
 
     def _measure(self, moments: np.ndarray) -> tuple[float, float]:
         """Executed FLOPs and share of closed channels from sums of open-channel counts."""

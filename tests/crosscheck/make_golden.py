@@ -32,6 +32,7 @@ SELECTION: dict[tuple[str, str], tuple[str, ...]] = {
         "gated-hard-dense",
         "gated-gumbel-active",
         "gated-soft-dense-tau",
+        "gate_shaping",
     ),
     ("ops", "float32"): ("[!g]*", "global_*"),
     ("networks", "float64"): (

@@ -6,6 +6,8 @@ import pytest
 from refimpl.experiments.config import resolve
 from refimpl.experiments.experiment import adapt_settings, prepare, train
 from refimpl.federated.local import LocalSettings, solve_local
+from refimpl.nn.context import Context, Gating
+from refimpl.nn.objective import NetworkObjective
 from refimpl.optim.prox import L1, Rising
 
 SMALL = {
@@ -65,6 +67,32 @@ def test_a_run_with_a_changing_temperature_is_the_same_in_two_parts():
     *_, (part, record) = made.rounds(made.start(), range(1, 3), 1)
     *_, (rest, _) = made.rounds(part, range(3, 4), 1, record.loss)
     assert all(whole[name].tobytes() == rest[name].tobytes() for name in whole)
+
+
+def test_shaping_falls_to_zero_and_is_no_part_of_adaptation():
+    made = experiment(shaping=0.6, shaping_a=0.5, shaping_fall=0.9)  # of 3 rounds
+    found = [made.tasks(round_=k)[0].gating.shaping for k in (1, 2, 3)]
+    assert [shaping.weight for shaping in found] == pytest.approx([0.6 * (1 - k / 2.7) for k in (1, 2)] + [0])
+    assert {shaping[1:] for shaping in found} == {(0.5, 0.4)}
+    assert adapt_settings(made).gating == experiment().gating
+    constant = experiment(shaping=0.6)
+    assert [constant.gating_in(k).shaping.weight for k in (1, 3)] == [0.6, 0.6]
+    assert not constant.anneals
+    assert experiment().gating_in(2) == experiment().gating
+
+
+def test_shaped_gates_are_nearer_to_the_distribution_after_some_rounds():
+    distances = []
+    for weight in (0.0, 2.0):
+        made = experiment(shaping=weight, gate_a2=0.3, eta=0.1)
+        w, gating = train(made).w, Gating(shaping=(1.0, 0.6, 0.4))
+        losses = [
+            NetworkObjective(made.network, *node.train, Context(how, ("phi",))).value(w)
+            for node in made.train_nodes
+            for how in (gating, Gating())
+        ]
+        distances.append(losses[0] - losses[1])
+    assert distances[1] < 0.8 * distances[0]
 
 
 def test_a_rising_penalty_is_the_penalty_with_its_weight_of_the_round():

@@ -10,7 +10,17 @@ from test_kernels_plain import make_conv, make_linear, plain_linear_weight_grad,
 from test_kernels_tile import tile_conv, tile_linear
 
 from refimpl.errors import InputError
-from refimpl.kernels import activation, groups, loss, norm, pool, tiled_linear, tiled_weight_grad, vector
+from refimpl.kernels import (
+    activation,
+    groups,
+    loss,
+    norm,
+    pool,
+    shaping,
+    tiled_linear,
+    tiled_weight_grad,
+    vector,
+)
 from refimpl.kernels.conv import ALL_ON
 
 MASKS = (ALL_ON, np.ones((0, 3), bool))
@@ -68,6 +78,7 @@ def test_products_of_masks_and_sums_over_nothing():
     activation.scale_channels(empty(3, 4), empty(3), empty(3, 4))
     activation.spread_nan(empty(3), empty(3, 4))
     activation.sigmoid_scaled(empty(3), 1.0, empty(3), empty(3))
+    assert shaping.shape_gates(empty(3), 1.0, shaping.Shaping(1.0), empty(3)) == 0
     activation.channel_products(empty(3, 4), empty(3, 4), empty(3))
     with pytest.raises(InputError, match="at least one sample"):  # the mean of nothing is not a number
         loss.softmax_cross_entropy(empty(3), empty(dtype=np.int64), empty(3))

@@ -115,5 +115,11 @@ def network_settings(network: Network, gating: Gating) -> dict[str, Any]:
         "input_shape": list(network.input_shape),
         "parameters": [[slot.name, list(slot.shape)] for slot in network.layout.slots],
         "backbone_size": network.layout.theta.stop,
-        "gating": asdict(gating),
+        "gating": gating_settings(gating),
     }
+
+
+def gating_settings(gating: Gating) -> dict[str, Any]:
+    """How gates decide, and how they are shaped, if they are."""
+    told = asdict(gating)
+    return told if gating.shaping.weight else {key: told[key] for key in told if key != "shaping"}

@@ -17,6 +17,7 @@ from refimpl.nn.layers import Layer
 _KINDS: dict[str, Callable[[Case], Arrays]] = {
     **dict.fromkeys(LAYERS, levels.ops.layer),
     "cross_entropy": levels.ops.cross_entropy,
+    "gate_shaping": levels.ops.gate_shaping,
     "gated": levels.networks.gated,
     "network": levels.networks.network,
     "prox": levels.prox.compute,
@@ -86,6 +87,9 @@ def check_case(case: Case) -> None:
         _check_chain(case, build(case.settings["layers"]), "", tuple(case.settings["input_shape"]))
     elif case.kind in LAYERS:
         _check_chain(case, (levels.ops.layer_of(case),), f"{levels.ops.NAME}.", case.inputs["x"].shape[1:])
+    elif case.kind == "gate_shaping":
+        if not all(_expect(case, "d", (None, None), case.dtype)):
+            raise DataError("d holds no decision")
     elif case.kind == "prox":
         _expect(case, "v", (None,), case.dtype)
 

@@ -14,7 +14,7 @@ from refimpl.errors import one_of
 NETWORK = {"numpy": ("numpy_layers", "numpy_network"), "torch": ("torch_network",)}
 # The parts of a level beside `head` and those for networks.
 PARTS: dict[str, tuple[str, ...]] = {
-    "ops": (),
+    "ops": ("shaping",),
     "networks": (),
     "prox": ("prox",),
     "local": ("local",),

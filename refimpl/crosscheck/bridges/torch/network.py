@@ -46,6 +46,7 @@ class GatedNetwork(nn.Module):
         super().__init__()
         self.layers, self.shapes, self.gating = layers, dict(shapes), gating
         self.gates_learn = "phi" in train or gating.mode == "soft"
+        self.shapes_gates = "phi" in train and gating.shaping.weight > 0
         gates = tuple(f"{block['gate']['name']}." for block in gated_blocks(layers))
         wanted = {
             name: ("phi" if name.startswith(gates) else "theta") in train
@@ -64,6 +65,13 @@ class GatedNetwork(nn.Module):
         mask.
         """
         return self._chain(self.layers, x, noise or {}, watch or (lambda name, value: None))
+
+    def shaping(self, seen: Mapping[str, Tensor]) -> Tensor:
+        """What batch-shaping adds to the loss, from what the forward pass told its `watch`."""
+        names = [f"{block['gate']['name']}.logits" for block in gated_blocks(self.layers)]
+        gates = [ops.margin(seen[name]) for name in names if self.shapes_gates]
+        terms = [ops.shaping(d, self.gating.tau, *self.gating.shaping) for d in gates]
+        return torch.stack(terms).sum() if terms else torch.zeros(())
 
     def _chain(self, layers: Sequence[Entry], x: Tensor, noise: Noise, watch: Watch) -> Tensor:
         for entry in layers:

@@ -59,6 +59,12 @@ def run_cross_entropy(given: Tensors, settings: Settings) -> Tensors:
     return {"loss": loss, **gradients(loss, {"grad.logits": given["logits"]})}
 
 
+def run_gate_shaping(given: Tensors, settings: Settings) -> Tensors:
+    """What batch-shaping adds to the loss, and its gradient."""
+    loss = ops.shaping(given["d"].requires_grad_(), settings["tau"], *settings["shaping"])
+    return {"loss": loss, **gradients(loss, {"grad.d": given["d"]})}
+
+
 def gradients(result: Tensor, sources: Tensors, dy: Tensor | None = None) -> Tensors:
     """Of the result (times dy) in each source, by name; zero where it does not depend on the source."""
     connected = {name: source for name, source in sources.items() if source.requires_grad}
@@ -286,6 +292,7 @@ def run_ticket(given: Tensors, settings: Settings) -> Tensors:
 KINDS: dict[str, Callable[[Tensors, Settings], Tensors]] = {
     **{kind: partial(run_layer, kind) for kind in ops.LAYERS},
     "cross_entropy": run_cross_entropy,
+    "gate_shaping": run_gate_shaping,
     "gated": run_network,
     "network": run_network,
     "prox": run_prox,

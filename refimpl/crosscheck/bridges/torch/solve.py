@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from refimpl.crosscheck.bridges.torch import ops
-from refimpl.crosscheck.bridges.torch.network import GatedNetwork, Noise
+from refimpl.crosscheck.bridges.torch.network import GatedNetwork, Noise, Watch
 from refimpl.crosscheck.bridges.torch.prox import Penalty
 from refimpl.crosscheck.bridges.torch.weights import Tensors, views
 
@@ -25,14 +25,16 @@ class Batch(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """The mean cross-entropy of a model on a batch, as a function of the flat vector w (d,)."""
+    """The mean loss of a model on a batch, as a function of the flat vector w (d,)."""
 
     model: GatedNetwork
     batch: Batch
 
     def loss(self, w: Tensor) -> Tensor:
         """Value at w, differentiable in w."""
-        return ops.cross_entropy(logits(self.model, w, self.batch.x, self.batch.noise), self.batch.y)
+        seen: Tensors = {}
+        y = logits(self.model, w, self.batch.x, self.batch.noise, seen.__setitem__)
+        return ops.cross_entropy(y, self.batch.y) + self.model.shaping(seen)
 
     def both(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Value and gradient at w, which is zero in the parts that are not trained."""
@@ -49,9 +51,11 @@ class Objective(NamedTuple):
 Objectives = Sequence[Objective]
 
 
-def logits(model: GatedNetwork, w: Tensor, x: Tensor, noise: Noise | None = None) -> Tensor:
+def logits(
+    model: GatedNetwork, w: Tensor, x: Tensor, noise: Noise | None = None, watch: Watch | None = None
+) -> Tensor:
     """The network's output for x with parameters w (d,)."""
-    result: Tensor = functional_call(model, views(model.shapes, w), (x, noise))
+    result: Tensor = functional_call(model, views(model.shapes, w), (x, noise, watch))
     return result
 
 

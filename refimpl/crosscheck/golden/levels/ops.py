@@ -11,26 +11,28 @@
 | frozen_norm2d | x, weight (C,), bias (C,), running_mean (C,), running_var (C,), dy | eps | y, grad.x, grad.weight, grad.bias |
 | group_norm | x, weight (C,), bias (C,), dy | eps, groups | y, grad.x, grad.weight, grad.bias; biased variance |
 | cross_entropy | logits (N,classes), labels | | loss = mean over the batch, grad.logits |
+| gate_shaping | d (N,K), the decisions of K channels | tau, shaping: weight, a, b | loss = weight/N * sum of (F - i/(N+1))^2, grad.d |
 | gated | x, dy, param.*, noise.* | layers, gating | as `names.py` has them |
 
-grad.* are gradients of sum(dy * y); those of cross_entropy of the loss itself.
+grad.* are gradients of sum(dy * y); those of cross_entropy and gate_shaping of the loss itself. F is the
+distribution function of Beta(a, b) at sigmoid(d/tau), and i counts the decisions of a channel from the smallest.
 
 Source: mathematics.md §2.1-§2.4. Derived.
 """  # noqa: E501 - a row of a table is one line
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.describe import build_layer, describe
-from refimpl.crosscheck.golden.draw import Draw
+from refimpl.crosscheck.golden.draw import Draw, gating_settings
 from refimpl.crosscheck.golden.names import block_outputs
 from refimpl.crosscheck.golden.own import Own
 from refimpl.kernels.loss import softmax_cross_entropy
+from refimpl.kernels.shaping import shape_gates
 from refimpl.nn.chain import Residual
 from refimpl.nn.context import GATE_GRADS, MODES, Gating
 from refimpl.nn.gate import ChannelGate, Gated
@@ -124,6 +126,8 @@ def _later(seed: int, dtype: str, case: Callable[..., Case]) -> Iterator[Case]:
         inputs = {"x": draw.coarse(BATCH, 2, 5, 6), "dy": draw.normal(BATCH, 2, 3, 3)}
         window = {"kernel": [3, 2], "stride": [2, 2], "padding": [1, 0]}
         yield case(f"{kind}-padded", kind, inputs, _ALL[:2], **window)
+    inputs, outputs, shaping = {"d": draw.normal(5, 3)}, ("loss", "grad.d"), [0.75, 0.6, 0.4]
+    yield case("gate_shaping", "gate_shaping", inputs, outputs, tau=0.5, shaping=shaping)
 
 
 def _gated(seed: int, dtype: str, gating: Gating, note: str) -> Case:
@@ -137,7 +141,7 @@ def _gated(seed: int, dtype: str, gating: Gating, note: str) -> Case:
     inputs = draw.params(layout) | {"x": draw.normal(BATCH, 3, 6, 4), "dy": draw.normal(BATCH, 5, 3, 2)}
     if gating.mode == "gumbel":
         inputs |= draw.noise({"conv.gate": 5}, BATCH)
-    settings = {"layers": layers, "input_shape": [3, 6, 4], "gating": asdict(gating)}
+    settings = {"layers": layers, "input_shape": [3, 6, 4], "gating": gating_settings(gating)}
     return Case(f"ops/{title}", "gated", dtype, inputs, settings, block_outputs(layers, gating.gate_grad))
 
 
@@ -219,3 +223,11 @@ def cross_entropy(case: Case) -> Arrays:
     dlogits = np.empty_like(logits)
     loss = softmax_cross_entropy(logits, case.inputs["labels"], dlogits)
     return {"loss": np.array(loss), "grad.logits": dlogits}
+
+
+def gate_shaping(case: Case) -> Arrays:
+    """What batch-shaping adds to the loss, and its gradient with respect to the decisions."""
+    d, how = case.inputs["d"], Gating(tau=case.settings["tau"], shaping=case.settings["shaping"])
+    slope = np.empty_like(d)
+    total = shape_gates(d, how.tau, how.shaping, slope)
+    return {"loss": np.array(total / len(d)), "grad.d": slope}
