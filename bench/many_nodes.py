@@ -3,9 +3,10 @@
 Nodes of seven images each are dealt from a data set (10,000 of them use all of MNIST), and all take part in
 every round: FedAvg, an mlp, one local step. Printed are the memory that a round takes above the images as
 numbers, the time of a node beside that in a round of ten such nodes, and the gain of a second thread. Rounds
-take turns, and the fastest of each kind counts, so that other programs disturb all alike. Times of nodes are
-processor time. The gain is in time on the clock: it needs two free cores. Beside it stands what a second
-thread gains with a kernel alone, which never waits for the interpreter: that much the machine had to give.
+take turns, so that other programs disturb all alike. Times of nodes are processor time, of the fastest round.
+The gain is the median of ratios of times on the clock: it needs two free cores. Beside it stands what a
+second thread gains with a kernel alone, which never waits for the interpreter: that much the machine had to
+give.
 """
 
 from __future__ import annotations
@@ -42,18 +43,18 @@ def rounds(tasks: Sequence[Any], w: Any, seeds: Any, threads: int) -> Callable[[
     return run
 
 
-def fastest(
+def in_turns(
     works: dict[str, tuple[Callable[[], None], int]], repeats: int, clock: Callable[[], float]
-) -> dict[str, float]:
-    """Seconds of each work, which is called so many times in a row; the works take turns."""
-    best = dict.fromkeys(works, float("inf"))
-    for _ in range(repeats):
+) -> dict[str, np.ndarray]:
+    """Seconds of each work (repeats,), which is called so many times in a row; the works take turns."""
+    found = {name: np.empty(repeats) for name in works}
+    for repeat in range(repeats):
         for name, (work, times) in works.items():
             start = clock()
             for _ in range(times):
                 work()
-            best[name] = min(best[name], clock() - start)
-    return best
+            found[name][repeat] = clock() - start
+    return found
 
 
 def kernels(threads: int) -> Callable[[], None]:
@@ -92,19 +93,20 @@ def measure(dataset: str, data_dir: Path | None, nodes: int, repeats: int) -> di
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of reading and dealing
     works = {"many": (rounds(many, w, seeds, 1), 1), "few": (rounds(few, w, seeds, 1), nodes // FEW)}
     each = {
-        name: 1e6 * seconds / nodes for name, seconds in fastest(works, repeats, time.process_time).items()
+        name: 1e6 * seconds.min() / nodes
+        for name, seconds in in_turns(works, repeats, time.process_time).items()
     }
     works = {str(threads): (rounds(many, w, seeds, threads), 1) for threads in (1, 2)}
     works |= {f"kernel {threads}": (kernels(threads), 1) for threads in (1, 2)}
-    wall = fastest(works, repeats, time.perf_counter)
+    wall = in_turns(works, repeats, time.perf_counter)
     return {
         "nodes": nodes,
         "images_mb": nodes * IMAGES * found[0].x[0].nbytes / MEGABYTE,
         "above_mb": (status("VmHWM") - before) / MEGABYTE,
         "node_us": each["many"],
         "node_of_ten_us": each["few"],
-        "two_threads": wall["1"] / wall["2"],
-        "two_threads_of_kernels": wall["kernel 1"] / wall["kernel 2"],
+        "two_threads": float(np.median(wall["1"] / wall["2"])),
+        "two_threads_of_kernels": float(np.median(wall["kernel 1"] / wall["kernel 2"])),
     }
 
 

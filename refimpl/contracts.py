@@ -62,6 +62,37 @@ class LocalSolution(NamedTuple):
     closed_share: float
 
 
+class LocalSolutions(NamedTuple):
+    """What some nodes send back, in their order: `LocalSolution` with a row or an entry for each node.
+
+    w (nodes, at least `size`): rows that begin with the solutions, which have `size` entries.
+    """
+
+    w: np.ndarray
+    size: int
+    loss: np.ndarray
+    residual: np.ndarray
+    gradients: int
+    flops: np.ndarray
+    closed_share: np.ndarray
+
+    @classmethod
+    def stacked(cls, answers: Sequence[LocalSolution]) -> "LocalSolutions":
+        """The answers of at least one node; raises `ValueError` unless all have as many entries."""
+        w, loss, residual, gradients, flops, closed_share = zip(*answers, strict=True)
+        rows = np.asarray(w[0])[None] if len(w) == 1 else np.stack(w)
+        numbers = (np.array(each, np.float64) for each in (loss, residual, flops, closed_share))
+        return cls(rows, rows.shape[-1], next(numbers), next(numbers), sum(gradients), *numbers)
+
+    def of(self, place: int) -> LocalSolution:
+        """The answer of the node at this place."""
+        w, gradients = self.w[place, : self.size], self.gradients // len(self.w)
+        loss, residual, flops, share = (
+            float(each[place]) for each in (self.loss, self.residual, self.flops, self.closed_share)
+        )
+        return LocalSolution(w, loss, residual, gradients, flops, share)
+
+
 class Method(Protocol):
     """A federated method: what the server broadcasts, what a node does, and how the server uses the mean."""
 
@@ -91,7 +122,7 @@ class Joining(Protocol):
 
     def local_each(
         self, tasks: Sequence[Task], point: Vector, rngs: Sequence[np.random.Generator]
-    ) -> Sequence[LocalSolution]:
+    ) -> LocalSolutions:
         """The nodes' work, in their order; this thread's next call may use the answers' memory again."""
 
 

@@ -121,7 +121,9 @@ def method_cases(method):
             w=VECTOR,
         ),
     } | {
-        at(name): Case(lambda point: method.local_each(TWO_TASKS, point, [rng(), rng()])[1].w, point=VECTOR)
+        at(name): Case(
+            lambda point: method.local_each(TWO_TASKS, point, [rng(), rng()]).of(1).w, point=VECTOR
+        )
         for name in ("local_each",)
         if hasattr(method, name)
     }
@@ -147,7 +149,7 @@ FEDERATED = {key: case for method in METHODS for key, case in method_cases(metho
         centre=eighths(9),
     ),
     place(local.solve_each): Case(
-        lambda centre: local.solve_each(TWO_TASKS, centre, LOCAL, [rng(), rng()])[1].w, centre=VECTOR
+        lambda centre: local.solve_each(TWO_TASKS, centre, LOCAL, [rng(), rng()]).of(1).w, centre=VECTOR
     ),
     place(local.local_residual): Case(
         lambda w, centre: local.local_residual(BOWL, w, centre, 0.5), w=eighths(9), centre=eighths(9, seed=1)

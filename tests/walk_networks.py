@@ -67,6 +67,7 @@ def network_arrays(network, samples=5):
 
 
 W, X, Y = network_arrays(NET).values()
+TASK = NetworkTask(NET, X, Y)
 DIRECTION = eighths(W.size, seed=1)
 
 
@@ -148,14 +149,9 @@ NETWORKS = {
     place(NetworkTask): Case(
         lambda x, y: NetworkTask(NET, x, y).descend(W, 0.125, 0.5, 2, rng()).w, x=X, y=Y
     ),
-    place(NetworkTask.descend): Case(
-        lambda centre: NetworkTask(NET, X, Y).descend(centre, 0.125, 0.5, 2, rng()).w, centre=W
-    ),
+    place(NetworkTask.descend): Case(lambda centre: TASK.descend(centre, 0.125, 0.5, 2, rng()).w, centre=W),
     place(NetworkTask.descend_each): Case(
-        lambda centre: (
-            NetworkTask(NET, X, Y).descend_each([NetworkTask(NET, X, Y)], centre, 0.125, 0.5, 2, [rng()])[0].w
-        ),
-        centre=W,
+        lambda centre: TASK.descend_each([TASK], centre, 0.125, 0.5, 2, [rng()]).of(0).w, centre=W
     ),
     place(CompiledObjective.__call__): Case(
         lambda w, grad_out: next(iter(NetworkTask(NET, X, Y, batch_size=3).draw(rng(), 1)))(w, grad_out),

@@ -14,20 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from refimpl.contracts import LocalSolution, Objective, Task
+from refimpl.contracts import LocalSolution, LocalSolutions, Objective, Task
 from refimpl.errors import expect_numbers
 from refimpl.kernels import vector
 from refimpl.optim.prox.contract import check_alike
-
-
-class Descent(Protocol):
-    """The result of `Descending.descend_each`; fields as in `LocalSolution`."""
-
-    w: np.ndarray
-    loss: float
-    residual: float
-    flops: float
-    closed_share: float
 
 
 class Descending(Protocol):
@@ -41,7 +31,7 @@ class Descending(Protocol):
         lam: float,
         steps: int,
         rngs: Sequence[np.random.Generator],
-    ) -> Sequence[Descent] | None:
+    ) -> LocalSolutions | None:
         """The iteration of `solve_local` for tasks, this one the first, bit for bit; None if it cannot."""
 
 
@@ -99,9 +89,9 @@ def solve_local(
     centre (d,) float32/float64 is not changed. With lam = 0 this is local SGD.
     """
     check_alike("solve_local", centre=centre)
-    ends = _descend([task], centre, settings, [rng])
-    if ends is not None:
-        return ends[0]
+    found = _descend([task], centre, settings, [rng])
+    if found is not None:
+        return found.of(0)
     scalar = centre.dtype.type
     lam, rates = scalar(settings.lam), settings.rates(centre.size)
     w, gradient = centre.copy(), np.empty_like(centre)
@@ -119,26 +109,26 @@ def solve_local(
 
 def solve_each(
     tasks: Sequence[Task], centre: np.ndarray, settings: LocalSettings, rngs: Sequence[np.random.Generator]
-) -> list[LocalSolution]:
+) -> LocalSolutions:
     """`solve_local` for every task; in one compiled call, where the tasks can do that."""
     check_alike("solve_each", centre=centre)
-    ends = _descend(tasks, centre, settings, rngs)
-    if ends is not None:
-        return ends
-    return [solve_local(task, centre, settings, rng) for task, rng in zip(tasks, rngs, strict=True)]
+    found = _descend(tasks, centre, settings, rngs)
+    if found is not None:
+        return found
+    pairs = zip(tasks, rngs, strict=True)
+    return LocalSolutions.stacked([solve_local(task, centre, settings, rng) for task, rng in pairs])
 
 
 def _descend(
     tasks: Sequence[Task], centre: np.ndarray, settings: LocalSettings, rngs: Sequence[np.random.Generator]
-) -> list[LocalSolution] | None:
+) -> LocalSolutions | None:
     """The answers of tasks that are `Descending`; None if they cannot do this iteration."""
     if settings.own_rate is not None or not hasattr(tasks[0], "descend_each"):
         return None  # isinstance takes ten times as long
-    ends = tasks[0].descend_each(tasks, centre, settings.eta, settings.lam, settings.steps, rngs)
-    return ends and [
-        LocalSolution(end.w, end.loss, end.residual, settings.steps, end.flops, end.closed_share)
-        for end in ends
-    ]
+    found: LocalSolutions | None = tasks[0].descend_each(
+        tasks, centre, settings.eta, settings.lam, settings.steps, rngs
+    )
+    return found
 
 
 def local_residual(objective: Objective, w: np.ndarray, centre: np.ndarray, lam: float) -> float:

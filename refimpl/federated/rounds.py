@@ -17,16 +17,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refimpl.contracts import Joining, LocalSolution, Method, State, Task
+from refimpl.contracts import Joining, LocalSolutions, Method, State, Task
 from refimpl.errors import DivergenceError, InputError, expect_numbers, shown
 from refimpl.kernels import vector
+from refimpl.kernels.arrays import tidy
 from refimpl.optim.prox.contract import check_alike
 from refimpl.rng import NodeStreams, SeedTree
 from refimpl.threads import in_turn
 
 DIVERGED_FACTOR = 1e3  # a node's loss above this multiple of the first round's mean loss stops the run
-TOGETHER = 8  # nodes that are solved in one call, at most; so many calls a thread at least
-TOGETHER_BYTES = 4 << 20  # of their answers
+TOGETHER = 32  # nodes that are solved in one call, at most
+TOGETHER_BYTES = 16 << 20  # of their answers, at most
+CALLS = 8  # for each thread, at least: the last may end alone
 
 
 def vectors_of(who: str, state: State, *names: str) -> list[np.ndarray]:
@@ -139,16 +141,15 @@ def _run_round(
     point = method.broadcast(state, round_)
     sums = _Sums(method.name, point, round_, nodes, participation.weights(tasks, nodes), first_loss)
 
-    together = _together(len(nodes), point.nbytes, threads)
+    together = _together(len(nodes), point.nbytes, threads) if _joins(method) else 1
     pieces = [nodes[first : first + together] for first in range(0, len(nodes), together)]
 
-    def solve(piece: int) -> Sequence[LocalSolution]:
+    def solve(piece: int) -> LocalSolutions:
         some = pieces[piece]
         return _local(method, [tasks[i] for i in some], point, NodeStreams(seeds, "local", round_, some))
 
-    def add(piece: int, answers: Sequence[LocalSolution]) -> None:
-        for place, answer in enumerate(answers, piece * together):
-            sums.add(place, answer)
+    def add(piece: int, answers: LocalSolutions) -> None:
+        sums.add(piece * together, answers)
 
     in_turn(solve, len(pieces), threads, add)
     with np.errstate(all="ignore"):  # `check_state` reports overflow
@@ -159,20 +160,25 @@ def _run_round(
 
 def _together(nodes: int, answer_bytes: int, threads: int) -> int:
     """How many nodes of a round to solve in one call: several, if many calls are left for each thread."""
-    return max(1, min(TOGETHER, TOGETHER_BYTES // max(1, answer_bytes), nodes // (TOGETHER * threads)))
+    return max(1, min(TOGETHER, TOGETHER_BYTES // max(1, answer_bytes), nodes // (CALLS * threads)))
 
 
-def _local(
-    method: Method, tasks: Sequence[Task], point: np.ndarray, rngs: Sequence[np.random.Generator]
-) -> Sequence[LocalSolution]:
-    """The work of some nodes: by the method's `local_each` if it has one that says the same as its `local`.
+def _joins(method: Method) -> bool:
+    """Whether the method has a `local_each` that says the same as its `local`.
 
     A class that inherits both and replaces `local` alone has none.
     """
     owner = next((each for each in type(method).__mro__ if "local" in vars(each)), None)
-    if isinstance(method, Joining) and owner is not None and "local_each" in vars(owner):
+    return owner is not None and "local_each" in vars(owner)
+
+
+def _local(
+    method: Method, tasks: Sequence[Task], point: np.ndarray, rngs: Sequence[np.random.Generator]
+) -> LocalSolutions:
+    """The work of some nodes; of a single one, if the method does not join their work."""
+    if len(tasks) > 1 and isinstance(method, Joining):
         return method.local_each(tasks, point, rngs)
-    return [method.local(task, point, rng) for task, rng in zip(tasks, rngs, strict=True)]
+    return LocalSolutions.stacked([method.local(tasks[0], point, rngs[0])])
 
 
 class _Sums:
@@ -193,23 +199,27 @@ class _Sums:
         self.numbers = {name: array("d") for name in ("loss", "residual", "flops", "closed_share")}
         self.gradients, self.sent = 0, 0
 
-    def add(self, place: int, answer: LocalSolution) -> None:
-        """Check the answer of the node at this place and add it up; each node's turn comes after the last."""
-        check_alike(f"run_rounds: {self.method}", point=self.point, answer=answer.w)
-        nonzero, finite = vector.add_weighted(answer.w, self.weights[place], self.total)
-        self._check_loss(answer.loss, finite, self.nodes[place])
+    def add(self, first: int, answers: LocalSolutions) -> None:
+        """Check the answers of the nodes from place `first` on, whose turn it is, and add them up."""
+        check_alike(f"run_rounds: {self.method}", point=self.point, answer=answers.w[0, : answers.size])
+        places = slice(first, first + len(answers.w))
+        nonzero, finite = vector.add_weighted.kernel(tidy(answers.w), self.weights[places], self.total)
+        self._check_losses(answers.loss, finite, self.nodes[places])
         for name, values in self.numbers.items():
-            values.append(getattr(answer, name))
-        self.gradients += answer.gradients
-        self.sent += nonzero
+            values.extend(getattr(answers, name).tolist())
+        self.gradients += answers.gradients
+        self.sent += int(nonzero.sum())
 
-    def _check_loss(self, loss: float, finite: bool, node: int) -> None:
+    def _check_losses(self, losses: np.ndarray, finite: np.ndarray, nodes: Sequence[int]) -> None:
         """Raise `DivergenceError` naming round and node if an answer is not finite or its loss explodes."""
-        who, hint = f"training diverged in round {self.round} at node {node}", "try a smaller eta or beta"
-        if not (finite and math.isfinite(loss)):
-            raise DivergenceError(f"{who} (not finite); {hint}")
-        if loss > DIVERGED_FACTOR * max(self.first_loss, 1.0):
-            raise DivergenceError(f"{who}: loss {loss:.3g}, {self.first_loss:.3g} in the first round; {hint}")
+        limit, hint = DIVERGED_FACTOR * max(self.first_loss, 1.0), "try a smaller eta or beta"
+        for loss, good, node in zip(losses.tolist(), finite, nodes, strict=True):
+            who = f"training diverged in round {self.round} at node {node}"
+            if not (good and math.isfinite(loss)):
+                raise DivergenceError(f"{who} (not finite); {hint}")
+            if loss > limit:
+                first = f"{self.first_loss:.3g} in the first round"
+                raise DivergenceError(f"{who}: loss {loss:.3g}, {first}; {hint}")
 
     def mean(self) -> np.ndarray:
         """The weighted mean of the answers, with the dtype of the point."""

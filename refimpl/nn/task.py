@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple
 
 import numpy as np
 
+from refimpl.contracts import LocalSolution, LocalSolutions
 from refimpl.errors import InputError
 from refimpl.kernels import vector
 from refimpl.kernels.arrays import tidy
@@ -43,20 +43,6 @@ def draw_batches(rng: np.random.Generator, samples: int, size: int, count: int) 
     batches = np.empty((count, size), dtype=np.int64)
     vector.partial_shuffles.kernel(picks, np.arange(samples), batches)
     return batches
-
-
-class Descent(NamedTuple):
-    """Where a local descent ended.
-
-    w: the end point; loss: the first one; residual: the last one's norm; flops: executed; closed_share: share
-    of gated channels that were off.
-    """
-
-    w: np.ndarray
-    loss: float
-    residual: float
-    flops: float
-    closed_share: float
 
 
 FEW_BYTES = 1 << 17  # of the samples of a task, below which copying them costs less than a call of its own
@@ -188,13 +174,13 @@ class NetworkTask:
 
     def descend(
         self, centre: np.ndarray, eta: float, lam: float, steps: int, rng: np.random.Generator
-    ) -> Descent | None:
+    ) -> LocalSolution | None:
         """`steps` steps w <- w - eta (g + lam (w - centre)) in compiled code; None without a program.
 
         Bit for bit what the same steps on the objectives of `draw` give.
         """
-        ends = self.descend_each([self], centre, eta, lam, steps, [rng])
-        return ends[0] if ends else None
+        found = self.descend_each([self], centre, eta, lam, steps, [rng])
+        return None if found is None else found.of(0)
 
     def descend_each(
         self,
@@ -204,7 +190,7 @@ class NetworkTask:
         lam: float,
         steps: int,
         rngs: Sequence[np.random.Generator],
-    ) -> list[Descent] | None:
+    ) -> LocalSolutions | None:
         """`descend` for every task, this one the first, in one compiled call.
 
         The ends of more than one lie in memory that this thread uses again in its next such call. None
@@ -225,13 +211,12 @@ class NetworkTask:
         w, found, moments = self._run(self.program, tasks, drawn, eta, lam, centre, gradient, kept, own)
         if self.handover is not None and own is not None:
             self.handover.end(kept, theta)
-        ends = []
-        for row, numbers, counts in zip(w, found.tolist(), moments, strict=True):
-            flops, closed_share = self._measure(counts)
-            reused = self._reused(kept, counts, steps)
-            loss, residual = numbers
-            ends.append(Descent(row[: centre.size], loss, residual, flops - reused, closed_share))
-        return ends
+        work = [self._measure(counts) for counts in moments]
+        flops, closed_share = np.array(work).T
+        loss, residual = found.T
+        if self.handover is not None:
+            flops = flops - self._reused(kept, moments[0], steps)
+        return LocalSolutions(w, centre.size, loss, residual, steps * len(w), flops, closed_share)
 
     def _goes_with(self, other: "NetworkTask") -> bool:
         """Whether both differ in nothing but samples, of which each has few."""

@@ -48,7 +48,9 @@ def one_by_one(tasks, w):
 
 
 def same(ours, expected):
-    for mine, other in zip(ours, expected, strict=True):
+    assert len(ours.w) == len(expected)
+    for place, other in enumerate(expected):
+        mine = ours.of(place)
         assert mine.w.tobytes() == other.w.tobytes()
         assert mine[1:] == other[1:]  # loss, residual, gradients, FLOPs, closed share
 
@@ -124,7 +126,7 @@ def test_small_nodes_of_a_large_round_are_solved_together(monkeypatch):
 
     monkeypatch.setattr(NetworkTask, "descend_each", watched)
     models(FedAvg(eta=0.1, local_steps=1), like(mlp(), SIZES * 20))
-    assert max(seen) == rounds.TOGETHER
+    assert max(seen) == 100 // rounds.CALLS < rounds.TOGETHER
 
 
 @pytest.mark.parametrize("method", [Lazy(eta=0.1), Reptile(eta=0.1)], ids=["replaced", "reptile"])

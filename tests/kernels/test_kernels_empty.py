@@ -94,7 +94,9 @@ def test_products_of_masks_and_sums_over_nothing():
     total = np.full(3, np.nan, np.float32)
     vector.mean_of_rows(empty(3), np.empty(0), total)
     assert not total.any()
-    assert vector.add_weighted(empty(), 0.5, np.empty(0)) == (0, True)
+    nonzero, finite = vector.add_weighted(np.ones((2, 0), np.float32), np.ones(2), np.empty(0))
+    assert not nonzero.any()
+    assert finite.all()
 
 
 def test_a_norm_shows_nan_whatever_is_beside_it():

@@ -57,22 +57,26 @@ def test_mean_of_rows_is_added_in_row_order_in_double(dtype, n, d):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
-def test_a_weighted_row_is_added_and_looked_at_in_one_pass(dtype, size):
+def test_weighted_rows_are_added_and_looked_at_in_one_pass(dtype, size):
     rng = np.random.default_rng(size)
-    row, before = rng.standard_normal(size).astype(dtype), rng.standard_normal(size)
-    row[rng.random(size) < 0.3] = 0
-    row[-1] = -0.0
-    total = before.copy()
-    assert vector.add_weighted(row, 0.3, total) == (np.count_nonzero(row), True)
-    np.testing.assert_array_equal(total, before + 0.3 * row.astype(float))
+    rows, before = rng.standard_normal((3, size + 2)).astype(dtype), rng.standard_normal(size)
+    rows[rng.random(rows.shape) < 0.3] = 0
+    rows[:, size - 1] = -0.0
+    total, used = before.copy(), rows[:, :size].astype(float)
+    nonzero, finite = vector.add_weighted.kernel(rows, np.array([0.3, 0.5, -2.0]), total)  # longer rows
+    assert nonzero.tolist() == np.count_nonzero(used, axis=1).tolist()
+    assert finite.all()
+    np.testing.assert_array_equal(total, ((before + 0.3 * used[0]) + 0.5 * used[1]) - 2.0 * used[2])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [0, 16, 18])
 def test_a_row_with_one_entry_that_is_not_finite_is_told(bad, place):
-    row, total = np.ones(19, np.float32), np.zeros(19)
-    row[place] = bad
-    assert vector.add_weighted(row, 0.5, total) == (19, False)
+    rows, total = np.ones((2, 19), np.float32), np.zeros(19)
+    rows[1, place] = bad
+    nonzero, finite = vector.add_weighted(rows, np.full(2, 0.5), total)
+    assert nonzero.tolist() == [19, 19]
+    assert finite.tolist() == [True, False]
 
 
 def test_the_cache_folder_carries_the_fingerprint_of_the_kernels(monkeypatch, tmp_path):

@@ -65,7 +65,7 @@ def kernel_calls():
         vector.norm: (reals(9),),
         vector.local_step: (new(9), reals(9), reals(9), np.float32(0.1), np.float32(0.5)),
         vector.local_residual: (reals(9), reals(9), reals(9), np.float32(0.5)),
-        vector.add_weighted: (reals(9), 0.5, new(9, dtype=np.float64)),
+        vector.add_weighted: (reals(2, 9), np.array([0.5, 2.0]), new(9, dtype=np.float64)),
         vector.mean_of_rows: (reals(4, 9), rng.random(4), new(9)),
         vector.partial_shuffles: (
             np.array([[3, 0], [1, 2]]), new(4, dtype=np.int64), new(2, 2, dtype=np.int64)

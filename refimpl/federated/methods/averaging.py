@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refimpl.contracts import LocalSolution, State, Task
+from refimpl.contracts import LocalSolution, LocalSolutions, State, Task
 from refimpl.federated.local import LocalSettings, solve_each, solve_local
 from refimpl.federated.methods.keys import eta_key, local_steps_key
 from refimpl.federated.rounds import vectors_of
@@ -49,7 +49,7 @@ class Averaging:
 
     def local_each(
         self, tasks: Sequence[Task], point: np.ndarray, rngs: Sequence[np.random.Generator]
-    ) -> list[LocalSolution]:
+    ) -> LocalSolutions:
         """`local` of each node."""
         return solve_each(tasks, point, LocalSettings(0.0, self.eta, self.local_steps), rngs)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.contracts import LocalSolution, Penalty, Schedule, State, Task
+from refimpl.contracts import LocalSolution, LocalSolutions, Penalty, Schedule, State, Task
 from refimpl.errors import ConfigError
 from refimpl.federated.local import LocalSettings, solve_each, solve_local
 from refimpl.federated.methods.keys import eta_key, lam_key, local_steps_key
@@ -50,7 +50,7 @@ class MetaGater:
 
     def local_each(
         self, tasks: Sequence[Task], point: np.ndarray, rngs: Sequence[np.random.Generator]
-    ) -> list[LocalSolution]:
+    ) -> LocalSolutions:
         """`local` of each node."""
         return solve_each(tasks, point, self.local_settings, rngs)
 
