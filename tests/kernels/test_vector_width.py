@@ -16,6 +16,7 @@ from test_kernels_plain import DTYPES, make_conv, make_linear
 from test_kernels_tile import tile_conv, tile_linear
 
 from refimpl.kernels import jit, norm, target
+from refimpl.kernels.shaping import Shaping, shape_gates
 
 pytestmark = [
     pytest.mark.slow,  # compiles the kernels for other processors
@@ -58,9 +59,17 @@ def normalised(dtype):
     return y, sums, dx
 
 
+def shaped(dtype):
+    """Batch-shaping of seven samples and five channels: N times the term, and its gradient."""
+    decisions = 2 * np.random.default_rng(7).standard_normal((7, 5)).astype(dtype)
+    slope = np.empty_like(decisions)
+    return np.array(shape_gates(decisions, 0.7, Shaping(1.0), slope)), slope
+
+
 def digest(dtypes=DTYPES):
-    """The vector width in bytes and a hash of the results of all `digest_cases` and of normalisation."""
-    sha = hashlib.sha256(b"".join(array.tobytes() for dtype in dtypes for array in normalised(dtype)))
+    """The vector width in bytes and a hash of the results of all cases of this file."""
+    others = [array for dtype in dtypes for array in (*normalised(dtype), *shaped(dtype))]
+    sha = hashlib.sha256(b"".join(array.tobytes() for array in others))
     for case, run in digest_cases(dtypes):
         for array in run(case):
             sha.update(array.tobytes())
