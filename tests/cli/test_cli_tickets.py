@@ -152,7 +152,8 @@ def test_the_demo_and_what_it_finds_done_already(refimpl, tmp_path):
 
 
 def test_a_comparison_is_paired_by_seed_and_episode(refimpl, tmp_path):
-    words = ("tickets", "compare", *TINY, "--finders", "sr,rm", "--seeds", "0-3", "--out", "t", "-q")
+    few = ("--finders", "sr,rm", "--seeds", "0-3", "--test-episodes", 20)
+    words = ("tickets", "compare", *TINY, *few, "--out", "t", "-q")
     code, out, err = refimpl(*words, "--baseline", "sr", "--margin", "5")
     assert code == 0, err
     lines = [line.split() for line in out.splitlines()]
