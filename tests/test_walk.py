@@ -20,18 +20,23 @@ HERE = Path(walk.__file__).parent
 
 @pytest.fixture(scope="module")
 def faults():
-    """What is wrong with each case, found by a process without other threads, which can fork."""
+    """Says what is wrong with a case, which it asks of a process without other threads, which can fork."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
-    run = subprocess.run(
-        [sys.executable, str(HERE / "walk.py")], env=environment, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    return dict(json.loads(line) for line in run.stdout.splitlines())
+    command, pipe = [sys.executable, str(HERE / "walk.py"), "-"], subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as walker:
+
+        def ask(name):
+            print(name, file=walker.stdin, flush=True)
+            answer = walker.stdout.readline()
+            assert answer, "the process has ended; python tests/walk.py says why"
+            return json.loads(answer)[1]
+
+        yield ask
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_arrays_of_any_kind_are_taken_rightly_or_refused_in_one_line(name, faults):
-    assert not faults[name], "\n".join(faults[name])
+    assert not (found := faults(name)), "\n".join(found)
 
 
 def test_every_public_function_that_takes_arrays_is_walked():

@@ -3,8 +3,9 @@
 A `Case` calls one function with tidy arrays. The walk replaces one of the arrays at a time: by the same
 numbers in another order, type or stride, which must give the same result, or by something wrong. Anything
 may be refused, in one line and by an error of ours. `python walk.py` prints one line of JSON for each case:
-its name, and what went wrong with it. Each case runs in a process of its own, as a read or write outside
-of an array ends the process.
+its name, and what went wrong with it; `python walk.py NAME` does so for one case, and `python walk.py -` for
+each case whose name it reads. Each case runs in a process of its own, as a read or write outside of an array
+ends the process.
 """
 
 from __future__ import annotations
@@ -292,10 +293,11 @@ def main(names: list[str]) -> None:
     from walk_cases import CASES  # which imports `Case` from here
 
     warnings.simplefilter("ignore")
-    chosen = {name: case for name, case in CASES.items() if not names or name in names}
+    asked = names == ["-"]
+    chosen = {name: case for name, case in CASES.items() if asked or not names or name in names}
     compile_no_more(chosen)
-    for name, case in chosen.items():
-        print(json.dumps([name, alone(case)]), flush=True)
+    for name in (line.strip() for line in sys.stdin) if asked else chosen:
+        print(json.dumps([name, alone(chosen[name])]), flush=True)
 
 
 if __name__ == "__main__":
