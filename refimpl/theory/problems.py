@@ -208,9 +208,12 @@ class Cosines:
 
     def __call__(self, w: Vector, grad_out: Vector) -> float:
         """Value at w; writes the gradient."""
-        angle = self.b * w + self.c
-        grad_out[:] = self.q * w - self.a * self.b * np.sin(angle)
-        return float(np.sum(self.a * np.cos(angle) + 0.5 * self.q * w**2))
+        grad_out[:] = self.gradient(w)
+        return float(np.sum(self.a * np.cos(self.b * w + self.c) + 0.5 * self.q * w**2))
+
+    def gradient(self, w: Vector) -> Vector:
+        """The gradient alone: q w - a b sin(b w + c)."""
+        return self.q * w - self.a * self.b * np.sin(self.b * w + self.c)
 
     def hessian_vector(self, w: Vector, d: Vector) -> Vector:
         """(q - a b^2 cos(b w + c)) d."""
@@ -222,16 +225,16 @@ class Cosines:
         The steps go on until only rounding is left, so the result is as good as a formula. Where lam is near
         L that may take more steps than are allowed; the caller's certificate says how near it came.
         """
-        w, gradient, moved = centre.copy(), np.empty_like(centre), np.inf
+        w, moved = centre.copy(), np.inf
         for _ in range(FIXED_POINT_STEPS):
-            self(w, gradient)
+            gradient = self.gradient(w)
             if moved > NEAR:
                 following = centre - gradient / lam
             else:
                 bend = self.hessian_vector(w, np.ones_like(w)) + lam
                 following = w - (gradient + lam * (w - centre)) / bend
-            moved, w = float(np.max(np.abs(following - w))), following
-            if moved <= SETTLED * max(1.0, float(np.max(np.abs(w)))):
+            moved, w = float(np.abs(following - w).max()), following
+            if moved <= SETTLED * max(1.0, float(np.abs(w).max())):
                 break
         return w
 
