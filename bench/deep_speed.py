@@ -5,7 +5,9 @@ the same samples with frozen statistics. Then both with half of the channels of 
 closed by its gate; the others run the network without its gates, which would multiply by masks besides.
 PyTorch runs as its users write it: with autograd, in evaluation with running statistics, in both layouts.
 Gradients and logits must be near this package's in float64 before anything is timed. Every candidate then
-takes its turn; "PyTorch / ours" is the time of PyTorch's faster layout divided by ours.
+takes its turn; "PyTorch / ours" is the time of PyTorch's faster layout divided by ours. `--out FILE` keeps
+the times as JSON, `--table FILE ...` prints such files side by side. `bench/layer_speed.py` says how both
+sides are made to use AVX2 only.
 """
 
 from __future__ import annotations
@@ -13,7 +15,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+from bench.layer_speed import machine
 from refimpl.bench.process import pin
 
 # Name, samples' shape, batch size.
@@ -24,8 +29,7 @@ CASES = (
     ("resnet12", (3, 32, 32), 25),
 )
 LAYOUTS = ("NCHW", "channels-last")
-SIDES = ("ours", *LAYOUTS, "onnxruntime")
-HEADER = ("network", "pass", *(f"{side} ms" for side in SIDES), "PyTorch / ours", "onnxruntime / ours")
+COLUMNS = ("ours, ms", "PyTorch", "onnxruntime")
 NEAR = 5e-3  # of the reference's length; where a sum is nearly 0, rounding decides which way ReLU goes
 
 
@@ -209,32 +213,50 @@ def timed(case: str, what: str, gated: bool, runs: dict[str, Callable], effort) 
     return {"network": case, "pass": f"{what}, half closed" if gated else what, **times}
 
 
-def line(found: dict[str, object]) -> tuple[str, ...]:
-    seconds = {key: float(found[key]) for key in SIDES if key in found}
-    own, torch = seconds["ours"], min(seconds[key] for key in LAYOUTS)
-    onnx = f"{seconds['onnxruntime'] / own:.2f}" if "onnxruntime" in seconds else "-"
-    milliseconds = (f"{1e3 * seconds[key]:.1f}" if key in seconds else "-" for key in SIDES)
-    return str(found["network"]), str(found["pass"]), *milliseconds, f"{torch / own:.2f}", onnx
+def table(files: list[dict[str, Any]]) -> str:
+    """Kept times as Markdown, the kinds of processor side by side."""
+    from refimpl.files.tables import markdown
+
+    head = ["network, pass", *(f"{one['kind']}: {what}" for one in files for what in COLUMNS)]
+    rows = [
+        [f"{first['network']}: {first['pass']}", *(cell for one in others for cell in cells(one))]
+        for others in zip(*(one["rows"] for one in files), strict=True)
+        for first in others[:1]
+    ]
+    measured = f"PyTorch / ours and onnxruntime / ours. {files[0]['machine']}."
+    return f"{measured}\n\n{markdown(head, rows)}"
+
+
+def cells(times: dict[str, Any]) -> list[str]:
+    """Our milliseconds, and how many times as long PyTorch's faster layout and onnxruntime take."""
+    own, torch, onnx = times["ours"], min(times[key] for key in LAYOUTS), times.get("onnxruntime")
+    return [f"{1e3 * own:.1f}", f"{torch / own:.2f}", f"{onnx / own:.2f}" if onnx else "-"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.deep_speed", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--out", type=Path, help="where the times are kept as JSON")
+    parser.add_argument("--table", type=Path, nargs="+", help="print kept times instead of measuring")
+    parser.add_argument("--kind", default="this machine", help="the columns' name in the table")
     parser.add_argument("--smoke", action="store_true", help="two samples only, to see that it works")
     parser.add_argument("--model", choices=sorted({case[0] for case in CASES}), help="this model alone")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a busy machine")
     options = parser.parse_args()
+    if options.table:
+        print(table([json.loads(path.read_text()) for path in options.table]))
+        return
     pin(1)
     import torch
 
     torch.set_num_threads(1)
     from refimpl.bench.timing import SMOKE, Effort
-    from refimpl.files.tables import table
 
-    effort = SMOKE if options.smoke else Effort(rounds=7, seconds=3.0, clock=options.clock)
+    effort = SMOKE if options.smoke else Effort(rounds=7, seconds=3.0, clock="cpu")
     chosen = [case for case in CASES if options.model in (None, case[0])]
-    found = [one for case in chosen for one in measure(*case, effort)]
-    print(json.dumps(found) if options.json else table(HEADER, [line(one) for one in found]))
+    rows = [one for case in chosen for one in measure(*case, effort)]
+    results = {"kind": options.kind, "machine": machine(), "rows": rows}
+    if options.out:
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(table([results]))
 
 
 if __name__ == "__main__":

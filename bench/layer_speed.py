@@ -132,6 +132,13 @@ def table(files: list[dict[str, Any]]) -> str:
     return "\n\n".join([f"PyTorch / ours. {files[0]['machine']}.", markdown(["layer, pass", *columns], rows)])
 
 
+def machine() -> str:
+    """What the times of one core were measured on, and how."""
+    from refimpl.files.environment import environment
+
+    return f"{environment()['cpu']['model']}, one core, processor time, shared with other work"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.layer_speed", description=__doc__)
     parser.add_argument("--out", type=Path, help="where the times are kept as JSON")
@@ -144,11 +151,8 @@ def main() -> None:
         print(table([json.loads(path.read_text()) for path in options.table]))
         return
     pin(1)
-    from refimpl.files.environment import environment
-
-    machine = f"{environment()['cpu']['model']}, one core, processor time, shared with other work"
     rows = list(measure(options.batches, options.smoke))
-    results = {"kind": options.kind, "machine": machine, "rows": rows}
+    results = {"kind": options.kind, "machine": machine(), "rows": rows}
     if options.out:
         options.out.write_text(json.dumps(results, indent=1) + "\n")
     print(table([results]))

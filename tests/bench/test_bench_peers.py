@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import experiments, layer_speed, markdown, regime, sparse_speed
+from bench import deep_speed, experiments, layer_speed, markdown, regime, sparse_speed
 from bench.bars import geometric_mean, judge
 from bench.peers import available, installed
 from bench.plans import all_cases, all_programs
@@ -103,11 +103,12 @@ def own_tables() -> dict[str, str]:
     def printed(module, *names):
         files = [f"bench/results/speed/{name}.json" for name in names]
         results = [json.loads((ROOT / file).read_text()) for file in files]
-        shown = module.table(results if module is layer_speed else results[0])
+        shown = module.table(results[0] if module is sparse_speed else results)
         return f"python -m {module.__name__} --table {' '.join(files)}", shown.rstrip("\n")
 
     layers = printed(layer_speed, "layers-avx512", "layers-avx2-emulated")
-    return dict((layers, printed(sparse_speed, "sparse-avx512")))
+    networks = printed(deep_speed, "networks-avx512", "networks-avx2-emulated")
+    return dict((layers, networks, printed(sparse_speed, "sparse-avx512")))
 
 
 def test_the_readme_shows_the_committed_results():
