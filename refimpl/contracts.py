@@ -63,9 +63,10 @@ class LocalSolution(NamedTuple):
 
 
 class LocalSolutions(NamedTuple):
-    """What some nodes send back, in their order: `LocalSolution` with a row or an entry for each node.
+    """What some nodes send back, in their order, each number as in `LocalSolution`.
 
-    w (nodes, at least `size`): rows that begin with the solutions, which have `size` entries.
+    w (nodes, at least `size`): rows that begin with the solutions, which have `size` entries; loss, residual,
+    flops, closed_share (nodes,): an entry for each node; gradients: of all nodes together.
     """
 
     w: np.ndarray

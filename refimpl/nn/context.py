@@ -65,8 +65,8 @@ def _checked(shaping: Shaping) -> Shaping:
 class FixedShare(Gating):
     """Gates that close a given share of their channels, others in each sample, whatever they look at.
 
-    off: share of each gate's channels that is closed; seed: of the choice; mode, tau, gate_grad and
-    detach_gate_input are as in `Gating`, and need not be given. Row i of a mask is that of the
+    off: share of each gate's channels that is closed; seed: of the choice; mode, tau, gate_grad,
+    detach_gate_input and shaping are as in `Gating`, and need not be given. Row i of a mask is that of the
     i-th sample of a batch. It is a `Gating` wherever one is taken: the readable and the compiled code decide
     by the same masks. No gradient reaches the gates. Source: mathematics.md §2.3 (derived: mode `gumbel` with
     noise so large that it decides alone).
