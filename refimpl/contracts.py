@@ -124,7 +124,7 @@ class Joining(Protocol):
     def local_each(
         self, tasks: Sequence[Task], point: Vector, rngs: Sequence[np.random.Generator]
     ) -> LocalSolutions:
-        """The nodes' work, in their order; this thread's next call may use the answers' memory again."""
+        """The nodes' work, in their order."""
 
 
 @runtime_checkable

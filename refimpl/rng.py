@@ -42,8 +42,7 @@ class SeedTree:
 class NodeStreams(Sequence[np.random.Generator]):
     """The streams of a purpose in a round at some nodes, each made when it is asked for.
 
-    Making one takes 20 us: as long as a node of a few samples takes for a third of its work, which may need
-    no random numbers.
+    Making one takes 20 us, which matters for nodes of a few samples: most of them need no random numbers.
     """
 
     seeds: SeedTree

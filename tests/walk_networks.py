@@ -68,6 +68,13 @@ def network_arrays(network, samples=5):
 
 W, X, Y = network_arrays(NET).values()
 TASK = NetworkTask(NET, X, Y)
+
+
+def end_of(task, centre):
+    """Where the task's compiled descent ends."""
+    return task.descend_each([task], centre, 0.125, 0.5, 2, [rng()]).of(0).w
+
+
 DIRECTION = eighths(W.size, seed=1)
 
 
@@ -146,13 +153,8 @@ NETWORKS = {
     place(open_channels): Case(
         lambda w, x: open_channels(NET, w, x), any_length=("x",), blind=("w", "x"), w=W, x=X
     ),
-    place(NetworkTask): Case(
-        lambda x, y: NetworkTask(NET, x, y).descend(W, 0.125, 0.5, 2, rng()).w, x=X, y=Y
-    ),
-    place(NetworkTask.descend): Case(lambda centre: TASK.descend(centre, 0.125, 0.5, 2, rng()).w, centre=W),
-    place(NetworkTask.descend_each): Case(
-        lambda centre: TASK.descend_each([TASK], centre, 0.125, 0.5, 2, [rng()]).of(0).w, centre=W
-    ),
+    place(NetworkTask): Case(lambda x, y: end_of(NetworkTask(NET, x, y), W), x=X, y=Y),
+    place(NetworkTask.descend_each): Case(lambda centre: end_of(TASK, centre), centre=W),
     place(CompiledObjective.__call__): Case(
         lambda w, grad_out: next(iter(NetworkTask(NET, X, Y, batch_size=3).draw(rng(), 1)))(w, grad_out),
         written=("grad_out",),

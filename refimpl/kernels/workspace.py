@@ -98,15 +98,10 @@ def aligned(dtype: np.dtype, size: int) -> np.ndarray:
 
 
 def rows(dtype: np.dtype, count: int, size: int) -> np.ndarray:
-    """Rows of at least `size` entries, each from a cache line on; a single one is the caller's own memory.
-
-    Several are this thread's memory, like those of `scratch_array`: new memory for eight rows of 79,510 would
-    cost 0.9 ms, more than half of what eight nodes of seven samples need it for.
-    """
+    """Uninitialised rows of at least `size` entries, each of which starts on a cache line."""
     lines = -(-size * dtype.itemsize // CACHE_LINE)
     width = lines * CACHE_LINE // dtype.itemsize
-    memory = aligned(dtype, width) if count == 1 else scratch_array("rows", dtype, count * width)
-    return memory.reshape(count, width)
+    return aligned(dtype, count * width).reshape(count, width)
 
 
 def aligned_copy(vector: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from refimpl.contracts import LocalSolution, LocalSolutions
+from refimpl.contracts import LocalSolutions
 from refimpl.errors import InputError
 from refimpl.kernels import vector
 from refimpl.kernels.arrays import tidy
@@ -172,16 +172,6 @@ class NetworkTask:
         """`_draw` with the generator of this place, which is asked for only if it is needed."""
         return self._draw(rngs[place] if self._random else UNUSED, count)
 
-    def descend(
-        self, centre: np.ndarray, eta: float, lam: float, steps: int, rng: np.random.Generator
-    ) -> LocalSolution | None:
-        """`steps` steps w <- w - eta (g + lam (w - centre)) in compiled code; None without a program.
-
-        Bit for bit what the same steps on the objectives of `draw` give.
-        """
-        found = self.descend_each([self], centre, eta, lam, steps, [rng])
-        return None if found is None else found.of(0)
-
     def descend_each(
         self,
         tasks: "Sequence[NetworkTask]",
@@ -191,11 +181,10 @@ class NetworkTask:
         steps: int,
         rngs: Sequence[np.random.Generator],
     ) -> LocalSolutions | None:
-        """`descend` for every task, this one the first, in one compiled call.
+        """`steps` steps w <- w - eta (g + lam (w - centre)) for each task, this one the first, in one call.
 
-        The ends of more than one lie in memory that this thread uses again in its next such call. None
-        without a program, or where tasks differ in more than their samples, or have so many that these are
-        not worth copying.
+        Bit for bit what the same steps on the objectives of `draw` give. None without a program, or where
+        tasks differ in more than their samples, or have so many that these are not worth copying.
         """
         if self.program is None or not all(self._goes_with(task) for task in tasks[1:]):
             return None

@@ -307,7 +307,7 @@ def test_networks_without_a_program_run_by_layers_and_say_so(caplog):
     assert "network mine runs layer by layer" in caplog.text
     assert "no operation for its Mine" in caplog.text
     task, w = make_task(network, Gating(), ("theta",))
-    assert task.descend(w, 0.1, 1.0, 2, np.random.default_rng(0)) is None
+    assert task.descend_each([task], w, 0.1, 1.0, 2, [np.random.default_rng(0)]) is None
     assert_same(task, w)
 
 

@@ -55,11 +55,15 @@ def test_objectives_refuse_vectors_that_do_not_fit(kind):
 
 def test_a_descent_starts_from_any_vector_of_the_right_kind():
     task = NetworkTask(DIGITS, X, Y)
-    expected = task.descend(W, 0.1, 1.0, 2, np.random.default_rng(0))
+
+    def end(w):
+        return task.descend_each([task], w, 0.1, 1.0, 2, [np.random.default_rng(0)]).of(0).w
+
+    expected = end(W)
     for form in AWKWARD.values():
-        assert_same_bits(task.descend(form(W), 0.1, 1.0, 2, np.random.default_rng(0)).w, expected.w)
+        assert_same_bits(end(form(W)), expected)
     for wrong in (W[:-1].copy(), W.astype(float), W.astype(int)):
-        refuses(lambda wrong=wrong: task.descend(wrong, 0.1, 1.0, 2, np.random.default_rng(0)))
+        refuses(lambda wrong=wrong: end(wrong))
 
 
 def test_samples_and_labels_may_lie_in_any_way():

@@ -104,7 +104,7 @@ def test_a_mask_that_keeps_everything_changes_nothing():
 def test_a_descent_stays_on_the_mask_and_equals_its_steps():
     network, w, x, y, mask = given(PLAIN, "float32")
     task = NetworkTask(network, x, y, train=("theta",), weights=mask)
-    descent = task.descend(w, 0.1, 0.0, 3, np.random.default_rng(0))
+    descent = task.descend_each([task], w, 0.1, 0.0, 3, [np.random.default_rng(0)]).of(0)
     by_hand = mask.of(w)
     for _ in range(3):
         by_hand -= np.float32(0.1) * gradient_of(task, by_hand)[1]
