@@ -12,14 +12,10 @@ sides are made to use AVX2 only.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from bench.layer_speed import machine
-from refimpl.bench.process import pin
+from bench.kept import parser_of, show
 
 # Name, samples' shape, batch size.
 CASES = (
@@ -219,9 +215,8 @@ def table(files: list[dict[str, Any]]) -> str:
 
     head = ["network, pass", *(f"{one['kind']}: {what}" for one in files for what in COLUMNS)]
     rows = [
-        [f"{first['network']}: {first['pass']}", *(cell for one in others for cell in cells(one))]
-        for others in zip(*(one["rows"] for one in files), strict=True)
-        for first in others[:1]
+        [f"{kinds[0]['network']}: {kinds[0]['pass']}", *(cell for times in kinds for cell in cells(times))]
+        for kinds in zip(*(one["rows"] for one in files), strict=True)
     ]
     measured = f"PyTorch / ours and onnxruntime / ours. {files[0]['machine']}."
     return f"{measured}\n\n{markdown(head, rows)}"
@@ -234,29 +229,21 @@ def cells(times: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.deep_speed", description=__doc__)
-    parser.add_argument("--out", type=Path, help="where the times are kept as JSON")
-    parser.add_argument("--table", type=Path, nargs="+", help="print kept times instead of measuring")
-    parser.add_argument("--kind", default="this machine", help="the columns' name in the table")
-    parser.add_argument("--smoke", action="store_true", help="two samples only, to see that it works")
+    parser = parser_of("bench.deep_speed", __doc__)
     parser.add_argument("--model", choices=sorted({case[0] for case in CASES}), help="this model alone")
     options = parser.parse_args()
-    if options.table:
-        print(table([json.loads(path.read_text()) for path in options.table]))
-        return
-    pin(1)
-    import torch
 
-    torch.set_num_threads(1)
-    from refimpl.bench.timing import SMOKE, Effort
+    def rows() -> list[dict[str, Any]]:
+        import torch
 
-    effort = SMOKE if options.smoke else Effort(rounds=7, seconds=3.0, clock="cpu")
-    chosen = [case for case in CASES if options.model in (None, case[0])]
-    rows = [one for case in chosen for one in measure(*case, effort)]
-    results = {"kind": options.kind, "machine": machine(), "rows": rows}
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(table([results]))
+        torch.set_num_threads(1)
+        from refimpl.bench.timing import SMOKE, Effort
+
+        effort = SMOKE if options.smoke else Effort(rounds=7, seconds=3.0, clock="cpu")
+        chosen = [case for case in CASES if options.model in (None, case[0])]
+        return [one for case in chosen for one in measure(*case, effort)]
+
+    show(options, table, rows)
 
 
 if __name__ == "__main__":

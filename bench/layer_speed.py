@@ -10,14 +10,11 @@ sides use AVX2 only, on a processor that has more; what masked stores cost on AM
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from statistics import geometric_mean
 from typing import Any, NamedTuple
 
-from refimpl.bench.process import pin
+from bench.kept import parser_of, show
 
 
 class Layer(NamedTuple):
@@ -132,30 +129,11 @@ def table(files: list[dict[str, Any]]) -> str:
     return "\n\n".join([f"PyTorch / ours. {files[0]['machine']}.", markdown(["layer, pass", *columns], rows)])
 
 
-def machine() -> str:
-    """What the times of one core were measured on, and how."""
-    from refimpl.files.environment import environment
-
-    return f"{environment()['cpu']['model']}, one core, processor time, shared with other work"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.layer_speed", description=__doc__)
-    parser.add_argument("--out", type=Path, help="where the times are kept as JSON")
-    parser.add_argument("--table", type=Path, nargs="+", help="print kept times instead of measuring")
-    parser.add_argument("--kind", default="this machine", help="the column's name in the table")
+    parser = parser_of("bench.layer_speed", __doc__)
     parser.add_argument("--batches", type=int, nargs="+", default=[32])
-    parser.add_argument("--smoke", action="store_true", help="two samples of one layer, to see that it works")
     options = parser.parse_args()
-    if options.table:
-        print(table([json.loads(path.read_text()) for path in options.table]))
-        return
-    pin(1)
-    rows = list(measure(options.batches, options.smoke))
-    results = {"kind": options.kind, "machine": machine(), "rows": rows}
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(table([results]))
+    show(options, table, lambda: list(measure(options.batches, options.smoke)))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,19 @@ def departure(golden: Golden, case: str, outputs: Arrays) -> tuple[str, list[Hin
     return comparison.departures[0].output, find_hints(golden, theirs, comparison)
 
 
+def assert_explained_alone(
+    golden: Golden, case: str, outputs: Arrays, output: str, rule: str, words: str
+) -> None:
+    """Assert that this output departs first, and that one rule alone explains all that departs."""
+    first, hints = departure(golden, case, outputs)
+    assert first == output
+    (hint,) = (hint for hint in hints if hint.rule != "pattern")
+    assert hint.rule == rule
+    assert words in hint.text
+    assert hint.explains == hint.departing
+    assert not hint.denied
+
+
 def agrees(golden: Golden, case: str, outputs: Arrays) -> bool:
     """Whether no array of one case departs."""
     return not compare(golden, as_theirs({case: outputs})).departures

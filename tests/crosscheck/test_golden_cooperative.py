@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from departures import agrees, departure
+from departures import agrees, assert_explained_alone
 
 from refimpl.crosscheck.golden.file import golden_of
 from refimpl.crosscheck.golden.levels import build_cases
@@ -92,13 +92,8 @@ MISTAKES = (  # what is wrong, where it departs first, the rule named, and words
 
 @pytest.mark.parametrize(("wrong", "output", "rule", "words"), MISTAKES)
 def test_a_wrong_team_is_caught_where_it_departs(golden, wrong, output, rule, words):
-    first, hints = departure(golden, "cooperative/cooperative", team(CASES["cooperative"], wrong))
-    assert first == output
-    (hint,) = (hint for hint in hints if hint.rule != "pattern")
-    assert hint.rule == rule
-    assert words in hint.text
-    assert hint.explains == hint.departing
-    assert not hint.denied
+    outputs = team(CASES["cooperative"], wrong)
+    assert_explained_alone(golden, "cooperative/cooperative", outputs, output, rule, words)
 
 
 def test_every_suspect_of_teaching_is_injected():

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from departures import agrees, departure
+from departures import agrees, assert_explained_alone
 
 from refimpl.crosscheck.golden.file import golden_of
 from refimpl.crosscheck.golden.levels import build_cases
@@ -199,13 +199,8 @@ MISTAKES = (  # the case, what is wrong, where it departs first, the rule named,
 
 @pytest.mark.parametrize(("title", "wrong", "output", "rule", "words"), MISTAKES)
 def test_a_mistake_is_caught_where_it_departs(golden, title, wrong, output, rule, words):
-    first, hints = departure(golden, f"fewshot/{title}", computed(CASES[title], wrong))
-    assert first == output
-    (hint,) = (hint for hint in hints if hint.rule != "pattern")
-    assert hint.rule == rule
-    assert words in hint.text
-    assert hint.explains == hint.departing
-    assert not hint.denied
+    outputs = computed(CASES[title], wrong)
+    assert_explained_alone(golden, f"fewshot/{title}", outputs, output, rule, words)
 
 
 def test_every_suspect_is_injected():
