@@ -120,25 +120,11 @@ def half_closed(name: str, shape):
     return network, w
 
 
-def without_gates(network, w):
+def open_twin(network, w):
     """The same network with all channels open and no gates."""
-    from dataclasses import replace
+    from refimpl.nn.norms import without_gates
 
-    from refimpl.nn.chain import Residual
-    from refimpl.nn.gate import Gated
-
-    def opened(layers):
-        out = []
-        for layer in layers:
-            if isinstance(layer, Gated):
-                out += layer.body
-            elif isinstance(layer, Residual):
-                out.append(Residual(opened(layer.body), opened(layer.shortcut)))
-            else:
-                out.append(layer)
-        return tuple(out)
-
-    plain, arrays = replace(network, layers=opened(network.layers)), network.layout.to_arrays(w)
+    plain, arrays = without_gates(network), network.layout.to_arrays(w)
     return plain, plain.layout.from_arrays({name: arrays[name] for name in plain.layout.by_name})
 
 
@@ -164,7 +150,7 @@ def measure(name: str, shape, batch: int, effort) -> list[dict[str, object]]:
         at = calibrate(still, at, x)
         arrays = still.layout.to_arrays(at)
         w = network.layout.from_arrays({name: arrays[name] for name in network.layout.by_name})
-        others, idle = without_gates(network, w), without_gates(still, at)
+        others, idle = open_twin(network, w), open_twin(still, at)
         passes = {
             "gradient": {
                 "ours": our_gradient(network, w, x, y),

@@ -160,6 +160,15 @@ def with_summaries(network: Network, kind: str) -> Network:
     return replace(network, layers=_exchanged(network.layers, each))
 
 
+def without_gates(network: Network) -> Network:
+    """The network with all channels open, and no gates."""
+
+    def opened(chain: Sequence[Layer]) -> list[Layer]:
+        return [one for layer in chain for one in (layer.body if isinstance(layer, Gated) else (layer,))]
+
+    return replace(network, layers=_exchanged(network.layers, opened))
+
+
 @lru_cache(maxsize=64)
 def folded(network: Network) -> Network:
     """The network with every frozen normalisation right behind a convolution made a part of that convolution.

@@ -277,6 +277,13 @@ class PMT:
         """The queue (l,) with the overlap of a mask with the one before, which is all false at first."""
         return np.append(queue[1:], (mask & before).sum() / mask.sum()) if before.any() else queue
 
+    def look(
+        self, queue: np.ndarray, mask: np.ndarray, sizes: np.ndarray, count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The queue and the mask after a look at the first layer: the `count` largest of its |w| are kept."""
+        found = best(sizes, count)
+        return self.push(queue, mask, found), found
+
     def find(self, search: Search) -> Ticket:
         """The ticket."""
         counts, slot = search.counts("smart"), prunable(search.layout)[0]
@@ -314,8 +321,8 @@ class Watched(FewShot):
         gamma = self.finder.gamma or max(1, self.config.rounds // 160)
         for after, record in super().rounds(state, rounds, threads, first_loss):
             if record.round % gamma == 0:
-                before, mask = mask, best(np.abs(after["w"][self.first_layer]), self.count)
-                queue = self.finder.push(queue, before, mask)
+                sizes = np.abs(after["w"][self.first_layer])
+                queue, mask = self.finder.look(queue, mask, sizes, self.count)
             yield {**after, "queue": queue, "primary": mask}, record
             if self.finder.stable(queue):
                 return

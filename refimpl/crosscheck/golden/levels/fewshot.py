@@ -46,7 +46,7 @@ vector from which the ticket is trained, which is zero where a mask is false.
 Source: mathematics.md §13.2, §13.3, §14.1, §14.2. Derived.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -68,13 +68,12 @@ from refimpl.fewshot.experiment import build_learner
 from refimpl.fewshot.learner import Learner
 from refimpl.fewshot.tasks import EpisodeTask, losses
 from refimpl.fewshot.tickets.finders import PMT, Search
-from refimpl.fewshot.tickets.masks import Mask, best, choose, counts_in, prunable
-from refimpl.nn.chain import Residual
+from refimpl.fewshot.tickets.masks import Mask, choose, counts_in, prunable
 from refimpl.nn.context import Gating
-from refimpl.nn.gate import Gated
-from refimpl.nn.layers import BatchNorm2d, Conv2d, Layer, Linear
+from refimpl.nn.layers import BatchNorm2d, Conv2d, Linear
 from refimpl.nn.layout import Layout
 from refimpl.nn.network import Network
+from refimpl.nn.norms import without_gates
 from refimpl.nn.pointwise import ReLU
 from refimpl.nn.pooling import GlobalAvgPool2d, MaxPool2d
 from refimpl.nn.predict import predict
@@ -120,21 +119,11 @@ def cases(seed: int, dtype: str) -> Iterator[Case]:
 
 def own_cases(own: Own, seed: int, dtype: str) -> Iterator[Case]:
     """Cases of a user's network without its gates, if all of it learns; without convolutions, no tickets."""
-    network = Network(own.network.name, tuple(_ungated(own.network.layers)), own.network.input_shape)
+    network = without_gates(own.network)
     if network.layout.stats.start == network.layout.size:
         yield from _cases(
             lambda title: own.draw(f"fewshot {title}", seed, dtype), network, f"{own.name}-", own.batch
         )
-
-
-def _ungated(layers: Iterable[Layer]) -> Iterator[Layer]:
-    for layer in layers:
-        if isinstance(layer, Gated):
-            yield from layer.body
-        elif isinstance(layer, Residual):
-            yield Residual(tuple(_ungated(layer.body)), tuple(_ungated(layer.shortcut)))
-        else:
-            yield layer
 
 
 def _cases(
@@ -294,8 +283,7 @@ def primary(case: Case, finder: PMT, trained: Trained) -> Arrays:
     queue, mask = np.full(finder.length, np.nan), np.zeros(sizes.shape[1], dtype=bool)
     stopped = 0
     for stopped in range(finder.gamma, len(sizes), finder.gamma):
-        before, mask = mask, best(sizes[stopped], counts[0])
-        queue = finder.push(queue, before, mask)
+        queue, mask = finder.look(queue, mask, sizes[stopped], counts[0])
         if finder.stable(queue):
             break
     scores = np.zeros(trained.layout.size)
