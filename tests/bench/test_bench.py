@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from bench import depth_speed
-from refimpl.bench import cases, endtoend, process, session, tables, timing
+from refimpl.bench import cases, endtoend, peaks, process, session, tables, timing
 from refimpl.bench.candidates import OURS, Candidate, numpy_blas, ours, time_case
 from refimpl.bench.cases import Case, Geometry, grid, layer_data
 from refimpl.bench.oracle import Reference, WrongResultError, check, reference, rounding
 from refimpl.bench.peaks import blas, matrix_peaks, tile_peak
 from refimpl.bench.programs import Adaptation, Inference, Model, Round
-from refimpl.bench.timing import SMOKE, Effort, interleave
+from refimpl.bench.timing import SMOKE, Effort, Timing, interleave
 from refimpl.errors import InputError, RefimplError
 from refimpl.kernels import plain
 from refimpl.kernels.conv import or_all_on
@@ -200,10 +200,21 @@ def test_every_sample_closes_its_own_share_of_channels(off):
     assert case.dense_flops == 8 * 2 * 32 * 64 * 9 * 16 * 16
 
 
-def test_peaks_are_checked_and_the_best_size_wins():
-    (found,) = matrix_peaks((blas,), "float32", SMOKE, (8, 96))
-    assert found.gflops > 0
+def test_of_several_sizes_the_one_with_the_most_operations_a_second_wins(monkeypatch):
+    seconds = iter([2e-6, 1e-4, 3e-3])  # 0.5, 17.7 and 11.2 GFLOP/s
+
+    def timed(runs, effort):
+        return dict.fromkeys(runs, Timing(next(seconds), 0.0, 0.0, 1, 1))
+
+    monkeypatch.setattr(peaks, "interleave", timed)
+    (found,) = matrix_peaks((blas,), "float32", SMOKE, (8, 96, 256))
     assert found.size == 96
+    assert found.gflops == pytest.approx(2e-9 * 96**3 / 1e-4)
+
+
+def test_peaks_are_measured_and_their_products_checked():
+    (found,) = matrix_peaks((blas,), "float32", SMOKE, (8,))
+    assert found.gflops > 0
     assert tile_peak("float64", SMOKE).gflops > 0
     with pytest.raises(WrongResultError):
         matrix_peaks((lambda a, b: blas(a, b.T),), "float32", SMOKE, (8,))
