@@ -94,11 +94,8 @@ class Simulated(Federated):
     patience: Patience
 
     words = ("engine", "simulate")
+    prefix = "simulated-"
     warms = False
-
-    def name(self, config: Config) -> str:
-        """That it is simulated, and what `refimpl train` says."""
-        return f"simulated-{super().name(config)}"
 
     def train(
         self,

@@ -22,9 +22,9 @@ from refimpl.cli.options import (
     session_options,
     shipped,
 )
-from refimpl.cli.output import command_line, exit_unless, facts, print_json, say_data, table
+from refimpl.cli.output import command_line, exit_unless, print_json, say_data, table
 from refimpl.cli.progress import Progress
-from refimpl.cli.training import Begin, Course, begin_options
+from refimpl.cli.training import Begin, Course, Lines, Records, begin_options
 from refimpl.experiments.record import RunFolder
 from refimpl.fewshot import config as episodic
 from refimpl.fewshot.config import PRESETS, TEST_KEYS, FewShotConfig
@@ -91,22 +91,8 @@ class Episodic(Course):
 
     words = ("fewshot", "train")
     settings: ClassVar[ModuleType] = episodic
-
-    def name(self, config: FewShotConfig) -> str:
-        """What it is, data set, method and seed."""
-        return f"fewshot-{Path(config.dataset).stem}-{config.method}-{config.seed}"
-
-    def prepare(self, config: FewShotConfig) -> FewShot:
-        """See `Course`."""
-        from refimpl.fewshot.experiment import prepare
-
-        return prepare(config, self.session.data_dir)
-
-    def reopen(self, folder: RunFolder) -> FewShot:
-        """See `Course`."""
-        from refimpl.fewshot.experiment import reopen
-
-        return reopen(folder, self.session.data_dir)
+    room = "refimpl.fewshot.experiment"
+    prefix = "fewshot-"
 
     def opening(self, run: FewShot) -> str:
         """What is trained, on how many classes."""
@@ -123,29 +109,25 @@ class Episodic(Course):
         valid = f"  validation {_share(record.validation)}" if run.config.validates(record.round) else ""
         return f"{run.config.method}  {done}  loss {record.loss:.4f}{valid}"
 
-    def show(self, run: FewShot, folder: RunFolder) -> None:
+    def numbers(self, run: FewShot, rounds: Records) -> dict[str, Any]:
         """See `Course`."""
-        rounds = folder.metrics()
         tail = rounds[-max(1, len(rounds) // 10) :]
         loss = sum(entry["loss"] for entry in tail) / len(tail)
         checked = [entry["validation"] for entry in rounds if run.config.validates(entry["round"])]
+        return {"loss": loss, "validation": checked, "data": run.dataset.note}
+
+    def lines(self, run: FewShot, folder: RunFolder, rounds: Records) -> Lines:
+        """See `Course`."""
+        found, seconds = self.numbers(run, rounds), sum(entry["seconds"] for entry in rounds)
+        checked = found["validation"]
         best = max((share for share in checked if share is not None), default=None)
-        seconds = sum(entry["seconds"] for entry in rounds)
-        if self.session.as_json:
-            content = {"run": str(folder.path), "seconds": seconds, "loss": loss, "validation": checked}
-            print_json({**content, "data": run.dataset.note, "config": folder.config})
-            return
-        lines = [
-            ("run", str(folder.path)),
-            ("method", run.config.method),
-            *([("data", run.dataset.note)] if run.dataset.note else []),
+        return [
             ("iterations", str(len(rounds))),
-            ("loss, last tenth", f"{loss:.4f}"),
+            ("loss, last tenth", f"{found['loss']:.4f}"),
             *([("validation", f"{_share(checked[-1])}, best {_share(best)}")] if checked else []),
             ("seconds", f"{seconds:.1f}, {seconds / len(rounds):.3g} an iteration"),
             ("next", command_line("fewshot", "test", folder.path, session=self.session)),
         ]
-        click.echo(facts(lines))
 
 
 def _share(accuracy: float | None) -> str:

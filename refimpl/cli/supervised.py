@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from refimpl.cli.options import Session
-from refimpl.cli.output import command_line, facts, print_json, say_data, table
-from refimpl.cli.training import Course
+from refimpl.cli.output import command_line, print_json, say_data, table
+from refimpl.cli.training import Course, Lines, Records
 from refimpl.cooperative import config as settings
 from refimpl.cooperative.config import CooperativeConfig
 from refimpl.errors import DivergenceError, RunError
@@ -36,22 +36,8 @@ class Supervised(Course):
 
     words = ("cooperative", "train")
     settings: ClassVar[ModuleType] = settings
-
-    def name(self, config: CooperativeConfig) -> str:
-        """What it is, data set, scheme and seed."""
-        return f"cooperative-{Path(config.dataset).stem}-{config.scheme}-{config.seed}"
-
-    def prepare(self, config: CooperativeConfig) -> Cooperative:
-        """See `Course`."""
-        from refimpl.cooperative.experiment import prepare
-
-        return prepare(config, self.session.data_dir)
-
-    def reopen(self, folder: RunFolder) -> Cooperative:
-        """See `Course`."""
-        from refimpl.cooperative.experiment import reopen
-
-        return reopen(folder, self.session.data_dir)
+    room = "refimpl.cooperative.experiment"
+    prefix, chosen = "cooperative-", "scheme"
 
     def opening(self, run: Cooperative) -> str:
         """What is trained, on how many samples, at which cost."""
@@ -69,24 +55,19 @@ class Supervised(Course):
         done = f"epoch {record.round}/{run.config.epochs}"
         return f"{run.config.scheme}  {done}  loss {record.loss:.4f}{best}"
 
-    def show(self, run: Cooperative, folder: RunFolder) -> None:
+    def numbers(self, run: Cooperative, rounds: Records) -> dict[str, Any]:
         """See `Course`."""
-        epochs = folder.metrics()
-        seconds, last = sum(entry["seconds"] for entry in epochs), epochs[-1]["loss"]
-        if self.session.as_json:
-            content = {"run": str(folder.path), "seconds": seconds, "loss": last, "cost": run.cost}
-            print_json({**content, "data": run.dataset.note, "config": folder.config})
-            return
-        lines = [
-            ("run", str(folder.path)),
-            ("scheme", run.config.scheme),
-            *([("data", run.dataset.note)] if run.dataset.note else []),
-            ("epochs", str(len(epochs))),
-            ("loss", f"{epochs[0]['loss']:.4f} -> {last:.4f}, of all sub-networks together"),
-            ("seconds", f"{seconds:.1f}, {seconds / len(epochs):.3g} an epoch"),
+        return {"loss": rounds[-1]["loss"], "cost": run.cost, "data": run.dataset.note}
+
+    def lines(self, run: Cooperative, folder: RunFolder, rounds: Records) -> Lines:
+        """See `Course`."""
+        first, last, seconds = rounds[0], rounds[-1], sum(entry["seconds"] for entry in rounds)
+        return [
+            ("epochs", str(len(rounds))),
+            ("loss", f"{first['loss']:.4f} -> {last['loss']:.4f}, of all sub-networks together"),
+            ("seconds", f"{seconds:.1f}, {seconds / len(rounds):.3g} an epoch"),
             ("next", command_line("cooperative", "evaluate", folder.path, session=self.session)),
         ]
-        click.echo(facts(lines))
 
 
 class Silent(Supervised):

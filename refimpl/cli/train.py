@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
 from refimpl.cli.options import Session, preset_option, run_options
-from refimpl.cli.output import command_line, facts, print_json
+from refimpl.cli.output import command_line
 from refimpl.cli.progress import round_text
-from refimpl.cli.training import Begin, Course, begin_options
+from refimpl.cli.training import Begin, Course, Lines, Records, begin_options
 from refimpl.experiments import config as federated
 from refimpl.experiments.record import RunFolder
 
 if TYPE_CHECKING:
-    from refimpl.experiments.config import Config
     from refimpl.experiments.experiment import Experiment
     from refimpl.federated.rounds import RoundRecord
 
@@ -52,23 +50,18 @@ class Federated(Course):
 
     words: ClassVar[tuple[str, ...]] = ("train",)
     settings: ClassVar[ModuleType] = federated
+    room = "refimpl.experiments.experiment"
     warms = True
-
-    def name(self, config: Config) -> str:
-        """Data set, method and seed."""
-        return f"{Path(config.dataset).stem}-{config.method}-{config.seed}"
-
-    def prepare(self, config: Config) -> Experiment:
-        """See `Course`."""
-        from refimpl.experiments.experiment import prepare
-
-        return prepare(config, self.session.data_dir)
 
     def reopen(self, folder: RunFolder) -> Experiment:
         """See `Course`."""
         from refimpl.experiments.experiment import prepare_again
 
         return prepare_again(folder, self.session.data_dir)
+
+    def note(self, run: Experiment) -> str:
+        """See `Course`."""
+        return run.note
 
     def opening(self, run: Experiment) -> str:
         """See `Course`."""
@@ -78,30 +71,24 @@ class Federated(Course):
         """See `Course`."""
         return round_text(run.config.method, record, run.config.rounds, bool(run.network.gates))
 
-    def show(self, run: Experiment, folder: RunFolder) -> None:
+    def numbers(self, run: Experiment, rounds: Records) -> dict[str, Any]:
         """See `Course`."""
-        rounds = folder.metrics()
-        last, seconds = rounds[-1], sum(entry["seconds"] for entry in rounds)
-        if self.session.as_json:
-            summary = {"run": str(folder.path), "seconds": seconds, "data": run.note, "last": last}
-            print_json({**summary, "config": folder.config})
-            return
+        return {"data": run.note, "last": rounds[-1]}
+
+    def lines(self, run: Experiment, folder: RunFolder, rounds: Records) -> Lines:
+        """See `Course`."""
         from refimpl.experiments.coverage import samples_said
 
         config, nodes = folder.config, (*run.train_nodes, *run.target_nodes)
+        first, last, seconds = rounds[0], rounds[-1], sum(entry["seconds"] for entry in rounds)
         gates = config["gates"] if run.network.gates else []
-        gap = [] if last["gap"] is None else [("gap", f"{rounds[0]['gap']:.2e} -> {last['gap']:.2e}")]
-        lines = [
-            ("run", str(folder.path)),
-            ("method", config["method"]),
-            *([("data", run.note)] if run.note else []),
+        return [
             ("model", " with gates on ".join(filter(None, (config["model"], ", ".join(gates))))),
             *([("samples", samples_said(run.config, nodes, run.data.samples))] if run.data else []),
             ("rounds", str(last["round"])),
-            ("loss", f"{rounds[0]['loss']:.4f} -> {last['loss']:.4f}"),
-            *gap,
+            ("loss", f"{first['loss']:.4f} -> {last['loss']:.4f}"),
+            *([] if last["gap"] is None else [("gap", f"{first['gap']:.2e} -> {last['gap']:.2e}")]),
             ("channels off", f"{last['closed_share']:.1%}"),
             ("seconds", f"{seconds:.1f}"),
             ("next", command_line("adapt", folder.path, session=self.session, threads=False)),
         ]
-        click.echo(facts(lines))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,7 +18,7 @@ from refimpl.cli.app import INTERRUPTED
 from refimpl.cli.compiling import WARM_UP, notice
 from refimpl.cli.interrupt import stop_requests
 from refimpl.cli.options import PATH, Decorator, Session, file_option, gathered
-from refimpl.cli.output import command_line
+from refimpl.cli.output import command_line, facts, print_json
 from refimpl.cli.progress import Progress
 from refimpl.errors import OlderVersionWarning, RunError
 from refimpl.experiments.config import absolute
@@ -26,6 +27,9 @@ from refimpl.files.storage import toml_text
 
 if TYPE_CHECKING:
     from refimpl.experiments.experiment import Trainable, Trained
+
+Records = Sequence[Mapping[str, Any]]  # of the rounds of a run
+Lines = list[tuple[str, str]]  # names with what is said of each
 
 
 @dataclass(frozen=True)
@@ -58,27 +62,38 @@ def begin_options(preset_option: Decorator, usual_out: str) -> Decorator:
 class Course(ABC):
     """The course of a command that trains; a subclass says what is trained, and what is shown of it.
 
-    words: the command; settings: the module whose `resolve` and `from_table` make the settings;
-    warms: whether all kernels of the rounds are compiled beforehand.
+    words: the command; settings: the module whose `resolve` and `from_table` make the settings; room: the
+    name of the module whose `prepare` and `reopen` make a run; prefix, chosen: what a run folder's name
+    begins with, and the setting that it names; warms: whether all kernels of the rounds are compiled
+    beforehand.
     """
 
     session: Session
 
     words: ClassVar[tuple[str, ...]]
     settings: ClassVar[ModuleType]
+    room: ClassVar[str]
+    prefix: ClassVar[str] = ""
+    chosen: ClassVar[str] = "method"
     warms: ClassVar[bool] = False
 
-    @abstractmethod
     def name(self, config: Any) -> str:
         """The name of the run folder in runs/, if none is given."""
+        return f"{self.prefix}{Path(config.dataset).stem}-{getattr(config, self.chosen)}-{config.seed}"
 
-    @abstractmethod
     def prepare(self, config: Any) -> Trainable:
         """A new run with these settings."""
+        run: Trainable = import_module(self.room).prepare(config, self.session.data_dir)
+        return run
 
-    @abstractmethod
     def reopen(self, folder: RunFolder) -> Trainable:
         """The run in the folder, on the data it was begun with."""
+        run: Trainable = import_module(self.room).reopen(folder, self.session.data_dir)
+        return run
+
+    def note(self, run: Any) -> str:
+        """What there is to say about the data."""
+        return str(run.dataset.note)
 
     @abstractmethod
     def opening(self, run: Any) -> str:
@@ -89,8 +104,24 @@ class Course(ABC):
         """What is said of a round."""
 
     @abstractmethod
+    def numbers(self, run: Any, rounds: Records) -> dict[str, Any]:
+        """What JSON has of a finished run besides its folder, seconds and settings."""
+
+    @abstractmethod
+    def lines(self, run: Any, folder: RunFolder, rounds: Records) -> Lines:
+        """What people are told of it, by name, besides its folder, `chosen` setting and data."""
+
     def show(self, run: Any, folder: RunFolder) -> None:
         """Print the summary of a finished run."""
+        rounds, path = folder.metrics(), str(folder.path)
+        if self.session.as_json:
+            seconds = sum(entry["seconds"] for entry in rounds)
+            numbers = {"run": path, "seconds": seconds, **self.numbers(run, rounds)}
+            print_json({**numbers, "config": folder.config})
+            return
+        about = [("run", path), (self.chosen, folder.config[self.chosen])]
+        about += [("data", note)] if (note := self.note(run)) else []
+        click.echo(facts(about + self.lines(run, folder, rounds)))
 
     def train(self, run: Any, folder: RunFolder, **how: Any) -> Trained:
         """Run the rounds that are left; `how`: the other arguments of `experiment.train`."""
