@@ -7,28 +7,38 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from refimpl.crosscheck.golden import levels
 from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.describe import LAYERS, build
+from refimpl.crosscheck.golden.levels import (
+    adapt,
+    algorithm,
+    baselines,
+    cooperative,
+    fewshot,
+    local,
+    networks,
+    ops,
+    prox,
+)
 from refimpl.errors import DataError, InputError, one_of
 from refimpl.nn.chain import chain_parameters, chain_shape
 from refimpl.nn.layers import Layer
 
 _KINDS: dict[str, Callable[[Case], Arrays]] = {
-    **dict.fromkeys(LAYERS, levels.ops.layer),
-    "cross_entropy": levels.ops.cross_entropy,
-    "gate_shaping": levels.ops.gate_shaping,
-    "gated": levels.networks.gated,
-    "network": levels.networks.network,
-    "prox": levels.prox.compute,
-    "local": levels.local.compute,
-    "algorithm": levels.algorithm.compute,
-    "adapt": levels.adapt.compute,
-    "baseline": levels.baselines.compute,
-    "cooperative": levels.cooperative.compute,
-    "episode": levels.fewshot.episode,
-    "episode_test": levels.fewshot.episode_test,
-    "ticket": levels.fewshot.ticket,
+    **dict.fromkeys(LAYERS, ops.layer),
+    "cross_entropy": ops.cross_entropy,
+    "gate_shaping": ops.gate_shaping,
+    "gated": networks.gated,
+    "network": networks.network,
+    "prox": prox.compute,
+    "local": local.compute,
+    "algorithm": algorithm.compute,
+    "adapt": adapt.compute,
+    "baseline": baselines.compute,
+    "cooperative": cooperative.compute,
+    "episode": fewshot.episode,
+    "episode_test": fewshot.episode_test,
+    "ticket": fewshot.ticket,
 }
 COUNTS = ("nodes", "rounds", "steps", "inner_steps", "prox_steps", "length")
 MOST = 1000  # most repetitions of each; files of `golden make` have at most ten
@@ -86,7 +96,7 @@ def check_case(case: Case) -> None:
     elif case.kind in ("gated", "network"):
         _check_chain(case, build(case.settings["layers"]), "", tuple(case.settings["input_shape"]))
     elif case.kind in LAYERS:
-        _check_chain(case, (levels.ops.layer_of(case),), f"{levels.ops.NAME}.", case.inputs["x"].shape[1:])
+        _check_chain(case, (ops.layer_of(case),), f"{ops.NAME}.", case.inputs["x"].shape[1:])
     elif case.kind == "gate_shaping":
         if not all(_expect(case, "d", (None, None), case.dtype)):
             raise DataError("d holds no decision")

@@ -1,35 +1,15 @@
 """The cases of every level, built from a seed; each module says what its inputs and outputs mean."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 from refimpl.crosscheck.golden.case import LEVELS, Case
-from refimpl.crosscheck.golden.levels import (
-    adapt,
-    algorithm,
-    baselines,
-    cooperative,
-    fewshot,
-    local,
-    networks,
-    ops,
-    prox,
-)
 from refimpl.crosscheck.golden.models import DEEP, NAMES
 from refimpl.crosscheck.golden.own import Own
 from refimpl.errors import one_of
 
-_MODULES: Mapping[str, Any] = {
-    "ops": ops,
-    "networks": networks,
-    "prox": prox,
-    "local": local,
-    "algorithm": algorithm,
-    "adapt": adapt,
-    "baselines": baselines,
-    "cooperative": cooperative,
-    "fewshot": fewshot,
-}
+_MODULES: Mapping[str, Any] = {name: import_module(f"{__name__}.{name}") for name in LEVELS}
 
 
 def build_cases(
@@ -50,6 +30,6 @@ def build_cases(
         if own is not None:
             yield from _MODULES[name].own_cases(own, seed, dtype)
         elif name == "networks":
-            yield from networks.cases(seed, dtype, chosen, full)
+            yield from _MODULES[name].cases(seed, dtype, chosen, full)
         else:
             yield from _MODULES[name].cases(seed, dtype)
