@@ -152,7 +152,7 @@ class Course(ABC):
         """Continue the run in the folder `out` unless `check` raises an error; returns the exit code."""
         with RunFolder.open(out) as folder:
             check(folder)
-            return self._train(self.reopen(folder), folder, _rounds_saved(folder))
+            return self._train(self.reopen(folder), folder, folder.rounds_saved)
 
     def _check_agrees(self, folder: RunFolder, begin: Begin, options: Mapping[str, Any]) -> None:
         """Raise `RunError` if an option that is given again differs from the run's own."""
@@ -193,11 +193,5 @@ class Course(ABC):
                 self.show(run, folder)
                 return 0
         again = command_line(*self.words, "--resume", "--out", folder.path, session=session)
-        click.echo(
-            f"refimpl: stopped with {_rounds_saved(folder)} rounds saved; go on with: {again}", err=True
-        )
+        click.echo(f"refimpl: stopped with {folder.rounds_saved} rounds saved; go on with: {again}", err=True)
         return INTERRUPTED
-
-
-def _rounds_saved(folder: RunFolder) -> int:
-    return folder.load_checkpoint().round if folder.has_checkpoint else 0

@@ -21,6 +21,7 @@ from refimpl.files.folders import building, leftovers, move_into_place
 from refimpl.files.lock import release_lock, take_lock
 from refimpl.files.storage import (
     Arrays,
+    append_lines,
     check_like,
     json_text,
     json_value,
@@ -158,15 +159,8 @@ class RunFolder:
         if not self._appended:
             self.truncate_metrics(int(record["round"]) - 1)
             self._appended = True
-        path = self.path / METRICS
         line = json.dumps(plain(record), allow_nan=False) + "\n"
-        try:
-            with open(path, "ab") as file:
-                file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise RunError(f"{path}: cannot write: {reason(error)}; the last checkpoint is intact") from None
+        append_lines(self.path / METRICS, line.encode(), "the last checkpoint")
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rounds' records in order; values that were NaN are None."""
@@ -192,6 +186,11 @@ class RunFolder:
     def has_checkpoint(self) -> bool:
         """Whether a checkpoint has been saved."""
         return (self.path / CHECKPOINT).is_file()
+
+    @property
+    def rounds_saved(self) -> int:
+        """The number of rounds behind the last checkpoint; 0 without one."""
+        return self.load_checkpoint().round if self.has_checkpoint else 0
 
     def save_checkpoint(self, round_: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         """Replace the checkpoint by the state after `round_` rounds."""

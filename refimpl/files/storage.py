@@ -92,6 +92,17 @@ def write_whole(path: Path, content: bytes) -> None:
         raise RunError(f"{path}: cannot write: {reason(error)}; what was there before is intact") from None
 
 
+def append_lines(path: Path, lines: bytes, intact: str) -> None:
+    """Add durable lines to a file. Raises `RunError`, which says what is then `intact`, if that fails."""
+    try:
+        with open(path, "ab") as file:
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RunError(f"{path}: cannot write: {reason(error)}; {intact} is intact") from None
+
+
 def _replace(path: Path, content: bytes) -> None:
     """Write a file beside `path` and rename it."""
     temporary = path.with_name(f".{path.name}.tmp")

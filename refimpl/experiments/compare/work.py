@@ -94,16 +94,12 @@ def _begin(job: Job) -> RunFolder:
     return RunFolder.create(job.folder, job.training.config.table(), threads=job.threads, data=job.data)
 
 
-def _done(folder: RunFolder) -> int:
-    return folder.load_checkpoint().round if folder.has_checkpoint else 0
-
-
 def rounds_left(job: Job) -> int:
     """The number of rounds still to be trained."""
     rounds = job.training.config.rounds
     if not job.folder.is_dir():
         return rounds
-    return rounds - _done(_open(job, lock=False))
+    return rounds - _open(job, lock=False).rounds_saved
 
 
 def trained(job: Job) -> bool:
@@ -132,7 +128,7 @@ def train_one(job: Job, tell: Tell, stop: Stop) -> None:
         experiment = prepare_again(folder, job.data_dir, job.training.config)
         _rehearse(experiment)
         while True:
-            done = _done(folder)
+            done = folder.rounds_saved
             _measure(job, folder, experiment, done)
             if folder.has_model or stop():
                 return

@@ -22,7 +22,15 @@ from refimpl.experiments.tune.trial import Job, Trial, best, jobs, run_trials, s
 from refimpl.federated.warmup import warm_up
 from refimpl.files.claims import Claims
 from refimpl.files.lock import locked
-from refimpl.files.storage import json_value, plain, read_bytes, reason, toml_text, write_whole
+from refimpl.files.storage import (
+    append_lines,
+    json_value,
+    plain,
+    read_bytes,
+    reason,
+    toml_text,
+    write_whole,
+)
 
 OnTold = Callable[[Search, int, Any], None]
 
@@ -157,7 +165,7 @@ class Tuning:
             if self.shared:
                 write_whole(parts_of(self.path) / f"{job.name}.jsonl", lines)
             else:
-                _append(self.path, lines)
+                append_lines(self.path, lines, "what was there before")
         if self.shared:
             self._look()
             trials = [asdict(trial) for search in self.searches for trial in self.of(search.config.method)]
@@ -267,17 +275,6 @@ def _shared(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _line(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(plain(content), allow_nan=False) + "\n").encode()
-
-
-def _append(path: Path, line: bytes) -> None:
-    """Add a durable line."""
-    try:
-        with open(path, "ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise RunError(f"{path}: cannot write: {reason(error)}; what was there before is intact") from None
 
 
 def _forget_cut_line(path: Path) -> None:

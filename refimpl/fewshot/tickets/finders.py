@@ -108,7 +108,7 @@ class Search:
         if not (path / CONFIG).is_file():
             RunFolder.create(path, run.config.table(), threads=self.threads, data=run.data).close()
         with RunFolder.open(path) as folder:
-            left = run.config.rounds - (folder.load_checkpoint().round if folder.has_checkpoint else 0)
+            left = run.config.rounds - folder.rounds_saved
             with self.watch(str(path), left) as told:
                 trained = train(run, folder, resume=True, threads=self.threads, on_round=told, stop=self.stop)
             if trained.rounds < run.config.rounds and not enough(trained.state):
