@@ -105,58 +105,46 @@ def layer_cases(seed: int, batch: int, directions: int) -> list[Case]:
         ("flatten", Flatten(), maps, False),
         ("residual", Residual((conv,), (Conv2d("shortcut", 3, 4, 1),)), maps, False),
     ]
-    seeds = SeedTree(seed)
-    cases = []
-    for name, layer, shape, masked in layers:
-        cases.append(Case(name, "layer", _layer_check(name, layer, shape, batch, masked, directions, seeds)))
-    functions = [
+    functions: list[tuple[str, str, Callable[[np.random.Generator], Function]]] = [
         ("loss", "logits", partial(_loss, "loss", 0, batch)),
         ("loss with teachers", "logits", partial(_loss, "loss with teachers", 2, batch)),
         ("batch-shaping", "decisions", partial(_shaping, batch)),
     ]
+    errors: dict[str, Callable[[np.random.Generator], list[SlotError]]] = {}
+    for name, layer, shape, masked in layers:
+        errors[name] = partial(_layer_errors, layer, shape, masked, batch, directions)
     for name, slot, make in functions:
-        cases.append(Case(name, "layer", _function_check(name, slot, make, directions, seeds)))
-    return cases
+        errors[name] = partial(_function_errors, slot, make, directions)
+
+    def check(name: str, point: int) -> Checked:
+        rng = SeedTree(seed).generator(f"gradcheck {name}", point)
+        return Checked(name, "layer", None, errors[name](rng))
+
+    return [Case(name, "layer", partial(check, name)) for name in errors]
 
 
-def _layer_check(
-    name: str,
-    layer: Layer,
-    shape: Shape,
-    batch: int,
-    masked: bool,
-    directions: int,
-    seeds: SeedTree,
-) -> Callable[[int], Checked]:
-    def check(point: int) -> Checked:
-        rng = seeds.generator(f"gradcheck {name}", point)
-        reads = writes = None
-        if masked:
-            reads = rng.random((batch, shape[0])) < 0.6
-            pooling = not layer.parameters()  # what it reads and writes are the same channels
-            writes = reads if pooling else rng.random((batch, layer.output_shape(shape)[0])) < 0.6
-        errors = probe(layer, shape, batch, rng, reads, writes).errors(rng, directions)
-        return Checked(name, "layer", None, errors)
-
-    return check
+def _layer_errors(
+    layer: Layer, shape: Shape, masked: bool, batch: int, directions: int, rng: np.random.Generator
+) -> list[SlotError]:
+    """Those of a layer by itself, with channel masks or without."""
+    reads = writes = None
+    if masked:
+        reads = rng.random((batch, shape[0])) < 0.6
+        pooling = not layer.parameters()  # what it reads and writes are the same channels
+        writes = reads if pooling else rng.random((batch, layer.output_shape(shape)[0])) < 0.6
+    return probe(layer, shape, batch, rng, reads, writes).errors(rng, directions)
 
 
-def _function_check(
-    name: str, slot: str, make: Callable[[np.random.Generator], Function], directions: int, seeds: SeedTree
-) -> Callable[[int], Checked]:
-    """A function by itself; make(rng) gives it with the point at which it is checked."""
+def _function_errors(
+    slot: str, make: Callable[[np.random.Generator], Function], directions: int, rng: np.random.Generator
+) -> list[SlotError]:
+    """Those of a function by itself; make(rng) gives it with the point at which it is checked."""
+    objective, u = make(rng)
 
-    def check(point: int) -> Checked:
-        rng = seeds.generator(f"gradcheck {name}", point)
-        objective, u = make(rng)
-        slots = [(slot, slice(0, u.size))]
+    def value(at: np.ndarray) -> float:
+        return objective(at, np.empty_like(at))
 
-        def value(at: np.ndarray) -> float:
-            return objective(at, np.empty_like(at))
-
-        return Checked(name, "layer", None, slot_errors(objective, value, u, slots, rng, directions))
-
-    return check
+    return slot_errors(objective, value, u, [(slot, slice(0, u.size))], rng, directions)
 
 
 def _loss(name: str, teachers: int, batch: int, rng: np.random.Generator) -> Function:

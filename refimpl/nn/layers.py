@@ -137,8 +137,31 @@ def _bias(layer: "Conv2d | Linear", arrays: Arrays, size: int, like: np.ndarray)
     return arrays[f"{layer.name}.bias"] if layer.bias else np.zeros(size, like.dtype)
 
 
+class Windowed:
+    """What convolutions and windowed pools have in common: windows that move over an image."""
+
+    kernel_size: int | Pair
+    stride: int | Pair | None
+    padding: int | Pair
+
+    @property
+    def window(self) -> Pair:
+        """Height and width of a window."""
+        return pair(self.kernel_size)
+
+    @property
+    def step(self) -> Pair:
+        """Vertical and horizontal stride; without one, windows touch."""
+        return self.window if self.stride is None else pair(self.stride)
+
+    @property
+    def pad(self) -> Pair:
+        """Vertical and horizontal padding, on each side."""
+        return pair(self.padding)
+
+
 @dataclass(frozen=True)
-class Conv2d:
+class Conv2d(Windowed):
     """2-D convolution (cross-correlation): x (N,C,H,W) -> y (N,K,P,Q), weight (K,C/G,kh,kw), bias (K,).
 
     name: from which its parameters have theirs; in_channels, out_channels: C and K; kernel_size: (kh, kw), or
@@ -182,21 +205,6 @@ class Conv2d:
     def keeps_zero(self) -> bool:
         """Whether a channel of zeros comes out as zeros."""
         return self.channelwise and not self.bias
-
-    @property
-    def window(self) -> Pair:
-        """Kernel height and width."""
-        return pair(self.kernel_size)
-
-    @property
-    def step(self) -> Pair:
-        """Vertical and horizontal stride."""
-        return pair(self.stride)
-
-    @property
-    def pad(self) -> Pair:
-        """Vertical and horizontal zero padding, on each side."""
-        return pair(self.padding)
 
     @property
     def spacing(self) -> Pair:

@@ -15,7 +15,7 @@ from refimpl.errors import InputError
 from refimpl.kernels import activation, pool
 from refimpl.kernels.arrays import check_axes, check_shape, output_size, tidy_float, tidy_mask
 from refimpl.kernels.checked import CheckedKernel
-from refimpl.nn.layers import Array, Arrays, Back, Flow, Gradient, Mask, Pair, Plain, Shape, pair
+from refimpl.nn.layers import Array, Arrays, Back, Flow, Gradient, Mask, Pair, Plain, Shape, Windowed
 from refimpl.nn.pointwise import as_maps, tidy_samples
 
 
@@ -31,7 +31,7 @@ def _open_channels(flow: Flow) -> Mask:
 
 
 @dataclass(frozen=True)
-class _Window(Plain):
+class _Window(Windowed, Plain):
     """Shared by the windowed pools: window, stride (default: the window), padding on each side."""
 
     kernel_size: int | Pair = 2
@@ -41,21 +41,6 @@ class _Window(Plain):
     channelwise: ClassVar[bool] = True
     records: ClassVar[bool] = False  # whether the place of the winner is kept
     kernels: ClassVar[tuple[CheckedKernel, CheckedKernel]]
-
-    @property
-    def window(self) -> Pair:
-        """Window height and width."""
-        return pair(self.kernel_size)
-
-    @property
-    def step(self) -> Pair:
-        """Vertical and horizontal stride."""
-        return self.window if self.stride is None else pair(self.stride)
-
-    @property
-    def pad(self) -> Pair:
-        """Vertical and horizontal padding, on each side."""
-        return pair(self.padding)
 
     def __post_init__(self) -> None:
         who = type(self).__name__
