@@ -131,6 +131,7 @@ NO_ARITHMETIC = {
         "errors",
         "crosscheck.golden.case",
         "crosscheck.golden.describe",
+        "crosscheck.template",
         "nn.context",
         "nn.layout",
         "nn.network",

@@ -233,7 +233,8 @@ def test_calibrated_statistics_are_pytorchs_running_ones(name, monkeypatch):
     w, x, _, _ = sample(network, Context(train=("theta",)), seed=3, batch=6)
     modules, factors = {}, {}
 
-    def normalise(entry, x, weight, bias):
+    def normalise(entry, x, p):
+        weight, bias = p["weight"], p["bias"]
         own = modules.setdefault(
             entry["name"], torch.nn.BatchNorm2d(entry["channels"], entry["eps"], momentum=None, dtype=x.dtype)
         )
@@ -241,7 +242,7 @@ def test_calibrated_statistics_are_pytorchs_running_ones(name, monkeypatch):
         own.weight, own.bias = torch.nn.Parameter(weight.detach()), torch.nn.Parameter(bias.detach())
         return own(x)
 
-    monkeypatch.setitem(ops.LAYERS, "batch_norm2d", normalise)
+    monkeypatch.setitem(ops.template.LAYERS, "batch_norm2d", normalise)
     module, still = build(network, w), frozen(network)
     module(tensor(x))
     statistics = still.layout.initialise(SeedTree(0), "float64")[still.layout.stats]
@@ -269,7 +270,7 @@ def test_levels(level):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_pytorchs_own_sigmoid_is_no_departure(dtype, monkeypatch):
     """Whose derivative, y (1 - y), loses digits where a gate is nearly sure: cases have no such gates."""
-    monkeypatch.setattr("refimpl.crosscheck.bridges.torch.ops.sigmoid", torch.sigmoid)
+    monkeypatch.setattr(ops.template, "sigmoid", torch.sigmoid)
     for case in build_cases("networks", 0, dtype):
         assert_conforms(case)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from refimpl.crosscheck.compare import as_theirs, compare
@@ -15,9 +13,7 @@ from refimpl.crosscheck.hints import find_hints
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from refimpl.crosscheck.bridges.torch import ops, solve  # noqa: E402
-from refimpl.crosscheck.bridges.torch.network import GatedNetwork  # noqa: E402
-from refimpl.crosscheck.bridges.torch.prox import Penalty  # noqa: E402
+from refimpl.crosscheck.bridges.torch.ops import template  # noqa: E402
 from refimpl.crosscheck.bridges.torch.run import run  # noqa: E402
 
 # --- the mistakes: each replaces a part of the PyTorch implementation
@@ -26,13 +22,14 @@ from refimpl.crosscheck.bridges.torch.run import run  # noqa: E402
 def transposed(patch):
     """Weights have their two channel axes exchanged, where shapes allow it."""
     for kind in ("conv2d", "linear"):
-        right = ops.LAYERS[kind]
+        right = template.LAYERS[kind]
 
-        def wrong(entry, x, weight, bias, right=right):
+        def wrong(entry, x, p, right=right):
+            weight = p["weight"]
             square = weight.shape[0] == weight.shape[1]
-            return right(entry, x, weight.transpose(0, 1) if square else weight, bias)
+            return right(entry, x, p | {"weight": weight.transpose(0, 1) if square else weight})
 
-        patch.setitem(ops.LAYERS, kind, wrong)
+        patch.setitem(template.LAYERS, kind, wrong)
 
 
 class LeakyAtZero(torch.autograd.Function):
@@ -54,7 +51,7 @@ def slope_at_zero(slope):
     """ReLU'(0) is not 0."""
 
     def plant(patch):
-        patch.setitem(ops.LAYERS, "relu", lambda entry, x: LeakyAtZero.apply(x, slope))
+        patch.setitem(template.LAYERS, "relu", lambda entry, x, p: LeakyAtZero.apply(x, slope))
 
     return plant
 
@@ -68,96 +65,98 @@ def windows_of(entry, x):
 def last_maximum(patch):
     """Of equal maxima in a window the last gets the gradient."""
 
-    def wrong(entry, x):
+    def wrong(entry, x, p):
         backwards = windows_of(entry, x).flip(-1)
         return backwards.gather(-1, backwards.argmax(-1, keepdim=True)).squeeze(-1)
 
-    patch.setitem(ops.LAYERS, "max_pool2d", wrong)
+    patch.setitem(template.LAYERS, "max_pool2d", wrong)
 
 
 def shared_maximum(patch):
     """Equal maxima share the gradient."""
-    patch.setitem(ops.LAYERS, "max_pool2d", lambda entry, x: windows_of(entry, x).amax(-1))
+    patch.setitem(template.LAYERS, "max_pool2d", lambda entry, x, p: windows_of(entry, x).amax(-1))
 
 
 def tie_is_on(patch):
     """A channel with d = 0 is on."""
-    right = ops.margin
-    patch.setattr(ops, "margin", lambda logits: right(logits) + 1e-30 * (right(logits) == 0))
+    right = template.margin
+    patch.setattr(template, "margin", lambda logits: right(logits) + 1e-30 * (right(logits) == 0))
 
 
 def summed_loss(patch):
     """The loss is the sum over the batch."""
-    right = ops.cross_entropy
-    patch.setattr(ops, "cross_entropy", lambda logits, labels: len(labels) * right(logits, labels))
+    right = template.cross_entropy
+    patch.setattr(template, "cross_entropy", lambda logits, labels: len(labels) * right(logits, labels))
 
 
 def mask_before(patch):
     """The mask is applied before the ReLU of a gated layer."""
 
-    def gated(self, entry, x, noise, watch):
+    def gated(self, entry, x):
         first, *rest = entry["body"]
-        mask, z = self._decide(entry["gate"], x, noise, watch), self._plain(first, x)
-        z = z * ops.over_pixels(mask, z)
-        watch(first["name"], z)
-        for layer in rest:
-            z = self._plain(layer, z)
-            watch(layer["name"], z)
-        return z
+        mask, z = self.gate(entry["gate"], x), self.layer(first, x)
+        z = self.notes[first["name"]] = z * template.over_pixels(mask, z)
+        return self.chain(rest, z)
 
-    patch.setattr(GatedNetwork, "_gated", gated)
+    patch.setattr(template.Pass, "gated", gated)
 
 
 def on_off(patch):
     """The first of a channel's two logits is the one for on."""
-    right = ops.margin
-    patch.setattr(ops, "margin", lambda logits: -right(logits))
+    right = template.margin
+    patch.setattr(template, "margin", lambda logits: -right(logits))
 
 
 def weight_alone(patch):
     """A prox takes the weight of its penalty as the threshold, without the step."""
-    right = Penalty.rounded_prox
-    patch.setattr(Penalty, "rounded_prox", lambda self, v, step: right(self, v, 1.0))
+    right = template.prox_of
+    patch.setattr(template, "prox_of", lambda v, step, *penalty: right(v, 1.0, *penalty))
 
 
 def whole_lambda(patch):
     """The proximal term of the local problem is lam ||w - v||^2."""
-    right = solve.local_steps
-    patch.setattr(solve, "local_steps", lambda centre, over, eta, lam: right(centre, over, eta, 2 * lam))
+    right = template.local_steps
+    patch.setattr(
+        template,
+        "local_steps",
+        lambda centre, over, eta, lam, *more: right(centre, over, eta, 2 * lam, *more),
+    )
 
 
 def unbiased(patch):
     """Batch normalisation divides by the unbiased variance."""
 
-    def wrong(entry, x, weight, bias):
+    def wrong(entry, x, p):
         axes, shape = (0, 2, 3), (1, -1, 1, 1)
         centred = x - x.mean(axes, keepdim=True)
         normalised = centred / torch.sqrt(x.var(axes, unbiased=True, keepdim=True) + entry["eps"])
-        return normalised * weight.view(shape) + bias.view(shape)
+        return normalised * p["weight"].view(shape) + p["bias"].view(shape)
 
-    patch.setitem(ops.LAYERS, "batch_norm2d", wrong)
+    patch.setitem(template.LAYERS, "batch_norm2d", wrong)
 
 
 def detached(patch):
     """No gradient passes from a gate to its input."""
-    right = ops.summary
-    patch.setattr(ops, "summary", lambda x: right(x.detach()))
+    right = template.summary
+    patch.setattr(template, "summary", lambda x: right(x.detach()))
 
 
 def not_detached(patch):
     """The setting that detaches the gates' inputs is ignored."""
-    right = GatedNetwork._decide
+    right = template.Pass.gate
 
     def wrong(self, *given):
-        self.gating = replace(self.gating, detach_gate_input=False)
+        self.gating = {**self.gating, "detach_gate_input": False}
         return right(self, *given)
 
-    patch.setattr(GatedNetwork, "_decide", wrong)
+    patch.setattr(template.Pass, "gate", wrong)
 
 
 def over_channels(patch):
     """A gate's summary is one mean over all channels."""
-    patch.setattr(ops, "summary", lambda x: x.flatten(1).mean(1, keepdim=True).expand(len(x), x.shape[1]))
+    patch.setattr(
+        template, "summary", lambda x: x.flatten(1).mean(1, keepdim=True).expand(len(x), x.shape[1])
+    )
 
 
 # The mistake: case, first array that departs, rule the hint names.

@@ -3,11 +3,14 @@
 The modules of this folder are its parts. None of them imports anything of the package but other parts, and
 `text` puts those of a level together: `head` reads and writes files; `numpy_layers` with `numpy_network`, or
 `torch_network`, compute layers, networks and gradients; the others, all in NumPy, compute one level each.
+The bridge to PyTorch (`bridges/torch`) computes with the same parts, as one `module`.
 """
 
 import re
 from collections.abc import Iterable
+from functools import cache
 from importlib import resources
+from types import ModuleType
 
 from refimpl.errors import one_of
 
@@ -45,14 +48,27 @@ def text(level: str, using: str = "numpy") -> str:
     one_of("golden template", "level", level, tuple(PARTS))
     one_of("golden template", "library", using, tuple(NETWORK))
     network = () if level == "prox" else NETWORK[using]
-    imports = {"import sys\n"}
-    bodies = []
-    for part in ("head", *network, *PARTS[level]):
+    about = _ABOUT.format(level=level, words=_WORDS[using])
+    return "\n".join((about, _together(("head", *network, *PARTS[level])), "", _END))
+
+
+@cache
+def module(using: str) -> ModuleType:
+    """All parts as one module, which computes networks with `numpy` or with `torch`."""
+    parts = dict.fromkeys(part for level in PARTS.values() for part in level)
+    made = ModuleType(f"{__name__}.{using}")
+    exec(compile(_together(("head", *NETWORK[using], *parts)), made.__name__, "exec"), made.__dict__)
+    return made
+
+
+def _together(parts: Iterable[str]) -> str:
+    """The source of some parts as one, with imports of other modules only."""
+    imports, bodies = {"import sys\n"}, []
+    for part in parts:
         source = _INSIDE.sub("", resources.files(__package__).joinpath(f"{part}.py").read_text("utf-8"))
         imports.update(_IMPORT.findall(source))
         bodies.append(_TITLE.sub(r"# --- \1\n", _IMPORT.sub("", source)).strip())
-    about = _ABOUT.format(level=level, words=_WORDS[using])
-    return "\n".join((about, _merged(imports), "\n\n".join(f"\n{body}" for body in bodies), "", _END))
+    return "\n".join((_merged(imports), "\n\n".join(f"\n{body}" for body in bodies)))
 
 
 def _merged(imports: Iterable[str]) -> str:

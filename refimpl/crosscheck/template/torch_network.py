@@ -16,11 +16,11 @@ LAYERS: dict[str, Callable[[Arrays, Any, Arrays], Any]] = {
     "linear": lambda e, x, p: F.linear(x, p["weight"], p.get("bias")),
     "max_pool2d": lambda e, x, p: F.max_pool2d(x, e["kernel"], e["stride"], e.get("padding", 0)),
     "avg_pool2d": lambda e, x, p: F.avg_pool2d(x, e["kernel"], e["stride"], e.get("padding", 0)),
-    "global_avg_pool2d": lambda e, x, p: x.mean((2, 3)),
+    "global_avg_pool2d": lambda e, x, p: summary(x),
     "flatten": lambda e, x, p: x.flatten(1),
     "relu": lambda e, x, p: F.relu(x),
     "leaky_relu": lambda e, x, p: F.leaky_relu(x, e["slope"]),
-    "softplus": lambda e, x, p: torch.logaddexp(x, torch.zeros_like(x)),
+    "softplus": lambda e, x, p: torch.logaddexp(x, torch.zeros_like(x)),  # PyTorch's is linear above 20
     "tanh": lambda e, x, p: torch.tanh(x),
     "batch_norm2d": lambda e, x, p: F.batch_norm(x, None, None, p["weight"], p["bias"], True, eps=e["eps"]),
     "frozen_norm2d": lambda e, x, p: F.batch_norm(
@@ -63,16 +63,36 @@ class Pass:
     def gate(self, gate: Arrays, x: Any) -> Any:
         """The mask (N, K) that a gate decides on, with the derivative of its mode."""
         name, mode = gate["name"], self.gating["mode"]
-        x = x.detach() if self.gating["detach_gate_input"] else x
-        s = x.mean((2, 3)) if x.dim() == 4 else x
+        s = summary(x.detach() if self.gating["detach_gate_input"] else x)
+        s = self.layer(gate["norm"], s) if "norm" in gate else s
         hidden = F.relu(F.linear(s, self.p[f"{name}.fc1.weight"], self.p[f"{name}.fc1.bias"]))
         logits = F.linear(hidden, self.p[f"{name}.fc2.weight"], self.p[f"{name}.fc2.bias"])
-        d = logits[:, 1::2] - logits[:, 0::2] + self.noise.get(name, 0)
-        soft = d if mode == "ste" else F.logsigmoid(d / self.gating["tau"]).exp()
+        d = margin(logits) + self.noise.get(name, 0)
+        soft = d if mode == "ste" else sigmoid(d / self.gating["tau"])
         mask = soft if mode == "soft" else (d > 0).to(d.dtype) + (soft - soft.detach())
         found = {"summary": s, "hidden": hidden, "logits": logits, "mask": mask}
         self.notes.update({f"{name}.{key}": value for key, value in found.items()})
         return mask
+
+
+def summary(x: Any) -> Any:
+    """The mean of every channel; vectors are their own summary."""
+    return x.mean((2, 3)) if x.dim() == 4 else x
+
+
+def margin(logits: Any) -> Any:
+    """On minus off, from a channel's two logits side by side."""
+    return logits[:, 1::2] - logits[:, 0::2]
+
+
+def sigmoid(t: Any) -> Any:
+    """1 / (1 + exp(-t)); the derivative of PyTorch's own, y (1 - y), has no digits where y is nearly 1."""
+    return F.logsigmoid(t).exp()
+
+
+def cross_entropy(logits: Any, labels: Any) -> Any:
+    """The mean loss over the batch."""
+    return F.cross_entropy(logits, labels)
 
 
 def over_pixels(mask: Any, like: Any) -> Any:
@@ -100,7 +120,7 @@ def network(given: Arrays, settings: Arrays) -> Arrays:
     run = Pass(p, settings["gating"], tensors(named(given, "noise.")))
     y = run.chain(settings["layers"], x)
     labelled = "labels" in given
-    result = F.cross_entropy(y, torch.from_numpy(given["labels"])) if labelled else y
+    result = cross_entropy(y, torch.from_numpy(given["labels"])) if labelled else y
     sources = {f"backward.{name.removesuffix('.mask')}": value for name, value in run.notes.items()}
     sources |= {f"grad.{name}": value for name, value in p.items()} | {"grad.x": x}
     whole = settings["gating"]["mode"] != "soft"
@@ -125,7 +145,7 @@ def one_layer(given: Arrays, settings: Arrays) -> Arrays:
 def only_loss(given: Arrays, settings: Arrays) -> Arrays:
     """The loss by itself."""
     (logits,) = tensors({"logits": given["logits"]}, True).values()
-    loss = F.cross_entropy(logits, torch.from_numpy(given["labels"]))
+    loss = cross_entropy(logits, torch.from_numpy(given["labels"]))
     return {"loss": loss.detach().numpy(), **gradients(loss, {"grad.logits": logits})}
 
 
@@ -133,7 +153,7 @@ def loss_at(w: Any, batch: tuple[Any, Any, Arrays], settings: Arrays, gates_lear
     """The loss of the network with parameters w, a tensor, on a batch: x, labels, noise."""
     x, labels, noise = batch
     run = Pass(parameters(w, settings), settings["gating"], tensors(noise), gates_learn)
-    return F.cross_entropy(run.chain(settings["layers"], torch.from_numpy(x)), torch.from_numpy(labels))
+    return cross_entropy(run.chain(settings["layers"], torch.from_numpy(x)), torch.from_numpy(labels))
 
 
 def loss_and_gradient(

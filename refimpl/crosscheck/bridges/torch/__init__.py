@@ -1,8 +1,10 @@
 """A second implementation of what this package computes, in PyTorch and its automatic differentiation.
 
-It is written from mathematics.md and PyTorch's documentation. It reads the specifications of networks (sizes,
-names, where a parameter lies in w) but uses none of the package's arithmetic. So an error would have to be
-made twice, in two ways, to remain unseen.
+It is written from mathematics.md and PyTorch's documentation. Layers, networks and the levels that have a
+template are computed by that template (`crosscheck/template`), so what users are given is what is compared
+here; other levels are computed by this room. It reads the specifications of networks (sizes, names, where a
+parameter lies in w) but uses none of the package's arithmetic. So an error would have to be made twice, in
+two ways, to remain unseen.
 
 PyTorch's conventions agree with ours where mistakes are easy: ReLU'(0) = 0, the first of equal values wins a
 window of max-pooling, and batch normalisation divides by the biased variance of the batch. They differ in

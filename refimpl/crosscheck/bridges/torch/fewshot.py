@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from refimpl.crosscheck.bridges.torch.network import Entry, GatedNetwork
+from refimpl.crosscheck.bridges.torch import ops
+from refimpl.crosscheck.bridges.torch.network import Entry
 from refimpl.crosscheck.bridges.torch.solve import Objective
 from refimpl.crosscheck.bridges.torch.weights import Tensors
+from refimpl.nn.context import Gating
 
 Shapes = Mapping[str, tuple[int, ...]]
 # By method: what the inner loop moves, and whether the answer goes back through it.
@@ -59,17 +61,21 @@ def inner_loop(
         yield w
 
 
-class NormalisedTogether(GatedNetwork):
-    """The `first` samples give the statistics of batch normalisation for all."""
+def normalised_together(layers: Sequence[Entry], params: Tensors, x: Tensor, first: int) -> Tensor:
+    """The logits of x; its `first` samples give the statistics of batch normalisation for all."""
+    run: Any = ops.template.Pass(params, vars(Gating()), {})
+    usual = run.layer
 
-    first: int
-
-    def _plain(self, entry: Entry, x: Tensor) -> Tensor:
+    def layer(entry: Entry, x: Tensor) -> Any:
         if entry["type"] != "batch_norm2d":
-            return super()._plain(entry, x)
-        own = dict(self.get_submodule(entry["name"]).named_parameters(recurse=False))
-        variance, mean = torch.var_mean(x[: self.first], dim=(0, *range(2, x.dim())), correction=0)
-        return functional.batch_norm(x, mean, variance, own["weight"], own["bias"], eps=entry["eps"])
+            return usual(entry, x)
+        variance, mean = torch.var_mean(x[:first], dim=(0, *range(2, x.dim())), correction=0)
+        weight, bias = (params[f"{entry['name']}.{name}"] for name in ("weight", "bias"))
+        return functional.batch_norm(x, mean, variance, weight, bias, eps=entry["eps"])
+
+    run.layer = layer
+    logits: Tensor = run.chain(layers, x)
+    return logits
 
 
 # --- tickets ----------------------------------------------------------------------------------------
