@@ -8,7 +8,7 @@ from bench.peers import available
 from refimpl.bench import candidates, endtoend, session
 from refimpl.bench.cases import FIRST_LAYER, GRID, LINEARS, OFF_SHARES, Case, grid
 from refimpl.bench.peaks import SIZES, blas
-from refimpl.bench.programs import MLP_ROUND, Adaptation, Inference, Model, Program, Round
+from refimpl.bench.programs import FULL_ROUND, MLP_ROUND, Adaptation, Inference, Model, Program, Round
 from refimpl.bench.session import Plan
 from refimpl.bench.timing import SMOKE, Effort
 
@@ -30,7 +30,7 @@ def all_programs() -> list[Program]:
     gated = [session.gated(off) for off in session.GATED]
     models = [Model("cnn3"), *gated, Model("cnn3", CONVS, 0.75)]
     inferences = [Inference(model, batch) for model in models for batch in BATCHES]
-    return [MLP_ROUND, *session.rounds(1), *session.rounds(5), *map(Adaptation, gated), *inferences]
+    return [MLP_ROUND, FULL_ROUND, *session.rounds(1), *session.rounds(5), *map(Adaptation, gated), *inferences]
 
 
 CASES = {"smallest": session.smallest_cases, "usual": session.usual_cases, "all": all_cases}

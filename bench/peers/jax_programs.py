@@ -46,7 +46,8 @@ def round_(program: Round, style: str) -> Candidate:
 
     def local(centre: Params, x: jax.Array, y: jax.Array, batches: jax.Array):
         def step(w: Params, chosen: jax.Array):
-            loss, g = loss_and_gradient(network, w, x[chosen], y[chosen], program.train)
+            batch = (x, y) if program.full else (x[chosen], y[chosen])
+            loss, g = loss_and_gradient(network, w, *batch, program.train)
             new = {key: w[key] - program.eta * (g[key] + program.lam * (w[key] - centre[key])) for key in g}
             return {**w, **new}, loss
 

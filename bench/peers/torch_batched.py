@@ -38,7 +38,9 @@ def node_by_node(program: Program, threads: int) -> Candidate | None:
         w.copy_(centre)
         first = None
         for step, chosen in enumerate(batches[node]):
-            xb, yb = x[node].index_select(0, chosen), y[node].index_select(0, chosen)
+            xb, yb = x[node], y[node]
+            if not program.full:
+                xb, yb = xb.index_select(0, chosen), yb.index_select(0, chosen)
             hidden = torch.addmm(b1, xb, w1.t()).relu_()
             loss, dlogits = cross_entropy(torch.addmm(b2, hidden, w2.t()), yb)
             dhidden = aten.threshold_backward(dlogits @ w2, hidden, 0)
@@ -80,7 +82,7 @@ def all_nodes(program: Program, threads: int) -> Candidate | None:
         first = None
         for step in range(program.steps):
             chosen = batches[:, step]
-            xb, yb = x[nodes, chosen], y[nodes, chosen]
+            xb, yb = (x, y) if program.full else (x[nodes, chosen], y[nodes, chosen])
             hidden = torch.baddbmm(b1[:, None], xb, w1.mT).relu_()
             logits = torch.baddbmm(b2[:, None], hidden, w2.mT)
             loss, dlogits = cross_entropy(logits.flatten(0, 1), yb.flatten())

@@ -86,6 +86,11 @@ class Round:
         fixed = ", phi fixed" if self.model.gates and "phi" not in self.train else ""
         return f"round {self.model.label}{fixed}, {self.nodes} nodes x {self.steps} steps x {self.batch}"
 
+    @property
+    def full(self) -> bool:
+        """Whether a step is one on all samples of a node, so that no mini-batch has to be gathered."""
+        return self.batch == self.samples
+
     def data(self, dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
         """x (nodes, samples, *input_shape), y (nodes, samples)."""
         x, y = self.model.samples(self.nodes * self.samples, dtype)
@@ -136,6 +141,7 @@ class Inference:
 Program = Round | Adaptation | Inference
 
 MLP_ROUND = Round(Model("mlp"), nodes=5, steps=20, batch=20)
+FULL_ROUND = Round(Model("mlp"), nodes=5, steps=1, batch=1875, samples=1875)  # of the paper's protocol
 
 
 def cnn3_round(steps: int, off: float | None, train: tuple[str, ...] = ("theta", "phi")) -> Round:

@@ -12,7 +12,7 @@ from refimpl.bench.cases import FIRST_LAYER, GRID, LINEARS, OFF_SHARES, Case, Ge
 from refimpl.bench.endtoend import ProgramMaker, time_program
 from refimpl.bench.peaks import SIZES, MatrixProduct, blas, matrix_peaks, tile_peak
 from refimpl.bench.process import Event
-from refimpl.bench.programs import MLP_ROUND, Adaptation, Inference, Model, Program, Round, cnn3_round
+from refimpl.bench.programs import FULL_ROUND, MLP_ROUND, Adaptation, Inference, Model, Program, Round, cnn3_round
 from refimpl.bench.timing import SMOKE, Effort
 from refimpl.files import environment
 
@@ -111,6 +111,7 @@ def usual_programs() -> list[Program]:
     models = [Model("cnn3"), *(gated(off) for off in GATED)]
     return [
         MLP_ROUND,
+        FULL_ROUND,
         *rounds(1),
         *(Adaptation(gated(off)) for off in GATED),
         *(Inference(m, 32) for m in models),
