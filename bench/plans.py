@@ -30,7 +30,8 @@ def all_programs() -> list[Program]:
     gated = [session.gated(off) for off in session.GATED]
     models = [Model("cnn3"), *gated, Model("cnn3", CONVS, 0.75)]
     inferences = [Inference(model, batch) for model in models for batch in BATCHES]
-    return [MLP_ROUND, FULL_ROUND, *session.rounds(1), *session.rounds(5), *map(Adaptation, gated), *inferences]
+    rounds = [MLP_ROUND, FULL_ROUND, *session.rounds(1), *session.rounds(5)]
+    return [*rounds, *map(Adaptation, gated), *inferences]
 
 
 CASES = {"smallest": session.smallest_cases, "usual": session.usual_cases, "all": all_cases}

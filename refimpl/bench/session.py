@@ -12,7 +12,16 @@ from refimpl.bench.cases import FIRST_LAYER, GRID, LINEARS, OFF_SHARES, Case, Ge
 from refimpl.bench.endtoend import ProgramMaker, time_program
 from refimpl.bench.peaks import SIZES, MatrixProduct, blas, matrix_peaks, tile_peak
 from refimpl.bench.process import Event
-from refimpl.bench.programs import FULL_ROUND, MLP_ROUND, Adaptation, Inference, Model, Program, Round, cnn3_round
+from refimpl.bench.programs import (
+    FULL_ROUND,
+    MLP_ROUND,
+    Adaptation,
+    Inference,
+    Model,
+    Program,
+    Round,
+    cnn3_round,
+)
 from refimpl.bench.timing import SMOKE, Effort
 from refimpl.files import environment
 

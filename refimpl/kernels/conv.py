@@ -89,7 +89,8 @@ def forward(
     samples, filters, channels = x.shape[0], weight.shape[0], groups * weight.shape[1]
     check_shape(who, "x", x, (samples, channels, *x.shape[2:]))
     check_shape(who, "bias", bias, (filters,))
-    needs = convolve_scratch(channels, filters, weight.shape[2:], stride, size, x.itemsize, dilation, groups)
+    shapes, moves = (x.shape[1:], (filters, *size)), (stride, pad, dilation)
+    needs = convolve_scratch(*shapes, weight.shape[2:], moves, False, x.itemsize, groups)
     y = result_array(who, (samples, filters, *size), x.dtype, out)
     masks = (
         tidy_mask(who, "reads", reads, samples, channels),
@@ -126,7 +127,8 @@ def input_grad(
     filters, channels = weight.shape[0], groups * weight.shape[1]
     check_shape(who, "dy", dy, (*dy.shape[:1], filters, *result))
     samples = dy.shape[0]
-    needs = convolve_scratch(filters, channels, weight.shape[2:], stride, size, dy.itemsize, dilation, groups)
+    shapes, moves = (dy.shape[1:], (channels, *size)), (stride, pad, dilation)
+    needs = convolve_scratch(*shapes, weight.shape[2:], moves, True, dy.itemsize, groups)
     dx = result_array(who, (samples, channels, *size), dy.dtype, out)
     masks = (
         tidy_mask(who, "dy_mask", dy_mask, samples, filters),

@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 
-from refimpl.kernels import depthwise
+from refimpl.kernels import depthwise, sample_lanes
 from refimpl.kernels.arrays import check_offsets
 from refimpl.kernels.jit import inlined, kernel, large_kernel, optimise_for_size, shared
 from refimpl.kernels.panels import (
@@ -57,13 +57,12 @@ def apart(array, groups):
     return array.reshape((shape[0] * groups, shape[1] // groups, *shape[2:]))
 
 
-def convolve_scratch(
-    source_channels, target_channels, kernel_size, stride, size, itemsize, dilation=(1, 1), groups=1
-):
-    """(floats, ints) that `convolve` needs for a target of height and width `size`.
+def convolve_scratch(source, target, kernel_size, moves, transposed, itemsize, groups=1):
+    """(floats, ints) that `convolve` needs; source, target = (channels, height, width) of a sample.
 
-    Raises InputError where places in one sample do not fit into the tables.
+    moves = (stride, pad, dilation). Raises InputError where places in one sample do not fit into the tables.
     """
+    source_channels, target_channels, size, (stride, _, dilation) = source[0], target[0], target[1:], moves
     extent = [(k - 1) * gap + 1 for k, gap in zip(kernel_size, dilation, strict=True)]
     reach = [(n + k) * step for n, k, step in zip(size, extent, stride, strict=True)]
     taps = kernel_size[0] * kernel_size[1]
@@ -71,6 +70,8 @@ def convolve_scratch(
     if 1 < groups == source_channels == target_channels:
         pixels = size[0] * size[1]
         own = depthwise.scratch(groups, reach[0] * reach[1], pixels, taps, reach[0] * reach[1], itemsize)
+    elif groups == 1:
+        own = sample_lanes.scratch(source, target, kernel_size, moves, transposed, itemsize)
     source_channels, target_channels = source_channels // groups, target_channels // groups
     result = target_channels * size[0] * size[1]
     planes = kernel_size[1] * min(stride[0], kernel_size[0])
@@ -110,6 +111,10 @@ def convolve(
             forward, masks = not transposed, (reads, writes, clears)
             depthwise.convolve(source, weight, bias, step, base, gap, forward, *masks, floats, ints, target)
             return
+    if groups == 1:
+        moves, masks, scratch = (stride, pad, dilation), (reads, writes, clears), (floats, ints)
+        done = _by_samples(source, weight, bias, moves, transposed, masks, scratch, target)
+        source, target, reads, writes = source[done:], target[done:], reads[done:], writes[done:]
     source, target = apart(source, groups), apart(target, groups)
     reads, writes = apart(reads, groups), apart(writes, groups)
     down, ints = cut(ints, kw * phases)
@@ -256,6 +261,33 @@ def alike(mask, n, most):
             if mask[n, c] != mask[n + count, c]:
                 return count
     return most
+
+
+@inlined
+def _by_samples(source, weight, bias, moves, transposed, masks, scratch, target):
+    """Convolve as many samples as pays with samples as lanes (see `sample_lanes`); returns how many.
+
+    masks = (reads, writes, clears), scratch = (floats, ints).
+    """
+    n_samples, taps, done, (reads, writes, clears) = source.shape[0], weight.shape[2:], 0, masks
+    for _ in range(sample_lanes.MOST_VECTORS):
+        shapes, left = (source.shape[1:], target.shape[1:]), n_samples - done
+        lanes = sample_lanes.together(left, *shapes, taps, moves, transposed, source.itemsize)
+        if lanes == 0:
+            break
+        same = alike(reads, 0, n_samples) == n_samples and alike(writes, 0, n_samples) == n_samples
+        if not (same and sample_lanes.finite(weight.reshape(-1))):
+            break
+        part = slice(done, done + left // lanes * lanes)
+        shift = (not transposed, bias)
+        sample_lanes.convolve(
+            source[part], weight.reshape(-1), taps, moves, transposed, (reads, writes), shift, lanes, scratch,
+            target[part],
+        )  # fmt: skip
+        done = part.stop
+    for n in range(done if clears else 0):
+        close_channels(writes, n, target)
+    return done
 
 
 @inlined

@@ -122,9 +122,10 @@ def _scratch(operations: np.recarray, kept: np.ndarray, batch: int, itemsize: in
             size, result = tuple(op.input[1:].tolist()), tuple(op.output[1:].tolist())
             fields, parts = (op.window, op.stride, op.pad, op.dilation), int(op.parts)
             window, stride, pad, dilation = (tuple(field.tolist()) for field in fields)
+            inner, outer, moves = (channels, *size), (filters, *result), (stride, pad, dilation)
             needs += [
-                convolve_scratch(channels, filters, window, stride, result, itemsize, dilation, parts),
-                convolve_scratch(filters, channels, window, stride, size, itemsize, dilation, parts),
+                convolve_scratch(inner, outer, window, moves, False, itemsize, parts),
+                convolve_scratch(outer, inner, window, moves, True, itemsize, parts),
                 weight_grad_scratch(
                     channels, filters, window, stride, pad, size, result, itemsize, dilation, parts
                 ),

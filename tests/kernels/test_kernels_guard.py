@@ -29,14 +29,13 @@ def run_conv(case, at_end):
     (filters, channels), window, item = weight.shape[:2], weight.shape[2:], x.itemsize
     size, result = x.shape[2:], dy.shape[2:]
     step, dilation, ins = case.steps, case.dilation, channels * case.groups
+    inner, outer = (ins, *size), (filters, *result)
 
-    needs = tiled_conv.convolve_scratch(
-        ins, filters, window, case.stride, result, item, dilation, case.groups
-    )
+    needs = tiled_conv.convolve_scratch(inner, outer, window, step, False, item, case.groups)
     memory = map(g, scratch(x.dtype, needs))
     y, dx = g(np.full_like(dy, np.nan)), g(np.full_like(x, np.nan))
     tiled_conv.convolve(x, weight, bias, *step, False, reads, writes, True, *memory, y)
-    needs = tiled_conv.convolve_scratch(filters, ins, window, case.stride, size, item, dilation, case.groups)
+    needs = tiled_conv.convolve_scratch(outer, inner, window, step, True, item, case.groups)
     memory = map(g, scratch(x.dtype, needs))
     tiled_conv.convolve(dy, weight, bias[:0], *step, True, writes, reads, True, *memory, dx)
     shape = ins, filters, window, case.stride, case.pad, size, result, item, dilation, case.groups

@@ -132,9 +132,10 @@ def test_the_largest_place_that_fits():
     with pytest.raises(InputError, match=r"linear: expected x of at most 2147483647 numbers, got 2147483648"):
         tiled_linear.scratch(2**16, *sizes[1:])
     square = (2**15, 2**15)
-    tiled_conv.convolve_scratch(1, 1, (1, 1), (1, 1), square, 4)
+    moves = ((1, 1), (0, 0), (1, 1))
+    tiled_conv.convolve_scratch((1, *square), (1, *square), (1, 1), moves, False, 4)
     with pytest.raises(InputError, match="copies"):
-        tiled_conv.convolve_scratch(2, 1, (1, 1), (1, 1), square, 4)
+        tiled_conv.convolve_scratch((2, *square), (1, *square), (1, 1), moves, False, 4)
     tiled_weight_grad.weight_grad_scratch(1, 1, (1, 1), (1, 1), (0, 0), square, square, 4)
     with pytest.raises(InputError, match="copies"):
         tiled_weight_grad.weight_grad_scratch(2, 1, (1, 1), (1, 1), (0, 0), square, square, 4)
