@@ -88,16 +88,21 @@ def draw(tables: dict[str, list[dict[str, Any]]], figure: Path, err: bool) -> No
 
 def tested(path: Path, session: Session) -> Outcome:
     """A finished run in numbers, which are written into its folder as well."""
+    with RunFolder.open(path, lock=False) as folder:
+        return tested_in(folder, session)
+
+
+def tested_in(folder: RunFolder, session: Session) -> Outcome:
+    """The same of an open folder."""
     from refimpl.cooperative.compare import Outcome
     from refimpl.cooperative.measure import measure
 
-    with RunFolder.open(path, lock=False) as folder:
-        run, deployed = deployed_in(folder, session)
-        rows = measure(run, deployed)
-        seconds = sum(entry["seconds"] for entry in folder.metrics())
-        found = Outcome(run.config.scheme, run.config.seed, run.cost, seconds, rows)
-        content = {**found._asdict(), "rows": [row.table() for row in rows], "config": folder.config}
-        folder.save_report("cooperative", content)
+    run, deployed = deployed_in(folder, session)
+    rows = measure(run, deployed)
+    seconds = sum(entry["seconds"] for entry in folder.metrics())
+    found = Outcome(run.config.scheme, run.config.seed, run.cost, seconds, rows)
+    content = {**found._asdict(), "rows": [row.table() for row in rows], "config": folder.config}
+    folder.save_report("cooperative", content)
     return found
 
 
@@ -105,15 +110,14 @@ def report_teams(paths: Sequence[Path], out: Path, session: Session) -> list[Pat
     """Measure all depths of the runs, and write the page about them; returns its paths."""
     from refimpl.report.cooperative import Curve, write_teams
 
-    found = [tested(path, session) for path in paths]
-    curves = [
-        Curve(str(path), [row.table() for row in one.rows]) for path, one in zip(paths, found, strict=True)
-    ]
-    configs = []
+    curves, cells, configs = [], [], []
     for path in paths:
         with RunFolder.open(path, lock=False) as folder:
+            rows = tested_in(folder, session).rows
+            curves.append(Curve(str(path), [row.table() for row in rows]))
+            cells.append([*map(row_cells, rows)])
             configs.append(folder.config)
-    return write_teams(out, curves, SHOWN, [[*map(row_cells, one.rows)] for one in found], configs)
+    return write_teams(out, curves, SHOWN, cells, configs)
 
 
 def row_cells(row: Row) -> list[str]:
