@@ -3,27 +3,25 @@
 For every depth of a residual network on 32x32 images: milliseconds of single calls with 1 and 32 samples, in
 float32 and on one core, where the depths take turns. Two things are judged. *Proportion*: milliseconds per
 FLOP relative to those of the full depth, which should lie within 15 % of 1. *Budget*: where a budget is what
-95 % of the calls needed, the share of new calls that keep it, which should be 95 %. Weights are random, as
-they have no effect on time. `--out FILE` keeps the numbers as JSON, `--table FILE` prints such a file as
-Markdown. `--clock cpu` measures the time of the processor, for a machine that is shared; the results say so.
+95 % of new calls are expected to keep, the share of new calls that do, which should be 95 %. Weights are
+random, as they have no effect on time. `--out FILE` keeps the numbers as JSON, `--table FILE...` prints such
+files as Markdown, kinds of processor side by side. `--clock cpu` measures the time of the processor, for a
+machine that is shared; the results say so.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from refimpl.bench.process import pin
-from refimpl.files.tables import markdown
+from bench.kept import parser_of, show
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 MODELS, WIDTHS = ("resnet20", "resnet32"), [16, 32, 64]
 SIZES, CALLS = (1, 32), 200
-TOLERANCE = 0.15
+TOLERANCE, KEPT = 0.15, 0.95
+COLUMNS = ("ms", "95 % within", "ms per FLOP", "budget kept")
 Row = dict[str, Any]
 
 
@@ -57,48 +55,58 @@ def rows(model: str, clock: str, calls: int, sizes: Sequence[int] = SIZES) -> li
     return found
 
 
-def table(results: dict[str, Any]) -> str:
-    """The rows as Markdown, with what is not met in words."""
-    header = ["model", "depth", "batch", "MFLOPs", "ms", "95 % within, ms", "ms per FLOP", "budget kept"]
-    lines = [
-        [
-            row["model"], str(row["depth"]), str(row["batch"]), f"{row['mflops']:.3g}", f"{row['ms']:.3g}",
-            f"{row['budget']:.3g}", f"{row['proportion']:.2f}", f"{100 * row['kept']:.1f} %",
-        ]
-        for row in results["rows"]
-    ]  # fmt: skip
-    within = sum(abs(row["proportion"] - 1) <= TOLERANCE for row in results["rows"])
-    kept = sum(row["kept"] for row in results["rows"]) / len(lines)
-    about = (
-        f"{results['cpu']}, {results['clock']} time, {results['calls']} calls a row. Milliseconds per FLOP "
-        f"are relative to the full depth, and within 15 % of it in {within} of {len(lines)} rows. On average "
-        f"{100 * kept:.1f} % of new calls kept the budget that 95 % of the first ones did."
+def table(files: list[dict[str, Any]]) -> str:
+    """Kept rows as Markdown, the kinds of processor side by side, with what is not met in words."""
+    from refimpl.files.tables import markdown
+
+    head = ["model", "depth", "batch", "MFLOPs"]
+    head += [f"{one['kind']}: {what}" for one in files for what in COLUMNS]
+    lines = []
+    for kinds in zip(*(one["rows"] for one in files), strict=True):
+        first = kinds[0]
+        case = [first["model"], str(first["depth"]), str(first["batch"]), f"{first['mflops']:.3g}"]
+        lines.append([*case, *(cell for row in kinds for cell in cells(row))])
+    return "\n\n".join([f"{files[0]['machine']}.", markdown(head, lines), *map(judged, files)])
+
+
+def cells(row: Row) -> list[str]:
+    """The row under COLUMNS."""
+    times = [f"{row[what]:.3g}" for what in ("ms", "budget")]
+    return [*times, f"{row['proportion']:.2f}", f"{100 * row['kept']:.1f} %"]
+
+
+def judged(results: dict[str, Any]) -> str:
+    """Whether proportions and budgets are met, in words."""
+    rows = results["rows"]
+    off = [row for row in rows if abs(row["proportion"] - 1) > TOLERANCE]
+    kept = [row["kept"] for row in rows]
+    worst = "".join(
+        f"; depth {row['depth']} of {row['model']} with {row['batch']} samples has {row['proportion']:.2f}"
+        for row in off
     )
-    return f"{markdown(header, lines)}\n\n{about}"
+    near, sound = len(rows) - len(off), sum(share >= KEPT for share in kept)
+    return (
+        f"{results['kind']}: milliseconds per FLOP, relative to the full depth, are within "
+        f"{100 * TOLERANCE:.0f} % of 1 in {near} of {len(rows)} rows{worst}. The time that 95 % of new calls "
+        f"should keep was kept by {100 * sum(kept) / len(kept):.1f} % of them, and by at least "
+        f"{100 * KEPT:.0f} % in {sound} rows."
+    )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.depth_speed", description=__doc__)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--table", type=Path, help="print a file's rows as Markdown, and measure nothing")
+def main() -> None:
+    parser = parser_of("bench.depth_speed", __doc__)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--calls", type=int, default=CALLS)
     options = parser.parse_args()
-    if options.table:
-        print(table(json.loads(options.table.read_text())))
-        return 0
-    pin(1)
-    from refimpl.files.environment import environment
+    calls = 3 if options.smoke else options.calls
 
-    found = [row for model in options.models for row in rows(model, options.clock, options.calls)]
-    cpu = environment()["cpu"]["model"]
-    results = {"cpu": cpu, "clock": options.clock, "calls": options.calls, "rows": found}
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))
-    return 0
+    def measured() -> list[Row]:
+        return [row for model in options.models for row in rows(model, options.clock, calls)]
+
+    times = {"wall": "wall time", "cpu": "processor time, shared with other work"}
+    show(options, table, measured, f"{times[options.clock]}, {calls} calls a row")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -23,8 +23,12 @@ def show(
     options: argparse.Namespace,
     table: Callable[[list[dict[str, Any]]], str],
     measure: Callable[[], list[dict[str, Any]]],
+    how: str = "processor time, shared with other work",
 ) -> None:
-    """Print the table of kept times, or of those that are measured now, on one core, and kept."""
+    """Print the table of kept times, or of those that are measured now, on one core, and kept.
+
+    how: which time is measured.
+    """
     if options.table:
         print(table([json.loads(path.read_text()) for path in options.table]))
         return
@@ -33,7 +37,7 @@ def show(
     pin(1)
     from refimpl.files.environment import environment
 
-    machine = f"{environment()['cpu']['model']}, one core, processor time, shared with other work"
+    machine = f"{environment()['cpu']['model']}, one core, {how}"
     results = {"kind": options.kind, "machine": machine, "rows": measure()}
     if options.out:
         options.out.write_text(json.dumps(results, indent=1) + "\n")

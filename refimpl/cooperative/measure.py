@@ -18,14 +18,16 @@ BATCHES = (1, 32)  # samples of a call
 CALLS = 100
 COUNTED = 256  # samples whose FLOPs are counted to choose a depth
 WARM = 5  # calls before the clock runs
+TURN = 8  # calls in a row of one depth: in use a depth stays the same for many calls
 KEPT = 0.95  # share of the calls in which a budget of time is to be kept
+SURE = 0.95  # probability with which `Latency.high` promises that share of new calls
 
 
 class Latency(NamedTuple):
     """Milliseconds of a call.
 
-    batch: samples of the call; median: what half of the calls take; high: what 95 % of the calls do not
-    exceed.
+    batch: samples of the call; median: what half of the calls take; high: what 95 % of new calls will not
+    exceed, with a probability of 95 % (`limit`).
     """
 
     batch: int
@@ -118,8 +120,20 @@ def latencies(
 
 def summary(batch: int, milliseconds: np.ndarray) -> Latency:
     """The latency of calls with `batch` samples that took so many milliseconds (calls,)."""
-    high = np.quantile(milliseconds, KEPT, method="higher")
-    return Latency(batch, float(np.median(milliseconds)), float(high))
+    return Latency(batch, float(np.median(milliseconds)), limit(milliseconds))
+
+
+def limit(milliseconds: np.ndarray) -> float:
+    """The least of the times (n,) that is above the 95 % quantile of all calls with a probability of 95 %.
+
+    It is the largest where n < 59, which are too few for such a promise. Source: Wilks 1941 (tolerance limits
+    without a distribution); the k-th of n times is above the quantile if fewer than k of n calls are below.
+    """
+    from scipy.special import bdtr
+
+    count = len(milliseconds)
+    rank = int(np.searchsorted(bdtr(np.arange(count - 1), count, KEPT), SURE))
+    return float(np.sort(milliseconds)[rank])
 
 
 def call_times(
@@ -129,16 +143,22 @@ def call_times(
     calls: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> np.ndarray:
-    """Milliseconds of calls (predictors, calls); the predictors take turns, so that all see one machine."""
+    """Milliseconds of calls (predictors, calls); predictors take turns, so that all see one machine.
+
+    A turn has several calls, as a predictor in use is called again and again. (If another one were called in
+    between, its weights would have to come into the cache each time.)
+    """
     parts = [np.resize(x, (batch, *x.shape[1:]))] if len(x) < batch else _parts(x, batch)
     seconds = np.empty((len(predictors), calls))
-    for call in range(-WARM, calls):
-        own = parts[call % len(parts)]
+    turns = [range(first, min(first + TURN, calls)) for first in range(0, calls, TURN)]
+    for turn in (range(-WARM, 0), *turns):
         for at, predict in enumerate(predictors):
-            started = clock()
-            predict(own)
-            if call >= 0:
-                seconds[at, call] = clock() - started
+            for call in turn:
+                own = parts[call % len(parts)]
+                started = clock()
+                predict(own)
+                if call >= 0:
+                    seconds[at, call] = clock() - started
     return 1e3 * seconds
 
 

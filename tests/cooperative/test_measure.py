@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy import stats
 
 from refimpl.cooperative.compare import Outcome, cells, configs, folder_name, lines
 from refimpl.cooperative.config import resolve
-from refimpl.cooperative.measure import Latency, Row, call_times, deepest, latencies, summary
+from refimpl.cooperative.measure import TURN, Latency, Row, call_times, deepest, latencies, limit, summary
 from refimpl.errors import InputError
 from refimpl.experiments.differences import seed_difference
 
@@ -44,7 +45,7 @@ def test_a_budget_that_nothing_fits_is_said():
 
 
 def test_calls_are_timed_in_turns():
-    """Two predictors that take 1 and 3 ms, and every tenth call 8 ms more: median and 95 % quantile."""
+    """Two predictors that take 1 and 3 ms, and every tenth call 8 ms more: median and limit."""
     now, called = [0.0], []
 
     def slow(seconds):
@@ -61,9 +62,21 @@ def test_calls_are_timed_in_turns():
     assert [one.median for one in found] == pytest.approx([1.0, 3.0])
     assert [one.high for one in found] == pytest.approx([9.0, 11.0])
     assert {size for _, size in called} == {4}
-    assert called[0][0] != called[1][0]
+    timed = [seconds for seconds, _ in called[-100 * 2 :]]  # those before were to warm up
+    turns = [len([*calls]) for _, calls in itertools.groupby(timed)]
+    assert turns == [TURN] * (2 * (100 // TURN)) + [100 % TURN] * 2
     assert latencies([slow(0.001)], x, 32, calls=2)[0].batch == 32
     assert called[-1][1] == 32  # samples are repeated where there are too few
+
+
+def test_a_limit_holds_for_95_percent_of_new_calls_in_95_percent_of_cases():
+    quantile, rng = -math.log(0.05), np.random.default_rng(0)
+    samples = np.sort(rng.exponential(size=(2000, 100)), axis=1)
+    held = [limit(rng.permutation(times)) >= quantile for times in samples]
+    assert 0.945 < np.mean(held) < 0.98  # the chance is a little above 0.95, as ranks are whole numbers
+    lower = [times[times < limit(times)].max() >= quantile for times in samples]
+    assert np.mean(lower) < 0.95
+    assert [limit(np.arange(n)) for n in (1, 58, 60)] == [0, 57, 59]  # the largest of few
 
 
 def outcome(scheme, seed, accuracy, cost):
