@@ -68,6 +68,7 @@ class Predictor:
         self.how = Decisions(self.gating.tau, MODES[self.gating.mode], np.empty((1, 1, 1), dtype=w.dtype))
         self.tables = context_tables(network, self.context)[:3].sum(axis=0)
         self.memory = local()
+        self.sizes: dict[int, tuple[int, int]] = {}
 
     def __call__(self, x: np.ndarray) -> Prediction:
         """Prediction for x (n, *input_shape) in the dtype of w."""
@@ -89,22 +90,31 @@ class Predictor:
 
     def _by_program(self, program: Program, x: np.ndarray, opened: np.ndarray) -> np.ndarray:
         logits = np.empty((len(x), self.network.classes), dtype=x.dtype)
-        x, each = x.reshape(len(x), -1), program.share_of(len(x), x.dtype, self.threads)
-        part = program.part(each, x.dtype, gradients=False)
-
-        noise = fixed_noise(self.network, self.gating, len(x), x.dtype)
-        stacked = program.stack_noise([noise], len(x) if noise else 0, x.dtype)[0]
+        x, (each, part) = x.reshape(len(x), -1), self._sizes(program, len(x))
+        noise = self._noise(program, len(x))
 
         def fill(number: int) -> None:
             first, last = number * each, min((number + 1) * each, len(x))
-            size = part if noise else last - first  # a part's masks are its own
+            size = last - first if noise is None else part  # a part's masks are its own
             for start in range(first, last, size):
                 own, space = slice(start, min(start + size, last)), self._space(program, part)
-                how = self.how._replace(noise=stacked[own]) if noise else self.how
+                how = self.how if noise is None else self.how._replace(noise=noise[own])
                 run(program.operations, x[own], self.w, how, part, space, logits[own], opened[own])
 
         share(fill, math.ceil(len(x) / each), self.threads)
         return logits
+
+    def _sizes(self, program: Program, samples: int) -> tuple[int, int]:
+        """How many of so many samples a thread predicts, and how many of these at a time."""
+        if samples not in self.sizes:  # a call with one sample takes as little as 50 microseconds
+            each = program.share_of(samples, self.w.dtype, self.threads)
+            self.sizes[samples] = each, program.part(each, self.w.dtype, gradients=False)
+        return self.sizes[samples]
+
+    def _noise(self, program: Program, samples: int) -> np.ndarray | None:
+        """The gates' noise for so many samples, as the program reads it; None where no gate reads any."""
+        noise = fixed_noise(self.network, self.gating, samples, self.w.dtype)
+        return program.stack_noise([noise], samples, self.w.dtype)[0] if noise else None
 
     def _space(self, program: Program, part: int) -> Workspace:
         """This thread's workspace for so many samples at a time."""
