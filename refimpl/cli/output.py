@@ -22,8 +22,10 @@ def print_json(content: Any) -> None:
 
 
 def say_data(note: str) -> None:
-    """Print on stderr what there is to say about the data, if anything."""
-    if note:
+    """Print on stderr what there is to say about the data, if anything, once in a command."""
+    said = click.get_current_context().meta.setdefault(f"{__name__}.data", set())
+    if note and note not in said:
+        said.add(note)
         click.echo(f"data: {note}", err=True)
 
 

@@ -169,6 +169,8 @@ class Cooperative:
         """A proximal step of the group lasso on all gates, in place. Source: mathematics.md §15.7."""
         for where, penalty in self._gates:
             shrunk = w[where]
+            if not np.isfinite(shrunk).all():
+                raise DivergenceError("cooperative: the gates are not finite; try a smaller rate")
             penalty.prox(shrunk.copy(), step, shrunk)
             w[where] = shrunk
 

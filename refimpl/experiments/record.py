@@ -227,7 +227,9 @@ class RunFolder:
         """The meta-model by parameter name; with `like`, names, shapes and dtypes must agree."""
         path = self.path / MODEL
         if not path.is_file():
-            raise RunError(f"{self.path}: has no meta-model yet; finish it with refimpl train --resume")
+            raise RunError(
+                f"{self.path}: has no meta-model yet; finish it with train --resume --out {self.path}"
+            )
         arrays = read_npz(path)
         if like is not None:
             check_like(path, arrays, like)

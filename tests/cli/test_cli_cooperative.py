@@ -147,8 +147,9 @@ def test_schemes_are_compared_and_finished_runs_are_kept(refimpl, run, tmp_path)
         "all",
         "-q",
     )
-    code, out, _ = refimpl(*words)
+    code, out, err = refimpl(*words)
     assert code == 0
+    assert sum(line.startswith("data:") for line in err.splitlines()) == 1  # of four runs
     assert [line.split()[:2] for line in out.splitlines()[1:]] == [
         [scheme, str(depth)] for scheme in ("alone", "mutual") for depth in (1, 2, 3)
     ]
@@ -170,6 +171,10 @@ def test_a_finished_run_resumes_and_an_unfinished_one_is_refused(refimpl, run):
     code, out, _ = refimpl("cooperative", "train", "--preset", "digits", "--dry-run")
     Path("again.toml").write_text(out)
     assert refimpl("cooperative", "train", "--config", "again.toml", "--dry-run")[1] == out
+    Path(run, "meta_model.npz").unlink()
+    code, out, err = refimpl("cooperative", "evaluate", run, "-q")
+    assert (code, out) == (2, "")
+    assert f"finish it with train --resume --out {run}" in err.splitlines()[-1]
 
 
 def test_wrong_settings_are_one_line(refimpl):

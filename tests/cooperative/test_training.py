@@ -221,6 +221,8 @@ def test_statistics_under_gates_are_those_of_the_weights_at_each_epoch():
 def test_a_rate_too_large_is_said():
     with np.errstate(all="ignore"), pytest.raises(DivergenceError, match=r"loss of step \d+ in epoch"):
         train(tiny(rate=1e30, epochs=20))
+    with np.errstate(all="ignore"), pytest.raises(DivergenceError, match="gates are not finite"):
+        train(tiny(rate=1e39, gated=True))  # the first step is infinite
 
 
 def test_which_member_is_used_at_each_depth():
