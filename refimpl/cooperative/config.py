@@ -49,7 +49,7 @@ class CooperativeConfig:
     temperature: float = key(1.0, "temperature T of all teaching", above=0.0)
 
     gated: bool = key(False, "gates on the convolutions that the model usually gates; the Leader has none")
-    gate_mode: str = key("ste", "how gates decide in training", choices=("hard", "ste"))
+    gate_mode: str = key("hard", "how gates decide in training", choices=("hard", "ste"))
     rho: float = key(0.03, "weight of the group lasso on the gates", at_least=0.0)
 
     epochs: int = key(10, "passes over the training samples", at_least=1)
