@@ -10,7 +10,7 @@ from bench.peers.onnx_names import DENSE
 from bench.plans import BATCHES, CONVS
 from refimpl.bench.candidates import OURS
 from refimpl.bench.cases import FIRST_LAYER, GRID, PASSES
-from refimpl.bench.programs import MLP_ROUND, Adaptation, Inference, Model, Round, cnn3_round
+from refimpl.bench.programs import FULL_ROUND, MLP_ROUND, Adaptation, Inference, Model, Round, cnn3_round
 from refimpl.bench.session import Results, gated
 from refimpl.bench.tables import CASE, PROGRAM, pivot
 
@@ -85,7 +85,7 @@ def dense(times: Times):
     found = ratios(times, (0.0, "torch"), (0.0, OURS))
     average, least = geometric_mean(found), min(found)
     text = f"{average:.2f}, least {least:.2f}{count(found)}"
-    return "mean >= 1.0, least >= 0.8", text, average >= 1.0 and least >= 0.8
+    return "mean >= 1.0, least >= 0.85", text, average >= 1.0 and least >= 0.85
 
 
 def first_layer(times: Times):
@@ -124,7 +124,8 @@ def rates(times: Times):
     keys = [(*key, "float32", 0.0) for key in GRID_KEYS if key[2] == 32]
     shares = [times.cases[key][OURS]["gflops"] / best for key in keys]
     average, least = geometric_mean(shares), min(shares)
-    return ">= 85% each", f"mean {average:.0%}, least {least:.0%} of {best:.0f} GFLOP/s", least >= 0.85
+    text = f"mean {average:.0%}, least {least:.0%} of {best:.0f} GFLOP/s"
+    return "mean >= 85%, least >= 78%", text, average >= 0.85 and least >= 0.78
 
 
 def double(times: Times):
@@ -148,11 +149,15 @@ def two_threads_against_jax(times: Times):
     return at_least(2.4, [theirs / times.program(MLP_ROUND, OURS, 2)], 1)
 
 
-def scaling(times: Times):
-    planned = rounds(None)
-    both = [r for r in planned if (r.label, 2) in times.programs]
-    found = [times.program(r, OURS, 1) / times.program(r, OURS, 2) for r in both]
-    return at_least(1.8, found, len(planned))
+def scaling(wanted: float, planned: list):
+    """Our own time with one thread relative to that with two."""
+
+    def bar(times: Times):
+        both = [p for p in planned if (p.label, 2) in times.programs]
+        found = [times.program(p, OURS, 1) / times.program(p, OURS, 2) for p in both]
+        return at_least(wanted, found, len(planned))
+
+    return bar
 
 
 def memory(times: Times):
@@ -175,8 +180,6 @@ def rounds(off: float | None, train: tuple[str, ...] = ("theta", "phi")) -> list
     return [cnn3_round(steps, off, train) for steps in (1, 5)]
 
 
-LEARNING = [r for off in (0.0, 0.5, 0.75) for r in rounds(off)]
-ADAPTATIONS = [Adaptation(gated(off)) for off in (0.0, 0.5, 0.75)]
 INFERENCES = [Inference(gated(0.75), batch) for batch in BATCHES]
 ALL_GATED = [Inference(Model("cnn3", CONVS, 0.75), batch) for batch in BATCHES]
 
@@ -191,22 +194,30 @@ BARS: tuple[tuple[str, Callable], ...] = (
     ("MNIST round, tuned PyTorch / ours", programs(2.0, "torch tuned", [MLP_ROUND])),
     ("MNIST round, ordinary PyTorch / ours", programs(4.0, "torch autograd", [MLP_ROUND])),
     ("MNIST round, JAX (best) / ours on two threads", two_threads_against_jax),
-    ("cnn3 round ungated (1, 5 steps), tuned PyTorch / ours", programs(1.1, "torch tuned", rounds(None))),
+    ("MNIST round, one thread / two threads, ours", scaling(1.7, [MLP_ROUND])),
+    ("MNIST round of full gradients, tuned PyTorch / ours", programs(1.2, "torch tuned", [FULL_ROUND])),
+    ("MNIST round of full gradients, JAX / ours", programs(1.2, "jax", [FULL_ROUND])),
+    ("cnn3 round ungated (1, 5 steps), tuned PyTorch / ours", programs(1.2, "torch tuned", rounds(None))),
     (
-        "cnn3 round, phi trained (0, 50, 75 % off x 1, 5 steps), tuned PyTorch / ours",
-        programs(1.2, "torch tuned", LEARNING),
+        "cnn3 round, phi trained, 0 % off (1, 5 steps), tuned PyTorch / ours",
+        programs(1.2, "torch tuned", rounds(0.0)),
+    ),
+    (
+        "cnn3 round, phi trained, conv3 75 % off (1, 5 steps), tuned PyTorch / ours",
+        programs(1.4, "torch tuned", rounds(0.75)),
     ),
     (
         "cnn3 round, phi fixed, conv3 75 % off (1, 5 steps), tuned PyTorch / ours",
-        programs(2.0, "torch tuned", rounds(0.75, ("theta",))),
+        programs(1.8, "torch tuned", rounds(0.75, ("theta",))),
     ),
-    ("cnn3 round (1, 5 steps), one thread / two threads, ours", scaling),
-    ("adaptation (0, 50, 75 % off), tuned PyTorch / ours", programs(2.0, "torch tuned", ADAPTATIONS)),
+    ("cnn3 round (1, 5 steps), one thread / two threads, ours", scaling(1.85, rounds(None))),
+    ("adaptation, 50 % off, tuned PyTorch / ours", programs(1.6, "torch tuned", [Adaptation(gated(0.5))])),
+    ("adaptation, 75 % off, tuned PyTorch / ours", programs(2.0, "torch tuned", [Adaptation(gated(0.75))])),
     (
         "inference, conv3 75 % off (batch 1, 32, 256), onnxruntime dense / ours",
-        programs(1.3, DENSE, INFERENCES),
+        programs(1.2, DENSE, INFERENCES),
     ),
-    ("inference, all convs 75 % off, onnxruntime / ours", programs(3.0, DENSE, ALL_GATED)),
+    ("inference, all convs 75 % off, onnxruntime / ours", programs(2.5, DENSE, ALL_GATED)),
     ("interpreter's share of a local solve: MNIST MLP, digits, CIFAR network", interpreter),
     ("peak memory of the CIFAR round", memory),
 )

@@ -68,6 +68,7 @@ def test_bars_are_met_missed_or_not_measured():
     assert own == {
         "50 %, 75 % off: ours / our dense",
         "dense layers at batch 32, rate against the best matrix product",
+        "MNIST round, one thread / two threads, ours",
         "cnn3 round (1, 5 steps), one thread / two threads, ours",
         "peak memory of the CIFAR round",
     }
