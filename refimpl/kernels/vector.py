@@ -60,6 +60,13 @@ def norm(x):
     return math.sqrt(squared_norm(x))
 
 
+@inlined
+def step_run(w, gradient, centre, eta, lam):
+    """`local_step` of a run of entries."""
+    for i in range(w.size):
+        w[i] -= eta * (gradient[i] + lam * (w[i] - centre[i]))
+
+
 @checked(w=written("D"), gradient=given("D"), centre=given("D"))
 @large_kernel
 def local_step(w, gradient, centre, eta, lam):
@@ -67,8 +74,7 @@ def local_step(w, gradient, centre, eta, lam):
 
     eta and lam must have the dtype of w.
     """
-    for i in range(w.size):
-        w[i] -= eta * (gradient[i] + lam * (w[i] - centre[i]))
+    step_run(w, gradient, centre, eta, lam)
 
 
 @kernel
