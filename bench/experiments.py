@@ -3,7 +3,8 @@
 NAME.json is the `results.json` of a comparison, NAME.toml the settings it was given and NAME.trials.jsonl
 the search on validation nodes they come from; figures are drawn from the results. Of an ablation the table
 about adaptation is shown alone. Where a comparison stated a baseline, differences follow, also to the second
-one of `SECOND`. `regime.json` is what `python -m bench.regime` writes.
+one of `SECOND`. `regime.json` is what `python -m bench.regime` writes; files whose names begin with
+`tickets-` and `cooperative-` are those of the two commands' own comparisons.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-from bench import regime
+from bench import depths, regime
 from refimpl.experiments.compare.claims import Claim, judged
 from refimpl.experiments.compare.layout import claim_table, row_tables
 from refimpl.experiments.compare.summary import Curve, Row, read_row
@@ -23,6 +24,7 @@ from refimpl.files.tables import markdown
 FOLDER = Path(__file__).parent / "results"
 ABLATION = "ablation-"  # how its name begins
 TICKETS = "tickets-"  # how the name of a `comparison.json` of `refimpl tickets compare` begins
+COOPERATIVE = "cooperative-"  # how the name of a `cooperative.json` of `refimpl cooperative compare` begins
 REGIME = "regime"
 SECOND = {
     "protocol-1": "perfedavg",
@@ -58,6 +60,8 @@ def content(name: str) -> str:
     results = read(name)
     if name.startswith(TICKETS):
         return f"{markdown(*cells(results['rows'], results['judged']['baseline']))}\n\n{COSTS_NOTE}."
+    if name.startswith(COOPERATIVE):
+        return depths.table(results)
     if name == REGIME:
         return regime.table(results)
     about, *notes = results["notes"]
@@ -92,6 +96,8 @@ def draw(name: str) -> list[Path]:
     results, drawn = read(name), []
     if name.startswith(TICKETS):
         return [save(FOLDER / f"{name}.png", lambda: comparison_figure(results["rows"]))]
+    if name.startswith(COOPERATIVE):
+        return [depths.draw(results, FOLDER / f"{name}.png")]
     if name == REGIME:
         return [regime.draw(results, FOLDER / f"{name}.png")]
     points = [row for row in rows(results) if row.diverged < row.seeds]

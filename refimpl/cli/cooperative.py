@@ -272,6 +272,9 @@ def export_command(run: Path, depth: int | None, out: Path, force: bool, session
 @click.option("--out", type=PATH, required=True, help="Folder of the runs; those that are there go on.")
 @click.option("--schemes", type=NAME_LIST, help="Schemes to compare.  [all]")
 @click.option("--seeds", type=SEED_LIST, default="0-2", show_default=True, help="Seeds of the training.")
+@click.option(
+    "--margin", type=click.FloatRange(min=0), default=0.0, help="Points of accuracy that are as good as none."
+)
 @click.option("--figure", type=FILE, help="PNG file for accuracy against FLOPs and time (extra `plot`).")
 @session_options("threads", "data_dir", "json", "talk")
 @key_options((one for name, one in KEYS.items() if name not in ("scheme", "seed")), BY_PRESET)
@@ -282,6 +285,7 @@ def compare_command(
     out: Path,
     schemes: list[str] | None,
     seeds: Sequence[int],
+    margin: float,
     figure: Path | None,
     session: Session,
     **options: Any,
@@ -290,11 +294,11 @@ def compare_command(
 
     A line is a scheme at a depth: its test accuracy with the standard deviation over seeds, and the
     difference to a network of that depth that was trained alone, paired by seed, with the 95 % interval of
-    Student's t.
-    The training cost is a multiple of training the full network alone. The numbers are also written to
-    cooperative.json in the folder. Runs that diverge are named and in no mean; then the command exits with 1.
+    Student's t, and whether that excludes zero or lies within --margin. The training cost is a multiple of
+    training the full network alone. The numbers are also written to cooperative.json in the folder. Runs that
+    diverge are named and in no mean; then the command exits with 1.
     """
-    ctx.exit(compare(resolve(None, from_preset, **options), schemes, seeds, out, figure, session))
+    ctx.exit(compare(resolve(None, from_preset, **options), schemes, seeds, out, figure, session, margin))
 
 
 @command.command(

@@ -101,8 +101,7 @@ def tested_in(folder: RunFolder, session: Session) -> Outcome:
     rows = measure(run, deployed)
     seconds = sum(entry["seconds"] for entry in folder.metrics())
     found = Outcome(run.config.scheme, run.config.seed, run.cost, seconds, rows)
-    content = {**found._asdict(), "rows": [row.table() for row in rows], "config": folder.config}
-    folder.save_report("cooperative", content)
+    folder.save_report("cooperative", {**found.table(), "config": folder.config})
     return found
 
 
@@ -159,15 +158,21 @@ def compare(
     out: Path,
     figure: Path | None,
     session: Session,
+    margin: float = 0.0,
 ) -> int:
     """Train what is not there yet, test everything, and print the table; returns the exit code.
 
-    Runs that diverge are named and left out; the others are made all the same.
+    margin: the points of accuracy that are as good as none. Runs that diverge are named and left out; the
+    others are made all the same.
     """
     from refimpl.cooperative.compare import HEADER, cells, configs, folder_name, lines
     from refimpl.files.storage import json_text, write_whole
     from refimpl.registry import SCHEMES
+    from refimpl.report.canvas import require_matplotlib, save
+    from refimpl.report.cooperative import comparison_figure
 
+    if figure is not None:
+        require_matplotlib()
     found, diverged = [], []
     for config in configs(base, schemes or tuple(SCHEMES), seeds):
         path = out / folder_name(config)
@@ -179,16 +184,17 @@ def compare(
         except DivergenceError as error:
             click.echo(f"refimpl: {path}: {error}", err=True)
             diverged.append(path.name)
-    compared = lines(found)
+    compared = lines(found, margin=margin)
     content = {
         "settings": base.table(),
-        "runs": [{**one._asdict(), "rows": [row.table() for row in one.rows]} for one in found],
+        "margin": margin,
+        "runs": [one.table() for one in found],
         "lines": [one._asdict() for one in compared],
         "diverged": diverged,
     }
     write_whole(out / "cooperative.json", json_text(content).encode())
     if figure is not None:
-        draw({f"{one.scheme}-{one.seed}": [row.table() for row in one.rows] for one in found}, figure, True)
+        click.echo(save(figure, lambda: comparison_figure(compared)), err=True)
     if session.as_json:
         print_json(content)
     else:

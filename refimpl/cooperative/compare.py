@@ -5,7 +5,7 @@ Source: mathematics.md §12, §15.3.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,10 @@ class Outcome(NamedTuple):
     seconds: float
     rows: Sequence[Row]
 
+    def table(self) -> dict[str, Any]:
+        """The run for JSON."""
+        return {**self._asdict(), "rows": [row.table() for row in self.rows]}
+
 
 class Line(NamedTuple):
     """A scheme at a depth, over its seeds.
@@ -36,7 +40,7 @@ class Line(NamedTuple):
     accuracy: mean over seeds, in percent; spread: its standard deviation (ddof 1); flops, milliseconds: of a
     sample and of a call with one sample, means over seeds; cost: of a training step, as a multiple of the
     full network's; difference: percentage points above the baseline at that depth, paired by seed; low, high:
-    its 95 % interval of Student's t over seeds.
+    its 95 % interval of Student's t over seeds; verdict: what may be claimed of it, if anything.
     """
 
     scheme: str
@@ -50,6 +54,7 @@ class Line(NamedTuple):
     difference: float
     low: float
     high: float
+    verdict: str
 
 
 def configs(base: CooperativeConfig, schemes: Iterable[str], seeds: Iterable[int]) -> list[CooperativeConfig]:
@@ -65,19 +70,20 @@ def folder_name(config: CooperativeConfig) -> str:
 Place = dict[int, tuple[Outcome, Row]]  # a scheme at a depth, by seed
 
 
-def lines(found: Sequence[Outcome], baseline: str = BASELINE) -> list[Line]:
+def lines(found: Sequence[Outcome], baseline: str = BASELINE, margin: float = 0.0) -> list[Line]:
     """The comparison: schemes in their order, each with its depths, the least first.
 
-    Differences are paired by seed; they are NaN for the baseline, and where it was not run.
+    Differences are paired by seed; they are NaN for the baseline, and where it was not run. margin: the
+    points that are as good as none.
     """
     places: dict[tuple[str, int], Place] = {}
     for run in found:
         for row in run.rows:
             places.setdefault((run.scheme, row.depth), {})[run.seed] = (run, row)
-    return [_line(*key, own, places.get((baseline, key[1]), {})) for key, own in places.items()]
+    return [_line(*key, own, places.get((baseline, key[1]), {}), margin) for key, own in places.items()]
 
 
-def _line(scheme: str, depth: int, own: Place, base: Place) -> Line:
+def _line(scheme: str, depth: int, own: Place, base: Place, margin: float) -> Line:
     accuracy = [100 * row.test for _, row in own.values()]
     shared = [seed for seed in own if seed in base and own is not base]
     gaps = [100 * (own[seed][1].test - base[seed][1].test) for seed in shared]
@@ -94,10 +100,20 @@ def _line(scheme: str, depth: int, own: Place, base: Place) -> Line:
         difference=gap.mean if gap else np.nan,
         low=gap.low if gap else np.nan,
         high=gap.high if gap else np.nan,
+        verdict=gap.verdict(margin) if gap else "",
     )
 
 
-HEADER = ("scheme", "depth", "accuracy %", "minus baseline, points", "MFLOPs", "ms", "training cost")
+HEADER = (
+    "scheme",
+    "depth",
+    "accuracy %",
+    "minus baseline, points",
+    "verdict",
+    "MFLOPs",
+    "ms",
+    "training cost",
+)
 
 
 def cells(one: Line) -> list[str]:
@@ -109,6 +125,7 @@ def cells(one: Line) -> list[str]:
         str(one.depth),
         f"{one.accuracy:.2f}{spread}",
         "-" if np.isnan(one.difference) else f"{one.difference:+.2f}{interval}",
+        one.verdict,
         f"{one.flops / 1e6:.3g}",
         f"{one.milliseconds:.3g}",
         f"{one.cost:.2f}",

@@ -7,6 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from refimpl.experiments.config import read_toml
 from refimpl.experiments.record import CONFIG
 from refimpl.files.environment import environment
@@ -17,6 +19,7 @@ from refimpl.report.write import Plan, publish
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from refimpl.cooperative.compare import Line
 
 FRONTIER = (
     "Each point is a depth, the least one to the left: accuracy on the test samples against executed FLOPs "
@@ -48,6 +51,27 @@ def frontier_figure(curves: Sequence[Curve]) -> Figure:
     for axes in (by_flops, by_time):
         percent_axis(axes)
     legend_below(figure, by_flops.get_lines())
+    return figure
+
+
+def comparison_figure(lines: Sequence[Line], timed: bool = True) -> Figure:
+    """Mean test accuracy of each scheme's depths, with the deviation over seeds, against FLOPs and time.
+
+    Without `timed` against FLOPs alone, where times were taken beside other work.
+    """
+    figure, panels = new_figure(1 + timed, 6.0, 4.2)
+    for number, name in enumerate(dict.fromkeys(one.scheme for one in lines)):
+        own = [one for one in lines if one.scheme == name]
+        mean, spread = ([getattr(one, what) for one in own] for what in ("accuracy", "spread"))
+        work = ([one.flops / 1e6 for one in own], [one.milliseconds for one in own])
+        for axes, at in zip(panels, work, strict=False):
+            axes.errorbar(
+                at, mean, np.nan_to_num(spread), ms=5, lw=1.2, capsize=2, label=name, **looks(number)
+            )
+    for axes, what in zip(panels, ("executed MFLOPs of a sample", "milliseconds of a call"), strict=False):
+        axes.set(xlabel=what, ylabel="accuracy %, mean +- deviation over seeds")
+        percent_axis(axes)
+    legend_below(figure, panels[0].get_legend_handles_labels()[0])
     return figure
 
 

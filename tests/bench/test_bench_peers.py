@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import deep_speed, experiments, layer_speed, markdown, regime, sparse_speed
+from bench import deep_speed, depth_speed, experiments, layer_speed, markdown, regime, sparse_speed
 from bench.bars import geometric_mean, judge
 from bench.peers import available, installed
 from bench.plans import all_cases, all_programs
@@ -109,7 +109,8 @@ def own_tables() -> dict[str, str]:
 
     layers = printed(layer_speed, "layers-avx512", "layers-avx2-emulated")
     networks = printed(deep_speed, "networks-avx512", "networks-avx2-emulated")
-    return dict((layers, networks, printed(sparse_speed, "sparse-avx512")))
+    depths = printed(depth_speed, "depths-avx512", "depths-avx2-emulated")
+    return dict((layers, networks, depths, printed(sparse_speed, "sparse-avx512")))
 
 
 def test_the_readme_shows_the_committed_results():

@@ -159,6 +159,11 @@ def test_schemes_are_compared_and_finished_runs_are_kept(refimpl, run, tmp_path)
     assert code == 0
     assert model.stat().st_mtime_ns == before
     assert json.loads(out)["lines"][0]["seeds"] == 2
+    assert json.loads(out)["margin"] == 0
+    if canvas.has_matplotlib():
+        code, _, err = refimpl(*words, "--figure", "schemes.png", "--margin", 1)
+        assert (code, "schemes.png" in err) == (0, True)
+        assert (tmp_path / "schemes.png").read_bytes().startswith(b"\x89PNG")
     code, _, err = refimpl(*words, "--rate", 0.2)
     assert code == 2
     assert "other settings" in err

@@ -101,6 +101,16 @@ def test_lines_are_means_and_paired_differences():
     assert cells(base)[3] == "-"
     assert cells(first)[3] == f"+3.50 [{3.5 - half:+.2f}, {3.5 + half:+.2f}]"
     assert cells(lines(found[:2])[-1])[3].endswith("[one seed]")
+    assert (first.verdict, base.verdict, lines(found[:2])[-1].verdict) == (
+        "not separated",
+        "",
+        "not separated",
+    )
+    near = [outcome("alone", seed, (0.5, 0.5, 0.5), 2.0) for seed in range(3)]
+    for seed, more in enumerate((0.0, 0.001, 0.002)):  # intervals of +-0.25 points around the mean
+        near.append(outcome("team", seed, (0.55 + more, 0.5005 + more, 0.4 + more), 6.0))
+    words = [line.verdict for line in lines(near, margin=0.5) if line.scheme == "team"]
+    assert words == ["above", "within the margin", "below"]
 
 
 def test_the_interval_over_seeds_is_that_of_a_t_test():
