@@ -157,14 +157,14 @@ def test_no_module_imports_itself_in_a_circle():
 
 def test_importing_the_package_compiles_and_loads_nothing():
     code = "import sys, refimpl; print([m for m in ('numba', 'scipy', 'click', 'numpy') if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    out = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
 
 def test_the_theory_starts_without_networks():
     """Its first line comes the earlier: layers and their kernels take a fifth of the time of importing it."""
     code = "import sys, refimpl.theory; print([m for m in sys.modules if m.startswith('refimpl.nn')])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    out = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
 

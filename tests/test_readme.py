@@ -92,5 +92,5 @@ def test_completion_knows_commands_and_options():
 def completed(instruction: str, line: str = "refimpl", word: int = 0) -> str:
     asked = {"_REFIMPL_COMPLETE": instruction, "COMP_WORDS": line, "COMP_CWORD": str(word)}
     code = "import sys; from refimpl.cli import main; sys.argv = ['refimpl']; main()"
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-P", "-c", code]
     return subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True).stdout

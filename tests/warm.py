@@ -15,7 +15,6 @@ from pathlib import Path
 from refimpl.kernels import conv, jit, linear
 
 DTYPES = ("float32", "float64")
-HERE = Path(__file__).parent
 
 
 def done(dtype: str) -> Path:
@@ -30,7 +29,7 @@ def needed() -> bool:
 
 def both() -> None:
     """Run the two processes. What they leave undone, the tests compile; these also say what is wrong."""
-    path = os.pathsep.join(filter(None, (str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(map(os.path.abspath, sys.path))  # where pytest found this file and refimpl
     command = [sys.executable, __file__]
     processes = [
         subprocess.Popen([*command, dtype], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL)

@@ -147,7 +147,7 @@ def test_version(refimpl):
 def test_nothing_heavy_is_imported_in_vain(statement, absent):
     loaded = f"(name for name in {absent!r} if name in sys.modules)"
     script = f"import sys; {statement}; print(*{loaded}, file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == ""
 
 

@@ -58,7 +58,7 @@ def test_an_interrupt_while_modules_are_imported_is_one_line_and_130(module):
         "from refimpl.cli import main\n"
         "main(['info'])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (app.INTERRUPTED, "")
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("refimpl: stopped")

@@ -32,7 +32,7 @@ def test_importing_the_package_and_its_commands_imports_no_other_framework():
         "refimpl.crosscheck.bridges; "
         "print([m for m in ('torch', 'onnx', 'onnxruntime') if m in sys.modules])"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    out = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
 

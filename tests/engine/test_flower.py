@@ -132,7 +132,7 @@ flower.make_client(job, threads=1, alone=True)(message, Context(1, 1, {"partitio
 
 def test_a_client_that_hangs_ends_when_nobody_waits_for_it_any_longer():
     found = subprocess.run(
-        [sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-P", "-c", HANGING], capture_output=True, text=True, timeout=120, check=False
     )
     assert found.returncode == 1
     assert "Timeout (0:00:01)!" in found.stderr

@@ -121,7 +121,7 @@ OPENER = "import sys; from refimpl.experiments.record import RunFolder; RunFolde
 
 
 def test_a_second_process_is_refused_until_the_first_is_done(run):
-    command = [sys.executable, "-c", OPENER, str(run.path)]
+    command = [sys.executable, "-P", "-c", OPENER, str(run.path)]
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 1
     assert "BusyError" in refused.stderr
@@ -145,7 +145,7 @@ def test_a_killed_process_leaves_no_lock(run):
         + "; print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", script, str(run.path)],
+        [sys.executable, "-P", "-c", script, str(run.path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -335,7 +335,7 @@ for round_ in range(1, 10**6):
 def test_a_kill_at_any_instant_leaves_a_checkpoint_that_loads(run, seed):
     run.close()
     with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(run.path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-P", "-c", KILLED, str(run.path)], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "go\n"

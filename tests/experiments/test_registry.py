@@ -409,7 +409,7 @@ def test_choices_are_listed_in_one_order_whichever_module_was_imported_first():
     listed = "from refimpl.registry import METHODS; print(*METHODS)"
     first = "import refimpl.federated.methods.reptile, refimpl.federated.methods.maml; "
     plain, other = (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout
         for code in (listed, first + listed)
     )
     assert plain == other

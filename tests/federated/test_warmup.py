@@ -64,7 +64,7 @@ RARE = {"soft_threshold", "absolute_sum", "positive_threshold", "shrink_groups",
 @pytest.mark.parametrize(("asked", "later"), [("options", set()), ("", RARE)])
 def test_the_command_compiles_for_every_penalty(asked, later):
     """Told by what is loaded, so that code which is on the disk already hides nothing."""
-    command = [sys.executable, "-c", LOADED, asked]
+    command = [sys.executable, "-P", "-c", LOADED, asked]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == later
 
@@ -86,7 +86,7 @@ print(parts, [len(kernel.signatures) for kernel in kernels])
 
 
 def test_the_parts_of_a_shared_warm_up_compile_the_large_kernels_once_for_the_types_in_use():
-    done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", TWICE], capture_output=True, text=True, check=True)
     assert done.stdout == f"{[1] * 7} {[1] * 7}\n"
 
 
@@ -199,6 +199,8 @@ def test_importing_the_package_is_quick_and_compiles_nothing():
         "assert 'numba' not in sys.modules and 'numpy' not in sys.modules; "
         "print(time.perf_counter() - t)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, env=os.environ
+    )
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) < 0.3

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,11 +97,8 @@ def run_everything():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses mprotect")
 def test_kernels_stay_inside_their_arrays():
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:3]))}
     code = "import faulthandler; faulthandler.enable(); import test_kernels_guard as t; t.run_everything()"
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
+    run = in_a_process(code)
     assert run.stdout.strip() == "touched nothing else", run.stderr
 
 
@@ -110,6 +106,11 @@ def test_kernels_stay_inside_their_arrays():
 def test_the_guard_bites():
     code = "import guards, numpy as np, ctypes; a = guards.guarded(np.ones(4), True); "
     code += "ctypes.c_double.from_address(a.ctypes.data + 32).value"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
-    assert run.returncode < 0
+    assert in_a_process(code).returncode < 0
+
+
+def in_a_process(code):
+    """Run code that imports what this file imports."""
+    command = [sys.executable, "-P", "-c", code]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -346,7 +346,10 @@ print(max(seen.values()), len(seen), {name: n for name, n in seen.items() if n >
 def test_one_specialisation_per_dtype():
     """Whatever layout, mode, mask or temperature comes in: each kernel is compiled at most twice."""
     out = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SPECIALISATIONS], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-W", "error", "-c", SPECIALISATIONS],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert out.returncode == 0, out.stderr
     most, kernels, worse = out.stdout.split(maxsplit=2)

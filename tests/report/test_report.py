@@ -222,7 +222,7 @@ def drawn(folder: Path, **variables: str) -> list[str]:
     """Digest of a figure in a process with such settings, and what is left of them there."""
     plain = {key: value for key, value in os.environ.items() if not key.startswith("MPL")}
     environment = {**plain, "MPLCONFIGDIR": str(folder), **variables}
-    command = [sys.executable, "-c", DRAWN]
+    command = [sys.executable, "-P", "-c", DRAWN]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
