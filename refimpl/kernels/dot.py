@@ -50,12 +50,16 @@ def fold(vectors: Vectors, sums: list[Any]) -> Any:
         folded, kept = [], []
         for i in range(0, len(pool), 2):
             j = min(i + 1, len(pool) - 1)
-            low = [l if l & distance == 0 else PARTIAL_SUMS + l - distance for l in range(PARTIAL_SUMS)]
-            high = [l + distance if l & distance == 0 else PARTIAL_SUMS + l for l in range(PARTIAL_SUMS)]
-            a, b = (vectors.shuffle(pool[i], pool[j], lanes) for lanes in (low, high))
+            # Lanes that stay are blended; the others move by the distance. (a + b is b + a, bit for bit.)
+            stays = [l if l & distance == 0 else PARTIAL_SUMS + l for l in range(PARTIAL_SUMS)]
+            moves = [
+                l + distance if l & distance == 0 else PARTIAL_SUMS + l - distance
+                for l in range(PARTIAL_SUMS)
+            ]
+            a, b = (vectors.shuffle(pool[i], pool[j], lanes) for lanes in (stays, moves))
             folded.append(vectors.builder.fadd(a, b))
             both = owners[i] + owners[j]
-            kept.append([both[l] for l in low])
+            kept.append([both[l] for l in stays])
         pool, owners, distance = folded, kept, distance // 2
     lanes = [owners[0].index(r) if r < len(sums) else 0 for r in range(PARTIAL_SUMS)]
     return vectors.shuffle(pool[0], pool[0], lanes)

@@ -24,7 +24,7 @@ from refimpl.kernels.arrays import INDICES, INTS
 from refimpl.kernels.jit import USE_TILE
 from refimpl.kernels.operation import NOWHERE, blank
 from refimpl.kernels.shaping import Shaping
-from refimpl.kernels.sparse import Geometry, tables_of
+from refimpl.kernels.sparse_tables import Geometry, tables_of
 from refimpl.nn.context import Context, Gating
 from refimpl.nn.gate import Decide, Gated
 from refimpl.nn.joins import Add, Fork, Product

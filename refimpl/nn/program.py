@@ -19,7 +19,7 @@ from refimpl.kernels import operation as code
 from refimpl.kernels import tiled_linear
 from refimpl.kernels.arrays import DOUBLE, INDICES, INTS
 from refimpl.kernels.operation import Activations, Workspace
-from refimpl.kernels.sparse import sparse_scratch
+from refimpl.kernels.sparse_tables import sparse_scratch
 from refimpl.kernels.tiled_conv import convolve_scratch
 from refimpl.kernels.tiled_weight_grad import weight_grad_scratch
 from refimpl.kernels.workspace import scratch, scratch_array
