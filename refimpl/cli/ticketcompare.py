@@ -125,9 +125,13 @@ def _exit_unless_finite(rows: Sequence[Mapping[str, Any]]) -> None:
     """End with exit code 1 and a line if a network diverged."""
     lost = [row for row in rows if row["diverged"]]
     if lost:
+        reasons = filter(None, lost[0]["reasons"])
+        where = next(
+            (f"{lost[0]['network']}: {reason}" for reason in reasons), f"{lost[0]['network']} (not finite)"
+        )
         click.echo(
-            f"refimpl: training or adaptation diverged in {len(lost)} of {len(rows)} rows, first in "
-            f"{lost[0]['network']} (not finite); try a smaller alpha, beta, test_alpha or test_steps",
+            f"refimpl: training or adaptation diverged in {len(lost)} of {len(rows)} rows, first in {where}; "
+            "try a smaller alpha, eta, test_alpha or test_steps",
             err=True,
         )
     exit_unless(not lost)

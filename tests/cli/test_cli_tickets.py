@@ -116,10 +116,25 @@ def test_what_does_not_diverge_in_training_is_compared_all_the_same(refimpl, tmp
     assert "training or adaptation diverged in 1 of 3 rows, first in sr" in err.splitlines()[-1]
     dense, sr, rm = json.loads((tmp_path / "t" / "comparison.json").read_text())["rows"]
     assert [row["diverged"] for row in (dense, sr, rm)] == [0, 1, 0]
+    assert sr["reasons"] == ["seed 0, not finite", ""]
     assert "1 of 2 seeds diverged" in out
     assert dense["in_all"]["flops"] == 1
     assert sr["in_all"]["flops"] == pytest.approx(rm["in_all"]["flops"], rel=0.3)  # both of dense training
     assert sr["episodes"] is not None
+
+
+def test_a_dense_training_that_diverges_is_trained_once_and_takes_those_that_need_it_along(refimpl, tmp_path):
+    words = ("--finders", "mwt,rr,rm", "--seeds", "0", "--alpha", 1e30, "--test-episodes", 4, "--out", "t")
+    code, out, err = refimpl("tickets", "compare", *TINY, *words, "-q")
+    assert code == 1
+    last = err.splitlines()[-1]
+    assert "diverged in 4 of 4 rows, first in dense: seed 0, training diverged in round 1 at node" in last
+    rows = json.loads((tmp_path / "t" / "comparison.json").read_text())["rows"]
+    dense, mwt, rr, rm = (row["reasons"] for row in rows)
+    assert dense == mwt == rr
+    assert "round" in rm[0]
+    assert not (tmp_path / "t" / "seed-0" / "mwt-0.8" / "dense").exists()
+    assert out.count("1 of 1 seeds diverged") == 4
 
 
 def test_figures_of_patterns(refimpl, tmp_path):

@@ -91,7 +91,8 @@ class Tested(NamedTuple):
     """One network of one seed: its accuracy in each test episode, and what it cost.
 
     values: NaN where adaptation diverged, and everywhere if training did, whose cost is then NaN too;
-    stopped: the iteration at which an early search stopped; None where there was none, or it never stopped.
+    stopped: the iteration at which an early search stopped; None where there was none, or it never stopped;
+    reason: where and how training diverged, if it did.
     """
 
     network: str
@@ -101,6 +102,7 @@ class Tested(NamedTuple):
     finding: Cost
     training: Cost
     stopped: int | None = None
+    reason: str = ""
 
     @property
     def diverged(self) -> bool:
@@ -115,16 +117,20 @@ class Tested(NamedTuple):
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where networks are made, on how many threads, and who watches; `stop` is asked between iterations."""
+    """Where networks are made, on how many threads, and who watches; `stop` is asked between iterations.
+
+    diverged: how the dense training of the seed ended, if it diverged.
+    """
 
     folder: Path
     threads: int | None
     watch: Watch
     stop: Callable[[], bool]
+    diverged: DivergenceError | None = None
 
     def search(self, run: FewShot, settings: Settings, folder: Path) -> Search:
         """A search that works in `folder`."""
-        return Search(run, settings, folder, self.threads, self.watch, self.stop)
+        return Search(run, settings, folder, self.threads, self.watch, self.stop, diverged=self.diverged)
 
 
 def compare(plan: Plan, workshop: Workshop) -> list[dict[str, Any]]:
@@ -145,20 +151,29 @@ def compare(plan: Plan, workshop: Workshop) -> list[dict[str, Any]]:
 
 
 def compared(plan: Plan, workshop: Workshop) -> Iterator[Tested]:
-    """Find, train and test every network, or take what is there; those whose training diverges are lost."""
+    """Find, train and test every network, or take what is there; those whose training diverges are lost.
+
+    So are, at once, those that need a dense training that diverged.
+    """
     lost, nothing = np.full(plan.run.config.test_episodes, np.nan), Cost(math.nan, math.nan)
     for seed in plan.seeds:
         run = replace(plan.run, config=replace(plan.run.config, seed=seed))
-        place = workshop.folder / f"seed-{seed}"
+        place, ours = workshop.folder / f"seed-{seed}", workshop
         for network, share in plan.cells:
             try:
                 if network == DENSE:
-                    made = _dense(run, plan, workshop, place)
+                    made = _dense(run, plan, ours, place)
                 else:
-                    made = _sparse(run, plan, workshop, place, network, share)
-            except DivergenceError:
-                made = Tested(network, share, seed, lost, nothing, nothing)
+                    made = _sparse(run, plan, ours, place, network, share)
+            except DivergenceError as error:
+                made = Tested(network, share, seed, lost, nothing, nothing, reason=_where(error))
+                ours = replace(ours, diverged=error) if network == DENSE else ours
             yield made
+
+
+def _where(error: DivergenceError) -> str:
+    """The text without its hint, which names settings of other methods."""
+    return str(error).partition(";")[0]
 
 
 def _settings(run: FewShot, plan: Plan, **own: Any) -> Settings:
@@ -214,9 +229,10 @@ class Row(NamedTuple):
     accuracy, spread: mean and standard deviation (ddof 1; NaN for one seed) over seeds; diverged: the seeds
     that are in neither, since training diverged, or adaptation in a test episode; finding, in_all: of finding
     the ticket, and of finding and training it, as shares of dense training, over the seeds at which both
-    trainings ended; stopped: of an early search, by seed. The
-    difference to the baseline at the same share is a claim about all trainings, with an interval over seeds;
-    `episodes` is about these trainings only, with an interval over test episodes, and there for one seed too.
+    trainings ended; stopped: of an early search, by seed; reasons: where and how training diverged, by seed,
+    or nothing. The difference to the baseline at the same share is a claim about all trainings, with an
+    interval over seeds; `episodes` is about these trainings only, with an interval over test episodes, and
+    there for one seed too.
     """
 
     network: str
@@ -227,6 +243,7 @@ class Row(NamedTuple):
     finding: Cost
     in_all: Cost
     stopped: list[int | None]
+    reasons: list[str]
     claim: Claim | None
     episodes: Accuracy | None
 
@@ -288,6 +305,7 @@ def _row(
         finding=_share(finding, dense),
         in_all=_share(in_all, dense),
         stopped=[one.stopped for one in own],
+        reasons=[f"seed {one.seed}, {one.reason}" if one.reason else "" for one in own],
         claim=claim,
         episodes=None if pair is None else _by_episode(*pair),
     )

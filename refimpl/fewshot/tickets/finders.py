@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.contracts import State
-from refimpl.errors import ConfigError
+from refimpl.errors import ConfigError, DivergenceError
 from refimpl.experiments.experiment import OnRound, Trained, meta_model, train
 from refimpl.experiments.record import CONFIG, RunFolder
 from refimpl.fewshot.experiment import FewShot, Meta
@@ -41,7 +41,8 @@ def _unseen(name: str, rounds: int) -> AbstractContextManager[OnRound]:
 class Search:
     """What a finder has at hand, and what it has spent; `folder` keeps its trainings, which can be resumed.
 
-    notes: facts about the ticket that only its finder knows.
+    diverged: how the dense training ended that it shares, if that did not come to its end; notes: facts about
+    the ticket that only its finder knows.
     """
 
     run: FewShot
@@ -52,6 +53,7 @@ class Search:
     stop: Callable[[], bool] = lambda: False
     flops: float = 0.0
     seconds: float = 0.0
+    diverged: DivergenceError | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -80,7 +82,9 @@ class Search:
         return self.run.method.model(state)
 
     def dense(self) -> np.ndarray:
-        """The weights (d,) after the dense training, which may be there already."""
+        """The weights (d,) after the dense training, which may be there already; or how that diverged."""
+        if self.diverged is not None:
+            raise self.diverged
         given, every = self.settings.ticket.dense, self.settings.ticket.every
         if given:
             with RunFolder.open(given, lock=False) as folder:
