@@ -2,16 +2,16 @@
 
 Each pass of 3x3 convolutions whose weights are kept at random, and the gradient of Conv-4 on 25 images, from
 dense and from sparse kernels in turn, in one process and on one core; float32. Every result is first checked
-against the dense kernels. `--out FILE` keeps the times as JSON, `--table FILE ...` prints such files as
-Markdown. With NUMBA_CPU_NAME=znver3 NUMBA_CPU_FEATURES="" the kernels are those of a processor that has AVX2
-only, and the results say so.
+against the dense kernels. `--out FILE` keeps the times as JSON, `--table FILE ...` prints such files side by
+side as Markdown. With NUMBA_CPU_NAME=znver3 NUMBA_CPU_FEATURES="" the kernels are those of a processor with
+AVX2 only, and the results say so.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
@@ -108,29 +108,45 @@ def measure(smoke: bool) -> Iterator[Row]:
             yield {"layer": layer, "pass": pass_, "kept": share, **seconds}
 
 
-def table(results: dict[str, Any]) -> str:
-    """Dense / sparse for each layer and pass, with the geometric mean over the layers."""
+Ratios = dict[tuple[str, str, float], float]  # by layer, pass and share kept
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Dense / sparse side by side for each kind of processor: by layer and pass, and the geometric means."""
     from refimpl.files.tables import markdown
 
-    ratio = {(r["layer"], r["pass"], r["kept"]): r["dense"] / r["sparse"] for r in results["rows"]}
-    layers = [layer for layer in dict.fromkeys(r["layer"] for r in results["rows"]) if layer != WHOLE]
-    header = ["layer", *(f"{100 - 100 * k:.0f} % pruned: {p}" for k in KEPT for p in PASSES)]
-    rows = [[layer, *(f"{ratio[layer, p, k]:.2f}" for k in KEPT for p in PASSES)] for layer in layers]
-    means = [geometric_mean(ratio[layer, p, k] for layer in layers) for k in KEPT for p in PASSES]
-    rows.append(["geometric mean", *(f"{mean:.2f}" for mean in means)])
-    layer_ratios = {
-        k: [r for (layer, _, own), r in ratio.items() if own == k and layer != WHOLE] for k in KEPT
-    }
-    all_three = _by_share({k: geometric_mean(found) for k, found in layer_ratios.items()})
-    whole = _by_share({k: ratio[WHOLE, "gradient", k] for k in KEPT})
+    kinds = {one["processor"]: _ratios(one) for one in results}
+    layers = [layer for layer in dict.fromkeys(r["layer"] for r in results[0]["rows"]) if layer != WHOLE]
+    header = ["layer", *(f"{kind}: {_pruned(k)}" for kind in kinds for k in KEPT)]
+    rows = [
+        [layer, *(_cell(found, [layer], k) for found in kinds.values() for k in KEPT)] for layer in layers
+    ]
+    rows.append(["geometric mean", *(_cell(found, layers, k) for found in kinds.values() for k in KEPT)])
+    means = ["", *(f"three passes, {_pruned(k)}" for k in KEPT), *(f"{WHOLE}, {_pruned(k)}" for k in KEPT)]
     return (
-        f"Dense / sparse seconds on {results['processor']}, batch {BATCH}, float32, processor time.\n\n"
-        f"{markdown(header, rows)}\n\nOver the three passes: {all_three}. Gradient of Conv-4: {whole}.\n"
+        "Dense / sparse seconds of the forward pass, the input gradient and the weight gradient; batch 25, "
+        f"float32, processor time.\n\n{markdown(header, rows)}\n\nGeometric means over layers and passes, "
+        f"and the whole gradient:\n\n{markdown(means, [_summary(*kind, layers) for kind in kinds.items()])}\n"
     )
 
 
-def _by_share(ratios: dict[float, float]) -> str:
-    return ", ".join(f"{ratio:.2f} at {100 - 100 * kept:.0f} % pruned" for kept, ratio in ratios.items())
+def _ratios(results: dict[str, Any]) -> Ratios:
+    return {(r["layer"], r["pass"], r["kept"]): r["dense"] / r["sparse"] for r in results["rows"]}
+
+
+def _pruned(kept: float) -> str:
+    return f"{100 - 100 * kept:.0f} % pruned"
+
+
+def _cell(found: Ratios, layers: Sequence[str], kept: float) -> str:
+    """The means over the layers, of each pass."""
+    means = [geometric_mean(found[layer, p, kept] for layer in layers) for p in PASSES]
+    return ", ".join(f"{mean:.2f}" for mean in means)
+
+
+def _summary(kind: str, found: Ratios, layers: Sequence[str]) -> list[str]:
+    means = [geometric_mean(found[layer, p, k] for layer in layers for p in PASSES) for k in KEPT]
+    return [kind, *(f"{ratio:.2f}" for ratio in (*means, *(found[WHOLE, "gradient", k] for k in KEPT)))]
 
 
 def main() -> None:
@@ -140,8 +156,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="two samples of one layer, to see that it works")
     options = parser.parse_args()
     if options.table:
-        for path in options.table:
-            print(table(json.loads(path.read_text())))
+        print(table([json.loads(path.read_text()) for path in options.table]))
         return
     pin(1)
     from refimpl.files.environment import environment
@@ -152,7 +167,7 @@ def main() -> None:
     results = {"processor": processor, "rows": list(measure(options.smoke))}
     if options.out:
         options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))
+    print(table([results]))
 
 
 if __name__ == "__main__":
