@@ -28,6 +28,8 @@ from refimpl.kernels.workspace import scratch, scratch_array
 # gradients cost something for each part). Without them: what the second-level cache holds; 7 MB take up to
 # 1.1 times as long. Where MANY samples of training are less than 7 MB, they too should lie in that cache: a
 # step of an MLP on 1,875 MNIST images takes 8.6 ms in parts of 512 KB, 8.8 in parts of 1 MB, 12.9 of 5 MB.
+# Every part reads all weights: where these are larger, parts are as large as they (resnet12, 25 images: 83
+# instead of 106 ms on an AMD EPYC).
 TRAINING_BYTES = 7 << 20
 PREDICTION_BYTES = 3 << 19
 CACHE_BYTES = 1 << 19
@@ -61,6 +63,17 @@ class Program:
         """The largest number of channels of an operation's output."""
         return int(self.operations["output"][:, 0].max())
 
+    @cached_property
+    def weights(self) -> int:
+        """How many weights the convolutions and fully connected layers have."""
+        count = 0
+        for op in self.operations.view(np.recarray):
+            if op.kind == code.CONV:
+                count += int(op.input[0]) * int(op.output[0]) * int(op.window.prod()) // int(op.parts)
+            elif op.kind == code.LINEAR:
+                count += int(op.input[0]) * int(op.output[0])
+        return count
+
     def part(self, batch: int, dtype: Any, gradients: bool, threads: int = 1) -> int:
         """How many of `batch` samples to treat at a time: equal parts whose activations the cache holds.
 
@@ -68,8 +81,9 @@ class Program:
         """
         if self.whole:
             return batch
-        size = self.values * np.dtype(dtype).itemsize * (2 if gradients else 1)
-        fits = max(1, (TRAINING_BYTES if gradients else PREDICTION_BYTES) // size)
+        itemsize = np.dtype(dtype).itemsize
+        size, weights = self.values * itemsize * (2 if gradients else 1), self.weights * itemsize
+        fits = max(1, max(TRAINING_BYTES if gradients else PREDICTION_BYTES, weights) // size)
         if fits > MANY and gradients:
             fits = max(MANY, CACHE_BYTES * (SHARED_CACHES if threads > 1 else 1) // size)
         parts = math.ceil(batch / fits)

@@ -45,9 +45,17 @@ def test_memory_that_is_kept_is_bounded(monkeypatch):
     monkeypatch.setattr(workspace, "POOL_BYTES", 1000)
     assert workspace.scratch_array("floats", FLOAT, 251).size == 251
     assert kept_bytes() == 0  # too much by itself
-    for use, size, kept in (("a", 100, 400), ("b", 150, 1000), ("c", 100, 400), ("c", 250, 1000)):
+    for use, size, kept in (
+        ("a", 100, 400),
+        ("b", 100, 800),
+        ("a", 100, 800),
+        ("c", 150, 1000),
+        ("c", 250, 1000),
+    ):
         assert workspace.scratch_array(use, FLOAT, size).size == size
         assert kept_bytes() == kept
+        if use == "c" and size == 150:  # b was unused for longer than a
+            assert {name for memory in workspace._memories for name, _ in memory.arrays} == {"a", "c"}
     workspace.release("d", workspace.acquire("d", FLOAT, 1000))
     assert kept_bytes() == 1000
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -294,6 +295,16 @@ def test_parts_keep_the_working_memory_small():
     training, prediction = (program.part(1000, "float32", gradients=flag) for flag in (True, False))
     assert 1 < prediction < training < 50
     assert program.part(2, "float32", gradients=False) == 2
+
+
+def test_parts_are_as_large_as_the_weights_that_each_of_them_reads(monkeypatch):
+    monkeypatch.setattr("refimpl.nn.program.PREDICTION_BYTES", 1)
+    network = zoo.network("mlp", ())
+    program = lower(network, Gating(), ("theta", "phi"))
+    weights = sum(math.prod(slot.shape) for slot in network.layout.slots if len(slot.shape) > 1)
+    assert program.weights == weights > 2 * program.values
+    most = weights // program.values
+    assert program.part(10 * most, "float32", gradients=False) == most
 
 
 def test_networks_without_a_program_run_by_layers_and_say_so(caplog):
