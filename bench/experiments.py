@@ -4,7 +4,8 @@ NAME.json is the `results.json` of a comparison, NAME.toml the settings it was g
 the search on validation nodes they come from; figures are drawn from the results. Of an ablation the table
 about adaptation is shown alone. Where a comparison stated a baseline, differences follow, also to the second
 one of `SECOND`. `regime.json` is what `python -m bench.regime` writes; files whose names begin with
-`tickets-` and `cooperative-` are those of the two commands' own comparisons.
+`tickets-` and `cooperative-` are those of the two commands' own comparisons, and those with `fewshot-` and
+`primary-` what `bench.fewshot` and `bench.primary` write.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-from bench import depths, regime
+from bench import depths, fewshot, primary, regime
 from refimpl.experiments.compare.claims import Claim, judged
 from refimpl.experiments.compare.layout import claim_table, row_tables
 from refimpl.experiments.compare.summary import Curve, Row, read_row
@@ -26,6 +27,12 @@ ABLATION = "ablation-"  # how its name begins
 TICKETS = "tickets-"  # how the name of a `comparison.json` of `refimpl tickets compare` begins
 COOPERATIVE = "cooperative-"  # how the name of a `cooperative.json` of `refimpl cooperative compare` begins
 REGIME = "regime"
+TABLES = {
+    "regime": regime.table,
+    "cooperative": depths.table,
+    "fewshot": fewshot.table,
+    "primary": primary.table,
+}
 SECOND = {
     "protocol-1": "perfedavg",
     "protocol-2": "perfedavg",
@@ -60,10 +67,8 @@ def content(name: str) -> str:
     results = read(name)
     if name.startswith(TICKETS):
         return f"{markdown(*cells(results['rows'], results['judged']['baseline']))}\n\n{COSTS_NOTE}."
-    if name.startswith(COOPERATIVE):
-        return depths.table(results)
-    if name == REGIME:
-        return regime.table(results)
+    if name.partition("-")[0] in TABLES:
+        return TABLES[name.partition("-")[0]](results)
     about, *notes = results["notes"]
     training, adaptation = (markdown(*table) for table in row_tables(rows(results)))
     if name.startswith(ABLATION):
@@ -98,6 +103,8 @@ def draw(name: str) -> list[Path]:
         return [save(FOLDER / f"{name}.png", lambda: comparison_figure(results["rows"]))]
     if name.startswith(COOPERATIVE):
         return [depths.draw(results, FOLDER / f"{name}.png")]
+    if name.startswith(("fewshot-", "primary-")):
+        return []
     if name == REGIME:
         return [regime.draw(results, FOLDER / f"{name}.png")]
     points = [row for row in rows(results) if row.diverged < row.seeds]

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 KEYS = keys_of(FewShotConfig)
 BY_PRESET = PRESETS.keys()
+TRAINING_KEYS = ("widths", "rounds", "tasks", "inner_steps", "alpha")  # in the JSON of a test
 DIVERGED = "diverged"  # shown instead of an accuracy
 
 EPILOG = """\b
@@ -240,7 +241,7 @@ def _entry(path: Path, config: FewShotConfig, values: np.ndarray) -> dict[str, A
     from refimpl.fewshot.evaluate import interval
 
     accuracy = interval(values)
-    settings = ("method", "dataset", "seed", "ways", "shots", *TEST_KEYS)
+    settings = ("method", "dataset", "seed", "ways", "shots", *TRAINING_KEYS, *TEST_KEYS)
     return {
         "run": str(path),
         **{name: getattr(config, name) for name in settings},

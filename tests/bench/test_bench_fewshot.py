@@ -1,0 +1,54 @@
+"""The tables of few-shot runs, and where PMT would have stopped."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bench import fewshot, primary
+from refimpl.fewshot.config import resolve
+from refimpl.fewshot.experiment import prepare
+from refimpl.fewshot.tickets.finders import PMT, Search, find
+from refimpl.fewshot.tickets.masks import counts_in
+from refimpl.fewshot.tickets.ticket import begin, facts_of, settings_from
+
+
+def test_pmt_is_judged_as_it_decides(tmp_path):
+    config = resolve(None, "digits-2way-1shot", rounds=12, tasks=1, validate_every=0)
+    run, own = prepare(config), {"finder": "pmt", "gamma": 2, "length": 2, "delta": 0.9, "pruned": 0.8}
+    settings = settings_from(config.table() | own, "test")
+    begin(tmp_path / "pmt", settings, run.data)
+    find(Search(run, settings, tmp_path / "pmt", threads=1))
+    weights = np.array([*primary.first_layers(run)])
+    count = counts_in(run.network.layout, "smart", 0.8)[0]
+    assert weights.shape == (13, 144)
+    stopped = primary.stop(PMT(gamma=2, length=2, delta=0.9), weights, count)
+    assert stopped == facts_of(tmp_path / "pmt")["stopped"] is not None
+
+
+def test_a_mask_that_changes_at_every_look_is_never_stable():
+    weights = np.zeros((1001, 10))
+    weights[::100, :5] = weights[50::100, 5:] = 1
+    found = primary.judge(weights, 5)
+    by_gamma = {row["gamma"]: row["stop"] for row in found["rows"] if row["delta"] == 0.95}
+    assert by_gamma == {50: None, 100: 600, 200: None, 500: None}
+    assert found["first"] == 1
+    assert "| 100 | 600: 100% | 600: 100% |" in primary.table(found)
+    assert "| 50 | never |" in primary.table(found)
+
+
+def test_a_line_for_each_test():
+    run = {
+        "method": "fomaml",
+        "ways": 5,
+        "shots": 1,
+        "widths": [32, 16],
+        "rounds": 9,
+        "tasks": 4,
+        "alpha": 0.1,
+    }
+    run |= {"episodes": 600, "test_queries": 0, "accuracy": 0.5, "half": 0.01}
+    curves = [{"alpha": 0.1, "points": [[3, 0.5]]}, {"alpha": 0.4, "points": [[3, 0.25], [6, None]]}]
+    shown = fewshot.table({"curves": curves, "runs": [run]})
+    assert "| iteration | validation %, alpha 0.4 | validation %, alpha 0.1 |" in shown
+    assert "| 3 | 25.0 | 50.0 |\n| 6 | diverged |  |" in shown
+    assert "| fomaml, 5-way 1-shot | 32-16 | 9 x 4 | 0.1 | 600 | 1 | 50.00 +- 1.00 |" in shown
