@@ -82,7 +82,8 @@ def readme(options: argparse.Namespace) -> int:
     if options.into is None:
         print(markdown.readme(results))
     else:
-        text = put_into(options.into.read_text(), markdown.COMMAND, markdown.readme(results))
+        command = markdown.command(options.results.as_posix())
+        text = put_into(options.into.read_text(), command, markdown.readme(results))
         options.into.write_text(text)
     return 0
 

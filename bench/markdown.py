@@ -10,7 +10,11 @@ from refimpl.bench.tables import duration
 from refimpl.files.tables import markdown
 
 BATCH = 32
-COMMAND = "python -m bench readme"  # what the marks in the README say
+
+
+def command(path: str) -> str:
+    """What the marks in the README say around the tables of a file."""
+    return f"python -m bench readme {path}"
 
 
 def machine(results: Results) -> str:

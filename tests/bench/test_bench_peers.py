@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from bench import deep_speed, depth_speed, experiments, layer_speed, markdown, regime, sparse_speed
+from bench import (
+    deep_speed,
+    depth_speed,
+    experiments,
+    layer_profile,
+    layer_speed,
+    markdown,
+    regime,
+    sparse_speed,
+)
 from bench.bars import geometric_mean, judge
 from bench.peers import available, installed
 from bench.plans import all_cases, all_programs
@@ -107,18 +116,20 @@ def own_tables() -> dict[str, str]:
         return f"python -m {module.__name__} --table {' '.join(files)}", module.table(results).rstrip("\n")
 
     layers = printed(layer_speed, "layers-avx512", "layers-avx2-emulated")
+    profile = printed(layer_profile, "profile-avx512", "profile-avx2-emulated")
     networks = printed(deep_speed, "networks-avx512", "networks-avx2-emulated")
     depths = printed(depth_speed, "depths-avx512", "depths-avx2-emulated")
     sparse = printed(sparse_speed, "sparse-amd-avx512", "sparse-amd-avx2", "sparse-intel-avx512")
-    return dict((layers, networks, depths, sparse))
+    return dict((layers, profile, networks, depths, sparse))
 
 
 def test_the_readme_shows_the_committed_results():
     from refimpl.files.tables import inside, put_into
 
-    speed = markdown.readme(json.loads((ROOT / "bench" / "results" / "speed" / "avx512.json").read_text()))
+    files = [f"bench/results/speed/{kind}.json" for kind in ("avx512", "avx2-emulated")]
+    speed = {markdown.command(f): markdown.readme(json.loads((ROOT / f).read_text())) for f in files}
     tables = {experiments.command(n): experiments.content(n) for n in experiments.names()}
-    pages = {"bench": {markdown.COMMAND: speed, **own_tables()}, "bench/results": tables}
+    pages = {"bench": speed | own_tables(), "bench/results": tables}
     texts = {folder: (ROOT / folder / "README.md").read_text(encoding="utf-8") for folder in pages}
     for folder, shown in pages.items():
         for command, content in shown.items():
