@@ -48,9 +48,8 @@ def padded(entry: Arrays, x: Any, fill: float = 0.0) -> Any:
 def taps(entry: Arrays, kernel: Any, shape: tuple[int, ...]) -> Iterator[tuple[int, int, Any]]:
     """For every place of the kernel, row by row: where it lies in a padded image, for all windows at once."""
     (down, right), (tall, wide) = entry["stride"], entry.get("dilation", (1, 1))
-    rows, columns = ((shape[-2:][a] - (1, 1)[a]) for a in (0, 1))
-    rows = (rows - (kernel[0] - 1) * tall) // down + 1
-    columns = (columns - (kernel[1] - 1) * wide) // right + 1
+    rows = (shape[-2] - 1 - (kernel[0] - 1) * tall) // down + 1
+    columns = (shape[-1] - 1 - (kernel[1] - 1) * wide) // right + 1
     for i in range(kernel[0]):
         for j in range(kernel[1]):
             top, left = i * tall, j * wide
