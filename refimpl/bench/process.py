@@ -7,19 +7,16 @@ that the process may run on. So the child gets both, and sends its results to th
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from refimpl.errors import InputError, RefimplError
+from refimpl.files.environment import another_python
 
 Event = tuple[str, Any]  # kind, value
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-
-HERE = str(Path(__file__).parents[2])  # the folder of this package: the child must import the same one
 
 
 def cores() -> list[int]:
@@ -49,9 +46,8 @@ def listen(module: str, arguments: Sequence[str], threads: int) -> Iterator[Even
 
     Raises `RefimplError` with the last line of the child's error output if the child fails.
     """
-    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
-    environment["PYTHONPATH"] = os.pathsep.join([HERE, *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", module, "--threads", str(threads), *arguments]
+    command, environment = another_python(module, "--threads", str(threads), *arguments)
+    environment |= dict.fromkeys(THREAD_VARIABLES, str(threads))
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as child,

@@ -1,10 +1,11 @@
-"""What a run's numbers and times may depend on: versions, processor, threads, commit."""
+"""What a run's numbers and times may depend on: versions, processor, threads, commit; another Python like this."""
 
 import contextlib
 import os
 import platform
 import re
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,16 @@ from refimpl._version import __version__
 def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def another_python(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """The command that runs a module in a process of its own, and its environment variables.
+
+    All modules are found there where they are found here: a package of that name in the current folder, which
+    Python would look into first, is another one.
+    """
+    path = os.pathsep.join(map(os.path.abspath, sys.path))
+    return [sys.executable, "-P", "-m", module, *arguments], {**os.environ, "PYTHONPATH": path}
 
 
 def environment(threads: int | None = None) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Another process compiles a part into the same folder on the disk, and each loads
 from __future__ import annotations
 
 import inspect
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from typing import Any
 
 from numba.core import event
 
-from refimpl.files.environment import cores
+from refimpl.files.environment import another_python, cores
 from refimpl.kernels import jit
 from refimpl.kernels.jit import USE_TILE
 
@@ -76,8 +75,8 @@ def beside(module: str, *arguments: str) -> Iterator[None]:
 
     If the process cannot start, or fails, nothing happens. If an exception leaves the context, it is killed.
     """
-    command = [sys.executable, "-m", module, *arguments]
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(jit.cache_folder().parent)}
+    command, environment = another_python(module, *arguments)
+    environment["NUMBA_CACHE_DIR"] = str(jit.cache_folder().parent)
     try:
         process = subprocess.Popen(
             command,

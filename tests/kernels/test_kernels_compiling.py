@@ -99,6 +99,15 @@ def test_another_process_keeps_what_this_one_would(part):
     assert jit.kept_types(part.doubled) == theirs != []
 
 
+def test_another_process_runs_this_package_and_not_one_in_the_current_folder(part, tmp_path, monkeypatch):
+    (tmp_path / "here" / "refimpl").mkdir(parents=True)
+    (tmp_path / "here" / "refimpl" / "__init__.py").write_text("raise ImportError")
+    monkeypatch.chdir(tmp_path / "here")
+    with beside(part.__name__, "float32"):
+        pass
+    assert is_kept(part.doubled, x="float32")
+
+
 def test_a_process_that_fails_or_cannot_begin_is_harmless(part, monkeypatch):
     with beside("refimpl_no_such_module"):
         pass
