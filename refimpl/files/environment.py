@@ -1,4 +1,4 @@
-"""What a run's numbers and times may depend on: versions, processor, threads, commit; another Python like this."""
+"""What numbers and times of a run may depend on: versions, processor, commit; and another Python like this."""
 
 import contextlib
 import os
