@@ -1,4 +1,7 @@
-"""What numbers and times of a run may depend on: versions, processor, commit; and another Python like this."""
+"""What a run's numbers and times may depend on: versions, processor, threads, commit.
+
+Also how to start another Python with the same modules.
+"""
 
 import contextlib
 import os
