@@ -29,16 +29,27 @@ SKIPPED, SKIPPED_BY_ONE = 0.1, 0.2  # least share of terms in the padding, with 
 
 
 @shared
-def _inside(taps, size, move, transposed, positions):
-    """How many pairs of a target position and a tap read a row (or column) of the source."""
-    count, (stride, pad, dilation) = 0, move
+def _source_of(position, tap, move, transposed, size):
+    """The row (or column) of the source that a tap of a position reads, or -1.
+
+    move = (stride, pad, dilation) of this axis.
+    """
+    stride, pad, dilation = move
+    at = position * stride + tap * dilation - pad
+    if transposed:
+        at = position + pad - tap * dilation
+        at = at // stride if at % stride == 0 else -1
+    return at if 0 <= at < size else -1
+
+
+@shared
+def _share_met(taps, size, move, transposed, positions):
+    """The share of the pairs of a target position and a tap that read a row (or column) of the source."""
+    count = 0
     for p in range(positions):
         for k in range(taps):
-            at = p + pad - k * dilation if transposed else p * stride + k * dilation - pad
-            if transposed and at % stride != 0:
-                continue
-            count += 0 <= (at // stride if transposed else at) < size
-    return count
+            count += _source_of(p, k, move, transposed, size) >= 0
+    return count / (taps * positions)
 
 
 @shared
@@ -59,9 +70,8 @@ def together(samples, source, target, kernel_size, moves, transposed, itemsize):
         return vectors * single
     share = 1.0
     for axis in range(2):
-        move, positions = (stride[axis], pad[axis], dilation[axis]), target[1 + axis]
-        met = _inside(taps[axis], source[1 + axis], move, transposed, positions)
-        share *= met / (taps[axis] * positions)
+        move = stride[axis], pad[axis], dilation[axis]
+        share *= _share_met(taps[axis], source[1 + axis], move, transposed, target[1 + axis])
     return vectors * single if 1 - share >= (SKIPPED if vectors > 1 else SKIPPED_BY_ONE) else 0
 
 
@@ -78,14 +88,8 @@ def scratch(source, target, kernel_size, moves, transposed, itemsize):
         return 0, 0
     taps, weights = kernel_size[0] * kernel_size[1], source[0] * target[0] * kernel_size[0] * kernel_size[1]
     inner, pixels = source[0] * source[1] * source[2], target[0] * target[1] * target[2]
-    single = VECTOR_BYTES // itemsize
-    part = (
-        target[0]
-        * target[2]
-        * max(
-            lanes * _rows_at_once(target, lanes, itemsize), single * _rows_at_once(target, single, itemsize)
-        )
-    )
+    widths = VECTOR_BYTES // itemsize, lanes
+    part = target[0] * target[2] * max(each * _rows_at_once(target, each, itemsize) for each in widths)
     floats = inner * lanes + part + target[0] + 1 + (weights if transposed else 0)
     edges = target[1] * kernel_size[0] + target[2] * kernel_size[1]
     places = 2 * source[2] + 2 * target[2] + target[2] * kernel_size[1] + source[1]
@@ -103,16 +107,11 @@ def finite(weights):
 
 
 @kernel
-def _reached(taps, size, stride, pad, dilation, transposed, positions, table):
+def _reached(taps, size, move, transposed, table):
     """table[p * taps + k] = the row (or column) of the source that tap k of position p reads, or -1."""
     optimise_for_size()
-    for p in range(positions):
-        for k in range(taps):
-            at = p * stride + k * dilation - pad
-            if transposed:
-                at = p + pad - k * dilation
-                at = at // stride if at % stride == 0 else -1
-            table[p * taps + k] = at if 0 <= at < size else -1
+    for i in range(table.size):
+        table[i] = _source_of(i // taps, i % taps, move, transposed, size)
 
 
 @kernel
@@ -260,8 +259,8 @@ def convolve(source, weights, taps, moves, transposed, masks, bias, lanes, scrat
 
     n_read = open_channels(masks[0], 0, channels, read_list)
     n_write = open_channels(masks[1], 0, targets, write_list)
-    _reached(kh, height, stride[0], pad[0], dilation[0], transposed, rows, row_at)
-    _reached(kw, width, stride[1], pad[1], dilation[1], transposed, cols, col_at)
+    _reached(kh, height, (stride[0], pad[0], dilation[0]), transposed, row_at)
+    _reached(kw, width, (stride[1], pad[1], dilation[1]), transposed, col_at)
     _taken_apart(width, 1 if transposed else stride[1], source_place, source_at)
     _taken_apart(cols, stride[1] if transposed else 1, target_place, target_at)
     for i in range(cols * kw):
