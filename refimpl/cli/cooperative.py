@@ -180,7 +180,7 @@ def predict_command(
         return
     latency = row.latency(batch)
     lines = [
-        ("depth", f"{row.depth} of {made.depths.full}, Teammate {row.member}"),
+        ("depth", f"{row.depth} of {made.depths.full}, {named(row.member)}"),
         ("FLOPs a sample", f"{row.flops:.4g}"),
         ("ms a call", f"{latency.median:.3g}, 95 % of the calls at most {latency.high:.3g}"),
         *([] if kept is None else [("budget kept", f"in {kept:.1%} of {len(milliseconds)} calls")]),
@@ -188,6 +188,13 @@ def predict_command(
         *([("written", str(out))] if out is not None else []),
     ]
     click.echo(facts(lines))
+
+
+def named(member: str) -> str:
+    """What a member is, and its name."""
+    from refimpl.cooperative.schemes import MATES
+
+    return f"Teammate {member}" if member in MATES else f"network {member}"
 
 
 def _samples(run: Cooperative, source: Path) -> np.ndarray:

@@ -43,7 +43,7 @@ def test_a_run_is_measured_and_used_within_a_budget(refimpl, run, tmp_path):
     assert one["accuracy"] == rows[2]["test"]
     code, out, _ = refimpl("cooperative", "predict", run, "--budget-ms", 1e6, "--batch", 50)
     assert code == 0
-    assert "3 of 3" in out
+    assert "3 of 3, Teammate " in out
     assert "in 100.0% of 8 calls" in out
     code, _, err = refimpl("cooperative", "predict", run, "--budget-ms", 1e-9)
     assert code == 2
@@ -153,6 +153,7 @@ def test_schemes_are_compared_and_finished_runs_are_kept(refimpl, run, tmp_path)
     assert [line.split()[:2] for line in out.splitlines()[1:]] == [
         [scheme, str(depth)] for scheme in ("alone", "mutual") for depth in (1, 2, 3)
     ]
+    assert "3 of 3, network alone3" in refimpl("cooperative", "predict", "all/alone-0", "-q")[1]
     model = tmp_path / "all/mutual-1/meta_model.npz"
     before = model.stat().st_mtime_ns
     code, out, _ = refimpl(*words, "--json")
