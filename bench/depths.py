@@ -41,13 +41,15 @@ def about(results: Results) -> str:
     given, seeds = results["settings"], sorted({run["seed"] for run in results["runs"]})
     widths = "-".join(map(str, given["widths"]))
     lost = f" Diverged, and in no mean: {', '.join(results['diverged'])}." if results["diverged"] else ""
+    size = f"{given['train_samples']} training samples" if given["train_samples"] else "all training samples"
     return (
-        f"Data set {given['dataset']}, {given['train_samples']} training samples, {given['epochs']} epochs, "
+        f"Data set {given['dataset']}, {size}, {given['epochs']} epochs, batches of {given['batch_size']}, "
         f"{given['model']} with widths {widths}, rate {given['rate']:g}, seeds {', '.join(map(str, seeds))}. "
         "Accuracy: test samples, mean +- standard deviation over seeds (ddof 1). Minus baseline: minus the "
         "network of that depth trained alone, paired by seed, with the 95 % interval of Student's t over "
-        f"seeds; within the margin: the whole interval is, margin {results['margin']:g} points. Training "
-        f"cost: FLOPs of a step as a multiple of those of the full network alone.{lost}"
+        "seeds; above, below: p < 0.05, adjusted over the table (Holm); within the margin: the whole "
+        f"interval is, margin {results['margin']:g} points. Training cost: FLOPs of a step as a "
+        f"multiple of those of the full network alone.{lost}"
     )
 
 

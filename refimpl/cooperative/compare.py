@@ -11,7 +11,7 @@ import numpy as np
 
 from refimpl.cooperative.config import CooperativeConfig
 from refimpl.cooperative.measure import Row
-from refimpl.experiments.differences import seed_difference
+from refimpl.experiments.differences import Difference, holm, seed_difference
 
 BASELINE = "alone"
 
@@ -40,7 +40,8 @@ class Line(NamedTuple):
     accuracy: mean over seeds, in percent; spread: its standard deviation (ddof 1); flops, milliseconds: of a
     sample and of a call with one sample, means over seeds; cost: of a training step, as a multiple of the
     full network's; difference: percentage points above the baseline at that depth, paired by seed; low, high:
-    its 95 % interval of Student's t over seeds; verdict: what may be claimed of it, if anything.
+    its 95 % interval of Student's t over seeds; verdict: what may be claimed of it, if anything; p-values
+    are adjusted over all lines.
     """
 
     scheme: str
@@ -80,14 +81,22 @@ def lines(found: Sequence[Outcome], baseline: str = BASELINE, margin: float = 0.
     for run in found:
         for row in run.rows:
             places.setdefault((run.scheme, row.depth), {})[run.seed] = (run, row)
-    return [_line(*key, own, places.get((baseline, key[1]), {}), margin) for key, own in places.items()]
+    gaps = {key: _gap(own, places.get((baseline, key[1]), {})) for key, own in places.items()}
+    known = {key: gap for key, gap in gaps.items() if gap}
+    adjusted = dict(zip(known, holm([gap.p for gap in known.values()]), strict=True))
+    verdicts = {key: gap.verdict(margin, adjusted[key]) for key, gap in known.items()}
+    return [_line(*key, own, gaps[key], verdicts.get(key, "")) for key, own in places.items()]
 
 
-def _line(scheme: str, depth: int, own: Place, base: Place, margin: float) -> Line:
-    accuracy = [100 * row.test for _, row in own.values()]
+def _gap(own: Place, base: Place) -> Difference | None:
+    """The difference to the baseline over the seeds that both have; None for the baseline itself."""
     shared = [seed for seed in own if seed in base and own is not base]
     gaps = [100 * (own[seed][1].test - base[seed][1].test) for seed in shared]
-    gap = seed_difference(gaps) if gaps else None
+    return seed_difference(gaps) if gaps else None
+
+
+def _line(scheme: str, depth: int, own: Place, gap: Difference | None, verdict: str) -> Line:
+    accuracy = [100 * row.test for _, row in own.values()]
     return Line(
         scheme,
         depth,
@@ -100,7 +109,7 @@ def _line(scheme: str, depth: int, own: Place, base: Place, margin: float) -> Li
         difference=gap.mean if gap else np.nan,
         low=gap.low if gap else np.nan,
         high=gap.high if gap else np.nan,
-        verdict=gap.verdict(margin) if gap else "",
+        verdict=verdict,
     )
 
 

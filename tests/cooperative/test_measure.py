@@ -111,6 +111,11 @@ def test_lines_are_means_and_paired_differences():
         near.append(outcome("team", seed, (0.55 + more, 0.5005 + more, 0.4 + more), 6.0))
     words = [line.verdict for line in lines(near, margin=0.5) if line.scheme == "team"]
     assert words == ["above", "within the margin", "below"]
+    for seed, more in enumerate((-0.001, 0.0, 0.001)):  # p = 0.03, adjusted over three depths 0.09
+        near.append(outcome("other", seed, (0.5033 + more, 0.5 + more, 0.5 + more), 6.0))
+    alone = [line for line in lines([*near[:3], *near[-3:]]) if line.scheme == "other"]
+    assert alone[0].low > 0
+    assert [line.verdict for line in alone] == ["not separated"] * 3
 
 
 def test_the_interval_over_seeds_is_that_of_a_t_test():
