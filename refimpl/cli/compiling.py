@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from refimpl.cli.progress import Progress, duration
 
 EVERY = 20  # functions compiled between two plain lines of progress
-WARM_UP = 175  # about how many functions a warm-up in one floating-point type compiles with an empty cache
+WARM_UP = 227  # about how many functions a warm-up in one floating-point type compiles with an empty cache
 SECOND = 165  # about how many a warm-up in the other type adds
 
 

@@ -23,8 +23,9 @@ from refimpl.federated.adapt import AdaptSettings, report_node
 from refimpl.federated.local import LocalSettings
 from refimpl.federated.methods.metagater import MetaGater
 from refimpl.federated.rounds import Participation, run_rounds
-from refimpl.kernels import activation, compiling, conv, loss, pool, program
+from refimpl.kernels import activation, compiling, conv, loss, pool, program, sample_lanes
 from refimpl.kernels.arrays import ALL_ON, INTS
+from refimpl.kernels.target import VECTOR_BYTES
 from refimpl.nn import zoo
 from refimpl.nn.distillation import check_soft_targets
 from refimpl.nn.network import Network
@@ -63,6 +64,7 @@ def single_layers(dtype: str) -> None:
     activation.channel_products(map_, map_, matrix)
     conv.weight_grad(image, image, ONE, NONE, pixel, vector_)
     conv.forward(image, pixel, vector_, ONE, NONE)  # the same kernel has its input gradient
+    _many_samples(dtype)
     where = np.zeros((1, 1, 1, 1), INTS)  # of the largest number of a window
     pool.max_forward(image, TWO, TWO, NONE, ALL_ON, pixel, where)
     pool.max_backward(pixel, where, TWO, TWO, NONE, ALL_ON, image)
@@ -79,6 +81,13 @@ def fully_connected(dtype: str) -> None:
 def everything(dtype: str) -> None:
     """One round of MetaGater and one adaptation of a small gated CNN."""
     _round(zoo.digits((2, 2)), *_samples(dtype))
+    _many_samples(dtype)
+
+
+def _many_samples(dtype: str) -> None:
+    """A convolution of so many samples that they are the lanes of vectors (`sample_lanes`)."""
+    x = np.ones((sample_lanes.MOST_VECTORS * VECTOR_BYTES, 1, 2, 2), dtype)
+    conv.forward(x, np.ones((1, 1, 3, 3), dtype), np.ones(1, dtype), ONE, ONE)
 
 
 def _round(network: Network, x: np.ndarray, y: np.ndarray) -> None:
