@@ -36,6 +36,7 @@ TABLES = {
 SECOND = {
     "protocol-1": "perfedavg",
     "protocol-2": "perfedavg",
+    "protocol-half": "perfedavg",
     "conditional-20": "metasnip",
     "conditional-demo": "metasnip",
     "conditional-cifar10-second": "metasnip",
