@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bench.kept import parser_of, show
-from bench.layer_speed import OTHERS, PASSES, TWELVE, Layer, Row
+from bench.layer_speed import OTHERS, PASSES, TWELVE, Layer, Row, operands
 
 PARTS = ("arithmetic", "copies", "stores", "calls")
 Runs = dict[str, Callable[[], Any]]
@@ -25,16 +25,12 @@ def passes(layer: Layer, batch: int) -> Iterator[tuple[str, Runs]]:
     """Each pass, whole and with operand or result closed."""
     import numpy as np
 
-    from refimpl.kernels import conv, sample_lanes, tiled_conv, tiled_weight_grad
+    from refimpl.kernels import sample_lanes, tiled_conv, tiled_weight_grad
     from refimpl.kernels.arrays import ALL_ON
     from refimpl.kernels.workspace import scratch
 
-    rng, (channels, filters, size, kernel, stride) = np.random.default_rng(0), layer
+    (channels, filters, _, kernel, stride), (x, w, bias, dy) = layer, operands(layer, batch)
     moves = ((stride, stride), (kernel // 2, kernel // 2), (1, 1))
-    x = rng.standard_normal((batch, channels, size, size), dtype=np.float32)
-    w = rng.standard_normal((filters, channels, kernel, kernel), dtype=np.float32)
-    bias = rng.standard_normal(filters, dtype=np.float32)
-    dy = rng.standard_normal(conv.forward(x, w, bias, *moves[:2]).shape, dtype=np.float32)
     closed = {n: np.zeros((batch, n), dtype=bool) for n in (channels, filters)}
 
     def correlation(source: Any, target: Any, transposed: bool) -> Runs:

@@ -44,6 +44,17 @@ GROUPS = {"3x3 layers of the paper's networks": TWELVE, "other layers": OTHERS}
 Row = dict[str, Any]
 
 
+def operands(layer: Layer, batch: int) -> tuple[Any, Any, Any, Any]:
+    """Random x, weight, bias and dy of a layer, float32."""
+    import numpy as np
+
+    rng, (channels, filters, size, kernel, stride) = np.random.default_rng(0), layer
+    x = rng.standard_normal((batch, channels, size, size), dtype=np.float32)
+    w = rng.standard_normal((filters, channels, kernel, kernel), dtype=np.float32)
+    bias, rest = rng.standard_normal(filters, dtype=np.float32), -(-size // stride)
+    return x, w, bias, rng.standard_normal((batch, filters, rest, rest), dtype=np.float32)
+
+
 def passes(layer: Layer, batch: int) -> Iterator[tuple[str, dict[str, Callable[[], Any]]]]:
     """Each pass with the calls of all sides; raises `AssertionError` where results are far apart."""
     import numpy as np
@@ -51,12 +62,8 @@ def passes(layer: Layer, batch: int) -> Iterator[tuple[str, dict[str, Callable[[
 
     from refimpl.kernels import conv
 
-    rng, (channels, filters, size, kernel, stride) = np.random.default_rng(0), layer
+    (_, filters, size, kernel, stride), (x, w, bias, dy) = layer, operands(layer, batch)
     step, pad = (stride, stride), (kernel // 2, kernel // 2)
-    x = rng.standard_normal((batch, channels, size, size), dtype=np.float32)
-    w = rng.standard_normal((filters, channels, kernel, kernel), dtype=np.float32)
-    bias = rng.standard_normal(filters, dtype=np.float32)
-    dy = rng.standard_normal(conv.forward(x, w, bias, step, pad).shape, dtype=np.float32)
     dw, db = np.empty_like(w), np.empty_like(bias)
 
     def weight_grad() -> Any:

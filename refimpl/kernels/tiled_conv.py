@@ -270,21 +270,20 @@ def _by_samples(source, weight, bias, moves, transposed, masks, scratch, target)
     masks = (reads, writes, clears), scratch = (floats, ints).
     """
     n_samples, taps, done, (reads, writes, clears) = source.shape[0], weight.shape[2:], 0, masks
-    for _ in range(sample_lanes.MOST_VECTORS):
-        shapes, left = (source.shape[1:], target.shape[1:]), n_samples - done
-        lanes = sample_lanes.together(left, *shapes, taps, moves, transposed, source.itemsize)
-        if lanes == 0:
-            break
+    inner, outer, size, shift = source.shape[1:], target.shape[1:], source.itemsize, (not transposed, bias)
+    lanes = sample_lanes.together(n_samples, inner, outer, taps, moves, transposed, size)
+    if lanes > 0:
         same = alike(reads, 0, n_samples) == n_samples and alike(writes, 0, n_samples) == n_samples
         if not (same and sample_lanes.finite(weight.reshape(-1))):
-            break
-        part = slice(done, done + left // lanes * lanes)
-        shift = (not transposed, bias)
+            lanes = 0
+    while lanes > 0:
+        part = slice(done, done + (n_samples - done) // lanes * lanes)
         sample_lanes.convolve(
             source[part], weight.reshape(-1), taps, moves, transposed, (reads, writes), shift, lanes, scratch,
             target[part],
         )  # fmt: skip
         done = part.stop
+        lanes = sample_lanes.together(n_samples - done, inner, outer, taps, moves, transposed, size)
     for n in range(done if clears else 0):
         close_channels(writes, n, target)
     return done

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import depth_speed
+from bench import depth_speed, layer_profile
 from refimpl.bench import cases, endtoend, peaks, process, session, tables, timing
 from refimpl.bench.candidates import OURS, Candidate, numpy_blas, ours, time_case
 from refimpl.bench.cases import Case, Geometry, grid, layer_data
@@ -218,6 +218,15 @@ def test_peaks_are_measured_and_their_products_checked():
     assert tile_peak("float64", SMOKE).gflops > 0
     with pytest.raises(WrongResultError):
         matrix_peaks((lambda a, b: blas(a, b.T),), "float32", SMOKE, (8,))
+
+
+def test_the_shares_of_a_layers_time_add_up():
+    tile, *layers = layer_profile.measure(2, smoke=True)
+    assert tile["gflops"] > 0
+    assert [row["pass"] for row in layers] == ["forward", "weight grad"]
+    for row in layers:
+        assert sum(row["shares"].values()) == pytest.approx(1.0)
+        assert ("stores" in row["shares"]) == (row["pass"] == "forward")
 
 
 # --- whole programs
