@@ -4,8 +4,8 @@ NAME.json is the `results.json` of a comparison, NAME.toml the settings it was g
 the search on validation nodes they come from; figures are drawn from the results. Of an ablation the table
 about adaptation is shown alone. Where a comparison stated a baseline, differences follow, also to the second
 one of `SECOND`. `regime.json` is what `python -m bench.regime` writes; files whose names begin with
-`tickets-` and `cooperative-` are those of the two commands' own comparisons, and those with `fewshot-` and
-`primary-` what `bench.fewshot` and `bench.primary` write.
+`tickets-` and `cooperative-` are those of the two commands' own comparisons, and those with `fewshot-`,
+`twin-` and `primary-` what `bench.fewshot`, `bench.fewshot_twin` and `bench.primary` write.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-from bench import depths, fewshot, primary, regime
+from bench import depths, fewshot, fewshot_twin, primary, regime
 from refimpl.experiments.compare.claims import Claim, judged
 from refimpl.experiments.compare.layout import claim_table, row_tables
 from refimpl.experiments.compare.summary import Curve, Row, read_row
@@ -32,6 +32,7 @@ TABLES = {
     "cooperative": depths.table,
     "fewshot": fewshot.table,
     "primary": primary.table,
+    "twin": fewshot_twin.table,
 }
 SECOND = {
     "protocol-1": "perfedavg",
@@ -104,7 +105,7 @@ def draw(name: str) -> list[Path]:
         return [save(FOLDER / f"{name}.png", lambda: comparison_figure(results["rows"]))]
     if name.startswith(COOPERATIVE):
         return [depths.draw(results, FOLDER / f"{name}.png")]
-    if name.startswith(("fewshot-", "primary-")):
+    if name.startswith(("fewshot-", "twin-", "primary-")):
         return []
     if name == REGIME:
         return [regime.draw(results, FOLDER / f"{name}.png")]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from bench import fewshot, primary
+from bench import fewshot, fewshot_twin, primary
+from refimpl.errors import InputError
+from refimpl.experiments.experiment import train
+from refimpl.experiments.record import RunFolder
 from refimpl.fewshot.config import resolve
 from refimpl.fewshot.experiment import prepare
 from refimpl.fewshot.tickets.finders import PMT, Search, find
@@ -52,3 +56,33 @@ def test_a_line_for_each_test():
     assert "| iteration | validation %, alpha 0.4 | validation %, alpha 0.1 |" in shown
     assert "| 3 | 25.0 | 50.0 |\n| 6 | diverged |  |" in shown
     assert "| fomaml, 5-way 1-shot | 32-16 | 9 x 4 | 0.1 | 600 | 1 | 50.00 +- 1.00 |" in shown
+
+
+def trained(folder, **settings):
+    """A finished short run on random 16x16 images of ten classes, in `folder`."""
+    rng, file = np.random.default_rng(0), folder / "images.npz"
+    np.savez(file, x=rng.random((200, 1, 16, 16), np.float32), y=np.repeat(np.arange(10), 20))
+    few = {"ways": 2, "shots": 2, "test_steps": 2, "test_queries": 3, "test_episodes": 8, "validate_every": 0}
+    own = {"dataset": str(file), "widths": (4, 4, 4, 4), "rounds": 3, "tasks": 2, "alpha": 0.1} | few
+    config = resolve(None, None, **(own | {"model": "conv4", "method": "fomaml"} | settings))
+    run = prepare(config)
+    RunFolder.create(folder / "run", config.table(), threads=1, data=run.data).close()
+    with RunFolder.open(folder / "run") as opened:
+        train(run, opened, resume=True, threads=1)
+    return folder / "run"
+
+
+def test_pytorch_trains_the_same_model(tmp_path):
+    pytest.importorskip("torch")
+    found = fewshot_twin.compare(trained(tmp_path))
+    ours, theirs = np.array(found["losses"]).T
+    assert ours == pytest.approx(theirs, abs=1e-4)
+    assert abs(found["difference"]["mean"]) <= 0.05
+    row = fewshot_twin.table({"runs": [found]}).splitlines()[-1]
+    assert "2-way 2-shot | 4-4-4-4 | 3 x 2 |" in row
+
+
+def test_the_twin_refuses_what_it_does_not_compute(tmp_path):
+    pytest.importorskip("torch")
+    with pytest.raises(InputError, match="expected a run of fomaml"):
+        fewshot_twin.compare(trained(tmp_path, method="reptile"))
