@@ -15,15 +15,17 @@ from refimpl.experiments.record import RunFolder
 from refimpl.files.tables import markdown
 
 Curve = dict[str, Any]
+SHOWN = 1000  # iterations from one line of the table to the next
 
 
 def curve(path: Path) -> Curve:
     """The validation accuracy of a run by iteration; None where adaptation diverged."""
     with RunFolder.open(path, lock=False) as folder:
         config, records = folder.config, folder.metrics()
-    every = config["validate_every"]
+    every, about = config["validate_every"], ("ways", "shots", "alpha")
     checked = [record for record in records if every and record["round"] % every == 0]
-    return {"alpha": config["alpha"], "points": [[one["round"], one["validation"]] for one in checked]}
+    points = [[one["round"], one["validation"]] for one in checked]
+    return {name: config[name] for name in about} | {"points": points}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -32,12 +34,14 @@ def table(results: dict[str, Any]) -> str:
 
 
 def _validation(curves: list[Curve]) -> str:
-    """A line for each iteration, a column for each run, the longest first."""
+    """A line for each thousand iterations, a column for each run, the longest first."""
     curves = sorted(curves, key=lambda one: -len(one["points"]))
-    header = ["iteration", *(f"validation %, alpha {one['alpha']:g}" for one in curves)]
+    kinds = [f"{one['ways']}-way {one['shots']}-shot, alpha {one['alpha']:g}" for one in curves]
     columns = [
-        {at: "diverged" if v is None else f"{100 * v:.1f}" for at, v in one["points"]} for one in curves
+        {at: "diverged" if v is None else f"{100 * v:.1f}" for at, v in one["points"] if at % SHOWN == 0}
+        for one in curves
     ]
+    header = ["validation % after", *kinds]
     return markdown(header, [[str(at), *(column.get(at, "") for column in columns)] for at in columns[0]])
 
 

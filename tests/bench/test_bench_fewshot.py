@@ -51,10 +51,14 @@ def test_a_line_for_each_test():
         "alpha": 0.1,
     }
     run |= {"episodes": 600, "test_queries": 0, "accuracy": 0.5, "half": 0.01}
-    curves = [{"alpha": 0.1, "points": [[3, 0.5]]}, {"alpha": 0.4, "points": [[3, 0.25], [6, None]]}]
+    about = {"ways": 5, "shots": 1}
+    curves = [
+        about | {"alpha": 0.1, "points": [[1000, 0.5], [1500, 0.6]]},
+        about | {"alpha": 0.4, "points": [[500, 0.2], [1000, 0.25], [2000, None]]},
+    ]
     shown = fewshot.table({"curves": curves, "runs": [run]})
-    assert "| iteration | validation %, alpha 0.4 | validation %, alpha 0.1 |" in shown
-    assert "| 3 | 25.0 | 50.0 |\n| 6 | diverged |  |" in shown
+    assert "| validation % after | 5-way 1-shot, alpha 0.4 | 5-way 1-shot, alpha 0.1 |" in shown
+    assert "| 1000 | 25.0 | 50.0 |\n| 2000 | diverged |  |" in shown
     assert "| fomaml, 5-way 1-shot | 32-16 | 9 x 4 | 0.1 | 600 | 1 | 50.00 +- 1.00 |" in shown
 
 
