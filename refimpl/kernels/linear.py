@@ -44,7 +44,7 @@ def forward(
     samples, (outputs, features) = x.shape[0], weight.shape
     check_shape(who, "x", x, (samples, features))
     check_shape(who, "bias", bias, (outputs,))
-    needs = linear_scratch(samples, features, outputs, x.itemsize)
+    needs = linear_scratch(samples, features, outputs)
     y = result_array(who, (samples, outputs), x.dtype, out)
     masks = (
         tidy_group_mask(who, "reads", reads, samples, features),
@@ -67,7 +67,7 @@ def input_grad(
     check_axes(who, "weight", weight, "OI")
     samples, (outputs, features) = dy.shape[0], weight.shape
     check_shape(who, "dy", dy, (samples, outputs))
-    needs = linear_scratch(samples, features, outputs, dy.itemsize)
+    needs = linear_scratch(samples, features, outputs)
     dx = result_array(who, (samples, features), dy.dtype, out)
     masks = (
         tidy_mask(who, "dy_mask", dy_mask, samples, outputs),
@@ -90,7 +90,7 @@ def weight_grad(
     check_axes(who, "dy", dy, "NO")
     (samples, features), outputs = x.shape, dy.shape[1]
     check_shape(who, "dy", dy, (samples, outputs))
-    needs = linear_scratch(samples, features, outputs, x.itemsize)
+    needs = linear_scratch(samples, features, outputs)
     check_target(who, "dweight", dweight, x.dtype, (outputs, features))
     check_target(who, "dbias", dbias, x.dtype, (outputs,))
     masks = (

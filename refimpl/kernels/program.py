@@ -173,7 +173,7 @@ def _backward(op, w, n, more, span, stepping, pull, space, gradient):
             tiled_linear.input_grad(dout2, matrix, dy_mask, dx_mask, floats, ints, drows)
         if need_dw and stepping and op.steps:
             centre = matrix_at(pull.centre, op.weight, op.output[0], op.input[0])
-            tiled_linear.weight_step(rows, dout2, pull.eta, pull.lam, centre, floats, ints, matrix, dbias)
+            tiled_linear.weight_step(rows, dout2, pull.eta, pull.lam, centre, ints, matrix, dbias)
         elif need_dw:
             dmatrix = matrix_at(gradient, op.weight, op.output[0], op.input[0])
             tiled_linear.weight_grad(rows, dout2, reads, dy_mask, more, floats, ints, dmatrix, dbias)

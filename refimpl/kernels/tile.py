@@ -11,6 +11,7 @@ The division into blocks is derived; `bench/README.md` shows how fast the layers
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -128,10 +129,44 @@ class _LanesTile(_Tile):
         return [self.simd.fma(s, v, total) for (s, v), total in zip(factors, sums, strict=True)]
 
 
+class _SteppedTile(_Tile):
+    """A tile whose sums are gradients g of weights C: C <- C - eta (g + lam (C - centre)).
+
+    The same arithmetic as `vector.local_step`. A row that is computed twice is stepped once, because all of C
+    is read before any of it is written.
+    """
+
+    def step(self, sums: list[Any], c_rows: list[Any], goals: list[Any], eta: Any, lam: Any) -> list[Any]:
+        """The stepped weights; `goals` are the rows of the centre."""
+        builder, eta, lam = self.builder, self.simd.splat(eta), self.simd.splat(lam)
+        places = [[place for row in rows for place in self._places(row)] for rows in (c_rows, goals)]
+        stepped = []
+        for g, (here, mask), (there, _) in zip(sums, *places, strict=True):
+            w, goal = self.simd.load(here, mask), self.simd.load(there, mask)
+            pull = builder.fadd(g, builder.fmul(lam, builder.fsub(w, goal)))
+            stepped.append(builder.fsub(w, builder.fmul(eta, pull)))
+        return stepped
+
+
 @shared
 def _number(rows, vectors, partial):
     """The number of a tile size among the cases of the compiled function."""
     return 8 * vectors + rows + partial
+
+
+def _for_size(
+    builder: ir.IRBuilder, number: Any, partial: tuple[bool, ...], compute: Callable[[int, int, bool], None]
+) -> None:
+    """Emit `compute` for every tile size, and at run time the choice of that with this `_number`."""
+    after = builder.append_basic_block("tiled")
+    switch = builder.switch(number, after)
+    for (rows, vectors), masked in product(TILE_SIZES, partial):
+        case = builder.append_basic_block(f"tile{rows}x{vectors}")
+        switch.add_case(_number(rows, vectors, masked), case)
+        builder.position_at_end(case)
+        compute(rows, vectors, masked)
+        builder.branch(after)
+    builder.position_at_end(after)
 
 
 def _computing(kind: type[_Tile], *partial: bool) -> Any:
@@ -157,12 +192,8 @@ def _computing(kind: type[_Tile], *partial: bool) -> Any:
             bias = data_of(context, builder, signature.args[8], bias)
             v, c = builder.gep(v, [v_start]), builder.gep(c, [c_start])
             s_at, v_at = builder.gep(s_at, [start]), builder.gep(v_at, [start])
-            after = builder.append_basic_block("tiled")
-            switch = builder.switch(number, after)
-            for (rows, vectors), masked in product(TILE_SIZES, partial):
-                case = builder.append_basic_block(f"tile{rows}x{vectors}")
-                switch.add_case(_number(rows, vectors, masked), case)
-                builder.position_at_end(case)
+
+            def compute(rows, vectors, masked):
                 block = kind(builder, rows, vectors, valid if masked else None, c.type.pointee)
                 row = [builder.add(first, INDEX(i)) for i in range(rows)]
                 s_rows = [builder.gep(s, [entry(builder, s_row, i)]) for i in row]
@@ -170,8 +201,8 @@ def _computing(kind: type[_Tile], *partial: bool) -> Any:
                 block.fetch(c_rows)
                 sums = block.sum(block.begin(c_rows, add), depth, s_rows, s_at, v, v_at)
                 block.end(block.shift(sums, biased, [builder.gep(bias, [i]) for i in row]), c_rows)
-                builder.branch(after)
-            builder.position_at_end(after)
+
+            _for_size(builder, number, partial, compute)
             return context.get_dummy_value()
 
         pair = types.UniTuple(types.intp, 2)
@@ -183,6 +214,41 @@ def _computing(kind: type[_Tile], *partial: bool) -> Any:
 
 
 tile, lanes_tile = _computing(_Tile, False, True), _computing(_LanesTile, False)
+
+
+@intrinsic
+def step_tile(typingctx, number, first, depth, scalars, panel, result, pull):
+    """Step the weights of the tile of a `_number`; `first` is its first row in the row tables.
+
+    scalars, panel and result are those of `tile`; pull = (centre, eta, lam), with a centre that lies like C.
+    """
+
+    def codegen(context, builder, signature, args):
+        def unpack(position):
+            return unpacked(context, builder, signature.args[position], args[position])
+
+        number, first, depth, *_ = args
+        (s, s_row, s_at), (v, v_start, v_at) = unpack(3), unpack(4)
+        (c, c_row, c_start, valid), (centre, eta, lam) = unpack(5), unpack(6)
+        v, c, centre = (
+            builder.gep(base, [at]) for base, at in ((v, v_start), (c, c_start), (centre, c_start))
+        )
+
+        def compute(rows, vectors, masked):
+            block = _SteppedTile(builder, rows, vectors, valid if masked else None, c.type.pointee)
+            row = [builder.add(first, INDEX(i)) for i in range(rows)]
+            s_rows = [builder.gep(s, [entry(builder, s_row, i)]) for i in row]
+            c_rows, goals = (
+                [builder.gep(base, [entry(builder, c_row, i)]) for i in row] for base in (c, centre)
+            )
+            block.fetch([*c_rows, *goals])
+            sums = block.sum([block.simd.zero] * (rows * vectors), depth, s_rows, s_at, v, v_at)
+            block.end(block.step(sums, c_rows, goals, eta, lam), c_rows)
+
+        _for_size(builder, number, (False, True), compute)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp, scalars, panel, result, pull), codegen
 
 
 @shared
@@ -257,5 +323,25 @@ def sweep_lanes(rows, depth, width, s, v, v_at, c, c_row, add):
         while row < rows:
             height = _rows_of(rows - row, vectors)
             lanes_tile(_number(height, vectors, no), row, (0, depth), scalars, panel, result, add, no, c)
+            row += height
+        start += vectors * lanes
+
+
+@kernel
+def sweep_steps(rows, depth, width, scalars, panel, result, pull):
+    """Step all `rows` rows and `width` columns of weights; panel = (V, v_at), result = (C, c_row).
+
+    No gradient is ever in memory, and the arithmetic of the sums hides the way of C and of the centre.
+    (Measured on 100 x 784 weights and 20 samples: 17 us, where storing 128 columns of the gradient takes 22.)
+    """
+    (v, v_at), (c, c_row) = panel, result
+    lanes, start = VECTOR_BYTES // c.itemsize, 0
+    while start < width:
+        vectors, row = _vectors_of((width - start + lanes - 1) // lanes), 0
+        valid = min(lanes, width - start - (vectors - 1) * lanes)
+        while row < rows:
+            height = _rows_of(rows - row, vectors)
+            number = _number(height, vectors, valid < lanes)
+            step_tile(number, row, depth, scalars, (v, start, v_at), (c, c_row, start, valid), pull)
             row += height
         start += vectors * lanes

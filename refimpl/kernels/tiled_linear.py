@@ -17,31 +17,21 @@ import numpy as np
 
 from refimpl.kernels.arrays import check_offsets
 from refimpl.kernels.dot import dot_sweep
-from refimpl.kernels.jit import kernel, large_kernel, optimise_for_size, shared
+from refimpl.kernels.jit import kernel, large_kernel, optimise_for_size
 from refimpl.kernels.panels import clear, copy_runs, cut, multiples, open_channels, row_table
 from refimpl.kernels.sums import PARTIAL_SUMS
-from refimpl.kernels.target import TILE_VECTORS, VECTOR_BYTES
-from refimpl.kernels.tile import sweep
-from refimpl.kernels.vector import step_run
-
-STEPPED = 1 << 14  # entries of a gradient that exist at a time
+from refimpl.kernels.tile import sweep, sweep_steps
 
 
-@shared
-def stepped_columns(outputs, itemsize):
-    """How many columns of a gradient exist at a time: whole blocks of columns of the tile."""
-    block = TILE_VECTORS * VECTOR_BYTES // itemsize
-    return max(1, STEPPED // max(1, outputs) // block) * block
-
-
-def scratch(n_samples, features, outputs, itemsize):
+def scratch(n_samples, features, outputs):
     """(floats, ints) that any of the three passes needs.
 
     Raises InputError where places in the arrays do not fit into the passes' tables.
     """
     check_offsets("linear", x=n_samples * features, y=n_samples * outputs, weight=outputs * features)
-    floats = max(n_samples * (features + outputs) + outputs, outputs * stepped_columns(outputs, itemsize))
-    return floats, 3 * (features + outputs) + 2 * n_samples + 4 * PARTIAL_SUMS
+    return n_samples * (features + outputs) + outputs, 3 * (
+        features + outputs
+    ) + 2 * n_samples + 4 * PARTIAL_SUMS
 
 
 @kernel
@@ -288,29 +278,23 @@ def weight_grad(x, dy, x_mask, dy_mask, more, floats, ints, dweight, dbias):
 
 
 @large_kernel
-def weight_step(x, dy, eta, lam, centre, floats, ints, weight, dbias):
+def weight_step(x, dy, eta, lam, centre, ints, weight, dbias):
     """weight <- weight - eta (g + lam (weight - centre)) with g = dy^T x; and dbias = column sums of dy.
 
-    The same bits as `weight_grad` and `vector.local_step`, but only some columns of g exist at a time, so
-    that it stays in an inner cache. (Some rows at a time would read the columns of x anew for each.)
+    The same bits as `weight_grad` and `vector.local_step`.
     """
+    optimise_for_size()
     n_samples, features = x.shape
     outputs = dy.shape[1]
     s_row, ints = cut(ints, outputs + 1)
     c_row, ints = cut(ints, outputs + 1)
     s_at, v_at = cut(ints, n_samples)
-    columns = stepped_columns(outputs, x.itemsize)
     _rows_at(outputs, np.int64(1), s_row)
-    _rows_at(outputs, columns, c_row)
+    _rows_at(outputs, features, c_row)
     multiples(n_samples, outputs, s_at)
     multiples(n_samples, features, v_at)
-    signal, panel, steps, goals = dy.reshape(-1), x.reshape(-1), weight.reshape(-1), centre.reshape(-1)
-    scalars, nothing, off = (signal, s_row, s_at), (c_row, np.int64(0)), np.bool_(False)
-    for first in range(0, features, columns):
-        width, v = min(columns, features - first), panel[first:]
-        sweep(outputs, n_samples, width, scalars, v, v_at, floats, c_row, nothing, off, off, signal)
-        for row in range(outputs):
-            part, g = slice(row * features + first, row * features + first + width), floats[row * columns :]
-            step_run(steps[part], g[:width], goals[part], eta, lam)
+    signal, panel, result = dy.reshape(-1), (x.reshape(-1), v_at), (weight.reshape(-1), c_row)
+    pull = (centre.reshape(-1), eta, lam)
+    sweep_steps(outputs, n_samples, features, (signal, s_row, s_at), panel, result, pull)
     clear(dbias)
     _add_rows(signal, dbias)

@@ -60,13 +60,6 @@ def norm(x):
     return math.sqrt(squared_norm(x))
 
 
-@inlined
-def step_run(w, gradient, centre, eta, lam):
-    """`local_step` of a run of entries."""
-    for i in range(w.size):
-        w[i] -= eta * (gradient[i] + lam * (w[i] - centre[i]))
-
-
 @checked(w=written("D"), gradient=given("D"), centre=given("D"))
 @large_kernel
 def local_step(w, gradient, centre, eta, lam):
@@ -74,7 +67,8 @@ def local_step(w, gradient, centre, eta, lam):
 
     eta and lam must have the dtype of w.
     """
-    step_run(w, gradient, centre, eta, lam)
+    for i in range(w.size):
+        w[i] -= eta * (gradient[i] + lam * (w[i] - centre[i]))
 
 
 @kernel

@@ -147,5 +147,5 @@ def _scratch(operations: np.recarray, kept: np.ndarray, batch: int, itemsize: in
                 sparse_scratch(kept[op.kept_back : op.kept_end], filters, channels, itemsize),
             ]
         elif op.kind == code.LINEAR:
-            needs.append(tiled_linear.scratch(batch, channels, filters, itemsize))
+            needs.append(tiled_linear.scratch(batch, channels, filters))
     return max(need[0] for need in needs), max(need[1] for need in needs)

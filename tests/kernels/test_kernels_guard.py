@@ -51,7 +51,7 @@ def run_linear(case, at_end):
 
     x, weight, bias, dy = g(case.x), g(case.weight), g(case.bias), g(case.dy)
     reads, writes = g(case.in_mask), g(case.out_mask)
-    needs = tiled_linear.scratch(x.shape[0], x.shape[1], dy.shape[1], x.itemsize)
+    needs = tiled_linear.scratch(x.shape[0], x.shape[1], dy.shape[1])
 
     def memory():
         return map(g, scratch(x.dtype, needs))
@@ -61,6 +61,8 @@ def run_linear(case, at_end):
     dweight, dbias = g(np.full_like(weight, np.nan)), g(np.full_like(bias, np.nan))
     for more in (False, True):
         tiled_linear.weight_grad(x, dy, reads, writes, more, *memory(), dweight, dbias)
+    rate, (_, ints) = x.dtype.type(0.1), memory()
+    tiled_linear.weight_step(x, dy, rate, rate, g(np.zeros_like(case.weight)), ints, weight, dbias)
 
 
 def run_everything():

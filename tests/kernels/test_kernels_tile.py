@@ -32,6 +32,7 @@ from refimpl.kernels import (
     tiled_conv,
     tiled_linear,
     tiled_weight_grad,
+    vector,
     workspace,
 )
 
@@ -123,6 +124,22 @@ def test_linear_has_the_bits_of_the_plain_kernel(case):
     assert_all_same_bits(tile_linear(case), plain_linear(case))
 
 
+@settings(max_examples=80, deadline=None)
+@given(linear_cases(most=70))
+@example(make_linear(1, np.float32, 20, 784, 100))
+@example(make_linear(2, np.float64, 200, 65, 7))
+def test_a_stepped_weight_has_the_bits_of_its_gradient_and_a_step(case):
+    case = case._replace(in_mask=ALL_ON, out_mask=ALL_ON)
+    (n, features), outputs, dtype = case.x.shape, case.dy.shape[1], case.x.dtype
+    gradient, dbias = plain_linear_weight_grad(case)
+    centre, eta, lam = np.roll(case.weight, 1), dtype.type(0.05), dtype.type(0.7)
+    expected, weight, own = case.weight.copy(), case.weight.copy(), np.full_like(dbias, np.nan)
+    vector.local_step(expected.reshape(-1), gradient.reshape(-1), centre.reshape(-1), eta, lam)
+    _, ints = workspace.scratch(dtype, *tiled_linear.scratch(n, features, outputs))
+    tiled_linear.weight_step(case.x, case.dy, eta, lam, centre, ints, weight, own)
+    assert_all_same_bits((weight, own), (expected, dbias), WEIGHTS)
+
+
 @settings(max_examples=40, deadline=None)
 @given(conv_cases(most_channels=20), linear_cases())
 def test_what_closed_channels_hold_has_no_effect(conv_case, linear_case):
@@ -173,7 +190,7 @@ def test_weight_gradients_of_parts_go_on_where_the_last_ended(
 
     assert_all_same_bits(in_parts(case, convolution, sizes), plain_weight_grad(case), WEIGHTS)
     flat = make_linear(8, dtype, 4, channels * 16, filters, channels, *kinds)
-    needs_flat = tiled_linear.scratch(4, channels * 16, filters, flat.x.itemsize)
+    needs_flat = tiled_linear.scratch(4, channels * 16, filters)
 
     def linear_layer(x, dy, masks, more, dweight, dbias):
         memory = workspace.scratch(x.dtype, *needs_flat)
