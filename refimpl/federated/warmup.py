@@ -65,6 +65,7 @@ def single_layers(dtype: str) -> None:
     conv.weight_grad(image, image, ONE, NONE, pixel, vector_)
     conv.forward(image, pixel, vector_, ONE, NONE)  # the same kernel has its input gradient
     _many_samples(dtype)
+    _behind_pooling(dtype)
     where = np.zeros((1, 1, 1, 1), INTS)  # of the largest number of a window
     pool.max_forward(image, TWO, TWO, NONE, ALL_ON, pixel, where)
     pool.max_backward(pixel, where, TWO, TWO, NONE, ALL_ON, image)
@@ -82,12 +83,22 @@ def everything(dtype: str) -> None:
     """One round of MetaGater and one adaptation of a small gated CNN."""
     _round(zoo.digits((2, 2)), *_samples(dtype))
     _many_samples(dtype)
+    _behind_pooling(dtype)
 
 
 def _many_samples(dtype: str) -> None:
     """A convolution of so many samples that they are the lanes of vectors (`sample_lanes`)."""
     x = np.ones((sample_lanes.MOST_VECTORS * VECTOR_BYTES, 1, 2, 2), dtype)
     conv.forward(x, np.ones((1, 1, 3, 3), dtype), np.ones(1, dtype), ONE, ONE)
+
+
+def _behind_pooling(dtype: str) -> None:
+    """The gradients of a convolution where most of dy is zero (`few_slopes`)."""
+    channels = 2 * VECTOR_BYTES // np.dtype(dtype).itemsize
+    x, weight = np.ones((1, channels, 2, 2), dtype), np.ones((1, channels, 3, 3), dtype)
+    dy, moves = np.zeros((1, 1, 2, 2), dtype), (ONE, ONE)
+    conv.weight_grad(x, dy, *moves, weight, np.zeros(1, dtype))
+    conv.input_grad(dy, weight, *moves, (2, 2))
 
 
 def _round(network: Network, x: np.ndarray, y: np.ndarray) -> None:

@@ -45,6 +45,15 @@ def copy(source, target):
 
 
 @kernel
+def finite(run):
+    """Whether no entry of a contiguous run is infinite or NaN."""
+    count = 0
+    for i in range(run.size):
+        count += run[i] * 0 != 0
+    return count == 0
+
+
+@kernel
 def multiples(count, step, table):
     """table[i] = i * step."""
     optimise_for_size()

@@ -98,15 +98,6 @@ def scratch(source, target, kernel_size, moves, transposed, itemsize):
 
 
 @kernel
-def finite(weights):
-    """Whether no weight is infinite or NaN."""
-    count = 0
-    for i in range(weights.size):
-        count += weights[i] * 0 != 0
-    return count == 0
-
-
-@kernel
 def _reached(taps, size, move, transposed, table):
     """table[p * taps + k] = the row (or column) of the source that tap k of position p reads, or -1."""
     optimise_for_size()

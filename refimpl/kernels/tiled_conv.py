@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 
-from refimpl.kernels import depthwise, sample_lanes
+from refimpl.kernels import depthwise, few_slopes, sample_lanes
 from refimpl.kernels.arrays import check_offsets
 from refimpl.kernels.jit import inlined, kernel, large_kernel, optimise_for_size, shared
 from refimpl.kernels.panels import (
@@ -28,6 +28,7 @@ from refimpl.kernels.panels import (
     closed_channels,
     copy_planes,
     cut,
+    finite,
     multiples,
     open_channels,
     pick,
@@ -72,6 +73,9 @@ def convolve_scratch(source, target, kernel_size, moves, transposed, itemsize, g
         own = depthwise.scratch(groups, reach[0] * reach[1], pixels, taps, reach[0] * reach[1], itemsize)
     elif groups == 1:
         own = sample_lanes.scratch(source, target, kernel_size, moves, transposed, itemsize)
+        if transposed and taps == 9:
+            few = few_slopes.input_grad_scratch(source, target, moves, itemsize)
+            own = max(own[0], few[0]), max(own[1], few[1])
     source_channels, target_channels = source_channels // groups, target_channels // groups
     result = target_channels * size[0] * size[1]
     planes = kernel_size[1] * min(stride[0], kernel_size[0])
@@ -111,8 +115,14 @@ def convolve(
             forward, masks = not transposed, (reads, writes, clears)
             depthwise.convolve(source, weight, bias, step, base, gap, forward, *masks, floats, ints, target)
             return
+    moves, masks, scratch = (stride, pad, dilation), (reads, writes, clears), (floats, ints)
+    few = groups == 1 and transposed and few_slopes.spreads(source, weight, target, moves, reads)
+    if few and finite(weight.reshape(-1)):
+        few_slopes.input_grad(source, weight, moves, reads, floats, ints, target)
+        for n in range(source.shape[0] if clears else 0):
+            close_channels(writes, n, target)
+        return
     if groups == 1:
-        moves, masks, scratch = (stride, pad, dilation), (reads, writes, clears), (floats, ints)
         done = _by_samples(source, weight, bias, moves, transposed, masks, scratch, target)
         source, target, reads, writes = source[done:], target[done:], reads[done:], writes[done:]
     source, target = apart(source, groups), apart(target, groups)
@@ -274,7 +284,7 @@ def _by_samples(source, weight, bias, moves, transposed, masks, scratch, target)
     lanes = sample_lanes.together(n_samples, inner, outer, taps, moves, transposed, size)
     if lanes > 0:
         same = alike(reads, 0, n_samples) == n_samples and alike(writes, 0, n_samples) == n_samples
-        if not (same and sample_lanes.finite(weight.reshape(-1))):
+        if not (same and finite(weight.reshape(-1))):
             lanes = 0
     while lanes > 0:
         part = slice(done, done + (n_samples - done) // lanes * lanes)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refimpl.kernels import depthwise
+from refimpl.kernels import depthwise, few_slopes
 from refimpl.kernels.arrays import check_offsets
 from refimpl.kernels.jit import inlined, kernel, large_kernel, optimise_for_size, shared
 from refimpl.kernels.panels import (
@@ -29,6 +29,7 @@ from refimpl.kernels.panels import (
     copy_planes,
     copy_runs,
     cut,
+    finite,
     multiples,
     open_channels,
     row_table,
@@ -98,15 +99,16 @@ def weight_grad_scratch(
     channels //= groups
     taps, pixels = kh * kw, result_size[0] * result_size[1]
     planes, lanes = kw * min(stride[0], kh), VECTOR_BYTES // itemsize
-    image = (size[0] + 2 * pad[0]) * (size[1] + 2 * pad[1]) * channels + lanes
+    image = (size[0] + 2 * pad[0]) * (size[1] + 2 * pad[1]) * channels + 2 * lanes
     copies = channels * planes * ((result_size[0] + (kh - 1) * dilation[0] + 1) * result_size[1] + lanes)
     unfolded = max(FIRST_LEVEL // itemsize, 64 * (taps * channels + lanes))
-    sums = filters * taps * channels
+    sums = filters * kh * whole_vectors(kw * channels, itemsize)
     samples = together(pixels)
     image, ints = (
         samples * image,
         4 * (filters + 1) + 2 * samples * pixels + channels * (5 + taps) + 5 * taps + 7 * planes,
     )
+    ints += few_slopes.lists_size(pixels)
     floats = max(image, copies + unfolded) + sums
     check_offsets("conv", plane=size[0] * size[1], copies=floats, dy=filters * pixels)
     return max(floats, own[0]), max(ints + size[0] * size[1] + 1, own[1])
@@ -194,10 +196,13 @@ def weight_grad(x, dy, stride, pad, dilation, x_mask, dy_mask, more, floats, int
         apart(dy_mask, groups),
     )
     pixels, open_in = dy.shape[2] * dy.shape[3], _mean_open(x_mask, channels)
-    if unfolds(n_samples, open_in, channels, filters // groups, kh * kw, run, pixels, more, x.itemsize):
-        _by_unfolding(x, dy, steps, x_mask, dy_mask, more, groups, floats, ints, dweight, dbias)
+    few = groups == 1 and run == kw and 3 * open_in > channels
+    few = few and few_slopes.windows_pay(dy, dy_mask, run * channels) and finite(x.reshape(-1))
+    sizes = open_in, channels, filters // groups, kh * kw, run, pixels
+    if few or not unfolds(n_samples, *sizes, more, x.itemsize):
+        _by_windows(x, dy, steps, run, few, x_mask, dy_mask, more, groups, floats, ints, dweight, dbias)
     else:
-        _by_windows(x, dy, steps, run, x_mask, dy_mask, more, groups, floats, ints, dweight, dbias)
+        _by_unfolding(x, dy, steps, x_mask, dy_mask, more, groups, floats, ints, dweight, dbias)
 
 
 @inlined
@@ -281,27 +286,31 @@ def _by_unfolding(x, dy, steps, x_mask, dy_mask, more, groups, floats, ints, dwe
 
 
 @inlined
-def _by_windows(x, dy, steps, run, x_mask, dy_mask, more, groups, floats, ints, dweight, dbias):
+def _by_windows(x, dy, steps, run, few, x_mask, dy_mask, more, groups, floats, ints, dweight, dbias):
     """`weight_grad` with the windows of a channels-last image."""
     (n_samples, channels, height, width), (stride, pad, dilation) = x.shape, steps
     (kh, kw), filters = dweight.shape[2:], dy.shape[1]
     shape = (dy.shape[2], dy.shape[3])
     taps, pixels, area = kh * kw, shape[0] * shape[1], height * width
     line, window = (width + 2 * pad[1]) * channels, run * channels
+    padded = whole_vectors(window, x.itemsize) if few else window  # lanes of a run's sums
+    row = taps // run * padded
 
     in_list, ints = cut(ints, channels)
     out_list, ints = cut(ints, groups * filters)
     s_row, ints = cut(ints, filters + 1)
     c_row, ints = cut(ints, filters + 1)
-    most = equal_parts(n_samples, together(pixels) if groups == 1 else 1)
+    most = equal_parts(n_samples, together(pixels) if groups == 1 and not few else 1)
+    lists, ints = cut(ints, few_slopes.lists_size(pixels) if few else 0)
     s_at, ints = cut(ints, most * pixels)
     v_at, ints = cut(ints, most * pixels)
     plane_at, ints = cut(ints, channels)
     tap_at, ints = cut(ints, taps)
     channel_at, ints = cut(ints, channels)
     place, size = ints[:area], whole_vectors((height + 2 * pad[0]) * line, x.itemsize)
+    size += padded - window
     image, floats = cut(floats, most * size)
-    sums = floats[: groups * filters * taps * channels]
+    sums = floats[: groups * filters * row]
 
     multiples(channels, area, plane_at)
     _image_table((height, width), pad, channels, place)
@@ -317,8 +326,8 @@ def _by_windows(x, dy, steps, run, x_mask, dy_mask, more, groups, floats, ints, 
     clear(image)
     gated = dy_mask.shape[0] > 0 and (n_samples > 1 or more)
     if more:
-        _from_kernel_order(dweight, tap_at, channel_at, sums)
-    elif gated:
+        _from_kernel_order(dweight, run, row, tap_at, channel_at, sums)
+    elif gated or few:
         clear(sums)
     n_in, n_out, n = 0, 0, 0
     while n < n_samples:
@@ -326,7 +335,7 @@ def _by_windows(x, dy, steps, run, x_mask, dy_mask, more, groups, floats, ints, 
         if n == 0 or gated:
             n_out = open_channels(dy_mask, n, filters, out_list)
             row_table(out_list, n_out, pixels, s_row)
-            row_table(out_list, n_out, taps * channels, c_row)
+            row_table(out_list, n_out, row, c_row)
         gradient, first = dy[n:].reshape(-1), n % groups * filters
         scalars, nothing, add = (gradient, s_row, s_at), (c_row, np.int64(0)), gated or more or n >= groups
         for i in range(count):
@@ -334,7 +343,11 @@ def _by_windows(x, dy, steps, run, x_mask, dy_mask, more, groups, floats, ints, 
                 n_in = open_channels(x_mask, n + i, channels, in_list)
             _load_image(x[n + i].reshape(-1), in_list, n_in, plane_at, place, image[i * size :])
             _add_bias_gradient(dy[n + i].reshape(-1), out_list, n_out, pixels, dbias[first:])
-        for tap in range(0, taps, run):
+        if few:
+            panel, result = (image, v_at, dilation[0] * line), (sums, c_row, padded)
+            vectors = padded * x.itemsize // VECTOR_BYTES
+            few_slopes.add_windows(gradient, pixels, n_out, s_row, panel, result, kh, vectors, lists)
+        for tap in range(0, 0 if few else taps, run):
             v = image[tap // kw * dilation[0] * line + tap % kw * dilation[1] * channels :]
             c, depth = sums[(first * taps + tap) * channels :], count * pixels
             sweep(n_out, depth, window, scalars, v, v_at, c, c_row, nothing, add, np.bool_(False), gradient)
@@ -342,34 +355,41 @@ def _by_windows(x, dy, steps, run, x_mask, dy_mask, more, groups, floats, ints, 
     if gated or groups > 1:  # all rows have been in use
         n_out = groups * filters
         multiples(n_out, np.int64(1), out_list)
-    _to_kernel_order(sums, out_list, n_out, tap_at, channel_at, dweight)
+    _to_kernel_order(sums, out_list, n_out, run, row, tap_at, channel_at, dweight)
 
 
 @kernel
-def _from_kernel_order(dweight, tap_at, channel_at, sums):
-    """sums (K, kh, kw, C) = dweight (K, C, kh, kw)."""
+def _orders(run, row, tap_at, channel_at):
+    """Where a tap begins in a row of the sums, and a channel in a row of the weight."""
     optimise_for_size()
-    taps, row, weights = tap_at.size, channel_at.size * tap_at.size, dweight.reshape(-1)
-    multiples(taps, channel_at.size, tap_at)
-    multiples(channel_at.size, taps, channel_at)
-    for k in range(dweight.shape[0]):
-        at = slice(k * row, (k + 1) * row)
-        transpose(weights[at], channel_at, channel_at.size, taps, sums[at], tap_at)
+    runs = tap_at.size // run
+    for tap in range(tap_at.size):
+        tap_at[tap] = tap // run * (row // runs) + tap % run * channel_at.size
+    multiples(channel_at.size, tap_at.size, channel_at)
 
 
 @kernel
-def _to_kernel_order(sums, rows, n_rows, tap_at, channel_at, dweight):
+def _from_kernel_order(dweight, run, row, tap_at, channel_at, sums):
+    """sums (K, kh, kw, C) = dweight (K, C, kh, kw); rows of the sums may be longer."""
+    optimise_for_size()
+    taps, size, weights = tap_at.size, channel_at.size * tap_at.size, dweight.reshape(-1)
+    _orders(run, row, tap_at, channel_at)
+    for k in range(dweight.shape[0]):
+        source, target = weights[k * size : (k + 1) * size], sums[k * row : (k + 1) * row]
+        transpose(source, channel_at, channel_at.size, taps, target, tap_at)
+
+
+@kernel
+def _to_kernel_order(sums, rows, n_rows, run, row, tap_at, channel_at, dweight):
     """dweight (K, C, kh, kw) = sums (K, kh, kw, C) in the listed rows, zero in the others."""
     optimise_for_size()
     filters, channels = dweight.shape[:2]
-    taps = tap_at.size
-    multiples(taps, channels, tap_at)
-    multiples(channels, taps, channel_at)
-    i = 0
+    taps, i = tap_at.size, 0
+    _orders(run, row, tap_at, channel_at)
     for k in range(filters):
         target = dweight[k].reshape(-1)
         if i < n_rows and rows[i] == k:
-            source = sums[k * taps * channels : (k + 1) * taps * channels]
+            source = sums[k * row : (k + 1) * row]
             transpose(source, tap_at, taps, channels, target, channel_at)
             i += 1
         else:
