@@ -22,7 +22,7 @@ from refimpl.cli.options import (
 )
 from refimpl.cli.output import facts, print_json, table
 from refimpl.cli.progress import Progress
-from refimpl.cli.supervised import SHOWN, Supervised, compare, deployed_in, draw, row_cells, tested
+from refimpl.cli.supervised import SHOWN, Silent, Supervised, compare, deployed_in, draw, row_cells, tested
 from refimpl.cli.training import Begin, begin_options
 from refimpl.cooperative.config import PRESETS, CooperativeConfig, resolve
 from refimpl.experiments.record import RunFolder
@@ -107,9 +107,9 @@ def evaluate_command(runs: tuple[Path, ...], figure: Path | None, session: Sessi
 
         require_matplotlib()
     with Progress(len(runs), session.talk) as progress, notice(progress):
-        found = {}
+        found, course = {}, Silent(session)
         for path in runs:
-            found[str(path)] = tested(path, session)
+            found[str(path)] = tested(path, course)
             progress.step(f"tested  {path}")
     tables = {name: [row.table() for row in one.rows] for name, one in found.items()}
     if figure is not None:
@@ -162,7 +162,7 @@ def predict_command(
     if out is not None:
         check_new(out, force)
     with RunFolder.open(run, lock=False) as folder:
-        made, deployed = deployed_in(folder, session)
+        made, deployed = deployed_in(folder, Silent(session))
     x, y = made.samples("test") if source is None else (_samples(made, source), None)
     row = deepest(rows(deployed, x[:COUNTED], None, (batch,)), budget_ms, budget_flops, batch)
     logits, milliseconds = _timed(deployed[row.depth], x, batch)
@@ -255,7 +255,7 @@ def export_command(run: Path, depth: int | None, out: Path, force: bool, session
 
     check_new(out, force)
     with RunFolder.open(run, lock=False) as folder:
-        made, deployed = deployed_in(folder, session)
+        made, deployed = deployed_in(folder, Silent(session))
     depth = depth or made.depths.full
     one_of("cooperative export", "depth", str(depth), tuple(map(str, deployed)))
     one = deployed[depth]

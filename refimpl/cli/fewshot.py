@@ -25,6 +25,7 @@ from refimpl.cli.options import (
 from refimpl.cli.output import command_line, exit_unless, print_json, say_data, table
 from refimpl.cli.progress import Progress
 from refimpl.cli.training import Begin, Course, Lines, Records, begin_options
+from refimpl.experiments.kinds import FEWSHOT, expect_kind
 from refimpl.experiments.record import RunFolder
 from refimpl.fewshot import config as episodic
 from refimpl.fewshot.config import PRESETS, TEST_KEYS, FewShotConfig
@@ -314,6 +315,7 @@ def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
     found = []
     for path in runs:
         with RunFolder.open(path, lock=False) as folder:
+            expect_kind(FEWSHOT, folder.config, str(path))
             found.append(Trained(str(path), folder.metrics(), read_test(folder.report / "fewshot.json")))
     out = out or (runs[0] if len(runs) == 1 else Path("runs")) / "report"
     drawn = [run for run in found if run.records]

@@ -64,12 +64,13 @@ def _folder(runs: tuple[Path, ...]) -> Path:
 
 def _report(runs: tuple[Path, ...], out: Path, full: bool | None, session: Session) -> list[Path]:
     """Measure, draw and write; returns the paths of the files, with the page first."""
+    from refimpl.experiments.kinds import COOPERATIVE
+    from refimpl.experiments.record import kind_at
     from refimpl.report.canvas import MISSING, has_matplotlib
-    from refimpl.report.cooperative import is_team
     from refimpl.report.subject import find
     from refimpl.report.write import plans, write
 
-    if all(map(is_team, runs)):
+    if all(kind_at(run) is COOPERATIVE for run in runs):
         return report_teams(runs, out, session)
     subjects, compared = find(runs, session.data_dir)
     views = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,7 +17,9 @@ from refimpl.cli.output import command_line, print_json, say_data, table
 from refimpl.cli.training import Course, Lines, Records
 from refimpl.cooperative import config as settings
 from refimpl.cooperative.config import CooperativeConfig
+from refimpl.data.identity import Recorded, identify
 from refimpl.errors import DivergenceError, RunError
+from refimpl.experiments.config import read_toml
 from refimpl.experiments.record import CONFIG, RunFolder
 from refimpl.files.storage import read_json
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from refimpl.cooperative.compare import Outcome
     from refimpl.cooperative.experiment import Cooperative, Epoch
     from refimpl.cooperative.measure import Deployed, Row
+    from refimpl.data.dataset import DataSet
 
 SHOWN = ("depth", "member", "validation %", "test %", "MFLOPs", "ms, 1 sample", "ms, 32 samples")
 VALIDATION = "validation"  # name of the report with accuracies on validation samples
@@ -70,8 +74,31 @@ class Supervised(Course):
         ]
 
 
+@dataclass(frozen=True)
 class Silent(Supervised):
-    """The same course without a summary, where another command goes on."""
+    """The same course without a summary, for commands that go on with the run; runs share the data in memory.
+
+    known: the data of the last run that was prepared or reopened, if there was one.
+    """
+
+    known: list[DataSet] = field(default_factory=list)
+
+    def prepare(self, config: CooperativeConfig) -> Cooperative:
+        """See `Course`."""
+        from refimpl.cooperative.experiment import prepare
+
+        recorded = Recorded("cooperative", identify(self.known[0])) if self.known else None
+        return self._keep(prepare(config, self.session.data_dir, recorded, *self.known))
+
+    def reopen(self, folder: RunFolder) -> Cooperative:
+        """See `Course`."""
+        from refimpl.cooperative.experiment import reopen
+
+        return self._keep(reopen(folder, self.session.data_dir, *self.known))
+
+    def _keep(self, run: Cooperative) -> Cooperative:
+        self.known[:] = [run.dataset]
+        return run
 
     def show(self, run: Cooperative, folder: RunFolder) -> None:
         """Nothing."""
@@ -86,22 +113,17 @@ def draw(tables: dict[str, list[dict[str, Any]]], figure: Path, err: bool) -> No
     click.echo(save(figure, lambda: frontier_figure(curves)), err=err)
 
 
-def tested(path: Path, session: Session) -> Outcome:
+def tested(path: Path, course: Silent) -> Outcome:
     """A finished run in numbers, which are written into its folder as well."""
-    with RunFolder.open(path, lock=False) as folder:
-        return tested_in(folder, session)
-
-
-def tested_in(folder: RunFolder, session: Session) -> Outcome:
-    """The same of an open folder."""
     from refimpl.cooperative.compare import Outcome
     from refimpl.cooperative.measure import measure
 
-    run, deployed = deployed_in(folder, session)
-    rows = measure(run, deployed)
-    seconds = sum(entry["seconds"] for entry in folder.metrics())
-    found = Outcome(run.config.scheme, run.config.seed, run.cost, seconds, rows)
-    folder.save_report("cooperative", {**found.table(), "config": folder.config})
+    with RunFolder.open(path, lock=False) as folder:
+        run, deployed = deployed_in(folder, course)
+        rows = measure(run, deployed)
+        seconds = sum(entry["seconds"] for entry in folder.metrics())
+        found = Outcome(run.config.scheme, run.config.seed, run.cost, seconds, rows)
+        folder.save_report("cooperative", {**found.table(), "config": folder.config})
     return found
 
 
@@ -109,13 +131,13 @@ def report_teams(paths: Sequence[Path], out: Path, session: Session) -> list[Pat
     """Measure all depths of the runs, and write the page about them; returns its paths."""
     from refimpl.report.cooperative import Curve, write_teams
 
-    curves, cells, configs = [], [], []
-    for path in paths:
-        with RunFolder.open(path, lock=False) as folder:
-            rows = tested_in(folder, session).rows
-            curves.append(Curve(str(path), [row.table() for row in rows]))
-            cells.append([*map(row_cells, rows)])
-            configs.append(folder.config)
+    course = Silent(session)
+    found = [tested(path, course).rows for path in paths]
+    curves = [
+        Curve(str(path), [row.table() for row in rows]) for path, rows in zip(paths, found, strict=True)
+    ]
+    cells = [[row_cells(row) for row in rows] for rows in found]
+    configs = [read_toml(path / CONFIG) for path in paths]
     return write_teams(out, curves, SHOWN, cells, configs)
 
 
@@ -126,14 +148,13 @@ def row_cells(row: Row) -> list[str]:
     return [str(row.depth), row.member, *shares, f"{row.flops / 1e6:.3g}", *times]
 
 
-def deployed_in(folder: RunFolder, session: Session) -> tuple[Cooperative, dict[int, Deployed]]:
+def deployed_in(folder: RunFolder, course: Silent) -> tuple[Cooperative, dict[int, Deployed]]:
     """A finished run, and what is used of it at each depth."""
-    from refimpl.cooperative.experiment import reopen
     from refimpl.cooperative.measure import deploy
     from refimpl.experiments.experiment import meta_model
 
-    run = reopen(folder, session.data_dir)
-    say_data("" if session.as_json else run.dataset.note)
+    run = course.reopen(folder)
+    say_data("" if course.session.as_json else run.dataset.note)
     w = meta_model(run, folder)
     return run, deploy(run, w, _validation(run, folder, w))
 
@@ -173,14 +194,14 @@ def compare(
 
     if figure is not None:
         require_matplotlib()
+    course = Silent(session)
     found, diverged = [], []
     for config in configs(base, schemes or tuple(SCHEMES), seeds):
         path = out / folder_name(config)
         try:
-            code = _finish(config, path, session)
-            if code:
+            if code := _finish(config, path, course):
                 return code
-            found.append(tested(path, session))
+            found.append(tested(path, course))
         except DivergenceError as error:
             click.echo(f"refimpl: {path}: {error}", err=True)
             diverged.append(path.name)
@@ -204,9 +225,8 @@ def compare(
     return 1 if diverged else 0
 
 
-def _finish(config: CooperativeConfig, path: Path, session: Session) -> int:
+def _finish(config: CooperativeConfig, path: Path, course: Silent) -> int:
     """Train a run, or go on with it if it is there with these settings; returns the exit code."""
-    course = Silent(session)
     if not (path / CONFIG).is_file():
         return course.begin(config, path, force=False)
     with RunFolder.open(path, lock=False) as folder:

@@ -16,6 +16,7 @@ from typing import Any
 from refimpl.cooperative.descent import SCHEDULES
 from refimpl.errors import ConfigError, shown
 from refimpl.experiments.config import absolute, tables_of
+from refimpl.experiments.kinds import COOPERATIVE, expect_kind
 from refimpl.files.paths import OWN_DATA
 from refimpl.files.presets import Presets
 from refimpl.registry import DATASETS, MODELS, SCHEMES, check_keys, key, keys_of, plain
@@ -102,6 +103,7 @@ def from_table(table: Mapping[str, Any], source: str) -> CooperativeConfig:
 
 
 def _expect_known(table: Mapping[str, Any], source: str) -> None:
+    expect_kind(COOPERATIVE, table, source)
     for name in table:
         if name not in keys_of(CooperativeConfig):
             raise ConfigError(f"{source}: {shown(name)[1:-1]} is no setting of a cooperative run")

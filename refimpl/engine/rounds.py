@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -67,21 +67,13 @@ class Link(Protocol):
         """
 
 
-class FederatedRecord(NamedTuple):
+class FederatedRecord(RoundRecord):
     """A `RoundRecord` over the nodes that answered; `faults` says, by node, what went wrong there."""
 
-    round: int
-    nodes: tuple[int, ...]
-    loss: float
-    gap: float
-    residual: float
-    gradients: int
-    flops: float
-    closed_share: float
-    floats_sent: int
-    floats_sent_sparse: int
-    seconds: float
     faults: dict[str, list[str]]
+
+    def _asdict(self) -> dict[str, Any]:
+        return {**super()._asdict(), "faults": self.faults}
 
 
 class Gathering:
@@ -196,7 +188,7 @@ class FederatedExperiment(Experiment):
     link: Link = field(kw_only=True)
     patience: Patience = field(kw_only=True)
 
-    def rounds(  # type: ignore[override]  # its records have one field more
+    def rounds(
         self, state: State, rounds: range, threads: int | None = None, first_loss: float = math.nan
     ) -> Iterator[tuple[State, FederatedRecord]]:
         """Run `rounds` from `state`; see `Experiment.rounds`. Threads are the nodes' own matter."""
@@ -212,9 +204,9 @@ class FederatedExperiment(Experiment):
             found = gather(self.link, [Question(round_, node, point) for node in nodes], patience)
             state, record = self._step(state, round_, found.answers, first_loss)
             first_loss = record.loss if math.isnan(first_loss) else first_loss
-            record = record._replace(seconds=time.perf_counter() - started)
-            faults = {str(node): found.faults[node] for node in sorted(found.faults)}
-            yield state, FederatedRecord(*record, faults)
+            answered = FederatedRecord(*record._replace(seconds=time.perf_counter() - started))
+            answered.faults = {str(node): found.faults[node] for node in sorted(found.faults)}
+            yield state, answered
 
     def _step(
         self,

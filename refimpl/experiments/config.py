@@ -19,6 +19,7 @@ from typing import Any
 
 from refimpl.errors import ConfigError, OlderVersionWarning, cause, nearest, one_of, shown
 from refimpl.experiments.fitting import fitting
+from refimpl.experiments.kinds import FEDERATED, expect_kind
 from refimpl.files.paths import OWN_DATA, expanded, is_own_data
 from refimpl.files.presets import Presets, keys_in
 from refimpl.files.sniff import decoded
@@ -341,6 +342,7 @@ def from_table(table: Mapping[str, Any], source: str = "config") -> Config:
     Keys that an older version did not write get their defaults, and an `OlderVersionWarning` says so; but
     every version wrote which method is trained on which data set.
     """
+    expect_kind(FEDERATED, table, source)
     _expect_stored(source, table)
     for name in ("method", "dataset"):
         if name not in table:

@@ -16,6 +16,7 @@ import numpy as np
 from refimpl.data.identity import Identity, Recorded, identity_from
 from refimpl.errors import DataError, InputError, RunError, TakenError
 from refimpl.experiments.config import read_toml
+from refimpl.experiments.kinds import Kind, kind_of, other_kind
 from refimpl.files.environment import environment
 from refimpl.files.folders import building, leftovers, move_into_place
 from refimpl.files.lock import release_lock, take_lock
@@ -104,7 +105,8 @@ class RunFolder:
         """Open an existing run to continue it, or with `lock=False` only to read it."""
         path = Path(path)
         if not (path / CONFIG).is_file():
-            raise RunError(f"{path}: not a run folder (it has no {CONFIG}); start one with refimpl train")
+            hint = other_kind(path) or "start one with refimpl train"
+            raise RunError(f"{path}: not a run folder (it has no {CONFIG}); {hint}")
         run = cls(path, take_lock(path / LOCK, path) if lock else None)
         run._opened = None if lock else os.stat(path)
         return run
@@ -254,6 +256,11 @@ class RunFolder:
             raise RunError(f"{path}: cannot write: {reason(error)}") from None
         write_whole(path, json_text(content).encode())
         return path
+
+
+def kind_at(path: Path) -> Kind | None:
+    """The kind of the run in a folder; None if there is no run, or one of no known kind."""
+    return kind_of(read_toml(path / CONFIG)) if (path / CONFIG).is_file() else None
 
 
 def read_recorded(folder: Path) -> Recorded | None:

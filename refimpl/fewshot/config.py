@@ -15,6 +15,7 @@ from typing import Any
 
 from refimpl.errors import ConfigError, one_of, shown
 from refimpl.experiments.config import absolute, tables_of
+from refimpl.experiments.kinds import FEWSHOT, expect_kind
 from refimpl.fewshot.learner import KINDS
 from refimpl.fewshot.outer import OUTER
 from refimpl.files.paths import OWN_DATA, expanded
@@ -107,8 +108,8 @@ def _layer(table: Mapping[str, Any], method: str, source: str) -> dict[str, Any]
 
 def from_table(table: Mapping[str, Any], source: str) -> FewShotConfig:
     """The settings in a flat table, of which messages speak as `source`; unknown keys are errors."""
+    expect_kind(FEWSHOT, table, source)
     for name in table:
         if name not in keys_of(FewShotConfig):
-            hint = "; it is the folder of a federated run" if "nodes" in table else ""
-            raise ConfigError(f"{source}: {shown(name)[1:-1]} is no setting of a few-shot run{hint}")
+            raise ConfigError(f"{source}: {shown(name)[1:-1]} is no setting of a few-shot run")
     return FewShotConfig(**table)

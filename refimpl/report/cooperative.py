@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from refimpl.experiments.config import read_toml
-from refimpl.experiments.record import CONFIG
 from refimpl.files.environment import environment
 from refimpl.report.canvas import MISSING, has_matplotlib, legend_below, looks, new_figure, percent_axis
 from refimpl.report.page import Drawn, document, facts, figure, folded, made, note, table
@@ -73,11 +71,6 @@ def comparison_figure(lines: Sequence[Line], timed: bool = True) -> Figure:
         percent_axis(axes)
     legend_below(figure, panels[0].get_legend_handles_labels()[0])
     return figure
-
-
-def is_team(path: Path) -> bool:
-    """Whether the folder holds a run of `refimpl cooperative`."""
-    return (path / CONFIG).is_file() and "scheme" in read_toml(path / CONFIG)
 
 
 def write_teams(

@@ -8,6 +8,7 @@ from refimpl.errors import InputError, RunError
 from refimpl.experiments.compare.run import PLAN, Comparison
 from refimpl.experiments.compare.work import Outcome
 from refimpl.experiments.config import Config, from_table
+from refimpl.experiments.kinds import other_kind
 from refimpl.experiments.record import CONFIG, RunFolder
 
 FEW_KEYS = 4  # most keys that label runs of one method; if more keys differ, folders are the labels
@@ -67,7 +68,8 @@ def find(paths: Sequence[Path], data_dir: Path | None) -> tuple[list[Subject], l
             with RunFolder.open(path, lock=False) as folder:
                 runs.append((path, from_table(folder.config, str(path))))
         else:
-            raise RunError(f"{path}: is no run ({CONFIG}) and no comparison ({PLAN}); see refimpl train")
+            hint = other_kind(path) or "see refimpl train"
+            raise RunError(f"{path}: is no run ({CONFIG}) and no comparison ({PLAN}); {hint}")
     configs = [config for _, config in runs]
     subjects = [Subject(_label(config, configs), path, config, config.method) for path, config in runs]
     for one in compared:

@@ -12,6 +12,7 @@ from refimpl.cli import supervised
 from refimpl.cooperative import measure
 from refimpl.cooperative.experiment import Cooperative
 from refimpl.errors import DivergenceError
+from refimpl.experiments import dealing
 from refimpl.report import canvas
 
 TINY = ("--widths", "2,3,4", "--epochs", 2, "--train-samples", 64, "--batch-size", 32, "--calibration", 32)
@@ -69,10 +70,10 @@ def test_a_model_that_has_diverged_is_refused(refimpl, run, tmp_path):
 def test_runs_that_diverge_are_named_and_the_others_compared(refimpl, tmp_path, monkeypatch):
     right = supervised.tested
 
-    def diverging(path, session):
+    def diverging(path, course):
         if path.name == "labels-0":
             raise DivergenceError("its outputs are not finite")
-        return right(path, session)
+        return right(path, course)
 
     monkeypatch.setattr(supervised, "tested", diverging)
     words = ("--schemes", "labels,sandwich", "--seeds", "0", "--train-samples", 32, "--epochs", 1)
@@ -233,3 +234,14 @@ def test_a_depth_is_exported(refimpl, run, tmp_path):
     code, _, err = refimpl("cooperative", "export", run, "--depth", 4, "--out", "4.onnx")
     assert code == 2
     assert "choose one of 1, 2, 3" in err
+
+
+def test_a_comparison_reads_the_data_once(refimpl, monkeypatch):
+    read = []
+    right = dealing.load
+    monkeypatch.setattr(dealing, "load", lambda *where: read.append(where) or right(*where))
+    words = ("--schemes", "alone", "--seeds", "0,1", "--train-samples", 32, "--epochs", 1, "--out", "seeds")
+    assert refimpl("cooperative", "compare", *RUN, *words, "-q")[0] == 0
+    assert len(read) == 1
+    assert refimpl("cooperative", "compare", *RUN, *words, "-q")[0] == 0  # tests the runs again
+    assert len(read) == 2

@@ -97,7 +97,7 @@ def test_levels_override_each_other(tmp_path):
     ("wrong", "pattern"),
     [
         ({"wayz": 3}, "wayz is no setting of a few-shot run"),
-        ({"nodes": 3}, "it is the folder of a federated run"),
+        ({"nodes": 3}, "expected a few-shot run, found a federated run; it is for refimpl adapt"),
         ({"ways": 1}, "ways must be at least 2, got 1"),
         ({"method": "mamml"}, "did you mean maml"),
         ({"statistics": "query"}, "choose one of"),

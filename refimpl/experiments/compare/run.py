@@ -32,7 +32,7 @@ from refimpl.experiments.compare.work import (
 )
 from refimpl.experiments.experiment import default_threads, try_out
 from refimpl.experiments.jobs import Stop, divide_jobs
-from refimpl.experiments.record import CONFIG, DATA, LOCK, REPORT, check_free
+from refimpl.experiments.record import CONFIG, DATA, LOCK, REPORT, check_free, kind_at
 from refimpl.federated.rounds import RoundRecord
 from refimpl.federated.warmup import warm_up
 from refimpl.files.claims import Claims as Taken
@@ -86,7 +86,8 @@ class Comparison:
         """Open a comparison that was begun earlier."""
         path = Path(path)
         if not (path / PLAN).is_file():
-            raise RunError(f"{path}: not a comparison (it has no {PLAN}); start one with refimpl compare")
+            found = f"it holds {kind}" if (kind := kind_at(path)) else "start one with refimpl compare"
+            raise RunError(f"{path}: not a comparison (it has no {PLAN}); {found}")
         text = read_bytes(path / PLAN).decode(errors="replace")
         return cls(path, plan_from_text(str(path / PLAN), text), data_dir, threads)
 

@@ -18,7 +18,7 @@ import numpy as np
 from refimpl.data.identity import Identity
 from refimpl.errors import DataError, RunError
 from refimpl.experiments.config import read_toml
-from refimpl.experiments.record import DATA, check_free
+from refimpl.experiments.record import DATA, check_free, kind_at
 from refimpl.fewshot.config import FewShotConfig, from_table
 from refimpl.fewshot.tickets.masks import Mask, load_mask
 from refimpl.files.folders import building, move_into_place
@@ -106,8 +106,11 @@ def facts_of(folder: Path) -> dict[str, Any]:
     """What is known about a finished ticket: counts, FLOPs and seconds of finding, and more."""
     if not (folder / FACTS).is_file():
         begun = (folder / SETTINGS).is_file()
-        hint = f"finish it with refimpl tickets find --resume --out {folder}" if begun else "give its folder"
-        raise RunError(f"{folder}: expected a finished ticket, found none; {hint}")
+        if begun:
+            hint = f"none; finish it with refimpl tickets find --resume --out {folder}"
+        else:
+            hint = str(kind_at(folder) or "none; give its folder")
+        raise RunError(f"{folder}: expected a finished ticket, found {hint}")
     kinds = {"finder": str, "kept": dict, "weights": dict, "flops": float, "seconds": float}
     facts = read_entries(folder / FACTS, "facts of a ticket", **kinds)
     if facts["kept"].keys() != facts["weights"].keys():
@@ -134,7 +137,6 @@ def begin(path: Path, settings: Settings, data: Identity, force: bool = False) -
 def settings_of(path: Path) -> Settings:
     """The settings a ticket was begun with."""
     if not (path / SETTINGS).is_file():
-        raise RunError(
-            f"{path}: no ticket's folder (it has no {SETTINGS}); begin one with refimpl tickets find"
-        )
+        found = kind_at(path) or f"no {SETTINGS}; begin one with refimpl tickets find"
+        raise RunError(f"{path}: expected a ticket, found {found}")
     return settings_from(read_toml(path / SETTINGS), str(path / SETTINGS))
