@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.compiling import WARM_UP, notice
+from refimpl.cli.compiling import WARM_UP, working
 from refimpl.cli.options import PATH, Session, config_options, session_options
 from refimpl.cli.output import exit_unless, print_json, say_data, table
-from refimpl.cli.progress import Progress, adapted_text
+from refimpl.cli.progress import adapted_text
 from refimpl.errors import InputError
 from refimpl.experiments.config import adaptation_keys
 from refimpl.experiments.record import RunFolder
@@ -66,7 +66,7 @@ def command(run: Path, session: Session, **options: Any) -> None:
             say_data(unseen_said(unseen))
         experiments = [experiment, *_shown_beside(experiment)]
         work = len(experiment.target_nodes) * len(experiments)
-        with Progress(work, session.talk) as progress, notice(progress, WARM_UP):
+        with working(work, session.talk, WARM_UP) as progress:
             results = [
                 adapt_targets(one, w, lambda node: progress.step(_told(node)), session.threads)
                 for one in experiments

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from refimpl.cli.groups import SuggestingGroup
-from refimpl.cli.options import FILE, talk_options
+from refimpl.cli.options import FILE, Session, session_options
 from refimpl.cli.output import exit_unless, print_json, table
 from refimpl.cli.ownbench import layer, network
-from refimpl.cli.progress import Progress, Talk
+from refimpl.cli.progress import Progress
 from refimpl.errors import InputError
 from refimpl.files.storage import write_whole
 
@@ -50,19 +50,16 @@ Examples:
     show_default=True,
     help="cpu leaves out the time that other programs take.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--out", type=FILE, help="Also write the JSON here.")
-@talk_options
+@session_options("json", "talk")
 @click.pass_context
 def command(
     ctx: click.Context,
     smallest: bool,
     only: str | None,
-    threads: int,
     clock: str,
-    as_json: bool,
     out: Path | None,
-    talk: Talk,
+    session: Session,
 ) -> None:
     """Time layers and whole programs, dense and gated, against the FLOPs they execute.
 
@@ -76,29 +73,31 @@ def command(
     """
     if ctx.invoked_subcommand is not None:
         return
-    from refimpl.bench import process, session
+    from refimpl.bench import process
+    from refimpl.bench.session import gather, refused
 
     if out is not None and not out.parent.is_dir():  # checked before minutes are spent on measuring
         raise InputError(f"{out}: expected a file in an existing folder; make {out.parent} first")
+    threads = session.threads or 1
     if threads > 1 and only == "kernels":
-        raise click.UsageError("single layers are timed on one thread", ctx)
+        raise click.UsageError("single layers are timed on one thread")
     if threads > 1 and clock == "cpu":
-        raise click.UsageError("processor time is summed over threads; use --clock wall", ctx)
+        raise click.UsageError("processor time is summed over threads; use --clock wall")
     arguments = [
         *(["--smallest"] if smallest else []),
         *(["--only", only] if only else []),
         *("--clock", clock),
     ]
-    with Progress(1, talk) as progress:
+    with Progress(1, session.talk) as progress:
         progress.say("benchmark; the first run also compiles the kernels")
-        results = session.gather(_shown(process.listen(WORKER, arguments, threads), progress))
+        results = gather(_shown(process.listen(WORKER, arguments, threads), progress))
     if out is not None:
         write_whole(out, (json.dumps(results, indent=1) + "\n").encode())
-    if as_json:
+    if session.as_json:
         print_json(results)
     else:
         _print(results)
-    exit_unless(not session.refused(results))
+    exit_unless(not refused(results))
 
 
 command.add_command(layer)
@@ -117,12 +116,13 @@ def _shown(events: Iterator[Event], progress: Progress) -> Iterator[Event]:
 
 def _print(results: Results) -> None:
     """Print the tables, and which candidates were refused."""
-    from refimpl.bench import session, tables
+    from refimpl.bench import tables
+    from refimpl.bench.session import refused
 
     for make in (tables.peak_table, tables.layer_table, tables.program_table):
         header, rows = make(results)
         if rows:
             click.echo(table(header, rows) + "\n")
     click.echo(f"largest spread between quartiles: {tables.largest_noise(results):.0%} of the median")
-    for why in session.refused(results):
+    for why in refused(results):
         click.echo(f"REFUSED: {why}")

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.app import INTERRUPTED
-from refimpl.cli.compiling import WARM_UP, notice
-from refimpl.cli.interrupt import stop_requests
+from refimpl.cli.compiling import WARM_UP, working
+from refimpl.cli.interrupt import resumable, stop_requests
 from refimpl.cli.options import (
     NAME_LIST,
     PATH,
@@ -25,7 +24,7 @@ from refimpl.cli.options import (
     share_option,
 )
 from refimpl.cli.output import command_line, print_json
-from refimpl.cli.progress import Progress, Talk, adapted_text, round_text
+from refimpl.cli.progress import Talk, adapted_text, round_text
 from refimpl.errors import TakenError, one_of
 from refimpl.experiments.config import PRESETS, Config, resolve
 from refimpl.files.storage import json_text, write_whole
@@ -88,9 +87,7 @@ One method under varied keys (lists joined by +):
 @click.option("--force", is_flag=True, help="Replace the comparison in --out.")
 @share_option
 @run_options(without=("method", "seed", "fold"))
-@click.pass_context
 def command(
-    ctx: click.Context,
     out: Path | None,
     resume: bool,
     force: bool,
@@ -125,20 +122,23 @@ def command(
     from refimpl.experiments.compare.run import Comparison
 
     if margin is not None and baseline is None:
-        raise click.UsageError("--margin needs --baseline ROW, the row that differences are taken to", ctx)
+        raise click.UsageError("--margin needs --baseline ROW, the row that differences are taken to")
     claims = Claims(baseline, margin or 0.0) if baseline is not None else None
     if share and (out is None or force):
-        raise click.UsageError("--share needs --out FOLDER, which all machines see, and no --force", ctx)
+        raise click.UsageError("--share needs --out FOLDER, which all machines see, and no --force")
     if resume:
         if out is None or force or any(value not in (None, ()) for value in wanted.values()):
-            raise click.UsageError("--resume needs --out FOLDER, and takes what to compare from there", ctx)
+            raise click.UsageError("--resume needs --out FOLDER, and takes what to compare from there")
         comparison = replace(Comparison.open(out, session.data_dir, session.threads), shared=share)
-        ctx.exit(run(comparison.claiming(claims) if claims else comparison, session))
-    plan = make_plan(claims=claims, **wanted)
-    if share and out is not None:
-        ctx.exit(run(Comparison.join(out, plan, session.data_dir, session.threads), session))
-    name = f"compare-{wanted['from_preset'] or Path(plan.rows[0][1].dataset).stem}"
-    ctx.exit(run(begin(out, name, plan, force, session), session))
+        comparison = comparison.claiming(claims) if claims else comparison
+    else:
+        plan = make_plan(claims=claims, **wanted)
+        if share and out is not None:
+            comparison = Comparison.join(out, plan, session.data_dir, session.threads)
+        else:
+            name = f"compare-{wanted['from_preset'] or Path(plan.rows[0][1].dataset).stem}"
+            comparison = begin(out, name, plan, force, session)
+    run(comparison, session)
 
 
 def make_plan(
@@ -180,25 +180,21 @@ def begin(
             return Comparison.create(path, plan, False, session.data_dir, session.threads)
 
 
-def run(comparison: Comparison, session: Session) -> int:
-    """Do what is left of a comparison, write its tables and figures, and print; returns the exit code."""
+def run(comparison: Comparison, session: Session) -> None:
+    """Do what is left of a comparison, write its tables and figures, and print."""
     from refimpl.experiments.compare.layout import text
 
     path = comparison.path
-    try:
+    sharing = ["--share"] * comparison.shared
+    again = command_line("compare", "--resume", *sharing, "--out", path, session=session)
+    with resumable(lambda: f"; what is done is kept; go on with: {again}"):
         outcomes = _outcomes(comparison, session.talk)
         content, figures = _write(comparison, outcomes)
-    except KeyboardInterrupt:
-        sharing = ["--share"] * comparison.shared
-        again = command_line("compare", "--resume", *sharing, "--out", path, session=session)
-        click.echo(f"refimpl: stopped; what is done is kept; go on with: {again}", err=True)
-        return INTERRUPTED
     if session.as_json:
         print_json({"folder": str(path), **content})
     else:
         names = ", ".join(["results.json, table.md, table.csv", *(figure.name for figure in figures)])
         click.echo(f"{text(comparison.plan, outcomes)}\n\n{path}: {names}")
-    return 0
 
 
 def _write(comparison: Comparison, outcomes: list[Outcome]) -> tuple[dict[str, Any], list[Path]]:
@@ -221,7 +217,7 @@ def _outcomes(comparison: Comparison, talk: Talk) -> list[Outcome]:
     """Compute all outcomes, and show progress."""
     plan = comparison.plan
     trainings = len(plan.trainings())
-    with Progress(comparison.steps(), talk) as progress, notice(progress, WARM_UP), stop_requests() as stop:
+    with working(comparison.steps(), talk, WARM_UP) as progress, stop_requests() as stop:
         rows, seeds = counted(len(plan.rows), "row"), counted(len(plan.seeds), "seed")
         progress.say(f"{rows} at {seeds} each: {counted(trainings, 'training')}")
 

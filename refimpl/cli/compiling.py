@@ -1,4 +1,4 @@
-"""The notice a first run shows while kernels are compiled."""
+"""Progress of work that may compile kernels first, and the notice that says so."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from refimpl.cli.progress import Progress, duration
+from refimpl.cli.progress import Progress, Talk, duration
 
 EVERY = 20  # functions compiled between two plain lines of progress
 WARM_UP = 227  # about how many functions a warm-up in one floating-point type compiles with an empty cache
@@ -37,6 +37,13 @@ def notice(progress: Progress, total: int | None = None) -> Iterator[list[str]]:
 
     with compiling.watch(told):
         yield names
+
+
+@contextmanager
+def working(steps: int, talk: Talk, compiled: int | None = None) -> Iterator[Progress]:
+    """Progress of so many steps, with the `notice`, whose `total` is `compiled`."""
+    with Progress(steps, talk) as progress, notice(progress, compiled):
+        yield progress
 
 
 def _so_far(done: int, total: int | None, seconds: float) -> str:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.compiling import notice
+from refimpl.cli.compiling import working
 from refimpl.cli.groups import SuggestingGroup
 from refimpl.cli.options import (
+    FIGURE,
     FILE,
     NAME_LIST,
     PATH,
@@ -21,7 +22,6 @@ from refimpl.cli.options import (
     shipped,
 )
 from refimpl.cli.output import facts, print_json, table
-from refimpl.cli.progress import Progress
 from refimpl.cli.supervised import SHOWN, Silent, Supervised, compare, deployed_in, draw, row_cells, tested
 from refimpl.cli.training import Begin, begin_options
 from refimpl.cooperative.config import PRESETS, CooperativeConfig, resolve
@@ -74,15 +74,14 @@ preset_option = shipped(PRESETS, "settings")
 @begin_options(preset_option, "cooperative-DATASET-SCHEME-SEED")
 @session_options("threads", "data_dir", "json", "talk")
 @key_options(KEYS.values(), BY_PRESET)
-@click.pass_context
-def train_command(ctx: click.Context, begin: Begin, session: Session, **options: Any) -> None:
+def train_command(begin: Begin, session: Session, **options: Any) -> None:
     """Train a team, or what it is compared with, into a run folder.
 
     Settings come from --preset; those in the file of --config override them, and the options override both.
     Ctrl-C stops after the epoch in progress. --resume continues from there, and ends in the same bytes as an
     uninterrupted run, for any number of threads.
     """
-    ctx.exit(Supervised(session).run(begin, options))
+    Supervised(session).run(begin, options)
 
 
 # --- evaluate
@@ -94,7 +93,7 @@ def train_command(ctx: click.Context, begin: Begin, session: Session, **options:
     "  refimpl cooperative evaluate runs/deep runs/alone --figure frontier.png",
 )
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=PATH)
-@click.option("--figure", type=FILE, help="PNG file for accuracy against FLOPs and time (extra `plot`).")
+@click.option("--figure", type=FIGURE, help="PNG file for accuracy against FLOPs and time (extra `plot`).")
 @session_options("data_dir", "json", "talk")
 def evaluate_command(runs: tuple[Path, ...], figure: Path | None, session: Session) -> None:
     """Show accuracy, FLOPs and milliseconds of every depth of trained runs.
@@ -102,11 +101,7 @@ def evaluate_command(runs: tuple[Path, ...], figure: Path | None, session: Sessi
     At each depth the better Teammate on validation samples is used. Milliseconds are medians of single calls
     on one thread of this machine. The numbers are also written to RUN/report/cooperative.json.
     """
-    if figure is not None:
-        from refimpl.report.canvas import require_matplotlib
-
-        require_matplotlib()
-    with Progress(len(runs), session.talk) as progress, notice(progress):
+    with working(len(runs), session.talk) as progress:
         found, course = {}, Silent(session)
         for path in runs:
             found[str(path)] = tested(path, course)
@@ -282,12 +277,10 @@ def export_command(run: Path, depth: int | None, out: Path, force: bool, session
 @click.option(
     "--margin", type=click.FloatRange(min=0), default=0.0, help="Points of accuracy that are as good as none."
 )
-@click.option("--figure", type=FILE, help="PNG file for accuracy against FLOPs and time (extra `plot`).")
+@click.option("--figure", type=FIGURE, help="PNG file for accuracy against FLOPs and time (extra `plot`).")
 @session_options("threads", "data_dir", "json", "talk")
 @key_options((one for name, one in KEYS.items() if name not in ("scheme", "seed")), BY_PRESET)
-@click.pass_context
 def compare_command(
-    ctx: click.Context,
     from_preset: str | None,
     out: Path,
     schemes: list[str] | None,
@@ -305,7 +298,7 @@ def compare_command(
     training the full network alone. The numbers are also written to cooperative.json in the folder. Runs that
     diverge are named and in no mean; then the command exits with 1.
     """
-    ctx.exit(compare(resolve(None, from_preset, **options), schemes, seeds, out, figure, session, margin))
+    compare(resolve(None, from_preset, **options), schemes, seeds, out, figure, session, margin)
 
 
 @command.command(
@@ -315,12 +308,11 @@ def compare_command(
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs of each training.  [as in the preset]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed.")
 @session_options("threads", "json", "talk")
-@click.pass_context
-def demo_command(ctx: click.Context, out: Path, epochs: int | None, seed: int, session: Session) -> None:
+def demo_command(out: Path, epochs: int | None, seed: int, session: Session) -> None:
     """Train depth-adaptive networks on handwritten digits and compare them, offline.
 
     The command does the same as `refimpl cooperative compare --preset demo` with one seed and three schemes.
     One seed separates nothing: the table shows how results look.
     """
     config = resolve(None, "demo", epochs=epochs)
-    ctx.exit(compare(config, ["cooperative", "sandwich", "alone"], (seed,), out, None, session))
+    compare(config, ["cooperative", "sandwich", "alone"], (seed,), out, None, session)

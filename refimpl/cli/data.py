@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.app import CHECK_FAILED, INTERRUPTED
 from refimpl.cli.groups import SuggestingGroup
+from refimpl.cli.interrupt import resumable
 from refimpl.cli.options import (
+    Session,
     config_options,
-    data_dir_option,
     file_option,
-    json_option,
     no_talk_options,
     preset_option,
-    talk_options,
+    session_options,
 )
-from refimpl.cli.output import facts, print_json, table
-from refimpl.cli.progress import PLAIN_SECONDS, PLAIN_SHARE, REDRAW_SECONDS, Progress, Talk, duration
+from refimpl.cli.output import exit_unless, facts, print_json, table
+from refimpl.cli.progress import PLAIN_SECONDS, PLAIN_SHARE, REDRAW_SECONDS, Progress, duration
 from refimpl.experiments.config import resolve
 from refimpl.registry import DATASETS, PARTITIONS
 
@@ -61,13 +60,13 @@ def command() -> None:
 
 
 @command.command("list", epilog="\b\nExample:\n  refimpl data list --data-dir ~/data")
-@data_dir_option
-@json_option
+@session_options("data_dir", "json")
 @no_talk_options
-def list_command(data_dir: Path | None, as_json: bool) -> None:
+def list_command(session: Session) -> None:
     """Show all data sets, where they are looked for, and which of their files are there."""
+    data_dir = session.data_dir
     entries = [_entry(name, data_dir) for name in DATASETS]
-    if as_json:
+    if session.as_json:
         print_json({"data_dir": None if data_dir is None else str(data_dir), "datasets": entries})
         return
     click.echo(_table(LISTED, [_listed(entry) for entry in entries]))
@@ -114,10 +113,8 @@ def _listed(entry: dict[str, Any]) -> tuple[str, ...]:
 
 @command.command("verify", epilog="\b\nExamples:\n  refimpl data verify all\n  refimpl data verify mine.npz")
 @click.argument("name", metavar=f"[{'|'.join(DATASETS)}|FILE.npz|all]")
-@data_dir_option
-@json_option
-@talk_options
-def verify_command(name: str, data_dir: Path | None, as_json: bool, talk: Talk) -> None:
+@session_options("data_dir", "json", "talk")
+def verify_command(name: str, session: Session) -> None:
     """Compare the files of a data set with their published checksums.
 
     Files are compared by their content, however they are packed. Nothing is changed. The command exits with 1
@@ -126,32 +123,31 @@ def verify_command(name: str, data_dir: Path | None, as_json: bool, talk: Talk) 
     """
     if name == "all":
         for one in DATASETS:  # if no folder is set, say so before anything is printed
-            _located(one, data_dir)
+            _located(one, session.data_dir)
     checked: dict[str, list[Check]] = {}
     for one in DATASETS if name == "all" else (name,):
-        checked[one] = _checks(one, data_dir, talk, passing=name == "all")
-        if not as_json:  # printed at once, because unpacking takes seconds
+        checked[one] = _checks(one, session, passing=name == "all")
+        if not session.as_json:  # printed at once, because unpacking takes seconds
             click.echo("\n".join(map(_checked, checked[one])))
     passed = not any(check.state in FAILED for found in checked.values() for check in found)
-    if as_json:
+    if session.as_json:
         sets = {one: [check._asdict() for check in found] for one, found in checked.items()}
         print_json({"passed": passed, "datasets": sets})
-    if not passed:
-        click.get_current_context().exit(CHECK_FAILED)
+    exit_unless(passed)
 
 
-def _checks(name: str, data_dir: Path | None, talk: Talk, passing: bool) -> list[Check]:
+def _checks(name: str, session: Session, passing: bool) -> list[Check]:
     """The checks of one data set; with `passing`, a data set that is not there at all is no failure."""
     from refimpl.data.verify import verify
 
-    with Progress(0, talk) as progress:
+    with Progress(0, session.talk) as progress:
 
         def on_check(check: Check, files: int) -> None:
             progress.total = files
             progress.step(f"verified {check.file}")
 
-        checks = verify(name, data_dir, on_check)
-    if passing and _located(name, data_dir) is None:
+        checks = verify(name, session.data_dir, on_check)
+    if passing and _located(name, session.data_dir) is None:
         return [check._replace(state="absent") for check in checks]
     return checks
 
@@ -181,10 +177,8 @@ def _checked(check: Check) -> str:
 @click.option(
     "--from", "source", metavar="URL", help="Folder with the published files.  [official addresses]"
 )
-@data_dir_option
-@json_option
-@talk_options
-def fetch_command(name: str, source: str | None, data_dir: Path | None, as_json: bool, talk: Talk) -> None:
+@session_options("data_dir", "json", "talk")
+def fetch_command(name: str, source: str | None, session: Session) -> None:
     """Download a data set from its official addresses, and check it.
 
     Files that are there already are not changed. If a download was interrupted, the same command continues
@@ -192,17 +186,14 @@ def fetch_command(name: str, source: str | None, data_dir: Path | None, as_json:
     """
     from refimpl.data.fetch import fetch
 
-    files, verdict = _already(name, data_dir), "was there already, as published"
+    files, verdict = _already(name, session.data_dir), "was there already, as published"
     fetched = not files
     if fetched:
-        try:
-            with Progress(0, talk) as progress:
-                files = [str(path) for path in fetch(name, data_dir, Meter(progress), source=source)]
-        except KeyboardInterrupt:
-            click.echo("refimpl: stopped; the same command goes on where it was", err=True)
-            click.get_current_context().exit(INTERRUPTED)
+        how = "; the same command goes on where it was"
+        with resumable(lambda: how), Progress(0, session.talk) as progress:
+            files = [str(path) for path in fetch(name, session.data_dir, Meter(progress), source=source)]
         verdict = "as published"
-    if as_json:
+    if session.as_json:
         print_json({"name": name, "fetched": fetched, "files": files})
     else:
         click.echo("\n".join(f"{file}: {verdict}" for file in files))
@@ -267,13 +258,10 @@ class Meter:
 )
 @file_option
 @preset_option
-@data_dir_option
-@json_option
+@session_options("data_dir", "json")
 @no_talk_options
 @config_options(CHOICES)
-def partition_command(
-    file: Path | None, from_preset: str | None, data_dir: Path | None, as_json: bool, **options: Any
-) -> None:
+def partition_command(file: Path | None, from_preset: str | None, session: Session, **options: Any) -> None:
     """Show how a data set is cut into nodes: sizes, classes, overlap.
 
     The nodes are those that `refimpl train` makes of the same options and the same seed: meta-training nodes
@@ -286,16 +274,15 @@ def partition_command(
     from refimpl.experiments.dealing import build_partition
 
     config = resolve(file, from_preset, per_round=0, **options)  # rounds do not matter here
-    dataset = load(config.dataset, data_dir)
+    dataset = load(config.dataset, session.data_dir)
     found = statistics(dataset, plan(dataset, build_partition(config), config.seed))
-    if as_json:
+    if session.as_json:
         given = {name: getattr(config, name) for name in CHOICES}
         print_json({"config": given, **_content(dataset, found)})
     else:
         click.echo(_table(NODES, [_node_line(node) for node in _nodes(found)]))
         click.echo("\n" + facts(_totals(dataset, found)))
-    if found.overlap:
-        click.get_current_context().exit(CHECK_FAILED)
+    exit_unless(not found.overlap)
 
 
 def _content(dataset: DataSet, found: Statistics) -> dict[str, Any]:

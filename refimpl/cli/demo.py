@@ -17,9 +17,7 @@ from refimpl.cli.options import PATH, Session, session_options
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The first seed.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Rounds per run.  [as in the preset]")
 @session_options("threads", "json", "talk")
-@click.pass_context
 def command(
-    ctx: click.Context,
     out: Path | None,
     force: bool,
     seeds: int,
@@ -36,4 +34,4 @@ def command(
     """
     which = tuple(range(seed, seed + seeds))
     plan = compare.make_plan(from_preset=compare.DEMO, seeds=which, rounds=rounds)
-    ctx.exit(compare.run(compare.begin(out, "demo", plan, force, session), session))
+    compare.run(compare.begin(out, "demo", plan, force, session), session)

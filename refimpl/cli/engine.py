@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from refimpl.cli.options import (
     Session,
     config_options,
     file_option,
+    gathered,
     key_options,
     no_talk_options,
     preset_option,
@@ -49,19 +49,7 @@ def command() -> None:
     """
 
 
-PATIENCE = keys_of(Patience)
-
-
-def patience_options(function: Any) -> Any:
-    """The options of a `Patience`, as one argument `patience`."""
-
-    @wraps(function)
-    def command(*args: Any, **given: Any) -> Any:
-        own = {name: given.pop(name) for name in PATIENCE}
-        own = {name: value for name, value in own.items() if value is not None}
-        return function(*args, patience=Patience(**own), **given)
-
-    return key_options(PATIENCE.values(), ())(command)
+patience_options = gathered("patience", Patience, key_options(keys_of(Patience).values(), ()))
 
 
 @command.command(
@@ -72,10 +60,7 @@ def patience_options(function: Any) -> Any:
 @begin_options(preset_option, "simulated-DATASET-METHOD-SEED")
 @patience_options
 @run_options()
-@click.pass_context
-def simulate_command(
-    ctx: click.Context, begin: Begin, patience: Patience, session: Session, **options: Any
-) -> None:
+def simulate_command(begin: Begin, patience: Patience, session: Session, **options: Any) -> None:
     """Meta-train with Flower's simulation on Ray.
 
     Every node's work is a message to one of the processes that Ray starts, as many as --threads says; they
@@ -84,7 +69,7 @@ def simulate_command(
     """
     if find_spec("flwr") is None or find_spec("ray") is None:
         raise RunError('engine: needs Flower and Ray; install them with pip install "refimpl[flower]"')
-    ctx.exit(Simulated(session, patience).run(begin, options))
+    Simulated(session, patience).run(begin, options)
 
 
 @dataclass(frozen=True)
@@ -125,9 +110,7 @@ class Simulated(Federated):
 @patience_options
 @no_talk_options
 @config_options()
-@click.pass_context
 def app_command(
-    ctx: click.Context,
     folder: Path,
     file: Path | None,
     from_preset: str | None,
@@ -146,7 +129,7 @@ def app_command(
     from refimpl.engine.job import OWN, Job, published
 
     if (shape is None) != (classes is None) or (shape is not None and options["dataset"] is not None):
-        raise click.UsageError("give both --shape and --classes, and no --dataset, or neither of them", ctx)
+        raise click.UsageError("give both --shape and --classes, and no --dataset, or neither of them")
     if shape is None or classes is None:
         job = published(resolve(file, from_preset, **options))
     else:

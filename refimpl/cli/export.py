@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from refimpl.cli.compiling import notice
+from refimpl.cli.compiling import working
 from refimpl.cli.options import FILE, PATH, Session, session_options
 from refimpl.cli.output import exit_unless, facts, print_json
-from refimpl.cli.progress import Progress, Talk
 from refimpl.errors import DivergenceError, InputError
 from refimpl.experiments.record import RunFolder
 
@@ -54,7 +53,7 @@ def command(run: Path, out: Path, node: str | None, force: bool, session: Sessio
     with RunFolder.open(run, lock=False) as folder:
         experiment, w = reopen(folder, session.data_dir)
     network, tested = experiment.network, _tested(experiment, node)
-    with Progress(1, Talk.USUAL) as progress, notice(progress):
+    with working(1, session.talk):
         if node is not None:
             personal = personalise(experiment, w, tested)
             network, w = personal.network, personal.adapted.w

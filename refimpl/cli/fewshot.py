@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from refimpl.cli.compiling import notice
+from refimpl.cli.compiling import working
 from refimpl.cli.groups import SuggestingGroup
 from refimpl.cli.options import (
     PATH,
     Session,
-    data_dir_option,
     key_options,
     no_talk_options,
     session_options,
     shipped,
 )
 from refimpl.cli.output import command_line, exit_unless, print_json, say_data, table
-from refimpl.cli.progress import Progress
 from refimpl.cli.training import Begin, Course, Lines, Records, begin_options
 from refimpl.experiments.kinds import FEWSHOT, expect_kind
 from refimpl.experiments.record import RunFolder
@@ -77,15 +75,14 @@ preset_option = shipped(PRESETS, "settings")
 @begin_options(preset_option, "fewshot-DATASET-METHOD-SEED")
 @session_options("threads", "data_dir", "json", "talk")
 @key_options(KEYS.values(), BY_PRESET)
-@click.pass_context
-def train_command(ctx: click.Context, begin: Begin, session: Session, **options: Any) -> None:
+def train_command(begin: Begin, session: Session, **options: Any) -> None:
     """Meta-train one few-shot method into a run folder.
 
     Settings come from --preset; those in the file of --config override them, and the options override both.
     Ctrl-C stops after the meta-iteration in progress. --resume continues from there, and ends in the same
     bytes as an uninterrupted run, for any number of threads.
     """
-    ctx.exit(Episodic(session).run(begin, options))
+    Episodic(session).run(begin, options)
 
 
 class Episodic(Course):
@@ -231,7 +228,7 @@ def _tested(
         w, test = meta_model(run, folder), run.test()
         if not session.as_json:
             say_data(run.dataset.note)
-        with Progress(len(test.tasks), session.talk) as progress, notice(progress):
+        with working(len(test.tasks), session.talk) as progress:
             found = accuracies(test, w, session.threads or cores(), lambda: progress.step(f"tested  {path}"))
         folder.save_report("fewshot", {**_entry(path, run.config, found), "accuracies": found})
     return run, found
@@ -280,13 +277,13 @@ def _groups(configs: Sequence[FewShotConfig], values: Sequence[np.ndarray]) -> l
 
 @command.command("classes", epilog="\b\nExample:\n  refimpl fewshot classes omniglot --data-dir ~/data")
 @click.argument("dataset")
-@data_dir_option
+@session_options("data_dir")
 @no_talk_options
-def classes_command(dataset: str, data_dir: Path | None) -> None:
+def classes_command(dataset: str, session: Session) -> None:
     """Print which classes of a data set, or of a FILE.npz, are for training, validation and test."""
     from refimpl.data import class_split, load
 
-    data = load(dataset, data_dir)
+    data = load(dataset, session.data_dir)
     split = class_split(data)
     click.echo(f"split: {split.origin}")
     for part in ("train", "validation", "test"):

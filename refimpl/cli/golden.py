@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from refimpl._version import __version__
-from refimpl.cli.compiling import notice
+from refimpl.cli.compiling import working
 from refimpl.cli.groups import SuggestingGroup
-from refimpl.cli.options import FILE, MODEL, PATH, Session, data_dir_option, session_options, talk_options
+from refimpl.cli.options import FILE, MODEL, PATH, Session, no_talk_options, session_options
 from refimpl.cli.output import exit_unless, print_json
-from refimpl.cli.progress import Progress, Talk
+from refimpl.cli.progress import Talk
 from refimpl.errors import InputError
 from refimpl.files.tables import counted
 from refimpl.registry import own_object
@@ -71,8 +71,7 @@ def command() -> None:
 @click.option("--dataset", help="Draw its samples from a data set or FILE.npz.  [normal numbers]")
 @click.option("--batch", type=click.IntRange(min=1), help="Samples of its batches.  [3]")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
-@data_dir_option
-@talk_options
+@session_options("data_dir", "talk")
 def make_command(
     level: str | None,
     out: Path,
@@ -84,8 +83,7 @@ def make_command(
     dataset: str | None,
     batch: int | None,
     force: bool,
-    data_dir: Path | None,
-    talk: Talk,
+    session: Session,
 ) -> None:
     """Write a golden file: computations with their inputs and expected outputs.
 
@@ -103,10 +101,10 @@ def make_command(
     if (models or full) and (network or level not in ("networks", "all")):
         raise InputError(f"golden: --model and --full are for the level networks, not {network or level}")
     check_new(out, force)
-    own = None if network is None else _own(network, dataset, batch or 3, data_dir)
+    own = None if network is None else _own(network, dataset, batch or 3, session.data_dir)
     cases = list(build_cases(level or "all", seed, dtype, models, full, own))
-    write_whole(out, golden_bytes(_computed(cases, talk), f"refimpl {__version__}", seed))
-    if talk != Talk.QUIET:
+    write_whole(out, golden_bytes(_computed(cases, session.talk), f"refimpl {__version__}", seed))
+    if session.talk != Talk.QUIET:
         arrays = sum(len(case.outputs) for case in cases)
         found = f"{counted(len(cases), 'case')}, {counted(arrays, 'expected array')}"
         click.echo(f"{out}: {found}, {out.stat().st_size:,} bytes")
@@ -132,7 +130,7 @@ def _computed(cases: Sequence[Case], talk: Talk) -> list[tuple[Case, Arrays]]:
     from refimpl.crosscheck.golden.ours import run
 
     found = []
-    with Progress(len(cases), talk) as progress, notice(progress):
+    with working(len(cases), talk) as progress:
         for case in cases:
             found.append((case, run(case)))
             progress.step(f"golden  {len(found)}/{len(cases)}  {case.name}")
@@ -145,8 +143,8 @@ def _computed(cases: Sequence[Case], talk: Talk) -> list[tuple[Case, Arrays]]:
 @command.command("template", epilog="\b\nExample:\n  refimpl golden template --level local > mine.py")
 @click.option("--level", type=click.Choice(LEVELS[:-1]), required=True, help="What the file computes.")
 @click.option("--torch", is_flag=True, help="Compute networks with PyTorch.  [plain NumPy]")
-@talk_options
-def template_command(level: str, torch: bool, talk: Talk) -> None:
+@no_talk_options
+def template_command(level: str, torch: bool) -> None:
     """Print a Python file that computes a level without this package.
 
     The file reads a golden file and writes outputs that `golden check` compares. Replace its functions by
@@ -226,7 +224,7 @@ def _findings(golden: Golden, theirs: Theirs, comparison: Comparison, talk: Talk
     if not comparison.departures:
         return Findings([], [])
     total = min(len(comparison.first_by_case), EXAMINED)
-    with Progress(total, talk) as progress, notice(progress):
+    with working(total, talk) as progress:
 
         def tell(case: str) -> None:
             progress.step(f"looking for causes  {progress.done + 1}/{total}  {case}")

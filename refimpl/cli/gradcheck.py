@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.compiling import notice
+from refimpl.cli.compiling import working
 from refimpl.cli.options import MODEL, Session, session_options
 from refimpl.cli.output import exit_unless, print_json, table
-from refimpl.cli.progress import Progress, Talk
+from refimpl.cli.progress import Talk
 from refimpl.files.tables import counted
 
 if TYPE_CHECKING:
@@ -60,10 +60,10 @@ def command(
     from refimpl.nn.zoo import checked_names
 
     if everything and model:
-        raise click.UsageError("--all checks every model; leave out --model", click.get_current_context())
+        raise click.UsageError("--all checks every model; leave out --model")
     settings = [setting for setting in gradcases.SETTINGS if _chosen(setting, mode, gate_grad)]
     if not settings:
-        raise click.UsageError("ungated networks have no gate gradient", click.get_current_context())
+        raise click.UsageError("ungated networks have no gate gradient")
     models = checked_names() if everything else (model or "digits",)
     cases = gradcases.network_cases(models, settings, seed, batch, directions, narrow=everything)
     if everything:
@@ -92,7 +92,7 @@ def _check(cases: Sequence[Case], talk: Talk) -> tuple[list[Checked], list[str]]
     """Check everything; returns the results and the names of the cases that passed when repeated."""
     checked: list[Checked] = []
     repeated: list[str] = []
-    with Progress(len(cases), talk) as progress, notice(progress):
+    with working(len(cases), talk) as progress:
         progress.say(f"checking {counted(len(cases), 'case')}")
         for case in cases:
             result = case.check(0)

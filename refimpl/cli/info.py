@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.app import CHECK_FAILED
-from refimpl.cli.compiling import notice
+from refimpl.cli.compiling import working
 from refimpl.cli.options import Session, session_options
-from refimpl.cli.output import facts, print_json
-from refimpl.cli.progress import Progress
+from refimpl.cli.output import exit_unless, facts, print_json
 from refimpl.files.environment import environment
 
 if TYPE_CHECKING:
@@ -22,8 +20,7 @@ if TYPE_CHECKING:
 @click.command(epilog="\b\nExamples:\n  refimpl info --json\n  refimpl info --check")
 @click.option("--check", is_flag=True, help="Check the kernels' results, and look for known traps.")
 @session_options("threads", "json", "talk")
-@click.pass_context
-def command(ctx: click.Context, check: bool, session: Session) -> None:
+def command(check: bool, session: Session) -> None:
     """Show versions, CPU features, threads, kernels and folders.
 
     --check compares the compiled kernels with readable versions of them, bit by bit, or with their formulas
@@ -39,7 +36,7 @@ def command(ctx: click.Context, check: bool, session: Session) -> None:
         click.echo(facts(_lines(found)))
     if check and not session.as_json:
         click.echo("\n" + facts([(state, f"{what}: {detail}") for what, state, detail in findings]))
-    ctx.exit(CHECK_FAILED if any(finding.state == "failed" for finding in findings) else 0)
+    exit_unless(all(finding.state != "failed" for finding in findings))
 
 
 def examined(session: Session) -> list[Finding]:
@@ -47,7 +44,7 @@ def examined(session: Session) -> list[Finding]:
     from refimpl.machine.doctor import CHECKS, examine
 
     findings = []
-    with Progress(CHECKS, session.talk) as progress, notice(progress):
+    with working(CHECKS, session.talk) as progress:
         for finding in examine(session.threads):
             findings.append(finding)
             progress.step(f"checked {finding.check}")

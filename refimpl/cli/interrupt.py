@@ -1,4 +1,7 @@
-"""The first Ctrl-C asks a run to stop after the current round; the second stops it at once."""
+"""What Ctrl-C does: it stops a run after the current round, and a second one stops it at once.
+
+A command that can be continued then says how, and exits with 130.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+
+import click
+
+from refimpl.cli.app import INTERRUPTED
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NOTICE = b"\nrefimpl: stopping after the round in progress; Ctrl-C again stops at once\n"
@@ -38,3 +45,13 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def resumable(how: Callable[[], str]) -> Iterator[None]:
+    """If the block is interrupted, say "stopped" and how to go on, as `how()` ends the line, and exit."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"refimpl: stopped{how()}", err=True)
+        click.get_current_context().exit(INTERRUPTED)

@@ -89,9 +89,22 @@ class OwnPath(click.Path):
         return super().convert(str(expanded(value)), param, ctx)
 
 
+class FigurePath(OwnPath):
+    """A path for figures. They need matplotlib: where it is missing, that is said before any work is done."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, checked."""
+        from refimpl.report.canvas import require_matplotlib
+
+        require_matplotlib()
+        return super().convert(value, param, ctx)
+
+
 PATH = OwnPath(path_type=Path)
 FILE = OwnPath(dir_okay=False, path_type=Path)
 FOLDER = OwnPath(file_okay=False, path_type=Path)
+FIGURE = FigurePath(dir_okay=False, path_type=Path)
+FIGURES = FigurePath(file_okay=False, path_type=Path)
 
 
 _TYPES: Mapping[str, click.ParamType] = {
@@ -155,20 +168,8 @@ def shipped(presets: Presets, what: str, usual: str = "") -> Decorator:
 
 file_option: Decorator = click.option("--config", "file", type=FILE, help="TOML file of options.")
 preset_option: Decorator = shipped(PRESETS, "configuration", "  [that of the data set]")
-json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-quiet_option: Decorator = _talk("-q", "--quiet", value=Talk.QUIET, text="No progress.")
-verbose_option: Decorator = _talk("-v", "--verbose", value=Talk.VERBOSE, text="A line for every step.")
-threads_option: Decorator = click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads; results do not depend on it.  [all cores]"
-)
 share_option: Decorator = click.option(
     "--share", is_flag=True, help="Divide the work with all that were started with --share and this --out."
-)
-data_dir_option: Decorator = click.option(
-    "--data-dir",
-    type=FOLDER,
-    envvar="REFIMPL_DATA",
-    help="Folder of the data sets.  [REFIMPL_DATA]",
 )
 
 
@@ -183,15 +184,26 @@ def together(*options: Decorator) -> Decorator:
     return decorate
 
 
-talk_options = together(quiet_option, verbose_option)  # how much a command that lasts says as it goes
-
-
 def no_talk_options(command: Any) -> Any:
-    """The same flags for a command that says nothing as it goes, so that they may be given to any command."""
+    """The flags of `talk` for a command that shows no progress, so that every command may be given them."""
     text = "The same as without: there is no progress."
     flags = (("-q", "--quiet"), ("-v", "--verbose"))
     options = (click.option(*names, is_flag=True, expose_value=False, help=text) for names in flags)
     return together(*options)(command)
+
+
+_quiet = _talk("-q", "--quiet", value=Talk.QUIET, text="No progress.")
+_SESSION: Mapping[str, Decorator] = {
+    "threads": click.option(
+        "--threads", type=click.IntRange(min=1), help="Threads; results do not depend on it.  [all cores]"
+    ),
+    "data_dir": click.option(
+        "--data-dir", type=FOLDER, envvar="REFIMPL_DATA", help="Folder of the data sets.  [REFIMPL_DATA]"
+    ),
+    "json": click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+    "quiet": _quiet,
+    "talk": together(_quiet, _talk("-v", "--verbose", value=Talk.VERBOSE, text="A line for every step.")),
+}
 
 
 @dataclass(frozen=True)
@@ -208,26 +220,22 @@ USUAL_SESSION = Session()
 
 
 def session_options(*names: str) -> Decorator:
-    """The options of that name; the command gets their values, and others of a `Session`, as one."""
-    named = {
-        "threads": threads_option,
-        "data_dir": data_dir_option,
-        "json": json_option,
-        "quiet": quiet_option,
-        "talk": talk_options,
-    }
-
-    return gathered("session", Session, *(named[name] for name in names))
+    """The named options of `_SESSION`, of which the command gets the values as one `session`."""
+    return gathered("session", Session, *(_SESSION[name] for name in names))
 
 
 def gathered(argument: str, kind: type, *options: Decorator) -> Decorator:
-    """Options of which the command gets the values as one `argument`, an object of the dataclass `kind`."""
+    """Options of which the command gets the values as one `argument`, an object of the dataclass `kind`.
+
+    Options that are not given (None) have the defaults of the dataclass.
+    """
 
     def decorate(function: Any) -> Any:
         @wraps(function)
         def command(*args: Any, **given: Any) -> Any:
             own = {item.name: given.pop(item.name) for item in fields(kind) if item.name in given}
-            return function(*args, **{argument: kind(**own)}, **given)
+            made = kind(**{name: value for name, value in own.items() if value is not None})
+            return function(*args, **{argument: made}, **given)
 
         return together(*options)(command)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from refimpl.cli.compiling import WARM_UP, notice
+from refimpl.cli.compiling import WARM_UP, working
 from refimpl.cli.options import PATH, Session, session_options
 from refimpl.cli.output import print_json
 from refimpl.cli.progress import Progress
@@ -89,7 +89,7 @@ def _view(subject: Subject, full: bool | None, which: str, runs: int, session: S
     from refimpl.federated.warmup import warm_up
     from refimpl.report.gather import Gathering
 
-    with Progress(0, session.talk) as progress, notice(progress, WARM_UP):
+    with working(0, session.talk, WARM_UP) as progress:
 
         def on_step(text: str) -> None:
             progress.step(f"{which}  {text}")

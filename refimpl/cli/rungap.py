@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.compiling import notice
+from refimpl.cli.compiling import working
 from refimpl.cli.options import Session
 from refimpl.cli.output import print_json, table
-from refimpl.cli.progress import Progress, Talk, round_text
+from refimpl.cli.progress import Talk, round_text
 from refimpl.experiments.record import RunFolder
 
 if TYPE_CHECKING:
@@ -30,11 +30,9 @@ def show(
     rounds: None stands for a few rounds over the whole run, an empty sequence for the last checkpoint.
     """
     from refimpl.experiments.compare.work import read_records
-    from refimpl.report.canvas import has_matplotlib, require_matplotlib, save
+    from refimpl.report.canvas import has_matplotlib, save
     from refimpl.report.gap import GapSeries, gap_figure
 
-    if figure is not None:
-        require_matplotlib()  # checked before the work is done
     with RunFolder.open(run, lock=False) as folder:
         rows, note = _measure(folder, rounds, effort, session)
         content = {"what": note, "points": [row._asdict() for row in rows]}
@@ -65,7 +63,7 @@ def _measure(
     inspection = Inspection(prepare_again(folder, session.data_dir), Effort(**effort), session.threads)
     points = _points(folder, inspection, wanted, session.talk)
     work = len(points) * len(inspection.experiment.train_nodes)
-    with Progress(work, session.talk) as progress, notice(progress):
+    with working(work, session.talk) as progress:
 
         def on_node() -> None:
             progress.step(f"true gap  node {progress.done + 1}/{work}")
@@ -79,7 +77,7 @@ def _points(folder: RunFolder, inspection: Inspection, wanted: Sequence[int], ta
     if not wanted:
         return [inspection.last_checkpoint(folder)]
     name, last = inspection.experiment.config.method, max(wanted)
-    with Progress(last, talk) as progress, notice(progress):
+    with working(last, talk) as progress:
 
         def on_round(record: RoundRecord) -> None:
             progress.step("replay  " + round_text(name, record, last, False))

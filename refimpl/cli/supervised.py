@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from refimpl.cli.options import Session
-from refimpl.cli.output import command_line, print_json, say_data, table
+from refimpl.cli.output import command_line, exit_unless, print_json, say_data, table
 from refimpl.cli.training import Course, Lines, Records
 from refimpl.cooperative import config as settings
 from refimpl.cooperative.config import CooperativeConfig
@@ -180,27 +180,24 @@ def compare(
     figure: Path | None,
     session: Session,
     margin: float = 0.0,
-) -> int:
-    """Train what is not there yet, test everything, and print the table; returns the exit code.
+) -> None:
+    """Train what is not there yet, test everything, and print the table.
 
-    margin: the points of accuracy that are as good as none. Runs that diverge are named and left out; the
-    others are made all the same.
+    margin: the points of accuracy that are as good as none. Runs that diverge are named and left out, and the
+    others are made all the same; then the command ends with exit code 1.
     """
     from refimpl.cooperative.compare import HEADER, cells, configs, folder_name, lines
     from refimpl.files.storage import json_text, write_whole
     from refimpl.registry import SCHEMES
-    from refimpl.report.canvas import require_matplotlib, save
+    from refimpl.report.canvas import save
     from refimpl.report.cooperative import comparison_figure
 
-    if figure is not None:
-        require_matplotlib()
     course = Silent(session)
     found, diverged = [], []
     for config in configs(base, schemes or tuple(SCHEMES), seeds):
         path = out / folder_name(config)
         try:
-            if code := _finish(config, path, course):
-                return code
+            _finish(config, path, course)
             found.append(tested(path, course))
         except DivergenceError as error:
             click.echo(f"refimpl: {path}: {error}", err=True)
@@ -222,16 +219,17 @@ def compare(
         click.echo(table(HEADER, [cells(one) for one in compared]))
         if diverged:
             click.echo(f"diverged, and in no mean: {', '.join(diverged)}")
-    return 1 if diverged else 0
+    exit_unless(not diverged)
 
 
-def _finish(config: CooperativeConfig, path: Path, course: Silent) -> int:
-    """Train a run, or go on with it if it is there with these settings; returns the exit code."""
+def _finish(config: CooperativeConfig, path: Path, course: Silent) -> None:
+    """Train a run, or go on with it if it is there with these settings."""
     if not (path / CONFIG).is_file():
-        return course.begin(config, path, force=False)
+        course.begin(config, path, force=False)
+        return
     with RunFolder.open(path, lock=False) as folder:
         if settings.from_table(folder.config, str(path)) != config:
             raise RunError(f"{path}: has a run with other settings; choose another --out")
         if folder.has_model:
-            return 0
-    return course.go_on(path)
+            return
+    course.go_on(path)

@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.compiling import notice
+from refimpl.cli.compiling import working
 from refimpl.cli.groups import SuggestingGroup
 from refimpl.cli.options import (
-    FILE,
-    FOLDER,
+    FIGURE,
+    FIGURES,
     PATH,
     Parsed,
     Session,
-    data_dir_option,
     session_options,
-    threads_option,
     together,
 )
 from refimpl.cli.output import exit_unless, facts, print_json, table
@@ -76,20 +74,15 @@ _checks = together(  # the options of every section
     click.option(
         "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Root of all numbers."
     ),
-    click.option("--json", "as_json", is_flag=True, help="Print JSON, with every row."),
-    session_options("quiet"),
+    session_options("json", "quiet"),
 )
 
 
 @command.command("all", epilog="\b\nExample:\n  refimpl theory all --figures figures")
 @_checks
-@click.option("--figures", type=FOLDER, help="Also draw figures into this folder (needs matplotlib).")
+@click.option("--figures", type=FIGURES, help="Also draw figures into this folder (needs matplotlib).")
 def everything(verbose: bool, seed: int, figures: Path | None, session: Session) -> None:
     """Check every section, and draw figures if --figures is given."""
-    if figures is not None:
-        from refimpl.report.canvas import require_matplotlib
-
-        require_matplotlib()
     passed = check(tuple(SECTIONS), verbose, seed, session)
     if figures is not None:
         _draw(figures, seed, session.talk)
@@ -146,14 +139,12 @@ ROUNDS = Parsed(f"k,k,...|{CHECKPOINT}", _rounds, f"rounds from 1 on, like 1,10,
 @click.option("--starts", type=click.IntRange(min=1), help="Starting points of each local problem.  [2]")
 @click.option(
     "--figure",
-    type=FILE,
+    type=FIGURE,
     help="File of the figure (needs matplotlib).  [RUN/report/gap.png, if matplotlib is installed]",
 )
-@threads_option
-@data_dir_option
 @click.option("-v", "--verbose", is_flag=True, help="Without a RUN: show every row.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Without a RUN: seed of all numbers.")
-@session_options("json", "quiet")
+@session_options("threads", "data_dir", "json", "quiet")
 def gap(
     run: Path | None,
     rounds: list[int] | None,
@@ -178,9 +169,7 @@ def gap(
     """
     if run is None:
         if any(given is not None for given in (rounds, tolerance, starts, figure)):
-            raise click.UsageError(
-                "--rounds, --tolerance, --starts and --figure need a RUN", click.get_current_context()
-            )
+            raise click.UsageError("--rounds, --tolerance, --starts and --figure need a RUN")
         exit_unless(check(("gap",), verbose, seed, session))
         return
     from refimpl.cli.rungap import show
@@ -215,7 +204,7 @@ Examples:
 @click.option("--region", metavar="NAME", help="Where the constants hold, likewise: a box or a ball.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Root of all numbers.")
 @click.option(
-    "--figure", type=FILE, help="Also draw gaps and bound by round into this file (needs matplotlib)."
+    "--figure", type=FIGURE, help="Also draw gaps and bound by round into this file (needs matplotlib)."
 )
 @session_options("json", "talk")
 def follow(
@@ -237,14 +226,11 @@ def follow(
     named; the command then exits with 1, as it does where a statement is violated. The worked example is in
     the README of refimpl/theory.
     """
-    with Progress(rounds, session.talk) as progress, notice(progress):
+    with working(rounds, session.talk) as progress:
         progress.say(f"theory  follow {problem}")
         from refimpl import theory
         from refimpl.registry import own_object
-        from refimpl.report.canvas import require_matplotlib
 
-        if figure is not None:
-            require_matplotlib()
         own = own_object(problem, "theory follow", "a Problem")
         file = problem.rpartition(":")[0]
         given: dict[str, Any] = {
@@ -270,7 +256,7 @@ def check(sections: Sequence[str], verbose: bool, seed: int, session: Session) -
 
     found: dict[str, list[Row]] = {}
     parts = sum(theory.SECTIONS[name].parts for name in sections)
-    with Progress(parts, session.talk) as progress, notice(progress):
+    with working(parts, session.talk) as progress:
         for name in sections:
 
             def on_part(rows: Sequence[Row], name: str = name) -> None:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.app import INTERRUPTED
-from refimpl.cli.compiling import notice
+from refimpl.cli.compiling import working
 from refimpl.cli.fewshot import BY_PRESET, KEYS, preset_option
-from refimpl.cli.interrupt import stop_requests
+from refimpl.cli.interrupt import resumable, stop_requests
 from refimpl.cli.options import (
-    FILE,
+    FIGURE,
     NAME_LIST,
     PATH,
     SEED_LIST,
@@ -25,7 +24,6 @@ from refimpl.cli.options import (
     session_options,
 )
 from refimpl.cli.output import exit_unless, print_json, table
-from refimpl.cli.progress import Progress
 from refimpl.fewshot.config import resolve
 from refimpl.files.tables import counted
 from refimpl.registry import FINDERS
@@ -45,7 +43,7 @@ def watch(session: Session) -> Any:
 
     @contextmanager
     def watch(name: str, left: int) -> Iterator[OnRound]:
-        with Progress(left, session.talk) as progress, notice(progress):
+        with working(left, session.talk) as progress:
             yield lambda record: progress.step(f"{name}  iteration {record.round}  loss {record.loss:.4f}")
 
     return watch
@@ -66,13 +64,11 @@ def watch(session: Session) -> Any:
 @click.option("--baseline", default="dense", show_default=True, help="Finder that others are told from.")
 @click.option("--margin", type=click.FloatRange(min=0), default=0, help="Points as good as none.  [0]")
 @click.option("--out", type=PATH, required=True, help="Folder of all networks and of comparison.json.")
-@click.option("--figure", type=FILE, help="Draw accuracy against the share pruned into this file.")
+@click.option("--figure", type=FIGURE, help="Draw accuracy against the share pruned into this file.")
 @session_options("threads", "data_dir", "json", "talk")
 @key_options(FINDERS.keys().values(), frozenset())
 @key_options([one for one in RUN_KEYS if one.name != "seed"], BY_PRESET)
-@click.pass_context
 def compare_command(
-    ctx: click.Context,
     file: Path | None,
     from_preset: str | None,
     finders: list[str],
@@ -100,16 +96,14 @@ def compare_command(
     """
     from refimpl.fewshot.experiment import prepare
     from refimpl.fewshot.tickets.comparison import COSTS_NOTE, Plan, cells
-    from refimpl.report.canvas import require_matplotlib, save
+    from refimpl.report.canvas import save
     from refimpl.report.tickets import comparison_figure
 
-    if figure is not None:
-        require_matplotlib()
     given = {name: value for name, value in options.items() if value is not None}
     keys = {name: given.pop(name) for name in FINDER_KEYS & given.keys()}
     run = prepare(resolve(file, from_preset, **given), session.data_dir)
     plan = Plan(run, tuple(finders), tuple(pruned), seeds, baseline, margin, keys)
-    rows = _compared(ctx, plan, out, session)
+    rows = _compared(plan, out, session)
     if session.as_json:
         print_json({"networks": rows})
     else:
@@ -137,16 +131,12 @@ def _exit_unless_finite(rows: Sequence[Mapping[str, Any]]) -> None:
     exit_unless(not lost)
 
 
-def _compared(ctx: click.Context, plan: Plan, out: Path, session: Session) -> list[dict[str, Any]]:
+def _compared(plan: Plan, out: Path, session: Session) -> list[dict[str, Any]]:
     """Make what is missing in `out`; the rows that came out, which are also in comparison.json there."""
     from refimpl.fewshot.tickets.comparison import Workshop, compare
 
-    try:
-        with stop_requests() as stop:
-            return compare(plan, Workshop(out, session.threads, watch(session), stop))
-    except KeyboardInterrupt:
-        click.echo("refimpl: stopped; the same command goes on", err=True)
-        ctx.exit(INTERRUPTED)
+    with resumable(lambda: "; the same command goes on"), stop_requests() as stop:
+        return compare(plan, Workshop(out, session.threads, watch(session), stop))
 
 
 # --- demo
@@ -160,10 +150,7 @@ def _compared(ctx: click.Context, plan: Plan, out: Path, session: Session) -> li
 @click.option("--rounds", type=click.IntRange(min=1), default=200, show_default=True, help="Meta-iterations.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed.")
 @session_options("threads", "json", "talk")
-@click.pass_context
-def demo_command(
-    ctx: click.Context, out: Path, pruned: float, rounds: int, seed: int, session: Session
-) -> None:
+def demo_command(out: Path, pruned: float, rounds: int, seed: int, session: Session) -> None:
     """Find five tickets for handwritten digits, train and test them beside the dense network, offline.
 
     What is in --out already is not done again. All networks are tested on the same episodes; the difference
@@ -176,7 +163,7 @@ def demo_command(
     run = prepare(resolve(None, "digits-2way-1shot", rounds=rounds, validate_every=0))
     keys = {"gamma": max(1, rounds // 60)}
     plan = Plan(run, DEMO, (pruned,), (seed,), keys=keys)
-    rows = _compared(ctx, plan, out, session)
+    rows = _compared(plan, out, session)
     if session.as_json:
         print_json({"pruned": pruned, "rounds": rounds, "networks": rows})
         _exit_unless_finite(rows)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.app import INTERRUPTED
 from refimpl.cli.fewshot import BY_PRESET, Episodic, preset_option
 from refimpl.cli.groups import SuggestingGroup
-from refimpl.cli.interrupt import stop_requests
+from refimpl.cli.interrupt import resumable, stop_requests
 from refimpl.cli.options import (
+    FIGURES,
     PATH,
     Session,
     file_option,
@@ -80,9 +80,7 @@ def command() -> None:
 @session_options("threads", "data_dir", "json", "talk")
 @key_options(OWN_KEYS.values(), frozenset())
 @key_options(RUN_KEYS, BY_PRESET)
-@click.pass_context
 def find_command(
-    ctx: click.Context,
     file: Path | None,
     from_preset: str | None,
     out: Path,
@@ -98,21 +96,24 @@ def find_command(
     stops after the iteration in progress; --resume goes on, and ends in the same bytes.
     """
     from refimpl.fewshot.experiment import prepare
+    from refimpl.fewshot.tickets.finders import Search, find
 
     given = {name: value for name, value in options.items() if value is not None}
     if resume:
         if force or file or from_preset or given:
-            raise click.UsageError("--resume takes no settings", ctx)
+            raise click.UsageError("--resume takes no settings")
         settings = settings_of(out)
         run = None if (out / FACTS).is_file() else prepare(settings.run, session.data_dir, read_recorded(out))
     else:
-        settings = _settings(ctx, given, file, from_preset)
+        settings = _settings(given, file, from_preset)
         check_new(out, force)
         dense = settings.ticket.dense
         run = prepare(settings.run, session.data_dir, read_recorded(Path(dense)) if dense else None)
         begin(out, settings, run.data, force)
-    if run is not None and _search(run, settings, out, session):
-        ctx.exit(_stopped(session, "tickets", "find", "--resume", "--out", out))
+    if run is not None:
+        again = command_line("tickets", "find", "--resume", "--out", out, session=session)
+        with resumable(lambda: f"; go on with: {again}"), stop_requests() as stop:
+            find(Search(run, settings, out, session.threads, watch(session), stop))
     known = facts_of(out)
     if session.as_json:
         print_json({"ticket": str(out), **known})
@@ -120,37 +121,17 @@ def find_command(
     click.echo(facts(_told(out, settings, known, session)))
 
 
-def _settings(
-    ctx: click.Context, given: dict[str, Any], file: Path | None, from_preset: str | None
-) -> Settings:
+def _settings(given: dict[str, Any], file: Path | None, from_preset: str | None) -> Settings:
     """What the options ask for; with --dense, the few-shot settings are those of that run."""
     own = {name: value for name, value in given.items() if name in OWN_KEYS}
     others = {name: value for name, value in given.items() if name not in OWN_KEYS}
     if "dense" not in own:
         return settings_from(resolve(file, from_preset, **others).table() | own, "options")
     if file or from_preset or others:
-        raise click.UsageError(f"with --dense, {', '.join(others) or 'others'} are those of that run", ctx)
+        raise click.UsageError(f"with --dense, {', '.join(others) or 'others'} are those of that run")
     own["dense"] = str(Path(own["dense"]).expanduser().absolute())
     with RunFolder.open(own["dense"], lock=False) as folder:
         return settings_from(folder.config | own, own["dense"])
-
-
-def _search(run: FewShot, settings: Settings, out: Path, session: Session) -> bool:
-    """Find the ticket in `out`; returns whether that was stopped."""
-    from refimpl.fewshot.tickets.finders import Search, find
-
-    try:
-        with stop_requests() as stop:
-            find(Search(run, settings, out, session.threads, watch(session), stop))
-    except KeyboardInterrupt:
-        return True
-    return False
-
-
-def _stopped(session: Session, *words: object) -> int:
-    again = command_line(*words, session=session)
-    click.echo(f"refimpl: stopped; go on with: {again}", err=True)
-    return INTERRUPTED
 
 
 def _told(out: Path, settings: Settings, known: Mapping[str, Any], session: Session) -> list[tuple[str, str]]:
@@ -183,9 +164,7 @@ def _told(out: Path, settings: Settings, known: Mapping[str, Any], session: Sess
 @click.option("--rounds", type=click.IntRange(min=1), help="Meta-iterations.  [as found]")
 @click.option("--force", is_flag=True, help="Begin again, if the run is there.")
 @session_options("threads", "data_dir", "json", "talk")
-@click.pass_context
 def train_command(
-    ctx: click.Context,
     ticket: Path,
     out: Path | None,
     seed: int | None,
@@ -200,8 +179,9 @@ def train_command(
     given = {name: value for name, value in (("seed", seed), ("rounds", rounds)) if value is not None}
     course, out = Found(session), out or ticket / TRAINED
     if (out / CONFIG).is_file() and not force:
-        ctx.exit(course.go_on(out))
-    ctx.exit(course.begin(_config_of(ticket, **given), out, force))
+        course.go_on(out)
+    else:
+        course.begin(_config_of(ticket, **given), out, force)
 
 
 class Found(Episodic):
@@ -228,7 +208,7 @@ def _config_of(ticket: Path, **given: Any) -> Any:
     epilog="\b\nExample:\n  refimpl tickets patterns runs/mwt-0 runs/mwt-1 --out figures",
 )
 @click.argument("tickets", metavar="TICKET...", nargs=-1, required=True, type=PATH)
-@click.option("--out", type=PATH, help="Folder for figures (they need the extra `plot`).  [none]")
+@click.option("--out", type=FIGURES, help="Folder for figures (they need the extra `plot`).  [none]")
 @session_options("json", "talk")
 def patterns_command(tickets: tuple[Path, ...], out: Path | None, session: Session) -> None:
     """Compare the masks of tickets by layer, and show how masks changed in dense training.
@@ -268,10 +248,9 @@ def _by_layer(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[fl
 
 def _draw(found: Mapping[str, Any], out: Path, err: bool) -> None:
     """Write the figures and say where they are."""
-    from refimpl.report.canvas import require_matplotlib, save
+    from refimpl.report.canvas import save
     from refimpl.report.tickets import tickets_figure, training_figure
 
-    require_matplotlib()
     click.echo(save(out / "tickets.png", lambda: tickets_figure(found)), err=err)
     for number, entry in enumerate(found["training"], start=1):
         figure = save(out / f"training-{number}.png", partial(training_figure, entry))

@@ -32,8 +32,7 @@ Examples:
 @click.command(epilog=EPILOG)
 @begin_options(preset_option, "DATASET-METHOD-SEED")
 @run_options()
-@click.pass_context
-def command(ctx: click.Context, begin: Begin, session: Session, **options: Any) -> None:
+def command(begin: Begin, session: Session, **options: Any) -> None:
     """Meta-train one method on one data set into a run folder.
 
     Settings come from the data set's preset or from --preset. Those in the file of --config override them,
@@ -42,7 +41,7 @@ def command(ctx: click.Context, begin: Begin, session: Session, **options: Any) 
     stops after the round in progress. --resume continues from there, and ends in the same bytes as an
     uninterrupted run.
     """
-    ctx.exit(Federated(session).run(begin, options))
+    Federated(session).run(begin, options)
 
 
 class Federated(Course):

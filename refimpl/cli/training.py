@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,12 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from refimpl.cli.app import INTERRUPTED
-from refimpl.cli.compiling import WARM_UP, notice
-from refimpl.cli.interrupt import stop_requests
+from refimpl.cli.compiling import WARM_UP, working
+from refimpl.cli.interrupt import resumable, stop_requests
 from refimpl.cli.options import PATH, Decorator, Session, file_option, gathered
 from refimpl.cli.output import command_line, facts, print_json
-from refimpl.cli.progress import Progress
 from refimpl.errors import OlderVersionWarning, RunError
 from refimpl.experiments.config import absolute
 from refimpl.experiments.record import RunFolder, check_free
@@ -36,12 +33,12 @@ Lines = list[tuple[str, str]]  # names with what is said of each
 class Begin:
     """Where the settings of a run come from, where the run is kept, and whether it is begun or continued."""
 
-    file: Path | None
-    from_preset: str | None
-    out: Path | None
-    resume: bool
-    force: bool
-    dry_run: bool
+    file: Path | None = None
+    from_preset: str | None = None
+    out: Path | None = None
+    resume: bool = False
+    force: bool = False
+    dry_run: bool = False
 
 
 def begin_options(preset_option: Decorator, usual_out: str) -> Decorator:
@@ -129,30 +126,31 @@ class Course(ABC):
 
         return train(run, folder, **how)
 
-    def run(self, begin: Begin, options: Mapping[str, Any]) -> int:
-        """Begin or continue a run as the options ask for; returns the exit code."""
+    def run(self, begin: Begin, options: Mapping[str, Any]) -> None:
+        """Begin or continue a run as the options ask for."""
         if begin.resume:
             if begin.force or begin.dry_run or begin.out is None:
                 raise click.UsageError("--resume needs --out RUN, and neither --force nor --dry-run")
-            return self.go_on(begin.out, lambda folder: self._check_agrees(folder, begin, options))
+            self.go_on(begin.out, lambda folder: self._check_agrees(folder, begin, options))
+            return
         config = self.settings.resolve(begin.file, begin.from_preset, **options)
         if begin.dry_run:
             click.echo(toml_text(config.table()), nl=False)
-            return 0
-        return self.begin(config, begin.out or Path("runs") / self.name(config), begin.force)
+        else:
+            self.begin(config, begin.out or Path("runs") / self.name(config), begin.force)
 
-    def begin(self, config: Any, out: Path, force: bool) -> int:
-        """Train a new run in the folder `out`; returns the exit code."""
+    def begin(self, config: Any, out: Path, force: bool) -> None:
+        """Train a new run in the folder `out`."""
         check_free(out, force)  # checked before the data are read, and again when the folder is made
         run = self.prepare(config)
         with RunFolder.create(out, config.table(), force, self.session.threads, run.data) as folder:
-            return self._train(run, folder, saved=0)
+            self._train(run, folder, saved=0)
 
-    def go_on(self, out: Path, check: Callable[[RunFolder], None] = lambda folder: None) -> int:
-        """Continue the run in the folder `out` unless `check` raises an error; returns the exit code."""
+    def go_on(self, out: Path, check: Callable[[RunFolder], None] = lambda folder: None) -> None:
+        """Continue the run in the folder `out` unless `check` raises an error."""
         with RunFolder.open(out) as folder:
             check(folder)
-            return self._train(self.reopen(folder), folder, folder.rounds_saved)
+            self._train(self.reopen(folder), folder, folder.rounds_saved)
 
     def _check_agrees(self, folder: RunFolder, begin: Begin, options: Mapping[str, Any]) -> None:
         """Raise `RunError` if an option that is given again differs from the run's own."""
@@ -171,14 +169,19 @@ class Course(ABC):
                     "resume it without that option, or start another run"
                 )
 
-    def _train(self, run: Trainable, folder: RunFolder, saved: int) -> int:
-        """Train from the checkpoint after `saved` rounds and print a summary; returns the exit code."""
+    def _train(self, run: Trainable, folder: RunFolder, saved: int) -> None:
+        """Train from the checkpoint after `saved` rounds and print a summary."""
         from refimpl.federated.warmup import warm_up
 
         config, session, total = run.config, self.session, WARM_UP if self.warms else None
-        with suppress(KeyboardInterrupt):
+
+        def how() -> str:
+            again = command_line(*self.words, "--resume", "--out", folder.path, session=session)
+            return f" with {folder.rounds_saved} rounds saved; go on with: {again}"
+
+        with resumable(how):
             left = config.rounds - saved
-            with Progress(left, session.talk) as progress, notice(progress, total), stop_requests() as stop:
+            with working(left, session.talk, total) as progress, stop_requests() as stop:
                 progress.say(self.opening(run))
                 if self.warms:
                     warm_up(config.dtype, session.threads)
@@ -189,9 +192,6 @@ class Course(ABC):
                 trained = self.train(
                     run, folder, resume=saved > 0, threads=session.threads, on_round=on_round, stop=stop
                 )
-            if trained.rounds == config.rounds:
-                self.show(run, folder)
-                return 0
-        again = command_line(*self.words, "--resume", "--out", folder.path, session=session)
-        click.echo(f"refimpl: stopped with {folder.rounds_saved} rounds saved; go on with: {again}", err=True)
-        return INTERRUPTED
+            if trained.rounds < config.rounds:
+                raise KeyboardInterrupt
+            self.show(run, folder)

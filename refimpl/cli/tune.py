@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.app import INTERRUPTED
-from refimpl.cli.compiling import WARM_UP, notice
-from refimpl.cli.interrupt import stop_requests
+from refimpl.cli.compiling import WARM_UP, working
+from refimpl.cli.interrupt import resumable, stop_requests
 from refimpl.cli.options import (
     FILE,
     NAME_LIST,
@@ -23,7 +22,7 @@ from refimpl.cli.options import (
     share_option,
 )
 from refimpl.cli.output import command_line, print_json, say_data, table
-from refimpl.cli.progress import Progress, Talk, round_text
+from refimpl.cli.progress import Talk, round_text
 from refimpl.errors import ConfigError, RunError, one_of
 from refimpl.experiments.config import resolve
 from refimpl.files.storage import write_whole
@@ -78,9 +77,7 @@ Examples:
 @click.option("--force", is_flag=True, help="Replace --out and its trials.")
 @share_option
 @run_options(without=("method", "seed"))
-@click.pass_context
 def command(
-    ctx: click.Context,
     methods: list[str] | None,
     out: Path | None,
     resume: bool,
@@ -109,22 +106,23 @@ def command(
     from refimpl.experiments.tune.record import Tuning
 
     if out is None or out.suffix != ".toml":
-        raise click.UsageError(f"expected --out FILE.toml, got {out or 'none'}", ctx)
+        raise click.UsageError(f"expected --out FILE.toml, got {out or 'none'}")
     record = out.with_suffix(".jsonl")
     if share and force:
-        raise click.UsageError("--share takes part in the search of --out, and --force would replace it", ctx)
+        raise click.UsageError("--share takes part in the search of --out, and --force would replace it")
     if resume:
         if methods or force or any(value not in (None, ()) for value in wanted.values()):
-            raise click.UsageError("--resume takes what to search from the record of --out", ctx)
-        ctx.exit(run(replace(Tuning.open(record), shared=share), out, session))
+            raise click.UsageError("--resume takes what to search from the record of --out")
+        run(replace(Tuning.open(record), shared=share), out, session)
+        return
     if not methods:
-        raise click.UsageError("--method NAME is missing", ctx)
+        raise click.UsageError("--method NAME is missing")
     if wanted["grid"] and wanted["adaptations"]:
-        raise click.UsageError("--adaptations is for random settings; a grid shares trainings as it is", ctx)
+        raise click.UsageError("--adaptations is for random settings; a grid shares trainings as it is")
     if not share:
         _check_free((out, record), force)
     begin = Tuning.join if share else Tuning.create
-    ctx.exit(run(begin(record, _searches(methods, **wanted), session.data_dir), out, session))
+    run(begin(record, _searches(methods, **wanted), session.data_dir), out, session)
 
 
 def _searches(
@@ -190,29 +188,23 @@ def _ranges(methods: list[str], keys: list[str] | None, given: Ranges) -> dict[s
     }
 
 
-def run(tuning: Tuning, out: Path, session: Session) -> int:
-    """Make the trials that are left, write the best settings, and print; returns the exit code."""
+def run(tuning: Tuning, out: Path, session: Session) -> None:
+    """Make the trials that are left, write the best settings, and print."""
     if session.talk != Talk.QUIET:
         say_data(tuning.note)
-    try:
+    again = command_line("tune", "--resume", *["--share"] * tuning.shared, "--out", out, session=session)
+    with resumable(lambda: f" with {counted(len(tuning.trials), 'trial')} recorded; go on with: {again}"):
         _make(tuning, session)
-    except KeyboardInterrupt:
-        sharing = ["--share"] * tuning.shared
-        again = command_line("tune", "--resume", *sharing, "--out", out, session=session)
-        recorded = counted(len(tuning.trials), "trial")
-        click.echo(f"refimpl: stopped with {recorded} recorded; go on with: {again}", err=True)
-        return INTERRUPTED
     write_whole(out, tuning.toml().encode())
     methods = [search.config.method for search in tuning.searches]
     if session.as_json:
         print_json(
             {"file": str(out), "record": str(tuning.path), "methods": [_content(tuning, m) for m in methods]}
         )
-        return 0
+        return
     click.echo(table(HEADER, [_cells(tuning, method) for method in methods]))
     click.echo(f"\naccuracy after adaptation at {_nodes(tuning)}; none of their target nodes was used")
     click.echo(f"{out}: for train --config and compare --config; {tuning.path}: all trials")
-    return 0
 
 
 def _make(tuning: Tuning, session: Session) -> None:
@@ -222,7 +214,7 @@ def _make(tuning: Tuning, session: Session) -> None:
     rounds = sum(
         search.config.rounds * len(search.seeds) * (search.rungs - search.rung) for search in searches
     )
-    with Progress(rounds, session.talk) as progress, notice(progress, WARM_UP), stop_requests() as stop:
+    with working(rounds, session.talk, WARM_UP) as progress, stop_requests() as stop:
         shared = f" on {counted(len(jobs), 'meta-training')}" * (len(jobs) < len(left))
         progress.say(f"{counted(len(left), 'trial')} of {counted(len(tuning.searches), 'method')}{shared}")
 

@@ -7,8 +7,8 @@ import time
 import click
 
 from refimpl.cli.compiling import SECOND, WARM_UP, notice
-from refimpl.cli.options import talk_options
-from refimpl.cli.progress import Progress, Talk
+from refimpl.cli.options import Session, session_options
+from refimpl.cli.progress import Progress
 from refimpl.files.tables import counted
 
 DTYPES = ("float32", "float64")
@@ -18,8 +18,8 @@ DTYPES = ("float32", "float64")
 @click.option(
     "--dtype", type=click.Choice([*DTYPES, "both"]), default="float32", show_default=True, help="Number type."
 )
-@talk_options
-def command(dtype: str, talk: Talk) -> None:
+@session_options("talk")
+def command(dtype: str, session: Session) -> None:
     """Compile the kernels for this machine and keep them on disk.
 
     Every command compiles the kernels it needs by itself. The machine code is kept until the package or Numba
@@ -30,7 +30,7 @@ def command(dtype: str, talk: Talk) -> None:
 
     started = time.perf_counter()
     total = WARM_UP + (SECOND if dtype == "both" else 0)
-    with Progress(0, talk) as progress, notice(progress, total) as compiled:
+    with Progress(0, session.talk) as progress, notice(progress, total) as compiled:
         for name in DTYPES if dtype == "both" else (dtype,):
             warm_up(name)
             warm_up_options(name)
