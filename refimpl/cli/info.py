@@ -11,7 +11,7 @@ import click
 from refimpl.cli.compiling import working
 from refimpl.cli.options import Session, session_options
 from refimpl.cli.output import exit_unless, facts, print_json
-from refimpl.files.environment import environment
+from refimpl.files.environment import cores, environment
 
 if TYPE_CHECKING:
     from refimpl.machine.doctor import Finding
@@ -53,11 +53,10 @@ def examined(session: Session) -> list[Finding]:
 
 def gather(threads: int | None = None) -> dict[str, Any]:
     """The environment as a run folder records it, and the folders that are used on this machine."""
-    from refimpl.experiments.experiment import default_threads
     from refimpl.kernels.jit import cache_folder, chosen_kernels
 
     return {
-        **environment(threads or default_threads()),
+        **environment(threads or cores()),
         "kernels": chosen_kernels(),
         "cache_folder": str(cache_folder()),
         "package_folder": str(resources.files("refimpl")),

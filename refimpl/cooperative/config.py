@@ -1,32 +1,27 @@
-"""The settings of a cooperative run: one flat table, whose keys are those of TOML files and of options.
-
-Values are taken, each level over the one before, from: the preset (shipped in `presets/`), a user's file,
-explicit options.
+"""The settings of a cooperative run.
 
 Source: mathematics.md §15, which uses these numbers. Of the paper only the abstract is known: all are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 from refimpl.cooperative.descent import SCHEDULES
-from refimpl.errors import ConfigError, shown
-from refimpl.experiments.config import absolute, tables_of
-from refimpl.experiments.kinds import COOPERATIVE, expect_kind
+from refimpl.experiments.kinds import COOPERATIVE
+from refimpl.experiments.settings import Settings
 from refimpl.files.paths import OWN_DATA
 from refimpl.files.presets import Presets
-from refimpl.registry import DATASETS, MODELS, SCHEMES, check_keys, key, keys_of, plain
+from refimpl.registry import DATASETS, MODELS, SCHEMES, key
 
 PRESETS = Presets("refimpl.cooperative")
 
 
 @dataclass(frozen=True)
-class CooperativeConfig:
+class CooperativeConfig(Settings):
     """Everything that determines a cooperative run's result (threads and folders do not)."""
+
+    kind, presets = COOPERATIVE, PRESETS
 
     scheme: str = key("cooperative", "what is trained", choices=SCHEMES)
     dataset: str = key(
@@ -71,39 +66,10 @@ class CooperativeConfig:
     validate_every: int = key(0, "epochs between validations (0: none)", at_least=0)
     checkpoint_every: int = key(1, "epochs between checkpoints", at_least=1)
 
-    def __post_init__(self) -> None:
-        check_keys("config", self)
-
     @property
     def rounds(self) -> int:
         """The epochs, as `experiments.experiment.train` calls them."""
         return self.epochs
 
-    def table(self) -> dict[str, Any]:
-        """The settings as a flat table."""
-        return {item.name: plain(getattr(self, item.name)) for item in fields(self)}
 
-
-def resolve(
-    file: str | Path | None = None, from_preset: str | None = None, **options: Any
-) -> CooperativeConfig:
-    """The settings from preset, file and explicit options (None: not given)."""
-    tables = tables_of(PRESETS, from_preset, file, options)
-    for source, table in tables.items():
-        _expect_known(table, source)
-    values = {name: value for table in tables.values() for name, value in table.items()}
-    config = CooperativeConfig(**values)
-    return CooperativeConfig(**{**config.table(), "dataset": absolute(config.dataset)})
-
-
-def from_table(table: Mapping[str, Any], source: str) -> CooperativeConfig:
-    """The settings in a flat table, of which messages speak as `source`; unknown keys are errors."""
-    _expect_known(table, source)
-    return CooperativeConfig(**table)
-
-
-def _expect_known(table: Mapping[str, Any], source: str) -> None:
-    expect_kind(COOPERATIVE, table, source)
-    for name in table:
-        if name not in keys_of(CooperativeConfig):
-            raise ConfigError(f"{source}: {shown(name)[1:-1]} is no setting of a cooperative run")
+resolve, from_table = CooperativeConfig.resolve, CooperativeConfig.from_table

@@ -216,20 +216,6 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not readable as TOML: {cause(error)}") from None
 
 
-def tables_of(
-    presets: Presets, from_preset: str | None, file: str | Path | None, options: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """What a preset, a user's file and explicit options (None: not given) set, each by its name in messages.
-
-    Those that come later override those before.
-    """
-    return {
-        f"preset {from_preset}": presets.read(from_preset) if from_preset else {},
-        str(file): read_toml(file) if file is not None else {},
-        "options": {name: value for name, value in options.items() if value is not None},
-    }
-
-
 def preset(name: str) -> dict[str, Any]:
     """The shipped preset of that name; for a data set without one, its usual values over those of `npz`.
 

@@ -186,9 +186,6 @@ class Experiment:
                 yield state, record
 
 
-default_threads = cores  # the cores that this process may use
-
-
 def build_network(config: Config, input_shape: Sequence[int], classes: int, gated: bool) -> Network:
     """The configured network for samples of `input_shape`; `gated` puts gates on `config.gates`."""
     model = MODELS.make(config.model, config.table())

@@ -1,26 +1,21 @@
-"""The settings of a few-shot run: one flat table, with the same keys in TOML files and on the command line.
-
-Values are taken, each level over the one before, from: the preset (shipped in `presets/`), its section for
-the method, a user's file (and its section for the method), explicit options.
+"""The settings of a few-shot run; presets and users' files may have sections for its methods.
 
 Source: mathematics.md §13, which uses these numbers; a preset says where each of its values comes from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from refimpl.errors import ConfigError, one_of, shown
-from refimpl.experiments.config import absolute, tables_of
-from refimpl.experiments.kinds import FEWSHOT, expect_kind
+from refimpl.experiments.kinds import FEWSHOT
+from refimpl.experiments.settings import Settings
 from refimpl.fewshot.learner import KINDS
 from refimpl.fewshot.outer import OUTER
 from refimpl.files.paths import OWN_DATA, expanded
 from refimpl.files.presets import Presets
-from refimpl.registry import DATASETS, MODELS, check_keys, key, keys_of, plain
+from refimpl.registry import DATASETS, MODELS, key
 
 STATISTICS = ("transductive", "support")
 
@@ -28,8 +23,10 @@ PRESETS = Presets("refimpl.fewshot")
 
 
 @dataclass(frozen=True)
-class FewShotConfig:
+class FewShotConfig(Settings):
     """Everything that determines a few-shot run's result (threads and folders do not)."""
+
+    kind, presets, sections = FEWSHOT, PRESETS, tuple(KINDS)
 
     method: str = key("fomaml", "few-shot method", choices=tuple(KINDS))
     dataset: str = key(
@@ -68,12 +65,11 @@ class FewShotConfig:
     validation_episodes: int = key(100, "episodes of a validation", at_least=2)
     checkpoint_every: int = key(100, "meta-iterations between checkpoints", at_least=1)
 
-    def __post_init__(self) -> None:
-        check_keys("config", self)
-
-    def table(self) -> dict[str, Any]:
-        """The settings as a flat table."""
-        return {item.name: plain(getattr(self, item.name)) for item in fields(self)}
+    @classmethod
+    def resolve(cls, file: str | Path | None = None, from_preset: str | None = None, **options: Any) -> Self:
+        """As of all `Settings`; the path of a ticket is made absolute, too."""
+        config = super().resolve(file, from_preset, **options)
+        return replace(config, ticket=str(expanded(config.ticket).absolute()) if config.ticket else "")
 
     def validates(self, iteration: int) -> bool:
         """Whether there is a validation after that meta-iteration."""
@@ -84,32 +80,4 @@ class FewShotConfig:
 TEST_KEYS = ("test_steps", "test_alpha", "test_queries", "test_seed", "test_episodes", "statistics")
 
 
-def resolve(file: str | Path | None = None, from_preset: str | None = None, **options: Any) -> FewShotConfig:
-    """The settings from preset, file and explicit options (None: not given)."""
-    tables = tables_of(PRESETS, from_preset, file, options)
-    merged = {name: value for table in tables.values() for name, value in table.items()}
-    method = merged.get("method", keys_of(FewShotConfig)["method"].default)
-    values: dict[str, Any] = {}
-    for source, table in tables.items():
-        values |= _layer(table, method, source)
-    config = from_table(values, "config")
-    ticket = str(expanded(config.ticket).absolute()) if config.ticket else ""
-    return from_table({**values, "dataset": absolute(config.dataset), "ticket": ticket}, "config")
-
-
-def _layer(table: Mapping[str, Any], method: str, source: str) -> dict[str, Any]:
-    """The table's plain keys, overridden by those of its section for the method."""
-    sections = {name: content for name, content in table.items() if isinstance(content, dict)}
-    for name in sections:
-        one_of(source, "section", name, tuple(KINDS))
-    values = {name: value for name, value in table.items() if name not in sections}
-    return {**values, **sections.get(method, {})}
-
-
-def from_table(table: Mapping[str, Any], source: str) -> FewShotConfig:
-    """The settings in a flat table, of which messages speak as `source`; unknown keys are errors."""
-    expect_kind(FEWSHOT, table, source)
-    for name in table:
-        if name not in keys_of(FewShotConfig):
-            raise ConfigError(f"{source}: {shown(name)[1:-1]} is no setting of a few-shot run")
-    return FewShotConfig(**table)
+resolve, from_table = FewShotConfig.resolve, FewShotConfig.from_table

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from refimpl.errors import RunError
-from refimpl.files.storage import reason
+from refimpl.files.storage import make_folder, reason
 
 STALE = 60.0  # seconds without news after which the owner of a claim counts as dead, the same for all
 FREE = b"free\n"  # what a claim says that was given back
@@ -40,10 +40,7 @@ class Claims:
 
     def __enter__(self) -> Self:
         if self.shared:
-            try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise RunError(f"{self._folder}: cannot make a folder: {reason(error)}") from None
+            make_folder(self._folder)
             self._renewing.start()
         return self
 

@@ -75,6 +75,14 @@ def check_new(path: Path, force: bool) -> None:
         raise InputError(f"{path}: exists already; --force replaces it")
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those around it, where they are missing; `RunError` if the system refuses."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path}: cannot make a folder: {reason(error)}") from None
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Replace `path` by `content`: readers see the old file or the new one, even after a power cut.
 

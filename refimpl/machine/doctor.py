@@ -20,7 +20,7 @@ from refimpl.bench.cases import PASSES, Case, Geometry, LayerData, layer_data
 from refimpl.bench.formulas import comparisons
 from refimpl.bench.process import THREAD_VARIABLES
 from refimpl.errors import RefimplError
-from refimpl.experiments.experiment import default_threads
+from refimpl.files.environment import cores
 from refimpl.files.tables import counted
 from refimpl.kernels import conv, linear, plain
 from refimpl.kernels.arrays import ALL_ON
@@ -65,7 +65,7 @@ def examine(threads: int | None = None) -> Iterator[Finding]:
     yield Finding("denormals", *check_denormals())
     yield Finding("kernel choice", *check_choice())
     yield Finding("cache", *check_cache())
-    yield Finding("threads", *check_threads(threads or default_threads()))
+    yield Finding("threads", *check_threads(threads or cores()))
     yield Finding("cpu quota", *check_quota())
     yield Finding("load", *check_load())
     yield Finding("blas", OK, f"{blas()} (used by peers in benchmarks, not by training)")
@@ -252,25 +252,25 @@ def seconds_to_write(folder: Path) -> float:
 
 def check_threads(threads: int) -> Verdict:
     """Whether the threads, times those that libraries start in each, are at most as many as the cores."""
-    cores = default_threads()
+    there = cores()
     for name in THREAD_VARIABLES:
         each = os.environ.get(name, "")
-        if each.isdecimal() and int(each) > 1 and int(each) * threads > cores:
-            detail = f"{threads} threads with {name}={each} each are more than {cores} cores; set {name}=1"
+        if each.isdecimal() and int(each) > 1 and int(each) * threads > there:
+            detail = f"{threads} threads with {name}={each} each are more than {there} cores; set {name}=1"
             return Verdict(WARNING, detail)
-    if threads > cores:
-        return Verdict(WARNING, f"{threads} threads on {cores} cores; use --threads {cores}")
-    return Verdict(OK, f"{threads} on {cores} cores")
+    if threads > there:
+        return Verdict(WARNING, f"{threads} threads on {there} cores; use --threads {there}")
+    return Verdict(OK, f"{threads} on {there} cores")
 
 
 def check_quota() -> Verdict:
     """Whether a container may use all the cores it sees."""
-    cores, allowed = default_threads(), quota()
+    there, allowed = cores(), quota()
     if allowed is None:
         return Verdict(OK, "none")
-    if allowed >= cores:
+    if allowed >= there:
         return Verdict(OK, f"{allowed:g} cores")
-    detail = f"{allowed:g} of the {cores} cores it sees: threads will be stopped at times; use --threads "
+    detail = f"{allowed:g} of the {there} cores it sees: threads will be stopped at times; use --threads "
     return Verdict(WARNING, f"this container may use {detail}{max(1, int(allowed))}")
 
 
@@ -289,11 +289,11 @@ def quota() -> float | None:
 
 def check_load() -> Verdict:
     """Whether other programs keep the cores busy."""
-    cores = default_threads()
+    there = cores()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load > cores:
-        return Verdict(WARNING, f"{load:.1f} on {cores} cores: do not trust seconds measured now")
-    return Verdict(OK, f"{load:.1f} on {cores} cores")
+    if load > there:
+        return Verdict(WARNING, f"{load:.1f} on {there} cores: do not trust seconds measured now")
+    return Verdict(OK, f"{load:.1f} on {there} cores")
 
 
 def blas() -> str:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refimpl.errors import InputError, RefimplError
-from refimpl.files.storage import reason, write_whole
+from refimpl.errors import InputError
+from refimpl.files.storage import make_folder, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,10 +104,7 @@ def png(draw: Callable[[], Figure]) -> bytes:
 def save(path: Path, draw: Callable[[], Figure]) -> Path:
     """Draw the figure as `png` does and write it, completely or not at all."""
     content = png(draw)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RefimplError(f"{path}: cannot write the figure: {reason(error)}") from None
+    make_folder(path.parent)
     write_whole(path, content)
     return path
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from refimpl.contracts import nothing
-from refimpl.errors import RunError
 from refimpl.experiments.compare.plan import slug
 from refimpl.files.environment import environment
-from refimpl.files.storage import reason, write_whole
+from refimpl.files.storage import make_folder, write_whole
 from refimpl.report.canvas import MISSING, has_matplotlib, png
 from refimpl.report.comparison import figures
 from refimpl.report.gap import GapSeries, gap_figure
@@ -144,10 +143,7 @@ def publish(
     on_figure: Callable[[str], None] = nothing,
 ) -> list[Path]:
     """Draw the figures that are chosen, and write them with the `page` that holds them; returns the paths."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{out}: cannot make a folder: {reason(error)}") from None
+    make_folder(out)
     drawn = []
     for plan in chosen:
         drawn.append(Drawn(plan.name, plan.title, plan.caption, png(plan.draw)))

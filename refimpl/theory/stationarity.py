@@ -26,12 +26,13 @@ import numpy as np
 
 from refimpl.contracts import Vector, nothing
 from refimpl.errors import InputError
-from refimpl.experiments.experiment import Experiment, default_threads
+from refimpl.experiments.experiment import Experiment
 from refimpl.experiments.record import RunFolder
 from refimpl.experiments.replay import replay
 from refimpl.federated.adapt import quiet
 from refimpl.federated.methods.metagater import MetaGater
 from refimpl.federated.rounds import RoundRecord
+from refimpl.files.environment import cores
 from refimpl.kernels import vector
 from refimpl.nn.context import Context
 from refimpl.nn.gradcheck import surrogate_context
@@ -145,7 +146,7 @@ class Inspection:
             method.penalty,
             self.effort,
             self.experiment.seeds.seed,
-            self.threads or default_threads(),
+            self.threads or cores(),
             on_node,
         )
         pairs = zip(nodes, found.points, strict=True)

@@ -176,7 +176,7 @@ def test_a_slow_cache_is_a_warning(monkeypatch, tmp_path):
 
 @pytest.fixture
 def four_cores(monkeypatch):
-    monkeypatch.setattr(doctor, "default_threads", lambda: 4)
+    monkeypatch.setattr(doctor, "cores", lambda: 4)
     for name in doctor.THREAD_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
@@ -248,7 +248,7 @@ def test_info_checks_on_request(refimpl, monkeypatch):
 def test_info_shows_the_threads_that_runs_will_use(refimpl):
     assert re.search(r"^threads +7 ", refimpl("info", "--threads", 7)[1], re.MULTILINE)
     assert json.loads(refimpl("info", "--threads", 7, "--json")[1])["threads"] == 7
-    assert json.loads(refimpl("info", "--json")[1])["threads"] == doctor.default_threads()
+    assert json.loads(refimpl("info", "--json")[1])["threads"] == doctor.cores()
 
 
 def test_a_failed_check_is_exit_code_one(refimpl, monkeypatch):

@@ -30,12 +30,13 @@ from refimpl.experiments.compare.work import (
     train_one,
     trained,
 )
-from refimpl.experiments.experiment import default_threads, try_out
+from refimpl.experiments.experiment import try_out
 from refimpl.experiments.jobs import Stop, divide_jobs
 from refimpl.experiments.record import CONFIG, DATA, LOCK, REPORT, check_free, kind_at
 from refimpl.federated.rounds import RoundRecord
 from refimpl.federated.warmup import warm_up
 from refimpl.files.claims import Claims as Taken
+from refimpl.files.environment import cores
 from refimpl.files.folders import building, move_into_place
 from refimpl.files.lock import locked
 from refimpl.files.storage import json_text, read_bytes, read_json, write_whole
@@ -124,7 +125,7 @@ class Comparison:
     def jobs(self) -> list[Job]:
         """All trainings, with the threads for each."""
         trainings = self.plan.trainings()
-        each = max(1, (self.threads or default_threads()) // len(trainings))
+        each = max(1, (self.threads or cores()) // len(trainings))
         folder, data = self.path / RUNS, self.data()
         return [
             Job(folder / t.name, t, self.plan.every, self.data_dir, each, data.get(t.name)) for t in trainings
@@ -195,8 +196,8 @@ class Comparison:
 
         for dtype in sorted({job.training.config.dtype for job in left().values()}):
             warm_up(dtype, self.threads)  # once; otherwise every worker would compile the same kernels
-        cores = self.threads or default_threads()
-        for job, result in divide_jobs(train_one, left, cores, taken, on_told, stop):
+        workers = self.threads or cores()
+        for job, result in divide_jobs(train_one, left, workers, taken, on_told, stop):
             if isinstance(result, DivergenceError):
                 failures[job.training.name] = str(result)
             elif isinstance(result, RefimplError):
@@ -207,7 +208,7 @@ class Comparison:
         self, jobs: list[Job], taken: Taken, on_adapted: Callable[[Cell, float], None], stop: Stop
     ) -> None:
         """Make the adaptations that are missing, one training after the other."""
-        own = [replace(job, threads=self.threads or default_threads()) for job in jobs]
+        own = [replace(job, threads=self.threads or cores()) for job in jobs]
 
         def left() -> dict[str, Job]:
             return {job.training.name: job for job in own if pending(job)}

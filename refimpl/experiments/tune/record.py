@@ -14,20 +14,21 @@ from typing import Any
 from refimpl.data.identity import Identity, Recorded, identities_from
 from refimpl.errors import DataError, RefimplError, RunError, cause
 from refimpl.experiments.config import Config, keys
-from refimpl.experiments.experiment import UNRECORDED, default_threads, try_out
+from refimpl.experiments.experiment import UNRECORDED, try_out
 from refimpl.experiments.jobs import Stop, divide_jobs
 from refimpl.experiments.methods import special_keys, takes
 from refimpl.experiments.tune.search import FACTOR, Search, search_from
 from refimpl.experiments.tune.trial import Job, Trial, best, jobs, run_trials, survivors
 from refimpl.federated.warmup import warm_up
 from refimpl.files.claims import Claims
+from refimpl.files.environment import cores
 from refimpl.files.lock import locked
 from refimpl.files.storage import (
     append_lines,
     json_value,
+    make_folder,
     plain,
     read_bytes,
-    reason,
     toml_text,
     write_whole,
 )
@@ -62,10 +63,7 @@ class Tuning:
                 "data": {key: identity.table() for key, identity in data.items()},
             }
         )
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{path}: cannot write: {reason(error)}") from None
+        make_folder(path.parent)
         if not path.exists() and parts_of(path).exists():
             raise RunError(f"{parts_of(path)}: belongs to a search that is no longer there; remove it")
         with locked(path, path) if path.exists() else nullcontext():
@@ -157,7 +155,7 @@ class Tuning:
         def told(job: Job, message: Any) -> None:
             on_told(*job.trials[0], message)
 
-        for job, result in divide_jobs(run_trials, left, threads or default_threads(), claims, told, stop):
+        for job, result in divide_jobs(run_trials, left, threads or cores(), claims, told, stop):
             if isinstance(result, RefimplError):
                 raise result
             self.trials += result
@@ -174,7 +172,7 @@ class Tuning:
 
     def jobs(self, data_dir: Path | None = None, threads: int | None = None) -> list[Job]:
         """What is left, trials with the same meta-training together."""
-        found = jobs(self.left(), data_dir, threads or default_threads())
+        found = jobs(self.left(), data_dir, threads or cores())
         return [replace(job, data=self._recorded(job.trials[0][0])) for job in found]
 
     def _recorded(self, search: Search) -> dict[int, Recorded]:

@@ -38,7 +38,7 @@ from refimpl.fewshot.tickets.ticket import (
     settings_of,
 )
 from refimpl.files.environment import environment
-from refimpl.files.storage import json_text, plain, read_entries, write_whole
+from refimpl.files.storage import json_text, make_folder, plain, read_entries, write_whole
 from refimpl.registry import FINDERS
 
 RESULT = "comparison.json"
@@ -142,7 +142,7 @@ def compare(plan: Plan, workshop: Workshop) -> list[dict[str, Any]]:
     path = workshop.folder / RESULT
     begun = read_entries(path, "a comparison", stated=dict)["stated"] if path.is_file() else plan.stated
     content = {"stated": begun, "run": plan.run.config.table(), "keys": plan.keys, "seeds": plan.seeds}
-    workshop.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(workshop.folder)
     write_whole(path, json_text(content).encode())
     rows: list[dict[str, Any]] = plain([row.table() for row in rows_of(plan, [*compared(plan, workshop)])])
     content |= {"judged": plan.stated, "environment": environment(), "rows": rows}

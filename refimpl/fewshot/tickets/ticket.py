@@ -25,6 +25,7 @@ from refimpl.files.folders import building, move_into_place
 from refimpl.files.storage import (
     check_like,
     json_text,
+    make_folder,
     npz_bytes,
     read_entries,
     read_npz,
@@ -84,7 +85,7 @@ class Ticket(NamedTuple):
 
     def save(self, folder: Path, layout: Layout, facts: Mapping[str, Any]) -> None:
         """Write the ticket and what is known about it."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.mask.save(folder / MASK)
         write_whole(folder / START, npz_bytes(layout.to_arrays(self.start)))
         counts = dict(zip(self.mask.layers, self.mask.counts, strict=True))
