@@ -116,6 +116,13 @@ def plain(value: object) -> object:
     return value.item() if isinstance(value, (np.integer, np.bool_, np.str_)) else value
 
 
+def written(value: Any, between: str = ",") -> str:
+    """A value of a key as people write it: `on`, `conv1,conv2`, `none`; `between` stands between entries."""
+    if isinstance(value, list):
+        return between.join(map(str, value)) or "none"
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
 def key(default: Any, help: str, *, alone: Any = None, **rules: Any) -> Any:
     """A dataclass field that is a key of configurations; `rules` are fields of `Key`.
 

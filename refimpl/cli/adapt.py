@@ -10,7 +10,7 @@ import click
 
 from refimpl.cli.compiling import WARM_UP, working
 from refimpl.cli.options import PATH, Session, config_options, session_options
-from refimpl.cli.output import exit_unless, print_json, say_data, table
+from refimpl.cli.output import exit_if, print_json, say_data, table
 from refimpl.cli.progress import adapted_text
 from refimpl.errors import InputError
 from refimpl.experiments.config import adaptation_keys
@@ -93,9 +93,7 @@ def command(run: Path, session: Session, **options: Any) -> None:
         if beside:
             other = experiments[1].config.method
             click.echo(f"\n{other}, from the same meta-model:\n{table(*node_table(other, beside, alone))}")
-    if failure := next(filter(None, map(divergence, results)), ""):
-        click.echo(f"refimpl: {failure}", err=True)
-        exit_unless(False)
+    exit_if(next(filter(None, map(divergence, results)), ""))
 
 
 def _told(node: NodeReport) -> str:

@@ -21,7 +21,7 @@ from refimpl.cli.options import (
     session_options,
     shipped,
 )
-from refimpl.cli.output import command_line, exit_unless, print_json, say_data, table
+from refimpl.cli.output import command_line, exit_if, print_json, say_data, table
 from refimpl.cli.training import Begin, Course, Lines, Records, begin_options
 from refimpl.experiments.kinds import FEWSHOT, expect_kind
 from refimpl.experiments.record import RunFolder
@@ -177,12 +177,10 @@ def test_command(runs: tuple[Path, ...], session: Session, **options: Any) -> No
     lost = [entry for entry in entries if entry["diverged"]]
     if lost:
         count, whole = (sum(entry[name] for entry in entries) for name in ("diverged", "test_episodes"))
-        click.echo(
-            f"refimpl: adaptation diverged in {count} of {whole} episodes, first of {lost[0]['run']} (not "
-            "finite); try a smaller test_alpha or test_steps",
-            err=True,
+        exit_if(
+            f"adaptation diverged in {count} of {whole} episodes, first of {lost[0]['run']} (not finite); "
+            "try a smaller test_alpha or test_steps"
         )
-    exit_unless(not lost)
 
 
 def _print(entries: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:

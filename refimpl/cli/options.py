@@ -15,7 +15,7 @@ from refimpl.errors import InputError, one_of
 from refimpl.experiments.config import PRESETS, keys, preset_keys
 from refimpl.files.paths import expanded
 from refimpl.files.presets import Presets
-from refimpl.registry import Key
+from refimpl.registry import Key, written
 
 Decorator = Callable[[Any], Any]
 
@@ -131,7 +131,7 @@ def _option(item: Key, by_preset: Collection[str]) -> Decorator:
     flag = "--" + item.name.replace("_", "-")
     presets = "by preset, else " if item.name in by_preset else ""
     of = f" ({', '.join(item.of)})" if item.of else ""
-    text = f"{item.help}{of}  [{presets}{_shown(item.default)}]"
+    text = f"{item.help}{of}  [{presets}{written(item.default)}]"
     if item.type == "bool":
         negated = "--no-" + item.name.replace("_", "-")
         return click.option(f"{flag}/{negated}", item.name, default=None, help=text)
@@ -141,12 +141,6 @@ def _option(item: Key, by_preset: Collection[str]) -> Decorator:
         return click.option(flag, item.name, metavar=shown, default=None, help=text)
     kind = click.Choice(choices) if choices else _TYPES[item.type]
     return click.option(flag, item.name, type=kind, default=None, help=text)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(map(str, value)) or "none"
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
 def _talk(*flags: str, value: Talk, text: str) -> Decorator:

@@ -13,7 +13,7 @@ from refimpl.cli.options import Session
 from refimpl.files.storage import json_text
 from refimpl.files.tables import table
 
-__all__ = ["command_line", "exit_unless", "facts", "print_json", "say_data", "table"]
+__all__ = ["command_line", "exit_if", "exit_unless", "facts", "print_json", "say_data", "table"]
 
 
 def print_json(content: Any) -> None:
@@ -33,6 +33,13 @@ def exit_unless(passed: bool) -> None:
     """End the command with exit code 1 if a check failed."""
     if not passed:
         click.get_current_context().exit(CHECK_FAILED)
+
+
+def exit_if(failure: str) -> None:
+    """End the command with exit code 1 and a line that says what failed, unless nothing did."""
+    if failure:
+        click.echo(f"refimpl: {failure}", err=True)
+    exit_unless(not failure)
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:

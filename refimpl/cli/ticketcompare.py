@@ -23,7 +23,7 @@ from refimpl.cli.options import (
     key_options,
     session_options,
 )
-from refimpl.cli.output import exit_unless, print_json, table
+from refimpl.cli.output import exit_if, print_json, table
 from refimpl.fewshot.config import resolve
 from refimpl.files.tables import counted
 from refimpl.registry import FINDERS
@@ -119,16 +119,12 @@ def _exit_unless_finite(rows: Sequence[Mapping[str, Any]]) -> None:
     """End with exit code 1 and a line if a network diverged."""
     lost = [row for row in rows if row["diverged"]]
     if lost:
-        reasons = filter(None, lost[0]["reasons"])
-        where = next(
-            (f"{lost[0]['network']}: {reason}" for reason in reasons), f"{lost[0]['network']} (not finite)"
+        reason = next(filter(None, lost[0]["reasons"]), "")
+        where = lost[0]["network"] + (f": {reason}" if reason else " (not finite)")
+        exit_if(
+            f"training or adaptation diverged in {len(lost)} of {len(rows)} rows, first in {where}; "
+            "try a smaller alpha, eta, test_alpha or test_steps"
         )
-        click.echo(
-            f"refimpl: training or adaptation diverged in {len(lost)} of {len(rows)} rows, first in {where}; "
-            "try a smaller alpha, eta, test_alpha or test_steps",
-            err=True,
-        )
-    exit_unless(not lost)
 
 
 def _compared(plan: Plan, out: Path, session: Session) -> list[dict[str, Any]]:

@@ -63,7 +63,7 @@ class Row(NamedTuple):
     latencies: tuple[Latency, ...]
 
     def latency(self, batch: int) -> Latency:
-        """That of calls with `batch` samples."""
+        """The latency of calls with `batch` samples."""
         return next(one for one in self.latencies if one.batch == batch)
 
     def table(self) -> dict[str, Any]:

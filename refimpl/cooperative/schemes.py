@@ -73,18 +73,18 @@ class Scheme(Protocol):
         """All sub-networks."""
 
     def students(self, depths: Depths, weights: Weights, rng: np.random.Generator) -> tuple[Student, ...]:
-        """Those that learn in one step, in a fixed order; rng decides where there is a choice."""
+        """The sub-networks that learn in a step, in a fixed order; rng decides where there is a choice."""
 
 
 class Fixed(ABC):
     """A scheme in which all sub-networks learn in every step."""
 
     def parts(self, depths: Depths, weights: Weights) -> tuple[Part, ...]:
-        """Those that learn."""
+        """The sub-networks, all of which learn."""
         return tuple(student.part for student in self.lessons(depths, weights))
 
     def students(self, depths: Depths, weights: Weights, rng: np.random.Generator) -> tuple[Student, ...]:
-        """All of them."""
+        """All sub-networks learn in every step."""
         return self.lessons(depths, weights)
 
     @abstractmethod
@@ -124,7 +124,7 @@ class Mutual(Cooperative):
     """Two Teammates with sub-networks who teach each other, without a Leader: a = 0."""
 
     def lessons(self, depths: Depths, weights: Weights) -> tuple[Student, ...]:
-        """Those of `cooperative` without a."""
+        """What each learns as in `cooperative`, with the weight a = 0."""
         return super().lessons(depths, weights._replace(a=0.0))
 
 
@@ -134,7 +134,7 @@ class Led(Cooperative):
     """A Leader and two Teammates who do not teach each other: b = 0."""
 
     def lessons(self, depths: Depths, weights: Weights) -> tuple[Student, ...]:
-        """Those of `cooperative` without b."""
+        """What each learns as in `cooperative`, with the weight b = 0."""
         return super().lessons(depths, weights._replace(b=0.0))
 
 

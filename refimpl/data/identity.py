@@ -38,7 +38,7 @@ class Identity:
     dealt: str = ""
 
     def table(self) -> dict[str, Any]:
-        """The same as a table for JSON."""
+        """The identity as a table for JSON."""
         return asdict(self)
 
 

@@ -1,4 +1,4 @@
-"""The same over Flower: a ServerApp, a ClientApp and Flower's simulation.
+"""The rounds of `rounds.py` over Flower: a ServerApp, a ClientApp and Flower's simulation.
 
 Only this module imports `flwr`. Parameters travel as one array of raw bytes, numbers as a record of numbers;
 Flower's own conversion of arrays, which trusts the sizes in a message, is not used.

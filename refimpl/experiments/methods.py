@@ -14,7 +14,7 @@ from refimpl.nn.network import Network
 from refimpl.optim import prox
 from refimpl.registry import METHODS, PENALTIES, SCHEDULES, STARTS, Registry, keys_of
 
-# With trained gates.
+# The keys that play a part where gates are trained.
 GATES = (
     *("gates", "gate_mode", "tau", "tau_end", "gate_grad", "gate_summary", "gate_start", "eta_phi"),
     *("shaping", "shaping_a", "shaping_b", "shaping_fall"),

@@ -80,7 +80,7 @@ class FewShot:
         return self.method.start(drawn if self.first is None else self.first)
 
     def under(self, mask: np.ndarray, start: np.ndarray) -> FewShot:
-        """The same run from the weights `start` (d,), which stay zero where the mask (d,) is."""
+        """This run, started from the weights `start` (d,), which stay zero where the mask (d,) is zero."""
         method, weights = (
             build_learner(self.config, self.network, mask),
             WeightMask(self.network.layout, mask),

@@ -11,12 +11,12 @@ from refimpl.errors import one_of
 
 @dataclass(frozen=True)
 class Presets:
-    """Those of one room, such as `refimpl.fewshot`."""
+    """The presets of one room, such as `refimpl.fewshot`."""
 
     room: str
 
     def names(self) -> tuple[str, ...]:
-        """Their names, in alphabetical order."""
+        """The names of the presets, in alphabetical order."""
         files = (resources.files(self.room) / "presets").iterdir()
         return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
 
@@ -27,7 +27,7 @@ class Presets:
         return tomllib.loads(file.read_text(encoding="utf-8"))
 
     def keys(self) -> frozenset[str]:
-        """The keys that some of them set."""
+        """The keys that some preset sets."""
         return keys_in(self.read(name) for name in self.names())
 
 

@@ -40,7 +40,7 @@ class Residual(PlannedBlock):
         return self.body + self.shortcut
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """Those of both branches."""
+        """The parameters of both branches."""
         return chain_parameters(self.inner)
 
     def output_shape(self, shape: Shape) -> Shape:

@@ -51,7 +51,7 @@ class Gating:
 
 
 def _checked(shaping: Shaping) -> Shaping:
-    """The same; raises `InputError` for a weight below zero, or a distribution out of range."""
+    """The shaping itself; raises `InputError` for a weight below zero, or a distribution out of range."""
     weight, a, b = shaping
     if not (0 <= weight < math.inf and LEAST <= a <= MOST and LEAST <= b <= MOST):
         raise InputError(

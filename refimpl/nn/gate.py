@@ -210,7 +210,7 @@ class Gated(PlannedBlock):
         return self.body
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """Those of the body and of the gate."""
+        """The parameters of the body and of the gate."""
         return chain_parameters(self.body) + self.gate.parameters()
 
     def output_shape(self, shape: Shape) -> Shape:

@@ -126,7 +126,7 @@ def layer_cases(seed: int, batch: int, directions: int) -> list[Case]:
 def _layer_errors(
     layer: Layer, shape: Shape, masked: bool, batch: int, directions: int, rng: np.random.Generator
 ) -> list[SlotError]:
-    """Those of a layer by itself, with channel masks or without."""
+    """The errors of the gradients of a single layer, with channel masks or without."""
     reads = writes = None
     if masked:
         reads = rng.random((batch, shape[0])) < 0.6
@@ -138,7 +138,7 @@ def _layer_errors(
 def _function_errors(
     slot: str, make: Callable[[np.random.Generator], Function], directions: int, rng: np.random.Generator
 ) -> list[SlotError]:
-    """Those of a function by itself; make(rng) gives it with the point at which it is checked."""
+    """The errors of the gradient of a function, which make(rng) gives with the point to check it at."""
     objective, u = make(rng)
 
     def value(at: np.ndarray) -> float:

@@ -45,7 +45,7 @@ class Add(Plain):
     def backward(
         self, dy: np.ndarray, cache: np.ndarray, params: Arrays, grads: Arrays, back: Back
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The same gradient for both."""
+        """Both summands get the gradient of the sum."""
         dy = tidy_float("Add", "dy", dy)
         check_like("Add", "dy", dy, cache)
         return dy, dy

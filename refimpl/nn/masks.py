@@ -35,7 +35,7 @@ def class_information(mask: np.ndarray, y: np.ndarray) -> float:
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:
-    """Of a coin with probability p, in bits."""
+    """The entropy, in bits, of a coin that shows heads with probability p."""
     q = np.stack([p, 1 - p])
     return -(q * np.log2(q, out=np.zeros_like(q), where=q > 0)).sum(axis=0)
 

@@ -86,7 +86,7 @@ class Calibrated(Open):
     """
 
     def _look(self, network: Network, gate: ChannelGate, w: np.ndarray, nodes: Sequence[np.ndarray]) -> None:
-        """Also scale and centre the hidden units; the nodes are at least one."""
+        """Set the statistics, then scale and centre the hidden units; there is at least one node."""
         super()._look(network, gate, w, nodes)
         mean, spread = self._told(network, gate, w, nodes, _units)
         varies = spread > ROUNDING * np.sqrt(spread * spread + mean * mean)

@@ -88,7 +88,7 @@ class NetworkTask:
         self.__dict__.update(x=x, y=y, soft=soft)  # the fields are frozen
 
     def on(self, x: np.ndarray, y: np.ndarray) -> "NetworkTask":
-        """The same on other samples, without teachers; what depends on the network alone is shared."""
+        """This task on other samples, without teachers; what depends on the network alone is shared."""
         for name in ("program", "_work_table", "_gated_channels", "_usual", "_likeness"):
             getattr(self, name)  # it is made here, once, and copied with the fields
         # `copy` takes ten times as long, which matters for a node of a few samples.
@@ -140,13 +140,11 @@ class NetworkTask:
         self, rng: np.random.Generator, count: int
     ) -> "Iterator[NetworkObjective] | Iterator[CompiledObjective]":
         """Objectives on `count` batches. All batches are drawn first, then (mode `gumbel`) all noise."""
-        batches, noise = self._draw(rng, count)
-        if self.program is not None:
-            for chosen, own in zip(batches, noise, strict=True):
+        for chosen, own in zip(*self._draw(rng, count), strict=True):
+            if self.program is None:
+                yield self._on_layers(chosen, own)
+            else:
                 yield CompiledObjective(self, self.program, chosen, own)
-            return
-        for chosen, own in zip(batches, noise, strict=True):
-            yield self._on_layers(chosen, own)
 
     def _on_layers(self, chosen: np.ndarray, noise: dict[str, np.ndarray]) -> NetworkObjective:
         """The objective on the chosen samples, evaluated layer by layer."""

@@ -123,7 +123,7 @@ class ProximalGradient(StepB):
     """
 
     def steps(self, k: int) -> Steps:
-        """The same steps for every k."""
+        """The steps of round k, which are the same in every round."""
         return Steps(1.0, self.beta, self.beta)
 
 

@@ -81,7 +81,7 @@ def timings_figure(found: Timings) -> Figure:
     return figure
 
 
-# What draws the results of each class.
+# The function that draws the results of each class.
 FIGURES: dict[type, Callable[[Any], Figure]] = {Timings: timings_figure, Following: follow_figure}
 
 

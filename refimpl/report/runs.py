@@ -152,7 +152,7 @@ def _rounds(views: Sequence[View]) -> list[Cloud]:
 
 
 def _adaptations(views: Sequence[View]) -> list[Cloud]:
-    """Without the nodes at which adaptation diverged."""
+    """Work and time of the adaptation of each node; nodes at which it diverged are left out."""
     clouds = []
     for number, view in enumerate(views):
         told = [report for report in view.reports if not report.diverged]

@@ -119,15 +119,15 @@ class Extremes(NamedTuple):
     loss: Loss
 
     def upper(self) -> Sides:
-        """High against L."""
+        """The highest curvature, and L, which must not be less."""
         return Sides(self.high, self.loss.smoothness, self.error())
 
     def lower(self) -> Sides:
-        """-low against C."""
+        """Minus the lowest curvature, and C, which must not be less."""
         return Sides(-self.low, self.loss.concavity, self.error())
 
     def error(self) -> float:
-        """That of curvature from differences."""
+        """How far a curvature that comes from differences may be wrong."""
         return RELATIVE * max(abs(self.low), abs(self.high))
 
 

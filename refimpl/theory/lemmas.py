@@ -102,7 +102,7 @@ class Opaque:
 
 
 class OpaqueCurved(Opaque):
-    """The same, but it also offers its Hessian."""
+    """A quadratic that hides its closed form, but offers its Hessian."""
 
     def hessian_vector(self, w: Vector, d: Vector) -> Vector:
         """The Hessian times d."""

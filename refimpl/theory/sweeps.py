@@ -111,7 +111,7 @@ def arrivals(problem: Problem, w0: Vector, target: float = TARGET) -> list[Arriv
 
 
 def arrival_curve(seed: int) -> list[Arrival]:
-    """The same for ill-conditioned quadratics."""
+    """The arrivals at every lam/L, for ill-conditioned quadratics."""
     problem = slow_quadratic(SeedTree(seed).generator("theory.curves", 2))
     return arrivals(problem, np.zeros(problem.size))
 

@@ -40,7 +40,7 @@ from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 Description = list[dict[str, Any]]
 WEIGHTED = ("conv2d", "linear", "batch_norm2d", "frozen_norm2d", "group_norm")
 
-# Of every type without layers inside: the class and, by their keys in a table, the attributes of a layer.
+# For every type without layers inside: its class, and which key of a table holds which attribute.
 _NORM = {"channels": "channels", "eps": "eps"}
 LAYERS: dict[str, tuple[type[Any], dict[str, str]]] = {
     "conv2d": (
@@ -61,7 +61,7 @@ LAYERS: dict[str, tuple[type[Any], dict[str, str]]] = {
     "max_pool2d": (MaxPool2d, {"kernel": "window", "stride": "step", "padding": "pad"}),
     "avg_pool2d": (AvgPool2d, {"kernel": "window", "stride": "step", "padding": "pad"}),
 }
-# What tables leave out where it is as here.
+# Tables leave out entries that have these values.
 USUAL: dict[str, dict[str, Any]] = {
     "conv2d": {"dilation": [1, 1], "groups": 1},
     "linear": {"bias": True},
@@ -69,7 +69,7 @@ USUAL: dict[str, dict[str, Any]] = {
     "avg_pool2d": {"padding": [0, 0]},
 }
 _TYPES = {kind: name for name, (kind, _) in LAYERS.items()}
-# What a class calls them.
+# The names of these attributes as arguments of a class.
 _FIELDS = {"window": "kernel_size", "step": "stride", "pad": "padding", "spacing": "dilation"}
 _READ: dict[str, type] = dict.fromkeys(("kernel", "stride", "padding", "dilation"), tuple)
 _READ |= dict.fromkeys(("eps", "slope"), float)

@@ -19,9 +19,9 @@ from refimpl.crosscheck.golden.ours import run
 
 TINY = 1e-30  # a number just above 0, which moves a unit off its kink or tie but changes no sum
 
-# From an output's name and array to what a wrong rule gives in its place.
+# A function of an output's name and array: what a wrong rule gives in its place.
 Seen = Callable[[str, np.ndarray], np.ndarray]
-Rearrange = Callable[[np.ndarray], np.ndarray]  # from a parameter to a rearranged one of the same shape
+Rearrange = Callable[[np.ndarray], np.ndarray]  # of a parameter: its entries in another order, same shape
 
 
 class Suspect(NamedTuple):
@@ -82,7 +82,7 @@ def _taken(array: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def _vector_order(case: Case, orders: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The same for a vector of all parameters; empty if a case has no such vector."""
+    """For every entry of a vector of all parameters, its index before; empty if a case has no such vector."""
     parts, start = [np.empty(0, dtype=np.int64)], 0
     for name, shape in case.settings.get("parameters", []):
         size = math.prod(shape)

@@ -36,7 +36,7 @@ def text(plan: Plan, outcomes: Sequence[Outcome]) -> str:
 
 
 def markdown_text(plan: Plan, outcomes: Sequence[Outcome]) -> str:
-    """The same as Markdown."""
+    """The tables, the gaps and the notes, as Markdown."""
     return "\n\n".join(_blocks(plan, outcomes, markdown)) + "\n"
 
 

@@ -12,6 +12,7 @@ from refimpl.errors import ConfigError, DataError, cause, expect_numbers, one_of
 from refimpl.experiments.config import Config, from_table, keys, resolve
 from refimpl.experiments.methods import takes, training_key
 from refimpl.files.storage import json_value
+from refimpl.registry import written
 
 
 @dataclass(frozen=True)
@@ -185,13 +186,7 @@ def varied(
 
 def label(method: str, setting: Mapping[str, Any]) -> str:
     """The method and what is set, as the tables name it."""
-    return " ".join([method, *(f"{key}={_shown(value)}" for key, value in setting.items())])
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return "+".join(map(str, value)) or "none"
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+    return " ".join([method, *(f"{key}={written(value, '+')}" for key, value in setting.items())])
 
 
 def _listed(values: Collection[Any]) -> str:

@@ -155,7 +155,7 @@ class Traced(FewShot):
     def rounds(
         self, state: State, rounds: range, threads: int | None = None, first_loss: float = math.nan
     ) -> Iterator[tuple[State, Meta]]:
-        """As of the dense run."""
+        """The states and records of the dense run, whose masks are saved on the way."""
         layout, ticket = self.network.layout, self.settings.ticket
         self.folder.mkdir(exist_ok=True)
         for after, record in super().rounds(state, rounds, threads, first_loss):
@@ -318,7 +318,7 @@ class Watched(FewShot):
     def rounds(
         self, state: State, rounds: range, threads: int | None = None, first_loss: float = math.nan
     ) -> Iterator[tuple[State, Meta]]:
-        """As of the dense run, until the queue is stable."""
+        """The states and records of the dense run, until the queue is stable."""
         queue, mask = state["queue"], state["primary"]
         if self.finder.stable(queue):
             return

@@ -93,7 +93,7 @@ def overall(sizes: Sequence[int], pruned: float) -> list[int]:
 
 
 def by_layer(sizes: Sequence[int], pruned: float) -> list[int]:
-    """The same share of every layer."""
+    """One number for each layer, so that every layer keeps the same share."""
     return [kept_of(pruned, size) for size in sizes]
 
 

@@ -53,7 +53,7 @@ MORE = (2, 5, 3)  # samples of the nodes beyond one batch
 OWN_ROUNDS = 3  # with a user's network, which may have many parameters
 LAM, ETA, BETA = 2.0, 0.2, 0.2
 GROUP_LASSO = {"type": "group_lasso", "rho": 0.05}
-# Of the case `options`, whose groups hold no biases.
+# Settings of the case `options`, whose groups hold no biases.
 OPTIONS = {"eta_gate": 0.3, "rho_rise": 4.0, "tau_end": 0.25}
 
 Row = tuple[str, str, str, dict[str, Any] | None]
@@ -134,7 +134,7 @@ class Rounds(NamedTuple):
 
     @classmethod
     def of(cls, case: Case) -> Rounds:
-        """Those of a case."""
+        """What the rounds of this case are made of."""
         network, w = start(case)
         settings, phi = case.settings, network.layout.phi
         own = (phi.start, phi.stop, settings["eta_gate"]) if "eta_gate" in settings else None

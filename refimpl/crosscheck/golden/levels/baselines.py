@@ -48,13 +48,13 @@ NUMBERS: dict[str, tuple[int, dict[str, Any]]] = {
     "maml": (3, {"alpha": 0.15, "beta": 0.2, "inner_steps": 2}),
     "pfedme": (1, {"lam": 1.5, "eta_prox": 0.1, "prox_steps": 3, "eta": 0.2, "beta": 0.8}),
 }
-# What the keys of a method are called here, where it is something else.
+# The names that the settings of a case have for a method's keys, where they differ.
 NAMES_OF = {
     "fedavg": {"local_steps": "steps"},
     "reptile": {"local_steps": "steps", "mix": "eps"},
     "pfedme": {"local_steps": "steps", "mix": "beta", "alpha": "eta_prox", "inner_steps": "prox_steps"},
 }
-NAMES = {"local_steps": "steps", "eta": "beta"}  # of the others
+NAMES = {"local_steps": "steps", "eta": "beta"}  # for the other methods
 
 
 def cases(seed: int, dtype: str) -> Iterator[Case]:

@@ -216,7 +216,7 @@ def episode(case: Case) -> Arrays:
 def answer(
     case: Case, network: Network, w: np.ndarray, learner: Learner, weights: WeightMask | None = None
 ) -> Arrays:
-    """The same with any method, from any w (d,)."""
+    """The inner steps and the answer of any method, from any w (d,)."""
     parts = [(case.inputs[f"{part}.x"], case.inputs[f"{part}.labels"]) for part in ("support", "query")]
     sizes = [len(labels) for _, labels in parts]
     x, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
