@@ -102,9 +102,9 @@ def evaluate_command(runs: tuple[Path, ...], figure: Path | None, session: Sessi
     on one thread of this machine. The numbers are also written to RUN/report/cooperative.json.
     """
     with working(len(runs), session.talk) as progress:
-        found, course = {}, Silent(session)
+        found, trainer = {}, Silent(session)
         for path in runs:
-            found[str(path)] = tested(path, course)
+            found[str(path)] = tested(path, trainer)
             progress.step(f"tested  {path}")
     tables = {name: [row.table() for row in one.rows] for name, one in found.items()}
     if figure is not None:

@@ -74,7 +74,7 @@ def simulate_command(begin: Begin, patience: Patience, session: Session, **optio
 
 @dataclass(frozen=True)
 class Simulated(Federated):
-    """The course of `refimpl engine simulate`."""
+    """What `refimpl engine simulate` does."""
 
     patience: Patience
 
@@ -88,7 +88,7 @@ class Simulated(Federated):
         folder: RunFolder,
         **how: Any,
     ) -> Trained:
-        """See `Course`."""
+        """See `Trainer`."""
         from refimpl.engine.flower import simulate
         from refimpl.engine.job import Job
 

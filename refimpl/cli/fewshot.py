@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,10 +21,9 @@ from refimpl.cli.options import (
     shipped,
 )
 from refimpl.cli.output import command_line, exit_if, print_json, say_data, table
-from refimpl.cli.training import Begin, Course, Lines, Records, begin_options
+from refimpl.cli.training import Begin, Lines, Records, Trainer, begin_options
 from refimpl.experiments.kinds import FEWSHOT, expect_kind
 from refimpl.experiments.record import RunFolder
-from refimpl.fewshot import config as episodic
 from refimpl.fewshot.config import PRESETS, TEST_KEYS, FewShotConfig
 from refimpl.registry import keys_of
 
@@ -85,12 +83,11 @@ def train_command(begin: Begin, session: Session, **options: Any) -> None:
     Episodic(session).run(begin, options)
 
 
-class Episodic(Course):
-    """The course of `refimpl fewshot train`."""
+class Episodic(Trainer):
+    """What `refimpl fewshot train` does."""
 
     words = ("fewshot", "train")
-    settings: ClassVar[ModuleType] = episodic
-    room = "refimpl.fewshot.experiment"
+    room = "refimpl.fewshot"
     prefix = "fewshot-"
 
     def opening(self, run: FewShot) -> str:
@@ -103,20 +100,20 @@ class Episodic(Course):
         )
 
     def told(self, run: FewShot, record: Meta) -> str:
-        """See `Course`."""
+        """See `Trainer`."""
         done = f"iteration {record.round}/{run.config.rounds}"
         valid = f"  validation {_share(record.validation)}" if run.config.validates(record.round) else ""
         return f"{run.config.method}  {done}  loss {record.loss:.4f}{valid}"
 
     def numbers(self, run: FewShot, rounds: Records) -> dict[str, Any]:
-        """See `Course`."""
+        """See `Trainer`."""
         tail = rounds[-max(1, len(rounds) // 10) :]
         loss = sum(entry["loss"] for entry in tail) / len(tail)
         checked = [entry["validation"] for entry in rounds if run.config.validates(entry["round"])]
         return {"loss": loss, "validation": checked, "data": run.dataset.note}
 
     def lines(self, run: FewShot, folder: RunFolder, rounds: Records) -> Lines:
-        """See `Course`."""
+        """See `Trainer`."""
         found, seconds = self.numbers(run, rounds), sum(entry["seconds"] for entry in rounds)
         checked = found["validation"]
         best = max((share for share in checked if share is not None), default=None)

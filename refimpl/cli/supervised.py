@@ -1,4 +1,4 @@
-"""What the commands of `refimpl cooperative` share: the course of a training, tests of runs, a comparison."""
+"""What the commands of `refimpl cooperative` share: training, tests of runs, a comparison."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from refimpl.cli.options import Session
 from refimpl.cli.output import command_line, exit_unless, print_json, say_data, table
-from refimpl.cli.training import Course, Lines, Records
-from refimpl.cooperative import config as settings
+from refimpl.cli.training import Lines, Records, Trainer
 from refimpl.cooperative.config import CooperativeConfig
 from refimpl.data.identity import Recorded, identify
 from refimpl.errors import DivergenceError, RunError
@@ -35,12 +33,11 @@ SHOWN = ("depth", "member", "validation %", "test %", "MFLOPs", "ms, 1 sample", 
 VALIDATION = "validation"  # name of the report with accuracies on validation samples
 
 
-class Supervised(Course):
-    """The course of `refimpl cooperative train`."""
+class Supervised(Trainer):
+    """What `refimpl cooperative train` does."""
 
     words = ("cooperative", "train")
-    settings: ClassVar[ModuleType] = settings
-    room = "refimpl.cooperative.experiment"
+    room = "refimpl.cooperative"
     prefix, chosen = "cooperative-", "scheme"
 
     def opening(self, run: Cooperative) -> str:
@@ -54,17 +51,17 @@ class Supervised(Course):
         )
 
     def told(self, run: Cooperative, record: Epoch) -> str:
-        """See `Course`."""
+        """See `Trainer`."""
         best = f"  validation, best {max(record.validation):.1%}" if record.validation else ""
         done = f"epoch {record.round}/{run.config.epochs}"
         return f"{run.config.scheme}  {done}  loss {record.loss:.4f}{best}"
 
     def numbers(self, run: Cooperative, rounds: Records) -> dict[str, Any]:
-        """See `Course`."""
+        """See `Trainer`."""
         return {"loss": rounds[-1]["loss"], "cost": run.cost, "data": run.dataset.note}
 
     def lines(self, run: Cooperative, folder: RunFolder, rounds: Records) -> Lines:
-        """See `Course`."""
+        """See `Trainer`."""
         first, last, seconds = rounds[0], rounds[-1], sum(entry["seconds"] for entry in rounds)
         return [
             ("epochs", str(len(rounds))),
@@ -76,7 +73,7 @@ class Supervised(Course):
 
 @dataclass(frozen=True)
 class Silent(Supervised):
-    """The same course without a summary, for commands that go on with the run; runs share the data in memory.
+    """Trains without a summary, for commands that go on with the run; runs share the data in memory.
 
     known: the data of the last run that was prepared or reopened, if there was one.
     """
@@ -84,17 +81,13 @@ class Silent(Supervised):
     known: list[DataSet] = field(default_factory=list)
 
     def prepare(self, config: CooperativeConfig) -> Cooperative:
-        """See `Course`."""
-        from refimpl.cooperative.experiment import prepare
-
+        """See `Trainer`."""
         recorded = Recorded("cooperative", identify(self.known[0])) if self.known else None
-        return self._keep(prepare(config, self.session.data_dir, recorded, *self.known))
+        return self._keep(self.experiment.prepare(config, self.session.data_dir, recorded, *self.known))
 
     def reopen(self, folder: RunFolder) -> Cooperative:
-        """See `Course`."""
-        from refimpl.cooperative.experiment import reopen
-
-        return self._keep(reopen(folder, self.session.data_dir, *self.known))
+        """See `Trainer`."""
+        return self._keep(self.experiment.reopen(folder, self.session.data_dir, *self.known))
 
     def _keep(self, run: Cooperative) -> Cooperative:
         self.known[:] = [run.dataset]
@@ -113,13 +106,13 @@ def draw(tables: dict[str, list[dict[str, Any]]], figure: Path, err: bool) -> No
     click.echo(save(figure, lambda: frontier_figure(curves)), err=err)
 
 
-def tested(path: Path, course: Silent) -> Outcome:
+def tested(path: Path, trainer: Silent) -> Outcome:
     """A finished run in numbers, which are written into its folder as well."""
     from refimpl.cooperative.compare import Outcome
     from refimpl.cooperative.measure import measure
 
     with RunFolder.open(path, lock=False) as folder:
-        run, deployed = deployed_in(folder, course)
+        run, deployed = deployed_in(folder, trainer)
         rows = measure(run, deployed)
         seconds = sum(entry["seconds"] for entry in folder.metrics())
         found = Outcome(run.config.scheme, run.config.seed, run.cost, seconds, rows)
@@ -131,8 +124,8 @@ def report_teams(paths: Sequence[Path], out: Path, session: Session) -> list[Pat
     """Measure all depths of the runs, and write the page about them; returns its paths."""
     from refimpl.report.cooperative import Curve, write_teams
 
-    course = Silent(session)
-    found = [tested(path, course).rows for path in paths]
+    trainer = Silent(session)
+    found = [tested(path, trainer).rows for path in paths]
     curves = [
         Curve(str(path), [row.table() for row in rows]) for path, rows in zip(paths, found, strict=True)
     ]
@@ -148,13 +141,13 @@ def row_cells(row: Row) -> list[str]:
     return [str(row.depth), row.member, *shares, f"{row.flops / 1e6:.3g}", *times]
 
 
-def deployed_in(folder: RunFolder, course: Silent) -> tuple[Cooperative, dict[int, Deployed]]:
+def deployed_in(folder: RunFolder, trainer: Silent) -> tuple[Cooperative, dict[int, Deployed]]:
     """A finished run, and what is used of it at each depth."""
     from refimpl.cooperative.measure import deploy
     from refimpl.experiments.experiment import meta_model
 
-    run = course.reopen(folder)
-    say_data("" if course.session.as_json else run.dataset.note)
+    run = trainer.reopen(folder)
+    say_data("" if trainer.session.as_json else run.dataset.note)
     w = meta_model(run, folder)
     return run, deploy(run, w, _validation(run, folder, w))
 
@@ -192,13 +185,13 @@ def compare(
     from refimpl.report.canvas import save
     from refimpl.report.cooperative import comparison_figure
 
-    course = Silent(session)
+    trainer = Silent(session)
     found, diverged = [], []
     for config in configs(base, schemes or tuple(SCHEMES), seeds):
         path = out / folder_name(config)
         try:
-            _finish(config, path, course)
-            found.append(tested(path, course))
+            _finish(config, path, trainer)
+            found.append(tested(path, trainer))
         except DivergenceError as error:
             click.echo(f"refimpl: {path}: {error}", err=True)
             diverged.append(path.name)
@@ -222,14 +215,14 @@ def compare(
     exit_unless(not diverged)
 
 
-def _finish(config: CooperativeConfig, path: Path, course: Silent) -> None:
+def _finish(config: CooperativeConfig, path: Path, trainer: Silent) -> None:
     """Train a run, or go on with it if it is there with these settings."""
     if not (path / CONFIG).is_file():
-        course.begin(config, path, force=False)
+        trainer.begin(config, path, force=False)
         return
     with RunFolder.open(path, lock=False) as folder:
-        if settings.from_table(folder.config, str(path)) != config:
+        if CooperativeConfig.from_table(folder.config, str(path)) != config:
             raise RunError(f"{path}: has a run with other settings; choose another --out")
         if folder.has_model:
             return
-    course.go_on(path)
+    trainer.go_on(path)

@@ -177,21 +177,21 @@ def train_command(
     Weights outside the mask stay zero, here and in `refimpl fewshot test` of the run.
     """
     given = {name: value for name, value in (("seed", seed), ("rounds", rounds)) if value is not None}
-    course, out = Found(session), out or ticket / TRAINED
+    trainer, out = Found(session), out or ticket / TRAINED
     if (out / CONFIG).is_file() and not force:
-        course.go_on(out)
+        trainer.go_on(out)
     else:
-        course.begin(_config_of(ticket, **given), out, force)
+        trainer.begin(_config_of(ticket, **given), out, force)
 
 
 class Found(Episodic):
-    """The course of training a ticket."""
+    """What `refimpl tickets train` does."""
 
     def prepare(self, config: FewShotConfig) -> FewShot:
-        """See `Course`."""
-        from refimpl.fewshot.experiment import prepare
-
-        return prepare(config, self.session.data_dir, read_recorded(Path(config.ticket)))
+        """See `Trainer`."""
+        recorded = read_recorded(Path(config.ticket))
+        run: FewShot = self.experiment.prepare(config, self.session.data_dir, recorded)
+        return run
 
 
 def _config_of(ticket: Path, **given: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
@@ -10,8 +9,7 @@ import click
 from refimpl.cli.options import Session, preset_option, run_options
 from refimpl.cli.output import command_line
 from refimpl.cli.progress import round_text
-from refimpl.cli.training import Begin, Course, Lines, Records, begin_options
-from refimpl.experiments import config as federated
+from refimpl.cli.training import Begin, Lines, Records, Trainer, begin_options
 from refimpl.experiments.record import RunFolder
 
 if TYPE_CHECKING:
@@ -44,38 +42,36 @@ def command(begin: Begin, session: Session, **options: Any) -> None:
     Federated(session).run(begin, options)
 
 
-class Federated(Course):
-    """The course of `refimpl train`."""
+class Federated(Trainer):
+    """What `refimpl train` does."""
 
     words: ClassVar[tuple[str, ...]] = ("train",)
-    settings: ClassVar[ModuleType] = federated
-    room = "refimpl.experiments.experiment"
+    room = "refimpl.experiments"
     warms = True
 
     def reopen(self, folder: RunFolder) -> Experiment:
-        """See `Course`."""
-        from refimpl.experiments.experiment import prepare_again
-
-        return prepare_again(folder, self.session.data_dir)
+        """See `Trainer`."""
+        run: Experiment = self.experiment.prepare_again(folder, self.session.data_dir)
+        return run
 
     def note(self, run: Experiment) -> str:
-        """See `Course`."""
+        """See `Trainer`."""
         return run.note
 
     def opening(self, run: Experiment) -> str:
-        """See `Course`."""
+        """See `Trainer`."""
         return f"{run.config.method} on {run.config.dataset}"
 
     def told(self, run: Experiment, record: RoundRecord) -> str:
-        """See `Course`."""
+        """See `Trainer`."""
         return round_text(run.config.method, record, run.config.rounds, bool(run.network.gates))
 
     def numbers(self, run: Experiment, rounds: Records) -> dict[str, Any]:
-        """See `Course`."""
+        """See `Trainer`."""
         return {"data": run.note, "last": rounds[-1]}
 
     def lines(self, run: Experiment, folder: RunFolder, rounds: Records) -> Lines:
-        """See `Course`."""
+        """See `Trainer`."""
         from refimpl.experiments.coverage import samples_said
 
         config, nodes = folder.config, (*run.train_nodes, *run.target_nodes)

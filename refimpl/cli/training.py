@@ -1,4 +1,4 @@
-"""What all commands that train have in common: options of a new or resumed run, and the course they take."""
+"""What all commands that train have in common: the options of a new or resumed run, and what they do."""
 
 from __future__ import annotations
 
@@ -56,23 +56,32 @@ def begin_options(preset_option: Decorator, usual_out: str) -> Decorator:
 
 
 @dataclass(frozen=True)
-class Course(ABC):
-    """The course of a command that trains; a subclass says what is trained, and what is shown of it.
+class Trainer(ABC):
+    """What a command that trains does; a subclass says what is trained, and what is shown of it.
 
-    words: the command; settings: the module whose `resolve` and `from_table` make the settings; room: the
-    name of the module whose `prepare` and `reopen` make a run; prefix, chosen: what a run folder's name
-    begins with, and the setting that it names; warms: whether all kernels of the rounds are compiled
-    beforehand.
+    words: the command; room: the package whose module `config` makes the settings (`resolve`, `from_table`),
+    and whose module `experiment` makes a run of them (`prepare`, `reopen`); prefix, chosen: what a run
+    folder's name begins with, and the setting that it names; warms: whether all kernels of the rounds are
+    compiled beforehand.
     """
 
     session: Session
 
     words: ClassVar[tuple[str, ...]]
-    settings: ClassVar[ModuleType]
     room: ClassVar[str]
     prefix: ClassVar[str] = ""
     chosen: ClassVar[str] = "method"
     warms: ClassVar[bool] = False
+
+    @property
+    def settings(self) -> ModuleType:
+        """The module that makes settings."""
+        return import_module(f"{self.room}.config")
+
+    @property
+    def experiment(self) -> ModuleType:
+        """The module that makes runs; it takes a while to import, so the help does without."""
+        return import_module(f"{self.room}.experiment")
 
     def name(self, config: Any) -> str:
         """The name of the run folder in runs/, if none is given."""
@@ -80,12 +89,12 @@ class Course(ABC):
 
     def prepare(self, config: Any) -> Trainable:
         """A new run with these settings."""
-        run: Trainable = import_module(self.room).prepare(config, self.session.data_dir)
+        run: Trainable = self.experiment.prepare(config, self.session.data_dir)
         return run
 
     def reopen(self, folder: RunFolder) -> Trainable:
         """The run in the folder, on the data it was begun with."""
-        run: Trainable = import_module(self.room).reopen(folder, self.session.data_dir)
+        run: Trainable = self.experiment.reopen(folder, self.session.data_dir)
         return run
 
     def note(self, run: Any) -> str:

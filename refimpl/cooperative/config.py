@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from refimpl.cooperative.descent import SCHEDULES
 from refimpl.experiments.kinds import COOPERATIVE
-from refimpl.experiments.settings import Settings
+from refimpl.experiments.settings import RunSettings
 from refimpl.files.paths import OWN_DATA
 from refimpl.files.presets import Presets
 from refimpl.registry import DATASETS, MODELS, SCHEMES, key
@@ -18,7 +18,7 @@ PRESETS = Presets("refimpl.cooperative")
 
 
 @dataclass(frozen=True)
-class CooperativeConfig(Settings):
+class CooperativeConfig(RunSettings):
     """Everything that determines a cooperative run's result (threads and folders do not)."""
 
     kind, presets = COOPERATIVE, PRESETS

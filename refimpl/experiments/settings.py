@@ -20,7 +20,7 @@ from refimpl.registry import check_keys, keys_of, plain
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunSettings:
     """A subclass declares the keys, `dataset` among them, as fields made with `key`.
 
     kind: of the runs that have these settings; presets: those that are shipped; sections: the methods that a

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from refimpl.experiments.kinds import FEWSHOT
-from refimpl.experiments.settings import Settings
+from refimpl.experiments.settings import RunSettings
 from refimpl.fewshot.learner import KINDS
 from refimpl.fewshot.outer import OUTER
 from refimpl.files.paths import OWN_DATA, expanded
@@ -23,7 +23,7 @@ PRESETS = Presets("refimpl.fewshot")
 
 
 @dataclass(frozen=True)
-class FewShotConfig(Settings):
+class FewShotConfig(RunSettings):
     """Everything that determines a few-shot run's result (threads and folders do not)."""
 
     kind, presets, sections = FEWSHOT, PRESETS, tuple(KINDS)
@@ -67,7 +67,7 @@ class FewShotConfig(Settings):
 
     @classmethod
     def resolve(cls, file: str | Path | None = None, from_preset: str | None = None, **options: Any) -> Self:
-        """As of all `Settings`; the path of a ticket is made absolute, too."""
+        """Resolve them as all `RunSettings`, and make the path of a ticket absolute, too."""
         config = super().resolve(file, from_preset, **options)
         return replace(config, ticket=str(expanded(config.ticket).absolute()) if config.ticket else "")
 

@@ -217,9 +217,10 @@ def follow(
     problem, kind = with_constants(problem, around, rng)
     lam = LAM_OVER_L * problem.smoothness if lam is None else float(lam)
     check_convexity("follow", problem.smoothness, lam)
-    course = Course(problem, kind, lam, steps, schedule or GhadimiLan(theory_beta(problem, lam)), around, rng)
+    schedule = schedule or GhadimiLan(theory_beta(problem, lam))
+    follower = Follower(problem, kind, lam, steps, schedule, around, rng)
     with np.errstate(over="ignore", invalid="ignore"):
-        return course.run(rounds, on_round)
+        return follower.run(rounds, on_round)
 
 
 def first_point(problem: Problem, w0: Vector | None, rng: np.random.Generator) -> Vector:
@@ -237,8 +238,8 @@ def first_point(problem: Problem, w0: Vector | None, rng: np.random.Generator) -
 
 
 @dataclass(eq=False)
-class Course:
-    """A run under way, and what has been found so far."""
+class Follower:
+    """Follows a run under way, and keeps what has been found so far."""
 
     problem: Problem
     kind: str

@@ -70,10 +70,10 @@ def test_a_model_that_has_diverged_is_refused(refimpl, run, tmp_path):
 def test_runs_that_diverge_are_named_and_the_others_compared(refimpl, tmp_path, monkeypatch):
     right = supervised.tested
 
-    def diverging(path, course):
+    def diverging(path, trainer):
         if path.name == "labels-0":
             raise DivergenceError("its outputs are not finite")
-        return right(path, course)
+        return right(path, trainer)
 
     monkeypatch.setattr(supervised, "tested", diverging)
     words = ("--schemes", "labels,sandwich", "--seeds", "0", "--train-samples", 32, "--epochs", 1)

@@ -101,7 +101,7 @@ class Comparison:
             return replace(cls.create(path, plan, False, data_dir, threads), shared=True)
         found = cls.open(path, data_dir, threads)
         if found.plan != plan:
-            raise RunError(f"{path}: is of another plan; give all machines the same options")
+            raise RunError(f"{path}: holds a comparison of another plan; give all machines the same options")
         return replace(found, shared=True)
 
     def claiming(self, claims: Claims) -> Comparison:

@@ -76,7 +76,7 @@ class Tuning:
         """Begin a shared search, or take part in the one that another machine has begun."""
         found = cls.open(path) if path.exists() else cls.create(path, searches, data_dir)
         if found.searches != tuple(searches):
-            raise RunError(f"{path}: is of another search; give all machines the same options")
+            raise RunError(f"{path}: holds another search; give all machines the same options")
         return replace(found, shared=True)
 
     @classmethod
