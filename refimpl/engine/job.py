@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from refimpl.contracts import Method
 from refimpl.data.catalog import source_of
 from refimpl.engine.rounds import FederatedExperiment, Link, Patience
 from refimpl.errors import ConfigError, RunError, shown
 from refimpl.experiments.config import Config, from_table, read_toml
-from refimpl.experiments.experiment import build_network
-from refimpl.experiments.methods import build_method, is_gated, prunes
+from refimpl.experiments.experiment import trained_network
+from refimpl.experiments.methods import build_method, is_gated
 from refimpl.experiments.record import CONFIG, RunFolder
 from refimpl.files.storage import toml_text
 from refimpl.nn.network import Network
@@ -69,27 +68,13 @@ class Job:
 
     def network(self) -> Network:
         """The network that is trained."""
-        if prunes(self.config):  # the layers that adaptation will prune must be there before training begins
-            build_network(self.config, self.shape, self.classes, gated=True)
-        return build_network(self.config, self.shape, self.classes, is_gated(self.config))
-
-    def method(self, network: Network) -> Method:
-        """The method for that network."""
-        return build_method(self.config, network)
+        return trained_network(self.config, self.shape, self.classes)
 
     def server(self, link: Link, patience: Patience) -> FederatedExperiment:
         """The server's side: everything but the nodes, with a checkpoint after every round."""
         network, config = self.network(), self.saving
-        return FederatedExperiment(
-            config,
-            network,
-            (),
-            (),
-            self.method(network),
-            SeedTree(config.seed),
-            link=link,
-            patience=patience,
-        )
+        method, seeds = build_method(config, network), SeedTree(config.seed)
+        return FederatedExperiment(config, network, (), (), method, seeds, link=link, patience=patience)
 
     def text(self) -> str:
         """The job as TOML."""

@@ -15,6 +15,7 @@ from refimpl.engine.messages import Hello, Question, Sealed, answer, opened, who
 from refimpl.errors import ConfigError, DataError, InputError
 from refimpl.experiments.dealing import deal
 from refimpl.experiments.experiment import Experiment
+from refimpl.experiments.methods import build_method
 from refimpl.files.paths import expanded
 from refimpl.rng import SeedTree
 
@@ -57,8 +58,8 @@ class Worker:
     def experiment(self) -> Experiment:
         """The experiment with this node alone."""
         job, network = self.job, self.job.network()
-        seeds = SeedTree(job.config.seed)
-        return Experiment(job.config, network, (self.node,), (), job.method(network), seeds)
+        method, seeds = build_method(job.config, network), SeedTree(job.config.seed)
+        return Experiment(job.config, network, (self.node,), (), method, seeds)
 
     def hello(self) -> Hello:
         """What the node says of itself when it is asked who it is."""

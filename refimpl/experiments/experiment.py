@@ -193,6 +193,13 @@ def build_network(config: Config, input_shape: Sequence[int], classes: int, gate
     return with_summaries(network, config.gate_summary)
 
 
+def trained_network(config: Config, input_shape: Sequence[int], classes: int) -> Network:
+    """The network that is trained; `InputError` also where it lacks layers that adaptation will prune."""
+    if prunes(config):
+        build_network(config, input_shape, classes, gated=True)
+    return build_network(config, input_shape, classes, is_gated(config))
+
+
 def prepare(
     config: Config, data_dir: str | Path | None = None, recorded: Recorded | None = None
 ) -> Experiment:
@@ -207,9 +214,7 @@ def prepare(
         recorded.check(data)
     nodes = fill(dataset, shares, config.dtype)
     train_nodes, target_nodes = tuple(nodes[: config.nodes]), tuple(nodes[config.nodes :])
-    network = build_network(config, dataset.shape, dataset.classes, is_gated(config))
-    if prunes(config):  # the layers that adaptation will prune must be there before training begins
-        build_network(config, dataset.shape, dataset.classes, gated=True)
+    network = trained_network(config, dataset.shape, dataset.classes)
     method, seeds = build_method(config, network), SeedTree(config.seed)
     return Experiment(config, network, train_nodes, target_nodes, method, seeds, data, dataset.note)
 
@@ -224,7 +229,7 @@ class Sound(NamedTuple):
 def try_out(configs: Iterable[tuple[str, Config]], data_dir: str | Path | None = None) -> list[Sound]:
     """Try out named configurations without training; an error says the name of the one that is wrong.
 
-    Nodes are dealt without their samples. Network and method are built, for pruning as well.
+    Nodes are dealt without their samples. Network and method are built.
     """
     datasets: dict[str, DataSet] = {}
     found = []
@@ -233,8 +238,7 @@ def try_out(configs: Iterable[tuple[str, Config]], data_dir: str | Path | None =
             datasets[config.dataset] = load(config.dataset, data_dir)
         dataset = datasets[config.dataset]
         try:
-            gated = is_gated(config) or prunes(config)
-            build_method(config, build_network(config, dataset.shape, dataset.classes, gated))
+            build_method(config, trained_network(config, dataset.shape, dataset.classes))
             found.append(Sound(identify(dataset, deal(config, dataset)), dataset.note))
         except InputError as error:
             raise ConfigError(f"{name}: {error}") from None

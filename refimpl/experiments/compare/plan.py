@@ -88,7 +88,7 @@ class Plan:
         labels = [slug(label) for label, _ in self.rows]
         for what, values in (("rows", labels), ("seeds", self.seeds)):
             if not values or len(set(values)) < len(values):
-                raise ConfigError(f"compare: expected one or more {what} that all differ, got {_listed(values)}")
+                raise ConfigError(f"compare: expected some {what} that all differ, got {_listed(values)}")
         if min(self.seeds) < 0 or self.every < 0:
             raise ConfigError("compare: seeds and every must be at least 0")
         without = [label for label, config in self.rows if config.targets < 1]
