@@ -21,7 +21,7 @@ from refimpl.nn.distillation import softened_rate
 from refimpl.nn.layers import rule_of
 from refimpl.nn.network import Network
 from refimpl.nn.plan import Step
-from refimpl.nn.run import Trace
+from refimpl.nn.run import Trace, carried_back
 from refimpl.nn.tangent import RULES, Direction, Dual, Rate, Rule
 
 
@@ -96,32 +96,19 @@ def _rule(layer: Any) -> Rule:
     return found
 
 
-def _given(step: Step, rates: dict[int, Rate]) -> Any:
-    """The rate of a step's input, or a tuple of them."""
-    found = tuple(rates[number] for number in step.inputs)
-    return found if len(found) > 1 else found[0]
-
-
 def _forward(trace: Trace, along: Direction) -> dict[int, Rate]:
     """The rate at which each value of the plan moves."""
     rates: dict[int, Rate] = {0: None}
     for step, cache in zip(trace.steps, trace.caches, strict=True):
-        rates[step.output] = _rule(step.layer).forward(step.layer, cache, _given(step, rates), along)
+        rates[step.output] = _rule(step.layer).forward(step.layer, cache, step.given(rates), along)
     return rates
 
 
 def _backward(trace: Trace, dual: Dual, rates: dict[int, Rate], along: Direction) -> None:
     """Carry the loss's gradient and its rate back, down to the lowest step that moves."""
-    duals = {len(trace.steps): dual}
-    for step, cache in zip(reversed(trace.steps), reversed(trace.caches), strict=True):
-        if not step.learns:
-            continue
-        rule, above = _rule(step.layer), duals.pop(step.output)
-        dx = rule.backward(step.layer, above, cache, _given(step, rates), along, any(step.needs))
-        parts = dx if len(step.inputs) > 1 else (dx,)
-        for number, part, wanted in zip(step.inputs, parts, step.needs, strict=True):
-            if wanted:
-                there = duals.get(number)
-                duals[number] = (
-                    part if there is None else Dual(there.value + part.value, there.dot + part.dot)
-                )
+
+    def backward(step: Step, above: Dual, cache: Any) -> Any:
+        rule = _rule(step.layer)
+        return rule.backward(step.layer, above, cache, step.given(rates), along, any(step.needs))
+
+    carried_back(trace, dual, backward)

@@ -17,7 +17,7 @@ Source: mathematics.md §2.3b. Derived.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -70,6 +70,11 @@ class Step(NamedTuple):
     def learns(self) -> bool:
         """Whether the step takes part in the backward pass."""
         return any(self.needs) or self.need_dw
+
+    def given(self, values: Mapping[int, Any]) -> Any:
+        """What the step reads of the values by number: its input, or a tuple of its inputs."""
+        found = tuple(values[number] for number in self.inputs)
+        return found if len(found) > 1 else found[0]
 
 
 class Planner:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,9 +29,8 @@ def run_forward(
     values: dict[int, Any] = {0: x}
     trace = Trace(context, steps, [], {NONE: None, GIVEN: reads})
     for step in steps:
-        given = tuple(values[number] for number in step.inputs)
         flow = Flow(context, trace.masks[step.reads], trace.masks[step.writes])
-        y, mask, cache = step.layer.forward(params, given if len(given) > 1 else given[0], flow)
+        y, mask, cache = step.layer.forward(params, step.given(values), flow)
         if getattr(step.layer, "decides", False):
             trace.masks[step.gate] = mask
         values[step.output] = y
@@ -41,13 +40,27 @@ def run_forward(
 
 def run_backward(trace: Trace, dy: np.ndarray, params: Arrays, grads: Arrays) -> np.ndarray | None:
     """Write the gradients of trained parameters; returns that of the input, None unless it is wanted."""
-    slopes: dict[int, Any] = {len(trace.steps): dy}
+
+    def backward(step: Step, slope: Any, cache: Any) -> Any:
+        masks = trace.masks[step.dy_mask], trace.masks[step.dx_mask]
+        back = Back(trace.context, *masks, any(step.needs), step.need_dw)
+        return step.layer.backward(slope, cache, params, grads, back)
+
+    found: np.ndarray | None = carried_back(trace, dy, backward)
+    return found
+
+
+def carried_back(trace: Trace, slope: Any, backward: Callable[[Step, Any, Any], Any]) -> Any:
+    """Carry the gradient of the output back through the steps that learn; returns that of the input.
+
+    backward(step, slope, cache) gives the gradient of a step's input, or of each of its inputs, from that of
+    its output. Gradients of a value that is read twice are added up. The result is None unless it is wanted.
+    """
+    slopes = {len(trace.steps): slope}
     for step, cache in zip(reversed(trace.steps), reversed(trace.caches), strict=True):
         if not step.learns:
             continue
-        masks = trace.masks[step.dy_mask], trace.masks[step.dx_mask]
-        back = Back(trace.context, *masks, any(step.needs), step.need_dw)
-        dx = step.layer.backward(slopes.pop(step.output), cache, params, grads, back)
+        dx = backward(step, slopes.pop(step.output), cache)
         parts = dx if len(step.inputs) > 1 else (dx,)
         for number, part, wanted in zip(step.inputs, parts, step.needs, strict=True):
             if wanted:

@@ -48,6 +48,9 @@ class Dual(NamedTuple):
     value: np.ndarray
     dot: np.ndarray
 
+    def __add__(self, other: Any) -> Dual:
+        return Dual(self.value + other.value, self.dot + other.dot)
+
 
 class Direction(NamedTuple):
     """Where second derivatives are taken, and along what.
@@ -248,11 +251,8 @@ def _normalised(layer: Normalisation, cache: NormCache, params: Arrays) -> _Norm
 
 def _norm_forward(layer: Normalisation, cache: NormCache, x_dot: Rate, along: Direction) -> Rate:
     """y_dot = gamma n_dot + gamma_dot n + beta_dot, n the normalised input."""
-    y_dot, own, names = (
-        None,
-        _normalised(layer, cache, along.params),
-        (f"{layer.name}.weight", f"{layer.name}.bias"),
-    )
+    own, y_dot = _normalised(layer, cache, along.params), None
+    names = f"{layer.name}.weight", f"{layer.name}.bias"
     if along.trains(layer):
         scale, shift = (along.moves[name][:, None] for name in names)
         y_dot = scale * own.n + shift
