@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,10 +130,12 @@ def _exit_unless_finite(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _compared(plan: Plan, out: Path, session: Session) -> list[dict[str, Any]]:
     """Make what is missing in `out`; the rows that came out, which are also in comparison.json there."""
-    from refimpl.fewshot.tickets.comparison import Workshop, compare
+    from refimpl.fewshot.tickets.comparison import compare
+    from refimpl.fewshot.tickets.finders import Search
 
     with resumable(lambda: "; the same command goes on"), stop_requests() as stop:
-        return compare(plan, Workshop(out, session.threads, watch(session), stop))
+        begin_search = partial(Search, threads=session.threads, watch=watch(session), stop=stop)
+        return compare(plan, out, begin_search)
 
 
 # --- demo

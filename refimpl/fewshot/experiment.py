@@ -87,6 +87,12 @@ class FewShot:
         )
         return replace(self, method=method, first=start, weights=weights)
 
+    def with_ticket(self, folder: Path) -> FewShot:
+        """This run under the finished ticket in a folder."""
+        mask, start = load_ticket(folder, self.network.layout, self.config.dtype)
+        run = replace(self, config=replace(self.config, ticket=str(folder.absolute())))
+        return run.under(mask.over(self.network.layout), start)
+
     def tasks(self, round_: int) -> list[EpisodeTask]:
         """The episodes of a meta-iteration."""
         config, episodes = self.config, self.training
@@ -155,10 +161,7 @@ def prepare(
     run = FewShot(config, network, method, dataset, class_split(dataset), identify(dataset))
     for episodes in (run.training, run.test("validation", 2), run.test("test", 2)):
         assert episodes  # building them checks that there are enough classes and samples
-    if config.ticket:
-        mask, start = load_ticket(Path(config.ticket), network.layout, config.dtype)
-        return run.under(mask.over(network.layout), start)
-    return run
+    return run.with_ticket(Path(config.ticket)) if config.ticket else run
 
 
 def build_learner(config: FewShotConfig, network: Network, mask: np.ndarray | None = None) -> Learner:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from refimpl.experiments.record import CONFIG
 from refimpl.fewshot.config import from_table
 from refimpl.fewshot.evaluate import Accuracy, accuracies, interval
 from refimpl.fewshot.experiment import FewShot
-from refimpl.fewshot.tickets.finders import Search, Watch, find
+from refimpl.fewshot.tickets.finders import Search, find
 from refimpl.fewshot.tickets.ticket import (
     DENSE,
     FACTS,
@@ -33,7 +34,6 @@ from refimpl.fewshot.tickets.ticket import (
     Settings,
     begin,
     facts_of,
-    load_ticket,
     settings_from,
     settings_of,
 )
@@ -115,42 +115,29 @@ class Tested(NamedTuple):
         return not math.isnan(self.training.flops)
 
 
-@dataclass(frozen=True)
-class Workshop:
-    """Where networks are made, on how many threads, and who watches; `stop` is asked between iterations.
+Begin = Callable[..., Search]  # begins a search for a run with settings, which works in a folder
 
-    diverged: how the dense training of the seed ended, if it diverged.
+
+def compare(plan: Plan, folder: Path, begin_search: Begin) -> list[dict[str, Any]]:
+    """Make every network that is missing, and write the rows that came out into the folder.
+
+    begin_search: `Search` with its threads, `watch` and `stop` given already. The baseline and margin are
+    written there before anything is trained; where others were stated then, the file says so. Raises
+    `KeyboardInterrupt` if stopped.
     """
-
-    folder: Path
-    threads: int | None
-    watch: Watch
-    stop: Callable[[], bool]
-    diverged: DivergenceError | None = None
-
-    def search(self, run: FewShot, settings: Settings, folder: Path) -> Search:
-        """A search that works in `folder`."""
-        return Search(run, settings, folder, self.threads, self.watch, self.stop, diverged=self.diverged)
-
-
-def compare(plan: Plan, workshop: Workshop) -> list[dict[str, Any]]:
-    """Make every network that is missing, and write the rows that came out into the workshop's folder.
-
-    The baseline and the margin are written there before anything is trained; where others were stated then,
-    the file says so. Raises `KeyboardInterrupt` if stopped.
-    """
-    path = workshop.folder / RESULT
+    path = folder / RESULT
     begun = read_entries(path, "a comparison", stated=dict)["stated"] if path.is_file() else plan.stated
     content = {"stated": begun, "run": plan.run.config.table(), "keys": plan.keys, "seeds": plan.seeds}
-    make_folder(workshop.folder)
+    make_folder(folder)
     write_whole(path, json_text(content).encode())
-    rows: list[dict[str, Any]] = plain([row.table() for row in rows_of(plan, [*compared(plan, workshop)])])
+    tested = [*compared(plan, folder, begin_search)]
+    rows: list[dict[str, Any]] = plain([row.table() for row in rows_of(plan, tested)])
     content |= {"judged": plan.stated, "environment": environment(), "rows": rows}
     write_whole(path, json_text(content).encode())
     return rows
 
 
-def compared(plan: Plan, workshop: Workshop) -> Iterator[Tested]:
+def compared(plan: Plan, folder: Path, begin_search: Begin) -> Iterator[Tested]:
     """Find, train and test every network, or take what is there; those whose training diverges are lost.
 
     So are, at once, those that need a dense training that diverged.
@@ -158,16 +145,17 @@ def compared(plan: Plan, workshop: Workshop) -> Iterator[Tested]:
     lost, nothing = np.full(plan.run.config.test_episodes, np.nan), Cost(math.nan, math.nan)
     for seed in plan.seeds:
         run = replace(plan.run, config=replace(plan.run.config, seed=seed))
-        place, ours = workshop.folder / f"seed-{seed}", workshop
+        place, search = folder / f"seed-{seed}", begin_search
         for network, share in plan.cells:
             try:
                 if network == DENSE:
-                    made = _dense(run, plan, ours, place)
+                    made = _dense(run, plan, search, place)
                 else:
-                    made = _sparse(run, plan, ours, place, network, share)
+                    made = _sparse(run, plan, search, place, network, share)
             except DivergenceError as error:
                 made = Tested(network, share, seed, lost, nothing, nothing, reason=_where(error))
-                ours = replace(ours, diverged=error) if network == DENSE else ours
+                if network == DENSE:
+                    search = partial(begin_search, diverged=error)
             yield made
 
 
@@ -180,17 +168,17 @@ def _settings(run: FewShot, plan: Plan, **own: Any) -> Settings:
     return settings_from({**run.config.table(), **plan.keys, **own}, "tickets compare")
 
 
-def _dense(run: FewShot, plan: Plan, workshop: Workshop, place: Path) -> Tested:
-    search = workshop.search(run, _settings(run, plan, finder="mwt"), place / DENSE)
+def _dense(run: FewShot, plan: Plan, begin_search: Begin, place: Path) -> Tested:
+    search = begin_search(run, _settings(run, plan, finder="mwt"), place / DENSE)
     begun = search.folder / TRAINED / CONFIG
     if begun.is_file():
         _check_same(search.folder, from_table(read_toml(begun), str(begun)), run.config)
     w = search.train(TRAINED, run).w
-    values = accuracies(run.test(), w, workshop.threads or 1)
+    values = accuracies(run.test(), w, search.threads or 1)
     return Tested(DENSE, 0.0, run.config.seed, values, Cost(0.0, 0.0), Cost(search.flops, search.seconds))
 
 
-def _sparse(run: FewShot, plan: Plan, workshop: Workshop, place: Path, network: str, share: float) -> Tested:
+def _sparse(run: FewShot, plan: Plan, begin_search: Begin, place: Path, network: str, share: float) -> Tested:
     shared = str((place / DENSE / TRAINED).absolute())  # for the finders that need a dense training
     settings = _settings(run, plan, finder=network, pruned=share, dense=shared)
     folder = place / f"{network}-{share:g}"
@@ -198,12 +186,9 @@ def _sparse(run: FewShot, plan: Plan, workshop: Workshop, place: Path, network: 
         begin(folder, settings, run.data)
     _check_same(folder, settings_of(folder), settings)
     if not (folder / FACTS).is_file():
-        find(workshop.search(run, settings, folder))
-    facts, ticket = facts_of(folder), load_ticket(folder, run.network.layout, run.config.dtype)
-    config = replace(run.config, ticket=str(folder.absolute()))
-    sparse = replace(run, config=config).under(ticket.mask.over(run.network.layout), ticket.start)
-    training = workshop.search(run, settings, folder)
-    values = accuracies(sparse.test(), training.train(TRAINED, sparse).w, workshop.threads or 1)
+        find(begin_search(run, settings, folder))
+    facts, sparse, training = facts_of(folder), run.with_ticket(folder), begin_search(run, settings, folder)
+    values = accuracies(sparse.test(), training.train(TRAINED, sparse).w, training.threads or 1)
     return Tested(
         network,
         share,

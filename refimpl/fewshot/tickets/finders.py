@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +97,7 @@ class Search:
         """The weights (d,) after training a ticket."""
         path = self.folder / name
         ticket.save(path, self.layout, {"finder": self.settings.ticket.finder, "flops": 0, "seconds": 0})
-        config = replace(self.run.config, ticket=str(path.absolute()))
-        run = replace(self.run, config=config).under(ticket.mask.over(self.layout), ticket.start)
-        return self.train(f"{name}/{TRAINED}", run).w
+        return self.train(f"{name}/{TRAINED}", self.run.with_ticket(path)).w
 
     def train(
         self, name: str, run: FewShot, enough: Callable[[State], bool] = lambda state: False
