@@ -228,10 +228,10 @@ class Registry:
         return self._keys
 
     def make(self, name: str, values: Mapping[str, Any], **context: Any) -> Any:
-        """The choice of that name with its keys from `values`, its other fields from `context`."""
+        """The choice of that name: keys from `values` or with their defaults, other fields from `context`."""
         declared = self[name]
         wanted = {item.name for item in fields(declared) if item.init}
-        own = {key: values[key] for key in keys_of(declared)}
+        own = {name: values.get(name, one.default) for name, one in keys_of(declared).items()}
         return declared(**own, **{key: value for key, value in context.items() if key in wanted})
 
 

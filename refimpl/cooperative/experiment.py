@@ -243,8 +243,7 @@ def prepare(
     recorded one.
     """
     dataset = load_again(config.dataset, data_dir, recorded, known)
-    table = {name: one.default for name, one in MODELS.keys().items()} | config.table()
-    model = MODELS.make(config.model, table)
+    model = MODELS.make(config.model, config.table())
     plain = model.build(dataset.shape, dataset.classes)
     network = model.build(dataset.shape, dataset.classes, model.usual_gates) if config.gated else plain
     for depth in config.depths:

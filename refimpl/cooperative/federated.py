@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -59,23 +58,12 @@ def depths_within(network: Network, budgets: Sequence[float]) -> list[int]:
 class DepthTask:
     """A node's problem.
 
-    team: the networks of all depths; part: the sub-network that the node can afford; x (n, ...), y (n,): its
-    samples and labels; gating: how gates decide; batch_size: samples of a step (0: all).
+    own: the problem in the parameters of the sub-network that the node can afford; entries: where these lie
+    in the team's w.
     """
 
-    team: Team
-    part: Part
-    x: np.ndarray
-    y: np.ndarray
-    gating: Gating = Gating()
-    batch_size: int = 0
-
-    @cached_property
-    def own(self) -> NetworkTask:
-        """The problem in the sub-network's own parameters."""
-        return NetworkTask(
-            self.team.training(self.part), self.x, self.y, self.gating, batch_size=self.batch_size
-        )
+    own: NetworkTask
+    entries: np.ndarray
 
     @property
     def size(self) -> int:
@@ -85,7 +73,7 @@ class DepthTask:
     def draw(self, rng: np.random.Generator, count: int) -> Iterator[DepthObjective]:
         """Objectives on `count` batches, as those of `NetworkTask`."""
         for objective in self.own.draw(rng, count):
-            yield DepthObjective(objective, self.team.entries(self.part))
+            yield DepthObjective(objective, self.entries)
 
 
 @dataclass(frozen=True)
@@ -120,14 +108,14 @@ def depth_tasks(
     batch_size: int = 0,
 ) -> list[DepthTask]:
     """A task for each node, from its samples (x, y) and its depth."""
-    member = team.parts[0].member
-    for depth in depths:
-        if Part(member, depth) not in team.parts:
+    tasks = []
+    for (x, y), depth in zip(samples, depths, strict=True):
+        part = Part(team.parts[0].member, depth)
+        if part not in team.parts:
             raise InputError(f"depth_tasks: the team has no sub-network of depth {depth}")
-    return [
-        DepthTask(team, Part(member, depth), x, y, gating, batch_size)
-        for (x, y), depth in zip(samples, depths, strict=True)
-    ]
+        own = NetworkTask(team.training(part), x, y, gating, batch_size=batch_size)
+        tasks.append(DepthTask(own, team.entries(part)))
+    return tasks
 
 
 def gate_penalty(team: Team, rho: float) -> prox.Separable:

@@ -290,8 +290,7 @@ def _usual_gates(values: Mapping[str, Any]) -> dict[str, Any]:
     model = values.get("model", keys()["model"].default)
     if model not in MODELS:  # `Config` says so
         return {}
-    defaults = {name: one.default for name, one in MODELS.keys().items()}
-    return {"gates": list(MODELS.make(model, {**defaults, **values}).usual_gates)}
+    return {"gates": list(MODELS.make(model, values).usual_gates)}
 
 
 def _start(name: str | None) -> dict[str, Any]:

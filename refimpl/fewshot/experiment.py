@@ -155,8 +155,7 @@ def prepare(
     recorded one.
     """
     dataset = load_again(config.dataset, data_dir, recorded, known)
-    table = {name: one.default for name, one in MODELS.keys().items()} | config.table()
-    network = MODELS.make(config.model, table).build(dataset.shape, config.ways)
+    network = MODELS.make(config.model, config.table()).build(dataset.shape, config.ways)
     method = build_learner(config, network)
     run = FewShot(config, network, method, dataset, class_split(dataset), identify(dataset))
     for episodes in (run.training, run.test("validation", 2), run.test("test", 2)):

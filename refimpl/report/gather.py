@@ -25,7 +25,6 @@ from refimpl.experiments.compare.work import (
     read_curve,
     read_records,
 )
-from refimpl.experiments.config import Config
 from refimpl.experiments.coverage import strangers, unseen_classes
 from refimpl.experiments.experiment import Experiment, adapt_targets, meta_model, prepare_again
 from refimpl.experiments.record import ENVIRONMENT, RunFolder
@@ -46,34 +45,22 @@ GRADIENTS = 100  # rough number of gradients to solve a local problem for the tr
 OnStep = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class View:
-    """The numbers of a run; what could not be computed is empty, and `missing` says why.
+@dataclass(frozen=True, kw_only=True)
+class View(Outcome):
+    """A run as an outcome of a comparison has it, with what figures need besides.
 
-    accuracy: (round, mean adapted accuracy over the target nodes, NaN where adaptation diverged at one);
-    gaps: points whose true gap is known; reports: of the meta-model at the target nodes; openings, forward:
-    the same where adaptation did not diverge; strangers: target nodes whose classes no training node has.
+    What could not be computed is empty, and `missing` says why. gaps: points whose true gap is known;
+    openings, forward: which channels are open at the target nodes, and the work there, where adaptation did
+    not diverge; strangers: target nodes whose classes no training node has.
     """
 
-    label: str
     folder: Path
-    config: Config
     environment: Mapping[str, Any]
-    records: tuple[RoundRecord, ...]
-    accuracy: tuple[tuple[int, float], ...] = ()
     gaps: tuple[GapRow, ...] = ()
-    reports: tuple[NodeReport, ...] = ()
     openings: tuple[Openings, ...] = ()
     forward: tuple[ForwardPass, ...] = ()
-    data: str = ""
     missing: tuple[str, ...] = ()
     strangers: tuple[str, ...] = ()
-
-    @property
-    def outcome(self) -> Outcome:
-        """The view as an outcome of a comparison, for its tables."""
-        failure = divergence(self.reports)
-        return Outcome(self.label, self.config, self.records, self.reports, self.accuracy, self.data, failure)
 
 
 def has_gap(view: View) -> bool:
@@ -158,18 +145,19 @@ class Gathering:
         nodes = self.experiment.train_nodes, self.experiment.target_nodes
         return View(
             self.subject.label,
-            self.folder.path,
             self.subject.config,
-            stored_environment(self.folder.path / ENVIRONMENT),
             self.records,
-            tuple(sorted(accuracy.items())),
-            gaps,
             reports,
-            tuple(openings(measures)),
-            tuple(measure.forward for measure in measures),
+            tuple(sorted(accuracy.items())),
             self.experiment.note,
-            tuple(missing),
-            tuple(strangers(unseen_classes(*nodes), nodes[1])),
+            failure,
+            folder=self.folder.path,
+            environment=stored_environment(self.folder.path / ENVIRONMENT),
+            gaps=gaps,
+            openings=tuple(openings(measures)),
+            forward=tuple(measure.forward for measure in measures),
+            missing=tuple(missing),
+            strangers=tuple(strangers(unseen_classes(*nodes), nodes[1])),
         )
 
     def _does(self, seconds: float | None) -> bool:

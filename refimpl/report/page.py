@@ -103,7 +103,7 @@ def _comparison(one: Compared) -> str:
 def _summary(views: Sequence[View], compared: Sequence[Compared]) -> str:
     """The tables of a comparison, for the runs that were given directly."""
     loose = _loose(views, compared)
-    outcomes = [view.outcome for view in views if str(view.folder) in loose and view.reports]
+    outcomes = [view for view in views if str(view.folder) in loose and view.reports]
     if not outcomes:
         return ""
     lines = [ACCURACY, *notes({outcome.config.method for outcome in outcomes})]
@@ -121,7 +121,7 @@ def figure(one: Drawn) -> str:
 def _run(view: View) -> str:
     parts = [
         f"<h3>{escape(view.label)}</h3>",
-        note(f"{view.folder}; {view.data}" if view.data else str(view.folder)),
+        note(f"{view.folder}; {view.note}" if view.note else str(view.folder)),
     ]
     parts += [note(f"Missing: {line}") for line in view.missing]
     if view.reports:

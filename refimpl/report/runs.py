@@ -63,7 +63,7 @@ def _handles(views: Sequence[View], **more: Any) -> list[Any]:
 
 def _accuracy(view: View) -> Sequence[tuple[int, float]]:
     """Accuracy by round if measured, otherwise of the last round; empty if adaptation always diverged."""
-    points = view.accuracy
+    points = view.accuracy_by_round
     if not points and view.reports:
         points = ((len(view.records), float(np.mean([r.accuracy_after for r in view.reports]))),)
     return points if np.isfinite([share for _, share in points]).any() else ()

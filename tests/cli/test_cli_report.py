@@ -246,7 +246,7 @@ def test_damaged_numbers_that_were_kept_are_one_line(tmp_path, text):
 
 def test_rows_that_share_a_training_share_its_line():
     views = [
-        gather.View(label, folder, None, {}, ())
+        gather.View(label, None, folder=folder, environment={})
         for label, folder in (("a", "one"), ("b", "two"), ("c", "one"))
     ]
     assert [one[:2] for one in gather.trainings(views)] == [(0, "a, c"), (1, "b")]

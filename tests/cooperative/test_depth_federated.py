@@ -56,8 +56,9 @@ def test_a_node_leaves_what_it_does_not_have_and_the_mean_moves_the_rest_in_prop
     tasks, w = depth_tasks(team, own, [1, 3]), team.layout.initialise(SeedTree(1))
     found, _ = rounds(fedavg(0.1, 1), tasks, w, 1)
     expected = w.astype("float64")
-    for task in tasks:
-        where, (objective,) = team.entries(task.part), task.own.draw(np.random.default_rng(0), 1)
+    for task, depth in zip(tasks, (1, 3), strict=True):
+        where = team.entries(Part("net", depth))
+        (objective,) = task.own.draw(np.random.default_rng(0), 1)
         gradient = np.empty(len(where), "float32")
         objective(w[where], gradient)
         expected[where] -= 0.1 * gradient / 2

@@ -244,7 +244,7 @@ def test_figures_do_not_depend_on_settings_of_the_user_and_leave_them_alone(tmp_
 def test_a_figure_that_cannot_be_written(tmp_path):
     pytest.importorskip("matplotlib")
     (tmp_path / "file").write_text("")
-    with pytest.raises(RefimplError, match="cannot write the figure"):
+    with pytest.raises(RefimplError, match="file: cannot make a folder"):
         canvas.save(tmp_path / "file" / "gap.png", lambda: gap.gap_figure(SERIES))
 
 
@@ -272,7 +272,8 @@ def test_a_run_without_rounds_stands_beside_others():
     pytest.importorskip("matplotlib")
     record = RoundRecord(1, (0,), 2.0, np.nan, 0.1, 3, 7e9, 0.0, 10, 9, 0.25)
     empty, begun = (
-        View(name, Path(name), Config(), {}, records) for name, records in (("a", ()), ("b", (record,)))
+        View(name, Config(), records, folder=Path(name), environment={})
+        for name, records in (("a", ()), ("b", (record,)))
     )
     for figure in (runs.training_figure([empty, begun]), runs.work_figure([empty, begun])):
         canvas.png(lambda figure=figure: figure)

@@ -69,8 +69,7 @@ class Settings(NamedTuple):
 def settings_from(table: Mapping[str, Any], source: str) -> Settings:
     """The settings in a flat table, of which messages speak as `source`; other finders have no part in it."""
     ticket = TicketConfig(**{one.name: table[one.name] for one in fields(TicketConfig) if one.name in table})
-    usual = {name: one.default for name, one in FINDERS.keys().items()}
-    finder = FINDERS.make(ticket.finder, usual | dict(table))
+    finder = FINDERS.make(ticket.finder, table)
     check_keys("config", finder)
     others = {*keys_of(TicketConfig), *FINDERS.keys()}
     run = from_table({name: value for name, value in table.items() if name not in others}, source)

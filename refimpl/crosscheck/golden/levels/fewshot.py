@@ -78,7 +78,7 @@ from refimpl.nn.pointwise import ReLU
 from refimpl.nn.pooling import GlobalAvgPool2d, MaxPool2d
 from refimpl.nn.predict import predict
 from refimpl.nn.weightmask import WeightMask
-from refimpl.registry import FINDERS, check_keys
+from refimpl.registry import FINDERS, check_keys, keys_of
 from refimpl.rng import SeedTree
 
 STEPS = 2
@@ -269,7 +269,8 @@ def ticket(case: Case) -> Arrays:
     """The decisions of a finder."""
     settings, layout = case.settings, network_of(case.settings).layout
     trained = Trained(layout, settings["pruned"], case.inputs["weights"])
-    finder: Any = FINDERS.make(settings["finder"], settings)
+    kind = FINDERS[settings["finder"]]
+    finder: Any = kind(**{name: settings[name] for name in keys_of(kind)})
     check_keys("golden", finder)
     if isinstance(finder, PMT):
         return primary(case, finder, trained)
