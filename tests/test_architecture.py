@@ -59,6 +59,7 @@ NO_MATHEMATICS = {
         "simd",
         "target",
         "tile",
+        "views",
         "workspace",
     )
 }

@@ -17,11 +17,12 @@ import numpy as np
 
 from refimpl.kernels.arrays import check_offsets
 from refimpl.kernels.jit import kernel, large_kernel, optimise_for_size, shared
-from refimpl.kernels.panels import clear, cut, multiples, transpose, whole_vectors
+from refimpl.kernels.panels import clear, multiples, transpose, whole_vectors
 from refimpl.kernels.plain import is_on
 from refimpl.kernels.sums import total
 from refimpl.kernels.target import TILE_VECTORS, VECTOR_BYTES
 from refimpl.kernels.tile import sweep_lanes
+from refimpl.kernels.views import cut
 
 
 @shared

@@ -27,10 +27,11 @@ from numba import types
 from numba.core import cgutils
 
 from refimpl.kernels.jit import intrinsic, kernel, large_kernel, optimise_for_size, shared
-from refimpl.kernels.panels import clear, cut, multiples, open_channels, transpose
+from refimpl.kernels.panels import clear, multiples, open_channels, transpose
 from refimpl.kernels.plain import is_on
 from refimpl.kernels.simd import I32, INDEX, Vectors, data_of, entry, unpacked
 from refimpl.kernels.target import TARGET, VECTOR_BYTES
+from refimpl.kernels.views import cut
 
 LISTED = 8  # entries looked at together; so many may be written beyond the last one listed
 LOOKED_AT = 4096  # entries of dy from which the share of those that are not zero is estimated

@@ -14,6 +14,7 @@ import numpy as np
 
 from refimpl.kernels.jit import kernel
 from refimpl.kernels.shaping import Shaping
+from refimpl.kernels.views import view
 
 CONV, LINEAR, RELU, SOFTPLUS, TANH, MAX_POOL, AVERAGE_POOL, GLOBAL_POOL = range(8)
 DECIDE, PRODUCT, FORK, ADD, NOTHING, LEAKY, BATCH_NORM, GROUP_NORM, FROZEN_NORM = range(8, 17)
@@ -153,55 +154,49 @@ class Decisions(NamedTuple):
 @kernel
 def maps_at(values, at, n, shape):
     """The region at `at` as (n, C, pixels)."""
-    pixels = shape[1] * shape[2]
-    return values[at * n : at * n + n * shape[0] * pixels].reshape(n, shape[0], pixels)
+    return view(values, at * n, (n, shape[0], shape[1] * shape[2]))
 
 
 @kernel
 def images_at(values, at, n, shape):
     """The region at `at` as (n, C, H, W)."""
-    size = n * shape[0] * shape[1] * shape[2]
-    return values[at * n : at * n + size].reshape(n, shape[0], shape[1], shape[2])
+    return view(values, at * n, (n, shape[0], shape[1], shape[2]))
 
 
 @kernel
 def rows_at(values, at, n, width):
     """The region at `at` as (n, width)."""
-    return values[at * n : at * n + n * width].reshape(n, width)
+    return view(values, at * n, (n, width))
 
 
 @kernel
 def mask_at(masks, at, n, width):
     """The mask at `at` as (n, width); (0, width), which stands for "all on", where there is none."""
-    if at < 0:
-        return masks[:0].reshape(0, width)
-    return masks[at * n : at * n + n * width].reshape(n, width)
+    return view(masks, max(0, at * n), (n if at >= 0 else 0, width))
 
 
 @kernel
 def matrix_at(w, at, rows, columns):
     """A weight matrix inside w."""
-    return w[at : at + rows * columns].reshape(rows, columns)
+    return view(w, at, (rows, columns))
 
 
 @kernel
 def filters_at(w, op):
     """A convolution's weights inside w."""
-    shape = (op.output[0], op.input[0] // op.parts, op.window[0], op.window[1])
-    size = shape[0] * shape[1] * shape[2] * shape[3]
-    return w[op.weight : op.weight + size].reshape(shape)
+    return view(w, op.weight, (op.output[0], op.input[0] // op.parts, op.window[0], op.window[1]))
 
 
 @kernel
 def vector_at(w, at, size):
     """A bias inside w."""
-    return w[at : at + size]
+    return view(w, at, (size,))
 
 
 @kernel
 def bias_at(w, op, instead):
     """An operation's bias inside w; the beginning of `instead` where it has none."""
-    return vector_at(w, op.bias, op.output[0]) if op.bias >= 0 else instead[: op.output[0]]
+    return vector_at(w, op.bias, op.output[0]) if op.bias >= 0 else vector_at(instead, 0, op.output[0])
 
 
 @kernel

@@ -20,12 +20,6 @@ def whole_vectors(size, itemsize):
 
 
 @kernel
-def cut(array, size):
-    """The first `size` entries of a scratch array and the rest."""
-    return array[:size], array[size:]
-
-
-@kernel
 def clear(run):
     """Zero a contiguous run. (A loop over a slice is vectorised; one from `start` on in a longer array is
     not, because indices might be negative.)"""

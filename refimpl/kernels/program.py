@@ -37,6 +37,7 @@ from refimpl.kernels.operation import (
     LEAKY,
     LINEAR,
     MAX_POOL,
+    NOTHING,
     NOWHERE,
     PRODUCT,
     RELU,
@@ -56,6 +57,7 @@ from refimpl.kernels.operation import (
 )
 from refimpl.kernels.panels import copy
 from refimpl.kernels.program_gate import add_shaping, decide, decide_backward, product, product_backward
+from refimpl.kernels.views import flat
 
 
 @kernel
@@ -79,7 +81,7 @@ def _forward(op, w, n, how, space):
     images, out = images_at(values, op.x, n, op.input), images_at(values, op.y, n, op.output)
     bias = bias_at(w, op, space.zeros)
     if op.kind == CONV and op.sparse:
-        weights, tables = filters_at(w, op).reshape(-1), space.kept[op.kept : op.kept_back]
+        weights, tables = flat(filters_at(w, op)), space.kept[op.kept : op.kept_back]
         sparse.convolve(images, weights, bias, tables, floats, ints, out)
     elif op.kind == CONV:
         weight, dilation, forwards = filters_at(w, op), pair_of(op.dilation), np.bool_(False)
@@ -96,14 +98,14 @@ def _forward(op, w, n, how, space):
         product(op, n, space)
     elif op.kind == ADD:
         runs.add(0, size, values[op.x * n :], values[op.x2 * n :], op.below, values[op.y * n :])
-    elif op.kind == RELU and op.writes == NOWHERE:  # one long channel: its loop is vectorised
-        activation.relu_forward(x.reshape(1, 1, size), writes, y.reshape(1, 1, size))
+    elif op.kind == RELU and op.writes == NOWHERE:  # one long loop
+        activation.rectify(flat(x), flat(x), flat(y))
     elif op.kind == RELU:
         activation.relu_forward(x, writes, y)
     elif op.kind == LEAKY:
         activation.leaky_forward(x, op.number, writes, y)
     elif op.kind == BATCH_NORM:
-        statistics = rows_at(space.wide, op.wide, n, 2 * bias.size).reshape(-1)
+        statistics = flat(rows_at(space.wide, op.wide, n, 2 * bias.size))
         mean, inverse_std = statistics[: bias.size], vector_at(statistics, bias.size, bias.size)
         gamma = vector_at(w, op.weight, bias.size)
         norm.batch_norm_forward(x, gamma, bias, op.number, op.below, mean, inverse_std, y)
@@ -150,14 +152,14 @@ def _backward(op, w, n, more, span, stepping, pull, space, gradient):
         images, dweight = images_at(values, op.x, n, op.input), filters_at(gradient, op)
         if need_dw and op.kept != NOWHERE:
             tables = space.kept[op.kept : op.kept_back]
-            sparse.weight_grad(images, dout, more, tables, floats, ints, dweight.reshape(-1), dbias)
+            sparse.weight_grad(images, dout, more, tables, floats, ints, flat(dweight), dbias)
         elif need_dw:
             own = dbias[: dbias.size if op.bias >= 0 else 0]  # without a bias, none is summed
             tiled_weight_grad.weight_grad(
                 images, dout, stride, pad, dilation, reads, dy_mask, more, floats, ints, dweight, own
             )
         if need_dx and op.sparse:
-            weights, tables = filters_at(w, op).reshape(-1), space.kept[op.kept_back : op.kept_end]
+            weights, tables = flat(filters_at(w, op)), space.kept[op.kept_back : op.kept_end]
             dimages = images_at(slopes, op.dx, n, op.input)
             sparse.convolve(dout, weights, bias[:0], tables, floats, ints, dimages)
         elif need_dx:  # the bias is not used in this direction
@@ -205,7 +207,7 @@ def _norm_backward(op, w, n, more, need_dw, space, gradient, dy_mask):
         dgamma, dbias = vector_at(gradient, op.weight, channels), vector_at(gradient, op.bias, channels)
     x, normalised = maps_at(space.values, op.x, n, op.input), maps_at(space.values, op.own, n, op.input)
     if op.kind == BATCH_NORM:
-        statistics = rows_at(space.wide, op.wide, n, 2 * channels).reshape(-1)
+        statistics = flat(rows_at(space.wide, op.wide, n, 2 * channels))
         mean, inverse_std = statistics[:channels], vector_at(statistics, channels, channels)
         beta, below = vector_at(w, op.bias, channels), op.below
         norm.batch_norm_backward(dy, x, mean, inverse_std, gamma, beta, below, dgamma, dbias, dx)
@@ -228,9 +230,7 @@ def _elementwise_backward(op, n, space, dy_mask):
     if op.kind == FORK:
         runs.add(0, size, slopes[op.dx * n :], slopes[op.dy * n :], 1.0, slopes[op.dx * n :])
     elif op.kind == RELU and op.dy_mask == NOWHERE:
-        activation.relu_backward(
-            dy.reshape(1, 1, size), x.reshape(1, 1, size), dy_mask, dx.reshape(1, 1, size)
-        )
+        activation.rectify(flat(dy), flat(x), flat(dx))
     elif op.kind == RELU:
         activation.relu_backward(dy, x, dy_mask, dx)
     elif op.kind == LEAKY:
@@ -260,14 +260,16 @@ def add_gradient(
     """
     n, last = labels.size, program[-1]
     for i in range(program.shape[0]):
-        if span.values and (i >= known or program[i].gate != NOWHERE):
-            _forward(program[i], w, n, how, space)
+        op = program[i]
+        if span.values and op.kind != NOTHING and (i >= known or op.gate != NOWHERE):
+            _forward(op, w, n, how, space)
     logits = rows_at(space.values, last.y, n, last.output[0])
     dlogits = rows_at(space.slopes, last.dy, n, last.output[0])
     total = loss.add_losses(total, logits, labels, soft, chosen, count, dlogits)
     total = add_shaping(total, program, n, space)
     for i in range(program.shape[0] - 1, -1, -1):
-        _backward(program[i], w, n, more, span, stepping, pull, space, gradient)
+        if program[i].kind != NOTHING:
+            _backward(program[i], w, n, more, span, stepping, pull, space, gradient)
     for at in space.pruned:
         gradient[at] = 0
     return total
@@ -282,7 +284,7 @@ def predict(program, x, w, how, batch, space, logits, opened):
     optimise_for_size()
     for first in range(0, x.shape[0], batch):
         n = min(batch, x.shape[0] - first)
-        copy(x[first : first + n].reshape(-1), space.values[: n * x.shape[1]])
+        copy(flat(x[first : first + n]), space.values[: n * x.shape[1]])
         for i in range(program.shape[0]):
             op = program[i]
             _forward(op, w, n, how, space)
@@ -291,7 +293,7 @@ def predict(program, x, w, how, batch, space, logits, opened):
                 for s in range(n):
                     opened[first + s, op.gate] = _open(mask, s)
         result = rows_at(space.values, program[-1].y, n, logits.shape[1])
-        copy(result.reshape(-1), logits[first : first + n].reshape(-1))
+        copy(flat(result), flat(logits[first : first + n]))
 
 
 @inlined

@@ -19,9 +19,10 @@ import numpy as np
 
 from refimpl.kernels.arrays import LARGEST_OFFSET
 from refimpl.kernels.jit import kernel, large_kernel, optimise_for_size, shared
-from refimpl.kernels.panels import cut, multiples, open_channels, pick, row_table, term_table, transpose
+from refimpl.kernels.panels import multiples, open_channels, pick, row_table, term_table, transpose
 from refimpl.kernels.target import VECTOR_BYTES
 from refimpl.kernels.tile import sweep
+from refimpl.kernels.views import cut
 
 MOST_VECTORS = 2  # of samples at a time
 PART_BYTES = 1 << 20  # of results that exist in this order at a time: what a second-level cache holds

@@ -24,7 +24,7 @@ import numpy as np
 from refimpl.kernels import plain
 from refimpl.kernels.arrays import Pair, check_shape, check_target, output_size, tidy_floats
 from refimpl.kernels.jit import USE_TILE, inlined, kernel, large_kernel, optimise_for_size
-from refimpl.kernels.panels import clear, clear_rows, copy_planes, cut, multiples, shift_table, whole_vectors
+from refimpl.kernels.panels import clear, clear_rows, copy_planes, multiples, shift_table, whole_vectors
 from refimpl.kernels.sparse_row import NUMBERS, add_sums, sparse_row, weights_together
 from refimpl.kernels.sparse_tables import (
     ALIGNED,
@@ -37,6 +37,7 @@ from refimpl.kernels.sparse_tables import (
 )
 from refimpl.kernels.sums import total
 from refimpl.kernels.target import VECTOR_BYTES
+from refimpl.kernels.views import cut
 from refimpl.kernels.workspace import scratch
 
 

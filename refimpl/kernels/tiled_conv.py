@@ -27,7 +27,6 @@ from refimpl.kernels.panels import (
     clear_rows,
     closed_channels,
     copy_planes,
-    cut,
     finite,
     multiples,
     open_channels,
@@ -40,6 +39,7 @@ from refimpl.kernels.panels import (
 from refimpl.kernels.simd import copy_rows, spread_pairs
 from refimpl.kernels.target import VECTOR_BYTES
 from refimpl.kernels.tile import sweep
+from refimpl.kernels.views import cut
 
 # Samples lie side by side, up to TOGETHER pixels, if one has fewer than FULL or weights more bytes than this.
 TOGETHER, FULL, MANY_WEIGHTS = 256, 64, 1 << 19

@@ -18,9 +18,10 @@ import numpy as np
 from refimpl.kernels.arrays import check_offsets
 from refimpl.kernels.dot import dot_sweep
 from refimpl.kernels.jit import kernel, large_kernel, optimise_for_size
-from refimpl.kernels.panels import clear, copy_runs, cut, multiples, open_channels, row_table
+from refimpl.kernels.panels import clear, copy_runs, multiples, open_channels, row_table
 from refimpl.kernels.sums import PARTIAL_SUMS
 from refimpl.kernels.tile import sweep, sweep_steps
+from refimpl.kernels.views import cut, flat
 
 
 def scratch(n_samples, features, outputs):
@@ -63,29 +64,29 @@ def _masked(x, mask, table, out):
 
     table: scratch for one entry more than there are groups of features, if groups have several features.
     """
-    flat = x.reshape(-1)
+    whole = flat(x)
     if mask.shape[0] == 0:
-        return flat
+        return whole
     groups, features = mask.shape[1], x.shape[1]
     size = features // groups
     if size == 1:
-        _select(flat, mask.reshape(-1), out)
+        _select(whole, flat(mask), out)
         return out
-    clear(out[: flat.size])
+    clear(out[: whole.size])
     for n in range(x.shape[0]):
         count = open_channels(mask, n, groups, table)
         row_table(table, count, size, table)
-        copy_runs(count, size, flat, n * features, table, out, n * features, table)
+        copy_runs(count, size, whole, n * features, table, out, n * features, table)
     return out
 
 
 @kernel
 def _close(mask, y):
     """Zero the features of y (N, features) that are closed."""
-    result, groups = y.reshape(-1), mask.shape[1]
+    result, groups = flat(y), mask.shape[1]
     size = y.shape[1] // max(1, groups)
     if size == 1 and mask.shape[0] > 0:
-        _select(result, mask.reshape(-1), result)
+        _select(result, flat(mask), result)
         return
     for n in range(mask.shape[0]):
         for g in range(groups):
@@ -187,11 +188,11 @@ def forward(x, weight, bias, reads, writes, floats, ints, y):
     dot_sweep(
         rows,
         n_samples,
-        (weight.reshape(-1), w_at),
+        (flat(weight), w_at),
         (_masked(x, reads, groups, copy), x_at),
         (blocks, lanes, n_blocks),
         bias_row if gated else bias,
-        (result if gated else y.reshape(-1), y_at),
+        (result if gated else flat(y), y_at),
     )
     if gated:
         for n in range(n_samples):
@@ -230,7 +231,7 @@ def input_grad(dy, weight, dy_mask, dx_mask, floats, ints, dx):
         s_row[n] = min(n, n_samples - 1) * outputs
         c_row[n] = min(n, n_samples - 1) * features
     runs = (starts, stops, _runs(dx_mask, features, starts, stops))
-    scalars, panel, result = (signal, s_row, s_at), (weight.reshape(-1), v_at), (dx.reshape(-1), c_row)
+    scalars, panel, result = (signal, s_row, s_at), (flat(weight), v_at), (flat(dx), c_row)
     _sweep_runs(n_samples, depth, runs, scalars, panel, result, np.bool_(False))
     _close(dx_mask, dx)
 
@@ -268,9 +269,9 @@ def weight_grad(x, dy, x_mask, dy_mask, more, floats, ints, dweight, dbias):
     row_table(used, rows, np.int64(1), s_row)
     row_table(used, rows, features, c_row)
     if dy_mask.shape[0] + x_mask.shape[0] > 0 and not more:
-        clear(dweight.reshape(-1))
+        clear(flat(dweight))
     runs = (starts, stops, _runs(x_mask, features, starts, stops))
-    result = (dweight.reshape(-1), c_row)
+    result = (flat(dweight), c_row)
     _sweep_runs(rows, n_samples, runs, (signal, s_row, s_at), (panel, v_at), result, more)
     if not more:
         clear(dbias)
@@ -293,8 +294,8 @@ def weight_step(x, dy, eta, lam, centre, ints, weight, dbias):
     _rows_at(outputs, features, c_row)
     multiples(n_samples, outputs, s_at)
     multiples(n_samples, features, v_at)
-    signal, panel, result = dy.reshape(-1), (x.reshape(-1), v_at), (weight.reshape(-1), c_row)
-    pull = (centre.reshape(-1), eta, lam)
+    signal, panel, result = flat(dy), (flat(x), v_at), (flat(weight), c_row)
+    pull = (flat(centre), eta, lam)
     sweep_steps(outputs, n_samples, features, (signal, s_row, s_at), panel, result, pull)
     clear(dbias)
     _add_rows(signal, dbias)

@@ -28,7 +28,6 @@ from refimpl.kernels.panels import (
     closed_channels,
     copy_planes,
     copy_runs,
-    cut,
     finite,
     multiples,
     open_channels,
@@ -42,6 +41,7 @@ from refimpl.kernels.sums import total
 from refimpl.kernels.target import VECTOR_BYTES
 from refimpl.kernels.tile import sweep
 from refimpl.kernels.tiled_conv import alike, apart, equal_parts, forward_taps, phases_of
+from refimpl.kernels.views import cut
 
 TERMS_TOGETHER = 256  # pixels, of as many samples as have so many
 FIRST_LEVEL = 32768  # bytes that a common first-level cache holds beside other things
