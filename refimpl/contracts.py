@@ -117,7 +117,6 @@ class Method(Protocol):
         """The meta-model."""
 
 
-@runtime_checkable
 class Joining(Protocol):
     """A method that can also do the work of several nodes in one call, with the answers of `local`."""
 

@@ -53,9 +53,9 @@ def _round(program: Round, threads: int, dtype: str, readable: bool) -> Candidat
     method = MetaGater(local, GhadimiLan(program.beta), program.penalty)
     network, w = program.model.network, program.model.parameters(dtype)
     how, each = (Gating(), program.train, program.batch, not readable), threads // program.nodes
-    tasks = [
-        NetworkTask(network, x, y, *how, threads=each) for x, y in zip(*program.data(dtype), strict=True)
-    ]
+    xs, ys = program.data(dtype)
+    first = NetworkTask(network, xs[0], ys[0], *how, threads=each)
+    tasks = [first.on(x, y) for x, y in zip(xs, ys, strict=True)]
     start = method.start(w)
 
     def run() -> tuple[State, RoundRecord]:

@@ -11,9 +11,9 @@ Source: mathematics.md §4 ([MG] Algorithm 1), §10.
 import math
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from refimpl.threads import in_turn
 DIVERGED_FACTOR = 1e3  # a node's loss above this multiple of the first round's mean loss stops the run
 TOGETHER = 32  # nodes that are solved in one call, at most
 TOGETHER_BYTES = 16 << 20  # of their answers, at most
-CALLS = 8  # for each thread, at least: the last may end alone
+CALLS = 8  # for each of several threads, at least
 
 
 def vectors_of(who: str, state: State, *names: str) -> list[np.ndarray]:
@@ -141,12 +141,16 @@ def _run_round(
     point = method.broadcast(state, round_)
     sums = _Sums(method.name, point, round_, nodes, participation.weights(tasks, nodes), first_loss)
 
-    together = _together(len(nodes), point.nbytes, threads) if _joins(method) else 1
+    each = _each(method)
+    together = 1 if each is None else _together(tasks, nodes, point.nbytes, threads)
     pieces = [nodes[first : first + together] for first in range(0, len(nodes), together)]
 
     def solve(piece: int) -> LocalSolutions:
         some = pieces[piece]
-        return _local(method, [tasks[i] for i in some], point, NodeStreams(seeds, "local", round_, some))
+        rngs = NodeStreams(seeds, "local", round_, some)
+        if each is not None:
+            return each([tasks[i] for i in some], point, rngs)
+        return LocalSolutions.stacked([method.local(tasks[some[0]], point, rngs[0])])
 
     def add(piece: int, answers: LocalSolutions) -> None:
         sums.add(piece * together, answers)
@@ -158,27 +162,24 @@ def _run_round(
     return state, sums.record(gap, time.perf_counter() - started)
 
 
-def _together(nodes: int, answer_bytes: int, threads: int) -> int:
-    """How many nodes of a round to solve in one call: several, if many calls are left for each thread."""
-    return max(1, min(TOGETHER, TOGETHER_BYTES // max(1, answer_bytes), nodes // (CALLS * threads)))
+def _together(tasks: Sequence[Task], nodes: Sequence[int], answer_bytes: int, threads: int) -> int:
+    """How many nodes of a round to solve in one call: several small ones.
+
+    With several threads this leaves many calls for each, because the last may end alone.
+    """
+    if not getattr(tasks[nodes[0]], "small", False):
+        return 1
+    most = min(TOGETHER, TOGETHER_BYTES // max(1, answer_bytes))
+    return max(1, most if threads == 1 else min(most, len(nodes) // (CALLS * threads)))
 
 
-def _joins(method: Method) -> bool:
-    """Whether the method has a `local_each` that says the same as its `local`.
+def _each(method: Method) -> Callable[..., LocalSolutions] | None:
+    """The method's `local_each`, if it has one that says the same as its `local`.
 
     A class that inherits both and replaces `local` alone has none.
     """
     owner = next((each for each in type(method).__mro__ if "local" in vars(each)), None)
-    return owner is not None and "local_each" in vars(owner)
-
-
-def _local(
-    method: Method, tasks: Sequence[Task], point: np.ndarray, rngs: Sequence[np.random.Generator]
-) -> LocalSolutions:
-    """The work of some nodes; of a single one, if the method does not join their work."""
-    if len(tasks) > 1 and isinstance(method, Joining):
-        return method.local_each(tasks, point, rngs)
-    return LocalSolutions.stacked([method.local(tasks[0], point, rngs[0])])
+    return None if owner is None or "local_each" not in vars(owner) else cast(Joining, method).local_each
 
 
 class _Sums:

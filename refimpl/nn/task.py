@@ -45,7 +45,7 @@ def draw_batches(rng: np.random.Generator, samples: int, size: int, count: int) 
     return batches
 
 
-FEW_BYTES = 1 << 17  # of the samples of a task, below which copying them costs less than a call of its own
+FEW_BYTES = 1 << 18  # of the samples of a task, below which copying them costs less than a call of its own
 UNUSED = np.random.default_rng(0)  # of draws that need no random numbers
 Drawn = tuple[np.ndarray, list[dict[str, np.ndarray]]]  # batches, and the noise of each
 
@@ -101,6 +101,11 @@ class NetworkTask:
     def size(self) -> int:
         """Number of samples."""
         return len(self.y)
+
+    @property
+    def small(self) -> bool:
+        """Whether several such tasks are solved faster in one call, for which their samples are copied."""
+        return self.x.nbytes <= FEW_BYTES
 
     @property
     def batch(self) -> int:
@@ -209,7 +214,7 @@ class NetworkTask:
         """Whether both differ in nothing but samples, of which each has few."""
         if self.handover is not None or self.threads > 1 or self.gating.mode == "gumbel":
             return False
-        few = max(self.x.nbytes, other.x.nbytes) <= FEW_BYTES and self.x.dtype == other.x.dtype
+        few = self.small and other.small and self.x.dtype == other.x.dtype
         alone = any(task.soft is not None and task.soft.weights.size for task in (self, other))
         return few and not alone and self._likeness is other._likeness
 

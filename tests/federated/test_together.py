@@ -116,7 +116,13 @@ def test_rounds_have_the_same_bytes_however_many_nodes_are_solved_together(threa
     assert models(method, tasks) == together
 
 
-def test_small_nodes_of_a_large_round_are_solved_together(monkeypatch):
+@pytest.mark.parametrize(
+    ("nodes", "threads", "most"),
+    [(5, 1, 5), (5, 2, 1), (100, 1, rounds.TOGETHER), (100, 2, 100 // (2 * rounds.CALLS))],
+)
+def test_small_nodes_are_solved_together_if_that_leaves_work_for_all_threads(
+    nodes, threads, most, monkeypatch
+):
     seen = []
     whole = NetworkTask.descend_each
 
@@ -125,8 +131,11 @@ def test_small_nodes_of_a_large_round_are_solved_together(monkeypatch):
         return whole(self, tasks, *others)
 
     monkeypatch.setattr(NetworkTask, "descend_each", watched)
-    models(FedAvg(eta=0.1, local_steps=1), like(mlp(), SIZES * 20))
-    assert max(seen) == 100 // rounds.CALLS < rounds.TOGETHER
+    models(FedAvg(eta=0.1, local_steps=1), like(mlp(), (SIZES * 20)[:nodes]), threads)
+    assert max(seen) == most
+    seen.clear()
+    models(FedAvg(eta=0.1, local_steps=1), like(mlp(), (5000,) * nodes), threads)
+    assert max(seen) == 1
 
 
 @pytest.mark.parametrize("method", [Lazy(eta=0.1), Reptile(eta=0.1)], ids=["replaced", "reptile"])
