@@ -239,7 +239,7 @@ class _Sums:
             flops=math.fsum(self.numbers["flops"]),
             closed_share=means["closed_share"],
             floats_sent=2 * self.point.size * len(self.nodes),
-            floats_sent_sparse=int(np.count_nonzero(self.point)) * len(self.nodes) + self.sent,
+            floats_sent_sparse=int(np.count_nonzero(self.point != 0)) * len(self.nodes) + self.sent,
             seconds=seconds,
         )
 

@@ -312,10 +312,10 @@ def _count_open(program, n, masks, counts, moments):
 
 
 @kernel
-def _gather(x, chosen, samples):
-    """Copy the chosen rows of x, one after the other."""
+def _gather(x, first, chosen, samples):
+    """Copy the chosen rows of x, which are counted from the `first` on, one after the other."""
     for i in range(chosen.size):
-        copy(x[chosen[i]], samples[i * x.shape[1] : (i + 1) * x.shape[1]])
+        copy(x[first + chosen[i]], samples[i * x.shape[1] : (i + 1) * x.shape[1]])
 
 
 @inlined
@@ -354,8 +354,11 @@ def _step(w, gradient, pull, start, stop):
 
 
 @inlined
-def _descend(program, x, y, soft, batches, span, kept, how, noise, pull, w, gradient, space, moments):
-    """One descent from w: the first step's loss, and the norm of the gradient before the last step."""
+def _descend(program, x, y, at, soft, batches, span, kept, how, noise, pull, w, gradient, space, moments):
+    """One descent from w: the first step's loss, and the norm of the gradient before the last step.
+
+    at: where the node's samples and labels begin in x and y.
+    """
     steps, n = batches.shape
     last = min(span.stop, n)
     first_loss, residual, value = 0.0, 0.0, 0.0
@@ -370,9 +373,9 @@ def _descend(program, x, y, soft, batches, span, kept, how, noise, pull, w, grad
             ours, picked, more = labels[chosen], batches[step, chosen], first > 0
             own = _from_sample(space, first, kept)
             for i in range(ours.size):
-                ours[i] = y[picked[i]]
+                ours[i] = y[at[1] + picked[i]]
             if span.values:
-                _gather(x, picked, own.values)
+                _gather(x, at[0], picked, own.values)
             now = Decisions(how.tau, how.mode, noise[step, chosen], how.shaping)
             value = add_gradient(
                 program,
@@ -404,13 +407,14 @@ def _descend(program, x, y, soft, batches, span, kept, how, noise, pull, w, grad
 
 
 @kernel
-def descend(program, x, y, soft, batches, sizes, span, kept, how, noise, pull, w, gradient, space, moments):
+def descend(program, x, y, soft, batches, nodes, span, kept, how, noise, pull, w, gradient, space, moments):
     """Steps w <- w - eta (g(w) + lam (w - centre)) from the centre, for each node; each has a row of w.
 
     A few samples are treated at a time (`span`), so that their activations stay in the cache; sums go on from
     part to part; `kept` says what outlives a part. x (samples, features), y (samples,): of all nodes; soft:
-    what teachers say about them; batches: indices into them, of all steps of the first node, then of the
-    next; sizes (nodes,): how many each step has; noise (nodes, steps, n, gates, widest gate). Rows of w may
+    what teachers say about those of a single node; batches: indices into a node's samples, of all steps of
+    the first node, then of the next; nodes (nodes, 3): how many each step has, and where the node's samples
+    and labels begin in x and y; noise (nodes, steps, n, gates, widest gate). Rows of w may
     be longer than the centre. `gradient` must be zero where nothing is trained. Returns (nodes, 2): the first
     step's loss, and the norm of the local problem's gradient before the last step. `moments` (nodes, ...)
     grow by the open-channel counts.
@@ -418,15 +422,15 @@ def descend(program, x, y, soft, batches, sizes, span, kept, how, noise, pull, w
     of losses up to the end of the span.
     """
     optimise_for_size()
-    nodes, steps = noise.shape[:2]
-    found, start = np.empty((nodes, 2)), 0
-    for i in range(nodes):
-        stop = start + steps * sizes[i]
-        picked, own = batches[start:stop].reshape(steps, sizes[i]), w[i, : pull.centre.size]
+    steps, found, start = noise.shape[1], np.empty((nodes.shape[0], 2)), 0
+    for i in range(nodes.shape[0]):
+        size, at = nodes[i, 0], (nodes[i, 1], nodes[i, 2])
+        stop = start + steps * size
+        picked, own = batches[start:stop].reshape(steps, size), w[i, : pull.centre.size]
         start = stop
         if span.values and span.sums:
             copy(pull.centre, own)
         found[i, 0], found[i, 1] = _descend(
-            program, x, y, soft, picked, span, kept, how, noise[i], pull, own, gradient, space, moments[i]
+            program, x, y, at, soft, picked, span, kept, how, noise[i], pull, own, gradient, space, moments[i]
         )
     return found

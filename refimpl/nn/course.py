@@ -26,9 +26,10 @@ from refimpl.threads import share
 class Course(NamedTuple):
     """All that the descents of some nodes read; methods write w, the gradient and the sums of open channels.
 
-    x (samples, features), y (samples,), of all nodes; soft: what teachers say about them; batches: indices
-    into them, of all steps of the first node, then of the next; sizes (nodes,): how many each step has; noise
-    (nodes, steps, n, gates, widest gate); kept, own: activations that outlive the descent, and where they
+    x (samples, features), y (samples,), of all nodes; soft: what teachers say about those of a single node;
+    batches: indices into a node's samples, of all steps of the first node, then of the next; nodes (nodes,
+    3): how many each step has, and where the node's samples and labels begin in x and y; noise (nodes,
+    steps, n, gates, widest gate); kept, own: activations that outlive the descent, and where they
     are; part: samples at a time. Only a single node can have several threads.
     """
 
@@ -37,7 +38,7 @@ class Course(NamedTuple):
     y: np.ndarray
     soft: SoftTargets
     batches: np.ndarray
-    sizes: np.ndarray
+    nodes: np.ndarray
     noise: np.ndarray
     how: Decisions
     pull: Pull
@@ -47,7 +48,7 @@ class Course(NamedTuple):
 
     def run(self, w: np.ndarray, gradient: np.ndarray, moments: np.ndarray, threads: int) -> np.ndarray:
         """Each node's first loss, and the norm of its problem's gradient before the last step, (nodes, 2)."""
-        size = int(self.sizes.max())
+        size = int(self.nodes[:, 0].max())
         if threads <= 1 or self.part >= size:
             return self._call(Span(0, size, self.part), self._space(), w, gradient, moments)
         centre, steps, found = self.pull.centre, self.noise.shape[1], np.empty((1, 2))
@@ -64,7 +65,7 @@ class Course(NamedTuple):
 
     def _at(self, step: int) -> Course:
         """A single step."""
-        size, kept = int(self.sizes[0]), self.kept
+        size, kept = int(self.nodes[0, 0]), self.kept
         return self._replace(
             batches=self.batches[step * size : (step + 1) * size],
             noise=self.noise[:, step : step + 1],
@@ -99,7 +100,7 @@ class Course(NamedTuple):
         self, span: Span, space: Workspace, w: np.ndarray, gradient: np.ndarray, moments: np.ndarray
     ) -> np.ndarray:
         """The compiled descents over a span of each batch."""
-        program, x, y, soft, batches, sizes, noise, how, pull, kept, _, _ = self
-        samples = program.operations, x, y, soft, batches, sizes
+        program, x, y, soft, batches, nodes, noise, how, pull, kept, _, _ = self
+        samples = program.operations, x, y, soft, batches, nodes
         found: np.ndarray = descend(*samples, span, kept, how, noise, pull, w, gradient, space, moments)
         return found

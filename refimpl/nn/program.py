@@ -121,6 +121,8 @@ class Program:
     def stack_noise(self, steps: Sequence[Mapping[str, np.ndarray]], batch: int, dtype: Any) -> np.ndarray:
         """Noise by gate name for every step, as one array (steps, batch, gates, widest gate)."""
         noise = np.zeros((len(steps), batch, max(1, self.gates), self.widest_gate), dtype=dtype)
+        if batch == 0:
+            return noise
         for step, by_name in enumerate(steps):
             for gate, values in enumerate(by_name.values()):  # in the order of the network's gates
                 noise[step, :, gate, : values.shape[1]] = values

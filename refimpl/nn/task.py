@@ -237,22 +237,22 @@ class NetworkTask:
                 "convert with x.astype"
             )
         scalar, count = centre.dtype.type, len(tasks)
-        starts = accumulate((task.size for task in tasks[:-1]), initial=0)
-        moved = [chosen + start for (chosen, _), start in zip(drawn, starts, strict=True)]
-        batches = _joined([each.ravel() for each in moved])
-        sizes = np.array([chosen.shape[1] for chosen, _ in drawn])
-        noise = [each for _, steps in drawn for each in steps]
-        stacked = program.stack_noise(noise, int(sizes[0]) if any(noise) else 0, centre.dtype)
+        batches, noise = (
+            _joined([chosen.ravel() for chosen, _ in drawn]),
+            [n for _, own in drawn for n in own],
+        )
+        sizes = [chosen.shape[1] for chosen, _ in drawn]
+        (x, x_at), (y, y_at) = _lying([task.x for task in tasks]), _lying([task.y for task in tasks])
+        nodes = np.array([sizes, x_at, y_at]).T.copy()
+        stacked = program.stack_noise(noise, sizes[0] if any(noise) else 0, centre.dtype)
         stacked = stacked.reshape(count, len(noise) // count, *stacked.shape[1:])
-        x, y = (_joined([getattr(task, name) for task in tasks]) for name in ("x", "y"))
         how = Decisions(float(self.gating.tau), MODES[self.gating.mode], stacked[0, 0], self.gating.shaping)
         pull = Pull(scalar(eta), scalar(lam), centre)
         assert self.soft is not None
-        part = self.part_of(program, int(sizes.max()))
+        part = self.part_of(program, max(sizes))
         moments = np.zeros((count, 1 + program.gates, 1 + program.gates), dtype=np.int64)
-        course = Course(
-            program, x.reshape(len(y), -1), y, self.soft, batches, sizes, stacked, how, pull, kept, own, part
-        )
+        x = x.reshape(len(x), -1)
+        course = Course(program, x, y, self.soft, batches, nodes, stacked, how, pull, kept, own, part)
         w = rows(centre.dtype, count, centre.size)
         return w, course.run(w, gradient, moments, self.threads), moments
 
@@ -281,6 +281,27 @@ class NetworkTask:
 def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """The arrays, one behind the other; a single one as it is."""
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _lying(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, Sequence[int]]:
+    """One array that has the rows of all, and where those of each begin.
+
+    It is the one that all are views of, if there is such an array; else a copy.
+    """
+    base, first = arrays[0].base, arrays[0]
+    if len(arrays) > 1 and isinstance(base, np.ndarray) and all(array.base is base for array in arrays):
+        row, origin = first[0].nbytes, _address(base)
+        places = [divmod(_address(array) - origin, row) for array in arrays]
+        alike = base.flags.carray and base.dtype == first.dtype and base.nbytes % row == 0
+        if alike and not any(rest for _, rest in places):
+            return base.reshape(-1, *first.shape[1:]), [place for place, _ in places]
+    return _joined(arrays), list(accumulate((len(array) for array in arrays[:-1]), initial=0))
+
+
+def _address(array: np.ndarray) -> int:
+    """Where the array begins in memory."""
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 class CompiledObjective:

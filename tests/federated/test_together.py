@@ -66,6 +66,15 @@ def test_nodes_of_several_sizes(first):
     same(solve_each(tasks, w, SETTINGS, streams(tasks)), one_by_one(tasks, w))
 
 
+def test_nodes_whose_samples_are_views_of_one_array():
+    first, rng = mlp(batch_size=3), np.random.default_rng(4)
+    x, y = rng.standard_normal((20, 64)).astype("float32"), rng.integers(0, 10, 20)
+    places = (slice(7, 12), slice(0, 4), slice(15, 20), slice(4, 7))
+    tasks = [first.on(x[place], y[place]) for place in places]
+    w = first.network.layout.initialise(SeedTree(1))
+    same(solve_each(tasks, w, SETTINGS, streams(tasks)), one_by_one(tasks, w))
+
+
 def differing() -> list[list[NetworkTask]]:
     one, other = like(mlp(), (5, 5))
     soft = SoftTargets(np.ones((1, 5, 10), "float32"), np.ones(1), 1.0, 2.0)
