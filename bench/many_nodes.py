@@ -2,11 +2,11 @@
 
 Nodes of seven images each are dealt from a data set (10,000 of them use all of MNIST), and all take part in
 every round: FedAvg, an mlp, one local step. Printed are the memory that a round takes above the images as
-numbers, the time of a node beside that in a round of ten such nodes, and the gain of a second thread. Rounds
-take turns, so that other programs disturb all alike. Times of nodes are processor time, of the fastest round.
-The gain is the median of ratios of times on the clock: it needs two free cores. Beside it stands what a
-second thread gains with a kernel alone, which never waits for the interpreter: that much the machine had to
-give.
+numbers, the time of a node beside that of ten nodes of which each is a call of its own, because nobody said
+that they have all but their samples in common, and the gain of a second thread. Rounds take turns, so that
+other programs disturb all alike. Times of nodes are processor time, of the fastest round. The gain is the
+median of ratios of times on the clock: it needs two free cores. Beside it stands what a second thread gains
+with a kernel alone, which never waits for the interpreter: that much the machine had to give.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 
 from bench.memory import status
 
-IMAGES, FEW = 7, 10  # of a node; nodes of the small round
+IMAGES, FEW = 7, 10  # of a node; nodes that are calls of their own
 MEGABYTE = 2**20
 
 
@@ -87,7 +87,7 @@ def measure(dataset: str, data_dir: Path | None, nodes: int, repeats: int) -> di
     found, _ = make_nodes(data, Partition(Iid(), nodes=nodes, targets=0, sizes=sizes, test=0.0, support=0))
     del data
     first = NetworkTask(network, *found[0].train)
-    many, few = NodeTasks(found, first), NodeTasks(found[:FEW], first)
+    many, few = NodeTasks(found, first), [NetworkTask(network, *node.train) for node in found[:FEW]]
     rounds(few, w, seeds, threads=2)()  # compiles, and starts the other thread
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of reading and dealing
