@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +33,13 @@ def compare(path: Path) -> dict[str, Any]:
         run, records = reopen(folder), folder.metrics()
         w = meta_model(run, folder)
     _expect_conv4(run)
-    begun = time.perf_counter()
     model, losses = torch_fewshot.train(run)
-    seconds = time.perf_counter() - begun
     ours, theirs = accuracies(run.test(), w), torch_fewshot.test(run, model)
     return {
         "settings": {name: getattr(run.config, name) for name in (*SETTINGS, "test_steps", "test_queries")},
         "losses": [[one["loss"], loss] for one, loss in zip(records, losses, strict=True)][:3],
-        "ours": _interval(ours) | {"seconds": sum(one["seconds"] for one in records)},
-        "theirs": _interval(theirs) | {"seconds": seconds},
+        "ours": _interval(ours),
+        "theirs": _interval(theirs),
         "difference": _interval(ours - theirs),
     }
 
@@ -67,8 +64,6 @@ def table(results: dict[str, Any]) -> str:
         "ours %",
         "PyTorch %",
         "ours - PyTorch, points",
-        "seconds, ours",
-        "PyTorch",
     ]
     return markdown(header, [_row(one) for one in results["runs"]])
 
@@ -82,7 +77,6 @@ def _row(one: dict[str, Any]) -> list[str]:
         f"{said['rounds']} x {said['tasks']}",
         *(f"{100 * side['mean']:.2f} +- {100 * side['half']:.2f}" for side in sides),
         f"{mean:+.2f} [{mean - half:.2f}, {mean + half:.2f}]",
-        *(f"{side['seconds']:.0f}" for side in sides),
     ]
 
 
