@@ -22,7 +22,7 @@ from refimpl.fewshot.evaluate import accuracies
 from refimpl.fewshot.experiment import FewShot, reopen
 from refimpl.files.tables import markdown
 
-SETTINGS = ("dataset", "seed", "ways", "shots", "widths", "rounds", "tasks", "inner_steps", "alpha")
+SETTINGS = ("dataset", "seed", "ways", "shots", "widths", "rounds", "tasks", "inner_steps", "alpha", "dtype")
 
 
 def compare(path: Path) -> dict[str, Any]:
@@ -61,6 +61,7 @@ def table(results: dict[str, Any]) -> str:
         "episodes",
         "filters",
         "iterations x tasks",
+        "numbers",
         "ours %",
         "PyTorch %",
         "ours - PyTorch, points",
@@ -75,6 +76,7 @@ def _row(one: dict[str, Any]) -> list[str]:
         f"{said['dataset']}, {said['ways']}-way {said['shots']}-shot",
         "-".join(str(width) for width in said["widths"]),
         f"{said['rounds']} x {said['tasks']}",
+        said["dtype"],
         *(f"{100 * side['mean']:.2f} +- {100 * side['half']:.2f}" for side in sides),
         f"{mean:+.2f} [{mean - half:.2f}, {mean + half:.2f}]",
     ]

@@ -83,7 +83,7 @@ def test_pytorch_trains_the_same_model(tmp_path):
     assert ours == pytest.approx(theirs, abs=1e-4)
     assert abs(found["difference"]["mean"]) <= 0.05
     row = fewshot_twin.table({"runs": [found]}).splitlines()[-1]
-    assert "2-way 2-shot | 4-4-4-4 | 3 x 2 |" in row
+    assert "2-way 2-shot | 4-4-4-4 | 3 x 2 | float32 |" in row
 
 
 def test_the_twin_refuses_what_it_does_not_compute(tmp_path):
