@@ -11,12 +11,12 @@ import click
 from refimpl.cli.compiling import working
 from refimpl.cli.groups import SuggestingGroup
 from refimpl.cli.options import (
-    FIGURE,
     FILE,
     NAME_LIST,
     PATH,
     SEED_LIST,
     Session,
+    expect_figures,
     key_options,
     session_options,
     shipped,
@@ -93,7 +93,7 @@ def train_command(begin: Begin, session: Session, **options: Any) -> None:
     "  refimpl cooperative evaluate runs/deep runs/alone --figure frontier.png",
 )
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=PATH)
-@click.option("--figure", type=FIGURE, help="PNG file for accuracy against FLOPs and time (extra `plot`).")
+@click.option("--figure", type=FILE, help="PNG file for accuracy against FLOPs and time (extra `plot`).")
 @session_options("data_dir", "json", "talk")
 def evaluate_command(runs: tuple[Path, ...], figure: Path | None, session: Session) -> None:
     """Show accuracy, FLOPs and milliseconds of every depth of trained runs.
@@ -101,6 +101,7 @@ def evaluate_command(runs: tuple[Path, ...], figure: Path | None, session: Sessi
     At each depth the better Teammate on validation samples is used. Milliseconds are medians of single calls
     on one thread of this machine. The numbers are also written to RUN/report/cooperative.json.
     """
+    expect_figures(figure)
     with working(len(runs), session.talk) as progress:
         found, trainer = {}, Silent(session)
         for path in runs:
@@ -277,7 +278,7 @@ def export_command(run: Path, depth: int | None, out: Path, force: bool, session
 @click.option(
     "--margin", type=click.FloatRange(min=0), default=0.0, help="Points of accuracy that are as good as none."
 )
-@click.option("--figure", type=FIGURE, help="PNG file for accuracy against FLOPs and time (extra `plot`).")
+@click.option("--figure", type=FILE, help="PNG file for accuracy against FLOPs and time (extra `plot`).")
 @session_options("threads", "data_dir", "json", "talk")
 @key_options((one for name, one in KEYS.items() if name not in ("scheme", "seed")), BY_PRESET)
 def compare_command(
@@ -298,6 +299,7 @@ def compare_command(
     training the full network alone. The numbers are also written to cooperative.json in the folder. Runs that
     diverge are named and in no mean; then the command exits with 1.
     """
+    expect_figures(figure)
     compare(resolve(None, from_preset, **options), schemes, seeds, out, figure, session, margin)
 
 

@@ -89,22 +89,17 @@ class OwnPath(click.Path):
         return super().convert(str(expanded(value)), param, ctx)
 
 
-class FigurePath(OwnPath):
-    """A path for figures. They need matplotlib: where it is missing, that is said before any work is done."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path, checked."""
-        from refimpl.report.canvas import require_matplotlib
-
-        require_matplotlib()
-        return super().convert(value, param, ctx)
-
-
 PATH = OwnPath(path_type=Path)
 FILE = OwnPath(dir_okay=False, path_type=Path)
 FOLDER = OwnPath(file_okay=False, path_type=Path)
-FIGURE = FigurePath(dir_okay=False, path_type=Path)
-FIGURES = FigurePath(file_okay=False, path_type=Path)
+
+
+def expect_figures(path: Path | None) -> None:
+    """Refuse, before any work is done, to draw figures into `path` where matplotlib is missing."""
+    if path is not None:
+        from refimpl.report.canvas import require_matplotlib
+
+        require_matplotlib()
 
 
 _TYPES: Mapping[str, click.ParamType] = {

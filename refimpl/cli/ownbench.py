@@ -9,7 +9,15 @@ from typing import Any
 
 import click
 
-from refimpl.cli.options import FIGURE, NUMBER_LIST, SHARE_LIST, Session, session_options, together
+from refimpl.cli.options import (
+    FILE,
+    NUMBER_LIST,
+    SHARE_LIST,
+    Session,
+    expect_figures,
+    session_options,
+    together,
+)
 from refimpl.cli.output import exit_unless
 from refimpl.cli.progress import Progress
 from refimpl.errors import InputError
@@ -36,7 +44,7 @@ _shared = together(
     click.option("--dtype", type=click.Choice(("float32", "float64")), default="float32", show_default=True),
     click.option("--torch", is_flag=True, help="Also time PyTorch with masks multiplied (extra `torch`)."),
     click.option("--smallest", is_flag=True, help="Smoke test; its times mean nothing."),
-    click.option("--figure", type=FIGURE, help="Draw seconds against executed FLOPs (needs matplotlib)."),
+    click.option("--figure", type=FILE, help="Draw seconds against executed FLOPs (needs matplotlib)."),
     session_options("json", "talk"),
 )
 
@@ -130,6 +138,7 @@ def _time(ask: dict[str, Any], figure: Path | None, session: Session) -> None:
             raise InputError(
                 f'--{extra} needs {module}, which is not installed; try pip install "refimpl[{extra}]"'
             )
+    expect_figures(figure)
     rows, peak = [], 0.0
     with Progress(_count(ask), session.talk) as progress:
         progress.say("benchmark; the first run also compiles the kernels")

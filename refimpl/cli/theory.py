@@ -11,11 +11,12 @@ import click
 from refimpl.cli.compiling import working
 from refimpl.cli.groups import SuggestingGroup
 from refimpl.cli.options import (
-    FIGURE,
-    FIGURES,
+    FILE,
+    FOLDER,
     PATH,
     Parsed,
     Session,
+    expect_figures,
     session_options,
     together,
 )
@@ -80,9 +81,10 @@ _checks = together(  # the options of every section
 
 @command.command("all", epilog="\b\nExample:\n  refimpl theory all --figures figures")
 @_checks
-@click.option("--figures", type=FIGURES, help="Also draw figures into this folder (needs matplotlib).")
+@click.option("--figures", type=FOLDER, help="Also draw figures into this folder (needs matplotlib).")
 def everything(verbose: bool, seed: int, figures: Path | None, session: Session) -> None:
     """Check every section, and draw figures if --figures is given."""
+    expect_figures(figures)
     passed = check(tuple(SECTIONS), verbose, seed, session)
     if figures is not None:
         _draw(figures, seed, session.talk)
@@ -139,7 +141,7 @@ ROUNDS = Parsed(f"k,k,...|{CHECKPOINT}", _rounds, f"rounds from 1 on, like 1,10,
 @click.option("--starts", type=click.IntRange(min=1), help="Starting points of each local problem.  [2]")
 @click.option(
     "--figure",
-    type=FIGURE,
+    type=FILE,
     help="File of the figure (needs matplotlib).  [RUN/report/gap.png, if matplotlib is installed]",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Without a RUN: show every row.")
@@ -172,6 +174,7 @@ def gap(
             raise click.UsageError("--rounds, --tolerance, --starts and --figure need a RUN")
         exit_unless(check(("gap",), verbose, seed, session))
         return
+    expect_figures(figure)
     from refimpl.cli.rungap import show
 
     wanted = {"tolerance": tolerance, "starts": starts}
@@ -204,7 +207,7 @@ Examples:
 @click.option("--region", metavar="NAME", help="Where the constants hold, likewise: a box or a ball.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Root of all numbers.")
 @click.option(
-    "--figure", type=FIGURE, help="Also draw gaps and bound by round into this file (needs matplotlib)."
+    "--figure", type=FILE, help="Also draw gaps and bound by round into this file (needs matplotlib)."
 )
 @session_options("json", "talk")
 def follow(
@@ -226,6 +229,7 @@ def follow(
     named; the command then exits with 1, as it does where a statement is violated. The worked example is in
     the README of refimpl/theory.
     """
+    expect_figures(figure)
     with working(rounds, session.talk) as progress:
         progress.say(f"theory  follow {problem}")
         from refimpl import theory

@@ -14,12 +14,13 @@ from refimpl.cli.compiling import working
 from refimpl.cli.fewshot import BY_PRESET, KEYS, preset_option
 from refimpl.cli.interrupt import resumable, stop_requests
 from refimpl.cli.options import (
-    FIGURE,
+    FILE,
     NAME_LIST,
     PATH,
     SEED_LIST,
     SHARE_LIST,
     Session,
+    expect_figures,
     file_option,
     key_options,
     session_options,
@@ -65,7 +66,7 @@ def watch(session: Session) -> Any:
 @click.option("--baseline", default="dense", show_default=True, help="Finder that others are told from.")
 @click.option("--margin", type=click.FloatRange(min=0), default=0, help="Points as good as none.  [0]")
 @click.option("--out", type=PATH, required=True, help="Folder of all networks and of comparison.json.")
-@click.option("--figure", type=FIGURE, help="Draw accuracy against the share pruned into this file.")
+@click.option("--figure", type=FILE, help="Draw accuracy against the share pruned into this file.")
 @session_options("threads", "data_dir", "json", "talk")
 @key_options(FINDERS.keys().values(), frozenset())
 @key_options([one for one in RUN_KEYS if one.name != "seed"], BY_PRESET)
@@ -100,6 +101,7 @@ def compare_command(
     from refimpl.report.canvas import save
     from refimpl.report.tickets import comparison_figure
 
+    expect_figures(figure)
     given = {name: value for name, value in options.items() if value is not None}
     keys = {name: given.pop(name) for name in FINDER_KEYS & given.keys()}
     run = prepare(resolve(file, from_preset, **given), session.data_dir)

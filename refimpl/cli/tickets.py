@@ -14,9 +14,10 @@ from refimpl.cli.fewshot import BY_PRESET, Episodic, preset_option
 from refimpl.cli.groups import SuggestingGroup
 from refimpl.cli.interrupt import resumable, stop_requests
 from refimpl.cli.options import (
-    FIGURES,
+    FOLDER,
     PATH,
     Session,
+    expect_figures,
     file_option,
     key_options,
     session_options,
@@ -208,7 +209,7 @@ def _config_of(ticket: Path, **given: Any) -> Any:
     epilog="\b\nExample:\n  refimpl tickets patterns runs/mwt-0 runs/mwt-1 --out figures",
 )
 @click.argument("tickets", metavar="TICKET...", nargs=-1, required=True, type=PATH)
-@click.option("--out", type=FIGURES, help="Folder for figures (they need the extra `plot`).  [none]")
+@click.option("--out", type=FOLDER, help="Folder for figures (they need the extra `plot`).  [none]")
 @session_options("json", "talk")
 def patterns_command(tickets: tuple[Path, ...], out: Path | None, session: Session) -> None:
     """Compare the masks of tickets by layer, and show how masks changed in dense training.
@@ -219,6 +220,7 @@ def patterns_command(tickets: tuple[Path, ...], out: Path | None, session: Sessi
     """
     from refimpl.fewshot.tickets.patterns import has_trace, of_tickets, of_training
 
+    expect_figures(out)
     found = {
         **of_tickets(tickets),
         "training": [of_training(path) for path in tickets if has_trace(path)],
