@@ -303,12 +303,12 @@ def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
     from refimpl.report.canvas import require_matplotlib, save
     from refimpl.report.fewshot import Trained, accuracy_figure, read_test, training_figure
 
+    require_matplotlib()
     found = []
     for path in runs:
         with RunFolder.open(path, lock=False) as folder:
             expect_kind(FEWSHOT, folder.config, str(path))
             found.append(Trained(str(path), folder.metrics(), read_test(folder.report / "fewshot.json")))
-    require_matplotlib()
     out = out or (runs[0] if len(runs) == 1 else Path("runs")) / "report"
     drawn = [run for run in found if run.records]
     tested = [run for run in found if run.test]

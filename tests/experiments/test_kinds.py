@@ -42,7 +42,10 @@ def test_settings_of_another_kind_of_run_are_refused_by_name(run, wanted):
     assert str(error.value) == f"{path}: expected {wanted.holds}, found {kind}"
 
 
-def test_commands_say_which_kind_of_run_they_were_given(run, refimpl):
+def test_commands_say_which_kind_of_run_they_were_given(run, refimpl, monkeypatch):
+    from refimpl.report import canvas
+
+    monkeypatch.setattr(canvas, "has_matplotlib", lambda: True)  # refused before anything is drawn
     kind, path = run
     for wanted, commands in COMMANDS.items():
         for command in commands if wanted is not kind else ():
