@@ -20,7 +20,7 @@ from numba import types
 from numba.core import cgutils
 
 from refimpl.kernels.jit import intrinsic, kernel, shared
-from refimpl.kernels.simd import INDEX, Vectors, data_of, entry, unpacked
+from refimpl.kernels.simd import INDEX, Vectors, data_of, entry, rows_from, unpacked
 from refimpl.kernels.sums import PARTIAL_SUMS
 from refimpl.kernels.target import TARGET
 
@@ -86,11 +86,8 @@ def dot_block(typingctx, first, outputs, matrix, rows, blocks, bias, result):
         shift = data_of(context, builder, signature.args[5], args[5])
         vectors = Vectors(builder, y.type.pointee, PARTIAL_SUMS)
 
-        def pointers(base, table, start, count):
-            places = [builder.add(start, INDEX(i)) for i in range(count)]
-            return [builder.gep(base, [entry(builder, table, place)]) for place in places]
-
-        w_rows, x_rows = pointers(w, w_at, output, high), pointers(x, x_at, sample, wide)
+        w_rows = rows_from(builder, w, w_at, output, high)
+        x_rows = rows_from(builder, x, x_at, sample, wide)
         sums = [cgutils.alloca_once_value(builder, vectors.zero) for _ in range(high * wide)]
 
         def add_terms(at, mask):
@@ -115,7 +112,7 @@ def dot_block(typingctx, first, outputs, matrix, rows, blocks, bias, result):
         narrow = Vectors(builder, y.type.pointee, high)
         exists = narrow.lanes_below(builder.sub(args[1], output))
         extra = narrow.load(builder.gep(shift, [output]), exists)
-        for s, base in enumerate(pointers(y, y_at, sample, wide)):
+        for s, base in enumerate(rows_from(builder, y, y_at, sample, wide)):
             part = vectors.shuffle(total, total, range(s * high, (s + 1) * high))
             narrow.store(builder.fadd(part, extra), builder.gep(base, [output]), exists)
         return context.get_dummy_value()

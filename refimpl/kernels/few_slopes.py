@@ -29,7 +29,7 @@ from numba.core import cgutils
 from refimpl.kernels.jit import intrinsic, kernel, large_kernel, optimise_for_size, shared
 from refimpl.kernels.panels import clear, multiples, open_channels, transpose
 from refimpl.kernels.plain import is_on
-from refimpl.kernels.simd import I32, INDEX, Vectors, data_of, entry, unpacked
+from refimpl.kernels.simd import I32, INDEX, Vectors, data_of, entry, rows_from, switched, unpacked
 from refimpl.kernels.target import TARGET, VECTOR_BYTES
 from refimpl.kernels.views import cut
 
@@ -123,12 +123,6 @@ class _Windows:
         self.builder, self.simd = builder, Vectors(builder, element)
         self.rows, self.runs, self.vectors = case
 
-    def starts(self, base: Any, table: Any, row: Any) -> list[Any]:
-        """Where the rows from `row` on begin."""
-        builder = self.builder
-        places = [entry(builder, table, builder.add(row, INDEX(i))) for i in range(self.rows)]
-        return [builder.gep(base, [place]) for place in places]
-
     def window(self, base: Any, step: Any) -> list[Any]:
         """Pointers to the vectors of a window whose runs are `step` entries apart."""
         runs = [base]
@@ -185,20 +179,14 @@ def _add_windows(typingctx, number, terms, slopes, lists, panel, result):
         (listed, apart, own), (v, v_start, at, v_step) = unpack(3), unpack(4)
         c, c_row, c_start, c_step = unpack(5)
         v, c = builder.gep(v, [v_start]), builder.gep(c, [c_start])
-        after = builder.append_basic_block("added")
-        switch = builder.switch(args[0], after)
-        for number, case in enumerate(CASES):
-            block = builder.append_basic_block(f"window{number}")
-            switch.add_case(number, block)
-            builder.position_at_end(block)
+        for case in switched(builder, args[0], enumerate(CASES)):
             windows = _Windows(builder, c.type.pointee, case)
-            places = [p for base in windows.starts(c, c_row, row) for p in windows.window(base, c_step)]
+            starts = rows_from(builder, c, c_row, row, windows.rows)
+            places = [place for base in starts for place in windows.window(base, c_step)]
             mine = [builder.add(own, INDEX(i)) for i in range(windows.rows)]
             mine = [builder.gep(listed, [builder.mul(apart, i)]) for i in mine]
-            operands = windows.starts(d, d_row, row), mine, (v, at, v_step)
+            operands = rows_from(builder, d, d_row, row, windows.rows), mine, (v, at, v_step)
             windows.add(places, first, last, operands)
-            builder.branch(after)
-        builder.position_at_end(after)
         return context.get_dummy_value()
 
     return types.void(types.intp, types.UniTuple(types.intp, 2), slopes, lists, panel, result), codegen

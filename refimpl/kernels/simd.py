@@ -6,7 +6,8 @@ The width comes from `target`; LLVM turns the same description into AVX-512, AVX
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 from llvmlite import ir
 from numba import types
@@ -17,6 +18,7 @@ from refimpl.kernels.target import VECTOR_BYTES
 
 INDEX = ir.IntType(64)
 I32 = ir.IntType(32)
+Case = TypeVar("Case")
 
 
 def _size_of(kind: ir.VectorType) -> int:
@@ -105,6 +107,25 @@ def unpacked(context: Any, builder: ir.IRBuilder, kind: Any, value: Any) -> list
     """The parts of a tuple, arrays as by `data_of`."""
     parts = cgutils.unpack_tuple(builder, value)
     return [data_of(context, builder, k, p) for k, p in zip(kind.types, parts, strict=True)]
+
+
+def rows_from(builder: ir.IRBuilder, base: Any, table: Any, first: Any, count: int) -> list[Any]:
+    """Pointers to the `count` rows of `base` that begin where `table` says from its entry `first` on."""
+    numbers = [builder.add(first, INDEX(i)) for i in range(count)]
+    return [builder.gep(base, [entry(builder, table, number)]) for number in numbers]
+
+
+def switched(builder: ir.IRBuilder, number: Any, cases: Iterable[tuple[int, Case]]) -> Iterator[Case]:
+    """Go through numbered cases; what is emitted for a case runs only if `number` is its number."""
+    after = builder.append_basic_block("after")
+    switch = builder.switch(number, after)
+    for own, case in cases:
+        block = builder.append_basic_block(f"case{own}")
+        switch.add_case(own, block)
+        builder.position_at_end(block)
+        yield case
+        builder.branch(after)
+    builder.position_at_end(after)
 
 
 @intrinsic

@@ -14,7 +14,7 @@ from numba.core import cgutils
 
 from refimpl.kernels.dot import fold
 from refimpl.kernels.jit import intrinsic, shared
-from refimpl.kernels.simd import INDEX, Vectors, data_of, entry, unpacked
+from refimpl.kernels.simd import INDEX, Vectors, data_of, entry, rows_from, switched, unpacked
 from refimpl.kernels.sparse_tables import SUMS
 from refimpl.kernels.sums import PARTIAL_SUMS
 from refimpl.kernels.target import VECTOR_BYTES
@@ -109,12 +109,7 @@ def sparse_row(typingctx, number, terms, panel, result, add, shift):
             unpacked(context, builder, signature.args[i], args[i]) for i in (1, 2, 3)
         )
         v, c = builder.gep(v, [v_start]), builder.gep(c, [c_start])
-        after = builder.append_basic_block("done")
-        switch = builder.switch(args[0], after)
-        for number, (vectors, samples) in enumerate(CASES):
-            case = builder.append_basic_block(f"row{vectors}x{samples}")
-            switch.add_case(number, case)
-            builder.position_at_end(case)
+        for vectors, samples in switched(builder, args[0], enumerate(CASES)):
             row = _Row(builder, c.type.pointee, vectors, samples)
             results, extra = row.places(c, c_apart), row.simd.splat(args[5])
             for place in results:
@@ -122,8 +117,6 @@ def sparse_row(typingctx, number, terms, panel, result, add, shift):
             starts = row.begin(args[4], results, valid)
             sums = row.sums(starts, first, last, values, offsets, v, v_apart)
             row.store([builder.fadd(value, extra) for value in sums], c, c_apart, valid)
-            builder.branch(after)
-        builder.position_at_end(after)
         return context.get_dummy_value()
 
     return types.void(types.intp, terms, panel, result, types.boolean, shift), codegen
@@ -176,10 +169,8 @@ class _Weights:
 
     def sums(self, dy: Any, pixels: Any, v: Any, offsets: Any) -> list[Any]:
         """The partial sums over all pixels."""
-        builder, vectors, rows = self.builder, self.vectors, []
-        for i in range(self.wide):
-            place = builder.gep(offsets, [builder.add(self.first, INDEX(i))])
-            rows.append(builder.gep(v, [entry(builder, place, INDEX(0))]))
+        builder, vectors = self.builder, self.vectors
+        rows = rows_from(builder, v, offsets, self.first, self.wide)
         sums = [cgutils.alloca_once_value(builder, vectors.zero) for _ in rows]
 
         def add(at: Any, mask: Any) -> None:

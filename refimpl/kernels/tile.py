@@ -11,7 +11,6 @@ The division into blocks is derived; `bench/README.md` shows how fast the layers
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -20,7 +19,7 @@ from llvmlite import ir
 from numba import types
 
 from refimpl.kernels.jit import inlined, intrinsic, kernel, large_kernel, shared
-from refimpl.kernels.simd import INDEX, Vectors, clear_runs, data_of, entry, unpacked
+from refimpl.kernels.simd import INDEX, Vectors, clear_runs, data_of, entry, rows_from, switched, unpacked
 from refimpl.kernels.target import ROWS_OF, TILE_SIZES, TILE_VECTORS, VECTOR_BYTES
 
 TERMS = 160  # of a sum at a time: the vectors of a column block, and scalars, that a first-level cache holds
@@ -154,19 +153,12 @@ def _number(rows, vectors, partial):
     return 8 * vectors + rows + partial
 
 
-def _for_size(
-    builder: ir.IRBuilder, number: Any, partial: tuple[bool, ...], compute: Callable[[int, int, bool], None]
-) -> None:
-    """Emit `compute` for every tile size, and at run time the choice of that with this `_number`."""
-    after = builder.append_basic_block("tiled")
-    switch = builder.switch(number, after)
-    for (rows, vectors), masked in product(TILE_SIZES, partial):
-        case = builder.append_basic_block(f"tile{rows}x{vectors}")
-        switch.add_case(_number(rows, vectors, masked), case)
-        builder.position_at_end(case)
-        compute(rows, vectors, masked)
-        builder.branch(after)
-    builder.position_at_end(after)
+def _sizes(*partial: bool) -> list[tuple[int, tuple[int, int, bool]]]:
+    """Every tile size (rows, vectors, whether the last vector may be partial) with its `_number`."""
+    return [
+        (_number(rows, vectors, masked), (rows, vectors, masked))
+        for (rows, vectors), masked in product(TILE_SIZES, partial)
+    ]
 
 
 def _computing(kind: type[_Tile], *partial: bool) -> Any:
@@ -192,17 +184,14 @@ def _computing(kind: type[_Tile], *partial: bool) -> Any:
             bias = data_of(context, builder, signature.args[8], bias)
             v, c = builder.gep(v, [v_start]), builder.gep(c, [c_start])
             s_at, v_at = builder.gep(s_at, [start]), builder.gep(v_at, [start])
-
-            def compute(rows, vectors, masked):
+            for rows, vectors, masked in switched(builder, number, _sizes(*partial)):
                 block = kind(builder, rows, vectors, valid if masked else None, c.type.pointee)
                 row = [builder.add(first, INDEX(i)) for i in range(rows)]
-                s_rows = [builder.gep(s, [entry(builder, s_row, i)]) for i in row]
-                c_rows = [builder.gep(c, [entry(builder, c_row, i)]) for i in row]
+                s_rows = rows_from(builder, s, s_row, first, rows)
+                c_rows = rows_from(builder, c, c_row, first, rows)
                 block.fetch(c_rows)
                 sums = block.sum(block.begin(c_rows, add), depth, s_rows, s_at, v, v_at)
                 block.end(block.shift(sums, biased, [builder.gep(bias, [i]) for i in row]), c_rows)
-
-            _for_size(builder, number, partial, compute)
             return context.get_dummy_value()
 
         pair = types.UniTuple(types.intp, 2)
@@ -233,19 +222,13 @@ def step_tile(typingctx, number, first, depth, scalars, panel, result, pull):
         v, c, centre = (
             builder.gep(base, [at]) for base, at in ((v, v_start), (c, c_start), (centre, c_start))
         )
-
-        def compute(rows, vectors, masked):
+        for rows, vectors, masked in switched(builder, number, _sizes(False, True)):
             block = _SteppedTile(builder, rows, vectors, valid if masked else None, c.type.pointee)
-            row = [builder.add(first, INDEX(i)) for i in range(rows)]
-            s_rows = [builder.gep(s, [entry(builder, s_row, i)]) for i in row]
-            c_rows, goals = (
-                [builder.gep(base, [entry(builder, c_row, i)]) for i in row] for base in (c, centre)
-            )
+            s_rows = rows_from(builder, s, s_row, first, rows)
+            c_rows, goals = (rows_from(builder, base, c_row, first, rows) for base in (c, centre))
             block.fetch([*c_rows, *goals])
             sums = block.sum([block.simd.zero] * (rows * vectors), depth, s_rows, s_at, v, v_at)
             block.end(block.step(sums, c_rows, goals, eta, lam), c_rows)
-
-        _for_size(builder, number, (False, True), compute)
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp, scalars, panel, result, pull), codegen
