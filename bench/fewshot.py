@@ -15,6 +15,7 @@ from refimpl.experiments.record import RunFolder
 from refimpl.files.tables import markdown
 
 Curve = dict[str, Any]
+TRAINING = ("filters", "iterations x tasks")
 SHOWN = 1000  # iterations from one line of the table to the next
 
 
@@ -45,12 +46,17 @@ def _validation(curves: list[Curve]) -> str:
     return markdown(header, [[str(at), *(column.get(at, "") for column in columns)] for at in columns[0]])
 
 
+def trained_cells(what: str, run: dict[str, Any]) -> list[str]:
+    """What was trained on which episodes, and then the columns of `TRAINING`."""
+    filters = "-".join(str(width) for width in run["widths"])
+    return [f"{what}, {run['ways']}-way {run['shots']}-shot", filters, f"{run['rounds']} x {run['tasks']}"]
+
+
 def _tests(runs: list[dict[str, Any]]) -> str:
     """How it was trained, on which episodes it was tested, and what came out."""
     header = [
         "method",
-        "filters",
-        "iterations x tasks",
+        *TRAINING,
         "alpha",
         "episodes",
         "queries of a class",
@@ -58,9 +64,7 @@ def _tests(runs: list[dict[str, Any]]) -> str:
     ]
     rows = [
         [
-            f"{run['method']}, {run['ways']}-way {run['shots']}-shot",
-            "-".join(str(width) for width in run["widths"]),
-            f"{run['rounds']} x {run['tasks']}",
+            *trained_cells(run["method"], run),
             f"{run['alpha']:g}",
             str(run["episodes"]),
             str(run["test_queries"] or run["shots"]),

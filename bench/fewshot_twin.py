@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from bench.fewshot import TRAINING, trained_cells
 from refimpl.errors import InputError
-from refimpl.experiments.differences import student_half
 from refimpl.experiments.experiment import meta_model
 from refimpl.experiments.record import RunFolder
-from refimpl.fewshot.evaluate import accuracies
+from refimpl.fewshot.evaluate import accuracies, interval
 from refimpl.fewshot.experiment import FewShot, reopen
 from refimpl.files.tables import markdown
 
@@ -52,20 +52,13 @@ def _expect_conv4(run: FewShot) -> None:
 
 
 def _interval(values: np.ndarray) -> dict[str, float]:
-    return {"mean": float(values.mean()), "half": student_half(values)}
+    found = interval(values)
+    return {"mean": found.mean, "half": found.half}
 
 
 def table(results: dict[str, Any]) -> str:
     """A line for each run."""
-    header = [
-        "episodes",
-        "filters",
-        "iterations x tasks",
-        "numbers",
-        "ours %",
-        "PyTorch %",
-        "ours - PyTorch, points",
-    ]
+    header = ["episodes", *TRAINING, "numbers", "ours %", "PyTorch %", "ours - PyTorch, points"]
     return markdown(header, [_row(one) for one in results["runs"]])
 
 
@@ -73,9 +66,7 @@ def _row(one: dict[str, Any]) -> list[str]:
     said, sides = one["settings"], (one["ours"], one["theirs"])
     mean, half = (100 * one["difference"][name] for name in ("mean", "half"))
     return [
-        f"{said['dataset']}, {said['ways']}-way {said['shots']}-shot",
-        "-".join(str(width) for width in said["widths"]),
-        f"{said['rounds']} x {said['tasks']}",
+        *trained_cells(said["dataset"], said),
         said["dtype"],
         *(f"{100 * side['mean']:.2f} +- {100 * side['half']:.2f}" for side in sides),
         f"{mean:+.2f} [{mean - half:.2f}, {mean + half:.2f}]",

@@ -44,7 +44,7 @@ _shared = together(
     click.option("--dtype", type=click.Choice(("float32", "float64")), default="float32", show_default=True),
     click.option("--torch", is_flag=True, help="Also time PyTorch with masks multiplied (extra `torch`)."),
     click.option("--smallest", is_flag=True, help="Smoke test; its times mean nothing."),
-    click.option("--figure", type=FILE, help="Draw seconds against executed FLOPs (needs matplotlib)."),
+    click.option("--figure", type=FILE, help="Draw seconds against executed FLOPs here (needs matplotlib)."),
     session_options("json", "talk"),
 )
 

@@ -30,9 +30,8 @@ def scratch(n_samples, features, outputs):
     Raises InputError where places in the arrays do not fit into the passes' tables.
     """
     check_offsets("linear", x=n_samples * features, y=n_samples * outputs, weight=outputs * features)
-    return n_samples * (features + outputs) + outputs, 3 * (
-        features + outputs
-    ) + 2 * n_samples + 4 * PARTIAL_SUMS
+    tables = 3 * (features + outputs) + 2 * n_samples + 4 * PARTIAL_SUMS
+    return n_samples * (features + outputs) + outputs, tables
 
 
 @kernel

@@ -237,10 +237,8 @@ class NetworkTask:
                 "convert with x.astype"
             )
         scalar, count = centre.dtype.type, len(tasks)
-        batches, noise = (
-            _joined([chosen.ravel() for chosen, _ in drawn]),
-            [n for _, own in drawn for n in own],
-        )
+        batches = _joined([chosen.ravel() for chosen, _ in drawn])
+        noise = [each for _, steps in drawn for each in steps]
         sizes = [chosen.shape[1] for chosen, _ in drawn]
         (x, x_at), (y, y_at) = _lying([task.x for task in tasks]), _lying([task.y for task in tasks])
         nodes = np.array([sizes, x_at, y_at]).T.copy()
