@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from convolutions import operands
 from guards import guarded
 
 from refimpl.kernels import conv, few_slopes, plain, tiled_conv, tiled_weight_grad
@@ -33,23 +34,14 @@ class Case:
     """A convolution of three samples in whose dy about three of four entries are zero."""
 
     def __init__(self, name: str, dtype: str, gated: bool = False) -> None:
-        self.channels, self.filters, self.size, window, *self.moves = SHAPES[name]
+        self.channels, self.filters, self.size, _, *self.moves = SHAPES[name]
         rng, samples = np.random.default_rng(0), 3
         self.x_mask = self.dy_mask = ALL_ON
         if gated:
             self.x_mask = rng.random((samples, self.channels)) < 0.8
             self.dy_mask = rng.random((samples, self.filters)) < 0.6
-
-        def drawn(*shape: int) -> np.ndarray:
-            return rng.standard_normal(shape).astype(dtype)
-
-        def closed(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-            return values * mask[:, :, None, None] if gated else values
-
-        self.x = closed(drawn(samples, self.channels, *self.size), self.x_mask)
-        self.weight = drawn(self.filters, self.channels, *window)
-        result = conv.output_size(self.size, window, *self.moves)
-        self.dy = closed(drawn(samples, self.filters, *result), self.dy_mask)
+        masks = self.x_mask, self.dy_mask
+        self.x, self.weight, self.dy = operands(rng, SHAPES[name], samples, dtype, *masks)
         self.dy[rng.random(self.dy.shape) < 0.77] = 0
 
     def gradients(self) -> list[np.ndarray]:

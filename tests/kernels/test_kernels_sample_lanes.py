@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from convolutions import operands
 from guards import guarded
 
 from refimpl.kernels import conv, plain, sample_lanes, tiled_conv
@@ -30,24 +31,16 @@ class Case:
     """A convolution of more samples than two vectors and one have lanes; masks are the same for all."""
 
     def __init__(self, name: str, dtype: str, gated: bool) -> None:
-        channels, filters, self.size, window, *self.moves = SHAPES[name]
+        channels, filters, self.size, _, *self.moves = SHAPES[name]
         rng, lanes = np.random.default_rng(0), VECTOR_BYTES // np.dtype(dtype).itemsize
         samples = 3 * lanes + 3
         self.reads = self.writes = ALL_ON
         if gated:
             self.reads = np.tile(np.arange(channels) % 3 != 1, (samples, 1))
             self.writes = np.tile(np.arange(filters) % 3 != 0, (samples, 1))
-
-        def drawn(*shape: int) -> np.ndarray:
-            return rng.standard_normal(shape).astype(dtype)
-
-        def closed(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-            return values * mask[:, :, None, None] if gated else values
-
-        self.x = closed(drawn(samples, channels, *self.size), self.reads)
-        self.weight, self.bias = drawn(filters, channels, *window), drawn(filters)
-        result = conv.output_size(self.size, window, *self.moves)
-        self.dy = closed(drawn(samples, filters, *result), self.writes)
+        masks = self.reads, self.writes
+        self.x, self.weight, self.dy = operands(rng, SHAPES[name], samples, dtype, *masks)
+        self.bias = rng.standard_normal(filters).astype(dtype)
 
     def shapes(self, transposed: bool) -> tuple:
         """What `together` and the scratch ask for."""
