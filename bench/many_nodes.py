@@ -1,12 +1,16 @@
 """Rounds of many small nodes: `python -m bench.many_nodes --data-dir DATA`.
 
 Nodes of seven images each are dealt from a data set (10,000 of them use all of MNIST), and all take part in
-every round: FedAvg, an mlp, one local step. Printed are the memory that a round takes above the images as
-numbers, the time of a node beside that of ten nodes of which each is a call of its own, because nobody said
-that they have all but their samples in common, and the gain of a second thread. Rounds take turns, so that
-other programs disturb all alike. Times of nodes are processor time, of the fastest round. The gain is the
-median of ratios of times on the clock: it needs two free cores. Beside it stands what a second thread gains
-with a kernel alone, which never waits for the interpreter: that much the machine had to give.
+every round: FedAvg, an mlp, one local step. It prints three things.
+
+* The memory that a round takes above the images as numbers.
+* The time of a node, solved with others in one call, beside that of one of ten nodes that are solved one by
+  one. It is processor time, of the fastest round.
+* The gain of a second thread: the median of ratios of times on the clock, which needs two free cores. Beside it
+  stands what a second thread gains with a kernel alone, which never waits for the interpreter: that much the
+  machine had to give.
+
+Rounds take turns, so that other programs disturb all alike.
 """
 
 from __future__ import annotations
