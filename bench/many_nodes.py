@@ -6,9 +6,9 @@ every round: FedAvg, an mlp, one local step. It prints three things.
 * The memory that a round takes above the images as numbers.
 * The time of a node, solved with others in one call, beside that of one of ten nodes that are solved one by
   one. It is processor time, of the fastest round.
-* The gain of a second thread: the median of ratios of times on the clock, which needs two free cores. Beside it
-  stands what a second thread gains with a kernel alone, which never waits for the interpreter: that much the
-  machine had to give.
+* The gain of a second thread: the median of ratios of times on the clock, which needs two free cores. Beside
+  it stands what a second thread gains with a kernel alone, which never waits for the interpreter: that much
+  the machine had to give.
 
 Rounds take turns, so that other programs disturb all alike.
 """
