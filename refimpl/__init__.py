@@ -9,7 +9,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import refimpl.moved  # noqa: F401 - old names of modules lead to their new places
 from refimpl._version import __version__
 
 if TYPE_CHECKING:

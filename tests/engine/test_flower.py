@@ -310,7 +310,7 @@ def test_the_simulation_has_the_bytes_of_one_process_and_leaves_nothing_running(
     command = [
         sys.executable,
         "-m",
-        "refimpl.cli",
+        "refimpl",
         "engine",
         "simulate",
         *options,
