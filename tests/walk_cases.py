@@ -43,7 +43,7 @@ from refimpl.federated.methods.perfedavg_hf import PerFedAvgHF
 from refimpl.federated.methods.pfedme import PFedMe
 from refimpl.federated.methods.reptile import Reptile
 from refimpl.federated.pruning import snip
-from refimpl.federated.rounds import Participation, check_state, run_rounds, vectors_of
+from refimpl.federated.rounds import Participation, Sums, check_state, run_rounds, vectors_of
 from refimpl.nn import (
     course,
     distillation,
@@ -299,6 +299,7 @@ INNER = {
         prox.Groups.check_size,
         vectors_of,  # the check itself
         check_state,
+        Sums,  # made by `run_rounds`
         perfedavg_hf.difference,  # called by the method and by `relative_error`
         adaptation.report,  # called by `report_node` and `adapt_targets`
         local.Tally.solution,

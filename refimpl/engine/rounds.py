@@ -1,9 +1,9 @@
 """The server's rounds with nodes elsewhere: who is asked, which answers count, what happens without them.
 
-Every round is a round of `federated.rounds.run_rounds` with the answers that were received: nodes are
-sampled from the same stream of random numbers, answers are combined in the order of the nodes, and every
-node draws from the stream of (seed, round, node). So the result has the bytes of a run in one process as
-long as the same nodes answer.
+Nodes are sampled from the same stream of random numbers as in `federated.rounds.run_rounds`. The answers that
+are received are added up in the order of the nodes by the same code (`Sums`), and every node draws from the
+stream of (seed, round, node). So the result has the bytes of a run in one process as long as the same nodes
+answer.
 
 Source: mathematics.md §4 ([MG] Algorithm 1), §10.
 """
@@ -16,13 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
-
-from refimpl.contracts import LocalSolution, Method, State, Vector
+from refimpl.contracts import LocalSolution, LocalSolutions, State
 from refimpl.engine.messages import Question, Sealed, brief, checked
 from refimpl.errors import InputError, RunError
 from refimpl.experiments.experiment import Experiment
-from refimpl.federated.rounds import Participation, RoundRecord, run_rounds
+from refimpl.federated.rounds import Participation, RoundRecord, Sums
 from refimpl.registry import check_keys, key
 
 POLICIES = ("wait", "skip", "fail")
@@ -134,54 +132,6 @@ def gather(
 
 
 @dataclass(frozen=True)
-class _Elsewhere:
-    """A node's problem as the server knows it: the node's number and size."""
-
-    node: int
-    size: int
-
-    def draw(self, rng: np.random.Generator, count: int) -> Iterable[Any]:
-        raise NotImplementedError("only the node has its samples")
-
-
-@dataclass(frozen=True)
-class _Answered:
-    """A method whose local problems have been solved already."""
-
-    method: Method
-    answers: Mapping[int, LocalSolution]
-
-    @property
-    def name(self) -> str:
-        return self.method.name
-
-    def start(self, w0: Vector) -> State:
-        return self.method.start(w0)
-
-    def broadcast(self, state: State, round_: int) -> Vector:
-        return self.method.broadcast(state, round_)
-
-    def local(self, task: Any, point: Vector, rng: np.random.Generator) -> LocalSolution:
-        return self.answers[task.node]
-
-    def server(self, state: State, round_: int, point: Vector, mean: Vector) -> tuple[State, float]:
-        return self.method.server(state, round_, point, mean)
-
-    def model(self, state: State) -> Vector:
-        return self.method.model(state)
-
-
-@dataclass(frozen=True)
-class _Present(Participation):
-    """Participation of the nodes that have answered."""
-
-    nodes: tuple[int, ...] = ()
-
-    def sample(self, count: int, round_: int, seeds: Any) -> list[int]:
-        return list(self.nodes)
-
-
-@dataclass(frozen=True)
 class FederatedExperiment(Experiment):
     """An experiment whose training nodes are elsewhere; `train` runs, records and resumes it as any other."""
 
@@ -202,22 +152,13 @@ class FederatedExperiment(Experiment):
             nodes = sampled.sample(config.nodes, round_, self.seeds)
             point = self.method.broadcast(state, round_)
             found = gather(self.link, [Question(round_, node, point) for node in nodes], patience)
-            state, record = self._step(state, round_, found.answers, first_loss)
+            answered = sorted(found.answers)
+            weights = sampled.weights(answered, lambda node: self.link.sizes.get(node, 0))
+            sums = Sums(self.method, point, round_, answered, weights, first_loss)
+            for place, node in enumerate(answered):
+                sums.add(place, LocalSolutions.stacked([found.answers[node]]))
+            state, record = sums.step(state, started)
             first_loss = record.loss if math.isnan(first_loss) else first_loss
-            answered = FederatedRecord(*record._replace(seconds=time.perf_counter() - started))
-            answered.faults = {str(node): found.faults[node] for node in sorted(found.faults)}
-            yield state, answered
-
-    def _step(
-        self,
-        state: State,
-        round_: int,
-        answers: Mapping[int, LocalSolution],
-        first_loss: float,
-    ) -> tuple[State, RoundRecord]:
-        """The state and record after a round with these answers."""
-        tasks = [_Elsewhere(node, self.link.sizes.get(node, 0)) for node in range(self.config.nodes)]
-        present = _Present(0, self.config.weighted, tuple(sorted(answers)))
-        method, one = _Answered(self.method, answers), range(round_, round_ + 1)
-        found = run_rounds(method, tasks, state, one, present, self.seeds, first_loss=first_loss)
-        return next(iter(found))
+            told = FederatedRecord(*record)
+            told.faults = {str(node): found.faults[node] for node in sorted(found.faults)}
+            yield state, told

@@ -88,9 +88,9 @@ class Participation:
         drawn: list[int] = np.sort(rng.choice(count, self.per_round, replace=False)).tolist()
         return drawn
 
-    def weights(self, tasks: Sequence[Task], nodes: Sequence[int]) -> np.ndarray:
-        """Weights of the nodes' answers, summing to one."""
-        sizes = np.array([tasks[i].size if self.weighted else 1 for i in nodes], dtype=np.float64)
+    def weights(self, nodes: Sequence[int], samples: Callable[[int], int]) -> np.ndarray:
+        """Weights of the nodes' answers, summing to one; `samples` says how many samples a node has."""
+        sizes = np.array([samples(node) if self.weighted else 1 for node in nodes], dtype=np.float64)
         if not (sizes.min() >= 0 and 0 < sizes.sum() < math.inf):
             raise InputError(
                 f"Participation: tasks cannot be weighted by their sizes, {shown(sizes.tolist())}"
@@ -139,8 +139,8 @@ def _run_round(
     started = time.perf_counter()
     nodes = participation.sample(len(tasks), round_, seeds)
     point = method.broadcast(state, round_)
-    sums = _Sums(method.name, point, round_, nodes, participation.weights(tasks, nodes), first_loss)
-
+    weights = participation.weights(nodes, lambda node: tasks[node].size)
+    sums = Sums(method, point, round_, nodes, weights, first_loss)
     each = _each(method)
     together = 1 if each is None else _together(tasks, nodes, point.nbytes, threads)
     pieces = [nodes[first : first + together] for first in range(0, len(nodes), together)]
@@ -156,10 +156,7 @@ def _run_round(
         sums.add(piece * together, answers)
 
     in_turn(solve, len(pieces), threads, add)
-    with np.errstate(all="ignore"):  # `check_state` reports overflow
-        state, gap = method.server(state, round_, point, sums.mean())
-    check_state(state, round_)
-    return state, sums.record(gap, time.perf_counter() - started)
+    return sums.step(state, started)
 
 
 def _together(tasks: Sequence[Task], nodes: Sequence[int], answer_bytes: int, threads: int) -> int:
@@ -182,12 +179,12 @@ def _each(method: Method) -> Callable[..., LocalSolutions] | None:
     return None if owner is None or "local_each" not in vars(owner) else cast(Joining, method).local_each
 
 
-class _Sums:
+class Sums:
     """What a round needs of its nodes' answers, added up in node order; of each, four numbers are kept."""
 
     def __init__(
         self,
-        method: str,
+        method: Method,
         point: np.ndarray,
         round_: int,
         nodes: Sequence[int],
@@ -202,7 +199,7 @@ class _Sums:
 
     def add(self, first: int, answers: LocalSolutions) -> None:
         """Check the answers of the nodes from place `first` on, whose turn it is, and add them up."""
-        check_alike(f"run_rounds: {self.method}", point=self.point, answer=answers.w[0, : answers.size])
+        check_alike(f"run_rounds: {self.method.name}", point=self.point, answer=answers.w[0, : answers.size])
         places = slice(first, first + len(answers.w))
         nonzero, finite = vector.add_weighted.kernel(tidy(answers.w), self.weights[places], self.total)
         self._check_losses(answers.loss, finite, self.nodes[places])
@@ -222,11 +219,15 @@ class _Sums:
                 first = f"{self.first_loss:.3g} in the first round"
                 raise DivergenceError(f"{who}: loss {loss:.3g}, {first}; {hint}")
 
-    def mean(self) -> np.ndarray:
-        """The weighted mean of the answers, with the dtype of the point."""
-        return self.total.astype(self.point.dtype)
+    def step(self, state: State, started: float) -> tuple[State, RoundRecord]:
+        """The state after the server's step, and the record of the round, which began at `started`."""
+        mean = self.total.astype(self.point.dtype)
+        with np.errstate(all="ignore"):  # `check_state` reports overflow
+            state, gap = self.method.server(state, self.round, self.point, mean)
+        check_state(state, self.round)
+        return state, self._record(gap, time.perf_counter() - started)
 
-    def record(self, gap: float, seconds: float) -> RoundRecord:
+    def _record(self, gap: float, seconds: float) -> RoundRecord:
         """The round in numbers."""
         means = {name: math.fsum(values) / len(self.nodes) for name, values in self.numbers.items()}
         return RoundRecord(
