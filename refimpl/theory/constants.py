@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from refimpl.contracts import Objective, Penalty, Vector
 from refimpl.errors import InputError
 from refimpl.kernels import vector
 from refimpl.theory.measured import curvature_range
-from refimpl.theory.problems import Loss, Problem
+from refimpl.theory.problems import Loss, Problem, WithConstants
 from refimpl.theory.rows import VIOLATED, Row, Sides, worst
 
 PROBES = 12  # points at which an estimate looks
@@ -66,18 +66,8 @@ class Around:
         return float(vector.norm(w - self.inside(w)))
 
 
-class Estimated:
-    """A loss with estimated constants; what else it offers stays (`hessian_vector`, `local_point`)."""
-
-    def __init__(self, loss: Any, smoothness: float, concavity: float) -> None:
-        self.loss, self.smoothness, self.concavity = loss, smoothness, concavity
-        for name in ("hessian_vector", "local_point"):
-            if hasattr(loss, name):
-                setattr(self, name, getattr(loss, name))
-
-    def __call__(self, w: Vector, grad_out: Vector) -> float:
-        """Value at w; writes the gradient."""
-        return float(self.loss(w, grad_out))
+class Estimated(WithConstants):
+    """A loss whose constants are estimates."""
 
 
 def curvature(loss: Objective, w: Vector, rng: np.random.Generator) -> tuple[float, float]:
@@ -105,7 +95,7 @@ def with_constants(problem: Problem, around: Around, rng: np.random.Generator) -
             low, high = MARGIN * max(0.0, -min(lows)), MARGIN * max(*highs, -min(lows))
             if not (np.isfinite(high) and high > 0):
                 raise InputError(f"{problem.name}: loss {number} has no curvature to estimate, got {high:g}")
-            loss = Estimated(loss, high, low)
+            loss = Estimated(loss, high, low, "hessian_vector", "local_point")
         kind = "estimated" if isinstance(loss, Estimated) else kind
         losses.append(loss)
     return replace(problem, losses=tuple(losses)), kind

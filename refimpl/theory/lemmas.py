@@ -14,7 +14,7 @@ from refimpl.federated.local import LocalSettings, local_residual, solve_local
 from refimpl.kernels import vector
 from refimpl.theory.constants import Around
 from refimpl.theory.gap import Gap, envelope, exact_gap, solve_exactly
-from refimpl.theory.problems import Problem, Quadratic, envelope_minimiser
+from refimpl.theory.problems import Problem, Quadratic, WithConstants, envelope_minimiser
 from refimpl.theory.rows import Row, Sides, at_most, equal, largest, worst
 from refimpl.theory.run import LossTask
 
@@ -90,23 +90,9 @@ def gradient_rows(problem: Problem, lam: float, rng: np.random.Generator, centre
     ]
 
 
-class Opaque:
-    """A quadratic that hides its closed form, so that the solvers are used."""
-
-    def __init__(self, loss: Quadratic) -> None:
-        self.loss, self.smoothness, self.concavity = loss, loss.smoothness, loss.concavity
-
-    def __call__(self, w: Vector, grad_out: Vector) -> float:
-        """Value at w; writes the gradient."""
-        return self.loss(w, grad_out)
-
-
-class OpaqueCurved(Opaque):
-    """A quadratic that hides its closed form, but offers its Hessian."""
-
-    def hessian_vector(self, w: Vector, d: Vector) -> Vector:
-        """The Hessian times d."""
-        return self.loss.hessian_vector(w, d)
+def opaque(loss: Quadratic, *offers: str) -> WithConstants:
+    """The quadratic without its closed form, so that a solver is used; `offers`: which methods it keeps."""
+    return WithConstants(loss, loss.smoothness, loss.concavity, *offers)
 
 
 def closed_form_rows(problem: Problem, lam: float, rng: np.random.Generator) -> list[Row]:
@@ -118,8 +104,8 @@ def closed_form_rows(problem: Problem, lam: float, rng: np.random.Generator) -> 
     value = float(np.mean([e(v, piece) for e, piece in zip(envelopes, pieces, strict=True)]))
     gradient = np.mean(pieces, axis=0)
     rows, name = [], problem.name
-    for kind, hide in (("Newton-CG", OpaqueCurved), ("L-BFGS", Opaque)):
-        hidden = Problem(name, tuple(hide(loss) for loss in quadratics), problem.size)
+    for kind, offers in (("Newton-CG", ["hessian_vector"]), ("L-BFGS", [])):
+        hidden = Problem(name, tuple(opaque(loss, *offers) for loss in quadratics), problem.size)
         point, gap = envelope(hidden, v, lam), exact_gap(hidden, v, lam, 1.0 / lam)
         pairs = zip(point.points, quadratics, strict=True)
         off = largest(vector.norm(w - loss.local_point(v, lam)) / vector.norm(w) for w, loss in pairs)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -42,6 +42,20 @@ class ClosedForm(Protocol):
         """argmin_w loss(w) + (lam/2) ||w - centre||^2, for lam > smoothness."""
 
 
+class WithConstants:
+    """A loss with these constants; of the other methods that it has, those in `offers` can be seen."""
+
+    def __init__(self, loss: Any, smoothness: float, concavity: float, *offers: str) -> None:
+        self.loss, self.smoothness, self.concavity = loss, smoothness, concavity
+        for name in offers:
+            if hasattr(loss, name):
+                setattr(self, name, getattr(loss, name))
+
+    def __call__(self, w: Vector, grad_out: Vector) -> float:
+        """Value at w; writes the gradient."""
+        return float(self.loss(w, grad_out))
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """Minimise, over v, the mean over nodes of the Moreau envelopes of `losses`, plus `penalty`.
@@ -54,7 +68,7 @@ class Problem:
     losses: tuple[Loss, ...]
     size: int
     penalty: Penalty = Zero()
-    attains: int = 0  # +1, -1: the lemmas are equalities here, at curvature +L or -L on every axis
+    attains: int = 0
 
     @property
     def smoothness(self) -> float:

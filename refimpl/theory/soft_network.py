@@ -13,27 +13,13 @@ from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.pointwise import Softplus
 from refimpl.rng import SeedTree
 from refimpl.theory.measured import curvature_range
-from refimpl.theory.problems import Problem, Vector, check_family
+from refimpl.theory.problems import Problem, Vector, WithConstants, check_family
 
 FEATURES, HIDDEN, CLASSES, GATE_HIDDEN = 4, 3, 2, 2
 PROBES = 6  # points at which curvature is sampled
 LANCZOS_STEPS = 20
 MARGIN = 1.5  # the estimate is the largest curvature found, times this
 ACTIVE_BIAS = 3.0  # of the gate's rectified units: far from their kink for inputs of norm 1
-
-
-class NetworkLoss:
-    """Cross-entropy of a network on fixed data, with constants as estimated by the caller.
-
-    It is not known to be convex anywhere, so its concavity equals its smoothness.
-    """
-
-    def __init__(self, objective: NetworkObjective, smoothness: float) -> None:
-        self.objective, self.smoothness, self.concavity = objective, smoothness, smoothness
-
-    def __call__(self, w: Vector, grad_out: Vector) -> float:
-        """Value at w; writes the gradient."""
-        return self.objective(w, grad_out)
 
 
 def soft_network(
@@ -63,7 +49,8 @@ def soft_network(
         x /= np.linalg.norm(x, axis=1, keepdims=True)
         soft = Context(Gating("soft"), train=("theta", "phi"))
         objective = NetworkObjective(network, x, labels, soft)
-        losses.append(NetworkLoss(objective, estimate_curvature(objective, w, radius, rng)))
+        found = estimate_curvature(objective, w, radius, rng)
+        losses.append(WithConstants(objective, found, found))  # it may be as concave as it is convex
     return Problem("soft network", tuple(losses), w.size), w
 
 

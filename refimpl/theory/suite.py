@@ -77,11 +77,6 @@ def lemma_checks(
     ]
 
 
-def check_lemmas(problem: Problem, lam: float, rng: np.random.Generator) -> list[Row]:
-    """The rows of `lemma_checks`."""
-    return [row for check in lemma_checks(problem, lam, rng) for row in check()]
-
-
 def check_stationarity(
     problem: Problem, lam: float, rng: np.random.Generator, around: Around | None = None, most: int = 3000
 ) -> list[Row]:
@@ -151,7 +146,8 @@ def lemma_parts(seed: int) -> Parts:
     """8.1 to 8.3 on every family."""
     rng = SeedTree(seed).generator("theory.lemmas")
     for problem in [*convex(rng), *nonconvex(rng), *attained()]:
-        yield check_lemmas(problem, LAM_OVER_L * problem.smoothness, rng)
+        checks = lemma_checks(problem, LAM_OVER_L * problem.smoothness, rng)
+        yield [row for check in checks for row in check()]
     from refimpl.theory.soft_network import soft_network  # here: layers take a fifth of a second to import
 
     network, w = soft_network(rng)

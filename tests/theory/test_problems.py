@@ -192,8 +192,8 @@ def test_soft_network_is_smooth_around_its_point_and_bends_no_more_than_said():
             loss(at + 1e-4 * e, ahead)
             loss(at - 1e-4 * e, behind)
             assert np.linalg.norm(ahead - behind) / 2e-4 <= loss.smoothness
-        _, trace = loss.objective.network.forward(w, loss.objective.x, loss.objective.context)
-        hidden = loss.objective.network.decisions(trace)["fc1.gate"].hidden
+        _, trace = loss.loss.network.forward(w, loss.loss.x, loss.loss.context)
+        hidden = loss.loss.network.decisions(trace)["fc1.gate"].hidden
         assert hidden.min() > 1.0  # far from the kinks of the gate's rectified units
 
 
