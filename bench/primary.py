@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from refimpl.federated.pruning.snip import best
 from refimpl.fewshot.config import resolve
 from refimpl.fewshot.experiment import FewShot, prepare
 from refimpl.fewshot.tickets.finders import PMT
-from refimpl.fewshot.tickets.masks import best, counts_in, prunable
+from refimpl.fewshot.tickets.masks import counts_in, prunable
 from refimpl.files.tables import markdown
 
 GAMMAS, DELTAS = (50, 100, 200, 500), (0.9, 0.95, 0.97, 0.98, 0.99)

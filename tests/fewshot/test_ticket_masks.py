@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from refimpl.errors import DataError, DivergenceError, InputError
+from refimpl.federated.pruning.snip import best
 from refimpl.fewshot.tickets.masks import (
     Mask,
-    best,
     by_layer,
     choose,
     counts_in,

@@ -14,7 +14,8 @@ from refimpl.crosscheck.golden.describe import network_of
 from refimpl.crosscheck.golden.levels.fewshot import MASK, answer, learner_of, ticket_of
 from refimpl.crosscheck.golden.levels.local import start
 from refimpl.crosscheck.suspects.contract import Suspect, altered, suspect
-from refimpl.fewshot.tickets.masks import best, kept_of, prunable
+from refimpl.federated.pruning.snip import best
+from refimpl.fewshot.tickets.masks import kept_of, prunable
 
 _MOVES = {"anil": "the last layer alone", "boil": "all layers but the last"}
 

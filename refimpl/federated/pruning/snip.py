@@ -20,35 +20,26 @@ from refimpl.optim.prox.contract import check_alike
 from refimpl.shares import at_least
 
 
-def _check_share(keep: float) -> None:
-    expect_numbers("snip, share to keep", positive=True, keep=keep)
-    if keep > 1:
-        raise InputError(f"snip: the share to keep must lie in (0, 1], got {keep}")
+def best(scores: np.ndarray, count: int) -> np.ndarray:
+    """Booleans (n,), true at the `count` highest scores (n,); of equal scores the lower index is kept.
 
-
-def keep_top(scores: np.ndarray, keep: float) -> np.ndarray:
-    """Boolean mask of the best share `keep` of the scores, rounded up; ties go to the lower index."""
-    _check_share(keep)
-    if not isinstance(scores, np.ndarray) or scores.ndim != 1 or scores.dtype.kind not in "biuf":
-        got = f"{scores.dtype} {scores.shape}" if isinstance(scores, np.ndarray) else type(scores).__name__
-        raise InputError(f"snip: expected scores as a 1-D array of real numbers, got {got}")
-    if np.isnan(scores).any():
-        raise InputError(
-            "snip: some scores are NaN, which has no place in their order; has the model diverged?"
+    Raises `DivergenceError` if a score is not finite: there is no order then.
+    """
+    if not np.isfinite(scores).all():
+        raise DivergenceError(
+            "pruning: a score is not finite, so nothing can be chosen; train at lower rates"
         )
-    count = at_least(keep, scores.size)
-    mask = np.zeros(scores.size, dtype=np.bool_)
+    mask = np.zeros(scores.size, dtype=bool)
     mask[np.argsort(-scores, kind="stable")[:count]] = True
     return mask
 
 
-def _ranked(scores: np.ndarray, keep: float) -> np.ndarray:
-    """`keep_top` of sensitivities; raises `DivergenceError` if one is not finite: there is no order then."""
-    if not np.isfinite(scores).all():
-        raise DivergenceError(
-            "snip: a sensitivity is not finite, so nothing can be chosen; train at lower rates"
-        )
-    return keep_top(scores, keep)
+def keep_top(scores: np.ndarray, keep: float) -> np.ndarray:
+    """The `best` share `keep` of the scores (n,), rounded up."""
+    expect_numbers("snip, share to keep", positive=True, keep=keep)
+    if keep > 1:
+        raise InputError(f"snip: the share to keep must lie in (0, 1], got {keep}")
+    return best(scores, at_least(keep, scores.size))
 
 
 def _gradient(objective: Objective, w: np.ndarray) -> np.ndarray:
@@ -100,7 +91,7 @@ def prune_channels(gated: Network, objective: Objective, w: np.ndarray, keep: fl
     channels of a pruned network are skipped and counted exactly as those of a gated one.
     """
     scores = channel_scores(gated, objective, w)
-    kept = _ranked(np.concatenate(scores), keep)
+    kept = keep_top(np.concatenate(scores), keep)
     pruned = np.zeros(gated.layout.size, dtype=w.dtype)
     pruned[gated.layout.theta] = w
     views = gated.layout.views(pruned)
@@ -123,5 +114,5 @@ def prune_weights(network: Network, objective: Objective, w: np.ndarray, keep: f
     """Boolean mask over w: the globally best weights, and all biases (they are not connections)."""
     scores, weights = weight_scores(objective, w), is_weight(network)
     mask = ~weights
-    mask[weights] = _ranked(scores[weights], keep)
+    mask[weights] = keep_top(scores[weights], keep)
     return mask

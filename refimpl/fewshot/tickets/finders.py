@@ -21,8 +21,9 @@ from refimpl.contracts import State
 from refimpl.errors import ConfigError, DivergenceError
 from refimpl.experiments.experiment import OnRound, Trained, meta_model, train
 from refimpl.experiments.record import CONFIG, RunFolder
+from refimpl.federated.pruning.snip import best
 from refimpl.fewshot.experiment import FewShot, Meta
-from refimpl.fewshot.tickets.masks import SCOPES, Mask, best, choose, counts_in, kept_of, noise, prunable
+from refimpl.fewshot.tickets.masks import SCOPES, Mask, choose, counts_in, kept_of, noise, prunable
 from refimpl.fewshot.tickets.ticket import DENSE, TRACE, TRAINED, Settings, Ticket
 from refimpl.nn.layout import Layout
 from refimpl.registry import FINDERS, key

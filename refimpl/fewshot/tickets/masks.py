@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from refimpl.errors import DataError, DivergenceError, InputError
+from refimpl.errors import DataError, InputError
+from refimpl.federated.pruning.snip import best
 from refimpl.files.storage import npz_bytes, read_npz, write_whole
 from refimpl.nn.layout import Layout, Slot
 from refimpl.rng import SeedTree
@@ -120,17 +121,6 @@ SCOPES: dict[str, Callable[[Sequence[int], float], list[int]]] = {
 
 
 # --- which
-
-
-def best(scores: np.ndarray, count: int) -> np.ndarray:
-    """Booleans (n,), true at the `count` highest scores (n,); of equal scores the lower index is kept."""
-    if not np.isfinite(scores).all():
-        raise DivergenceError(
-            "tickets: a score is not finite, so nothing can be chosen; train at lower rates"
-        )
-    mask = np.zeros(scores.size, dtype=bool)
-    mask[np.argsort(-scores, kind="stable")[:count]] = True
-    return mask
 
 
 def choose(layout: Layout, scores: np.ndarray, counts: Sequence[int]) -> Mask:
