@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from refimpl.crosscheck.conformance import Outcome
     from refimpl.crosscheck.golden.case import Arrays, Case
     from refimpl.crosscheck.golden.file import Golden
-    from refimpl.crosscheck.golden.own import Own
+    from refimpl.crosscheck.golden.subject import Subject
     from refimpl.crosscheck.hints import Findings
 
 LEVELS = (
@@ -110,9 +110,9 @@ def make_command(
         click.echo(f"{out}: {found}, {out.stat().st_size:,} bytes")
 
 
-def _own(network: str, dataset: str | None, batch: int, data_dir: Path | None) -> Own:
+def _own(network: str, dataset: str | None, batch: int, data_dir: Path | None) -> Subject:
     """The network of a user's file, with the samples of a data set if one is named."""
-    from refimpl.crosscheck.golden.own import Own, fitted
+    from refimpl.crosscheck.golden.subject import Subject, fitted
     from refimpl.data.catalog import load
     from refimpl.nn.network import Network
 
@@ -120,9 +120,9 @@ def _own(network: str, dataset: str | None, batch: int, data_dir: Path | None) -
     if not isinstance(found, Network):
         raise InputError(f"--network: expected {network} to be a refimpl.Network, got {type(found).__name__}")
     if dataset is None:
-        return Own(found, batch)
+        return Subject(found, batch)
     data = load(dataset, data_dir)
-    return Own(found, batch, (fitted(data.x(dtype="float64"), found), data.y))
+    return Subject(found, batch, (fitted(data.x(dtype="float64"), found), data.y))
 
 
 def _computed(cases: Sequence[Case], talk: Talk) -> list[tuple[Case, Arrays]]:

@@ -15,7 +15,7 @@ from refimpl.crosscheck.golden.file import golden_bytes, golden_of, read_golden
 from refimpl.crosscheck.golden.levels import build_cases
 from refimpl.crosscheck.golden.models import tiny
 from refimpl.crosscheck.golden.ours import run
-from refimpl.crosscheck.golden.own import Own
+from refimpl.crosscheck.golden.subject import Subject
 from refimpl.errors import InputError
 from refimpl.nn.layers import Conv2d, Linear
 from refimpl.nn.pointwise import ReLU
@@ -42,7 +42,7 @@ def cases_of(own, level="all"):
 
 
 def test_every_level_has_cases_of_a_gated_network():
-    cases = cases_of(Own(CONVOLUTIONAL, batch=2))
+    cases = cases_of(Subject(CONVOLUTIONAL, batch=2))
     assert {case.level for case in cases.values()} == set(LEVELS)
     assert all(name.split("/")[1].startswith("my-net-") for name in cases)
     rounds = cases["algorithm/my-net-hard"]
@@ -53,16 +53,16 @@ def test_every_level_has_cases_of_a_gated_network():
 
 
 def test_an_ungated_network_has_no_groups_and_no_modes():
-    names = set(cases_of(Own(PLAIN)))
+    names = set(cases_of(Subject(PLAIN)))
     assert {"networks/plain-ungated", "algorithm/plain-ungated", "local/plain", "adapt/plain"} <= names
     assert not [name for name in names if name.startswith("prox/")]
 
 
 def test_layers_that_occur_twice_are_one_case():
-    kinds = [case.kind for case in cases_of(Own(CONVOLUTIONAL), "ops").values()]
+    kinds = [case.kind for case in cases_of(Subject(CONVOLUTIONAL), "ops").values()]
     assert kinds.count("conv2d") == 2
     same = (Linear("a", 4, 4), ReLU(), Linear("b", 4, 4), ReLU(), Linear("c", 4, 3))
-    kinds = [case.kind for case in cases_of(Own(Network("same", same, (4,))), "ops").values()]
+    kinds = [case.kind for case in cases_of(Subject(Network("same", same, (4,))), "ops").values()]
     assert kinds == ["linear", "relu", "linear"]
 
 
@@ -72,7 +72,7 @@ def test_layers_that_occur_twice_are_one_case():
 def test_a_second_implementation_computes_the_same(level, title):
     """In plain NumPy: the network 6-5-3 as if it were a user's."""
     place = "networks" if level == "network" else level
-    case = cases_of(Own(tiny(), batch=5), place)[f"{place}/tiny-{title}"]
+    case = cases_of(Subject(tiny(), batch=5), place)[f"{place}/tiny-{title}"]
     golden = golden_of([(case, run(case))], "refimpl")
     theirs = as_theirs({case.name: getattr(plain_metagater, level)(case)})
     comparison = compare(golden, theirs)
@@ -86,7 +86,7 @@ def test_pytorch_computes_the_same_at_every_level(network):
     pytest.importorskip("torch")
     from refimpl.crosscheck.bridges.torch.run import run as torch_run
 
-    cases = list(cases_of(Own(network)).values())
+    cases = list(cases_of(Subject(network)).values())
     golden = golden_of([(case, run(case)) for case in cases], "refimpl")
     comparison = compare(golden, as_theirs({case.name: torch_run(case) for case in cases}))
     assert not comparison.departures
@@ -96,7 +96,7 @@ def test_pytorch_computes_the_same_at_every_level(network):
 def test_samples_come_from_the_data_with_their_labels():
     x = np.arange(20.0)[:, None, None, None] + np.zeros((20, 1, 8, 8))
     labels = np.arange(20) % 4
-    for case in cases_of(Own(CONVOLUTIONAL, 3, (x, labels)), "local").values():
+    for case in cases_of(Subject(CONVOLUTIONAL, 3, (x, labels)), "local").values():
         numbers = case.inputs["x"][..., 0, 0, 0].astype(int)
         assert np.array_equal(numbers % 4, case.inputs["labels"])
         assert len(np.unique(numbers)) > 1
@@ -110,9 +110,9 @@ class Twice(ReLU):
 def test_what_cannot_be_written_is_refused_in_one_line():
     odd = Network("odd", (Linear("fc1", 4, 4), Twice(), Linear("fc2", 4, 3)), (4,))
     with pytest.raises(InputError, match=r"no file can describe the layer Twice of odd; .* are conv2d"):
-        Own(odd)
+        Subject(odd)
     with pytest.raises(InputError, match=r"takes samples of shape \(1, 8, 8\) .* has \(1, 6, 6\) and 1"):
-        Own(PLAIN, samples=(np.zeros((5, 1, 6, 6)), np.zeros(5, dtype=int)))
+        Subject(PLAIN, samples=(np.zeros((5, 1, 6, 6)), np.zeros(5, dtype=int)))
 
 
 def test_a_file_is_made_from_the_command_line(tmp_path, refimpl):

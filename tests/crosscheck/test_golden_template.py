@@ -15,7 +15,7 @@ from refimpl.crosscheck.compare import compare, read_theirs
 from refimpl.crosscheck.golden.file import golden_bytes, read_golden
 from refimpl.crosscheck.golden.levels import build_cases
 from refimpl.crosscheck.golden.ours import run
-from refimpl.crosscheck.golden.own import Own
+from refimpl.crosscheck.golden.subject import Subject
 from refimpl.crosscheck.hints import find_hints
 from refimpl.crosscheck.template import PARTS, text
 from refimpl.errors import InputError
@@ -83,7 +83,7 @@ def test_a_mask_before_the_pool_of_its_block_is_named(tmp_path):
         )
 
     blocks = ((Conv2d("conv", 1, 4, 3, padding=1), ReLU(), MaxPool2d(2)), (Flatten(), Linear("fc", 64, 3)))
-    own = Own(Network("pooled", zoo.with_gates(blocks, gates=("conv",)), (1, 8, 8)), batch=3)
+    own = Subject(Network("pooled", zoo.with_gates(blocks, gates=("conv",)), (1, 8, 8)), batch=3)
     comparison = computed(tmp_path, "local", "numpy", wrong, own)
     golden = read_golden(tmp_path / "golden.npz")
     hints = find_hints(golden, read_theirs(tmp_path / "theirs.npz", golden), comparison)
@@ -109,7 +109,7 @@ def test_a_template_is_whole_and_short(refimpl):
 
 
 def test_the_template_computes_a_network_of_ones_own(tmp_path):
-    comparison = computed(tmp_path, "algorithm", "numpy", own=Own(zoo.residual(), batch=2))
+    comparison = computed(tmp_path, "algorithm", "numpy", own=Subject(zoo.residual(), batch=2))
     assert not comparison.departures
     assert not comparison.missing
 

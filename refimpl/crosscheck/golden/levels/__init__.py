@@ -6,7 +6,7 @@ from typing import Any
 
 from refimpl.crosscheck.golden.case import LEVELS, Case
 from refimpl.crosscheck.golden.models import DEEP, NAMES
-from refimpl.crosscheck.golden.own import Own
+from refimpl.crosscheck.golden.subject import Subject
 from refimpl.errors import one_of
 
 _MODULES: Mapping[str, Any] = {name: import_module(f"{__name__}.{name}") for name in LEVELS}
@@ -18,7 +18,7 @@ def build_cases(
     dtype: str = "float64",
     models: Sequence[str] = (),
     full: bool = False,
-    own: Own | None = None,
+    own: Subject | None = None,
 ) -> Iterator[Case]:
     """The cases of a level, or of all levels for `all`, of the package's networks or of a user's `own`.
 

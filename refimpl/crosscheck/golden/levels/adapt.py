@@ -19,7 +19,7 @@ from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.draw import Draw, network_settings
 from refimpl.crosscheck.golden.levels.local import start
 from refimpl.crosscheck.golden.models import model, tiny
-from refimpl.crosscheck.golden.own import Own
+from refimpl.crosscheck.golden.subject import Subject
 from refimpl.federated.adapt import AdaptSettings, adapt
 from refimpl.nn.context import Gating
 from refimpl.nn.network import Network
@@ -45,7 +45,7 @@ def cases(seed: int, dtype: str) -> Iterator[Case]:
         yield _case(dtype, title, network, gating, inputs, steps, lam)
 
 
-def own_cases(own: Own, seed: int, dtype: str) -> Iterator[Case]:
+def own_cases(own: Subject, seed: int, dtype: str) -> Iterator[Case]:
     """Two steps with a user's network, in every mode whose masks need no noise."""
     for title, gating in own.modes().items():
         if gating.mode != "gumbel":

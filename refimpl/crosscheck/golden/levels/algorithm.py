@@ -39,7 +39,7 @@ from refimpl.crosscheck.golden.draw import Draw, gates_of, network_settings
 from refimpl.crosscheck.golden.levels.local import NO_RANDOM_NUMBERS, GivenBatches, batches_of, start
 from refimpl.crosscheck.golden.levels.prox import penalty_of
 from refimpl.crosscheck.golden.models import tiny
-from refimpl.crosscheck.golden.own import Own
+from refimpl.crosscheck.golden.subject import Subject
 from refimpl.federated.local import LocalSettings
 from refimpl.federated.methods.metagater import MetaGater
 from refimpl.kernels import vector
@@ -71,24 +71,20 @@ _CASES: tuple[Row, ...] = (
 def cases(seed: int, dtype: str, rounds: int = ROUNDS) -> Iterator[Case]:
     """Cases for schedules, penalties and modes, each with `rounds` rounds."""
     for row in _CASES:
-        draw, network = Draw(seed, f"algorithm {row[0]}", dtype), tiny(gated=row[-1] is not None)
-        yield _case(draw, row[0], network, row, rounds)
+        yield _case(row[0], Subject(tiny(gated=row[-1] is not None), BATCH), row, rounds, seed, dtype)
 
 
-def own_cases(own: Own, seed: int, dtype: str) -> Iterator[Case]:
+def own_cases(own: Subject, seed: int, dtype: str) -> Iterator[Case]:
     """The same schedules, penalties and modes with a user's network, for some rounds."""
     for row in _CASES:
         if own.gated == (row[-1] is not None):
-            title = f"{own.name}-{row[0]}"
-            draw = own.draw(f"algorithm {title}", seed, dtype)
-            yield _case(draw, title, own.network, row, OWN_ROUNDS, own.batch, own.zeros)
+            yield _case(f"{own.name}-{row[0]}", own, row, OWN_ROUNDS, seed, dtype)
 
 
-def _case(
-    draw: Draw, title: str, network: Network, row: Row, rounds: int, batch: int = BATCH, zeros: bool = True
-) -> Case:
+def _case(title: str, subject: Subject, row: Row, rounds: int, seed: int, dtype: str) -> Case:
     """A case with the gating, schedule and penalty of a row."""
     name, mode, schedule, penalty = row
+    draw, network = subject.draw(f"algorithm {title}", seed, dtype), subject.network
     settings = network_settings(network, Gating(mode)) | {
         "lam": LAM,
         "eta": ETA,
@@ -99,14 +95,15 @@ def _case(
         "penalty": penalty or {"type": "zero"},
         **(OPTIONS if name == "options" else {}),
     }
-    inputs = _inputs(draw, network, settings, batch, zeros)
+    inputs = _inputs(draw, subject, settings)
     values = ("xag",) if name == "options" else ("md", "g", "x", "xag")
     outputs = tuple(f"round{k}.{value}" for k in range(1, rounds + 1) for value in values)
-    return Case(f"algorithm/{title}", "algorithm", draw.dtype, inputs, settings, outputs)
+    return Case(f"algorithm/{title}", "algorithm", dtype, inputs, settings, outputs)
 
 
-def _inputs(draw: Draw, network: Network, settings: Mapping[str, Any], batch: int, zeros: bool) -> Arrays:
-    inputs = draw.params(network.layout, zeros)
+def _inputs(draw: Draw, subject: Subject, settings: Mapping[str, Any]) -> Arrays:
+    network, batch = subject.network, subject.batch
+    inputs = draw.params(network.layout, subject.zeros)
     inputs["indptr"], inputs["indices"] = network.grouped_gates(with_bias="rho_rise" not in settings)
     sizes = [batch + more for more in MORE]
     for node, size in enumerate(sizes):

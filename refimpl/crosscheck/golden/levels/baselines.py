@@ -27,13 +27,12 @@ import numpy as np
 
 from refimpl.contracts import Method
 from refimpl.crosscheck.golden.case import Arrays, Case
-from refimpl.crosscheck.golden.draw import Draw, network_settings
+from refimpl.crosscheck.golden.draw import network_settings
 from refimpl.crosscheck.golden.levels.algorithm import mean_of
 from refimpl.crosscheck.golden.levels.local import NO_RANDOM_NUMBERS, batches_of, start
 from refimpl.crosscheck.golden.models import tiny
-from refimpl.crosscheck.golden.own import Own
+from refimpl.crosscheck.golden.subject import Subject
 from refimpl.nn.context import Gating
-from refimpl.nn.network import Network
 from refimpl.registry import METHODS, keys_of
 
 NODES, STEPS, BATCH = 3, 2, 4
@@ -60,26 +59,26 @@ NAMES = {"local_steps": "steps", "eta": "beta"}  # for the other methods
 def cases(seed: int, dtype: str) -> Iterator[Case]:
     """Cases of every method without gates, and of the meta-gradient methods also with soft gates."""
     for method in NUMBERS:
-        yield _case(Draw(seed, f"baselines {method}", dtype), method, method, tiny(gated=False))
+        yield _case(method, method, Subject(tiny(gated=False), BATCH), seed, dtype)
     for method in ("fedavg", "perfedavg", "maml"):
-        yield _case(Draw(seed, f"baselines {method}-soft", dtype), method, f"{method}-soft", tiny())
+        yield _case(f"{method}-soft", method, Subject(tiny(), BATCH), seed, dtype)
 
 
-def own_cases(own: Own, seed: int, dtype: str) -> Iterator[Case]:
+def own_cases(own: Subject, seed: int, dtype: str) -> Iterator[Case]:
     """Cases of every method with a user's network, whose gates, if it has any, are soft."""
     for method in NUMBERS:
-        title = f"{own.name}-{method}"
-        yield _case(own.draw(f"baselines {title}", seed, dtype), method, title, own.network, own.batch)
+        yield _case(f"{own.name}-{method}", method, own, seed, dtype)
 
 
-def _case(draw: Draw, method: str, title: str, network: Network, batch: int = BATCH) -> Case:
+def _case(title: str, method: str, subject: Subject, seed: int, dtype: str) -> Case:
     batches, numbers = NUMBERS[method]
-    gating = Gating("soft" if network.gates else "hard")
-    inputs = draw.inputs(network, gating, NODES, batches * STEPS, batch, zeros=False)
+    draw, network = subject.draw(f"baselines {title}", seed, dtype), subject.network
+    gating = Gating("soft" if subject.gated else "hard")
+    inputs = draw.inputs(network, gating, NODES, batches * STEPS, subject.batch, zeros=False)
     settings = network_settings(network, gating)
     settings |= {"method": method, "nodes": NODES, "steps": STEPS, **numbers}
     outputs = (*(f"node{node}.w" for node in range(NODES)), "w")
-    return Case(f"baselines/{title}", "baseline", draw.dtype, inputs, settings, outputs)
+    return Case(f"baselines/{title}", "baseline", dtype, inputs, settings, outputs)
 
 
 # --- what this package computes ---------------------------------------------------------------------

@@ -27,8 +27,8 @@ from refimpl.cooperative.schemes import Depths, Student, Weights, divide
 from refimpl.cooperative.team import Part, Team
 from refimpl.crosscheck.golden.case import PARAM, Arrays, Case
 from refimpl.crosscheck.golden.describe import describe, network_of
-from refimpl.crosscheck.golden.draw import Draw, network_settings
-from refimpl.crosscheck.golden.own import Own
+from refimpl.crosscheck.golden.draw import network_settings
+from refimpl.crosscheck.golden.subject import Subject
 from refimpl.nn.context import Gating
 from refimpl.nn.layers import BatchNorm2d, Conv2d, Linear
 from refimpl.nn.network import Network
@@ -57,32 +57,31 @@ def cases(seed: int, dtype: str) -> Iterator[Case]:
         ]
     network = Network("team", (*layers, GlobalAvgPool2d(), Linear("fc", 2, 3, gain=8.0)), (1, 5, 4))
     for title, chosen in TITLES.items():
-        yield _case(Draw(seed, f"cooperative {title}", dtype), title, network, *chosen)
+        yield _case(title, Subject(network, BATCH), *chosen, seed, dtype)
 
 
-def own_cases(own: Own, seed: int, dtype: str) -> Iterator[Case]:
+def own_cases(own: Subject, seed: int, dtype: str) -> Iterator[Case]:
     """The case of a user's network at all of its depths, if it has stages."""
     if own.network.depth:
-        title = f"{own.name}-cooperative"
-        draw = own.draw(f"cooperative {title}", seed, dtype)
-        yield _case(draw, title, own.network, *TITLES["cooperative"], own.batch)
+        yield _case(f"{own.name}-cooperative", own, *TITLES["cooperative"], seed, dtype)
 
 
 def _case(
-    draw: Draw,
     title: str,
-    network: Network,
+    subject: Subject,
     scheme: str,
     complementary: bool,
     own_norms: bool,
-    batch: int = BATCH,
+    seed: int,
+    dtype: str,
 ) -> Case:
+    draw, network = subject.draw(f"cooperative {title}", seed, dtype), subject.network
     depths: Depths = divide(range(1, network.depth), network.depth, complementary)
     made = SCHEMES.make(scheme, {})
     team = Team(network, made.parts(depths, WEIGHTS), own_norms)
     students = made.students(depths, WEIGHTS, draw.rng)
     inputs = draw.params(team.layout, zeros=False)
-    inputs["x"], inputs["labels"] = draw.samples(network, batch)
+    inputs["x"], inputs["labels"] = draw.samples(network, subject.batch)
     parts = {name_of(part): _described(team, part) for part in team.parts}
     settings = network_settings(network, Gating()) | {
         "parameters": [[slot.name, list(slot.shape)] for slot in team.layout.slots],
@@ -94,7 +93,7 @@ def _case(
     }
     terms = [term for student in settings["students"] for term in term_names(student)]
     outputs = (*(f"logits.{part}" for part in parts), *terms, "total.loss", "gradient")
-    return Case(f"cooperative/{title}", "cooperative", draw.dtype, inputs, settings, outputs)
+    return Case(f"cooperative/{title}", "cooperative", dtype, inputs, settings, outputs)
 
 
 def name_of(part: Part) -> str:

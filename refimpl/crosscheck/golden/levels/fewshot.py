@@ -46,7 +46,7 @@ vector from which the ticket is trained, which is zero where a mask is false.
 Source: mathematics.md §13.2, §13.3, §14.1, §14.2. Derived.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -57,7 +57,7 @@ from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.describe import network_of
 from refimpl.crosscheck.golden.draw import Draw, network_settings
 from refimpl.crosscheck.golden.levels.local import NO_RANDOM_NUMBERS, start
-from refimpl.crosscheck.golden.own import Own
+from refimpl.crosscheck.golden.subject import Subject
 from refimpl.data.episodes import Episodes
 from refimpl.data.node import Node, Samples
 from refimpl.federated.local import Tally
@@ -114,40 +114,42 @@ def cases(seed: int, dtype: str) -> Iterator[Case]:
         ]
     layers.insert(3, MaxPool2d(2))
     network = Network("episodes", (*layers, GlobalAvgPool2d(), Linear("fc", 2, 2, gain=4.0)), (1, 4, 4))
-    yield from _cases(lambda title: Draw(seed, f"fewshot {title}", dtype), network)
+    yield from _cases("", Subject(network, BATCH), seed, dtype)
 
 
-def own_cases(own: Own, seed: int, dtype: str) -> Iterator[Case]:
+def own_cases(own: Subject, seed: int, dtype: str) -> Iterator[Case]:
     """Cases of a user's network without its gates, if all of it learns; without convolutions, no tickets."""
     network = without_gates(own.network)
     if network.layout.stats.start == network.layout.size:
-        yield from _cases(
-            lambda title: own.draw(f"fewshot {title}", seed, dtype), network, f"{own.name}-", own.batch
-        )
+        yield from _cases(f"{own.name}-", replace(own, network=network), seed, dtype)
 
 
-def _cases(
-    draw: Callable[[str], Draw], network: Network, prefix: str = "", batch: int = BATCH
-) -> Iterator[Case]:
+def _cases(prefix: str, subject: Subject, seed: int, dtype: str) -> Iterator[Case]:
+    network = subject.network
     shapes = {slot.name: slot.shape for slot in prunable(network.layout)} if _convolves(network) else {}
+
+    def draw(title: str) -> Draw:
+        return subject.draw(f"fewshot {prefix}{title}", seed, dtype)
+
     for title, (method, own, masked) in EPISODES.items():
         if shapes or not masked:
-            numbers = draw(f"{prefix}{title}")
-            case = _episode(numbers, f"{prefix}{title}", network, batch, {"method": method, **own})
+            numbers = draw(title)
+            case = _episode(numbers, f"{prefix}{title}", subject, {"method": method, **own})
             masks = {MASK + name: numbers.mask(*shape) for name, shape in shapes.items()}
             yield replace(case, inputs=case.inputs | masks) if masked else case
     for title, (method, statistics) in TESTS.items():
         settings = {"method": method, "statistics": statistics}
-        yield _episode(draw(f"{prefix}{title}"), f"{prefix}{title}", network, batch, settings)
+        yield _episode(draw(title), f"{prefix}{title}", subject, settings)
     for title, settings in TICKETS.items() if shapes else ():
-        yield _ticket(draw(f"{prefix}{title}"), f"{prefix}{title}", network, settings)
+        yield _ticket(draw(title), f"{prefix}{title}", network, settings)
 
 
 def _convolves(network: Network) -> bool:
     return any(len(slot.shape) == 4 and slot.shape[2:] != (1, 1) for slot in network.layout.slots)
 
 
-def _episode(draw: Draw, title: str, network: Network, batch: int, settings: dict[str, Any]) -> Case:
+def _episode(draw: Draw, title: str, subject: Subject, settings: dict[str, Any]) -> Case:
+    network, batch = subject.network, subject.batch
     inputs, test = draw.params(network.layout, zeros=False), "statistics" in settings
     for part in ("support", "query"):
         x, labels = draw.samples(network, batch)

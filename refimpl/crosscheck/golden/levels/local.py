@@ -17,10 +17,10 @@ import numpy as np
 from refimpl.contracts import Objective
 from refimpl.crosscheck.golden.case import NOISE, Arrays, Case
 from refimpl.crosscheck.golden.describe import network_of
-from refimpl.crosscheck.golden.draw import Draw, network_settings
+from refimpl.crosscheck.golden.draw import network_settings
 from refimpl.crosscheck.golden.levels.networks import context_of
 from refimpl.crosscheck.golden.models import model, tiny
-from refimpl.crosscheck.golden.own import Own
+from refimpl.crosscheck.golden.subject import Subject
 from refimpl.federated.local import LocalSettings, solve_local
 from refimpl.nn.context import MODES, Gating
 from refimpl.nn.network import Network
@@ -38,23 +38,21 @@ def cases(seed: int, dtype: str) -> Iterator[Case]:
         ("active", tiny(), Gating(gate_grad="active")),
         ("digits", model("digits"), Gating()),
     ):
-        yield _case(Draw(seed, f"local {title}", dtype), title, network, gating)
+        yield _case(title, Subject(network, BATCH), gating, seed, dtype)
 
 
-def own_cases(own: Own, seed: int, dtype: str) -> Iterator[Case]:
+def own_cases(own: Subject, seed: int, dtype: str) -> Iterator[Case]:
     """Cases of a user's network in every mode."""
     for title, gating in own.modes().items():
-        draw = own.draw(f"local {title}", seed, dtype)
-        yield _case(draw, title, own.network, gating, own.batch, own.zeros)
+        yield _case(title, own, gating, seed, dtype)
 
 
-def _case(
-    draw: Draw, title: str, network: Network, gating: Gating, batch: int = BATCH, zeros: bool = True
-) -> Case:
-    inputs = draw.inputs(network, gating, STEPS, batch, zeros=zeros)
+def _case(title: str, subject: Subject, gating: Gating, seed: int, dtype: str) -> Case:
+    draw, network = subject.draw(f"local {title}", seed, dtype), subject.network
+    inputs = draw.inputs(network, gating, STEPS, subject.batch, zeros=subject.zeros)
     settings = network_settings(network, gating) | {"lam": LAM, "eta": ETA, "steps": STEPS}
     outputs = tuple(f"step{s}.{what}" for s in range(1, STEPS + 1) for what in ("loss", "gradient", "w"))
-    return Case(f"local/{title}", "local", draw.dtype, inputs, settings, outputs)
+    return Case(f"local/{title}", "local", dtype, inputs, settings, outputs)
 
 
 # --- what this package computes ---------------------------------------------------------------------

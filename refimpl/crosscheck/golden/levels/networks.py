@@ -15,14 +15,13 @@ import numpy as np
 
 from refimpl.crosscheck.golden.case import NOISE, Arrays, Case
 from refimpl.crosscheck.golden.describe import build
-from refimpl.crosscheck.golden.draw import Draw, network_settings
+from refimpl.crosscheck.golden.draw import network_settings
 from refimpl.crosscheck.golden.models import DEEP, model
 from refimpl.crosscheck.golden.names import network_outputs
-from refimpl.crosscheck.golden.own import Own
+from refimpl.crosscheck.golden.subject import Subject
 from refimpl.crosscheck.golden.watch import watched
 from refimpl.kernels.loss import softmax_cross_entropy
 from refimpl.nn.context import GATE_GRADS, MODES, Context, Gating
-from refimpl.nn.network import Network
 from refimpl.nn.plan import plan
 from refimpl.nn.run import run_backward, run_forward
 
@@ -34,43 +33,29 @@ def cases(seed: int, dtype: str, models: Collection[str], full: bool = False) ->
     """Cases of every model without gates, and with every mode and gate gradient; of deep ones with two."""
     for name in models:
         for gating in (None, *([Gating(gate_grad="active"), Gating("soft")] if name in DEEP else EVERY)):
-            title = _title(name, gating)
-            # Batch normalisation would divide a constant channel by the square root of eps.
-            zeros, draw = name not in ("residual", *DEEP), Draw(seed, title, dtype)
-            yield _case(
-                draw, title, model(name, gating is not None, full), gating, BATCH, zeros, name in DEEP
-            )
+            network = model(name, gating is not None, full)
+            yield _case(name, Subject(network, BATCH), gating, seed, dtype, few=name in DEEP)
 
 
-def own_cases(own: Own, seed: int, dtype: str) -> Iterator[Case]:
+def own_cases(own: Subject, seed: int, dtype: str) -> Iterator[Case]:
     """A user's network with every mode and gate gradient, or as it is if it has no gates."""
     for gating in EVERY if own.gated else (None,):
-        title = _title(own.name, gating)
-        yield _case(own.draw(title, seed, dtype), title, own.network, gating, own.batch, own.zeros)
-
-
-def _title(name: str, gating: Gating | None) -> str:
-    return f"{name}-{f'{gating.mode}-{gating.gate_grad}' if gating else 'ungated'}"
+        yield _case(own.name, own, gating, seed, dtype)
 
 
 def _case(
-    draw: Draw,
-    title: str,
-    network: Network,
-    gating: Gating | None,
-    batch: int,
-    zeros: bool,
-    few: bool = False,
+    name: str, subject: Subject, gating: Gating | None, seed: int, dtype: str, few: bool = False
 ) -> Case:
     """One network in one mode, or without gates; with few of its outputs, if so wanted."""
-    mode = gating or Gating()
-    inputs = draw.inputs(network, mode, batch, zeros=zeros)
-    settings = network_settings(network, mode)
+    title = f"{name}-{f'{gating.mode}-{gating.gate_grad}' if gating else 'ungated'}"
+    draw, mode = subject.draw(title, seed, dtype), gating or Gating()
+    inputs = draw.inputs(subject.network, mode, subject.batch, zeros=subject.zeros)
+    settings = network_settings(subject.network, mode)
     outputs = network_outputs(settings["layers"], mode.gate_grad)
     if few:
         shown = ("grad.", "loss", f"forward.{settings['layers'][-1]['name']}")
         outputs = tuple(out for out in outputs if out.startswith(shown) or out.endswith(".mask"))
-    return Case(f"networks/{title}", "network", draw.dtype, inputs, settings, outputs)
+    return Case(f"networks/{title}", "network", dtype, inputs, settings, outputs)
 
 
 # --- what this package computes ---------------------------------------------------------------------

@@ -21,7 +21,7 @@ Source: mathematics.md §2.1-§2.4. Derived.
 """  # noqa: E501 - a row of a table is one line
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,25 +30,73 @@ from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.describe import build_layer, describe
 from refimpl.crosscheck.golden.draw import Draw, gating_settings
 from refimpl.crosscheck.golden.names import block_outputs
-from refimpl.crosscheck.golden.own import Own
+from refimpl.crosscheck.golden.subject import Subject
 from refimpl.kernels.loss import softmax_cross_entropy
 from refimpl.kernels.shaping import shape_gates
 from refimpl.nn.chain import Residual
 from refimpl.nn.context import GATE_GRADS, MODES, Gating
 from refimpl.nn.gate import ChannelGate, Gated
-from refimpl.nn.layers import Back, Conv2d, Flow, Layer, Pair, Shape
+from refimpl.nn.layers import Back, BatchNorm2d, Conv2d, Flow, Layer, Linear, Shape
 from refimpl.nn.layout import Layout
-from refimpl.nn.pointwise import ReLU
-from refimpl.nn.pooling import MaxPool2d
+from refimpl.nn.norms import FrozenNorm2d, GroupNorm
+from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus, Tanh
+from refimpl.nn.pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 
 BATCH = 3
-_ALL = ("y", "grad.x", "grad.weight", "grad.bias")
+NAME = "op"  # of the layer of a case, before `.weight` and `.bias`
+POOLS = {"max_pool2d": MaxPool2d, "avg_pool2d": AvgPool2d}
+# By title: the layer, and whether a mask closes channels of its output.
+_CONVOLUTIONS = {
+    "conv": (Conv2d(NAME, 3, 4, 3, padding=1), False),
+    "conv-square": (Conv2d(NAME, 4, 4, 3, padding=1), False),  # as many channels out as in
+    "conv-stride": (Conv2d(NAME, 3, 4, (3, 2), (2, 1), (1, 0), bias=False), False),
+    "conv-pointwise": (Conv2d(NAME, 3, 4, 1), False),
+    "conv-masked": (Conv2d(NAME, 3, 4, 3, padding=1), True),
+    "conv-dilated": (Conv2d(NAME, 3, 4, (3, 2), (1, 2), (2, 1), dilation=(2, 1)), True),
+    "conv-groups": (Conv2d(NAME, 4, 6, 3, padding=1, groups=2), True),
+    "conv-depthwise": (Conv2d(NAME, 4, 4, 3, (2, 1), 1, bias=False, groups=4), True),
+}
+# By title: the layer, and the shape of a sample.
+_LAYERS: dict[str, tuple[Layer, Shape]] = {
+    "linear": (Linear(NAME, 5, 4), (5,)),
+    "linear-square": (Linear(NAME, 5, 5), (5,)),
+    "relu": (ReLU(), (4, 5)),
+    "softplus": (Softplus(), (4, 5)),
+    "tanh": (Tanh(), (4, 5)),
+    **{
+        f"{kind}{title}": (pool(size, 2), (2, 5, 6))
+        for kind, pool in POOLS.items()
+        for title, size in (("", 2), ("-overlap", 3))
+    },
+    "global_avg_pool2d": (GlobalAvgPool2d(), (4, 5, 3)),
+    "batch_norm2d": (BatchNorm2d(NAME, 3), (3, 4, 2)),
+}
+_MORE_LAYERS: dict[str, tuple[Layer, Shape]] = {
+    "linear-bare": (Linear(NAME, 5, 4, bias=False), (5,)),
+    "leaky_relu": (LeakyReLU(0.1), (4, 5)),
+    "frozen_norm2d": (FrozenNorm2d(NAME, 4), (4, 3, 2)),
+    "group_norm": (GroupNorm(NAME, 4, groups=2), (4, 3, 2)),
+    **{f"{kind}-padded": (pool((3, 2), 2, (1, 0)), (2, 5, 6)) for kind, pool in POOLS.items()},
+}
 
 
 def cases(seed: int, dtype: str) -> Iterator[Case]:
     """All cases of the level."""
-    yield from _convolutions(seed, dtype)
-    yield from _others(seed, dtype)
+    for title, (layer, masked) in _CONVOLUTIONS.items():
+        draw = Draw(seed, title, dtype)
+        x = draw.normal(BATCH, layer.in_channels, 6, 5)
+        yield _single(draw, title, layer, x, scale=0.5, masked=masked)
+    first, second = (Draw(seed, stream, dtype) for stream in ("ops", "more ops"))
+    for draw, layers in ((first, _LAYERS), (second, _MORE_LAYERS)):
+        for title, (plain, shape) in layers.items():
+            ties = not plain.parameters() and title != "global_avg_pool2d"
+            x = (draw.coarse if ties else draw.normal)(BATCH, *shape)
+            yield _single(draw, title, plain, x, scale=1.0)
+    settings = {"tau": 0.5, "shaping": [0.75, 0.6, 0.4]}
+    inputs = {"d": second.normal(5, 3)}
+    yield Case("ops/gate_shaping", "gate_shaping", dtype, inputs, settings, ("loss", "grad.d"))
+    inputs = {"logits": first.normal(BATCH, 6, scale=3.0), "labels": first.labels(BATCH, classes=6)}
+    yield Case("ops/cross_entropy", "cross_entropy", dtype, inputs, {}, ("loss", "grad.logits"))
     for mode in MODES:
         for gate_grad in GATE_GRADS:
             yield _gated(seed, dtype, Gating(mode, gate_grad=gate_grad), "")
@@ -56,78 +104,30 @@ def cases(seed: int, dtype: str) -> Iterator[Case]:
     yield _gated(seed, dtype, Gating("soft", tau=0.5), "-tau")
 
 
-# Title: channels in and out, kernel, stride, padding, whether there are a bias and a mask, more settings.
-_CONVOLUTIONS: dict[str, tuple[int, int, Pair, Pair, Pair, bool, bool, dict[str, Any]]] = {
-    "conv": (3, 4, (3, 3), (1, 1), (1, 1), True, False, {}),
-    "conv-square": (4, 4, (3, 3), (1, 1), (1, 1), True, False, {}),  # as many channels out as in
-    "conv-stride": (3, 4, (3, 2), (2, 1), (1, 0), False, False, {}),
-    "conv-pointwise": (3, 4, (1, 1), (1, 1), (0, 0), True, False, {}),
-    "conv-masked": (3, 4, (3, 3), (1, 1), (1, 1), True, True, {}),
-    "conv-dilated": (3, 4, (3, 2), (1, 2), (2, 1), True, True, {"dilation": [2, 1]}),
-    "conv-groups": (4, 6, (3, 3), (1, 1), (1, 1), True, True, {"groups": 2}),
-    "conv-depthwise": (4, 4, (3, 3), (2, 1), (1, 1), False, True, {"groups": 4}),
-}
+def _single(
+    draw: Draw, title: str, layer: Layer, x: np.ndarray, scale: float | None = None, masked: bool = False
+) -> Case:
+    """The case of one layer on samples x.
 
-
-def _convolutions(seed: int, dtype: str) -> Iterator[Case]:
-    for title, (ins, outs, kernel, stride, padding, bias, masked, more) in _CONVOLUTIONS.items():
-        draw = Draw(seed, title, dtype)
-        layer = Conv2d("conv", ins, outs, kernel, stride, padding, bias, **more)
-        inputs = {
-            "x": draw.normal(BATCH, ins, 6, 5),
-            "weight": draw.normal(*layer.parameters()[0].shape, scale=0.5),
-        }
-        if bias:
-            inputs["bias"] = draw.normal(outs)
-        if masked:
-            inputs["mask"] = draw.mask(BATCH, outs)
-        inputs["dy"] = draw.normal(BATCH, *layer.output_shape((ins, 6, 5)))
-        settings = {"stride": list(stride), "padding": list(padding), **more}
-        yield Case(f"ops/{title}", "conv2d", dtype, inputs, settings, _ALL if bias else _ALL[:3])
-
-
-def _others(seed: int, dtype: str) -> Iterator[Case]:
-    def case(title: str, kind: str, inputs: Arrays, outputs: tuple[str, ...], **settings: Any) -> Case:
-        return Case(f"ops/{title}", kind, dtype, inputs, settings, outputs)
-
-    draw = Draw(seed, "ops", dtype)
-    for title, outs in (("linear", 4), ("linear-square", 5)):
-        inputs = {"x": draw.normal(BATCH, 5), "weight": draw.normal(outs, 5), "bias": draw.normal(outs)}
-        yield case(title, "linear", {**inputs, "dy": draw.normal(BATCH, outs)}, _ALL)
-    for kind in ("relu", "softplus", "tanh"):
-        yield case(kind, kind, {"x": draw.coarse(BATCH, 4, 5), "dy": draw.normal(BATCH, 4, 5)}, _ALL[:2])
-    for kind in ("max_pool2d", "avg_pool2d"):
-        for title, kernel, stride, size in (("", 2, 2, (2, 3)), ("-overlap", 3, 2, (2, 2))):
-            inputs = {"x": draw.coarse(BATCH, 2, 5, 6), "dy": draw.normal(BATCH, 2, *size)}
-            window = {"kernel": [kernel, kernel], "stride": [stride, stride]}
-            yield case(f"{kind}{title}", kind, inputs, _ALL[:2], **window)
-    inputs = {"x": draw.normal(BATCH, 4, 5, 3), "dy": draw.normal(BATCH, 4)}
-    yield case("global_avg_pool2d", "global_avg_pool2d", inputs, _ALL[:2])
-    inputs = {"x": draw.normal(BATCH, 3, 4, 2), "weight": draw.normal(3), "bias": draw.normal(3)}
-    yield case("batch_norm2d", "batch_norm2d", {**inputs, "dy": draw.normal(BATCH, 3, 4, 2)}, _ALL, eps=1e-5)
-    yield from _later(seed, dtype, case)
-    inputs = {"logits": draw.normal(BATCH, 6, scale=3.0), "labels": draw.labels(BATCH, classes=6)}
-    yield case("cross_entropy", "cross_entropy", inputs, ("loss", "grad.logits"))
-
-
-def _later(seed: int, dtype: str, case: Callable[..., Case]) -> Iterator[Case]:
-    """Cases with draws of their own, so that the others' numbers stay."""
-    draw = Draw(seed, "more ops", dtype)
-    inputs = {"x": draw.normal(BATCH, 5), "weight": draw.normal(4, 5), "dy": draw.normal(BATCH, 4)}
-    yield case("linear-bare", "linear", inputs, _ALL[:3])
-    inputs = {"x": draw.coarse(BATCH, 4, 5), "dy": draw.normal(BATCH, 4, 5)}
-    yield case("leaky_relu", "leaky_relu", inputs, _ALL[:2], slope=0.1)
-    for kind, settings in (("frozen_norm2d", {}), ("group_norm", {"groups": 2})):
-        inputs = {"x": draw.normal(BATCH, 4, 3, 2), "weight": draw.normal(4), "bias": draw.normal(4)}
-        if kind == "frozen_norm2d":
-            inputs |= {"running_mean": draw.normal(4), "running_var": 0.5 + np.abs(draw.normal(4))}
-        yield case(kind, kind, {**inputs, "dy": draw.normal(BATCH, 4, 3, 2)}, _ALL, eps=1e-5, **settings)
-    for kind in ("max_pool2d", "avg_pool2d"):
-        inputs = {"x": draw.coarse(BATCH, 2, 5, 6), "dy": draw.normal(BATCH, 2, 3, 3)}
-        window = {"kernel": [3, 2], "stride": [2, 2], "padding": [1, 0]}
-        yield case(f"{kind}-padded", kind, inputs, _ALL[:2], **window)
-    inputs, outputs, shaping = {"d": draw.normal(5, 3)}, ("loss", "grad.d"), [0.75, 0.6, 0.4]
-    yield case("gate_shaping", "gate_shaping", inputs, outputs, tau=0.5, shaping=shaping)
+    scale: of its weights; None: one over the root of their fan-in. masked: whether channels of y are closed.
+    """
+    (entry,) = describe((layer,))
+    inputs = {"x": x}
+    for parameter in layer.parameters():
+        fan_in = parameter.shape[1:]
+        by = scale if scale and fan_in else math.prod(fan_in) ** -0.5
+        values = draw.normal(*parameter.shape, scale=by)
+        last = parameter.name.rpartition(".")[2]
+        inputs[last] = np.abs(values) + values.dtype.type(0.5) if last == "running_var" else values
+    output = len(x), *layer.output_shape(x.shape[1:])
+    if masked:
+        inputs["mask"] = draw.mask(*output[:2])
+    inputs["dy"] = draw.normal(*output)
+    outputs = ("y", "grad.x", *(f"grad.{key}" for key in ("weight", "bias") if key in inputs))
+    # The shape of the weight tells the sizes of a layer that has one.
+    told = {"type", "name", "in", "out", "bias", "channels", *(["kernel"] if "weight" in inputs else [])}
+    settings = {key: value for key, value in entry.items() if key not in told}
+    return Case(f"ops/{title}", entry["type"], draw.dtype, inputs, settings, outputs)
 
 
 def _gated(seed: int, dtype: str, gating: Gating, note: str) -> Case:
@@ -145,34 +145,19 @@ def _gated(seed: int, dtype: str, gating: Gating, note: str) -> Case:
     return Case(f"ops/{title}", "gated", dtype, inputs, settings, block_outputs(layers, gating.gate_grad))
 
 
-def own_cases(own: Own, seed: int, dtype: str) -> Iterator[Case]:
+def own_cases(own: Subject, seed: int, dtype: str) -> Iterator[Case]:
     """Every different layer of a user's network with the input shape it has there, gates and joins aside."""
     seen = set()
     for layer, shape in _inside(own.network.layers, own.network.input_shape):
         (entry,) = describe((layer,))
-        kind, _ = entry.pop("type"), entry.pop("name")
-        if kind == "flatten" or (different := repr((entry, kind, shape))) in seen:
+        different = repr(({**entry, "name": ""}, shape))
+        if entry["type"] == "flatten" or different in seen:
             continue
         seen.add(different)
-        title = f"{own.name}-{len(seen)}-{kind}"
+        title = f"{own.name}-{len(seen)}-{entry['type']}"
         draw = own.draw(f"ops {title}", seed, dtype)
-        weighted = bool(layer.parameters())
-        inputs: Arrays = {"x": (draw.normal if weighted else draw.coarse)(own.batch, *shape)}
-        for parameter in layer.parameters():
-            values = draw.normal(*parameter.shape, scale=max(1, math.prod(parameter.shape[1:])) ** -0.5)
-            last = parameter.name.rpartition(".")[2]
-            inputs[last] = np.abs(values) + values.dtype.type(0.5) if last == "running_var" else values
-        inputs["dy"] = draw.normal(own.batch, *layer.output_shape(shape))
-        outputs = ("y", "grad.x", *(f"grad.{key}" for key in ("weight", "bias") if key in inputs))
-        told = {
-            "in",
-            "out",
-            "bias",
-            "channels",
-            *(["kernel"] if weighted else []),
-        }  # by the shape of the weight
-        settings = {key: value for key, value in entry.items() if key not in told}
-        yield Case(f"ops/{title}", kind, dtype, inputs, settings, outputs)
+        x = (draw.normal if layer.parameters() else draw.coarse)(own.batch, *shape)
+        yield _single(draw, title, layer, x)
 
 
 def _inside(layers: Sequence[Layer], shape: Shape) -> Iterator[tuple[Any, Shape]]:
@@ -189,8 +174,6 @@ def _inside(layers: Sequence[Layer], shape: Shape) -> Iterator[tuple[Any, Shape]
 
 
 # --- what this package computes ---------------------------------------------------------------------
-
-NAME = "op"  # the layer's name, before `.weight` and `.bias`
 
 
 def layer_of(case: Case) -> Layer:

@@ -30,7 +30,7 @@ import numpy as np
 from refimpl.contracts import Penalty
 from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.draw import Draw
-from refimpl.crosscheck.golden.own import Own
+from refimpl.crosscheck.golden.subject import Subject
 from refimpl.errors import one_of
 from refimpl.optim import prox
 
@@ -67,7 +67,7 @@ def cases(seed: int, dtype: str) -> Iterator[Case]:
         yield _case(kind, kind, numbers, dtype, inputs)
 
 
-def own_cases(own: Own, seed: int, dtype: str) -> Iterator[Case]:
+def own_cases(own: Subject, seed: int, dtype: str) -> Iterator[Case]:
     """The penalties on groups, at a vector as long as phi and with the groups of a user's gated network."""
     for kind, (_, numbers) in PENALTIES.items():
         if own.gated and "group" in kind:

@@ -1,4 +1,4 @@
-"""A network of a user's own, whose cases the levels make in addition to those of the package's networks."""
+"""The network that cases are made of: one of the package's, or one of a user's own."""
 
 import re
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from refimpl.nn.plan import every_layer
 
 
 @dataclass(frozen=True)
-class Own:
+class Subject:
     """The network, the number of samples in a batch, and the samples that are drawn from.
 
     samples: x (M, *input_shape) with labels (M,), or None for normal numbers with any labels. Raises
@@ -69,7 +69,7 @@ class Own:
         )
 
     def draw(self, title: str, seed: int, dtype: str) -> Draw:
-        """The numbers of one case."""
+        """What draws the numbers of the case with this title."""
         samples = None if self.samples is None else (self.samples[0].astype(dtype), self.samples[1])
         return Draw(seed, title, dtype, samples)
 
