@@ -17,8 +17,9 @@ import numpy as np
 from refimpl.data import Partition, load, make_nodes
 from refimpl.federated.local import Tally
 from refimpl.federated.methods.meta import gradient_at, look_ahead
-from refimpl.federated.methods.perfedavg_hf import relative_error
+from refimpl.federated.methods.perfedavg_hf import difference
 from refimpl.files.tables import table
+from refimpl.kernels.vector import norm
 from refimpl.nn import zoo
 from refimpl.nn.network import Network
 from refimpl.nn.task import NetworkTask
@@ -45,8 +46,10 @@ def errors(
     for inner, outer, curve in zip(drawn, drawn, drawn, strict=True):
         _, ahead = look_ahead(w, [inner], RATE, Tally())
         _, v = gradient_at(outer, ahead, Tally())
-        yield [relative_error(curve, w, v, delta) for delta in deltas]
-        w = w - scalar(RATE) * (v - scalar(RATE) * curve.hessian_vector(w, v))
+        exact = curve.hessian_vector(w, v)
+        offs = [difference(curve, w, v, delta, Tally()) - exact for delta in deltas]
+        yield [float(norm(off)) / float(norm(exact)) for off in offs]
+        w = w - scalar(RATE) * (v - scalar(RATE) * exact)
 
 
 def measure(dtype: str, batch: int, seeds: int, steps: int) -> list[tuple[str, ...]]:

@@ -9,7 +9,7 @@ from refimpl.crosscheck.golden.case import Arrays
 from refimpl.crosscheck.golden.file import Golden, golden_bytes, read_golden
 from refimpl.crosscheck.golden.levels import build_cases
 from refimpl.crosscheck.golden.ours import run
-from refimpl.crosscheck.hints import Hint, find_hints
+from refimpl.crosscheck.hints import Hint, examine
 
 LEVELS = ("ops", "local", "algorithm", "prox")
 CASES = {case.name: case for level in LEVELS for case in build_cases(level)}
@@ -27,7 +27,7 @@ def departure(golden: Golden, case: str, outputs: Arrays) -> tuple[str, list[Hin
     """First departing output and the hints on one case's outputs."""
     theirs = as_theirs({case: outputs})
     comparison = compare(golden, theirs)
-    return comparison.departures[0].output, find_hints(golden, theirs, comparison)
+    return comparison.departures[0].output, examine(golden, theirs, comparison).hints
 
 
 def assert_explained_alone(

@@ -135,11 +135,6 @@ def report_of(w, x, y, x_test, y_test):
 
 
 FEDERATED = {key: case for method in METHODS for key, case in method_cases(method).items()} | {
-    place(perfedavg_hf.relative_error): Case(
-        lambda w, v: perfedavg_hf.relative_error(NetworkObjective(PLAIN, X, Y), w, v, 0.125),
-        w=VECTOR,
-        v=VECTOR[::-1].copy(),
-    ),
     place(local.solve_local): Case(
         lambda centre: local.solve_local(TASK, centre, LOCAL, rng()).w, centre=VECTOR
     ),
@@ -298,8 +293,9 @@ INNER = {
         check_state,
         snip.best,  # called with scores that are computed
         snip.keep_top,
-        Sums,  # made by `run_rounds`
-        perfedavg_hf.difference,  # called by the method and by `relative_error`
+        Sums,  # made by `run_rounds` and by the engine
+        Sums.step,
+        perfedavg_hf.difference,  # called by the method
         adaptation.report,  # called by `report_node` and `adapt_targets`
         local.Tally.solution,
         meta.look_ahead,

@@ -99,9 +99,6 @@ def state(x, ag):
 PAIR = {"x": eighths(9), "ag": eighths(9, seed=1)}
 ACCEL = {
     place(accel.State.start): Case(lambda x0: accel.State.start(x0), any_length=("x0",), x0=eighths(9)),
-    place(accel.State.from_arrays): Case(
-        lambda **a: accel.State.from_arrays({"k": np.array(3), **a}), **PAIR
-    ),
     place(accel.middle_point): Case(
         lambda x, ag, out: accel.middle_point(state(x, ag), SCHEDULE, out),
         written=("out",),

@@ -23,10 +23,11 @@ NUMBERS = "biuf"  # the kinds of NumPy types that can be compared
 class Row:
     """The comparison of one output. status: ok, departs, missing, shape, dtype or not finite.
 
-    max_abs: largest difference; relative: norm of the difference relative to that of the expected array
-    (or to `floor` an entry, where that is larger); allowed: the largest that agrees; ulp: largest distance in
-    units in the last place, float32 only; where: the entry that is furthest off; note: what else to say;
-    narrower: the dtypes given and expected, where the given one has fewer digits.
+    max_abs: largest difference; relative: norm of the difference relative to that of the expected array,
+    whose root mean square counts as at least `floor`; allowed: the largest `relative` that agrees; ulp: the
+    largest distance in units in the last place, for float32 only; where: the entry that is furthest off;
+    note: what else there is to say; narrower: the given and the expected dtype, where the given one has fewer
+    digits.
     """
 
     case: str
@@ -194,7 +195,7 @@ def is_close(array: np.ndarray, expected: Expected) -> bool:
 
 
 def relative_error(array: np.ndarray, expected: Expected) -> float:
-    """||array - value|| / ||value||, in float64; ||value|| is at least `floor` for each entry."""
+    """||array - value|| / ||value||, in float64; the root mean square of value counts as at least `floor`."""
     wide = np.asarray(expected.value, dtype=np.float64)
     size = max(_norm(wide), expected.floor * math.sqrt(max(wide.size, 1)))
     with np.errstate(over="ignore"):

@@ -178,5 +178,5 @@ def _verdict(outcome: Outcome) -> str:
     if missing and outcome.conforms:
         verdict += f" in the {given} of {total} arrays given (--partial)"
     if missing and not outcome.partial:
-        verdict += f"; {counted(missing, 'array')} missing, which --partial admits"
+        verdict += f"; {counted(missing, 'array')} missing, which --partial allows"
     return f"{good} of {given} arrays agree with {shown(outcome.golden.made_by)}: {verdict}"

@@ -71,7 +71,6 @@ def examine(
     golden: Golden,
     theirs: Theirs,
     comparison: Comparison,
-    most: int = EXAMINED,
     tell: Callable[[str], None] = nothing,
 ) -> Findings:
     """What is found about the first departure of each case, for the first cases in the order of execution.
@@ -80,17 +79,12 @@ def examine(
     """
     cases = {case.name: case for case in golden.cases}
     found = Findings([], [])
-    for row in comparison.first_by_case[:most]:
+    for row in comparison.first_by_case[:EXAMINED]:
         tell(row.case)
         hints, unexplained = _examine_case(cases[row.case], golden, theirs, comparison.of(row.case))
         found.hints.extend(hints)
         found.unexplained.extend(unexplained)
     return found
-
-
-def find_hints(golden: Golden, theirs: Theirs, comparison: Comparison) -> list[Hint]:
-    """The hints alone."""
-    return examine(golden, theirs, comparison).hints
 
 
 def _examine_case(case: Case, golden: Golden, theirs: Theirs, rows: list[Row]) -> Findings:

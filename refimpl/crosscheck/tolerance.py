@@ -62,7 +62,7 @@ FLOOR = 1e-3
 class Expected(NamedTuple):
     """The expected array of an output, and the largest relative norm error that is allowed (0: none).
 
-    floor: root mean square of the entries that the norm counts as having at least.
+    floor: the least root mean square that `value` counts as having.
     """
 
     value: np.ndarray

@@ -62,11 +62,11 @@ class Address(NamedTuple):
         return ",".join(dict.fromkeys([own, "DNS:localhost", "IP:127.0.0.1"]))
 
 
-def write_app(folder: Path, job: Job, patience: Patience, address: Address, out: str = "run") -> None:
+def write_app(folder: Path, job: Job, patience: Patience, address: Address) -> None:
     """Write the app into `folder`, which must be new or empty; raises `InputError` otherwise."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: exists and is not an empty folder; choose another one")
-    settings = {"out": out, **{item.name: getattr(patience, item.name) for item in fields(patience)}}
+    settings = {"out": "run", **{item.name: getattr(patience, item.name) for item in fields(patience)}}
     words = _words(job, address, settings)
     contents = {
         "job.toml": job.text(),

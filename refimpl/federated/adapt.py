@@ -103,7 +103,7 @@ class Target(NamedTuple):
 
 
 def usual_adaptation(target: Target) -> Personal:
-    """Both stages of `adapt`: what methods do that do not say otherwise."""
+    """Both stages of `adapt`, which every method uses that has no `personalise` of its own."""
     adapted = adapt(target.network, target.w, target.x, target.y, target.settings)
     return Personal(target.network, target.w, adapted)
 

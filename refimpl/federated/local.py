@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -18,21 +18,6 @@ from refimpl.contracts import LocalSolution, LocalSolutions, Objective, Task
 from refimpl.errors import expect_numbers
 from refimpl.kernels import vector
 from refimpl.optim.prox.contract import check_alike
-
-
-class Descending(Protocol):
-    """A task that can run the whole local iteration by itself, in compiled code."""
-
-    def descend_each(
-        self,
-        tasks: Sequence[Any],
-        centre: np.ndarray,
-        eta: float,
-        lam: float,
-        steps: int,
-        rngs: Sequence[np.random.Generator],
-    ) -> LocalSolutions | None:
-        """The iteration of `solve_local` for tasks, this one the first, bit for bit; None if it cannot."""
 
 
 @dataclass(frozen=True)
@@ -120,14 +105,16 @@ def solve_each(
 
 
 def _descend(
-    tasks: Sequence[Task], centre: np.ndarray, settings: LocalSettings, rngs: Sequence[np.random.Generator]
+    tasks: Sequence[Any], centre: np.ndarray, settings: LocalSettings, rngs: Sequence[np.random.Generator]
 ) -> LocalSolutions | None:
-    """The answers of tasks that are `Descending`; None if they cannot do this iteration."""
+    """The answers of tasks that run the whole iteration in compiled code, bit for bit; None if they cannot.
+
+    Such a task has `descend_each` (`nn.task.NetworkTask`), which is called of the first of them.
+    """
     if settings.own_rate is not None or not hasattr(tasks[0], "descend_each"):
         return None  # isinstance takes ten times as long
-    found: LocalSolutions | None = tasks[0].descend_each(
-        tasks, centre, settings.eta, settings.lam, settings.steps, rngs
-    )
+    eta, lam, steps = settings.eta, settings.lam, settings.steps
+    found: LocalSolutions | None = tasks[0].descend_each(tasks, centre, eta, lam, steps, rngs)
     return found
 
 

@@ -13,21 +13,21 @@ Source: mathematics.md §4; Ghadimi & Lan 2016, Algorithm 1; Lin et al. 2020, Al
 rates on quadratics and agreement with a solver written apart.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from refimpl.contracts import Objective, Penalty, Schedule, Steps, Vector
-from refimpl.errors import DivergenceError, InputError, expect_numbers, shown
+from refimpl.errors import DivergenceError, expect_numbers
 from refimpl.kernels import vector
 from refimpl.optim.prox.contract import check_alike
 from refimpl.registry import SCHEDULES, check_keys, key
 
 
 class State(NamedTuple):
-    """Where the iteration stands; what a checkpoint must hold.
+    """Where the iteration stands.
 
     k: iterations done; x: the prox point x_k, moved by the long step l_k; ag: the aggregated point
     xag_k, which the method returns.
@@ -42,22 +42,6 @@ class State(NamedTuple):
         """x_0 = xag_0 = x0 (copied), k = 0."""
         check_alike("State.start", x0=x0)
         return cls(0, x0.copy(), x0.copy())
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """The state as plain arrays under the names of its fields."""
-        return {"k": np.array(self.k, dtype=np.int64), "x": self.x, "ag": self.ag}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "State":
-        """The inverse of `to_arrays`; raises `InputError` if a field is missing or shapes differ."""
-        missing = [name for name in cls._fields if name not in arrays]
-        if missing:
-            raise InputError(f"`State.from_arrays`: missing {', '.join(missing)}; has {', '.join(arrays)}")
-        k, x, ag = (np.array(arrays[name]) for name in cls._fields)
-        check_alike("State.from_arrays", x=x, ag=ag)
-        if k.shape or k.dtype.kind not in "iu" or k < 0:
-            raise InputError(f"`State.from_arrays`: expected k as a whole number >= 0, got {shown(k)}")
-        return cls(int(k), x, ag)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Around:
         return found
 
     def step(self, v: Vector, d: Vector) -> Vector:
-        """The step d from v, or what is left of it, or of -d, in the region."""
+        """The step d from v, projected on the region; that of -d where nothing is left of the first."""
         if self.region is None:
             return d
         moves = (self.inside(v + one) - v for one in (d, -d))

@@ -19,6 +19,7 @@ from refimpl.theory.problems import ClosedForm, Loss, Problem
 
 EPS = float(np.finfo(np.float64).eps)
 ROUNDING = 8 * EPS  # assumed relative error of evaluating a gradient
+TOLERANCE = 1e-13  # bound on the error at which a local solution counts as exact
 POLISHING_STEPS = 300
 SHORTEST = 1e-4  # share of a gradient step below which none is tried
 FIRST_STEPS = 100  # gradient steps that are tried before SciPy is asked; they suffice unless lam is near L
@@ -59,29 +60,25 @@ def check_convexity(who: str, smoothness: float, lam: float) -> None:
         raise InputError(f"`{who}`: expected lam > L = {smoothness:g}, got lam = {lam:g}")
 
 
-def solve_exactly(
-    loss: Loss, centre: Vector, lam: float, tolerance: float = 1e-13, start: Vector | None = None
-) -> LocalPoint:
+def solve_exactly(loss: Loss, centre: Vector, lam: float, start: Vector | None = None) -> LocalPoint:
     """argmin_w loss(w) + lam/2 ||w - centre||^2 for a float64 centre (d,), lam > loss.smoothness.
 
     Closed form where the loss has one. Otherwise gradient steps of size 1/lam from `start`, each of which
     contracts by L/lam; where these do not arrive, SciPy's Newton-CG (with a Hessian) or L-BFGS, and gradient
-    steps again, until the bound on the error is at most `tolerance` or rounding ends the progress. The error
+    steps again, until the bound on the error is at most `TOLERANCE` or rounding ends the progress. The error
     returned is the bound reached, whichever came first.
     """
     check_convexity("solve_exactly", loss.smoothness, lam)
     if isinstance(loss, ClosedForm):
-        return _polish(loss, loss.local_point(centre, lam), centre, lam, tolerance, POLISHING_STEPS)
+        return _polish(loss, loss.local_point(centre, lam), centre, lam, POLISHING_STEPS)
     first = min(FIRST_STEPS, POLISHING_STEPS)
-    best = _polish(loss, centre if start is None else start, centre, lam, tolerance, first)
-    if best.error > max(tolerance, 4 * best.rounding / (lam - loss.smoothness)):
-        best = _polish(loss, _search(loss, centre, lam, best.w), centre, lam, tolerance, POLISHING_STEPS)
+    best = _polish(loss, centre if start is None else start, centre, lam, first)
+    if best.error > max(TOLERANCE, 4 * best.rounding / (lam - loss.smoothness)):
+        best = _polish(loss, _search(loss, centre, lam, best.w), centre, lam, POLISHING_STEPS)
     return best
 
 
-def _polish(
-    loss: Loss, start: Vector, centre: Vector, lam: float, tolerance: float, steps: int
-) -> LocalPoint:
+def _polish(loss: Loss, start: Vector, centre: Vector, lam: float, steps: int) -> LocalPoint:
     """The best point of at most so many gradient steps from `start`, of size 1/lam.
 
     Steps that make no progress, although rounding is not reached, are halved: the loss is then more curved
@@ -89,7 +86,7 @@ def _polish(
     """
     best, share = _certify(loss, start, centre, lam), 1.0
     for _ in range(steps):
-        if best.error <= tolerance or share < SHORTEST:
+        if best.error <= TOLERANCE or share < SHORTEST:
             break
         to = centre - best.gradient / lam
         tried = _certify(loss, (1.0 - share) * best.w + share * to, centre, lam)

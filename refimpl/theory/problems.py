@@ -10,7 +10,6 @@ Source: mathematics.md §3 and §8 (families and their constants). Derived; veri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -130,7 +129,6 @@ def quadratics(
     rng: np.random.Generator,
     nodes: int = 5,
     spread: float = 1.0,
-    penalty: Penalty | None = None,
     name: str = "quadratic",
 ) -> Problem:
     """Nodes with the given eigenvalues (d,) on axes of their own and centres of their own.
@@ -149,7 +147,7 @@ def quadratics(
         )
         for _ in range(nodes)
     )
-    return Problem(name, losses, size, penalty or Zero())
+    return Problem(name, losses, size)
 
 
 def _rotation(frame: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
@@ -181,19 +179,15 @@ def attained(
 
 
 def sparse_least_squares(
-    rng: np.random.Generator,
-    nodes: int = 4,
-    spread: float = 0.3,
-    samples: int = 30,
-    groups: Sequence[int] = (3, 3, 3, 3),
-    rho: float = 0.2,
+    rng: np.random.Generator, nodes: int = 4, spread: float = 0.3, samples: int = 30
 ) -> Problem:
     """||X_i w - y_i||^2/(2m) with y_i from group-sparse weights, and a group lasso: convex, not smooth.
 
-    Every other group of the true weights is zero; `spread` moves them and the noise from node to node.
+    There are four groups of three weights. Every other group of the true weights is zero; `spread` moves the
+    others, and the noise, from node to node.
     """
     check_family("sparse_least_squares", nodes, spread)
-    layout = Groups.from_sizes(groups)
+    layout = Groups.from_sizes([3, 3, 3, 3])
     true = rng.standard_normal(layout.size) * (layout.owner % 2 == 0)
     losses = []
     for _ in range(nodes):
@@ -201,7 +195,7 @@ def sparse_least_squares(
         y = x @ (true + spread * rng.standard_normal(layout.size)) + spread * rng.standard_normal(samples)
         eigenvalues, axes = np.linalg.eigh(x.T @ x / samples)
         losses.append(Quadratic(np.maximum(eigenvalues, 0.0), axes, np.linalg.lstsq(x, y, rcond=None)[0]))
-    return Problem("sparse least squares", tuple(losses), layout.size, GroupLasso(layout, rho))
+    return Problem("sparse least squares", tuple(losses), layout.size, GroupLasso(layout, 0.2))
 
 
 # --- separable cosines in a bowl: not convex
@@ -261,7 +255,6 @@ def cosines(
     smoothness: float = 1.0,
     bowl: float = 0.2,
     decay: float = 1.0,
-    penalty: Penalty | None = None,
 ) -> Problem:
     """Cosines in a bowl, scaled so that L is exactly `smoothness` on each node.
 
@@ -281,7 +274,7 @@ def cosines(
         share[0] = 1.0  # the entry in which the constant is reached
         a, q = share * (1.0 - bowl) * scale / b**2, bowl * scale
         losses.append(Cosines(a, b, phase + spread * rng.standard_normal(size), q))
-    return Problem("cosines", tuple(losses), size, penalty or Zero())
+    return Problem("cosines", tuple(losses), size)
 
 
 # --- regularised logistic regression: convex

@@ -32,12 +32,12 @@ ROUNDS = 60
 FEW = 50  # rounds spent on a solution when the constants are known to be wrong
 
 
-def digits_regression(rng: np.random.Generator, nodes: int = 4) -> Problem:
+def digits_regression(rng: np.random.Generator) -> Problem:
     """Logistic regression, even against odd digits, on the centred pixels of every third embedded image."""
     digits = load("digits")
     pixels = digits.images[::3].reshape(-1, 64) / 16.0
     labels = np.where(digits.y[::3] % 2 == 0, 1, -1)
-    return problems.logistic_regression(pixels - pixels.mean(axis=0), labels, rng, nodes, spread=0.7, l2=0.05)
+    return problems.logistic_regression(pixels - pixels.mean(axis=0), labels, rng, 4, spread=0.7, l2=0.05)
 
 
 def convex(rng: np.random.Generator) -> list[Problem]:

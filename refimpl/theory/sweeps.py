@@ -13,7 +13,7 @@ There are three sweeps. Each is compared with a prediction, and its numbers are 
 Source: mathematics.md §8.5 (sweeps of s); the fourth power and the bound on rounds are derived.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -160,12 +160,12 @@ class SpreadSample(NamedTuple):
     apart: float  # mean distance of the w_i* from their mean, at the point of rest
 
 
-def spread_sweep(seed: int, ratio: float = 3.0) -> list[SpreadSample]:
-    """Quadratics that are the same but for their spread, one local step."""
+def spread_sweep(seed: int) -> list[SpreadSample]:
+    """Quadratics that are the same but for their spread, one local step, lam = 3 L."""
     found = []
     for spread in SPREADS:
         problem = uneven(SeedTree(seed).generator("theory.spread"), spread)
-        lam, w0 = ratio * problem.smoothness, np.zeros(problem.size)
+        lam, w0 = 3.0 * problem.smoothness, np.zeros(problem.size)
         floor = floors(problem, lam, w0, ROUNDS, [1])[0]
         points = np.stack(envelope(problem, envelope_minimiser(problem, lam), lam).points)
         apart = float(np.mean([lemmas.norm(w) for w in points - points.mean(axis=0)]))
@@ -188,10 +188,10 @@ def spread_rows(seed: int) -> list[Row]:
     ]
 
 
-def different_rows(seed: int, spreads: Sequence[float] = (0.0, 0.3, 3.0)) -> list[Row]:
+def different_rows(seed: int) -> list[Row]:
     """Lemma 3 and the theorem's inequalities on non-convex nodes more and more different."""
     rows = []
-    for spread in spreads:
+    for spread in (0.0, 0.3, 3.0):
         rng = SeedTree(seed).generator("theory.spread", 1)
         family = problems.cosines(rng, spread=spread)
         named = replace(family, name=f"{family.name}, spread {spread:g}")

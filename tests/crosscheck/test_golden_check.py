@@ -14,7 +14,7 @@ from refimpl.crosscheck.conformance import Outcome, as_json, as_text
 from refimpl.crosscheck.golden.file import Expected, Golden, golden_bytes
 from refimpl.crosscheck.golden.levels import build_cases
 from refimpl.crosscheck.golden.ours import run
-from refimpl.crosscheck.hints import find_hints
+from refimpl.crosscheck.hints import examine
 from refimpl.crosscheck.report import as_html, as_markdown
 from refimpl.errors import DataError
 
@@ -109,7 +109,7 @@ def test_one_outcome_in_all_its_forms(golden):
     case = CASES["local/hard"]
     theirs = as_theirs({case.name: plain_metagater.local(case, "twice lambda")})
     comparison = compare(golden, theirs)
-    outcome = Outcome(golden, comparison, find_hints(golden, theirs, comparison), partial=True)
+    outcome = Outcome(golden, comparison, examine(golden, theirs, comparison).hints, partial=True)
     data = as_json(outcome)
     assert data["first_departure"] == "local/hard/step2.w"
     assert not data["conforms"]

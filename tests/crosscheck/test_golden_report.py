@@ -14,7 +14,7 @@ from refimpl.crosscheck.golden.case import Arrays
 from refimpl.crosscheck.golden.file import Golden, golden_bytes, golden_of
 from refimpl.crosscheck.golden.levels import build_cases
 from refimpl.crosscheck.golden.ours import run
-from refimpl.crosscheck.hints import examine, find_hints
+from refimpl.crosscheck.hints import examine
 from refimpl.crosscheck.report import about, as_html, as_markdown
 
 NAMES = ("ops/conv", "ops/conv-square", "ops/linear", "ops/relu", "ops/tanh", "ops/gated-soft-dense")
@@ -36,7 +36,7 @@ def right(golden):
 def outcome_of(golden: Golden, given: dict[str, Arrays], partial: bool = False) -> Outcome:
     theirs = as_theirs(given)
     comparison = compare(golden, theirs)
-    return Outcome(golden, comparison, find_hints(golden, theirs, comparison), partial)
+    return Outcome(golden, comparison, examine(golden, theirs, comparison).hints, partial)
 
 
 def times(arrays: Arrays, factor: float) -> Arrays:
@@ -123,7 +123,7 @@ def test_the_verdict_says_what_was_given(golden, right):
     most = right | {"ops/relu": {"y": right["ops/relu"]["y"]}}
     *_, verdict = statements(outcome_of(golden, most))
     agree = f"{total - 1} of {total - 1} arrays agree with refimpl"
-    assert verdict == f"{agree}: DOES NOT CONFORM; 1 array missing, which --partial admits"
+    assert verdict == f"{agree}: DOES NOT CONFORM; 1 array missing, which --partial allows"
     *_, verdict = statements(outcome_of(golden, right))
     assert verdict == f"{total} of {total} arrays agree with refimpl: conforms"
 

@@ -16,7 +16,7 @@ from refimpl.crosscheck.golden.file import golden_bytes, read_golden
 from refimpl.crosscheck.golden.levels import build_cases
 from refimpl.crosscheck.golden.ours import run
 from refimpl.crosscheck.golden.subject import Subject
-from refimpl.crosscheck.hints import find_hints
+from refimpl.crosscheck.hints import examine
 from refimpl.crosscheck.template import PARTS, text
 from refimpl.errors import InputError
 from refimpl.nn.layers import Conv2d, Linear
@@ -86,7 +86,7 @@ def test_a_mask_before_the_pool_of_its_block_is_named(tmp_path):
     own = Subject(Network("pooled", zoo.with_gates(blocks, gates=("conv",)), (1, 8, 8)), batch=3)
     comparison = computed(tmp_path, "local", "numpy", wrong, own)
     golden = read_golden(tmp_path / "golden.npz")
-    hints = find_hints(golden, read_theirs(tmp_path / "theirs.npz", golden), comparison)
+    hints = examine(golden, read_theirs(tmp_path / "theirs.npz", golden), comparison).hints
     assert "step1.gradient" in {row.output for row in comparison.first_by_case}
     assert {"mask before/after the pool"} == {hint.rule for hint in hints if hint.rule != "pattern"}
 

@@ -8,7 +8,7 @@ from refimpl.crosscheck.compare import as_theirs, compare
 from refimpl.crosscheck.golden.file import Golden, golden_of
 from refimpl.crosscheck.golden.levels import build_cases
 from refimpl.crosscheck.golden.ours import run as ours
-from refimpl.crosscheck.hints import find_hints
+from refimpl.crosscheck.hints import examine
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -215,7 +215,7 @@ def assert_caught(plant, patch, golden: Golden, first: str, rule: str) -> None:
     theirs = as_theirs({case.name: run(case)})
     comparison = compare(golden, theirs)
     assert comparison.departures[0].output == first
-    hints = [hint for hint in find_hints(golden, theirs, comparison) if hint.rule != "pattern"]
+    hints = [hint for hint in examine(golden, theirs, comparison).hints if hint.rule != "pattern"]
     assert {hint.rule for hint in hints} == {rule}
     if "mask" not in rule or "soft" in case.name:  # hard masks: the gradients inside a body are not explained
         assert all(hint.explains == hint.departing for hint in hints)
@@ -247,4 +247,4 @@ def test_sharing_the_gradient_of_equal_maxima_departs_too(monkeypatch):
     theirs = as_theirs({"ops/max_pool2d": run(golden.cases[0])})
     comparison = compare(golden, theirs)
     assert [row.output for row in comparison.departures] == ["grad.x"]
-    assert find_hints(golden, theirs, comparison) == []
+    assert examine(golden, theirs, comparison).hints == []

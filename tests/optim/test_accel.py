@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 from scipy.optimize import minimize
@@ -200,28 +198,6 @@ def test_dtype_follows_the_arrays_and_arguments_stay(kind, dtype):
         state = following
 
 
-def test_saved_state_continues_to_the_same_bytes():
-    objective, lipschitz = least_squares()
-    schedule = accel.GhadimiLan(0.5 / lipschitz)
-
-    def go(state, iterations):
-        for _ in range(iterations):
-            md = accel.middle_point(state, schedule, np.empty(12))
-            g = np.empty(12)
-            objective(md, g)
-            state, _ = accel.step(state, md, g, PENALTY, schedule)
-        return state
-
-    whole = go(accel.State.start(np.ones(12)), 20)
-    file = io.BytesIO()
-    np.savez(file, **go(accel.State.start(np.ones(12)), 9).to_arrays())
-    file.seek(0)
-    resumed = go(accel.State.from_arrays(np.load(file, allow_pickle=False)), 11)
-    assert resumed.k == whole.k == 20
-    assert resumed.x.tobytes() == whole.x.tobytes()
-    assert resumed.ag.tobytes() == whole.ag.tobytes()
-
-
 def test_start_copies():
     w = np.ones(3)
     state = accel.State.start(w)
@@ -257,15 +233,6 @@ AT = accel.State.start(np.ones(2))
         (lambda: accel.Bounded(1.0, 1.5), "fraction"),
         (lambda: accel.State.start([1.0]), "1-D"),
         (lambda: accel.State.start(np.ones((2, 2))), "1-D"),
-        (lambda: accel.State.from_arrays({"k": np.array(1), "x": np.ones(2)}), "missing ag"),
-        (
-            lambda: accel.State.from_arrays({"k": np.array(1), "x": np.ones(2), "ag": np.ones(3)}),
-            "x and ag of one length",
-        ),
-        (
-            lambda: accel.State.from_arrays({"k": np.array(-1), "x": np.ones(2), "ag": np.ones(2)}),
-            "k as a whole number",
-        ),
         (lambda: accel.middle_point(AT, accel.Nesterov(1.0), np.ones(3)), "x and out of one length"),
         (
             lambda: accel.step(AT, np.ones(2), np.ones(1), prox.Zero(), accel.Nesterov(1.0)),

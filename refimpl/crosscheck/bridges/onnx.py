@@ -200,8 +200,8 @@ def _group_norm(graph: Graph, layer: GroupNorm, x: str, shape: Shape) -> str:
     return graph.add("Reshape", normalised, images)
 
 
-def runner(model: ModelProto, inputs: Mapping[str, np.ndarray], threads: int = 1) -> Callable[[], np.ndarray]:
-    """A function that computes the logits of these inputs with onnxruntime, on so many threads."""
+def runner(model: ModelProto, inputs: Mapping[str, np.ndarray]) -> Callable[[], np.ndarray]:
+    """A function that computes the logits of these inputs with onnxruntime, on one thread."""
     try:
         import onnxruntime
     except ModuleNotFoundError:
@@ -209,7 +209,7 @@ def runner(model: ModelProto, inputs: Mapping[str, np.ndarray], threads: int = 1
             'the comparison needs onnxruntime, which is not installed; try pip install "refimpl[onnx]"'
         ) from None
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others run in between
     providers, feed = ["CPUExecutionProvider"], dict(inputs)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers)

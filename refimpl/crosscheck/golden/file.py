@@ -10,8 +10,8 @@ Arrays: `<case>/in/<input>`, `<case>/<output>`, and `manifest`, a uint8 array wi
       name, kind, dtype, settings    as in `case.py`
       inputs     a list of {name, shape, dtype}
       outputs    a list of {name, shape, dtype, relative, floor}, in the order of execution; `relative` is
-                 the largest relative norm error admitted, 0 for masks, which must be equal; `floor` the root
-                 mean square that the expected array counts as having at least (`tolerance.py`)
+                 the largest relative norm error that is allowed, 0 for masks, which must be equal; `floor` is
+                 the least root mean square that the expected array counts as having (`tolerance.py`)
 
 Another program's outputs are an .npz file with arrays `<case>/<output>`; it needs nothing else. (A golden
 file that the program wrote will do as well: arrays that are not outputs are ignored.) The contents depend on

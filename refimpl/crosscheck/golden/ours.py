@@ -9,36 +9,13 @@ import numpy as np
 
 from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.describe import LAYERS, build
-from refimpl.crosscheck.golden.levels import (
-    adapt,
-    algorithm,
-    baselines,
-    cooperative,
-    fewshot,
-    local,
-    networks,
-    ops,
-    prox,
-)
+from refimpl.crosscheck.golden.levels import MODULES, ops
 from refimpl.errors import DataError, InputError, one_of
 from refimpl.nn.chain import chain_parameters, chain_shape
 from refimpl.nn.layers import Layer
 
 _KINDS: dict[str, Callable[[Case], Arrays]] = {
-    **dict.fromkeys(LAYERS, ops.layer),
-    "cross_entropy": ops.cross_entropy,
-    "gate_shaping": ops.gate_shaping,
-    "gated": networks.gated,
-    "network": networks.network,
-    "prox": prox.compute,
-    "local": local.compute,
-    "algorithm": algorithm.compute,
-    "adapt": adapt.compute,
-    "baseline": baselines.compute,
-    "cooperative": cooperative.compute,
-    "episode": fewshot.episode,
-    "episode_test": fewshot.episode_test,
-    "ticket": fewshot.ticket,
+    kind: compute for level in MODULES.values() for kind, compute in level.KINDS.items()
 }
 COUNTS = ("nodes", "rounds", "steps", "inner_steps", "prox_steps", "length")
 MOST = 1000  # most repetitions of each; files of `golden make` have at most ten

@@ -49,7 +49,7 @@ def watched(steps: Sequence[Step], description: Description, notes: Arrays) -> l
 
 
 def _watched(step: Step, names: Iterator[str], blocks: dict[str, str], notes: Arrays) -> Any:
-    """The layer of a step as one that records; names: those of the layers outside gates that are to come."""
+    """The layer of a step as one that records; names: of the layers outside gates that are still to come."""
     layer = step.layer
     if isinstance(layer, Decide):
         logits, mask = (f"forward.{layer.name}.{what}" for what in ("logits", "mask"))

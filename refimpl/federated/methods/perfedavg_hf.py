@@ -15,22 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from refimpl.contracts import Curved, Objective
+from refimpl.contracts import Objective
 from refimpl.federated.local import Tally
 from refimpl.federated.methods.meta import LookingAhead, gradient_at
-from refimpl.kernels import vector
-from refimpl.optim.prox.contract import check_alike
 from refimpl.registry import METHODS, key
 
 DELTA = {"float32": 1e-5, "float64": 1e-7}  # by dtype, if none is asked for
-
-
-class CurvedObjective(Objective, Curved, Protocol):
-    """An objective that also has exact products."""
 
 
 @METHODS.register("perfedavg-hf")
@@ -67,11 +60,3 @@ def difference(objective: Objective, w: np.ndarray, v: np.ndarray, delta: float,
     _, above = gradient_at(objective, w + step, tally)
     _, below = gradient_at(objective, w - step, tally)
     return (above - below) / scalar(2 * delta)
-
-
-def relative_error(objective: CurvedObjective, w: np.ndarray, v: np.ndarray, delta: float) -> float:
-    """||difference - H v|| / ||H v||, H v exact: what `python -m bench.delta` measures."""
-    check_alike("relative_error", w=w, v=v)
-    exact = objective.hessian_vector(w, v)
-    off = difference(objective, w, v, delta, Tally()) - exact
-    return float(vector.norm(off)) / float(vector.norm(exact))

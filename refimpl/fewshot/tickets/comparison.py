@@ -138,9 +138,9 @@ def compare(plan: Plan, folder: Path, begin_search: Begin) -> list[dict[str, Any
 
 
 def compared(plan: Plan, folder: Path, begin_search: Begin) -> Iterator[Tested]:
-    """Find, train and test every network, or take what is there; those whose training diverges are lost.
+    """Find, train and test every network, or read what is there already.
 
-    So are, at once, those that need a dense training that diverged.
+    A network whose training diverges is lost; if it is the dense one, so are those that need its training.
     """
     lost, nothing = np.full(plan.run.config.test_episodes, np.nan), Cost(math.nan, math.nan)
     for seed in plan.seeds:
@@ -211,13 +211,13 @@ def _check_same(place: Path, begun: object, wanted: object) -> None:
 class Row(NamedTuple):
     """A network over all seeds, at one share of pruned weights.
 
-    accuracy, spread: mean and standard deviation (ddof 1; NaN for one seed) over seeds; diverged: the seeds
-    that are in neither, since training diverged, or adaptation in a test episode; finding, in_all: of finding
-    the ticket, and of finding and training it, as shares of dense training, over the seeds at which both
-    trainings ended; stopped: of an early search, by seed; reasons: where and how training diverged, by seed,
-    or nothing. The difference to the baseline at the same share is a claim about all trainings, with an
-    interval over seeds; `episodes` is about these trainings only, with an interval over test episodes, and
-    there for one seed too.
+    accuracy, spread: mean and standard deviation (ddof 1; NaN for one seed) over seeds; diverged: how many
+    seeds both leave out, because training diverged, or adaptation in a test episode; finding, in_all: the
+    cost of finding the ticket, and of finding and training it, as shares of the dense training's, over the
+    seeds at which both trainings ended; stopped: of an early search, by seed; reasons: where and how training
+    diverged, by seed, or nothing. The difference to the baseline at the same share is a claim about all
+    trainings, with an interval over seeds; `episodes` is about these trainings only, with an interval over
+    test episodes, and there for one seed too.
     """
 
     network: str
@@ -323,12 +323,9 @@ def _named(row: Mapping[str, Any]) -> list[str]:
 
 
 def accuracy_cell(row: Mapping[str, Any]) -> str:
-    """The accuracy in percent with its spread over seeds, and at how many of them it diverged.
-
-    Rows of an older version lack the number of those that diverged.
-    """
+    """The accuracy in percent with its spread over seeds, and at how many of them it diverged."""
     spread = "" if row["spread"] is None else f" +- {100 * row['spread']:.2f}"
-    lost = f"{row['diverged']} of {len(row['stopped'])} seeds diverged" if row.get("diverged") else ""
+    lost = f"{row['diverged']} of {len(row['stopped'])} seeds diverged" if row["diverged"] else ""
     mean = "" if row["accuracy"] is None else f"{100 * row['accuracy']:.2f}{spread}"
     return ", ".join(filter(None, (mean, lost)))
 

@@ -29,9 +29,8 @@ from refimpl.nn.layout import Layout
 from refimpl.registry import FINDERS, key
 from refimpl.rng import SeedTree
 
-Watch = Callable[
-    [str, int], AbstractContextManager[OnRound]
-]  # shows a training in that folder and its length
+# Shows a training in the folder of that name, of that many iterations.
+Watch = Callable[[str, int], AbstractContextManager[OnRound]]
 
 
 def _unseen(name: str, rounds: int) -> AbstractContextManager[OnRound]:
@@ -42,8 +41,8 @@ def _unseen(name: str, rounds: int) -> AbstractContextManager[OnRound]:
 class Search:
     """What a finder has at hand, and what it has spent; `folder` keeps its trainings, which can be resumed.
 
-    diverged: how the dense training ended that it shares, if that did not come to its end; notes: facts about
-    the ticket that only its finder knows.
+    diverged: the error with which the dense training that it shares ended, if that diverged; notes: facts
+    about the ticket that only its finder knows.
     """
 
     run: FewShot

@@ -6,7 +6,6 @@ it. It has PyTorch's names: its `state_dict` and the package's dict of arrays ex
 Source: mathematics.md §2.1-§2.3b.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,31 +27,28 @@ Noise = Mapping[str, Tensor]
 class GatedNetwork(nn.Module):
     """The layers of a description: x (N, ...) -> their output, for a network the logits (N, classes).
 
-    layers: as `golden/describe.py` has them; shapes: of the parameters by name, in the order of the flat
-    vector w; train: the parts that want a gradient, the others' parameters have `requires_grad` off. Where
-    phi, the gates, is fixed, masks that are not soft are constants. What is computed is the template's.
+    layers: as `golden/describe.py` has them; params: the parameters by name, in the order of the flat vector
+    w; train: the parts that want a gradient, the others' parameters have `requires_grad` off. Where phi, the
+    gates, is fixed, masks that are not soft are constants. What is computed is the template's.
     """
 
     def __init__(
         self,
         layers: Sequence[Entry],
-        shapes: Mapping[str, Shape],
+        params: Mapping[str, Tensor],
         gating: Gating,
         train: Sequence[str] = ("theta", "phi"),
     ) -> None:
         super().__init__()
-        self.layers, self.shapes, self.gating = layers, dict(shapes), gating
-        self.gates_learn = "phi" in train
-        gates = tuple(f"{block['gate']['name']}." for block in gated_blocks(layers))
-        wanted = {
-            name: ("phi" if name.startswith(gates) else "theta") in train
-            and not name.endswith(ops.STATISTICS)
-            for name in shapes
-        }
-        for name, shape in shapes.items():
-            _put(self, name, nn.Parameter(torch.zeros(shape), wanted[name]))
-        # Which entries of w need a gradient.
-        self.trained = torch.cat([torch.full((math.prod(shapes[name]),), wanted[name]) for name in shapes])
+        self.layers, self.gating, self.gates_learn = layers, gating, "phi" in train
+        self.shapes: dict[str, Shape] = {name: tuple(value.shape) for name, value in params.items()}
+        gates, trained = tuple(f"{block['gate']['name']}." for block in gated_blocks(layers)), []
+        for name, value in params.items():
+            part = "phi" if name.startswith(gates) else "theta"
+            wanted = part in train and not name.endswith(ops.STATISTICS)
+            trained.append(torch.full((value.numel(),), wanted))
+            _put(self, name, nn.Parameter(value.clone(), wanted))
+        self.trained = torch.cat(trained)  # which entries of w need a gradient
 
     def forward(self, x: Tensor, noise: Noise | None = None, seen: dict[str, Tensor] | None = None) -> Tensor:
         """The output; noise: g_on - g_off by gate name, for mode `gumbel`.
@@ -93,8 +89,4 @@ def build(
     train: Sequence[str] = ("theta", "phi"),
 ) -> GatedNetwork:
     """The module of a network with the parameters w (d,), in the dtype of w."""
-    shapes = {slot.name: slot.shape for slot in network.layout.slots}
-    module = GatedNetwork(describe(network.layers), shapes, gating or Gating(), train)
-    module.to(torch.float64 if w.dtype == np.float64 else torch.float32)
-    module.load_state_dict(to_state_dict(network.layout, w))
-    return module
+    return GatedNetwork(describe(network.layers), to_state_dict(network.layout, w), gating or Gating(), train)

@@ -1,12 +1,11 @@
 """Any case of a golden file (`golden/levels/`), computed by PyTorch: `run(case)`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from refimpl.crosscheck.bridges.torch import fewshot, ops
 from refimpl.crosscheck.bridges.torch.network import GatedNetwork
@@ -46,25 +45,10 @@ def run(case: Case) -> Arrays:
     }
 
 
-def named(given: Tensors, prefix: str) -> Tensors:
-    """The inputs whose names start with the prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
-
-
-def model_of(given: Tensors, settings: Settings, train: Sequence[str] = ("theta", "phi")) -> GatedNetwork:
-    """The case's layers with the case's parameters."""
-    params = named(given, "param.")
-    order = [name for name, _ in settings.get("parameters", ())] or list(params)
-    shapes = {name: tuple(params[name].shape) for name in order}
-    model = GatedNetwork(settings["layers"], shapes, Gating(**settings["gating"]), train)
-    model.to(params[order[0]].dtype)
-    model.load_state_dict(params)
-    return model
-
-
-def start_of(given: Tensors, model: GatedNetwork) -> Tensor:
-    """The parameters as one vector."""
-    return torch.cat([given[f"param.{name}"].flatten() for name in model.shapes])
+def model_of(given: Tensors, settings: Settings) -> GatedNetwork:
+    """The case's layers, of which no gate learns, with the case's parameters."""
+    params = {name: given[f"param.{name}"] for name, _ in settings["parameters"]}
+    return GatedNetwork(settings["layers"], params, Gating(**settings["gating"]), ("theta",))
 
 
 def run_cooperative(given: Tensors, settings: Settings) -> Tensors:
@@ -73,34 +57,29 @@ def run_cooperative(given: Tensors, settings: Settings) -> Tensors:
     said = {}
     for part, own in settings["parts"].items():
         params = {name: leaves[whole] for name, whole in own["parameters"]}
-        shapes = {name: tuple(value.shape) for name, value in params.items()}
-        model = GatedNetwork(own["layers"], shapes, Gating(**settings["gating"]))
-        said[part] = functional_call(model, params, (given["x"],))
+        said[part] = ops.template.Pass(params, settings["gating"], {}).chain(own["layers"], given["x"])
     terms = {}
     for lesson in settings["students"]:
         part, soft = lesson["part"], settings["temperature"]
         if lesson["labels"]:
-            terms[f"{part}.labels.loss"] = lesson["labels"] * ops.template.cross_entropy(
-                said[part], given["labels"]
-            )
+            entropy = ops.template.cross_entropy(said[part], given["labels"])
+            terms[f"{part}.labels.loss"] = lesson["labels"] * entropy
         for teacher, weight in lesson["teachers"].items():
             divergence = ops.divergence(said[teacher].detach(), said[part], soft)
             terms[f"{part}.from.{teacher}.loss"] = settings["weights"][weight] * divergence
     total = torch.stack(list(terms.values())).sum()
     found = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
     gradient = torch.cat([part.flatten() for part in found])
-    return {f"logits.{part}": value for part, value in said.items()} | {
-        **terms,
-        "total.loss": total,
-        "gradient": gradient,
-    }
+    logits = {f"logits.{part}": value for part, value in said.items()}
+    return logits | terms | {"total.loss": total, "gradient": gradient}
 
 
 def inner_steps(given: Tensors, settings: Settings) -> tuple[Tensor, list[Tensor], Tensor]:
     """Where an episode starts, the points after each step, and where w may be other than zero."""
-    model, (what, exact) = model_of(given, settings, ("theta",)), fewshot.plan(settings)
-    moves, alive = fewshot.ones(model.shapes, what, named(given, "mask."))
-    start = (start_of(given, model) * alive).requires_grad_()
+    model, (what, exact) = model_of(given, settings), fewshot.plan(settings)
+    moves, alive = fewshot.ones(model.shapes, what, ops.template.named(given, "mask."))
+    whole = fewshot.flat({name: given[f"param.{name}"] for name in model.shapes})
+    start = (whole * alive).requires_grad_()
     parts = ("support", "query") if settings["method"] == "reptile" else ("support",)
     batch = Batch(*(torch.cat([given[f"{part}.{own}"] for part in parts]) for own in ("x", "labels")))
     steps, alpha = settings["inner_steps"], settings["alpha"]
@@ -117,7 +96,7 @@ def run_episode(given: Tensors, settings: Settings) -> Tensors:
     _, exact = fewshot.plan(settings)
     end = points[-1] if exact else points[-1].detach().requires_grad_()
     query = Batch(given["query.x"], given["query.labels"])
-    loss = Objective(model_of(given, settings, ("theta",)), query).loss(end)
+    loss = Objective(model_of(given, settings), query).loss(end)
     (gradient,) = torch.autograd.grad(loss, start if exact else end)
     return steps | {"query.loss": loss, "gradient": gradient * alive}
 

@@ -9,7 +9,8 @@ from refimpl.crosscheck.golden.models import DEEP, NAMES
 from refimpl.crosscheck.golden.subject import Subject
 from refimpl.errors import one_of
 
-_MODULES: Mapping[str, Any] = {name: import_module(f"{__name__}.{name}") for name in LEVELS}
+# A level has `cases`, `own_cases`, and `KINDS`: the functions that compute its kinds of cases.
+MODULES: Mapping[str, Any] = {name: import_module(f"{__name__}.{name}") for name in LEVELS}
 
 
 def build_cases(
@@ -28,8 +29,8 @@ def build_cases(
     one_of("golden", "level", level, (*LEVELS, "all"))
     for name in LEVELS if level == "all" else (level,):
         if own is not None:
-            yield from _MODULES[name].own_cases(own, seed, dtype)
+            yield from MODULES[name].own_cases(own, seed, dtype)
         elif name == "networks":
-            yield from _MODULES[name].cases(seed, dtype, chosen, full)
+            yield from MODULES[name].cases(seed, dtype, chosen, full)
         else:
-            yield from _MODULES[name].cases(seed, dtype)
+            yield from MODULES[name].cases(seed, dtype)

@@ -83,3 +83,6 @@ def compute(case: Case) -> Arrays:
         "stage2.w": second,
         "after.logits": logits(second),
     }
+
+
+KINDS = {"adapt": compute}

@@ -194,3 +194,6 @@ def mean_of(rows: np.ndarray) -> np.ndarray:
     mean = np.empty_like(rows[0])
     vector.mean_of_rows(rows, np.full(len(rows), 1 / len(rows)), mean)
     return mean
+
+
+KINDS = {"algorithm": compute}

@@ -97,3 +97,6 @@ def compute(case: Case) -> Arrays:
         rows.append(method.local(task, w, NO_RANDOM_NUMBERS).w)
     state, _ = method.server(method.start(w), 1, w, mean_of(np.stack(rows)))
     return {f"node{node}.w": row for node, row in enumerate(rows)} | {"w": method.model(state)}
+
+
+KINDS = {"baseline": compute}

@@ -170,3 +170,6 @@ def arrays_of(case: Case, part: str) -> Arrays:
     """The inputs `param.<name>` of one part, by the names in its layers."""
     pairs = case.settings["parts"][part]["parameters"]
     return {PARAM + own: case.inputs[PARAM + name] for own, name in pairs}
+
+
+KINDS = {"cooperative": compute}

@@ -301,3 +301,6 @@ def found_ticket(layout: Layout, mask: Mask, first: np.ndarray) -> Arrays:
     """The arrays of a ticket, from its mask and the weights (d,) that it starts from."""
     masks = {MASK + name: kept for name, kept in mask.layers.items()}
     return masks | {"start": WeightMask(layout, mask.over(layout)).of(first)}
+
+
+KINDS = {"episode": episode, "episode_test": episode_test, "ticket": ticket}

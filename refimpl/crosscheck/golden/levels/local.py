@@ -101,3 +101,6 @@ def compute(case: Case) -> Arrays:
         solver = LocalSettings(case.settings["lam"], case.settings["eta"], s)
         w = found[f"step{s}.w"] = solve_local(task, centre, solver, NO_RANDOM_NUMBERS).w
     return found
+
+
+KINDS = {"local": compute}

@@ -94,3 +94,6 @@ def _through(case: Case, loss_gradient: Callable[[np.ndarray, Arrays], np.ndarra
 def context_of(case: Case, noise: Arrays) -> Context:
     """The gating of the case, with the given noise; both parts are trained."""
     return Context(Gating(**case.settings["gating"]), ("theta", "phi"), noise)
+
+
+KINDS = {"gated": gated, "network": network}

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.crosscheck.golden.case import Arrays, Case
-from refimpl.crosscheck.golden.describe import build_layer, describe
+from refimpl.crosscheck.golden.describe import LAYERS, build_layer, describe
 from refimpl.crosscheck.golden.draw import Draw, gating_settings
 from refimpl.crosscheck.golden.names import block_outputs
 from refimpl.crosscheck.golden.subject import Subject
@@ -187,7 +187,7 @@ def layer_of(case: Case) -> Layer:
     return build_layer({**case.settings, **own, **sizes})
 
 
-def layer(case: Case) -> Arrays:
+def single(case: Case) -> Arrays:
     """y and all gradients of a single layer; the input `mask`, if there is one, closes channels of y."""
     own = layer_of(case)
     keys = (key for key in case.inputs if key not in ("x", "dy", "mask"))
@@ -214,3 +214,10 @@ def gate_shaping(case: Case) -> Arrays:
     slope = np.empty_like(d)
     total = shape_gates(d, how.tau, how.shaping, slope)
     return {"loss": np.array(total / len(d)), "grad.d": slope}
+
+
+KINDS = {
+    **dict.fromkeys(LAYERS, single),
+    "cross_entropy": cross_entropy,
+    "gate_shaping": gate_shaping,
+}

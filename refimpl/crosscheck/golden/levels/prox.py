@@ -122,3 +122,6 @@ class _OtherStep(NamedTuple):
 
     def subdifferential_distance(self, s: np.ndarray, u: np.ndarray) -> float:
         return self.right.subdifferential_distance(s, u)
+
+
+KINDS = {"prox": compute}
