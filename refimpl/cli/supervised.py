@@ -109,13 +109,13 @@ def draw(tables: dict[str, list[dict[str, Any]]], figure: Path, err: bool) -> No
 def tested(path: Path, trainer: Silent) -> Outcome:
     """A finished run in numbers, which are written into its folder as well."""
     from refimpl.cooperative.compare import Outcome
-    from refimpl.cooperative.measure import measure
+    from refimpl.cooperative.measure import rows
 
     with RunFolder.open(path, lock=False) as folder:
         run, deployed = deployed_in(folder, trainer)
-        rows = measure(run, deployed)
         seconds = sum(entry["seconds"] for entry in folder.metrics())
-        found = Outcome(run.config.scheme, run.config.seed, run.cost, seconds, rows)
+        measured = rows(deployed, *run.samples("test"))
+        found = Outcome(run.config.scheme, run.config.seed, run.cost, seconds, measured)
         folder.save_report("cooperative", {**found.table(), "config": folder.config})
     return found
 

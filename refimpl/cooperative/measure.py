@@ -84,13 +84,6 @@ def deploy(run: Cooperative, w: np.ndarray, validation: Sequence[float]) -> dict
     return found
 
 
-def measure(
-    run: Cooperative, deployed: dict[int, Deployed], batches: Sequence[int] = BATCHES, calls: int = CALLS
-) -> list[Row]:
-    """All depths in numbers, the least first, on the test samples of the run."""
-    return rows(deployed, *run.samples("test"), batches, calls)
-
-
 def rows(
     deployed: dict[int, Deployed],
     x: np.ndarray,
@@ -99,23 +92,14 @@ def rows(
     calls: int = CALLS,
 ) -> list[Row]:
     """All depths in numbers, the least first, on samples x (n, ...); without labels y, `test` is NaN."""
-    times = {
-        batch: latencies([one.predict for one in deployed.values()], x, batch, calls) for batch in batches
-    }
-    found = []
+    predictors, found = [one.predict for one in deployed.values()], []
+    times = {batch: call_times(predictors, x, batch, calls) for batch in batches}
     for at, (depth, (part, validation, _, predict)) in enumerate(deployed.items()):
         logits, _, flops = predict(x)
         test = np.nan if y is None else accuracy(part, logits, y)
-        own = tuple(times[batch][at] for batch in batches)
+        own = tuple(summary(batch, times[batch][at]) for batch in batches)
         found.append(Row(depth, part.member, validation, test, flops / len(x), own))
     return found
-
-
-def latencies(
-    predictors: Sequence[Predictor], x: np.ndarray, batch: int, calls: int = CALLS
-) -> list[Latency]:
-    """What calls with `batch` samples of x take with each predictor."""
-    return [summary(batch, times) for times in call_times(predictors, x, batch, calls)]
 
 
 def summary(batch: int, milliseconds: np.ndarray) -> Latency:

@@ -90,10 +90,8 @@ class TeamObjective:
             if student.labels != 1.0:
                 raise InputError(f"cooperative: {student.part} has no teachers, so labels must count 1")
             return None
-        logits = [taught[part] for part, _ in student.teachers]
-        return soft_targets(
-            logits, [weight for _, weight in student.teachers], self.temperature, student.labels
-        )
+        parts, weights = zip(*student.teachers, strict=True)
+        return soft_targets([taught[part] for part in parts], weights, self.temperature, student.labels)
 
     @property
     def flops(self) -> int:

@@ -100,9 +100,8 @@ class Team:
     @property
     def normalises_gated(self) -> bool:
         """Whether some statistics are at rest even in training: those under a gate."""
-        return any(
-            self.training(part).layout.stats.start < self.training(part).layout.size for part in self.parts
-        )
+        layouts = (self.training(part).layout for part in self.parts)
+        return any(layout.stats.start < layout.size for layout in layouts)
 
     def calibrated(self, w: np.ndarray, x: np.ndarray) -> np.ndarray:
         """A copy of w (d,) in which each sub-network has the statistics of the samples x (n, ...)."""

@@ -161,9 +161,9 @@ def _fit(
 
 def _follows(wrong: np.ndarray, expected: Expected, array: np.ndarray | None) -> bool:
     """Whether their array is what a suspect gives."""
-    return (
-        array is not None and array.shape == wrong.shape and is_close(array, expected._replace(value=wrong))
-    )
+    if array is None or array.shape != wrong.shape:
+        return False
+    return is_close(array, expected._replace(value=wrong))
 
 
 def patterns(array: np.ndarray, expected: Expected, row: Row) -> Iterator[str]:

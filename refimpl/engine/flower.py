@@ -91,8 +91,8 @@ def make_client(
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
-        node, samples, digest = worker(context).hello()
-        record = ConfigRecord({"node": node, "samples": samples, "job": digest})
+        told = {**worker(context).hello()._asdict(), "job": job.digest()}
+        record = ConfigRecord(told)
         return Message(RecordDict({NUMBERS: record}), reply_to=message)
 
     @app.train("solve")
@@ -116,7 +116,7 @@ def _hello(reply: Message, job: Job) -> Hello:
     node, samples = (whole("a node", numbers, name) for name in ("node", "samples"))
     if node >= job.config.nodes or numbers.get("job") != job.digest():
         raise InputError(f"node {node}: expected a node of this job; give all nodes the server's app folder")
-    return Hello(node, samples, job.digest())
+    return Hello(node, samples)
 
 
 class FlowerLink:
@@ -200,7 +200,7 @@ class FlowerLink:
         for reply in self._grid.pull_messages(list(self._asked)) if self._asked else ():
             number = self._asked.pop(reply.metadata.reply_to_message_id, -1)
             try:
-                node, samples, _ = _hello(reply, self._job)
+                node, samples = _hello(reply, self._job)
             except InputError as error:
                 why, self._due[number] = str(error), time.monotonic() + AGAIN
                 self._say(f"engine: {why}")

@@ -29,11 +29,10 @@ class Sealed(NamedTuple):
 
 
 class Hello(NamedTuple):
-    """What a node says of itself, once: its number, its training samples and the job that it was given."""
+    """What a node says of itself, once: its number, and of how many samples it trains."""
 
     node: int
     samples: int
-    job: str
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Worker:
 
     def hello(self) -> Hello:
         """What the node says of itself when it is asked who it is."""
-        return Hello(self.number, self.node.n_train, self.job.digest())
+        return Hello(self.number, self.node.n_train)
 
     def answer(self, message: Sealed) -> Sealed:
         """Solve the local problem that the server asks for; `InputError` for a question of another kind."""

@@ -260,8 +260,10 @@ def report(
     network, adapted, how = personal.network, personal.adapted, (settings.gating, settings.threads)
     after = evaluate(network, adapted.w, *test, *how)
     pruned = evaluate(network, personal.start, *test, *how).accuracy if personal.pruned else NAN
-    count = len(test[1])
     dense_adaptation = dense_work(network, len(support[1]), ("theta",)).total * settings.steps
+    measures: dict[str, float] = {}
+    if not personal.pruned:
+        measures = _mask_measures(network, adapted.w, support[0], test, quiet(settings.gating))
     return NodeReport(
         node=name,
         accuracy_before=before.accuracy,
@@ -271,18 +273,14 @@ def report(
         sparsity_mean=float(after.closed.mean()),
         sparsity_spread=float(after.closed.std()),
         flops_dense=dense_work(network, 1).total,
-        flops_executed=after.flops / count,
+        flops_executed=after.flops / len(test[1]),
         adapt_flops_dense=dense_adaptation,
         adapt_flops_executed=adapted.flops_gate + adapted.flops_backbone,
         seconds_gate=adapted.seconds_gate,
         seconds_backbone=adapted.seconds_backbone,
         weights_off=personal.weights_off,
         accuracy_pruned=pruned,
-        **(
-            {}
-            if personal.pruned
-            else _mask_measures(network, adapted.w, support[0], test, quiet(settings.gating))
-        ),
+        **measures,
     )
 
 

@@ -81,11 +81,8 @@ class FewShot:
 
     def under(self, mask: np.ndarray, start: np.ndarray) -> FewShot:
         """This run, started from the weights `start` (d,), which stay zero where the mask (d,) is zero."""
-        method, weights = (
-            build_learner(self.config, self.network, mask),
-            WeightMask(self.network.layout, mask),
-        )
-        return replace(self, method=method, first=start, weights=weights)
+        method = build_learner(self.config, self.network, mask)
+        return replace(self, method=method, first=start, weights=WeightMask(self.network.layout, mask))
 
     def with_ticket(self, folder: Path) -> FewShot:
         """This run under the finished ticket in a folder."""
@@ -95,13 +92,16 @@ class FewShot:
 
     def tasks(self, round_: int) -> list[EpisodeTask]:
         """The episodes of a meta-iteration."""
-        config, episodes = self.config, self.training
-        return [
-            EpisodeTask(
-                self.network, episodes, self.seeds, "episode", round_, number, config.dtype, self.weights
-            )
-            for number in range(config.tasks)
-        ]
+        return self._tasks(self.training, self.seeds, "episode", round_, self.config.tasks)
+
+    def _tasks(
+        self, episodes: Episodes, seeds: SeedTree, purpose: str, round_: int, count: int
+    ) -> list[EpisodeTask]:
+        """The first `count` episodes that the seeds have for the purpose and the round."""
+        first = EpisodeTask(
+            self.network, episodes, seeds, purpose, round_, 0, self.config.dtype, self.weights
+        )
+        return [replace(first, number=number) for number in range(count)]
 
     @cached_property
     def training(self) -> Episodes:
@@ -117,11 +117,8 @@ class FewShot:
         classes = getattr(self.split, part)
         drawn = Episodes(self.dataset, config.ways, config.shots, 0, queries, classes, config.turned)
         learner = replace(self.method, alpha=config.test_alpha or config.alpha)
-        count, seeds = episodes or config.test_episodes, SeedTree(config.test_seed)
-        tasks = [
-            EpisodeTask(self.network, drawn, seeds, part, 0, i, config.dtype, self.weights)
-            for i in range(count)
-        ]
+        count = episodes or config.test_episodes
+        tasks = self._tasks(drawn, SeedTree(config.test_seed), part, 0, count)
         return Measurement(learner, config.test_steps, config.statistics, tasks)
 
     def rounds(

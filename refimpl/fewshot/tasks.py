@@ -50,10 +50,8 @@ class EpisodeTask:
     def draw(self, rng: np.random.Generator, count: int) -> Sequence[Objective]:
         """The loss of all support samples for `count` - 1 inner steps, then that of all query samples."""
         node, network, weights = self.node, self.network, self.weights
-        return [
-            *losses(network, node.support, count - 1, weights),
-            *losses(network, node.query, 1, weights),
-        ]
+        inner = losses(network, node.support, count - 1, weights)
+        return [*inner, *losses(network, node.query, 1, weights)]
 
     def mixed(self, rng: np.random.Generator, count: int, batch_size: int) -> Sequence[Objective]:
         """Losses of `count` batches of support and query samples together (of all of them for size 0)."""

@@ -47,6 +47,10 @@ class Around:
         scales = 10.0 ** rng.uniform(-1, 1, (count, 1))
         return np.array([self.inside(w) for w in self.start + scales * offsets])
 
+    def probes(self, rng: np.random.Generator) -> list[Vector]:
+        """The start and points drawn around it, at which curvature is looked for."""
+        return [self.inside(self.start), *self.draw(rng, PROBES)]
+
     def inside(self, w: Vector) -> Vector:
         """The point of the region that is nearest to w."""
         found = w.copy()
@@ -90,8 +94,7 @@ def with_constants(problem: Problem, around: Around, rng: np.random.Generator) -
                 "of them to have both estimated"
             )
         if not any(given):
-            points = [around.inside(around.start), *around.draw(rng, PROBES)]
-            lows, highs = zip(*(curvature(loss, w, rng) for w in points), strict=True)
+            lows, highs = zip(*(curvature(loss, w, rng) for w in around.probes(rng)), strict=True)
             low, high = MARGIN * max(0.0, -min(lows)), MARGIN * max(*highs, -min(lows))
             if not (np.isfinite(high) and high > 0):
                 raise InputError(f"{problem.name}: loss {number} has no curvature to estimate, got {high:g}")
@@ -159,6 +162,6 @@ def finding(row: Row, kind: str) -> Row:
 
 def probe_rows(problem: Problem, kind: str, around: Around, rng: np.random.Generator) -> list[Row]:
     """The constants at the start and at points drawn around it; a violated row says what it means."""
-    points = [around.inside(around.start), *around.draw(rng, PROBES)]
-    rows = constant_rows(problem.name, extremes(problem.losses, [points] * len(problem.losses), rng))
+    points = [around.probes(rng)] * len(problem.losses)
+    rows = constant_rows(problem.name, extremes(problem.losses, points, rng))
     return [finding(row, kind) if row.verdict == VIOLATED else row for row in rows]

@@ -226,9 +226,7 @@ def follow(
 def first_point(problem: Problem, w0: Vector | None, rng: np.random.Generator) -> Vector:
     """The start in float64: w0 if given, else a random point of the penalty's domain."""
     if w0 is None:
-        start = 0.5 * rng.standard_normal(problem.size)
-        problem.penalty.prox(start, 0.0, start)
-        return start
+        return problem.start(rng)
     start = np.array(w0, dtype=np.float64)
     if start.shape != (problem.size,) or not np.all(np.isfinite(start)):
         raise InputError(f"`follow`: expected w0 ({problem.size},) of finite numbers, got {shown(w0)}")

@@ -79,6 +79,12 @@ class Problem:
         """The largest downward curvature of a node; 0 if all losses are convex."""
         return max(loss.concavity for loss in self.losses)
 
+    def start(self, rng: np.random.Generator) -> Vector:
+        """A random point (d,) of the penalty's domain, where runs begin."""
+        w = 0.5 * rng.standard_normal(self.size)
+        self.penalty.prox(w, 0.0, w)
+        return w
+
 
 def check_family(who: str, nodes: int, spread: float) -> None:
     """Raise `InputError` unless there is a node and `spread` is a size."""

@@ -336,8 +336,7 @@ def run_rows(
     One run for each number of local steps; 0 means exact local solutions.
     """
     beta = theory_beta(problem, lam)
-    w0, rows = 0.5 * rng.standard_normal(problem.size), []
-    problem.penalty.prox(w0, 0.0, w0)
+    w0, rows = problem.start(rng), []
     for steps in local_steps:
         run = record(problem, lam, beta, GhadimiLan(beta), w0, rounds, steps)
         trial = Trial(run, solution(problem, lam, run.rounds[-1].ag))

@@ -11,7 +11,7 @@ from scipy import stats
 
 from refimpl.cooperative.compare import Outcome, cells, configs, folder_name, lines
 from refimpl.cooperative.config import resolve
-from refimpl.cooperative.measure import TURN, Latency, Row, call_times, deepest, latencies, limit, summary
+from refimpl.cooperative.measure import TURN, Latency, Row, call_times, deepest, limit, summary
 from refimpl.errors import InputError
 from refimpl.experiments.differences import seed_difference
 
@@ -65,7 +65,7 @@ def test_calls_are_timed_in_turns():
     timed = [seconds for seconds, _ in called[-100 * 2 :]]  # those before were to warm up
     turns = [len([*calls]) for _, calls in itertools.groupby(timed)]
     assert turns == [TURN] * (2 * (100 // TURN)) + [100 % TURN] * 2
-    assert latencies([slow(0.001)], x, 32, calls=2)[0].batch == 32
+    call_times([slow(0.001)], x, 32, 2)
     assert called[-1][1] == 32  # samples are repeated where there are too few
 
 

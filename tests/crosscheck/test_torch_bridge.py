@@ -40,9 +40,8 @@ from worst import rows_of  # noqa: E402
 
 from refimpl.crosscheck.bridges import run as run_command  # noqa: E402
 from refimpl.crosscheck.bridges.torch import ops  # noqa: E402
-from refimpl.crosscheck.bridges.torch.network import build  # noqa: E402
+from refimpl.crosscheck.bridges.torch.network import Batch, Objective, build  # noqa: E402
 from refimpl.crosscheck.bridges.torch.run import run  # noqa: E402
-from refimpl.crosscheck.bridges.torch.solve import Batch, Objective  # noqa: E402
 from refimpl.crosscheck.bridges.torch.weights import (  # noqa: E402
     array,
     from_state_dict,

@@ -118,8 +118,7 @@ def test_layers_and_programs_give_the_same_bytes_whatever_the_parts_and_threads(
 @pytest.mark.parametrize("mode", ["soft", "gumbel"])
 def test_pytorch_computes_the_same(mode):
     torch = pytest.importorskip("torch")
-    from refimpl.crosscheck.bridges.torch.network import build
-    from refimpl.crosscheck.bridges.torch.solve import Batch, Objective
+    from refimpl.crosscheck.bridges.torch.network import Batch, Objective, build
 
     w, gating = drawn(), Gating(mode, tau=0.7, shaping=SHAPING)
     noise = draw_gate_noise(NETWORK, len(X), np.random.default_rng(0)) if mode == "gumbel" else {}

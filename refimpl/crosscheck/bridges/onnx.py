@@ -67,6 +67,10 @@ class Graph:
         self.constants[name] = value
         return name
 
+    def sizes(self, name: str, *values: int) -> str:
+        """A named constant of whole numbers, such as a shape."""
+        return self.constant(name, np.array(values, np.int64))
+
 
 def export(network: Network, w: np.ndarray, gating: Gating | None = None) -> ModelProto:
     """The network with parameters w (d,) as a checked float32 model: `x` (N, *input_shape) -> `logits`.
@@ -97,9 +101,8 @@ def export(network: Network, w: np.ndarray, gating: Gating | None = None) -> Mod
     }
     output = ends.pop(OUTPUT)
     used = {name for node in graph.nodes for name in node.input}
-    constants = [
-        numpy_helper.from_array(value, name) for name, value in graph.constants.items() if name in used
-    ]
+    read = {name: value for name, value in graph.constants.items() if name in used}
+    constants = [numpy_helper.from_array(value, name) for name, value in read.items()]
     body = helper.make_graph(graph.nodes, network.name, list(ends.values()), [output], constants)
     model = helper.make_model(
         body,
@@ -120,20 +123,15 @@ def _step(graph: Graph, step: Step, inputs: list[str], gating: Gating) -> str:
     if isinstance(layer, Add):
         return graph.add("Add", *inputs)
     if isinstance(layer, Product):
-        shape = np.array([-1, step.result[0], *(1 for _ in step.result[1:])], np.int64)
-        return graph.add(
-            "Mul", x, graph.add("Reshape", inputs[1], graph.constant(f"{layer.name}.shape", shape))
-        )
+        shape = graph.sizes(f"{layer.name}.shape", -1, step.result[0], *(1 for _ in step.result[1:]))
+        return graph.add("Mul", x, graph.add("Reshape", inputs[1], shape))
     if isinstance(layer, Decide):
         return _mask(graph, layer.name, step.result[0], x, gating)
     own = [parameter.name for parameter in layer.parameters()]
     if isinstance(layer, Conv2d):
-        moves: dict[str, Any] = {
-            "strides": layer.step,
-            "pads": [*layer.pad, *layer.pad],
-            "dilations": layer.spacing,
-        }
-        return graph.add("Conv", x, *own, group=layer.groups, **moves)
+        pads = [*layer.pad, *layer.pad]
+        where: dict[str, Any] = {"strides": layer.step, "pads": pads, "dilations": layer.spacing}
+        return graph.add("Conv", x, *own, group=layer.groups, **where)
     if isinstance(layer, Linear):
         return graph.add("Gemm", x, *own, transB=1)
     if isinstance(layer, FrozenNorm2d):
@@ -143,8 +141,7 @@ def _step(graph: Graph, step: Step, inputs: list[str], gating: Gating) -> str:
             y = _group_norm(graph, layer, x, step.shape)
         else:
             y = _batch_norm(graph, layer, x)
-        ones = [1, layer.channels, *(1 for _ in step.shape[1:])]
-        per_channel = graph.constant(f"{layer.name}.shape", np.array(ones, np.int64))
+        per_channel = graph.sizes(f"{layer.name}.shape", 1, layer.channels, *(1 for _ in step.shape[1:]))
         weight, bias = (graph.add("Reshape", name, per_channel) for name in own)
         return graph.add("Add", graph.add("Mul", y, weight), bias)
     if type(layer) not in PLAIN:
@@ -163,10 +160,9 @@ def _step(graph: Graph, step: Step, inputs: list[str], gating: Gating) -> str:
 
 def _mask(graph: Graph, name: str, channels: int, logits: str, gating: Gating) -> str:
     """The mask (N, K) of a gate as floats, from its logits."""
-    rows = np.arange(2 * channels, dtype=np.int64)
     off, on = (
-        graph.add("Gather", logits, graph.constant(f"{name}.{side}", every_second), axis=1)
-        for side, every_second in (("off", rows[0::2]), ("on", rows[1::2]))
+        graph.add("Gather", logits, graph.sizes(f"{name}.{side}", *range(first, 2 * channels, 2)), axis=1)
+        for first, side in enumerate(("off", "on"))
     )
     d = graph.add("Sub", on, off)
     if isinstance(gating, FixedShare):
@@ -187,10 +183,8 @@ def _batch_norm(graph: Graph, layer: BatchNorm2d, x: str) -> str:
 
 def _group_norm(graph: Graph, layer: GroupNorm, x: str, shape: Shape) -> str:
     """x normalised by groups of channels, each of which is taken for one long channel."""
-    groups, images = (
-        graph.constant(f"{layer.name}.{name}", np.array(sizes, np.int64))
-        for name, sizes in (("groups", (0, layer.groups, -1)), ("images", (0, *shape)))
-    )
+    groups = graph.sizes(f"{layer.name}.groups", 0, layer.groups, -1)
+    images = graph.sizes(f"{layer.name}.images", 0, *shape)
     one, zero = (
         graph.constant(f"{layer.name}.{name}", np.full(layer.groups, value, np.float32))
         for name, value in (("one", 1), ("zero", 0))

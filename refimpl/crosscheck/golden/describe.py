@@ -88,25 +88,22 @@ class _Names:
         return base if self.taken[base] == 1 else f"{base}{self.taken[base]}"
 
 
-def describe(layers: Sequence[Layer]) -> Description:
-    """The layers as JSON-able tables, in order of execution."""
-    return _describe(layers, _Names())
-
-
-def _describe(layers: Sequence[Layer], names: _Names) -> Description:
-    return [_entry(layer, names) for layer in layers]
+def describe(layers: Sequence[Layer], names: _Names | None = None) -> Description:
+    """The layers as JSON-able tables, in order of execution; names: given to the layers before, if any."""
+    known = names or _Names()
+    return [_entry(layer, known) for layer in layers]
 
 
 def _entry(layer: Any, names: _Names) -> dict[str, Any]:
     if isinstance(layer, Gated):
-        gate, body = layer.gate, _describe(layer.body, names)
+        gate, body = layer.gate, describe(layer.body, names)
         sizes = {"name": gate.name, "in": gate.in_channels, "out": gate.out_channels, "hidden": gate.hidden}
         if gate.norm is not None:
             sizes["norm"] = _entry(gate.norm, _Names())
         return {"type": "gated", "name": f"{body[0]['name']}.gated", "gate": sizes, "body": body}
     if isinstance(layer, Residual):
         name = names.after("residual")
-        body, shortcut = _describe(layer.body, names), _describe(layer.shortcut, names)
+        body, shortcut = describe(layer.body, names), describe(layer.shortcut, names)
         return {"type": "residual", "name": name, "body": body, "shortcut": shortcut}
     kind = _TYPES[type(layer)]
     if kind in WEIGHTED:

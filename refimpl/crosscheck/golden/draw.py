@@ -35,10 +35,8 @@ class Draw:
     """
 
     def __init__(self, seed: int, name: str, dtype: str, data: Samples | None = None) -> None:
-        self.seeds = SeedTree(seed)
-        self.rng = self.seeds.generator(f"golden {name}")
-        self.dtype = dtype
-        self.data = data
+        self.rng = SeedTree(seed).generator(f"golden {name}")
+        self.dtype, self.data = dtype, data
 
     def normal(self, *shape: int, scale: float = 1.0) -> np.ndarray:
         """Standard normal numbers times `scale`, rounded once to the dtype."""

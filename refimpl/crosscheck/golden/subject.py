@@ -64,9 +64,9 @@ class Subject:
 
     def modes(self) -> dict[str, Gating]:
         """The gatings of most levels, by the title of their case: every mode, or none without gates."""
-        return (
-            {f"{self.name}-{mode}": Gating(mode) for mode in MODES} if self.gated else {self.name: Gating()}
-        )
+        if not self.gated:
+            return {self.name: Gating()}
+        return {f"{self.name}-{mode}": Gating(mode) for mode in MODES}
 
     def draw(self, title: str, seed: int, dtype: str) -> Draw:
         """What draws the numbers of the case with this title."""

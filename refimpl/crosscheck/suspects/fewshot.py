@@ -14,8 +14,7 @@ from refimpl.crosscheck.golden.describe import network_of
 from refimpl.crosscheck.golden.levels.fewshot import MASK, answer, learner_of, ticket_of
 from refimpl.crosscheck.golden.levels.local import start
 from refimpl.crosscheck.suspects.contract import Suspect, altered, suspect
-from refimpl.federated.pruning.snip import best
-from refimpl.fewshot.tickets.masks import kept_of, prunable
+from refimpl.fewshot.tickets.masks import SCOPES, choose_of, prunable
 
 _MOVES = {"anil": "the last layer alone", "boil": "all layers but the last"}
 
@@ -107,16 +106,13 @@ def _with_head(case: Case) -> Arrays:
     layout, weights = network_of(case.settings).layout, case.inputs["weights"]
     head = layout.by_name[f"{layout.slots[-1].name.rpartition('.')[0]}.weight"]
     slots = [*prunable(layout), head]
-    rows = [np.abs(weights[-1, slot.start : slot.stop]) for slot in slots]
-    ends = np.cumsum([len(row) for row in rows])[:-1]
-    if case.settings["scope"] == "global":
-        rows = [np.concatenate(rows)]
-    masks = [best(row, kept_of(case.settings["pruned"], len(row))) for row in rows]
-    first, found = weights[case.settings["rewind"]].copy(), {}
-    for slot, mask in zip(slots, np.split(np.concatenate(masks), ends), strict=True):
-        first[slot.start : slot.stop] *= mask
-        found[MASK + slot.name] = mask.reshape(slot.shape)
-    return found | {"start": first}
+    sizes = [slot.stop - slot.start for slot in slots]
+    counts = SCOPES[case.settings["scope"]](sizes, case.settings["pruned"])
+    mask = choose_of(slots, np.abs(weights[-1]), counts)
+    first = weights[case.settings["rewind"]].copy()
+    for slot in slots:
+        first[slot.start : slot.stop] *= mask.layers[slot.name].ravel()
+    return {MASK + name: kept for name, kept in mask.layers.items()} | {"start": first}
 
 
 def _elsewhere(case: Case) -> Iterator[Suspect]:

@@ -75,9 +75,7 @@ def channel_scores(gated: Network, objective: Objective, w: np.ndarray) -> list[
             )
         total = np.zeros(block.gate.out_channels)
         for parameter in layer.parameters():
-            slot = gated.layout.by_name[
-                parameter.name
-            ]  # theta comes first, so it has the same place in both layouts
+            slot = gated.layout.by_name[parameter.name]  # theta comes first in both layouts: at one place
             rows = products[slot.start : slot.stop].reshape(block.gate.out_channels, -1)
             total += rows.sum(axis=1, dtype=np.float64)
         scores.append(np.abs(total))

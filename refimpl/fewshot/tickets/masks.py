@@ -125,7 +125,11 @@ SCOPES: dict[str, Callable[[Sequence[int], float], list[int]]] = {
 
 def choose(layout: Layout, scores: np.ndarray, counts: Sequence[int]) -> Mask:
     """The mask that keeps the best scores (d,): one count for all layers together, or one for each."""
-    slots = prunable(layout)
+    return choose_of(prunable(layout), scores, counts)
+
+
+def choose_of(slots: Sequence[Slot], scores: np.ndarray, counts: Sequence[int]) -> Mask:
+    """The same of any weights, whose places are given."""
     rows = [scores[slot.start : slot.stop] for slot in slots]
     if len(counts) == 1:
         together = best(np.concatenate(rows), counts[0])

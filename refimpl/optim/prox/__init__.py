@@ -12,8 +12,7 @@ from refimpl.optim.prox.balls import L1Ball, L2Ball, LinfNorm, Simplex
 from refimpl.optim.prox.contract import Norm
 from refimpl.optim.prox.elementwise import L1, Box, ElasticNet, LinfBall, NonNegativeL1, SquaredL2, Zero
 from refimpl.optim.prox.groups import BoundedGroupLasso, GroupLasso, Groups, SparseGroupLasso
-from refimpl.optim.prox.rising import Rising
-from refimpl.optim.prox.separable import Separable
+from refimpl.optim.prox.separable import Rising, Separable
 
 __all__ = [
     "L1",

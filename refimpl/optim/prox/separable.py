@@ -1,7 +1,12 @@
-"""A sum of penalties over disjoint ranges of one vector. Source: mathematics.md §5 (separable sum)."""
+"""Penalties made of others: a sum over disjoint ranges of one vector, and a weight that rises by rounds.
+
+Source: mathematics.md §5 (separable sum, rising weight). Derived.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 
 import numpy as np
@@ -9,7 +14,7 @@ import numpy as np
 from refimpl.contracts import Penalty, Vector
 from refimpl.errors import InputError, shown
 from refimpl.kernels import groups as kernels
-from refimpl.optim.prox.contract import CheckedPenalty, add_up
+from refimpl.optim.prox.contract import CheckedPenalty, add_up, check_pair
 
 
 def _ends(where: slice) -> tuple[int, int]:
@@ -79,3 +84,32 @@ class Separable(CheckedPenalty):
         distances = [penalty.subdifferential_distance(s[where], u[where]) for where, penalty in self.parts]
         distances += [float(kernels.safe_norm(s[gap])) for gap in self._gaps(u.size)]
         return kernels.safe_norm(np.array(distances))
+
+
+@dataclass(frozen=True)
+class Rising:
+    """factor R(u), where the factor is min(1, k / rounds) in round k (`at`) and 1 in the end.
+
+    Its prox with step c is that of R with step c factor.
+    """
+
+    penalty: Penalty
+    rounds: float
+    factor: float = 1.0
+
+    def at(self, round_: int) -> Rising:
+        """The penalty of a round, counted from 1."""
+        return replace(self, factor=min(1.0, round_ / self.rounds))
+
+    def value(self, u: Vector) -> float:
+        """Factor R(u)."""
+        return self.factor * self.penalty.value(u)
+
+    def prox(self, v: Vector, step: float, out: Vector) -> float:
+        """See `contracts.Penalty`."""
+        return self.factor * self.penalty.prox(v, step * self.factor, out)
+
+    def subdifferential_distance(self, s: Vector, u: Vector) -> float:
+        """dist(s, factor dR(u)) = factor dist(s / factor, dR(u))."""
+        check_pair("Rising.subdifferential_distance", s, u)
+        return self.factor * self.penalty.subdifferential_distance(s / s.dtype.type(self.factor), u)

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from refimpl.crosscheck.bridges.torch import ops
-from refimpl.crosscheck.bridges.torch.network import Entry
-from refimpl.crosscheck.bridges.torch.solve import Objective
+from refimpl.crosscheck.bridges.torch.network import Entry, Objective
 from refimpl.crosscheck.bridges.torch.weights import Tensors
 from refimpl.nn.context import Gating
 

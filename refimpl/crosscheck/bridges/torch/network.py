@@ -1,20 +1,21 @@
-"""Any network of this package as a `torch.nn.Module`, gates included.
+"""Any network of this package as a `torch.nn.Module`, gates included, its loss and its local problem.
 
 The module is built from a network's plain description (`golden/describe.py`), as a stranger would build
 it. It has PyTorch's names: its `state_dict` and the package's dict of arrays exchange by name.
 
-Source: mathematics.md §2.1-§2.3b.
+Source: mathematics.md §2.1-§2.4, §3.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from refimpl.crosscheck.bridges.torch import ops
-from refimpl.crosscheck.bridges.torch.weights import to_state_dict
+from refimpl.crosscheck.bridges.torch.weights import Tensors, to_state_dict, views
 from refimpl.crosscheck.golden.describe import describe, gated_blocks
 from refimpl.nn.context import Gating
 from refimpl.nn.network import Network
@@ -90,3 +91,50 @@ def build(
 ) -> GatedNetwork:
     """The module of a network with the parameters w (d,), in the dtype of w."""
     return GatedNetwork(describe(network.layers), to_state_dict(network.layout, w), gating or Gating(), train)
+
+
+class Batch(NamedTuple):
+    """Samples x, labels y (int64), and the gates' noise by name (mode `gumbel`)."""
+
+    x: Tensor
+    y: Tensor
+    noise: Noise | None = None
+
+
+class Objective(NamedTuple):
+    """The mean loss of a model on a batch, as a function of the flat vector w (d,)."""
+
+    model: GatedNetwork
+    batch: Batch
+
+    def loss(self, w: Tensor) -> Tensor:
+        """Value at w, differentiable in w."""
+        seen: Tensors = {}
+        given = (self.batch.x, self.batch.noise, seen)
+        y = functional_call(self.model, views(self.model.shapes, w), given)
+        loss: Tensor = ops.template.cross_entropy(y, self.batch.y)
+        return loss + self.model.shaping(seen)
+
+    def both(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and gradient at w, which is zero in the parts that are not trained."""
+        point = w.detach().clone().requires_grad_()
+        value = self.loss(point)
+        (gradient,) = torch.autograd.grad(value, point)
+        return value.detach(), gradient * self.model.trained
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """The gradient alone."""
+        return self.both(w)[1]
+
+
+def local_solution(centre: Tensor, objectives: Sequence[Objective], eta: float, lam: float = 0.0) -> Tensor:
+    """Where gradient descent from the centre ends, after a step on each L + (lam/2)||w - centre||^2.
+
+    The proximal term is differentiated, not written out; with lam = 0 this is plain descent.
+    """
+    w = centre
+    for objective in objectives:
+        point = w.detach().clone().requires_grad_()
+        (pull,) = torch.autograd.grad(lam / 2 * (point - centre).square().sum(), point)
+        w = w - eta * (objective.gradient(w) + pull)
+    return w

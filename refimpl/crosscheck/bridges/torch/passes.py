@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refimpl.crosscheck.bridges.torch.network import build
-from refimpl.crosscheck.bridges.torch.solve import Batch, Objective, local_solution
+from refimpl.crosscheck.bridges.torch.network import Batch, Objective, build, local_solution
 from refimpl.crosscheck.bridges.torch.weights import array, tensor
 from refimpl.nn.context import Gating
 from refimpl.nn.network import Network

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from refimpl.crosscheck.bridges.torch import fewshot, ops
-from refimpl.crosscheck.bridges.torch.network import GatedNetwork
-from refimpl.crosscheck.bridges.torch.solve import Batch, Objective
+from refimpl.crosscheck.bridges.torch.network import Batch, GatedNetwork, Objective
 from refimpl.crosscheck.bridges.torch.weights import Tensors, array, tensor, views
 from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.errors import InputError

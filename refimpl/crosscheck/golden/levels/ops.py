@@ -134,9 +134,8 @@ def _gated(seed: int, dtype: str, gating: Gating, note: str) -> Case:
     """The case of a gated convolution with ReLU and max-pooling: (N, 3, 6, 4) -> (N, 5, 3, 2)."""
     title = f"gated-{gating.mode}-{gating.gate_grad}{note}"
     draw = Draw(seed, title, dtype)
-    block = Gated(
-        ChannelGate("conv.gate", 3, 5, hidden=6), (Conv2d("conv", 3, 5, 3, padding=1), ReLU(), MaxPool2d(2))
-    )
+    body = (Conv2d("conv", 3, 5, 3, padding=1), ReLU(), MaxPool2d(2))
+    block = Gated(ChannelGate("conv.gate", 3, 5, hidden=6), body)
     layout, layers = Layout(block.parameters()), describe((block,))
     inputs = draw.params(layout) | {"x": draw.normal(BATCH, 3, 6, 4), "dy": draw.normal(BATCH, 5, 3, 2)}
     if gating.mode == "gumbel":
