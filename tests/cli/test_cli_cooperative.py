@@ -22,7 +22,6 @@ RUN = (*TINY, "--threads", 1)
 @pytest.fixture
 def run(refimpl, monkeypatch):
     """A trained run, whose depths are timed in a few calls."""
-    monkeypatch.setattr(measure.measure, "__defaults__", (measure.BATCHES, 3))
     monkeypatch.setattr(measure.rows, "__defaults__", (None, measure.BATCHES, 3))
     assert refimpl("cooperative", "train", *RUN, "--out", "run", "-q")[0] == 0
     return "run"
