@@ -10,8 +10,8 @@ import numpy as np
 
 from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.file import Expected, Golden, is_golden, read_golden
-from refimpl.crosscheck.golden.names import shown
-from refimpl.errors import DataError, nearest
+from refimpl.crosscheck.golden.names import with_nearest
+from refimpl.errors import DataError
 from refimpl.files.npz import Header
 from refimpl.files.storage import npz_headers, read_npz
 
@@ -101,12 +101,8 @@ def read_theirs(path: Path, golden: Golden) -> Theirs:
         headers = {name: header for name, header in headers.items() if name in outputs}
     wanted = {f"{case}/{name}": e for case, outputs in golden.expected.items() for name, e in outputs.items()}
     if headers and not set(headers) & set(wanted):
-        known, found = next(iter(wanted), "none"), next(iter(headers))
-        near = nearest(found, wanted).rstrip()
-        raise DataError(
-            f"{path}: none of its arrays is expected; names are like {known}, found {shown(found)}"
-            + (f" ({near})" if near else "")
-        )
+        known, found = next(iter(wanted), "none"), with_nearest(next(iter(headers)), wanted)
+        raise DataError(f"{path}: none of its arrays is expected; names are like {known}, found {found}")
     fitting = {
         name
         for name, (shape, dtype, _) in headers.items()

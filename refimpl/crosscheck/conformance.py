@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 from refimpl.crosscheck.compare import FINE, MISSING, Comparison, Row
 from refimpl.crosscheck.golden.file import Golden
-from refimpl.crosscheck.golden.names import shown, some
+from refimpl.crosscheck.golden.names import shown, some, with_nearest
 from refimpl.crosscheck.hints import EXAMINED, Hint, Unexplained
-from refimpl.errors import nearest
 from refimpl.files.tables import counted, table
 
 HEADER = ("array", "max abs", "relative", "allowed", "ulp", "verdict")
@@ -112,18 +111,12 @@ def statements(outcome: Outcome) -> list[str]:
         lines.append(f"missing: {some([row.name for row in comparison.missing])}")
     if comparison.extra:
         known = [row.name for row in comparison.missing]
-        lines.append(f"not expected, left out: {some([_with_nearest(n, known) for n in comparison.extra])}")
+        lines.append(f"not expected, left out: {some([with_nearest(n, known) for n in comparison.extra])}")
     if comparison.departures:
         first = comparison.departures[0]
         lines.append(f"first departure: {first.name} ({cells(first)[-1]})")
     hints = (*_hint_lines(outcome), *_closest_lines(outcome))
     return [*lines, *_narrower(comparison), *hints, _verdict(outcome)]
-
-
-def _with_nearest(name: str, known: Sequence[str]) -> str:
-    """The name of an array that is not expected, with the nearest of those that are missing."""
-    near = nearest(name, known).rstrip()
-    return f"{shown(name)} ({near})" if near else shown(name)
 
 
 def _closest_lines(outcome: Outcome) -> Iterator[str]:

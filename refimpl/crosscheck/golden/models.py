@@ -1,12 +1,13 @@
-"""The networks of the cases: those of the zoo, narrow by default, and two small ones."""
+"""The networks of the cases: those of the zoo, narrow by default, and small ones."""
 
 from typing import Any
 
 from refimpl.errors import one_of
 from refimpl.nn.gate import ChannelGate, Gated
-from refimpl.nn.layers import Layer, Linear
+from refimpl.nn.layers import BatchNorm2d, Conv2d, Layer, Linear, Shape
 from refimpl.nn.network import Network
 from refimpl.nn.pointwise import ReLU
+from refimpl.nn.pooling import GlobalAvgPool2d, MaxPool2d
 from refimpl.nn.zoo import network, residual
 
 # With these sizes a file stays small; every architecture keeps all its layers.
@@ -32,6 +33,20 @@ def model(name: str, gated: bool = True, full: bool = False) -> Network:
     if name == "residual":
         return residual((2, 6, 6), (3, 4), 4, ("conv2",) if gated else (), bias=False)
     return network(name, None if gated else (), **DEEP.get(name, {} if full else NARROW.get(name, {})))
+
+
+def blocks(name: str, count: int, head: Linear, input_shape: Shape, pooled: bool = False) -> Network:
+    """Plain blocks of two channels, each of them a convolution, batch normalisation and ReLU, and the head.
+
+    pooled: whether max-pooling follows the first block.
+    """
+    layers: list[Layer] = []
+    for number in range(1, count + 1):
+        channels = input_shape[0] if number == 1 else 2
+        layers.append(Conv2d(f"conv{number}", channels, 2, 3, padding=1, bias=False))
+        layers += [BatchNorm2d(f"norm{number}", 2), ReLU()]
+        layers += [MaxPool2d(2)] if pooled and number == 1 else []
+    return Network(name, (*layers, GlobalAvgPool2d(), head), input_shape)
 
 
 def tiny(gated: bool = True) -> Network:

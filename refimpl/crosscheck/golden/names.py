@@ -45,9 +45,10 @@ Source: mathematics.md §2. Derived.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from refimpl.crosscheck.golden.describe import WEIGHTED, Description
+from refimpl.errors import nearest
 
 GATE_STEPS = ("summary", "hidden", "logits", "mask")
 
@@ -83,6 +84,12 @@ def backward_names(layers: Description, activations: bool = True) -> Iterator[st
 def shown(name: str) -> str:
     """A name from anyone's file, made safe for a terminal, Markdown and HTML."""
     return re.sub(r"[^\w./ +-]", lambda match: f"\\x{ord(match[0]):02x}", name)
+
+
+def with_nearest(name: str, known: Iterable[str]) -> str:
+    """The name of an array that is not expected, with the nearest of the names that are."""
+    near = nearest(name, known).rstrip()
+    return f"{shown(name)} ({near})" if near else shown(name)
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

@@ -59,16 +59,12 @@ def carry_back(
     transposed Jacobian v -> v - alpha H M v.
     """
     for inner, at in zip(reversed(inners), reversed(points), strict=True):
-        product = _curved(inner).hessian_vector(at, v if moves is None else moves * v)
+        if not isinstance(inner, Curved):
+            raise InputError(
+                f"maml: a {type(inner).__name__} has no hessian_vector(w, v); give it one, or use "
+                "perfedavg-hf or fomaml, which need gradients only"
+            )
+        product = inner.hessian_vector(at, v if moves is None else moves * v)
         tally.add(inner, gradients=2)
         v = v - v.dtype.type(alpha) * product
     return v
-
-
-def _curved(objective: Objective) -> Curved:
-    if not isinstance(objective, Curved):
-        raise InputError(
-            f"maml: a {type(objective).__name__} has no hessian_vector(w, v); give it one, or use "
-            "perfedavg-hf or fomaml, which need gradients only"
-        )
-    return objective

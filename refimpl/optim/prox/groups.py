@@ -152,7 +152,7 @@ class GroupPenalty(CheckedPenalty):
     groups: Groups
     rho: float
     weights: np.ndarray | None
-    scaled: np.ndarray
+    scaled: np.ndarray  # rho w_g
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -171,7 +171,6 @@ class GroupLasso(GroupPenalty, Norm):
     groups: Groups
     rho: float = weight_key()
     weights: np.ndarray | None = None
-    scaled: np.ndarray = field(init=False, repr=False)  # rho w_g
 
     def _value(self, u: Vector) -> float:
         return weigh(self.scaled, self.groups.norms(u))
@@ -208,7 +207,6 @@ class BoundedGroupLasso(GroupPenalty):
     rho: float = weight_key()
     radius: float = radius_key()
     weights: np.ndarray | None = None
-    scaled: np.ndarray = field(init=False, repr=False)  # rho w_g
 
     def _value(self, u: Vector) -> float:
         """Infinite if a group is longer than the radius (up to `contract.slack`)."""
@@ -293,7 +291,6 @@ class SparseGroupLasso(GroupPenalty, Norm):
     rho: float = weight_key()
     rho_l1: float = key(0.01, "weight of the l1 norm in the sparse group lasso", at_least=0.0, alone=1.0)
     weights: np.ndarray | None = None
-    scaled: np.ndarray = field(init=False, repr=False)  # rho w_g
 
     def _value(self, u: Vector) -> float:
         return times(self.rho_l1, kernels.absolute_sum(u)) + weigh(self.scaled, self.groups.norms(u))

@@ -28,12 +28,10 @@ from refimpl.cooperative.team import Part, Team
 from refimpl.crosscheck.golden.case import PARAM, Arrays, Case
 from refimpl.crosscheck.golden.describe import describe, network_of
 from refimpl.crosscheck.golden.draw import network_settings
+from refimpl.crosscheck.golden.models import blocks
 from refimpl.crosscheck.golden.subject import Subject
 from refimpl.nn.context import Gating
-from refimpl.nn.layers import BatchNorm2d, Conv2d, Linear
-from refimpl.nn.network import Network
-from refimpl.nn.pointwise import ReLU
-from refimpl.nn.pooling import GlobalAvgPool2d
+from refimpl.nn.layers import Linear
 from refimpl.registry import SCHEMES
 
 BATCH, TEMPERATURE, WEIGHTS = 4, 2.5, Weights(0.7, 1.3, 0.4)
@@ -48,14 +46,7 @@ TITLES = {
 
 def cases(seed: int, dtype: str) -> Iterator[Case]:
     """Cases of every scheme, of complementary depths and of shared normalisation, on three plain blocks."""
-    layers: list[Any] = []
-    for number, channels in ((1, 1), (2, 2), (3, 2)):
-        layers += [
-            Conv2d(f"conv{number}", channels, 2, 3, padding=1, bias=False),
-            BatchNorm2d(f"norm{number}", 2),
-            ReLU(),
-        ]
-    network = Network("team", (*layers, GlobalAvgPool2d(), Linear("fc", 2, 3, gain=8.0)), (1, 5, 4))
+    network = blocks("team", 3, Linear("fc", 2, 3, gain=8.0), (1, 5, 4))
     for title, chosen in TITLES.items():
         yield _case(title, Subject(network, BATCH), *chosen, seed, dtype)
 

@@ -57,6 +57,7 @@ from refimpl.crosscheck.golden.case import Arrays, Case
 from refimpl.crosscheck.golden.describe import network_of
 from refimpl.crosscheck.golden.draw import Draw, network_settings
 from refimpl.crosscheck.golden.levels.local import NO_RANDOM_NUMBERS, start
+from refimpl.crosscheck.golden.models import blocks
 from refimpl.crosscheck.golden.subject import Subject
 from refimpl.data.episodes import Episodes
 from refimpl.data.node import Node, Samples
@@ -70,12 +71,10 @@ from refimpl.fewshot.tasks import EpisodeTask, losses
 from refimpl.fewshot.tickets.finders import PMT, Search
 from refimpl.fewshot.tickets.masks import Mask, choose, counts_in, prunable
 from refimpl.nn.context import Gating
-from refimpl.nn.layers import BatchNorm2d, Conv2d, Linear
+from refimpl.nn.layers import Linear
 from refimpl.nn.layout import Layout
 from refimpl.nn.network import Network
 from refimpl.nn.norms import without_gates
-from refimpl.nn.pointwise import ReLU
-from refimpl.nn.pooling import GlobalAvgPool2d, MaxPool2d
 from refimpl.nn.predict import predict
 from refimpl.nn.weightmask import WeightMask
 from refimpl.registry import FINDERS, check_keys, keys_of
@@ -105,15 +104,7 @@ PRUNED, ITERATIONS = 0.6, {"mwt": 3, "pmt": 12}
 
 def cases(seed: int, dtype: str) -> Iterator[Case]:
     """Cases of every method, of both statistics and of tickets, with two plain blocks and two classes."""
-    layers: list[Any] = []
-    for number, channels in ((1, 1), (2, 2)):
-        layers += [
-            Conv2d(f"conv{number}", channels, 2, 3, padding=1, bias=False),
-            BatchNorm2d(f"norm{number}", 2),
-            ReLU(),
-        ]
-    layers.insert(3, MaxPool2d(2))
-    network = Network("episodes", (*layers, GlobalAvgPool2d(), Linear("fc", 2, 2, gain=4.0)), (1, 4, 4))
+    network = blocks("episodes", 2, Linear("fc", 2, 2, gain=4.0), (1, 4, 4), pooled=True)
     yield from _cases("", Subject(network, BATCH), seed, dtype)
 
 
