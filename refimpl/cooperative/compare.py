@@ -74,8 +74,8 @@ Place = dict[int, tuple[Outcome, Row]]  # a scheme at a depth, by seed
 def lines(found: Sequence[Outcome], baseline: str = BASELINE, margin: float = 0.0) -> list[Line]:
     """The comparison: schemes in their order, each with its depths, the least first.
 
-    Differences are paired by seed; they are NaN for the baseline, and where it was not run. margin: the
-    points that are as good as none.
+    Differences are paired by seed; they are NaN for the baseline, and where it was not run. margin: a
+    difference of so many points counts as none.
     """
     places: dict[tuple[str, int], Place] = {}
     for run in found:

@@ -80,7 +80,7 @@ def lemma_checks(
 def check_stationarity(
     problem: Problem, lam: float, rng: np.random.Generator, around: Around | None = None, most: int = 3000
 ) -> list[Row]:
-    """7 on one problem: the two forms of the gap against each other, away from a solution and in one."""
+    """7 on one problem: the two forms of the gap compared, away from a solution and at one."""
     around = around or lemmas.anywhere(problem)
     v = around.inside(around.start + 0.5 * rng.standard_normal(problem.size))
     problem.penalty.prox(v, 0.0, v)

@@ -51,7 +51,7 @@ class Draw:
         return self.rng.integers(classes, size=shape)
 
     def samples(self, network: Network, *shape: int) -> Samples:
-        """`shape` many samples for the network, with labels: normal numbers, or taken from the data."""
+        """Samples (*shape, *input_shape) and labels (*shape): normal numbers, or taken from the data."""
         if self.data is None:
             x = self.normal(*shape, *network.input_shape)
             return x, self.labels(*shape, classes=network.classes)
@@ -83,7 +83,7 @@ class Draw:
         return {PARAM + name: view.astype(self.dtype) for name, view in views.items()}
 
     def inputs(self, network: Network, gating: Gating, *shape: int, zeros: bool = True) -> Arrays:
-        """Parameters of the network, `shape` many samples with labels, and their noise in mode `gumbel`."""
+        """Parameters of the network, samples and labels of that shape, and their noise in mode `gumbel`."""
         inputs = self.params(network.layout, zeros)
         inputs["x"], inputs["labels"] = self.samples(network, *shape)
         return inputs | (self.noise(gates_of(network), *shape) if gating.mode == "gumbel" else {})
@@ -118,6 +118,6 @@ def network_settings(network: Network, gating: Gating) -> dict[str, Any]:
 
 
 def gating_settings(gating: Gating) -> dict[str, Any]:
-    """How gates decide, and how they are shaped, if they are."""
+    """How gates decide, and how they are shaped if batch-shaping is on."""
     told = asdict(gating)
     return told if gating.shaping.weight else {key: told[key] for key in told if key != "shaping"}

@@ -48,8 +48,8 @@ RESULT = "comparison.json"
 class Plan:
     """Which finders are compared, at which shares of pruned weights, from which seeds.
 
-    baseline, margin: the network that the others are told from, and the points that are as good as none;
-    keys: settings of the finders.
+    baseline: the network that the others are compared with; margin: a difference of so many points counts
+    as none; keys: settings of the finders.
     """
 
     run: FewShot
@@ -71,7 +71,7 @@ class Plan:
 
     @property
     def stated(self) -> dict[str, Any]:
-        """What is claimed about, to be stated before anything is trained."""
+        """What the claims refer to; it is written down before anything is trained."""
         return {"baseline": self.baseline, "margin": self.margin}
 
     @property

@@ -67,7 +67,7 @@ class Settings(NamedTuple):
 
 
 def settings_from(table: Mapping[str, Any], source: str) -> Settings:
-    """The settings in a flat table, of which messages speak as `source`; other finders have no part in it."""
+    """The settings in a flat table, which messages call `source`; keys of other finders are left out."""
     ticket = TicketConfig(**{one.name: table[one.name] for one in fields(TicketConfig) if one.name in table})
     finder = FINDERS.make(ticket.finder, table)
     check_keys("config", finder)

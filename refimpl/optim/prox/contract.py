@@ -4,10 +4,10 @@ Weight convention, stated once: a penalty object *is* R, its weight `rho` includ
 R(u) = 0.1 ||u||_1. `prox(v, step, out)` is prox_{step R}; an indicator has no weight and ignores the step.
 
 Range, for float64 (float32): entries, steps, weights and bounds may be zero or of size 1e-300 to 1e300 (1e-38
-to 1e38 for entries), in any mixture. Results are right to 1e-12 (1e-5) of themselves; where a number is
-subtracted from another, to that part of the larger of the two, as rounding either costs as much. A result
-too large for the dtype is infinite. Subnormal numbers (below 2.2e-308 and 1.2e-38) are neither flushed nor
-refused, but they have fewer digits: what is promised is a few units of the smallest of them.
+to 1e38 for entries), in any mixture. The relative error of a result is at most 1e-12 (1e-5); where two
+numbers are subtracted, the error is at most that share of the larger one, as rounding it alone costs as much.
+A result too large for the dtype is infinite. Subnormal numbers (below 2.2e-308 and 1.2e-38) are neither
+flushed nor refused, but they have fewer digits: what is promised is a few units of the smallest of them.
 
 Source: mathematics.md §5; Parikh & Boyd 2014, chapters 1-2. Verified by test.
 """

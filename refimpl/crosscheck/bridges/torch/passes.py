@@ -1,4 +1,4 @@
-"""Layers and networks in PyTorch as functions without arguments, to be timed: masks are multiplied on.
+"""Layers and networks in PyTorch as functions without arguments, to be timed; masks are multiplied.
 
 Source: mathematics.md §2.1, §2.3b, §3 and §6, and PyTorch's documentation.
 """

@@ -186,7 +186,7 @@ class Given(NamedTuple):
 
 
 def ticket_of(case: Case, layout: Layout) -> np.ndarray | None:
-    """Booleans (d,), true where the masks of a case are, and None where it has no masks."""
+    """Booleans (d,), true where the masks of a case keep w; None where it has no masks."""
     masks = case.named(MASK)
     return Mask({slot.name: masks[slot.name] for slot in prunable(layout)}).over(layout) if masks else None
 
@@ -238,7 +238,7 @@ def episode_test(case: Case) -> Arrays:
 
 
 class Trained(NamedTuple):
-    """What a finder asks of a search whose dense training is there: weights (T + 1, d) by iteration."""
+    """Stands for a `Search` whose dense training is given as weights (T + 1, d) by iteration."""
 
     layout: Layout
     pruned: float
