@@ -135,7 +135,9 @@ class CheckedKernel:
         return sizes
 
 
-def checked(also: Callable[..., None] | None = None, **arguments: Argument) -> Callable[[Any], CheckedKernel]:
+def checked(
+    also: Callable[..., None] | None = None, /, **arguments: Argument
+) -> Callable[[Any], CheckedKernel]:
     """Make a compiled function a `CheckedKernel` that requires the named arguments to be as declared.
 
     also(who, sizes, arguments) raises InputError for what shapes and dtypes do not show.

@@ -17,7 +17,7 @@ import numpy as np
 
 from refimpl.kernels.arrays import check_offsets
 from refimpl.kernels.jit import kernel, large_kernel, optimise_for_size, shared
-from refimpl.kernels.panels import clear, multiples, transpose, whole_vectors
+from refimpl.kernels.panels import clear, grid, multiples, transpose, whole_vectors
 from refimpl.kernels.plain import is_on
 from refimpl.kernels.sums import total
 from refimpl.kernels.target import TILE_VECTORS, VECTOR_BYTES
@@ -47,9 +47,17 @@ def _margin(size, taps, step, base, gap, count):
 
 
 @kernel
-def _tables(size, window, result, step, base, gap, pitch, ints):
-    """Offsets with channels last: of source pixels, of what pixels and taps read, of pixels and of taps."""
+def _tables(size, window, result, step, base, gap, channels, pitch, ints):
+    """Offsets with channels last: of source pixels, of what pixels and taps read, of pixels and of taps.
+
+    Also the entries of the image, and four tables to fill for the channels at work: their numbers, and where
+    they begin in the source, in the target and in the weight.
+    """
     optimise_for_size()
+    opened, ints = cut(ints, channels)
+    plane_at, ints = cut(ints, channels)
+    result_at, ints = cut(ints, channels)
+    weight_at, ints = cut(ints, channels)
     area, pixels, taps = size[0] * size[1], result[0] * result[1], window[0] * window[1]
     top, height = _margin(size[0], window[0], step[0], base[0], gap[0], result[0])
     left, width = _margin(size[1], window[1], step[1], base[1], gap[1], result[1])
@@ -57,22 +65,18 @@ def _tables(size, window, result, step, base, gap, pitch, ints):
     pixel_reads, ints = cut(ints, pixels + 1)
     pixel_at, ints = cut(ints, pixels + 1)
     tap_reads, ints = cut(ints, taps + 1)
-    tap_at, ints = cut(ints, taps + 1)
-    for i in range(size[0]):
-        for j in range(size[1]):
-            place[i * size[1] + j] = ((i + top) * width + j + left) * pitch
-    for p in range(result[0]):
-        for q in range(result[1]):
-            row, col = p * step[0] + base[0] + top, q * step[1] + base[1] + left
-            pixel_reads[p * result[1] + q] = (row * width + col) * pitch
-    for ky in range(window[0]):
-        for kx in range(window[1]):
-            tap_reads[ky * window[1] + kx] = (ky * gap[0] * width + kx * gap[1]) * pitch
+    tap_at, _ = cut(ints, taps + 1)
+    line = width * pitch
+    grid(size, (line, pitch), top * line + left * pitch, place)
+    first = (base[0] + top) * line + (base[1] + left) * pitch
+    grid(result, (step[0] * line, step[1] * pitch), first, pixel_reads)
+    grid(window, (gap[0] * line, gap[1] * pitch), np.int64(0), tap_reads)
     multiples(pixels, pitch, pixel_at)
     multiples(taps, pitch, tap_at)
     for table in (pixel_reads, pixel_at, tap_reads, tap_at):  # the last entry twice, as `sweep_lanes` wants
         table[table.size - 1] = table[max(0, table.size - 2)]
-    return height * width * pitch, place, pixel_reads, pixel_at, tap_reads, tap_at, ints
+    lists = (opened, plane_at, result_at, weight_at)
+    return height * line, lists, place, pixel_reads, pixel_at, tap_reads, tap_at
 
 
 @kernel
@@ -101,13 +105,10 @@ def convolve(source, weight, bias, step, base, gap, biased, reads, writes, clear
     size, window = (source.shape[2], source.shape[3]), (weight.shape[2], weight.shape[3])
     area, pixels, taps = size[0] * size[1], rows * cols, window[0] * window[1]
     pitch = pitch_of(channels, source.itemsize)
-    opened, ints = cut(ints, channels)
-    plane_at, ints = cut(ints, channels)
-    result_at, ints = cut(ints, channels)
-    weight_at, ints = cut(ints, channels)
-    whole, place, pixel_reads, pixel_at, tap_reads, tap_at, _ = _tables(
-        size, window, (rows, cols), step, base, gap, pitch, ints
+    whole, lists, place, pixel_reads, pixel_at, tap_reads, tap_at = _tables(
+        size, window, (rows, cols), step, base, gap, channels, pitch, ints
     )
+    opened, plane_at, result_at, weight_at = lists
     image, floats = cut(floats, whole)
     results, packed = cut(floats, pixels * pitch)
     clear(image)
@@ -145,13 +146,10 @@ def weight_grad(x, dy, steps, x_mask, dy_mask, more, floats, ints, dweight, dbia
     size, window = (x.shape[2], x.shape[3]), (dweight.shape[2], dweight.shape[3])
     area, pixels, taps = size[0] * size[1], rows * cols, window[0] * window[1]
     pitch, base = pitch_of(channels, x.itemsize), (-pad[0], -pad[1])
-    opened, ints = cut(ints, channels)
-    plane_at, ints = cut(ints, channels)
-    result_at, ints = cut(ints, channels)
-    weight_at, ints = cut(ints, channels)
-    whole, place, pixel_reads, pixel_at, tap_reads, tap_at, _ = _tables(
-        size, window, (rows, cols), stride, base, dilation, pitch, ints
+    whole, lists, place, pixel_reads, pixel_at, tap_reads, tap_at = _tables(
+        size, window, (rows, cols), stride, base, dilation, channels, pitch, ints
     )
+    opened, plane_at, result_at, weight_at = lists
     image, floats = cut(floats, whole)
     slopes, sums = cut(floats, pixels * pitch)
     weights = dweight.reshape(-1)

@@ -20,7 +20,7 @@ from numba import types
 from numba.core import cgutils
 
 from refimpl.kernels.jit import intrinsic, kernel, shared
-from refimpl.kernels.simd import INDEX, Vectors, data_of, entry, rows_from, unpacked
+from refimpl.kernels.simd import INDEX, Vectors, emitting, entry, rows_from
 from refimpl.kernels.sums import PARTIAL_SUMS
 from refimpl.kernels.target import TARGET
 
@@ -77,13 +77,9 @@ def dot_block(typingctx, first, outputs, matrix, rows, blocks, bias, result):
     element = result.types[0].dtype
     high, wide = dot_size(element.bitwidth // 8)
 
-    def codegen(context, builder, signature, args):
-        def unpack(position):
-            return unpacked(context, builder, signature.args[position], args[position])
-
-        output, sample = unpack(0)
-        (w, w_at), (x, x_at), (block_at, block_lanes, n_blocks), (y, y_at) = (unpack(i) for i in (2, 3, 4, 6))
-        shift = data_of(context, builder, signature.args[5], args[5])
+    def emit(builder, first, outputs, matrix, rows, blocks, bias, result):
+        (output, sample), (block_at, block_lanes, n_blocks) = first, blocks
+        (w, w_at), (x, x_at), (y, y_at) = matrix, rows, result
         vectors = Vectors(builder, y.type.pointee, PARTIAL_SUMS)
 
         w_rows = rows_from(builder, w, w_at, output, high)
@@ -110,14 +106,13 @@ def dot_block(typingctx, first, outputs, matrix, rows, blocks, bias, result):
 
         total = fold(vectors, [builder.load(place) for place in sums])
         narrow = Vectors(builder, y.type.pointee, high)
-        exists = narrow.lanes_below(builder.sub(args[1], output))
-        extra = narrow.load(builder.gep(shift, [output]), exists)
+        exists = narrow.lanes_below(builder.sub(outputs, output))
+        extra = narrow.load(builder.gep(bias, [output]), exists)
         for s, base in enumerate(rows_from(builder, y, y_at, sample, wide)):
             part = vectors.shuffle(total, total, range(s * high, (s + 1) * high))
             narrow.store(builder.fadd(part, extra), builder.gep(base, [output]), exists)
-        return context.get_dummy_value()
 
-    return types.void(first, types.intp, matrix, rows, blocks, bias, result), codegen
+    return types.void(first, types.intp, matrix, rows, blocks, bias, result), emitting(emit)
 
 
 @kernel

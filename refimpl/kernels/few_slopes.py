@@ -27,9 +27,9 @@ from numba import types
 from numba.core import cgutils
 
 from refimpl.kernels.jit import intrinsic, kernel, large_kernel, optimise_for_size, shared
-from refimpl.kernels.panels import clear, multiples, open_channels, transpose
+from refimpl.kernels.panels import clear, grid, multiples, open_channels, transpose
 from refimpl.kernels.plain import is_on
-from refimpl.kernels.simd import I32, INDEX, Vectors, data_of, entry, rows_from, switched, unpacked
+from refimpl.kernels.simd import I32, INDEX, Vectors, emitting, entry, rows_from, summed, switched
 from refimpl.kernels.target import TARGET, VECTOR_BYTES
 from refimpl.kernels.views import cut
 
@@ -64,9 +64,8 @@ def _places_of_bits() -> list[int]:
 def list_entries(typingctx, values, start, count, out, at):
     """out[at + i] = the i-th p < count for which values[start + p] is not zero; returns how many."""
 
-    def codegen(context, builder, signature, args):
-        values, out = (data_of(context, builder, signature.args[i], args[i]) for i in (0, 3))
-        values, out = builder.gep(values, [args[1]]), builder.gep(out, [args[4]])
+    def emit(builder, values, start, count, out, at):
+        values, out = builder.gep(values, [start]), builder.gep(out, [at])
         vectors, byte, word = Vectors(builder, values.type.pointee, LISTED), ir.IntType(8), ir.IntType(64)
         words = ir.Constant(ir.ArrayType(word, 256), [word(each) for each in _places_of_bits()])
         table = cgutils.global_constant(builder.module, "places_of_bits", words)
@@ -83,20 +82,16 @@ def list_entries(typingctx, values, start, count, out, at):
             vectors.store(pixels, builder.gep(out, [n]))
             builder.store(builder.add(n, builder.ctpop(bits)), found)
 
-        whole = builder.and_(args[2], INDEX(-LISTED))
-        with cgutils.for_range(builder, builder.udiv(args[2], INDEX(LISTED)), intp=INDEX) as loop:
-            look(builder.mul(loop.index, INDEX(LISTED)), None)
-        with builder.if_then(builder.icmp_signed("<", whole, args[2])):
-            look(whole, vectors.lanes_below(builder.sub(args[2], whole)))
+        vectors.each(count, look)
         return builder.load(found)
 
-    return types.intp(values, types.intp, types.intp, out, types.intp), codegen
+    return types.intp(values, types.intp, types.intp, out, types.intp), emitting(emit)
 
 
 # --- weight gradient
 
 WIDTHS = (6, 4, 2, 1) if TARGET.registers >= 32 else (4, 2, 1)  # vectors of a run that are summed together
-RUNS = (3, 1)  # runs that are
+RUNS = (3, 1)  # runs of a window that are summed together
 
 
 @shared
@@ -131,33 +126,20 @@ class _Windows:
         lanes = self.simd.lanes
         return [self.builder.gep(run, [INDEX(j * lanes)]) for run in runs for j in range(self.vectors)]
 
-    def term(self, sums: list[Any], k: Any, d: list[Any], lists: list[Any], panel: tuple[Any, ...]) -> Any:
-        """The sums with term k of each row."""
-        new: list[Any] = []
-        (v, at, step), builder = panel, self.builder
-        for d_row, listed in zip(d, lists, strict=True):
-            pixel = entry(builder, listed, k)
-            slope = self.simd.splat(builder.load(builder.gep(d_row, [pixel])))
-            for place in self.window(builder.gep(v, [entry(builder, at, pixel)]), step):
-                new.append(self.simd.fma(slope, self.simd.load(place), sums[len(new)]))
-        return new
+    def add(self, places: list[Any], terms: list[Any], d: list[Any], lists: list[Any], panel: Any) -> None:
+        """Add the terms from first to before last, terms = (first, last), to the sums at `places`."""
+        (v, at, step), (first, last), builder = panel, terms, self.builder
 
-    def add(self, places: list[Any], first: Any, last: Any, operands: tuple[Any, ...]) -> None:
-        """Go on with the sums in memory at `places` from term `first` to before term `last`."""
-        builder, start, before = self.builder, [self.simd.load(place) for place in places], self.builder.block
-        body, after = builder.append_basic_block("terms"), builder.append_basic_block("summed")
-        builder.cbranch(builder.icmp_signed("<", first, last), body, after)
-        builder.position_at_end(body)
-        k, sums = builder.phi(INDEX), [builder.phi(self.simd.type) for _ in start]
-        new = self.term(sums, k, *operands)
-        following = builder.add(k, INDEX(1))
-        builder.cbranch(builder.icmp_signed("<", following, last), body, after)
-        builder.position_at_end(after)
-        results = [builder.phi(self.simd.type) for _ in start]
-        rounds = ((k, first, following), *zip(sums, start, new, strict=True))
-        for phi, once, again in (*rounds, *zip(results, start, new, strict=True)):
-            phi.add_incoming(once, before)
-            phi.add_incoming(again, body)
+        def new(sums: list[Any], k: Any) -> list[Any]:
+            added: list[Any] = []
+            for d_row, listed in zip(d, lists, strict=True):
+                pixel = entry(builder, listed, k)
+                slope = self.simd.splat(builder.load(builder.gep(d_row, [pixel])))
+                for place in self.window(builder.gep(v, [entry(builder, at, pixel)]), step):
+                    added.append(self.simd.fma(slope, self.simd.load(place), sums[len(added)]))
+            return added
+
+        results = summed(builder, first, last, [self.simd.load(place) for place in places], new)
         for result, place in zip(results, places, strict=True):
             self.simd.store(result, place)
 
@@ -171,30 +153,25 @@ def _add_windows(typingctx, number, terms, slopes, lists, panel, result):
     panel = (V, v, at, v_step); result = (C, c_row, c, c_step). All vectors are whole.
     """
 
-    def codegen(context, builder, signature, args):
-        def unpack(position):
-            return unpacked(context, builder, signature.args[position], args[position])
-
-        (first, last), (d, d_row, row) = cgutils.unpack_tuple(builder, args[1]), unpack(2)
-        (listed, apart, own), (v, v_start, at, v_step) = unpack(3), unpack(4)
-        c, c_row, c_start, c_step = unpack(5)
+    def emit(builder, number, terms, slopes, lists, panel, result):
+        (d, d_row, row), (listed, apart, own) = slopes, lists
+        (v, v_start, at, v_step), (c, c_row, c_start, c_step) = panel, result
         v, c = builder.gep(v, [v_start]), builder.gep(c, [c_start])
-        for case in switched(builder, args[0], enumerate(CASES)):
+        for case in switched(builder, number, enumerate(CASES)):
             windows = _Windows(builder, c.type.pointee, case)
             starts = rows_from(builder, c, c_row, row, windows.rows)
             places = [place for base in starts for place in windows.window(base, c_step)]
             mine = [builder.add(own, INDEX(i)) for i in range(windows.rows)]
             mine = [builder.gep(listed, [builder.mul(apart, i)]) for i in mine]
-            operands = rows_from(builder, d, d_row, row, windows.rows), mine, (v, at, v_step)
-            windows.add(places, first, last, operands)
-        return context.get_dummy_value()
+            rows = rows_from(builder, d, d_row, row, windows.rows)
+            windows.add(places, terms, rows, mine, (v, at, v_step))
 
-    return types.void(types.intp, types.UniTuple(types.intp, 2), slopes, lists, panel, result), codegen
+    return types.void(types.intp, types.UniTuple(types.intp, 2), slopes, lists, panel, result), emitting(emit)
 
 
 @kernel
 def windows_pay(dy, mask, window):
-    """Whether `add_windows` pays for runs of `window` entries.
+    """Whether `add_windows` is faster than the dense kernel for runs of `window` entries.
 
     Vectors of 64 bytes that start anywhere lie in two lines of the cache each.
     """
@@ -266,16 +243,12 @@ def _spread_windows(typingctx, vectors, entries, slopes, weights, at, line, resu
     blocks they take up to 1.6 times as long.
     """
 
-    def codegen(context, builder, signature, args):
-        def unpack(position):
-            return unpacked(context, builder, signature.args[position], args[position])
-
-        (listed, l_at, count), (d, d_at), (w, w_at), (r, r_at) = (unpack(i) for i in (1, 2, 3, 6))
-        at, line = data_of(context, builder, signature.args[4], args[4]), args[5]
-        listed, d, w, r = (builder.gep(a, [b]) for a, b in ((listed, l_at), (d, d_at), (w, w_at), (r, r_at)))
+    def emit(builder, vectors, entries, slopes, weights, at, line, result):
+        *where, count = entries
+        listed, d, w, r = (builder.gep(base, [to]) for base, to in (where, slopes, weights, result))
         simd = Vectors(builder, r.type.pointee)
 
-        def emit(vectors):
+        def spread(vectors):
             taps = [simd.load(builder.gep(w, [INDEX(t * simd.lanes)])) for t in range(9 * vectors)]
             with cgutils.for_range(builder, count, intp=INDEX) as loop:
                 pixel = entry(builder, listed, builder.sub(builder.sub(count, INDEX(1)), loop.index))
@@ -287,13 +260,10 @@ def _spread_windows(typingctx, vectors, entries, slopes, weights, at, line, resu
                     place = builder.gep(row, [INDEX(i % (3 * vectors) * simd.lanes)])
                     simd.store(simd.fma(slope, tap, simd.load(place)), place)
 
-        with builder.if_else(builder.icmp_signed("==", args[0], INDEX(2))) as branches:
-            for branch, count_of in zip(branches, (2, 1), strict=True):
-                with branch:
-                    emit(count_of)
-        return context.get_dummy_value()
+        for case in switched(builder, vectors, ((1, 1), (2, 2))):
+            spread(case)
 
-    return types.void(types.intp, entries, slopes, weights, at, types.intp, result), codegen
+    return types.void(types.intp, entries, slopes, weights, at, types.intp, result), emitting(emit)
 
 
 @shared
@@ -318,9 +288,7 @@ def input_grad_scratch(source, target, moves, itemsize):
     if math.prod(source) > MOST_LISTED:
         return 0, 0
     lanes = VECTOR_BYTES // itemsize * _vectors(channels, itemsize)
-    reach = [
-        _reach(target[1 + axis], source[1 + axis], stride[axis], pad[axis], dilation[axis]) for axis in (0, 1)
-    ]
+    reach = [_reach(*each) for each in zip(target[1:], source[1:], stride, pad, dilation, strict=True)]
     lists, tables = filters * (rows * cols + LISTED), rows * cols + height * width + 9 + 2 * channels
     floats = (channels + lanes - 1) // lanes * lanes * (reach[0] * reach[1] + 9 * filters)
     return floats, lists + 2 * filters + tables
@@ -328,7 +296,7 @@ def input_grad_scratch(source, target, moves, itemsize):
 
 @kernel
 def spreads(dy, weight, dx, moves, dy_mask):
-    """Whether `input_grad` can do it, and pays."""
+    """Whether `input_grad` can compute dx from this dy, and is faster than the dense kernel."""
     (kh, kw), channels, size = weight.shape[2:], dx.shape[1], VECTOR_BYTES // dy.itemsize
     size *= _vectors(channels, dy.itemsize)
     if kh != 3 or kw != 3 or moves[2][1] != 1 or dy.shape[1] * dy.shape[2] * dy.shape[3] > MOST_LISTED:
@@ -336,15 +304,6 @@ def spreads(dy, weight, dx, moves, dy_mask):
     if 3 * channels < 2 * ((channels + size - 1) // size * size):  # too many lanes would be empty
         return False
     return mostly_zero(dy, dy_mask, FEWER)
-
-
-@kernel
-def _grid(size, steps, start, table):
-    """table[row, column] = start + row * steps[0] + column * steps[1]."""
-    optimise_for_size()
-    for p in range(size[0]):
-        for q in range(size[1]):
-            table[p * size[1] + q] = start + p * steps[0] + q * steps[1]
 
 
 @kernel
@@ -387,8 +346,8 @@ def input_grad(dy, weight, moves, dy_mask, floats, ints, dx):
     at, ints = cut(ints, pixels)
     pixel_at, ints = cut(ints, area)
     channel_at, ints = cut(ints, channels)
-    _grid((rows, cols), (stride[0] * line, stride[1] * lanes), np.int64(0), at)
-    _grid((height, width), (line, lanes), pad[0] * line + pad[1] * lanes, pixel_at)
+    grid((rows, cols), (stride[0] * line, stride[1] * lanes), np.int64(0), at)
+    grid((height, width), (line, lanes), pad[0] * line + pad[1] * lanes, pixel_at)
     multiples(channels, area, channel_at)
 
     for n in range(n_samples):
@@ -400,13 +359,11 @@ def input_grad(dy, weight, moves, dy_mask, floats, ints, dx):
         for b in range(parts):
             result = (sums, b * plane)
             for i in range(n_open):
-                k = np.int64(open_list[i])
+                k, apart = np.int64(open_list[i]), dilation[0] * line
                 entries, weights = (
                     (lists, i * listed, np.int64(counts[i])),
                     (taps, (b * filters + k) * 9 * lanes),
                 )
-                _spread_windows(
-                    vectors, entries, (slopes, k * pixels), weights, at, dilation[0] * line, result
-                )
+                _spread_windows(vectors, entries, (slopes, k * pixels), weights, at, apart, result)
             first, most = b * lanes, min(lanes, channels - b * lanes)
             transpose(sums[b * plane :], pixel_at, area, most, out[first * area :], channel_at)

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils, config
-from numba.extending import intrinsic
+from numba.core import cgutils
 
 from refimpl.kernels import vector
-from refimpl.kernels.jit import kernel, optimise_for_size
+from refimpl.kernels.jit import intrinsic, kernel, optimise_for_size, settings
+from refimpl.kernels.simd import I32, INDEX, Vectors, emitting
 
 TOGETHER = 16
 SAFE_LOW, SAFE_HIGH = 1e-280, 1e280  # sums of squares between these have neither underflowed nor overflowed
@@ -71,20 +71,18 @@ def _llvm_lane_squares(typingctx, x, start, stop):
     if not (isinstance(x, types.Array) and x.layout == "C" and x.dtype in (types.float32, types.float64)):
         return None
 
-    def codegen(context, builder, signature, args):
-        scalar, wide = context.get_data_type(x.dtype), ir.VectorType(ir.DoubleType(), 8)
-        data = context.make_array(x)(context, builder, args[0]).data
-        total = cgutils.alloca_once_value(builder, ir.Constant(wide, [0.0] * 8))
-        with cgutils.for_range_slice(builder, args[1], args[2], args[1].type(8)) as (i, _):
-            block = builder.bitcast(builder.gep(data, [i]), ir.VectorType(scalar, 8).as_pointer())
-            lanes = builder.load(block, align=x.dtype.bitwidth // 8)
-            lanes = builder.fpext(lanes, wide) if x.dtype == types.float32 else lanes
+    def emit(builder, x, start, stop):
+        narrow, wide = Vectors(builder, x.type.pointee, 8), Vectors(builder, ir.DoubleType(), 8)
+        total = cgutils.alloca_once_value(builder, wide.zero)
+        with cgutils.for_range_slice(builder, start, stop, INDEX(8)) as (i, _):
+            lanes = narrow.load(builder.gep(x, [i]))
+            lanes = builder.fpext(lanes, wide.type) if narrow.type != wide.type else lanes
             builder.store(builder.fadd(builder.load(total), builder.fmul(lanes, lanes)), total)
-        s = [builder.extract_element(builder.load(total), ir.IntType(32)(lane)) for lane in range(8)]
+        s = [builder.extract_element(builder.load(total), I32(lane)) for lane in range(8)]
         pairs = [builder.fadd(s[lane], s[lane + 1]) for lane in (0, 2, 4, 6)]
         return builder.fadd(builder.fadd(pairs[0], pairs[1]), builder.fadd(pairs[2], pairs[3]))
 
-    return types.float64(x, types.int64, types.int64), codegen
+    return types.float64(x, types.int64, types.int64), emitting(emit)
 
 
 def _python_lane_squares(x, start, stop):
@@ -92,7 +90,7 @@ def _python_lane_squares(x, start, stop):
     return vector.squared_norm(x[start:stop])
 
 
-lane_squares: Any = _python_lane_squares if config.DISABLE_JIT else _llvm_lane_squares
+lane_squares: Any = _python_lane_squares if settings.DISABLE_JIT else _llvm_lane_squares
 
 
 @kernel

@@ -22,18 +22,18 @@ from numba import types
 from numba.core import cgutils
 
 from refimpl.kernels.jit import intrinsic
-from refimpl.kernels.simd import I32, INDEX, Vectors, data_of, unpacked
+from refimpl.kernels.simd import I32, INDEX, Vectors, emitting
 
 
 class _Rows:
     """The pointers of the current row, and vectors of even and odd columns of the image."""
 
-    def __init__(self, context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> None:
+    def __init__(self, builder: ir.IRBuilder, count: Any, image: list[Any], result: list[Any]) -> None:
         self.builder = builder
-        self.image, self.image_at, self.width = unpacked(context, builder, signature.args[2], args[2])
-        self.result, self.result_at, self.columns = unpacked(context, builder, signature.args[3], args[3])
+        self.image, self.image_at, self.width = image
+        self.result, self.result_at, self.columns = result
         self.vectors = Vectors(builder, self.image.type.pointee)
-        lanes, count = self.vectors.lanes, args[1]
+        lanes = self.vectors.lanes
         self.mask = self.vectors.lanes_below(count)
         pixels = builder.mul(count, INDEX(2))
         self.halves = [self.vectors.lanes_below(builder.sub(pixels, INDEX(i * lanes))) for i in range(2)]
@@ -73,14 +73,12 @@ class _Rows:
 def _for_rows(typed: tuple[Any, ...], emit: Callable[..., None]) -> Any:
     """What an intrinsic returns to call emit(rows, row, pointer to `where`) for each row of the result."""
 
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        rows = _Rows(context, builder, signature, args)
-        where = data_of(context, builder, signature.args[4], args[4])
-        with cgutils.for_range(builder, args[0], intp=INDEX) as loop:
-            emit(rows, loop.index, where)
-        return context.get_dummy_value()
+    def each(builder: ir.IRBuilder, rows: Any, count: Any, image: Any, result: Any, where: Any) -> None:
+        place = _Rows(builder, count, image, result)
+        with cgutils.for_range(builder, rows, intp=INDEX) as loop:
+            emit(place, loop.index, where)
 
-    return types.void(types.intp, types.intp, *typed), codegen
+    return types.void(types.intp, types.intp, *typed), emitting(each)
 
 
 @intrinsic

@@ -20,8 +20,14 @@ from refimpl.kernels.arrays import DOUBLE
 from refimpl.kernels.checked import checked, given, mask, written
 from refimpl.kernels.jit import kernel, large_kernel
 from refimpl.kernels.panels import clear
-from refimpl.kernels.plain import is_on
+from refimpl.kernels.plain import add_pairwise, is_on
 from refimpl.kernels.sums import PARTIAL_SUMS, wide_product, wide_spread, wide_total
+
+MAPS, RESULT = given("NCP"), written("NCP")
+SAVED = given("C", DOUBLE)  # a statistic of the batch that the forward pass has written
+AFFINE = {"gamma": given("C"), "beta": given("C")}
+FROZEN = {"gamma": given("C"), "mean": given("C"), "variance": given("C")}
+GRADIENTS = {"dgamma": written("C"), "dbeta": written("C"), "dx": RESULT}
 
 
 @kernel
@@ -39,14 +45,7 @@ def _line(gamma, beta, mean, inverse_std, c):
     return slope, np.float64(beta[c]) - mean[c] * slope
 
 
-@checked(
-    x=given("NCP"),
-    gamma=given("C"),
-    beta=given("C"),
-    mean=written("C", DOUBLE),
-    inverse_std=written("C", DOUBLE),
-    y=written("NCP"),
-)
+@checked(x=MAPS, **AFFINE, mean=written("C", DOUBLE), inverse_std=written("C", DOUBLE), y=RESULT)
 @large_kernel
 def batch_norm_forward(x, gamma, beta, eps, below, mean, inverse_std, y):
     """y = gamma * (x - mean)/std + beta behind an activation; keeps the mean and 1/std of each channel.
@@ -55,14 +54,15 @@ def batch_norm_forward(x, gamma, beta, eps, below, mean, inverse_std, y):
     Sums are of the distances to a channel's first entry, so that a large mean costs no digits.
     """
     n_samples, channels, pixels = x.shape
-    count, flat, out = n_samples * pixels, x.reshape(-1), y.reshape(-1)
-    sums, width = np.zeros(2 * PARTIAL_SUMS * channels), 2 * PARTIAL_SUMS
+    count, flat, out, width = n_samples * pixels, x.reshape(-1), y.reshape(-1), 2 * PARTIAL_SUMS
+    sums = np.zeros((channels, 2, PARTIAL_SUMS))
+    partial = sums.reshape(-1)
     for i in range(n_samples * channels if pixels > 0 else 0):
         c = i % channels
-        runs.add_moments(i * pixels, pixels, flat, np.float64(x[0, c, 0]), sums, c * width)
+        runs.add_moments(i * pixels, pixels, flat, np.float64(x[0, c, 0]), partial, c * width)
     for c in range(channels if count > 0 else 0):
-        distance = runs.fold(sums, c * width) / count
-        variance = runs.fold(sums, c * width + PARTIAL_SUMS) / count - distance * distance
+        distance = add_pairwise(sums[c, 0]) / count
+        variance = add_pairwise(sums[c, 1]) / count - distance * distance
         variance = 0.0 if variance < 0.0 else variance
         mean[c] = np.float64(x[0, c, 0]) + distance
         inverse_std[c] = 1.0 / math.sqrt(variance + eps)
@@ -71,17 +71,7 @@ def batch_norm_forward(x, gamma, beta, eps, below, mean, inverse_std, y):
         runs.affine(i * pixels, pixels, flat, (slope, shift, np.float64(below)), out)
 
 
-@checked(
-    dy=given("NCP"),
-    x=given("NCP"),
-    mean=given("C", DOUBLE),
-    inverse_std=given("C", DOUBLE),
-    gamma=given("C"),
-    beta=given("C"),
-    dgamma=written("C"),
-    dbeta=written("C"),
-    dx=written("NCP"),
-)
+@checked(dy=MAPS, x=MAPS, mean=SAVED, inverse_std=SAVED, **AFFINE, **GRADIENTS)
 @large_kernel
 def batch_norm_backward(dy, x, mean, inverse_std, gamma, beta, below, dgamma, dbeta, dx):
     """dx = gamma/std * (g - mean(g) - n * mean(g * n)), n = (x - mean)/std; dgamma, dbeta written.
@@ -90,16 +80,16 @@ def batch_norm_backward(dy, x, mean, inverse_std, gamma, beta, below, dgamma, db
     """
     n_samples, channels, pixels = dy.shape
     count, out, width = n_samples * pixels, dx.reshape(-1), 2 * PARTIAL_SUMS
-    flat, flat_x, sums = dy.reshape(-1), x.reshape(-1), np.zeros(2 * PARTIAL_SUMS * channels)
-    levels = np.zeros((2, channels))
+    flat, flat_x, levels = dy.reshape(-1), x.reshape(-1), np.zeros((2, channels))
+    sums = np.zeros((channels, 2, PARTIAL_SUMS))
+    partial = sums.reshape(-1)
     for i in range(n_samples * channels):
         c = i % channels
         slope, shift = _line(gamma, beta, mean, inverse_std, c)
         line = (slope, shift, np.float64(below))
-        runs.add_slopes(i * pixels, pixels, flat, flat_x, line, mean[c], sums, c * width)
+        runs.add_slopes(i * pixels, pixels, flat, flat_x, line, mean[c], partial, c * width)
     for c in range(channels):
-        plain_sum = runs.fold(sums, c * width)
-        weighted_sum = runs.fold(sums, c * width + PARTIAL_SUMS) * inverse_std[c]
+        plain_sum, weighted_sum = add_pairwise(sums[c, 0]), add_pairwise(sums[c, 1]) * inverse_std[c]
         dbeta[c] = plain_sum
         dgamma[c] = weighted_sum
         scale = np.float64(gamma[c]) * inverse_std[c]
@@ -112,14 +102,7 @@ def batch_norm_backward(dy, x, mean, inverse_std, gamma, beta, below, dgamma, db
         runs.combine(i * pixels, pixels, flat, flat_x, line, factors, out)
 
 
-@checked(
-    x=given("NCP"),
-    gamma=given("C"),
-    beta=given("C"),
-    normalised=written("NCP"),
-    inverse_std=written("NG", DOUBLE),
-    y=written("NCP"),
-)
+@checked(x=MAPS, **AFFINE, normalised=RESULT, inverse_std=written("NG", DOUBLE), y=RESULT)
 @large_kernel
 def group_norm_forward(x, gamma, beta, eps, normalised, inverse_std, y):
     """y = gamma * normalised + beta, with the statistics of each sample's G groups of channels."""
@@ -136,15 +119,7 @@ def group_norm_forward(x, gamma, beta, eps, normalised, inverse_std, y):
                 _normalise(x[n, c], mean, scale, gamma[c], beta[c], normalised[n, c], y[n, c])
 
 
-@checked(
-    dy=given("NCP"),
-    normalised=given("NCP"),
-    inverse_std=given("NG", DOUBLE),
-    gamma=given("C"),
-    dgamma=written("C"),
-    dbeta=written("C"),
-    dx=written("NCP"),
-)
+@checked(dy=MAPS, normalised=MAPS, inverse_std=given("NG", DOUBLE), gamma=given("C"), **GRADIENTS)
 @large_kernel
 def group_norm_backward(dy, normalised, inverse_std, gamma, more, dgamma, dbeta, dx):
     """dx = (gamma dy - mean(gamma dy) - normalised * mean(gamma dy * normalised))/std, means over groups."""
@@ -172,15 +147,7 @@ def group_norm_backward(dy, normalised, inverse_std, gamma, more, dgamma, dbeta,
                     dx[n, c, p] = scale * (own - mean - normalised[n, c, p] * slope)
 
 
-@checked(
-    x=given("NCP"),
-    gamma=given("C"),
-    beta=given("C"),
-    mean=given("C"),
-    variance=given("C"),
-    mask=mask("NC"),
-    y=written("NCP"),
-)
+@checked(x=MAPS, **AFFINE, mean=given("C"), variance=given("C"), mask=mask("NC"), y=RESULT)
 @large_kernel
 def frozen_norm_forward(x, gamma, beta, mean, variance, eps, mask, y):
     """y = gamma * (x - mean)/sqrt(variance + eps) + beta with given statistics; zero where closed."""
@@ -195,17 +162,7 @@ def frozen_norm_forward(x, gamma, beta, mean, variance, eps, mask, y):
             clear(y[n, c])
 
 
-@checked(
-    dy=given("NCP"),
-    x=given("NCP"),
-    gamma=given("C"),
-    mean=given("C"),
-    variance=given("C"),
-    mask=mask("NC"),
-    dgamma=written("C"),
-    dbeta=written("C"),
-    dx=written("NCP"),
-)
+@checked(dy=MAPS, x=MAPS, **FROZEN, mask=mask("NC"), **GRADIENTS)
 @large_kernel
 def frozen_norm_backward(dy, x, gamma, mean, variance, eps, mask, more, dgamma, dbeta, dx):
     """dx = gamma/sqrt(variance + eps) * dy; zero where closed."""

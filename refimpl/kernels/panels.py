@@ -56,6 +56,15 @@ def multiples(count, step, table):
 
 
 @kernel
+def grid(size, steps, start, table):
+    """table[row, column] = start + row * steps[0] + column * steps[1]."""
+    optimise_for_size()
+    for p in range(size[0]):
+        for q in range(size[1]):
+            table[p * size[1] + q] = start + p * steps[0] + q * steps[1]
+
+
+@kernel
 def open_channels(mask, n, channels, out):
     """List the open channels of sample n in `out`; returns how many."""
     optimise_for_size()

@@ -21,12 +21,11 @@ from refimpl.errors import InputError
 from refimpl.kernels import halving
 from refimpl.kernels.arrays import INTS, output_size
 from refimpl.kernels.checked import checked, given, mask, written
-from refimpl.kernels.jit import inlined, kernel, large_kernel, settings
+from refimpl.kernels.jit import inlined, kernel, large_kernel
 from refimpl.kernels.panels import clear
 from refimpl.kernels.plain import is_on
+from refimpl.kernels.sums import COMPILED
 from refimpl.kernels.target import VECTOR_BYTES
-
-COMPILED = not settings.DISABLE_JIT
 
 
 def _check_windows(who: str, sizes: dict[str, int], arguments: dict[str, Any]) -> None:

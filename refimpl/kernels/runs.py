@@ -4,8 +4,8 @@ A run is `count` neighbouring numbers of each array, from `start` on. Arithmetic
 once, where a `line` is involved; a result may lie where an operand does. An activation is given as `below`,
 its slope where a number is not positive: 0 for ReLU, 1 for none. NaN passes through it.
 
-Sums are 16 partial sums (see `sums`) that go on from run to run in `partial`, from `at` on; `fold` adds them
-up.
+Sums are 16 partial sums (see `sums`) that go on from run to run in `partial`, from `at` on;
+`plain.add_pairwise` adds them up.
 
 Source: mathematics.md §2.1, §2.5. Derived.
 """
@@ -20,43 +20,38 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from refimpl.kernels.jit import intrinsic, kernel, settings
-from refimpl.kernels.simd import INDEX, Vectors, data_of
+from refimpl.kernels.jit import intrinsic, settings
+from refimpl.kernels.simd import INDEX, Vectors, emitting
 from refimpl.kernels.sums import PARTIAL_SUMS
 
 
 class _Run:
     """Emits a loop over a run: whole vectors, then the rest under a mask."""
 
-    def __init__(self, context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> None:
-        self.builder, self.start, self.count = builder, args[0], args[1]
-        pairs = list(zip(signature.args, args, strict=True))
-        self.arrays = [
-            data_of(context, builder, kind, value) for kind, value in pairs if isinstance(kind, types.Array)
-        ]
-        self.numbers = [
-            cgutils.unpack_tuple(builder, value) for kind, value in pairs if isinstance(kind, types.BaseTuple)
-        ]
-        self.narrow = Vectors(builder, self.arrays[0].type.pointee, PARTIAL_SUMS)
+    def __init__(self, builder: ir.IRBuilder, start: Any, count: Any, array: Any) -> None:
+        self.builder, self.start, self.count = builder, start, count
+        self.narrow = Vectors(builder, array.type.pointee, PARTIAL_SUMS)
         self.wide = Vectors(builder, ir.DoubleType(), PARTIAL_SUMS)
 
     def each(self, body: Callable[[Any, Any], None]) -> None:
         """body(at, mask) for every vector of the run."""
-        builder, stop = self.builder, self.builder.and_(self.count, INDEX(-PARTIAL_SUMS))
-        with cgutils.for_range(builder, builder.udiv(self.count, INDEX(PARTIAL_SUMS)), intp=INDEX) as loop:
-            body(builder.add(self.start, builder.mul(loop.index, INDEX(PARTIAL_SUMS))), None)
-        with builder.if_then(builder.icmp_signed("<", stop, self.count)):
-            body(builder.add(self.start, stop), self.narrow.lanes_below(builder.sub(self.count, stop)))
+        self.narrow.each(self.count, lambda at, mask: body(self.builder.add(self.start, at), mask))
 
-    def load(self, number: int, at: Any, mask: Any) -> Any:
+    def load(self, array: Any, at: Any, mask: Any) -> Any:
         """The vector of an array."""
-        return self.narrow.load(self.builder.gep(self.arrays[number], [at]), mask)
+        return self.narrow.load(self.builder.gep(array, [at]), mask)
 
-    def store(self, value: Any, number: int, at: Any, mask: Any) -> None:
-        """Write a vector, rounded to the array's kind of number."""
-        if value.type != self.narrow.type:
-            value = self.builder.fptrunc(value, self.narrow.type)
-        self.narrow.store(value, self.builder.gep(self.arrays[number], [at]), mask)
+    def write(self, array: Any, value: Callable[[Any, Any], Any]) -> None:
+        """array = value(at, mask) for every vector of the run, rounded to the array's kind of number."""
+
+        def body(at: Any, mask: Any) -> None:
+            self.narrow.store(self.rounded(value(at, mask)), self.builder.gep(array, [at]), mask)
+
+        self.each(body)
+
+    def rounded(self, value: Any) -> Any:
+        """The vector in the arrays' kind of number."""
+        return value if value.type == self.narrow.type else self.builder.fptrunc(value, self.narrow.type)
 
     def widened(self, value: Any) -> Any:
         """The vector in float64."""
@@ -69,23 +64,19 @@ class _Run:
 
     def bent(self, value: Any, sign: Any, below: Any) -> Any:
         """The value where `sign` is positive, and `below` times it elsewhere."""
-        builder = self.builder
+        builder, value, sign = self.builder, self.rounded(value), self.rounded(sign)
         nothing = builder.fcmp_ordered("==", below, ir.Constant(below.type, 0.0))
-        if sign.type != self.narrow.type:
-            sign = builder.fptrunc(sign, self.narrow.type)
-        if value.type != self.narrow.type:
-            value = builder.fptrunc(value, self.narrow.type)
         element = self.narrow.type.element
         factor = below if element == below.type else builder.fptrunc(below, element)
         scaled = builder.fmul(self.narrow.splat(factor), value)
         low = builder.select(nothing, self.narrow.zero, scaled)
         return builder.select(builder.fcmp_ordered("<=", sign, self.narrow.zero), low, value)
 
-    def accumulate(self, number: int, at: Any, terms: Callable[[Any, Any], list[Any]]) -> None:
+    def accumulate(self, partial: Any, at: Any, terms: Callable[[Any, Any], list[Any]]) -> None:
         """Add the terms (vectors in float64) to the partial sums in an array, one after the other."""
         builder, totals = self.builder, []
         for i in range(2):
-            place = builder.gep(self.arrays[number], [builder.add(at, INDEX(i * PARTIAL_SUMS))])
+            place = builder.gep(partial, [builder.add(at, INDEX(i * PARTIAL_SUMS))])
             totals.append((place, cgutils.alloca_once_value(builder, self.wide.load(place))))
 
         def add(here: Any, mask: Any) -> None:
@@ -102,101 +93,88 @@ TRIPLE, PLACE = types.UniTuple(types.float64, 3), types.intp
 
 @intrinsic
 def _add_moments(typingctx, start, count, x, centre, partial, at):
-    def codegen(context, builder, signature, args):
-        run = _Run(context, builder, signature, args)
-        middle = run.wide.splat(args[3])
+    def emit(builder, start, count, x, centre, partial, at):
+        run = _Run(builder, start, count, x)
+        middle = run.wide.splat(centre)
 
         def terms(here, mask):
-            distance = builder.fsub(run.widened(run.load(0, here, mask)), middle)
+            distance = builder.fsub(run.widened(run.load(x, here, mask)), middle)
             if mask is not None:
                 distance = builder.select(mask, distance, run.wide.zero)
             return [distance, builder.fmul(distance, distance)]
 
-        run.accumulate(1, args[5], terms)
-        return context.get_dummy_value()
+        run.accumulate(partial, at, terms)
 
-    return types.void(PLACE, PLACE, x, types.float64, partial, PLACE), codegen
+    return types.void(PLACE, PLACE, x, types.float64, partial, PLACE), emitting(emit)
 
 
 @intrinsic
 def _add_slopes(typingctx, start, count, dy, x, line, centre, partial, at):
-    def codegen(context, builder, signature, args):
-        run = _Run(context, builder, signature, args)
-        middle, (line,) = run.wide.splat(args[5]), run.numbers
+    def emit(builder, start, count, dy, x, line, centre, partial, at):
+        run = _Run(builder, start, count, x)
+        middle = run.wide.splat(centre)
 
         def terms(here, mask):
-            dy, x = run.load(0, here, mask), run.load(1, here, mask)
-            slope = run.widened(run.bent(dy, run.on_line(x, line), line[2]))
-            return [slope, builder.fmul(slope, builder.fsub(run.widened(x), middle))]
+            slope, place = run.load(dy, here, mask), run.load(x, here, mask)
+            slope = run.widened(run.bent(slope, run.on_line(place, line), line[2]))
+            return [slope, builder.fmul(slope, builder.fsub(run.widened(place), middle))]
 
-        run.accumulate(2, args[7], terms)
-        return context.get_dummy_value()
+        run.accumulate(partial, at, terms)
 
-    return types.void(PLACE, PLACE, dy, x, TRIPLE, types.float64, partial, PLACE), codegen
+    return types.void(PLACE, PLACE, dy, x, TRIPLE, types.float64, partial, PLACE), emitting(emit)
 
 
 @intrinsic
 def _affine(typingctx, start, count, x, line, y):
-    def codegen(context, builder, signature, args):
-        run = _Run(context, builder, signature, args)
-        (line,) = run.numbers
+    def emit(builder, start, count, x, line, y):
+        run = _Run(builder, start, count, x)
 
-        def body(here, mask):
-            value = run.on_line(run.load(0, here, mask), line)
-            run.store(run.bent(value, value, line[2]), 1, here, mask)
+        def value(here, mask):
+            height = run.on_line(run.load(x, here, mask), line)
+            return run.bent(height, height, line[2])
 
-        run.each(body)
-        return context.get_dummy_value()
+        run.write(y, value)
 
-    return types.void(PLACE, PLACE, x, TRIPLE, y), codegen
+    return types.void(PLACE, PLACE, x, TRIPLE, y), emitting(emit)
 
 
 @intrinsic
 def _combine(typingctx, start, count, dy, x, line, factors, dx):
-    def codegen(context, builder, signature, args):
-        run = _Run(context, builder, signature, args)
-        line, factors = run.numbers
+    def emit(builder, start, count, dy, x, line, factors, dx):
+        run = _Run(builder, start, count, x)
 
-        def body(here, mask):
-            dy, x = run.load(0, here, mask), run.load(1, here, mask)
-            slope = run.widened(run.bent(dy, run.on_line(x, line), line[2]))
+        def value(here, mask):
+            slope, place = run.load(dy, here, mask), run.load(x, here, mask)
+            slope = run.widened(run.bent(slope, run.on_line(place, line), line[2]))
             own = builder.fmul(run.wide.splat(factors[0]), slope)
-            run.store(builder.fadd(own, run.on_line(x, factors[1:])), 2, here, mask)
+            return builder.fadd(own, run.on_line(place, factors[1:]))
 
-        run.each(body)
-        return context.get_dummy_value()
+        run.write(dx, value)
 
-    return types.void(PLACE, PLACE, dy, x, TRIPLE, TRIPLE, dx), codegen
+    return types.void(PLACE, PLACE, dy, x, TRIPLE, TRIPLE, dx), emitting(emit)
 
 
 @intrinsic
 def _bend(typingctx, start, count, value, sign, below, y):
-    def codegen(context, builder, signature, args):
-        run = _Run(context, builder, signature, args)
+    def emit(builder, start, count, value, sign, below, y):
+        run = _Run(builder, start, count, value)
+        run.write(y, lambda *at: run.bent(run.load(value, *at), run.load(sign, *at), below))
 
-        def body(here, mask):
-            value, sign = run.load(0, here, mask), run.load(1, here, mask)
-            run.store(run.bent(value, sign, args[4]), 2, here, mask)
-
-        run.each(body)
-        return context.get_dummy_value()
-
-    return types.void(PLACE, PLACE, value, sign, types.float64, y), codegen
+    return types.void(PLACE, PLACE, value, sign, types.float64, y), emitting(emit)
 
 
 @intrinsic
 def _add(typingctx, start, count, a, b, below, y):
-    def codegen(context, builder, signature, args):
-        run = _Run(context, builder, signature, args)
+    def emit(builder, start, count, a, b, below, y):
+        run = _Run(builder, start, count, a)
 
-        def body(here, mask):
-            value = builder.fadd(run.load(0, here, mask), run.load(1, here, mask))
-            run.store(run.bent(value, value, args[4]), 2, here, mask)
+        def value(here, mask):
+            total = builder.fadd(run.load(a, here, mask), run.load(b, here, mask))
+            return run.bent(total, total, below)
 
-        run.each(body)
-        return context.get_dummy_value()
+        run.write(y, value)
 
-    return types.void(PLACE, PLACE, a, b, types.float64, y), codegen
+    return types.void(PLACE, PLACE, a, b, types.float64, y), emitting(emit)
 
 
 if not settings.DISABLE_JIT:
@@ -259,14 +237,3 @@ else:  # the same in NumPy
         """y = a + b behind the activation."""
         a, b, y = _part(start, count, a, b, y)
         y[:] = _bent(a + b, a + b, below)
-
-
-@kernel
-def fold(partial, at):
-    """The sum of the 16 partial sums from `at` on, added pairwise; they are changed."""
-    half = PARTIAL_SUMS // 2
-    while half > 0:
-        for i in range(half):
-            partial[at + i] += partial[at + half + i]
-        half //= 2
-    return partial[at]

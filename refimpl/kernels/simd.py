@@ -6,7 +6,7 @@ The width comes from `target`; LLVM turns the same description into AVX-512, AVX
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from llvmlite import ir
@@ -93,26 +93,68 @@ class Vectors:
         """a * b + c in every lane, rounded once."""
         return self._call(f"llvm.fma.{_suffix(self.type)}", self.type, [a, b, c])
 
+    def each(self, count: Any, body: Callable[[Any, Any], None]) -> None:
+        """body(at, mask) for the vectors of `count` entries: whole ones, without a mask, then the rest."""
+        builder, lanes = self.builder, INDEX(self.lanes)
+        whole = builder.and_(count, INDEX(-self.lanes))
+        with cgutils.for_range(builder, builder.udiv(count, lanes), intp=INDEX) as loop:
+            body(builder.mul(loop.index, lanes), None)
+        with builder.if_then(builder.icmp_signed("<", whole, count)):
+            body(whole, self.lanes_below(builder.sub(count, whole)))
+
     def _call(self, name: str, result: Any, arguments: list[Any]) -> Any:
         kind = ir.FunctionType(result, [a.type for a in arguments])
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
 
 
-def data_of(context: Any, builder: ir.IRBuilder, kind: Any, value: Any) -> Any:
-    """The pointer to an array's first element; other values as they are."""
-    return context.make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value
+def unpacked(context: Any, builder: ir.IRBuilder, kind: Any, value: Any) -> Any:
+    """An array as the pointer to its first element, a tuple as the list of its parts, others as they are."""
+    if isinstance(kind, types.Array):
+        return context.make_array(kind)(context, builder, value).data
+    if isinstance(kind, types.BaseTuple):
+        parts = zip(kind.types, cgutils.unpack_tuple(builder, value), strict=True)
+        return [unpacked(context, builder, own, part) for own, part in parts]
+    return value
 
 
-def unpacked(context: Any, builder: ir.IRBuilder, kind: Any, value: Any) -> list[Any]:
-    """The parts of a tuple, arrays as by `data_of`."""
-    parts = cgutils.unpack_tuple(builder, value)
-    return [data_of(context, builder, k, p) for k, p in zip(kind.types, parts, strict=True)]
+def emitting(emit: Callable[..., Any]) -> Callable[..., Any]:
+    """What an intrinsic gives to Numba so that emit(builder, *arguments) writes its code.
+
+    The arguments are `unpacked`. The intrinsic returns what `emit` does; nothing, if that is None.
+    """
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        pairs = zip(signature.args, args, strict=True)
+        result = emit(builder, *[unpacked(context, builder, kind, value) for kind, value in pairs])
+        return context.get_dummy_value() if result is None else result
+
+    return codegen
 
 
 def rows_from(builder: ir.IRBuilder, base: Any, table: Any, first: Any, count: int) -> list[Any]:
     """Pointers to the `count` rows of `base` that begin where `table` says from its entry `first` on."""
     numbers = [builder.add(first, INDEX(i)) for i in range(count)]
     return [builder.gep(base, [entry(builder, table, number)]) for number in numbers]
+
+
+def summed(
+    builder: ir.IRBuilder, first: Any, last: Any, start: list[Any], new: Callable[..., list[Any]]
+) -> list[Any]:
+    """Sums that begin at `start`, in registers: new(sums, k) gives those with term k, first <= k < last."""
+    before = builder.block
+    body, after = builder.append_basic_block("terms"), builder.append_basic_block("summed")
+    builder.cbranch(builder.icmp_signed("<", first, last), body, after)
+    builder.position_at_end(body)
+    k, sums = builder.phi(INDEX), [builder.phi(value.type) for value in start]
+    added, following = new(sums, k), builder.add(k, INDEX(1))
+    builder.cbranch(builder.icmp_signed("<", following, last), body, after)
+    builder.position_at_end(after)
+    results = [builder.phi(value.type) for value in start]
+    rounds = ((k, first, following), *zip(sums, start, added, strict=True))
+    for phi, once, again in (*rounds, *zip(results, start, added, strict=True)):
+        phi.add_incoming(once, before)
+        phi.add_incoming(again, body)
+    return results
 
 
 def switched(builder: ir.IRBuilder, number: Any, cases: Iterable[tuple[int, Case]]) -> Iterator[Case]:
@@ -136,49 +178,44 @@ def copy_rows(typingctx, rows, lanes, source, source_at, target, target_at):
     source_at = (from, step), target_at = (to, step). Nothing else is read or written.
     """
 
-    def codegen(context, builder, signature, args):
-        s, t = (data_of(context, builder, signature.args[i], args[i]) for i in (2, 4))
-        first, last, count = cgutils.unpack_tuple(builder, args[1])
-        (s_from, s_step), (t_to, t_step) = (cgutils.unpack_tuple(builder, args[i]) for i in (3, 5))
-        vectors = Vectors(builder, s.type.pointee)
+    def emit(builder, rows, lanes, source, source_at, target, target_at):
+        (first, last, count), (s_from, s_step), (t_to, t_step) = lanes, source_at, target_at
+        vectors = Vectors(builder, source.type.pointee)
         read = builder.and_(builder.not_(vectors.lanes_below(first)), vectors.lanes_below(last))
         write = vectors.lanes_below(count)
-        with cgutils.for_range(builder, args[0], intp=INDEX) as loop:
-            s_at = builder.add(s_from, builder.mul(loop.index, s_step))
-            t_at = builder.add(t_to, builder.mul(loop.index, t_step))
-            vectors.store(vectors.load(builder.gep(s, [s_at]), read), builder.gep(t, [t_at]), write)
-        return context.get_dummy_value()
+        with cgutils.for_range(builder, rows, intp=INDEX) as loop:
+            here = builder.gep(source, [builder.add(s_from, builder.mul(loop.index, s_step))])
+            there = builder.gep(target, [builder.add(t_to, builder.mul(loop.index, t_step))])
+            vectors.store(vectors.load(here, read), there, write)
 
     triple, pair = types.UniTuple(types.intp, 3), types.UniTuple(types.intp, 2)
-    return types.void(types.intp, triple, source, pair, target, pair), codegen
+    return types.void(types.intp, triple, source, pair, target, pair), emitting(emit)
 
 
 @intrinsic
 def split_pairs(typingctx, count, source, target):
     """target[k] = source[2 k] and target[count + k] = source[2 k + 1] for k < count."""
 
-    def codegen(context, builder, signature, args):
-        count, (s, t) = args[0], (data_of(context, builder, signature.args[i], args[i]) for i in (1, 2))
-        vectors = Vectors(builder, s.type.pointee)
+    def emit(builder, count, source, target):
+        vectors = Vectors(builder, source.type.pointee)
         lanes, whole = vectors.lanes, builder.udiv(count, INDEX(vectors.lanes))
 
         def part(k, valid):
-            masks, mask, first = [None, None], None, builder.gep(s, [builder.mul(k, INDEX(2))])
+            masks, mask, first = [None, None], None, builder.gep(source, [builder.mul(k, INDEX(2))])
             if valid is not None:
                 pairs, mask = builder.mul(valid, INDEX(2)), vectors.lanes_below(valid)
                 masks = [vectors.lanes_below(builder.sub(pairs, INDEX(i * lanes))) for i in range(2)]
             low, high = (vectors.load(builder.gep(first, [INDEX(i * lanes)]), masks[i]) for i in range(2))
             for odd, at in ((0, k), (1, builder.add(count, k))):
                 value = vectors.shuffle(low, high, range(odd, 2 * lanes, 2))
-                vectors.store(value, builder.gep(t, [at]), mask)
+                vectors.store(value, builder.gep(target, [at]), mask)
 
         with cgutils.for_range(builder, whole, intp=INDEX) as loop:
             part(builder.mul(loop.index, INDEX(lanes)), None)
         done = builder.mul(whole, INDEX(lanes))
         part(done, builder.sub(count, done))
-        return context.get_dummy_value()
 
-    return types.void(types.intp, source, target), codegen
+    return types.void(types.intp, source, target), emitting(emit)
 
 
 @intrinsic
@@ -188,16 +225,14 @@ def spread_pairs(typingctx, rows, count, source, source_at, target, target_at):
     source_at = from, target_at = (to, step). Nothing else is written.
     """
 
-    def codegen(context, builder, signature, args):
-        count, (s, t) = args[1], (data_of(context, builder, signature.args[i], args[i]) for i in (2, 4))
-        to, step = cgutils.unpack_tuple(builder, args[5])
-        vectors = Vectors(builder, s.type.pointee)
+    def emit(builder, rows, count, source, source_at, target, target_at):
+        (to, step), vectors = target_at, Vectors(builder, source.type.pointee)
         lanes = vectors.lanes
         blocks = builder.udiv(builder.add(count, INDEX(lanes - 1)), INDEX(lanes))
         even = ir.Constant(ir.VectorType(ir.IntType(1), lanes), [1 - lane % 2 for lane in range(lanes)])
-        with cgutils.for_range(builder, args[0], intp=INDEX) as row:
-            ours = builder.gep(s, [builder.add(args[3], builder.mul(row.index, count))])
-            line = builder.gep(t, [builder.add(to, builder.mul(row.index, step))])
+        with cgutils.for_range(builder, rows, intp=INDEX) as row:
+            ours = builder.gep(source, [builder.add(source_at, builder.mul(row.index, count))])
+            line = builder.gep(target, [builder.add(to, builder.mul(row.index, step))])
             with cgutils.for_range(builder, blocks, intp=INDEX) as block:
                 k = builder.mul(block.index, INDEX(lanes))
                 left = builder.sub(count, k)
@@ -207,10 +242,9 @@ def spread_pairs(typingctx, rows, count, source, source_at, target, target_at):
                     beyond = builder.sub(builder.mul(left, INDEX(2)), INDEX(half * lanes))
                     place = builder.gep(line, [builder.add(builder.mul(k, INDEX(2)), INDEX(half * lanes))])
                     vectors.store(spread, place, builder.and_(even, vectors.lanes_below(beyond)))
-        return context.get_dummy_value()
 
     pair = types.UniTuple(types.intp, 2)
-    return types.void(types.intp, types.intp, source, types.intp, target, pair), codegen
+    return types.void(types.intp, types.intp, source, types.intp, target, pair), emitting(emit)
 
 
 @intrinsic
@@ -220,40 +254,34 @@ def copy_run(typingctx, count, length, source, source_at, target, target_at):
     source_at = (from, table here), target_at = (to, table there).
     """
 
-    def codegen(context, builder, signature, args):
-        s, t = (data_of(context, builder, signature.args[i], args[i]) for i in (2, 4))
-        vectors = Vectors(builder, s.type.pointee)
-        mask = vectors.lanes_below(args[1])
-        with cgutils.for_range(builder, args[0], intp=INDEX) as loop:
-            places = []
-            for position, base in ((3, s), (5, t)):
-                start, table = unpacked(context, builder, signature.args[position], args[position])
-                places.append(builder.gep(base, [builder.add(start, entry(builder, table, loop.index))]))
-            vectors.store(vectors.load(places[0], mask), places[1], mask)
-        return context.get_dummy_value()
+    def emit(builder, count, length, source, source_at, target, target_at):
+        vectors = Vectors(builder, source.type.pointee)
+        mask = vectors.lanes_below(length)
+        with cgutils.for_range(builder, count, intp=INDEX) as loop:
+            here, there = (
+                builder.gep(base, [builder.add(start, entry(builder, table, loop.index))])
+                for base, (start, table) in ((source, source_at), (target, target_at))
+            )
+            vectors.store(vectors.load(here, mask), there, mask)
 
-    return types.void(types.intp, types.intp, source, source_at, target, target_at), codegen
+    return types.void(types.intp, types.intp, source, source_at, target, target_at), emitting(emit)
 
 
 @intrinsic
 def clear_runs(typingctx, starts, length, target):
     """target[start[i] + q] = 0 for first <= i < last, q < length; starts = (table start, first, last)."""
 
-    def codegen(context, builder, signature, args):
-        table, first, last = unpacked(context, builder, signature.args[0], args[0])
-        t = data_of(context, builder, signature.args[2], args[2])
-        vectors = Vectors(builder, t.type.pointee)
-        lanes = INDEX(vectors.lanes)
-        whole = builder.sdiv(args[1], lanes)
-        rest = vectors.lanes_below(builder.srem(args[1], lanes))
-        with cgutils.for_range_slice(builder, first, last, INDEX(1), INDEX, inc=True) as (i, _):
-            run = builder.gep(t, [entry(builder, table, i)])
-            with cgutils.for_range(builder, whole, intp=INDEX) as loop:
-                vectors.store(vectors.zero, builder.gep(run, [builder.mul(loop.index, lanes)]))
-            vectors.store(vectors.zero, builder.gep(run, [builder.mul(whole, lanes)]), rest)
-        return context.get_dummy_value()
+    def emit(builder, starts, length, target):
+        (table, first, last), vectors = starts, Vectors(builder, target.type.pointee)
 
-    return types.void(starts, types.intp, target), codegen
+        def clear(at, mask):
+            vectors.store(vectors.zero, builder.gep(run, [at]), mask)
+
+        with cgutils.for_range_slice(builder, first, last, INDEX(1), INDEX, inc=True) as (i, _):
+            run = builder.gep(target, [entry(builder, table, i)])
+            vectors.each(length, clear)
+
+    return types.void(starts, types.intp, target), emitting(emit)
 
 
 def _transposed(vectors: Vectors, rows: list[Any]) -> list[Any]:
@@ -279,8 +307,8 @@ def transpose_block(typingctx, counts, source, source_at, target, target_at):
     target_at = (to, column table, b). Nothing else is read or written.
     """
 
-    def codegen(context, builder, signature, args):
-        def emit(whole):
+    def emit(builder, counts, source, source_at, target, target_at):
+        def move(whole):
             def masked(i, limit, mask):
                 inside = builder.icmp_signed("<", INDEX(i), limit)
                 return None if whole else builder.select(inside, mask, nothing)
@@ -292,25 +320,23 @@ def transpose_block(typingctx, counts, source, source_at, target, target_at):
                 return builder.gep(base, [builder.add(start, entry(builder, table, builder.add(first, i)))])
 
             lanes = range(vectors.lanes)
-            block = [vectors.load(pointer(s, s_at, i, rows), masked(i, rows, col_mask)) for i in lanes]
+            block = [
+                vectors.load(pointer(source, source_at, i, rows), masked(i, rows, col_mask)) for i in lanes
+            ]
             for j, column in enumerate(_transposed(vectors, block)):
-                vectors.store(column, pointer(t, t_at, j, cols), masked(j, cols, row_mask))
+                vectors.store(column, pointer(target, target_at, j, cols), masked(j, cols, row_mask))
 
-        s, t = (data_of(context, builder, signature.args[i], args[i]) for i in (1, 3))
-        rows, cols = cgutils.unpack_tuple(builder, args[0])
-        s_at, t_at = (unpacked(context, builder, signature.args[i], args[i]) for i in (2, 4))
-        vectors = Vectors(builder, s.type.pointee)
+        (rows, cols), vectors = counts, Vectors(builder, source.type.pointee)
         nothing = ir.Constant(ir.VectorType(ir.IntType(1), vectors.lanes), None)
         row_mask, col_mask = vectors.lanes_below(rows), vectors.lanes_below(cols)
         full = builder.icmp_signed("==", builder.add(rows, cols), INDEX(2 * vectors.lanes))
         with builder.if_else(full) as (then, otherwise):
             with then:
-                emit(True)
+                move(True)
             with otherwise:
-                emit(False)
-        return context.get_dummy_value()
+                move(False)
 
-    return types.void(types.UniTuple(types.intp, 2), source, source_at, target, target_at), codegen
+    return types.void(types.UniTuple(types.intp, 2), source, source_at, target, target_at), emitting(emit)
 
 
 def entry(builder: ir.IRBuilder, table: Any, i: Any) -> Any:

@@ -123,12 +123,8 @@ def _convolve_part(source, weights, bias, head, shifts, lists, floats, ints, tar
             for block in range(0, edges.size - targets, targets):
                 last = block == edges.size - 2 * targets
                 for t in range(targets):
-                    terms = (
-                        values,
-                        offsets,
-                        np.int64(edges[block + t]),
-                        np.int64(edges[block + targets + t]),
-                    )
+                    begin, end = np.int64(edges[block + t]), np.int64(edges[block + targets + t])
+                    terms = (values, offsets, begin, end)
                     result = (out, to + t * pixels + start * lanes, targets * pixels, valid)
                     shift = bias[t] if last and bias.size > 0 else bias.dtype.type(0)
                     sparse_row(number, terms, (panel, start * lanes, image), result, block > 0, shift)

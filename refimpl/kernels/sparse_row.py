@@ -14,7 +14,7 @@ from numba.core import cgutils
 
 from refimpl.kernels.dot import fold
 from refimpl.kernels.jit import intrinsic, shared
-from refimpl.kernels.simd import INDEX, Vectors, data_of, entry, rows_from, switched, unpacked
+from refimpl.kernels.simd import INDEX, Vectors, emitting, entry, rows_from, summed, switched
 from refimpl.kernels.sparse_tables import SUMS
 from refimpl.kernels.sums import PARTIAL_SUMS
 from refimpl.kernels.target import VECTOR_BYTES
@@ -50,32 +50,16 @@ class _Row:
             phi.add_incoming(value, after)
         return starts
 
-    def sums(
-        self, starts: list[Any], first: Any, last: Any, values: Any, offsets: Any, v: Any, apart: Any
-    ) -> list[Any]:
+    def sums(self, starts: list[Any], terms: list[Any], v: Any, apart: Any) -> list[Any]:
         """The loop over the row's terms."""
-        builder, before = self.builder, self.builder.block
-        body, after = builder.append_basic_block("terms"), builder.append_basic_block("summed")
-        builder.cbranch(builder.icmp_signed("<", first, last), body, after)
-        builder.position_at_end(body)
-        k = builder.phi(INDEX)
-        sums = [builder.phi(self.simd.type) for _ in range(self.vectors * self.samples)]
-        scalar = self.simd.splat(builder.load(builder.gep(values, [k])))
-        places = self.places(builder.gep(v, [entry(builder, offsets, k)]), apart)
-        new = [self.simd.fma(scalar, self.simd.load(p), s) for p, s in zip(places, sums, strict=True)]
-        following = builder.add(k, INDEX(1))
-        builder.cbranch(builder.icmp_signed("<", following, last), body, after)
-        builder.position_at_end(after)
-        results = [builder.phi(self.simd.type) for _ in sums]
-        loop = (
-            (k, first, following),
-            *zip(sums, starts, new, strict=True),
-            *zip(results, starts, new, strict=True),
-        )
-        for phi, start, again in loop:
-            phi.add_incoming(start, before)
-            phi.add_incoming(again, body)
-        return results
+        values, offsets, first, last = terms
+
+        def new(sums: list[Any], k: Any) -> list[Any]:
+            scalar = self.simd.splat(self.builder.load(self.builder.gep(values, [k])))
+            places = self.places(self.builder.gep(v, [entry(self.builder, offsets, k)]), apart)
+            return [self.simd.fma(scalar, self.simd.load(p), s) for p, s in zip(places, sums, strict=True)]
+
+        return summed(self.builder, first, last, starts, new)
 
     def store(self, values: list[Any], c: Any, apart: Any, valid: Any) -> None:
         """Write the results; of each sample's last vector only `valid` lanes."""
@@ -104,22 +88,18 @@ def sparse_row(typingctx, number, terms, panel, result, add, shift):
     the sum continues C. The panel is readable for whole vectors.
     """
 
-    def codegen(context, builder, signature, args):
-        (values, offsets, first, last), (v, v_start, v_apart), (c, c_start, c_apart, valid) = (
-            unpacked(context, builder, signature.args[i], args[i]) for i in (1, 2, 3)
-        )
+    def emit(builder, number, terms, panel, result, add, shift):
+        (v, v_start, v_apart), (c, c_start, c_apart, valid) = panel, result
         v, c = builder.gep(v, [v_start]), builder.gep(c, [c_start])
-        for vectors, samples in switched(builder, args[0], enumerate(CASES)):
+        for vectors, samples in switched(builder, number, enumerate(CASES)):
             row = _Row(builder, c.type.pointee, vectors, samples)
-            results, extra = row.places(c, c_apart), row.simd.splat(args[5])
+            results, extra = row.places(c, c_apart), row.simd.splat(shift)
             for place in results:
                 row.simd.prefetch(place)
-            starts = row.begin(args[4], results, valid)
-            sums = row.sums(starts, first, last, values, offsets, v, v_apart)
+            sums = row.sums(row.begin(add, results, valid), terms, v, v_apart)
             row.store([builder.fadd(value, extra) for value in sums], c, c_apart, valid)
-        return context.get_dummy_value()
 
-    return types.void(types.intp, terms, panel, result, types.boolean, shift), codegen
+    return types.void(types.intp, terms, panel, result, types.boolean, shift), emitting(emit)
 
 
 # --- sums at kept weights
@@ -142,22 +122,18 @@ def add_sums(typingctx, count, gradient, panel, offsets, result):
     """
     most = weights_together(result.types[0].dtype.bitwidth // 8)
 
-    def codegen(context, builder, signature, args):
-        (dy, start, pixels), (c, first) = (
-            unpacked(context, builder, signature.args[i], args[i]) for i in (1, 4)
-        )
-        v, offsets = (data_of(context, builder, signature.args[i], args[i]) for i in (2, 3))
+    def emit(builder, count, gradient, panel, offsets, result):
+        (dy, start, pixels), (c, first) = gradient, result
         dy, half = builder.gep(dy, [start]), max(1, most // 2)
-        few = builder.icmp_signed("<=", args[0], INDEX(half))
+        few = builder.icmp_signed("<=", count, INDEX(half))
         short = builder.icmp_signed("<=", pixels, INDEX(LONG))
         with builder.if_else(builder.and_(few, short)) as branches:
             for branch, wide in zip(branches, (half, most), strict=True):
                 with branch:
-                    weights = _Weights(builder, v.type.pointee, wide, args[0], first)
-                    weights.add(weights.sums(dy, pixels, v, offsets), c)
-        return context.get_dummy_value()
+                    weights = _Weights(builder, panel.type.pointee, wide, count, first)
+                    weights.add(weights.sums(dy, pixels, panel, offsets), c)
 
-    return types.void(types.intp, gradient, panel, offsets, result), codegen
+    return types.void(types.intp, gradient, panel, offsets, result), emitting(emit)
 
 
 class _Weights:
@@ -181,11 +157,7 @@ class _Weights:
 
         for place in sums:
             builder.store(vectors.zero, place)
-        whole = builder.and_(pixels, INDEX(-PARTIAL_SUMS))
-        with cgutils.for_range(builder, builder.udiv(pixels, INDEX(PARTIAL_SUMS)), intp=INDEX) as loop:
-            add(builder.mul(loop.index, INDEX(PARTIAL_SUMS)), None)
-        with builder.if_then(builder.icmp_signed("<", whole, pixels)):
-            add(whole, vectors.lanes_below(builder.sub(pixels, whole)))
+        vectors.each(pixels, add)
         return [builder.load(place) for place in sums]
 
     def add(self, sums: list[Any], c: Any) -> None:

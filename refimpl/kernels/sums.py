@@ -20,7 +20,8 @@ from numba import types
 from numba.core import cgutils
 
 from refimpl.kernels.jit import intrinsic, settings
-from refimpl.kernels.simd import I32, INDEX, Vectors, data_of
+from refimpl.kernels.plain import interleaved_sum
+from refimpl.kernels.simd import I32, Vectors, emitting
 
 PARTIAL_SUMS = 16
 
@@ -29,15 +30,11 @@ def _interleaved(builder: ir.IRBuilder, element: Any, count: Any, term: Callable
     """Emit the sum; term(at, mask) gives the 16 terms from `at` on, zero outside the mask."""
     vectors = Vectors(builder, element, PARTIAL_SUMS)
     partial = cgutils.alloca_once_value(builder, vectors.zero)
-    last = builder.and_(count, INDEX(-PARTIAL_SUMS))
 
     def add(at: Any, mask: Any) -> None:
         builder.store(builder.fadd(builder.load(partial), term(at, mask)), partial)
 
-    with cgutils.for_range(builder, builder.udiv(count, INDEX(PARTIAL_SUMS)), intp=INDEX) as loop:
-        add(builder.mul(loop.index, INDEX(PARTIAL_SUMS)), None)
-    with builder.if_then(builder.icmp_signed("<", last, count)):
-        add(last, vectors.lanes_below(builder.sub(count, last)))
+    vectors.each(count, add)
     sums, half = builder.load(partial), PARTIAL_SUMS // 2
     while half:
         moved = vectors.shuffle(sums, sums, [(i + half) % PARTIAL_SUMS for i in range(PARTIAL_SUMS)])
@@ -45,9 +42,9 @@ def _interleaved(builder: ir.IRBuilder, element: Any, count: Any, term: Callable
     return builder.extract_element(sums, I32(0))
 
 
-def _loader(context: Any, builder: ir.IRBuilder, kind: Any, array: Any, start: Any, wide: bool) -> Any:
+def _loader(builder: ir.IRBuilder, array: Any, start: Any, wide: bool = True) -> Any:
     """load(at, mask): 16 entries of an array from start + at on, in float64 if `wide`."""
-    base = builder.gep(data_of(context, builder, kind, array), [start])
+    base = builder.gep(array, [start])
     vectors = Vectors(builder, base.type.pointee, PARTIAL_SUMS)
     double = ir.VectorType(ir.DoubleType(), PARTIAL_SUMS)
 
@@ -63,56 +60,42 @@ def _sum_of(wide: bool) -> Any:
 
     @intrinsic
     def total(typingctx, x, start, count):
-        def codegen(context, builder, signature, args):
-            load = _loader(context, builder, signature.args[0], args[0], args[1], wide)
-            return _interleaved(builder, context.get_data_type(signature.return_type), args[2], load)
+        def emit(builder, x, start, count):
+            element = ir.DoubleType() if wide else x.type.pointee
+            return _interleaved(builder, element, count, _loader(builder, x, start, wide))
 
-        return (types.float64 if wide else x.dtype)(x, types.intp, types.intp), codegen
+        return (types.float64 if wide else x.dtype)(x, types.intp, types.intp), emitting(emit)
 
     return total
 
 
 @intrinsic
 def _wide_product(typingctx, x, x_start, y, y_start, count):
-    def codegen(context, builder, signature, args):
-        first = _loader(context, builder, signature.args[0], args[0], args[1], wide=True)
-        second = _loader(context, builder, signature.args[2], args[2], args[3], wide=True)
+    def emit(builder, x, x_start, y, y_start, count):
+        first, second = _loader(builder, x, x_start), _loader(builder, y, y_start)
 
         def term(at, mask):
             return builder.fmul(first(at, mask), second(at, mask))
 
-        return _interleaved(builder, ir.DoubleType(), args[4], term)
+        return _interleaved(builder, ir.DoubleType(), count, term)
 
-    return types.float64(x, types.intp, y, types.intp, types.intp), codegen
+    return types.float64(x, types.intp, y, types.intp, types.intp), emitting(emit)
 
 
 @intrinsic
 def _wide_spread(typingctx, x, start, count, centre):
-    def codegen(context, builder, signature, args):
-        load = _loader(context, builder, signature.args[0], args[0], args[1], wide=True)
-        vectors = Vectors(builder, ir.DoubleType(), PARTIAL_SUMS)
-        middle = vectors.splat(args[3])
+    def emit(builder, x, start, count, centre):
+        load, vectors = _loader(builder, x, start), Vectors(builder, ir.DoubleType(), PARTIAL_SUMS)
+        middle = vectors.splat(centre)
 
         def term(at, mask):
             distance = builder.fsub(load(at, mask), middle)
             square = builder.fmul(distance, distance)
             return square if mask is None else builder.select(mask, square, vectors.zero)
 
-        return _interleaved(builder, ir.DoubleType(), args[2], term)
+        return _interleaved(builder, ir.DoubleType(), count, term)
 
-    return types.float64(x, types.intp, types.intp, types.float64), codegen
-
-
-def add_up(terms: np.ndarray) -> Any:
-    """What the compiled sums do, in NumPy: used where Numba's compiler is switched off, and by tests."""
-    padded = np.zeros(-(-terms.size // PARTIAL_SUMS) * PARTIAL_SUMS, dtype=terms.dtype)
-    padded[: terms.size] = terms
-    partial = np.zeros(PARTIAL_SUMS, dtype=terms.dtype)
-    for block in padded.reshape(-1, PARTIAL_SUMS):
-        partial = partial + block
-    while partial.size > 1:
-        partial = partial[: partial.size // 2] + partial[partial.size // 2 :]
-    return partial[0]
+    return types.float64(x, types.intp, types.intp, types.float64), emitting(emit)
 
 
 COMPILED = not settings.DISABLE_JIT
@@ -123,7 +106,7 @@ else:
 
     def total(x, start, count):
         """The sum of x[start : start + count], in the dtype of x."""
-        return add_up(x[start : start + count])
+        return interleaved_sum(x[start : start + count])
 
     def wide_total(x, start, count):
         """The same in float64."""

@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba import types
 
 from refimpl.kernels.jit import inlined, intrinsic, kernel, large_kernel, shared
-from refimpl.kernels.simd import INDEX, Vectors, clear_runs, data_of, entry, rows_from, switched, unpacked
+from refimpl.kernels.simd import INDEX, Vectors, clear_runs, emitting, entry, rows_from, summed, switched
 from refimpl.kernels.target import ROWS_OF, TILE_SIZES, TILE_VECTORS, VECTOR_BYTES
 
 TERMS = 160  # of a sum at a time: the vectors of a column block, and scalars, that a first-level cache holds
@@ -37,13 +37,9 @@ class _Tile:
 
     def _places(self, base: Any) -> list[tuple[Any, Any]]:
         """(pointer, mask) of each vector of a row: only the last one may be partial."""
-        return [
-            (
-                self.builder.gep(base, [INDEX(j * self.simd.lanes)]),
-                self.mask if j == self.vectors - 1 else None,
-            )
-            for j in range(self.vectors)
-        ]
+        masks = [None] * (self.vectors - 1) + [self.mask]
+        starts = [INDEX(j * self.simd.lanes) for j in range(self.vectors)]
+        return [(self.builder.gep(base, [at]), mask) for at, mask in zip(starts, masks, strict=True)]
 
     def _either(self, condition: Any, values: list[Any], otherwise: Any) -> list[Any]:
         """`otherwise()` where `condition` holds, else `values`, without evaluating both."""
@@ -51,13 +47,11 @@ class _Tile:
         with self.builder.if_then(condition):
             others = otherwise()
             end = self.builder.block
-        return [self._phi((a, before), (b, end)) for a, b in zip(values, others, strict=True)]
-
-    def _phi(self, *incoming: tuple[Any, Any]) -> Any:
-        phi = self.builder.phi(incoming[0][0].type)
-        for value, block in incoming:
-            phi.add_incoming(value, block)
-        return phi
+        chosen = [self.builder.phi(value.type) for value in values]
+        for phi, value, other in zip(chosen, values, others, strict=True):
+            phi.add_incoming(value, before)
+            phi.add_incoming(other, end)
+        return chosen
 
     def fetch(self, c_rows: list[Any]) -> None:
         """Prefetch C, so that it is in the cache when the sum is done (measured gain: up to 6 %)."""
@@ -74,21 +68,12 @@ class _Tile:
 
     def sum(self, start: list[Any], depth: Any, s_rows: list[Any], s_at: Any, v: Any, v_at: Any) -> list[Any]:
         """The loop over the terms."""
-        builder = self.builder
-        before = builder.block
-        body, after = builder.append_basic_block("terms"), builder.append_basic_block("summed")
-        builder.cbranch(builder.icmp_signed(">", depth, INDEX(0)), body, after)
-        builder.position_at_end(body)
-        k = self._phi((INDEX(0), before))
-        sums = [self._phi((value, before)) for value in start]
-        new = self._term(sums, s_rows, entry(builder, s_at, k), builder.gep(v, [entry(builder, v_at, k)]))
-        following = builder.add(k, INDEX(1))
-        k.add_incoming(following, body)
-        for phi, value in zip(sums, new, strict=True):
-            phi.add_incoming(value, body)
-        builder.cbranch(builder.icmp_signed("<", following, depth), body, after)
-        builder.position_at_end(after)
-        return [self._phi((a, before), (b, body)) for a, b in zip(start, new, strict=True)]
+
+        def new(sums: list[Any], k: Any) -> list[Any]:
+            offset, vectors = entry(self.builder, s_at, k), entry(self.builder, v_at, k)
+            return self._term(sums, s_rows, offset, self.builder.gep(v, [vectors]))
+
+        return summed(self.builder, INDEX(0), depth, start, new)
 
     def _term(self, sums: list[Any], s_rows: list[Any], offset: Any, v: Any) -> list[Any]:
         vectors = [self.simd.load(p, mask) for p, mask in self._places(v)]
@@ -155,10 +140,8 @@ def _number(rows, vectors, partial):
 
 def _sizes(*partial: bool) -> list[tuple[int, tuple[int, int, bool]]]:
     """Every tile size (rows, vectors, whether the last vector may be partial) with its `_number`."""
-    return [
-        (_number(rows, vectors, masked), (rows, vectors, masked))
-        for (rows, vectors), masked in product(TILE_SIZES, partial)
-    ]
+    cases = [(*size, masked) for size, masked in product(TILE_SIZES, partial)]
+    return [(_number(*case), case) for case in cases]
 
 
 def _computing(kind: type[_Tile], *partial: bool) -> Any:
@@ -173,15 +156,9 @@ def _computing(kind: type[_Tile], *partial: bool) -> Any:
         add: whether the sum continues C; biased: whether to add bias[row] last.
         """
 
-        def codegen(context, builder, signature, args):
-            def unpack(position):
-                return unpacked(context, builder, signature.args[position], args[position])
-
-            number, first, _, _, _, _, add, biased, bias = args
-            start, depth = unpack(2)
-            (s, s_row, s_at), (v, v_start, v_at) = unpack(3), unpack(4)
-            c, c_row, c_start, valid = unpack(5)
-            bias = data_of(context, builder, signature.args[8], bias)
+        def emit(builder, number, first, terms, scalars, panel, result, add, biased, bias):
+            (start, depth), (c, c_row, c_start, valid) = terms, result
+            (s, s_row, s_at), (v, v_start, v_at) = scalars, panel
             v, c = builder.gep(v, [v_start]), builder.gep(c, [c_start])
             s_at, v_at = builder.gep(s_at, [start]), builder.gep(v_at, [start])
             for rows, vectors, masked in switched(builder, number, _sizes(*partial)):
@@ -192,12 +169,10 @@ def _computing(kind: type[_Tile], *partial: bool) -> Any:
                 block.fetch(c_rows)
                 sums = block.sum(block.begin(c_rows, add), depth, s_rows, s_at, v, v_at)
                 block.end(block.shift(sums, biased, [builder.gep(bias, [i]) for i in row]), c_rows)
-            return context.get_dummy_value()
 
-        pair = types.UniTuple(types.intp, 2)
-        return types.void(
-            types.intp, types.intp, pair, scalars, panel, result, types.boolean, types.boolean, bias
-        ), codegen
+        pair, flag = types.UniTuple(types.intp, 2), types.boolean
+        typed = types.void(types.intp, types.intp, pair, scalars, panel, result, flag, flag, bias)
+        return typed, emitting(emit)
 
     return tile
 
@@ -212,13 +187,9 @@ def step_tile(typingctx, number, first, depth, scalars, panel, result, pull):
     scalars, panel and result are those of `tile`; pull = (centre, eta, lam), with a centre that lies like C.
     """
 
-    def codegen(context, builder, signature, args):
-        def unpack(position):
-            return unpacked(context, builder, signature.args[position], args[position])
-
-        number, first, depth, *_ = args
-        (s, s_row, s_at), (v, v_start, v_at) = unpack(3), unpack(4)
-        (c, c_row, c_start, valid), (centre, eta, lam) = unpack(5), unpack(6)
+    def emit(builder, number, first, depth, scalars, panel, result, pull):
+        (s, s_row, s_at), (v, v_start, v_at) = scalars, panel
+        (c, c_row, c_start, valid), (centre, eta, lam) = result, pull
         v, c, centre = (
             builder.gep(base, [at]) for base, at in ((v, v_start), (c, c_start), (centre, c_start))
         )
@@ -229,9 +200,8 @@ def step_tile(typingctx, number, first, depth, scalars, panel, result, pull):
             block.fetch([*c_rows, *goals])
             sums = block.sum([block.simd.zero] * (rows * vectors), depth, s_rows, s_at, v, v_at)
             block.end(block.step(sums, c_rows, goals, eta, lam), c_rows)
-        return context.get_dummy_value()
 
-    return types.void(types.intp, types.intp, types.intp, scalars, panel, result, pull), codegen
+    return types.void(types.intp, types.intp, types.intp, scalars, panel, result, pull), emitting(emit)
 
 
 @shared
@@ -289,10 +259,8 @@ def _column(rows, vectors, terms, scalars, panel, c, c_row, stop, add, biased, b
     valid = min(lanes, stop - panel[1] - (vectors - 1) * lanes)
     while row < rows:
         height = _rows_of(rows - row, vectors)
-        number = _number(height, vectors, valid < lanes)
-        tile(
-            number, row, terms, scalars, panel, (c, c_row, panel[1], valid), add or terms[0] > 0, biased, bias
-        )
+        number, result = _number(height, vectors, valid < lanes), (c, c_row, panel[1], valid)
+        tile(number, row, terms, scalars, panel, result, add or terms[0] > 0, biased, bias)
         row += height
 
 

@@ -29,6 +29,7 @@ from refimpl.kernels.panels import (
     copy_planes,
     copy_runs,
     finite,
+    grid,
     multiples,
     open_channels,
     row_table,
@@ -90,10 +91,8 @@ def weight_grad_scratch(
     own = (0, 0)
     if 1 < groups == channels == filters:
         extent = [(k - 1) * gap + 1 for k, gap in zip(kernel_size, dilation, strict=True)]
-        reach = [
-            max(n + 2 * p, m * step + k)
-            for n, p, m, step, k in zip(size, pad, result_size, stride, extent, strict=True)
-        ]
+        sizes = zip(size, pad, result_size, stride, extent, strict=True)
+        reach = [max(n + 2 * p, m * step + k) for n, p, m, step, k in sizes]
         padded, areas = reach[0] * reach[1], (size[0] * size[1], result_size[0] * result_size[1])
         own = depthwise.scratch(channels, *areas, kh * kw, padded, itemsize)
     channels //= groups
@@ -104,34 +103,11 @@ def weight_grad_scratch(
     unfolded = max(FIRST_LEVEL // itemsize, 64 * (taps * channels + lanes))
     sums = filters * kh * whole_vectors(kw * channels, itemsize)
     samples = together(pixels)
-    image, ints = (
-        samples * image,
-        4 * (filters + 1) + 2 * samples * pixels + channels * (5 + taps) + 5 * taps + 7 * planes,
-    )
+    ints = 4 * (filters + 1) + 2 * samples * pixels + channels * (5 + taps) + 5 * taps + 7 * planes
     ints += few_slopes.lists_size(pixels)
-    floats = max(image, copies + unfolded) + sums
+    floats = max(samples * image, copies + unfolded) + sums
     check_offsets("conv", plane=size[0] * size[1], copies=floats, dy=filters * pixels)
     return max(floats, own[0]), max(ints + size[0] * size[1] + 1, own[1])
-
-
-@kernel
-def _image_table(size, pad, inner, place):
-    """place[pixel] = where its channels start in the padded image with `inner` channels last."""
-    optimise_for_size()
-    line = (size[1] + 2 * pad[1]) * inner
-    for i in range(size[0]):
-        for j in range(size[1]):
-            place[i * size[1] + j] = (i + pad[0]) * line + (j + pad[1]) * inner
-
-
-@kernel
-def _window_table(shape, steps, starts, v_at, s_at):
-    """Where the window of each pixel of dy starts in the image, and where the pixel lies in dy."""
-    optimise_for_size()
-    for p in range(shape[0]):
-        for q in range(shape[1]):
-            v_at[p * shape[1] + q] = starts[0] + p * steps[0] + q * steps[1]
-            s_at[p * shape[1] + q] = starts[1] + p * shape[1] + q
 
 
 @kernel
@@ -189,12 +165,8 @@ def weight_grad(x, dy, stride, pad, dilation, x_mask, dy_mask, more, floats, int
         if not more:
             clear(dweight.reshape(-1))
         return
-    x, dy, x_mask, dy_mask = (
-        apart(x, groups),
-        apart(dy, groups),
-        apart(x_mask, groups),
-        apart(dy_mask, groups),
-    )
+    x, dy = apart(x, groups), apart(dy, groups)
+    x_mask, dy_mask = apart(x_mask, groups), apart(dy_mask, groups)
     pixels, open_in = dy.shape[2] * dy.shape[3], _mean_open(x_mask, channels)
     few = groups == 1 and run == kw and 3 * open_in > channels
     few = few and few_slopes.windows_pay(dy, dy_mask, run * channels) and finite(x.reshape(-1))
@@ -313,16 +285,11 @@ def _by_windows(x, dy, steps, run, few, x_mask, dy_mask, more, groups, floats, i
     sums = floats[: groups * filters * row]
 
     multiples(channels, area, plane_at)
-    _image_table((height, width), pad, channels, place)
-    for i in range(most):
-        part = slice(i * pixels, (i + 1) * pixels)
-        _window_table(
-            shape,
-            (stride[0] * line, stride[1] * channels),
-            (i * size, i * filters * pixels),
-            v_at[part],
-            s_at[part],
-        )
+    grid((height, width), (line, channels), pad[0] * line + pad[1] * channels, place)
+    steps, one = (stride[0] * line, stride[1] * channels), np.int64(1)
+    for i in range(most):  # where each pixel's window starts in the image, and where the pixel lies in dy
+        grid(shape, steps, i * size, v_at[i * pixels :])
+        grid(shape, (shape[1], one), i * filters * pixels, s_at[i * pixels :])
     clear(image)
     gated = dy_mask.shape[0] > 0 and (n_samples > 1 or more)
     if more:

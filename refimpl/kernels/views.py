@@ -11,7 +11,7 @@ from numba.core import cgutils
 from numba.np.arrayobj import populate_array
 
 from refimpl.kernels.jit import intrinsic, kernel
-from refimpl.kernels.simd import data_of
+from refimpl.kernels.simd import unpacked
 
 
 @intrinsic
@@ -24,7 +24,7 @@ def view(typingctx, array, at, shape):
         lengths, strides = cgutils.unpack_tuple(builder, args[2]), [itemsize]
         for length in reversed(lengths[1:]):
             strides.insert(0, builder.mul(strides[0], length))
-        data = builder.gep(data_of(context, builder, signature.args[0], args[0]), [args[1]])
+        data = builder.gep(unpacked(context, builder, signature.args[0], args[0]), [args[1]])
         found = context.make_array(kind)(context, builder)
         populate_array(found, data, lengths, strides, itemsize, meminfo=None)
         return found._getvalue()
