@@ -176,9 +176,9 @@ def mask_at(masks, at, n, width):
 
 
 @kernel
-def matrix_at(w, at, rows, columns):
-    """A weight matrix inside w."""
-    return view(w, at, (rows, columns))
+def matrix_at(w, op):
+    """A linear layer's weights inside w."""
+    return view(w, op.weight, (op.output[0], op.input[0]))
 
 
 @kernel

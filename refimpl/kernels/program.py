@@ -23,26 +23,10 @@ from refimpl.kernels import (
     tiled_weight_grad,
     vector,
 )
+from refimpl.kernels import operation as code
 from refimpl.kernels.jit import inlined, kernel, large_kernel, optimise_for_size
 from refimpl.kernels.operation import (
-    ADD,
-    AVERAGE_POOL,
-    BATCH_NORM,
-    CONV,
-    DECIDE,
-    FORK,
-    FROZEN_NORM,
-    GLOBAL_POOL,
-    GROUP_NORM,
-    LEAKY,
-    LINEAR,
-    MAX_POOL,
-    NOTHING,
     NOWHERE,
-    PRODUCT,
-    RELU,
-    SOFTPLUS,
-    TANH,
     Decisions,
     Workspace,
     bias_at,
@@ -80,55 +64,55 @@ def _forward(op, w, n, how, space):
     x, y = maps_at(values, op.x, n, op.input), maps_at(values, op.y, n, op.output)
     images, out = images_at(values, op.x, n, op.input), images_at(values, op.y, n, op.output)
     bias = bias_at(w, op, space.zeros)
-    if op.kind == CONV and op.sparse:
+    if op.kind == code.CONV and op.sparse:
         weights, tables = flat(filters_at(w, op)), space.kept[op.kept : op.kept_back]
         sparse.convolve(images, weights, bias, tables, floats, ints, out)
-    elif op.kind == CONV:
+    elif op.kind == code.CONV:
         weight, dilation, forwards = filters_at(w, op), pair_of(op.dilation), np.bool_(False)
         tiled_conv.convolve(
             images, weight, bias, stride, pad, dilation, forwards, reads, writes, op.clears, floats, ints, out
         )
-    elif op.kind == LINEAR:
+    elif op.kind == code.LINEAR:
         rows, out2 = rows_at(values, op.x, n, op.input[0]), rows_at(values, op.y, n, op.output[0])
-        matrix = matrix_at(w, op.weight, op.output[0], op.input[0])
+        matrix = matrix_at(w, op)
         tiled_linear.forward(rows, matrix, bias, reads, writes, floats, ints, out2)
-    elif op.kind == DECIDE:
+    elif op.kind == code.DECIDE:
         decide(op, n, how, space)
-    elif op.kind == PRODUCT:
+    elif op.kind == code.PRODUCT:
         product(op, n, space)
-    elif op.kind == ADD:
+    elif op.kind == code.ADD:
         runs.add(0, size, values[op.x * n :], values[op.x2 * n :], op.below, values[op.y * n :])
-    elif op.kind == RELU and op.writes == NOWHERE:  # one long loop
+    elif op.kind == code.RELU and op.writes == NOWHERE:  # one long loop
         activation.rectify(flat(x), flat(x), flat(y))
-    elif op.kind == RELU:
+    elif op.kind == code.RELU:
         activation.relu_forward(x, writes, y)
-    elif op.kind == LEAKY:
+    elif op.kind == code.LEAKY:
         activation.leaky_forward(x, op.number, writes, y)
-    elif op.kind == BATCH_NORM:
+    elif op.kind == code.BATCH_NORM:
         statistics = flat(rows_at(space.wide, op.wide, n, 2 * bias.size))
         mean, inverse_std = statistics[: bias.size], vector_at(statistics, bias.size, bias.size)
         gamma = vector_at(w, op.weight, bias.size)
         norm.batch_norm_forward(x, gamma, bias, op.number, op.below, mean, inverse_std, y)
-    elif op.kind == GROUP_NORM:
+    elif op.kind == code.GROUP_NORM:
         normalised, spreads = maps_at(values, op.own, n, op.input), rows_at(space.wide, op.wide, n, op.groups)
         gamma = vector_at(w, op.weight, bias.size)
         norm.group_norm_forward(x, gamma, bias, op.number, normalised, spreads, y)
-    elif op.kind == FROZEN_NORM:
+    elif op.kind == code.FROZEN_NORM:
         gamma, mean = vector_at(w, op.weight, bias.size), vector_at(w, op.running_mean, bias.size)
         variance = vector_at(w, op.running_var, bias.size)
         norm.frozen_norm_forward(x, gamma, bias, mean, variance, op.number, writes, y)
-    elif op.kind == SOFTPLUS:
+    elif op.kind == code.SOFTPLUS:
         activation.softplus_forward(x, writes, y)
-    elif op.kind == TANH:
+    elif op.kind == code.TANH:
         activation.tanh_forward(x, writes, y)
-    elif op.kind == GLOBAL_POOL:
+    elif op.kind == code.GLOBAL_POOL:
         activation.channel_means(x, writes, rows_at(values, op.y, n, op.output[0]))
-    elif op.kind == MAX_POOL:
+    elif op.kind == code.MAX_POOL:
         at = images_at(space.where, op.own, n, op.output)
         pool.max_forward(images, pair_of(op.window), stride, pad, writes, out, at)
-    elif op.kind == AVERAGE_POOL:
+    elif op.kind == code.AVERAGE_POOL:
         pool.average_forward(images, pair_of(op.window), stride, pad, writes, out)
-    if op.kind == CONV and op.below != 1.0:
+    if op.kind == code.CONV and op.below != 1.0:
         result = values[op.y * n :]
         runs.bend(0, size, result, result, op.below, result)
 
@@ -147,7 +131,7 @@ def _backward(op, w, n, more, span, stepping, pull, space, gradient):
     need_dx, need_dw = op.dx != NOWHERE and span.values, op.need_dw and span.sums
     stride, pad = pair_of(op.stride), pair_of(op.pad)
     bias, dbias = bias_at(w, op, space.zeros), bias_at(gradient, op, space.unused)
-    if op.kind == CONV:
+    if op.kind == code.CONV:
         dout, dilation = images_at(slopes, op.dy, n, op.output), pair_of(op.dilation)
         images, dweight = images_at(values, op.x, n, op.input), filters_at(gradient, op)
         if need_dw and op.kept != NOWHERE:
@@ -167,29 +151,29 @@ def _backward(op, w, n, more, span, stepping, pull, space, gradient):
             tiled_conv.convolve(
                 dout, weight, bias, stride, pad, dilation, yes, dy_mask, dx_mask, yes, floats, ints, dimages
             )
-    elif op.kind == LINEAR:
+    elif op.kind == code.LINEAR:
         rows, dout2 = rows_at(values, op.x, n, op.input[0]), rows_at(slopes, op.dy, n, op.output[0])
-        matrix = matrix_at(w, op.weight, op.output[0], op.input[0])
+        matrix = matrix_at(w, op)
         if need_dx:
             drows = rows_at(slopes, op.dx, n, op.input[0])
             tiled_linear.input_grad(dout2, matrix, dy_mask, dx_mask, floats, ints, drows)
         if need_dw and stepping and op.steps:
-            centre = matrix_at(pull.centre, op.weight, op.output[0], op.input[0])
+            centre = matrix_at(pull.centre, op)
             tiled_linear.weight_step(rows, dout2, pull.eta, pull.lam, centre, ints, matrix, dbias)
         elif need_dw:
-            dmatrix = matrix_at(gradient, op.weight, op.output[0], op.input[0])
+            dmatrix = matrix_at(gradient, op)
             tiled_linear.weight_grad(rows, dout2, reads, dy_mask, more, floats, ints, dmatrix, dbias)
-    elif op.kind == DECIDE:
+    elif op.kind == code.DECIDE:
         if need_dx:
             decide_backward(op, n, space)
-    elif op.kind == PRODUCT:
+    elif op.kind == code.PRODUCT:
         if span.values:
             product_backward(op, n, space)
-    elif op.kind == ADD:  # its gradients lie where dy is
+    elif op.kind == code.ADD:  # its gradients lie where dy is
         if op.learns and op.below != 1.0 and span.values:
             dy, size = slopes[op.dy * n :], n * op.output[0] * op.output[1] * op.output[2]
             runs.bend(0, size, dy, values[op.y * n :], op.below, dy)
-    elif op.kind == BATCH_NORM or op.kind == GROUP_NORM or op.kind == FROZEN_NORM:
+    elif op.kind == code.BATCH_NORM or op.kind == code.GROUP_NORM or op.kind == code.FROZEN_NORM:
         if need_dw or (op.learns and span.values):
             _norm_backward(op, w, n, more, need_dw, space, gradient, dy_mask)
     elif need_dx:
@@ -206,12 +190,12 @@ def _norm_backward(op, w, n, more, need_dw, space, gradient, dy_mask):
     if need_dw:
         dgamma, dbias = vector_at(gradient, op.weight, channels), vector_at(gradient, op.bias, channels)
     x, normalised = maps_at(space.values, op.x, n, op.input), maps_at(space.values, op.own, n, op.input)
-    if op.kind == BATCH_NORM:
+    if op.kind == code.BATCH_NORM:
         statistics = flat(rows_at(space.wide, op.wide, n, 2 * channels))
         mean, inverse_std = statistics[:channels], vector_at(statistics, channels, channels)
         beta, below = vector_at(w, op.bias, channels), op.below
         norm.batch_norm_backward(dy, x, mean, inverse_std, gamma, beta, below, dgamma, dbias, dx)
-    elif op.kind == GROUP_NORM:
+    elif op.kind == code.GROUP_NORM:
         spreads = rows_at(space.wide, op.wide, n, op.groups)
         norm.group_norm_backward(dy, normalised, spreads, gamma, more, dgamma, dbias, dx)
     else:
@@ -227,48 +211,47 @@ def _elementwise_backward(op, n, space, dy_mask):
     dout, dimages = images_at(slopes, op.dy, n, op.output), images_at(slopes, op.dx, n, op.input)
     x, size = maps_at(values, op.x, n, op.input), n * dx.shape[1] * dx.shape[2]
     window, stride, pad = pair_of(op.window), pair_of(op.stride), pair_of(op.pad)
-    if op.kind == FORK:
+    if op.kind == code.FORK:
         runs.add(0, size, slopes[op.dx * n :], slopes[op.dy * n :], 1.0, slopes[op.dx * n :])
-    elif op.kind == RELU and op.dy_mask == NOWHERE:
+    elif op.kind == code.RELU and op.dy_mask == NOWHERE:
         activation.rectify(flat(dy), flat(x), flat(dx))
-    elif op.kind == RELU:
+    elif op.kind == code.RELU:
         activation.relu_backward(dy, x, dy_mask, dx)
-    elif op.kind == LEAKY:
+    elif op.kind == code.LEAKY:
         activation.leaky_backward(dy, x, op.number, dy_mask, dx)
-    elif op.kind == SOFTPLUS:
+    elif op.kind == code.SOFTPLUS:
         activation.softplus_backward(dy, x, dy_mask, dx)
-    elif op.kind == TANH:
+    elif op.kind == code.TANH:
         activation.tanh_backward(dy, maps_at(values, op.y, n, op.output), dy_mask, dx)
-    elif op.kind == GLOBAL_POOL:
+    elif op.kind == code.GLOBAL_POOL:
         activation.share_out(rows_at(slopes, op.dy, n, op.output[0]), dy_mask, dx)
-    elif op.kind == MAX_POOL:
+    elif op.kind == code.MAX_POOL:
         at = images_at(space.where, op.own, n, op.output)
         pool.max_backward(dout, at, window, stride, pad, dy_mask, dimages)
-    elif op.kind == AVERAGE_POOL:
+    elif op.kind == code.AVERAGE_POOL:
         pool.average_backward(dout, window, stride, pad, dy_mask, dimages)
 
 
 @inlined
-def add_gradient(
-    program, w, labels, soft, chosen, count, total, more, known, span, stepping, pull, how, space, gradient
-):
+def _add_gradient(program, w, samples, total, more, known, span, stepping, pull, how, space, gradient):
     """total + the losses at w of the samples at the start of `space.values`, a part of a batch of `count`.
 
-    soft, chosen: what teachers say about which samples (`loss.add_losses`).
+    samples = (labels, soft, chosen, count): what teachers say about which samples (`loss.add_losses`).
     The results of the first `known` operations are there already, but for those of gates. Writes the trained
     part of the gradient, or adds to it if `more`; its other entries are left alone.
     """
+    labels, soft, chosen, count = samples
     n, last = labels.size, program[-1]
     for i in range(program.shape[0]):
         op = program[i]
-        if span.values and op.kind != NOTHING and (i >= known or op.gate != NOWHERE):
+        if span.values and op.kind != code.NOTHING and (i >= known or op.gate != NOWHERE):
             _forward(op, w, n, how, space)
     logits = rows_at(space.values, last.y, n, last.output[0])
     dlogits = rows_at(space.slopes, last.dy, n, last.output[0])
     total = loss.add_losses(total, logits, labels, soft, chosen, count, dlogits)
     total = add_shaping(total, program, n, space)
     for i in range(program.shape[0] - 1, -1, -1):
-        if program[i].kind != NOTHING:
+        if program[i].kind != code.NOTHING:
             _backward(program[i], w, n, more, span, stepping, pull, space, gradient)
     for at in space.pruned:
         gradient[at] = 0
@@ -288,7 +271,7 @@ def predict(program, x, w, how, batch, space, logits, opened):
         for i in range(program.shape[0]):
             op = program[i]
             _forward(op, w, n, how, space)
-            if op.kind == DECIDE:
+            if op.kind == code.DECIDE:
                 mask = mask_at(space.masks, op.mask, n, op.output[0])
                 for s in range(n):
                     opened[first + s, op.gate] = _open(mask, s)
@@ -303,7 +286,7 @@ def _count_open(program, n, masks, counts, moments):
         counts[0] = 1
         for i in range(program.shape[0]):
             op = program[i]
-            if op.kind == DECIDE:
+            if op.kind == code.DECIDE:
                 outputs = op.output[0]
                 counts[op.gate + 1] = _open(mask_at(masks, op.mask, n, outputs), s)
         for a in range(counts.size):
@@ -377,22 +360,9 @@ def _descend(program, x, y, at, soft, batches, span, kept, how, noise, pull, w, 
             if span.values:
                 _gather(x, at[0], picked, own.values)
             now = Decisions(how.tau, how.mode, noise[step, chosen], how.shaping)
-            value = add_gradient(
-                program,
-                w,
-                ours,
-                soft,
-                picked,
-                n,
-                value,
-                more,
-                known,
-                span,
-                stepping,
-                pull,
-                now,
-                own,
-                gradient,
+            samples = ours, soft, picked, n
+            value = _add_gradient(
+                program, w, samples, value, more, known, span, stepping, pull, now, own, gradient
             )
             if span.sums:
                 _count_open(program, ours.size, own.masks, counts, moments)
@@ -410,16 +380,16 @@ def _descend(program, x, y, at, soft, batches, span, kept, how, noise, pull, w, 
 def descend(program, x, y, soft, batches, nodes, span, kept, how, noise, pull, w, gradient, space, moments):
     """Steps w <- w - eta (g(w) + lam (w - centre)) from the centre, for each node; each has a row of w.
 
-    A few samples are treated at a time (`span`), so that their activations stay in the cache; sums go on from
-    part to part; `kept` says what outlives a part. x (samples, features), y (samples,): of all nodes; soft:
-    what teachers say about those of a single node; batches: indices into a node's samples, of all steps of
-    the first node, then of the next; nodes (nodes, 3): how many each step has, and where the node's samples
-    and labels begin in x and y; noise (nodes, steps, n, gates, widest gate). Rows of w may
-    be longer than the centre. `gradient` must be zero where nothing is trained. Returns (nodes, 2): the first
-    step's loss, and the norm of the local problem's gradient before the last step. `moments` (nodes, ...)
-    grow by the open-channel counts.
-    A span that is not the whole batch is evaluated at w as it is; no step is taken, and the loss is the sum
-    of losses up to the end of the span.
+    x (samples, features), y (samples,): those of all nodes; soft: what teachers say about those of a single
+    node; batches: indices into a node's samples, of all steps of the first node, then of the next; nodes
+    (nodes, 3): how many samples each step has, and where the node's samples and labels begin in x and y;
+    noise (nodes, steps, n, gates, widest gate). A few samples are treated at a time (`span`), so that their
+    activations stay in the cache; sums go on from part to part, and `kept` says what outlives a part. Rows of
+    w may be longer than the centre. `gradient` must be zero where nothing is trained.
+
+    Returns (nodes, 2): the first step's loss, and the norm of the local problem's gradient before the last
+    step. `moments` (nodes, ...) grow by the open-channel counts. A span that is not the whole batch is
+    evaluated at w as it is: no step is taken, and the loss is the sum of losses up to the end of the span.
     """
     optimise_for_size()
     steps, found, start = noise.shape[1], np.empty((nodes.shape[0], 2)), 0
