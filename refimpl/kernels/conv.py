@@ -92,16 +92,13 @@ def forward(
     shapes, moves = (x.shape[1:], (filters, *size)), (stride, pad, dilation)
     needs = convolve_scratch(*shapes, weight.shape[2:], moves, False, x.itemsize, groups)
     y = result_array(who, (samples, filters, *size), x.dtype, out)
-    masks = (
-        tidy_mask(who, "reads", reads, samples, channels),
-        tidy_mask(who, "writes", writes, samples, filters),
-    )
-    if not USE_TILE:
+    reads = tidy_mask(who, "reads", reads, samples, channels)
+    writes = tidy_mask(who, "writes", writes, samples, filters)
+    masks, memory = (reads, writes), scratch(x.dtype, *needs)
+    if USE_TILE:
+        tiled_conv.convolve(x, weight, bias, stride, pad, dilation, False, *masks, True, *memory, y)
+    else:
         plain.conv_forward(x, weight, bias, stride, pad, dilation, *masks, y)
-        return y
-    tiled_conv.convolve(
-        x, weight, bias, stride, pad, dilation, False, *masks, True, *scratch(x.dtype, *needs), y
-    )
     return y
 
 
@@ -130,15 +127,13 @@ def input_grad(
     shapes, moves = (dy.shape[1:], (channels, *size)), (stride, pad, dilation)
     needs = convolve_scratch(*shapes, weight.shape[2:], moves, True, dy.itemsize, groups)
     dx = result_array(who, (samples, channels, *size), dy.dtype, out)
-    masks = (
-        tidy_mask(who, "dy_mask", dy_mask, samples, filters),
-        tidy_mask(who, "dx_mask", dx_mask, samples, channels),
-    )
-    if not USE_TILE:
+    dy_mask = tidy_mask(who, "dy_mask", dy_mask, samples, filters)
+    dx_mask = tidy_mask(who, "dx_mask", dx_mask, samples, channels)
+    masks, memory = (dy_mask, dx_mask), scratch(dy.dtype, *needs)
+    if USE_TILE:  # no bias is read in this direction
+        tiled_conv.convolve(dy, weight, memory[0], stride, pad, dilation, True, *masks, True, *memory, dx)
+    else:
         plain.conv_input_grad(dy, weight, stride, pad, dilation, *masks, dx)
-        return dx
-    memory = scratch(dy.dtype, *needs)
-    tiled_conv.convolve(dy, weight, memory[0], stride, pad, dilation, True, *masks, True, *memory, dx)
     return dx
 
 
@@ -167,12 +162,10 @@ def weight_grad(
     )
     check_target(who, "dweight", dweight, x.dtype, shape)
     check_target(who, "dbias", dbias, x.dtype, (filters,))
-    masks = (
-        tidy_mask(who, "x_mask", x_mask, samples, channels),
-        tidy_mask(who, "dy_mask", dy_mask, samples, filters),
-    )
-    if not USE_TILE:
-        plain.conv_weight_grad(x, dy, stride, pad, dilation, *masks, dweight, dbias)
-        return
-    memory = scratch(x.dtype, *needs)
-    tiled_weight_grad.weight_grad(x, dy, stride, pad, dilation, *masks, False, *memory, dweight, dbias)
+    x_mask = tidy_mask(who, "x_mask", x_mask, samples, channels)
+    dy_mask = tidy_mask(who, "dy_mask", dy_mask, samples, filters)
+    moves, masks, memory = (stride, pad, dilation), (x_mask, dy_mask), scratch(x.dtype, *needs)
+    if USE_TILE:
+        tiled_weight_grad.weight_grad(x, dy, *moves, *masks, False, *memory, dweight, dbias)
+    else:
+        plain.conv_weight_grad(x, dy, *moves, *masks, dweight, dbias)

@@ -225,7 +225,7 @@ OPTIONS = {"nopython": True, "nogil": True, "error_model": "numpy"}
 class _Kernel(CPUDispatcher):
     """Numba's compiled function, with our cache, and compiled without pauses for Python's garbage.
 
-    Other kernels do not call its machine code: they take in a part of theirs that is compiled only there.
+    Other kernels do not call its machine code: they inline a copy, `part`, which is compiled only in them.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -248,7 +248,7 @@ class _Kernel(CPUDispatcher):
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Keep Python's garbage where it is: going through what a compilation makes takes a tenth of its time."""
+    """Pause Python's garbage collector: it takes a tenth of a compilation to visit what that makes."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -271,7 +271,7 @@ def large_kernel(function: Callable[..., Any]) -> Any:
     """A kernel that its compiled callers reach through its address: they are compiled without it.
 
     Numba optimises a kernel again in each kernel that calls it. For large kernels this doubled the time of
-    compilation, and a call that is not taken in costs them nothing that can be measured. The first call of
+    compilation, and a call that is not inlined costs them nothing that can be measured. The first call in
     the process compiles the kernel, so that a program whose operations do not need it never does.
 
     Callers are compiled before the kernel is: what it returns is a float if it is annotated so, or nothing.

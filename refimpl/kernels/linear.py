@@ -46,14 +46,12 @@ def forward(
     check_shape(who, "bias", bias, (outputs,))
     needs = linear_scratch(samples, features, outputs)
     y = result_array(who, (samples, outputs), x.dtype, out)
-    masks = (
-        tidy_group_mask(who, "reads", reads, samples, features),
-        tidy_mask(who, "writes", writes, samples, outputs),
-    )
-    if not USE_TILE:
-        plain.linear_forward(x, weight, bias, *masks, y)
-        return y
-    tiled_linear.forward(x, weight, bias, *masks, *scratch(x.dtype, *needs), y)
+    reads = tidy_group_mask(who, "reads", reads, samples, features)
+    writes = tidy_mask(who, "writes", writes, samples, outputs)
+    if USE_TILE:
+        tiled_linear.forward(x, weight, bias, reads, writes, *scratch(x.dtype, *needs), y)
+    else:
+        plain.linear_forward(x, weight, bias, reads, writes, y)
     return y
 
 
@@ -69,14 +67,12 @@ def input_grad(
     check_shape(who, "dy", dy, (samples, outputs))
     needs = linear_scratch(samples, features, outputs)
     dx = result_array(who, (samples, features), dy.dtype, out)
-    masks = (
-        tidy_mask(who, "dy_mask", dy_mask, samples, outputs),
-        tidy_group_mask(who, "dx_mask", dx_mask, samples, features),
-    )
-    if not USE_TILE:
-        plain.linear_input_grad(dy, weight, *masks, dx)
-        return dx
-    tiled_linear.input_grad(dy, weight, *masks, *scratch(dy.dtype, *needs), dx)
+    dy_mask = tidy_mask(who, "dy_mask", dy_mask, samples, outputs)
+    dx_mask = tidy_group_mask(who, "dx_mask", dx_mask, samples, features)
+    if USE_TILE:
+        tiled_linear.input_grad(dy, weight, dy_mask, dx_mask, *scratch(dy.dtype, *needs), dx)
+    else:
+        plain.linear_input_grad(dy, weight, dy_mask, dx_mask, dx)
     return dx
 
 
@@ -93,11 +89,10 @@ def weight_grad(
     needs = linear_scratch(samples, features, outputs)
     check_target(who, "dweight", dweight, x.dtype, (outputs, features))
     check_target(who, "dbias", dbias, x.dtype, (outputs,))
-    masks = (
-        tidy_group_mask(who, "x_mask", x_mask, samples, features),
-        tidy_mask(who, "dy_mask", dy_mask, samples, outputs),
-    )
-    if not USE_TILE:
-        plain.linear_weight_grad(x, dy, *masks, dweight, dbias)
-        return
-    tiled_linear.weight_grad(x, dy, *masks, False, *scratch(x.dtype, *needs), dweight, dbias)
+    x_mask = tidy_group_mask(who, "x_mask", x_mask, samples, features)
+    dy_mask = tidy_mask(who, "dy_mask", dy_mask, samples, outputs)
+    if USE_TILE:
+        memory = scratch(x.dtype, *needs)
+        tiled_linear.weight_grad(x, dy, x_mask, dy_mask, False, *memory, dweight, dbias)
+    else:
+        plain.linear_weight_grad(x, dy, x_mask, dy_mask, dweight, dbias)

@@ -1,4 +1,4 @@
-"""How the machine code of kernels reaches that of others: by taking in a copy, or by calling its address.
+"""How a kernel reaches the machine code of another: by inlining a copy of it, or by calling its address.
 
 Small kernels are parts of their callers. Large ones have a place in memory for the address of their code,
 which the first call of the process fills. Machine code on the disk knows places by name only, and may be
@@ -43,7 +43,7 @@ class Part(JITCodeLibrary):
         self._finalized = True
 
     def get_pointer_to_function(self, name: str) -> int:
-        """No address: only callers that take the part in can run it."""
+        """No address: only callers that inline the part can run it."""
         self._ensure_finalized()
         return 0
 

@@ -1,4 +1,4 @@
-"""Batch-shaping: how far the openings of gates over a batch are from a Beta distribution, and the way there.
+"""Batch-shaping: how far the decisions of gates in a batch are from a Beta distribution, with its gradient.
 
 Everything is float64 but the decisions and their gradient. A continued fraction with a fixed number of terms
 gives the distribution function, so that results have the same bits everywhere.

@@ -44,9 +44,8 @@ def detect() -> Target:
         return Target(vector_bytes=64, registers=32)
     if "ymm" in assembly:
         return Target(vector_bytes=32, registers=16)
-    return Target(
-        vector_bytes=16, registers=32 if str(_machine().triple).startswith(("aarch64", "arm64")) else 16
-    )
+    arm = str(_machine().triple).startswith(("aarch64", "arm64"))
+    return Target(vector_bytes=16, registers=32 if arm else 16)
 
 
 def tile_rows(registers: int, vectors: int) -> int:

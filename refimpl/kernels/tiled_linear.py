@@ -221,14 +221,14 @@ def input_grad(dy, weight, dy_mask, dx_mask, floats, ints, dx):
     stops, ints = cut(ints, features)
     s_at, ints = cut(ints, outputs)
     v_at, ints = cut(ints, outputs)
-    s_row, c_row = cut(ints, n_samples + 1)
+    s_row, ints = cut(ints, n_samples + 1)
+    c_row, _ = cut(ints, n_samples + 1)
     signal = _masked(dy, dy_mask, s_at, floats)
     depth = _used(dy_mask, outputs, s_at)
     for k in range(depth):
         v_at[k] = s_at[k] * features
-    for n in range(n_samples + 1):
-        s_row[n] = min(n, n_samples - 1) * outputs
-        c_row[n] = min(n, n_samples - 1) * features
+    _rows_at(n_samples, outputs, s_row)
+    _rows_at(n_samples, features, c_row)
     runs = (starts, stops, _runs(dx_mask, features, starts, stops))
     scalars, panel, result = (signal, s_row, s_at), (flat(weight), v_at), (flat(dx), c_row)
     _sweep_runs(n_samples, depth, runs, scalars, panel, result, np.bool_(False))
@@ -262,8 +262,8 @@ def weight_grad(x, dy, x_mask, dy_mask, more, floats, ints, dweight, dbias):
     s_at, v_at = cut(ints, n_samples)
     copy, floats = cut(floats, n_samples * outputs)
     signal, panel = _masked(dy, dy_mask, used, copy), _masked(x, x_mask, starts, floats)
-    for n in range(n_samples):
-        s_at[n], v_at[n] = n * outputs, n * features
+    multiples(n_samples, outputs, s_at)
+    multiples(n_samples, features, v_at)
     rows = _used(dy_mask, outputs, used)
     row_table(used, rows, np.int64(1), s_row)
     row_table(used, rows, features, c_row)

@@ -12,7 +12,7 @@ from refimpl.kernels.arrays import INTS, check_target
 
 CACHE_LINE = 64
 LARGE_BYTES = 1 << 20
-# Of working memory that a thread keeps between calls. A gradient of resnet12 with 25 images works in 260 MB;
+# The working memory that a thread keeps between calls. A gradient of resnet12 with 25 images works in 260 MB;
 # where these are allocated anew for every call, it takes up to 1.5 times as long.
 POOL_BYTES = 1 << 30
 
