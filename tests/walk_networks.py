@@ -239,13 +239,8 @@ def layer_cases(layer, shape, reads_masks):
 
 
 def gate_cases():
-    gate = ChannelGate("gate", 2, 4)
-    params, x = {p.name: eighths(*p.shape) for p in gate.parameters()}, eighths(3, 2, 4, 5)
-    decision = gate.decide(params, x, None, SOFT)
+    decision, _, _ = Decide("gate").forward({}, eighths(3, 8), Flow(SOFT))
     return {
-        place(ChannelGate.decide): Case(
-            lambda x, **params: gate.decide(params, x, None, SOFT).mask, any_length=("x",), x=x, **params
-        ),
         place(Decide.backward): Case(
             lambda dmask: Decide("gate").backward(dmask, decision, {}, {}, Back(SOFT)), dmask=eighths(3, 4)
         ),

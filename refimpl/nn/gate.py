@@ -5,13 +5,13 @@ Source: mathematics.md §2.2 (the gate), §2.3 (modes), §2.3b (back-propagation
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from refimpl.errors import InputError
 from refimpl.kernels import activation
-from refimpl.kernels.arrays import check_like, tidy, tidy_float
+from refimpl.kernels.arrays import check_like, tidy
 from refimpl.kernels.shaping import shape_gates
 from refimpl.nn.chain import chain_parameters, chain_shape
 from refimpl.nn.context import Context, FixedShare
@@ -130,11 +130,11 @@ def to_logits(dmargin: np.ndarray) -> np.ndarray:
 class ChannelGate:
     """s = channel means of x; hidden = relu(A1 s + b1); (z_off, z_on) = A2 hidden + b2; on iff d > 0.
 
-    name: the gate's, from which its parameters have theirs; in_channels, out_channels: of the layer that it
-    gates; hidden: units of its hidden layer; norm: what s goes through before A1, if anything; its parameters
-    are the gate's (§2.2c). Row 2c of A2 is channel c's off logit, row 2c+1 its on logit; d = z_on - z_off.
-    Where d is NaN the gate cannot decide: the channel counts as on, and all its values are NaN, in every mode
-    (`Gated`).
+    name: its parameters are <name>.fc1.weight and so on; in_channels, out_channels: those of the layer that
+    it gates; hidden: units of its hidden layer; norm: what s goes through before A1, if anything, with
+    parameters that belong to the gate (§2.2c). Row 2c of A2 is channel c's off logit, row 2c+1 its on logit;
+    d = z_on - z_off. Where d is NaN the gate cannot decide: the channel counts as on, and all its values are
+    NaN, in every mode (`Gated`).
     """
 
     name: str
@@ -165,15 +165,6 @@ class ChannelGate:
         margin = (-OPEN_MARGIN, OPEN_MARGIN)
         norms = (parameter for norm in self._norms() for parameter in norm.parameters())
         return (*norms, *first.parameters(), replace(weight, std=LOGIT_STD), replace(bias, fill=margin))
-
-    def decide(self, params: Arrays, x: np.ndarray, reads: Mask, context: Context) -> Decision:
-        """The decision for input x (N,C,H,W) or (N,C), of which the channels `reads` are not zero."""
-        seen: list[Any] = [tidy_float(self.name, "x", x)]
-        for layer in self.layers(x.shape[1:]):
-            y, reads, _ = layer.forward(params, seen[-1], Flow(context, reads))
-            seen.append(y)
-        decision: Decision = seen[-1]
-        return decision._replace(summary=seen[-5], hidden=seen[-3])
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """One contiguous parameter vector w = (theta, phi, statistics) and the table that says what lies where.
 
-The same table drives initialisation, gradients, proximal groups, checkpoints, exchange with other
-frameworks and error labels. Source: mathematics.md §1.
+The same table drives initialisation, gradients, proximal groups, checkpoints and exchange with other
+frameworks. Source: mathematics.md §1.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -30,8 +31,8 @@ def is_float(dtype: np.dtype) -> bool:
 class Parameter:
     """What a layer declares about one of its arrays.
 
-    name, shape: the array's; part: of the vector, that it lies in. Its initial value is the pattern `fill`,
-    repeated, plus `std` times standard normal noise.
+    name, shape: those of the array; part: the part of the vector in which it lies. Its initial value is the
+    pattern `fill`, repeated, plus `std` times standard normal noise.
     """
 
     name: str
@@ -69,7 +70,11 @@ class Slot:
 
 
 class Layout:
-    """The table of slots: backbone (theta), gates (phi), statistics, each in order of declaration."""
+    """The table of slots: backbone (theta), gates (phi), statistics, each in order of declaration.
+
+    theta, phi, stats: where each of these parts lies in w, as slices; empty without gates, or without frozen
+    normalisations, which alone have statistics.
+    """
 
     def __init__(self, parameters: Iterable[Parameter]) -> None:
         declared = tuple(parameters)
@@ -83,6 +88,9 @@ class Layout:
             start = stop
         self.slots: tuple[Slot, ...] = tuple(slots)
         self.size = start
+        sizes = [sum(math.prod(p.shape) for p in declared if p.part == part) for part in STORED]
+        edges = accumulate(sizes, initial=0)
+        self.theta, self.phi, self.stats = (slice(*ends) for ends in pairwise(edges))
         if len(self.by_name) != len(slots):
             names = [slot.name for slot in slots]
             twice = sorted({name for name in names if names.count(name) > 1})
@@ -94,28 +102,6 @@ class Layout:
     def by_name(self) -> dict[str, Slot]:
         """Slots by parameter name."""
         return {slot.name: slot for slot in self.slots}
-
-    @cached_property
-    def theta(self) -> slice:
-        """Where the backbone's parameters lie."""
-        return self._part("theta")
-
-    @cached_property
-    def phi(self) -> slice:
-        """Where the gates' parameters lie (empty without gates)."""
-        return self._part("phi")
-
-    @cached_property
-    def stats(self) -> slice:
-        """Where the statistics of frozen normalisations lie (empty without them)."""
-        return self._part("stats")
-
-    def _part(self, part: str) -> slice:
-        sizes = dict.fromkeys(STORED, 0)
-        for slot in self.slots:
-            sizes[slot.parameter.part] += slot.stop - slot.start
-        start = sum(sizes[name] for name in STORED[: STORED.index(part)])
-        return slice(start, start + sizes[part])
 
     def check(self, who: str, w: np.ndarray) -> None:
         """Raise `InputError` unless w is a contiguous float vector of this layout's size."""
@@ -189,18 +175,3 @@ class Layout:
                 raise InputError(f"Layout.from_arrays: {slot.name} must hold real numbers, got {array.dtype}")
             w[slot.start : slot.stop] = array.ravel()
         return w
-
-    def label(self, index: int) -> str:
-        """Which entry of which parameter w[index] is: `conv1.weight[3, 0, 2, 1]`."""
-        for slot in self.slots:
-            if slot.start <= index < slot.stop:
-                where = np.unravel_index(index - slot.start, slot.shape)
-                return f"{slot.name}[{', '.join(str(i) for i in where)}]"
-        raise InputError(f"Layout.label: index must lie in 0..{self.size - 1}, got {index}")
-
-    def table(self) -> str:
-        """The slots as text, one line each: name, shape, part, range."""
-        return "\n".join(
-            f"{slot.name:<24} {slot.shape!s:<20} {slot.parameter.part:<6} {slot.start}..{slot.stop}"
-            for slot in self.slots
-        )

@@ -129,8 +129,6 @@ def arrays(**changes):
         (lambda: SMALL.views(np.zeros(24)[::2]), "not contiguous"),
         (lambda: SMALL.views(np.broadcast_to(0.0, 12)), "not contiguous|read-only"),
         (lambda: SMALL.views([0.0] * 12), "got list"),
-        (lambda: SMALL.label(12), r"index must lie in 0..11, got 12"),
-        (lambda: SMALL.label(-1), r"index must lie in 0..11, got -1"),
         (lambda: Layout([Parameter("a", (1,)), Parameter("a", (2,), "phi")]), "got a twice; rename"),
         (
             lambda: Layout([Parameter("a", (1,), "psi")]),
@@ -141,19 +139,6 @@ def arrays(**changes):
 def test_mistakes_are_named(call, message):
     with pytest.raises(InputError, match=message):
         call()
-
-
-def test_labels_name_every_entry():
-    assert SMALL.label(0) == "a.weight[0, 0]"
-    assert SMALL.label(5) == "a.weight[1, 2]"
-    assert SMALL.label(6) == "a.bias[0]"
-    assert SMALL.label(11) == "g.weight[3]"
-
-
-def test_the_table_has_a_line_per_slot():
-    lines = SMALL.table().splitlines()
-    assert [line.split()[0] for line in lines] == ["a.weight", "a.bias", "g.weight"]
-    assert lines[2].split() == ["g.weight", "(4,)", "phi", "8..12"]
 
 
 def test_initial_values_are_pattern_plus_noise():
