@@ -65,7 +65,7 @@ from refimpl.nn import (
     work,
 )
 from refimpl.nn.context import Context
-from refimpl.nn.handover import Handover
+from refimpl.nn.course import Handover
 from refimpl.nn.layers import Conv2d
 from refimpl.nn.objective import NetworkObjective
 from refimpl.nn.task import CompiledObjective, NetworkTask
@@ -274,6 +274,7 @@ INNER = {
         layers.Normalisation.forward,  # of no layer: each kind has its own
         *(getattr(layer, name) for layer in (joins.Fork, joins.Add, joins.Product) for name in PASSES),
         joins.scaled,
+        joins.products,
         gate.Decide.forward,
         gate.to_logits,
         hessian.loss_rate,

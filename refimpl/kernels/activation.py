@@ -197,17 +197,7 @@ def channel_means(x, mask, out):
             out[n, c] = wide_total(x, (n * channels + c) * pixels, pixels) / pixels if on else 0.0
 
 
-@checked(ds=given("NC"), mask=mask("NC"), dx=written("NCP"))
-@kernel
-def add_to_channels(ds, mask, dx):
-    """dx[n, c, :] += ds[n, c] on open channels: the gradient of a sum over pixels."""
-    for n in range(dx.shape[0]):
-        for c in range(dx.shape[1]):
-            if is_on(mask, n, c):
-                for p in range(dx.shape[2]):
-                    dx[n, c, p] += ds[n, c]
-
-
+@checked(dy=given("NC"), mask=mask("NC"), dx=written("NCP"))
 @large_kernel
 def share_out(dy, mask, dx):
     """dx[n, c, :] = dy[n, c] over the number of pixels: the gradient of a mean; zero where closed."""

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import math
 from threading import get_ident
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from refimpl.kernels import vector
+from refimpl.kernels.arrays import INTS
 from refimpl.kernels.loss import SoftTargets
-from refimpl.kernels.operation import Activations, Decisions, Kept, Pull, Span, Workspace
+from refimpl.kernels.operation import NOTHING_KEPT, Activations, Decisions, Kept, Pull, Span, Workspace
 from refimpl.kernels.program import descend
+from refimpl.kernels.workspace import acquire, release
 from refimpl.nn.program import Program
 from refimpl.threads import share
 
@@ -26,11 +28,9 @@ from refimpl.threads import share
 class Course(NamedTuple):
     """All that the descents of some nodes read; methods write w, the gradient and the sums of open channels.
 
-    x (samples, features), y (samples,), of all nodes; soft: what teachers say about those of a single node;
-    batches: indices into a node's samples, of all steps of the first node, then of the next; nodes (nodes,
-    3): how many each step has, and where the node's samples and labels begin in x and y; noise (nodes,
-    steps, n, gates, widest gate); kept, own: activations that outlive the descent, and where they
-    are; part: samples at a time. Only a single node can have several threads.
+    `kernels.program.descend` says what x, y, soft, batches, nodes and noise are. kept, own: activations that
+    outlive the descent, and where they are; part: samples at a time. Only a single node can have several
+    threads.
     """
 
     program: Program
@@ -104,3 +104,46 @@ class Course(NamedTuple):
         samples = program.operations, x, y, soft, batches, nodes
         found: np.ndarray = descend(*samples, span, kept, how, noise, pull, w, gradient, space, moments)
         return found
+
+
+class Handover:
+    """Memory in which one descent leaves activations to the next, and the theta they were computed from.
+
+    It has room for `samples` samples, and `kept` says how many entries each needs. It belongs to the two
+    descents alone, so no call in between can change it, on whatever thread; and what lies in it counts only
+    for the theta it was computed from. Source: mathematics.md §6. Derived.
+    """
+
+    def __init__(self, kept: Kept, samples: int, dtype: np.dtype[Any]) -> None:
+        self.parts = (
+            ("kept values", dtype, kept.values * samples),
+            ("kept masks", np.dtype(np.bool_), max(1, kept.masks * samples)),
+            ("kept where", INTS, max(1, kept.where * samples)),
+        )
+        self.memory: Activations | None = None
+        self.theta: np.ndarray | None = None  # what the activations were computed from; None: they are not
+
+    def begin(self, kept: Kept, theta: np.ndarray) -> tuple[Kept, Activations | None]:
+        """What a descent from theta may take as known, and where its activations are (None: as usual).
+
+        kept.first > 0 says that the descent wants to find activations; otherwise it leaves them.
+        """
+        if kept.first and (self.theta is None or not _same_bits(self.theta, theta)):
+            return NOTHING_KEPT, None
+        self.theta = None  # until the descent is done: one that is broken off leaves nothing
+        self.memory = self.memory or Activations(*(acquire(*part) for part in self.parts))
+        return kept, self.memory
+
+    def end(self, kept: Kept, theta: np.ndarray) -> None:
+        """The descent that `begin` told `kept` is done: it has left activations of theta, or used them up."""
+        if not kept.first:
+            self.theta = theta.copy()
+        elif self.memory is not None:
+            for (use, *_), array in zip(self.parts, self.memory, strict=True):
+                release(use, array)
+            self.memory = None
+
+
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two vectors hold the same bytes: as numbers, NaN would differ from itself."""
+    return a.dtype == b.dtype and np.array_equal(a.view(np.uint8), b.view(np.uint8))

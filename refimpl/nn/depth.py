@@ -17,10 +17,8 @@ from dataclasses import replace
 from refimpl.nn.chain import Residual, chain_shape
 from refimpl.nn.gate import Gated
 from refimpl.nn.layers import Conv2d, Layer, Shape
-from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus, Tanh
-from refimpl.nn.pooling import AvgPool2d, MaxPool2d
-
-ACTIVATIONS = (ReLU, LeakyReLU, Softplus, Tanh)
+from refimpl.nn.pointwise import Pointwise
+from refimpl.nn.pooling import Window
 
 
 def places(layers: Sequence[Layer], shape: Shape) -> list[int]:
@@ -68,12 +66,12 @@ def shortened(layers: Sequence[Layer], shape: Shape, depth: int) -> tuple[Layer,
         elif place <= depth:
             out.append(layer)
         elif isinstance(layer, Gated):  # what follows the stage still expects its pooling
-            out += [inner for inner in layer.body if isinstance(inner, (MaxPool2d, AvgPool2d))]
+            out += [inner for inner in layer.body if isinstance(inner, Window)]
     return tuple(out)
 
 
 def _body(body: tuple[Layer, ...], shape: Shape, depth: int) -> tuple[Layer, ...]:
     """A shortened residual body, without the activation that stood in front of the first block left out."""
     kept = shortened(body, shape, depth)
-    surplus = isinstance(kept[-1], ACTIVATIONS) and not isinstance(body[-1], ACTIVATIONS)
+    surplus = isinstance(kept[-1], Pointwise) and not isinstance(body[-1], Pointwise)
     return kept[:-1] if surplus else kept

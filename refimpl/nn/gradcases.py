@@ -70,7 +70,7 @@ class Checked(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """Something to be checked: `check(point)` does it at the point, numbered from 0, of its own stream."""
+    """Something to check: check(0), check(1), ... do it at random points, each with a seed of its own."""
 
     name: str
     setting: str
@@ -179,7 +179,7 @@ def network_cases(
     cases = []
     for model, setting in product(models, settings):
         network = build(model, setting != UNGATED, narrow)
-        check = _network_check(model, network, setting, seed, batch, directions)
+        check = partial(_checked_network, model, network, setting, seed, batch, directions)
         cases.append(Case(model, setting.label, check))
     return cases
 
@@ -192,21 +192,18 @@ def build(model: str, gated: bool, narrow: bool) -> Network:
     return network(model, ONE_GATE.get(model) if gated else (), **keys)
 
 
-def _network_check(
-    model: str, network: Network, setting: Setting, seed: int, batch: int, directions: int
-) -> Callable[[int], Checked]:
-    def check(point: int) -> Checked:
-        rng = SeedTree(seed).generator(f"gradcheck {model} {setting.label}", point)
-        w = _point(network, rng)
-        x = rng.standard_normal((batch, *network.input_shape))
-        y = rng.integers(network.classes, size=batch)
-        gating = Gating(setting.mode, gate_grad=setting.gate_grad) if setting != UNGATED else Gating()
-        noise = draw_gate_noise(network, batch, rng) if setting.mode == "gumbel" else {}
-        context = Context(gating, ("theta", "phi"), noise)
-        errors = check_network(network, w, x, y, context, rng, directions)
-        return Checked(model, setting.label, _off_share(network, w, x, context), errors)
-
-    return check
+def _checked_network(
+    model: str, network: Network, setting: Setting, seed: int, batch: int, directions: int, point: int
+) -> Checked:
+    rng = SeedTree(seed).generator(f"gradcheck {model} {setting.label}", point)
+    w = _point(network, rng)
+    x = rng.standard_normal((batch, *network.input_shape))
+    y = rng.integers(network.classes, size=batch)
+    gating = Gating(setting.mode, gate_grad=setting.gate_grad) if setting != UNGATED else Gating()
+    noise = draw_gate_noise(network, batch, rng) if setting.mode == "gumbel" else {}
+    context = Context(gating, ("theta", "phi"), noise)
+    errors = check_network(network, w, x, y, context, rng, directions)
+    return Checked(model, setting.label, _off_share(network, w, x, context), errors)
 
 
 def _point(network: Network, rng: np.random.Generator) -> np.ndarray:

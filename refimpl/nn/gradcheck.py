@@ -11,7 +11,7 @@ Source: mathematics.md §2.3, §2.3b. Derived.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -211,24 +211,27 @@ class LayerProbe:
             x = maps.reshape(x.shape)
         return self.layout.views(np.ascontiguousarray(u[:size])), x
 
+    def _forward(self, u: np.ndarray) -> tuple[dict[str, np.ndarray], Any, float]:
+        """The parameters at u, what the layer keeps for its backward pass, and the scalar."""
+        params, x = self._unpack(u)
+        y, _, cache = self.layer.forward(params, x, Flow(self.context, self.reads, self.writes))
+        return params, cache, float((y * self.cotangent).sum())
+
     def value(self, u: np.ndarray) -> float:
         """The scalar at u."""
-        params, x = self._unpack(u)
-        y, _, _ = self.layer.forward(params, x, Flow(self.context, self.reads, self.writes))
-        return float((y * self.cotangent).sum())
+        return self._forward(u)[2]
 
     def __call__(self, u: np.ndarray, grad_out: np.ndarray) -> float:
         """The scalar and its gradient w.r.t. parameters and input."""
-        params, x = self._unpack(u)
         _check_doubles(u=u, grad_out=grad_out)
-        y, _, cache = self.layer.forward(params, x, Flow(self.context, self.reads, self.writes))
+        params, cache, value = self._forward(u)
         size = self.layout.size
         grads = self.layout.views(grad_out[:size])
         back = Back(self.context, self.writes, self.reads)
         dx = self.layer.backward(self.cotangent, cache, params, grads, back)
         assert dx is not None  # need_dx is on
         grad_out[size:] = dx.ravel()
-        return float((y * self.cotangent).sum())
+        return value
 
     def errors(self, rng: np.random.Generator, directions: int = 2) -> list[SlotError]:
         """Worst relative error per parameter, and of the input's gradient as `x`."""

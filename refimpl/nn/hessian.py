@@ -22,7 +22,9 @@ from refimpl.nn.layers import rule_of
 from refimpl.nn.network import Network
 from refimpl.nn.plan import Step
 from refimpl.nn.run import Trace, carried_back
-from refimpl.nn.tangent import RULES, Direction, Dual, Rate, Rule
+from refimpl.nn.tangent import RULES, Direction, Dual, Rate
+
+LACKING = "hessian_vector: no second derivatives of a {}; add its rule to nn/tangent.py"
 
 
 def hessian_vector(
@@ -88,19 +90,12 @@ def loss_rate(dlogits: np.ndarray, logits_dot: np.ndarray, labels: np.ndarray) -
     return p * (logits_dot - mean) / p.dtype.type(samples)
 
 
-def _rule(layer: Any) -> Rule:
-    found = rule_of(layer, RULES)
-    if found is None:
-        kind = type(layer).__name__
-        raise InputError(f"hessian_vector: no second derivatives of a {kind}; add its rule to nn/tangent.py")
-    return found
-
-
 def _forward(trace: Trace, along: Direction) -> dict[int, Rate]:
     """The rate at which each value of the plan moves."""
     rates: dict[int, Rate] = {0: None}
     for step, cache in zip(trace.steps, trace.caches, strict=True):
-        rates[step.output] = _rule(step.layer).forward(step.layer, cache, step.given(rates), along)
+        rule, moves = rule_of(step.layer, RULES, LACKING), step.need_dw or any(step.moves)
+        rates[step.output] = rule.forward(step.layer, cache, step.given(rates), along) if moves else None
     return rates
 
 
@@ -108,7 +103,7 @@ def _backward(trace: Trace, dual: Dual, rates: dict[int, Rate], along: Direction
     """Carry the loss's gradient and its rate back, down to the lowest step that moves."""
 
     def backward(step: Step, above: Dual, cache: Any) -> Any:
-        rule = _rule(step.layer)
-        return rule.backward(step.layer, above, cache, step.given(rates), along, any(step.needs))
+        rule, needed = rule_of(step.layer, RULES, LACKING), any(step.needs)
+        return rule.backward(step.layer, above, cache, step.given(rates), along, needed)
 
     carried_back(trace, dual, backward)

@@ -82,9 +82,14 @@ class Product(Plain):
         z, mask = cache
         dy = tidy(dy)
         check_like(self.name, "dy", dy, z)
-        dmask = np.empty(mask.shape, dtype=dy.dtype)
-        activation.channel_products(as_maps(dy), as_maps(z), dmask)
-        return (dy if mask.dtype == np.bool_ else scaled(dy, mask)), dmask
+        return (dy if mask.dtype == np.bool_ else scaled(dy, mask)), products(dy, z)
+
+
+def products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Sum over pixels of a * b, (N,C)."""
+    out = np.empty(a.shape[:2], dtype=a.dtype)
+    activation.channel_products(as_maps(a), as_maps(b), out)
+    return out
 
 
 def scaled(maps: np.ndarray, mask: np.ndarray) -> np.ndarray:

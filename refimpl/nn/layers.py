@@ -33,7 +33,7 @@ T = TypeVar("T")
 class Flow(NamedTuple):
     """What a layer is told in the forward pass besides its input."""
 
-    context: Any = None  # a `Context` (gate.py); only gated blocks look at it
+    context: Any = None  # a `Context` (context.py); only gated blocks look at it
     reads: Mask = None  # channels of x that are not zero
     writes: Mask = None  # channels of y that are wanted; the others are zero
 
@@ -103,9 +103,15 @@ class Block:
         raise NotImplementedError
 
 
-def rule_of(layer: Any, rules: Mapping[type, T]) -> T | None:
-    """The rule for a kind of layer, or for the kind that it is derived from; None if there is none."""
-    return next((rules[kind] for kind in type(layer).__mro__ if kind in rules), None)
+def rule_of(layer: Any, rules: Mapping[type, T], lacking: str) -> T:
+    """The rule for a kind of layer, or for the kind that it is derived from.
+
+    Raises `InputError` with the message `lacking`, whose {} stands for the kind, if there is none.
+    """
+    for kind in type(layer).__mro__:
+        if kind in rules:
+            return rules[kind]
+    raise InputError(lacking.format(type(layer).__name__))
 
 
 def pair(value: int | Pair) -> Pair:
@@ -133,7 +139,7 @@ class WeightedCache(NamedTuple):
 
 
 def _bias(layer: "Conv2d | Linear", arrays: Arrays, size: int, like: np.ndarray) -> np.ndarray:
-    """The layer's bias, or its gradient, in `arrays`; zeros that nobody keeps for a layer without one."""
+    """The layer's bias in `arrays`, or its gradient; a layer without one gets zeros that nobody keeps."""
     return arrays[f"{layer.name}.bias"] if layer.bias else np.zeros(size, like.dtype)
 
 
@@ -164,11 +170,11 @@ class Windowed:
 class Conv2d(Windowed):
     """2-D convolution (cross-correlation): x (N,C,H,W) -> y (N,K,P,Q), weight (K,C/G,kh,kw), bias (K,).
 
-    name: from which its parameters have theirs; in_channels, out_channels: C and K; kernel_size: (kh, kw), or
-    one number for both; stride: step from window to window; padding: zeros on each side of an image; bias:
-    whether it has one; dilation: how far neighbouring taps are apart; groups: G groups of output channels,
-    each of which reads C/G input channels of its own. It is depthwise if there are as many groups as channels
-    on both sides. Source: mathematics.md §2.1 ([MG] eq. 1). Derived.
+    name: its parameters are <name>.weight and <name>.bias; in_channels, out_channels: C and K; kernel_size:
+    (kh, kw), or one number for both; stride: step from window to window; padding: zeros on each side of an
+    image; bias: whether it has one; dilation: how far neighbouring taps are apart; groups: G groups of output
+    channels, each of which reads C/G input channels of its own. It is depthwise if there are as many groups
+    as channels on both sides. Source: mathematics.md §2.1 ([MG] eq. 1). Derived.
     """
 
     name: str
@@ -266,9 +272,9 @@ class Conv2d(Windowed):
 class Linear:
     """Fully connected layer: x (N,I) -> y (N,O), weight (O,I), bias (O,).
 
-    name: from which its parameters have theirs; in_features, out_features: I and O; gain: scales the initial
-    weights, sqrt(2) before a ReLU, 1 for an output layer; part: of the vector, that its parameters lie in;
-    bias: whether it has one. Source: mathematics.md §2.2. Derived.
+    name: its parameters are <name>.weight and <name>.bias; in_features, out_features: I and O; gain: scales
+    the initial weights, sqrt(2) before a ReLU, 1 for an output layer; part: the part of the vector in which
+    its parameters lie; bias: whether it has one. Source: mathematics.md §2.2. Derived.
     """
 
     name: str
@@ -332,8 +338,8 @@ class NormCache(NamedTuple):
 class Normalisation:
     """What all normalisations have: x (N,C,H,W) or (N,C) -> same shape; weight starts at 1, bias at 0.
 
-    name: from which its parameters have theirs; channels: C; eps: is added to variances; part: of the vector,
-    that its parameters lie in.
+    name: its parameters are <name>.weight and <name>.bias; channels: C; eps: is added to variances; part: the
+    part of the vector in which its parameters lie.
     """
 
     name: str

@@ -32,8 +32,8 @@ from refimpl.nn.layers import BatchNorm2d, Block, Conv2d, Layer, Linear, Normali
 from refimpl.nn.network import Network
 from refimpl.nn.norms import FrozenNorm2d, GroupNorm
 from refimpl.nn.plan import NONE, Step, every_layer, plan
-from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus, Tanh
-from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
+from refimpl.nn.pointwise import LeakyReLU, Pointwise, ReLU, Softplus, Tanh
+from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d, Window
 from refimpl.nn.program import Program
 from refimpl.nn.weightmask import WeightMask
 
@@ -67,7 +67,7 @@ def uncompiled(network: Network) -> str:
 
 @cache  # the same line is not said again
 def _say_slow(name: str, kinds: str) -> None:
-    """Tell, once, that a network runs layer by layer; what workers meet their parent has told."""
+    """Log, once, that a network runs layer by layer. Workers stay silent: their parent has logged it."""
     if parent_process() is None:
         logging.getLogger("refimpl").warning(
             "refimpl: the network %s runs layer by layer, several times slower than compiled, because "
@@ -143,9 +143,9 @@ class _Lowering:
         return self.size - size
 
     def value_place(self, step: Step) -> int:
-        """Where the output lies: with the input, if that is changed in place.
+        """Where the output lies: in the place of the input, if the step changes that in place.
 
-        Where nothing is trained, values lie where earlier ones did which no later step reads.
+        Where nothing is trained, a value may take the place of earlier ones that no later step reads.
         """
         if self.in_place(step):
             return self.values[step.inputs[0]]
@@ -177,7 +177,7 @@ class _Lowering:
         return last
 
     def activations(self) -> Iterator[tuple[int, float]]:
-        """Values behind which an activation is a part of the operation, and its slope below zero.
+        """The values whose operation also does the activation that follows, and its slope below zero.
 
         The operation is a batch normalisation, a sum, or, where nothing is trained, a convolution.
         """
@@ -290,7 +290,7 @@ class _Lowering:
             row |= {"x2": self.values[second[0]], "dx2": self.gradient(step, 1)}
         for parameter in layer.parameters():  # `<layer>.weight`, `<layer>.bias`
             row[parameter.name.rsplit(".", 1)[1]] = self.network.layout.by_name[parameter.name].start
-        if isinstance(layer, (Conv2d, MaxPool2d, AvgPool2d)):
+        if isinstance(layer, (Conv2d, Window)):
             row |= {"window": layer.window, "stride": layer.step, "pad": layer.pad}
         return row | self.particulars(step)
 
@@ -319,7 +319,7 @@ class _Lowering:
             }  # fmt: skip
             grouped = {"groups": wide, "reads": NOWHERE, "dx_mask": NOWHERE}
             return row | (grouped if isinstance(layer, GroupNorm) else {})
-        if isinstance(layer, (ReLU, LeakyReLU, Softplus, Tanh)):  # a mask may stand for groups of features
+        if isinstance(layer, Pointwise):  # a mask may stand for groups of features
             groups = step.result[0] if step.writes == NONE else self.widths[step.writes]
             view = dict.fromkeys(("input", "output"), (groups, size // groups, 1))
             return view | ({"number": layer.slope} if isinstance(layer, LeakyReLU) else {})

@@ -111,15 +111,14 @@ def frozen(network: Network) -> Network:
 
     Its w is the given network's followed by the statistics, which `calibrate` sets.
     """
-    return replace(network, layers=_exchanged(network.layers, _each_frozen))
 
+    def each(chain: Sequence[Layer]) -> list[Layer]:
+        return [
+            FrozenNorm2d(one.name, one.channels, one.eps) if isinstance(one, BatchNorm2d) else one
+            for one in chain
+        ]
 
-def _each_frozen(chain: Sequence[Layer]) -> list[Layer]:
-    """The layers of a chain with frozen normalisations instead of those by batch."""
-    return [
-        FrozenNorm2d(layer.name, layer.channels, layer.eps) if isinstance(layer, BatchNorm2d) else layer
-        for layer in chain
-    ]
+    return replace(network, layers=_exchanged(network.layers, each))
 
 
 def _exchanged(

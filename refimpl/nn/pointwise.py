@@ -57,7 +57,7 @@ def tidy_samples(who: str, x: np.ndarray) -> np.ndarray:
     return x
 
 
-class _Pointwise(Plain):
+class Pointwise(Plain):
     """An activation: its kernels, and whether its derivative is computed from its input or its output."""
 
     channelwise: ClassVar[bool] = True
@@ -84,7 +84,7 @@ class _Pointwise(Plain):
 
 
 @dataclass(frozen=True)
-class ReLU(_Pointwise):
+class ReLU(Pointwise):
     """max(x, 0), with derivative 0 at 0."""
 
     keeps_zero: ClassVar[bool] = True
@@ -92,7 +92,7 @@ class ReLU(_Pointwise):
 
 
 @dataclass(frozen=True)
-class LeakyReLU(_Pointwise):
+class LeakyReLU(Pointwise):
     """x where it is positive, else slope * x; its derivative at 0 is the slope."""
 
     slope: float = 0.01
@@ -106,14 +106,14 @@ class LeakyReLU(_Pointwise):
 
 
 @dataclass(frozen=True)
-class Softplus(_Pointwise):
+class Softplus(Pointwise):
     """log(1 + e**x), with derivative sigmoid(x)."""
 
     kernels = (activation.softplus_forward, activation.softplus_backward)
 
 
 @dataclass(frozen=True)
-class Tanh(_Pointwise):
+class Tanh(Pointwise):
     """Hyperbolic tangent, with derivative 1 - y**2."""
 
     keeps_zero: ClassVar[bool] = True

@@ -31,7 +31,7 @@ def _open_channels(flow: Flow) -> Mask:
 
 
 @dataclass(frozen=True)
-class _Window(Windowed, Plain):
+class Window(Windowed, Plain):
     """Shared by the windowed pools: window, stride (default: the window), padding on each side."""
 
     kernel_size: int | Pair = 2
@@ -84,11 +84,11 @@ class _Window(Windowed, Plain):
 
 
 @dataclass(frozen=True)
-class MaxPool2d(_Window):
+class MaxPool2d(Window):
     """Largest value of each window, which gets the gradient; the first one wins a tie.
 
-    kernel_size: of a window; stride: from window to window (none: windows touch); padding: pixels that are
-    added on each side, which count as minus infinity, so they never win.
+    kernel_size: that of a window; stride: step from window to window (None: windows touch); padding: pixels
+    that are added on each side, which count as minus infinity, so they never win.
     """
 
     records: ClassVar[bool] = True
@@ -96,7 +96,7 @@ class MaxPool2d(_Window):
 
 
 @dataclass(frozen=True)
-class AvgPool2d(_Window):
+class AvgPool2d(Window):
     """Mean of each window, zeros of the padding included; the gradient is shared out over it."""
 
     kernels = (pool.average_forward, pool.average_backward)
@@ -130,10 +130,8 @@ class GlobalAvgPool2d(Plain):
             return None
         dy = tidy_float("GlobalAvgPool2d", "dy", dy)
         check_shape("GlobalAvgPool2d", "dy", dy, cache[:2])
-        dx = np.zeros(cache, dtype=dy.dtype)
-        share = dy / dy.dtype.type(cache[2] * cache[3])
-        mask = tidy_mask("GlobalAvgPool2d", "dy_mask", back.dy_mask, *share.shape)
-        activation.add_to_channels.kernel(share, mask, as_maps(dx))
+        dx, mask = np.empty(cache, dy.dtype), tidy_mask("GlobalAvgPool2d", "dy_mask", back.dy_mask, *dy.shape)
+        activation.share_out.kernel(dy, mask, as_maps(dx))
         return dx
 
 

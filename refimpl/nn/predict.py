@@ -8,6 +8,7 @@ Source: mathematics.md §2 (forward), §9 (executed work). Derived.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from threading import local
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from refimpl.nn.network import Network, draw_gate_noise
 from refimpl.nn.norms import fold, folded
 from refimpl.nn.program import Program
 from refimpl.nn.weightmask import WeightMask
-from refimpl.nn.work import context_tables
+from refimpl.nn.work import total_table
 from refimpl.threads import share
 
 LAYERS_BATCH = 256
@@ -66,7 +67,7 @@ class Predictor:
             self.runs, own = folded(network), fold(network, own)
         self.w, self.program = aligned_copy(own), lower(self.runs, self.gating, (), weights)
         self.how = Decisions(self.gating.tau, MODES[self.gating.mode], np.empty((1, 1, 1), dtype=w.dtype))
-        self.tables = context_tables(network, self.context)[:3].sum(axis=0)
+        self.table = total_table(network, self.context)
         self.memory = local()
         self.sizes: dict[int, tuple[int, int]] = {}
 
@@ -83,10 +84,10 @@ class Predictor:
     def _flops(self, opened: np.ndarray) -> int:
         """The work of samples whose gates opened so many channels."""
         if not opened.shape[1]:
-            return len(opened) * int(self.tables[0, 0])
+            return len(opened) * int(self.table[0, 0])
         counts = np.ones((len(opened), 1 + opened.shape[1]), dtype=np.int64)
         counts[:, 1:] = opened
-        return int(np.vdot(self.tables, counts.T @ counts))
+        return int(np.vdot(self.table, counts.T @ counts))
 
     def _by_program(self, program: Program, x: np.ndarray, opened: np.ndarray) -> np.ndarray:
         logits = np.empty((len(x), self.network.classes), dtype=x.dtype)
@@ -125,11 +126,9 @@ class Predictor:
 
     def _by_layers(self, x: np.ndarray, opened: np.ndarray) -> np.ndarray:
         logits = []
-        for part in _parts(self.network, len(x)):
-            result, trace = self.runs.forward(self.w, x[part], _of_part(self.network, self.context, part, x))
-            masks = self.network.masks(trace)
-            for number, block in enumerate(self.network.gates):
-                opened[part, number] = (masks[block.gate.name] != 0).sum(axis=1)
+        for part, result, masks in _by_parts(self.runs, self.w, x, self.context):
+            for number, mask in enumerate(masks.values()):  # in the order of the network's gates
+                opened[part, number] = (mask != 0).sum(axis=1)
             logits.append(result)
         return np.concatenate(logits)
 
@@ -152,16 +151,19 @@ def fixed_noise(network: Network, gating: Gating, samples: int, dtype: Any) -> d
     return draw_gate_noise(network, samples, np.random.default_rng(0), dtype, gating)
 
 
-def _of_part(network: Network, context: Context, part: slice, x: np.ndarray) -> Context:
-    """The context for a part of the samples x, whose masks are those of the part."""
+def _by_parts(
+    network: Network, w: np.ndarray, x: np.ndarray, context: Context
+) -> Iterator[tuple[slice, np.ndarray, dict[str, np.ndarray]]]:
+    """Run the layers on some of the samples at a time: which ones, their logits, and their masks by gate.
+
+    All of them are run together where they depend on each other.
+    """
     noise = fixed_noise(network, context.gating, len(x), x.dtype)
-    return replace(context, noise={name: values[part] for name, values in noise.items()})
-
-
-def _parts(network: Network, count: int) -> list[slice]:
-    """Few enough samples at a time; all of them where they depend on each other."""
-    size = count if network.mixes_samples else LAYERS_BATCH
-    return [slice(start, start + size) for start in range(0, count, size)]
+    size = len(x) if network.mixes_samples else LAYERS_BATCH
+    for part in (slice(start, start + size) for start in range(0, len(x), size)):
+        own = replace(context, noise={name: values[part] for name, values in noise.items()})
+        logits, trace = network.forward(w, x[part], own)
+        yield part, logits, network.masks(trace)
 
 
 def open_channels(
@@ -175,9 +177,7 @@ def open_channels(
     context = Context(_without_noise(who, network, gating))
     network.layout.check(who, w)
     x = network.check_batch(who, x, w.dtype)
-    parts = _parts(network, len(x))
-    traces = (network.forward(w, x[part], _of_part(network, context, part, x))[1] for part in parts)
-    found = [network.masks(trace) for trace in traces]
+    found = [masks for _, _, masks in _by_parts(network, w, x, context)]
     names = [block.gate.name for block in network.gates]
     return {name: np.concatenate([~(masks[name] <= 0.5) for masks in found]) for name in names}
 

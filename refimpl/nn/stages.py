@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from refimpl.kernels.operation import Kept
 from refimpl.nn.context import Context
-from refimpl.nn.handover import Handover
+from refimpl.nn.course import Handover
 from refimpl.nn.task import NetworkTask
 
 KEPT_BYTES = 256 << 20  # of activations of all samples; from there on stages do not share them
@@ -23,10 +23,10 @@ KEPT_BYTES = 256 << 20  # of activations of all samples; from there on stages do
 def sharing(first: NetworkTask, second: NetworkTask, steps: int) -> tuple[NetworkTask, NetworkTask]:
     """The tasks, stage II going on from the activations that stage I leaves on the same samples and theta.
 
-    Both train on all samples, in `steps` steps each. The same tasks as they are where their samples are not
-    one array, where there is no program, nothing to keep or too much. The results are the same bit for bit
-    (tested), whatever runs in between; where `first` has descended from another theta than `second` does, or
-    not at all, `second` computes everything itself. Executed FLOPs are fewer.
+    Both train on all samples, in `steps` steps each. The tasks come back unchanged where their samples are
+    not one array, where there is no program, and where there is nothing to keep or too much. The results are
+    the same bit for bit (tested), whatever runs in between; where `first` has descended from another theta
+    than `second` does, or not at all, `second` computes everything itself. Executed FLOPs are fewer.
     """
     one, two = first.program, second.program
     if one is None or two is None or one.whole or not one.gates or first.x is not second.x:

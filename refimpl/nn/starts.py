@@ -69,7 +69,7 @@ class Open:
     def _told(
         self, network: Network, gate: ChannelGate, w: np.ndarray, nodes: Sequence[np.ndarray], what: What
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of what each node tells of its first samples."""
+        """Mean and standard deviation over the nodes' first samples, from what each node tells of its own."""
         told = np.stack([moments(what(network, gate, w, x[: self.gate_samples])) for x in nodes])
         mean, square = _mean(told.reshape(len(told), -1)).reshape(2, -1)
         return mean, np.sqrt(np.maximum(square - mean * mean, 0.0))

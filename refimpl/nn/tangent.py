@@ -23,7 +23,7 @@ import numpy as np
 from refimpl.kernels import activation
 from refimpl.nn.context import Gating
 from refimpl.nn.gate import Decide, Decision, to_logits
-from refimpl.nn.joins import Add, Fork, Product
+from refimpl.nn.joins import Add, Fork, Product, products
 from refimpl.nn.layers import (
     Arrays,
     Back,
@@ -75,9 +75,9 @@ class Direction(NamedTuple):
 class Rule(NamedTuple):
     """How a kind of layer differentiates.
 
-    forward(layer, cache, x_dot, along) -> y_dot;
-    backward(layer, dy, cache, x_dot, along, need_dx) -> dx, None unless needed.
-    With two inputs, x_dot and dx are tuples.
+    forward(layer, cache, x_dot, along) -> y_dot, for a step that moves: its input does, or a parameter;
+    backward(layer, dy, cache, x_dot, along, need_dx) -> dx, None unless needed. A layer without parameters
+    is asked only where dx is needed. With two inputs, x_dot and dx are tuples.
     """
 
     forward: Callable[[Any, Any, Any, Direction], Rate]
@@ -144,17 +144,15 @@ def _moving_factors(
 # Activations: diagonal Jacobians
 
 
-def _pointwise_forward(layer: Layer, cache: PointwiseCache, x_dot: Rate, along: Direction) -> Rate:
+def _pointwise_forward(layer: Layer, cache: PointwiseCache, x_dot: np.ndarray, along: Direction) -> Rate:
     """y_dot = f'(x) x_dot, which is what the backward pass does to dy."""
-    return None if x_dot is None else layer.backward(x_dot, cache, {}, {}, Back())
+    return layer.backward(x_dot, cache, {}, {}, Back())
 
 
 def _pointwise_backward(
     layer: Layer, dy: Dual, cache: PointwiseCache, x_dot: Rate, along: Direction, need_dx: bool
-) -> Dual | None:
+) -> Dual:
     """dx_dot = f'(x) dy_dot + f''(x) x_dot dy."""
-    if not need_dx:
-        return None
     dx = both(layer, dy, cache, along)
     if x_dot is None:
         return dx
@@ -175,15 +173,13 @@ def _bend(layer: Layer, cache: PointwiseCache) -> np.ndarray:
 # Pooling and flattening: linear once the maxima are known
 
 
-def _linear_forward(layer: Layer, cache: Any, x_dot: Rate, along: Direction) -> Rate:
-    """A linear layer moves as it maps."""
-    return None if x_dot is None else layer.forward({}, x_dot, Flow())[0]
+def _linear_forward(layer: Layer, cache: Any, x_dot: np.ndarray, along: Direction) -> Rate:
+    """The output of a linear layer moves as the layer maps the rate of its input."""
+    return layer.forward({}, x_dot, Flow())[0]
 
 
-def _max_forward(layer: MaxPool2d, cache: PoolCache, x_dot: Rate, along: Direction) -> Rate:
+def _max_forward(layer: MaxPool2d, cache: PoolCache, x_dot: np.ndarray, along: Direction) -> Rate:
     """The rate of each window's winner, at the position recorded by the forward pass."""
-    if x_dot is None:
-        return None
     (where,) = cache.where
     rows, cols = where.shape[2:]
     height = np.arange(rows)[:, None] * layer.step[0] - layer.pad[0] + where // layer.window[1]
@@ -194,9 +190,9 @@ def _max_forward(layer: MaxPool2d, cache: PoolCache, x_dot: Rate, along: Directi
 
 def _linear_backward(
     layer: Layer, dy: Dual, cache: Any, x_dot: Rate, along: Direction, need_dx: bool
-) -> Dual | None:
+) -> Dual:
     """The backward pass of a linear layer is linear too."""
-    return both(layer, dy, cache, along) if need_dx else None
+    return both(layer, dy, cache, along)
 
 
 # Normalisation
@@ -252,15 +248,15 @@ def _normalised(layer: Normalisation, cache: NormCache, params: Arrays) -> _Norm
 def _norm_forward(layer: Normalisation, cache: NormCache, x_dot: Rate, along: Direction) -> Rate:
     """y_dot = gamma n_dot + gamma_dot n + beta_dot, n the normalised input."""
     own, y_dot = _normalised(layer, cache, along.params), None
-    names = f"{layer.name}.weight", f"{layer.name}.bias"
     if along.trains(layer):
-        scale, shift = (along.moves[name][:, None] for name in names)
-        y_dot = scale * own.n + shift
+        scale, shift = layer.affine(along.moves)
+        y_dot = scale[:, None] * own.n + shift[:, None]
     if x_dot is not None:
         n_dot = own.moved(_wide(x_dot))
         along.found[layer.name] = own, n_dot
-        y_dot = sum_of(y_dot, along.params[names[0]][:, None] * n_dot)
-    return None if y_dot is None else y_dot.reshape(cache.shape).astype(cache.x.dtype)
+        y_dot = sum_of(y_dot, layer.affine(along.params)[0][:, None] * n_dot)
+    assert y_dot is not None  # the step moves
+    return y_dot.reshape(cache.shape).astype(cache.x.dtype)
 
 
 def _norm_backward(
@@ -297,13 +293,6 @@ def _over(mask: np.ndarray, maps: np.ndarray) -> np.ndarray:
     return mask.reshape(*mask.shape, *(1,) * (maps.ndim - 2)) * maps
 
 
-def _products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Sum over pixels of a * b, (N,C)."""
-    out = np.empty(a.shape[:2], dtype=a.dtype)
-    activation.channel_products(as_maps(a), as_maps(b), out)
-    return out
-
-
 def _product_forward(
     layer: Product, cache: tuple[np.ndarray, np.ndarray], x_dot: tuple[Rate, Rate], along: Direction
 ) -> Rate:
@@ -323,17 +312,17 @@ def _product_backward(
 ) -> tuple[Dual, Dual]:
     """dz = M dy and dM = sum of dy z, with their rates."""
     (z, mask), (z_dot, mask_dot) = cache, x_dot
-    dz_dot, dmask_dot = _over(mask, dy.dot), _products(dy.dot, z)
+    dz_dot, dmask_dot = _over(mask, dy.dot), products(dy.dot, z)
     if mask_dot is not None:
         dz_dot = dz_dot + _over(mask_dot, dy.value)
     if z_dot is not None:
-        dmask_dot = dmask_dot + _products(dy.value, z_dot)
-    return Dual(_over(mask, dy.value), dz_dot), Dual(_products(dy.value, z), dmask_dot)
+        dmask_dot = dmask_dot + products(dy.value, z_dot)
+    return Dual(_over(mask, dy.value), dz_dot), Dual(products(dy.value, z), dmask_dot)
 
 
-def _decide_forward(layer: Decide, cache: Decision, x_dot: Rate, along: Direction) -> Rate:
+def _decide_forward(layer: Decide, cache: Decision, x_dot: np.ndarray, along: Direction) -> Rate:
     """M_dot = slope d_dot."""
-    return None if x_dot is None else cache.slope * _margin(x_dot)
+    return cache.slope * _margin(x_dot)
 
 
 def _margin(logits: np.ndarray) -> np.ndarray:

@@ -22,14 +22,13 @@ from refimpl.kernels.loss import SoftTargets
 from refimpl.kernels.operation import NOTHING_KEPT, Activations, Decisions, Kept, Pull
 from refimpl.kernels.workspace import rows, scratch_array
 from refimpl.nn.context import Context, Gating
-from refimpl.nn.course import Course
-from refimpl.nn.handover import Handover
+from refimpl.nn.course import Course, Handover
 from refimpl.nn.lowering import MODES, lower
 from refimpl.nn.network import Network, draw_gate_noise
 from refimpl.nn.objective import NetworkObjective, checked_samples
 from refimpl.nn.program import Program
 from refimpl.nn.weightmask import WeightMask
-from refimpl.nn.work import context_tables, leading_table
+from refimpl.nn.work import leading_table, total_table
 
 
 def draw_batches(rng: np.random.Generator, samples: int, size: int, count: int) -> np.ndarray:
@@ -55,11 +54,11 @@ class NetworkTask:
     """Mini-batches (or all, batch_size 0) of samples x (n, *input_shape), labels y (n,).
 
     gating: how gates decide; train: the trained parts; the gradient of the others is zero. compiled: use the
-    network's program. kept, handover: what a descent leaves for that of another task, or finds, and where
-    (`stages.py`); part: samples treated at a time (0: as many as the cache holds); threads: for the parts of
-    a large batch, which a program treats at the same time, while the sums over samples keep their order.
-    Results do not depend on it. Where samples depend on each other (batch normalisation, batch-shaping) a
-    batch is one part and has one thread.
+    network's program. kept, handover: activations that a descent leaves to that of another task, or finds,
+    and the memory in which they lie (`stages.py`); part: samples treated at a time (0: as many as the cache
+    holds); threads: how many treat the parts of a large batch at the same time; sums over samples keep their
+    order, so results do not depend on it. Where samples depend on each other (batch normalisation,
+    batch-shaping) a batch is one part and has one thread.
     soft: what teachers add to the loss (`distillation.py`); weights: which entries of w are kept.
     """
 
@@ -134,7 +133,7 @@ class NetworkTask:
     @cached_property
     def _work_table(self) -> np.ndarray:
         """Coefficients of the work of one gradient in sums of open-channel counts (`work.py`)."""
-        return context_tables(self.network, self._usual)[:3].sum(axis=0)
+        return total_table(self.network, self._usual)
 
     @cached_property
     def _gated_channels(self) -> int:
@@ -171,10 +170,6 @@ class NetworkTask:
         own = self.network, self.batch, rng, self.x.dtype, self.gating
         return batches, [draw_gate_noise(*own) for _ in range(count)]
 
-    def _draw_from(self, rngs: Sequence[np.random.Generator], place: int, count: int) -> Drawn:
-        """`_draw` with the generator of this place, which is asked for only if it is needed."""
-        return self._draw(rngs[place] if self._random else UNUSED, count)
-
     def descend_each(
         self,
         tasks: "Sequence[NetworkTask]",
@@ -193,7 +188,8 @@ class NetworkTask:
             return None
         centre = self._usual.pruned(tidy(centre))
         self.network.layout.check(f"task on {self.network.name}", centre)
-        drawn = [task._draw_from(rngs, place, steps) for place, task in enumerate(tasks)]
+        # `rngs` makes a generator when it is asked for it: only where one is needed.
+        drawn = [task._draw(rngs[i] if task._random else UNUSED, steps) for i, task in enumerate(tasks)]
         gradient = scratch_array("gradient", centre.dtype, centre.size)
         for part in self.program.untouched:
             gradient[part] = 0

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -38,11 +38,12 @@ from refimpl.nn.joins import Add, Fork, Product
 from refimpl.nn.layers import Conv2d, Linear, Normalisation, rule_of
 from refimpl.nn.network import Network
 from refimpl.nn.plan import NONE, Step, plan
-from refimpl.nn.pointwise import LeakyReLU, ReLU, Softplus, Tanh
-from refimpl.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
+from refimpl.nn.pointwise import Pointwise
+from refimpl.nn.pooling import Flatten, GlobalAvgPool2d, Window
 from refimpl.nn.weightmask import WeightMask
 
 FORWARD, INPUT_GRAD, WEIGHT_GRAD, GATE = range(4)
+LACKING = "work: no rule to count the operations of a {}; add it to nn/work.py"
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,7 @@ class Work:
         return self.forward + self.input_grad + self.weight_grad
 
     def __add__(self, other: Work) -> Work:
-        return Work(
-            self.forward + other.forward,
-            self.input_grad + other.input_grad,
-            self.weight_grad + other.weight_grad,
-            self.gate + other.gate,
-        )
+        return Work(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
 def dense_work(network: Network, batch: int, train: tuple[str, ...] = ()) -> Work:
@@ -116,9 +112,9 @@ def executed_work(
     return Work(*(tables.reshape(4, -1) @ moments.ravel()).tolist())
 
 
-def context_tables(network: Network, context: Context) -> np.ndarray:
-    """The coefficients (4, G+1, G+1) that `executed_work` uses under a context; see `work_tables`."""
-    return work_tables(network, context.routing, weights=context.weights)
+def total_table(network: Network, context: Context) -> np.ndarray:
+    """Coefficients (G+1, G+1) of all passes together under a context; see `work_tables`."""
+    return work_tables(network, context.routing, weights=context.weights)[:GATE].sum(axis=0)
 
 
 class Count(NamedTuple):
@@ -159,11 +155,7 @@ def _tables(
 ) -> np.ndarray:
     tally = Tally([block.gate.out_channels for block in network.gates], second, weights)
     for step in steps:
-        rule = rule_of(step.layer, RULES)
-        if rule is None:
-            kind = type(step.layer).__name__
-            raise InputError(f"work: no rule to count the operations of a {kind}; add it to nn/work.py")
-        rule(tally, step)
+        rule_of(step.layer, RULES, LACKING)(tally, step)
     tally.tables.flags.writeable = False
     return tally.tables
 
@@ -271,9 +263,7 @@ def _product(tally: Tally, step: Step) -> None:
 RULES: dict[type, Callable[[Tally, Step], None]] = {
     Conv2d: _weighted,
     Linear: _weighted,
-    **dict.fromkeys(
-        (ReLU, LeakyReLU, Softplus, Tanh, MaxPool2d, AvgPool2d, GlobalAvgPool2d, Normalisation), _elementwise
-    ),
+    **dict.fromkeys((Pointwise, Window, GlobalAvgPool2d, Normalisation), _elementwise),
     **dict.fromkeys((Flatten, Decide), _free),
     Fork: _fork,
     Add: _sum,

@@ -111,10 +111,10 @@ def test_products_of_maps_and_masks(dtype, shape, masked):
     error = abs(out - np.where(off, 0, x.astype(float).mean(axis=2)))
     assert (error <= RTOL[dtype] * (1e-300 + abs(x).astype(float).sum(axis=2) / pixels)).all()
 
-    dx = dy.copy()
-    ds = np.where(off, np.nan, factor).astype(dtype)
-    activation.add_to_channels(ds, mask, dx)
-    np.testing.assert_array_equal(dx, np.where(off[:, :, None], dy, dy + factor[:, :, None]))
+    dx = np.full_like(x, np.nan)
+    means = np.where(off, np.nan, pixels * factor).astype(dtype)
+    activation.share_out(means, mask, dx)
+    np.testing.assert_array_equal(dx, np.broadcast_to(np.where(off, 0, factor)[:, :, None], shape))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -65,7 +65,7 @@ def test_element_wise_kernels_and_pooling_do_nothing(mask):
         getattr(activation, f"{name}_forward")(empty(3, 4), mask, empty(3, 4))
         getattr(activation, f"{name}_backward")(empty(3, 4), empty(3, 4), mask, empty(3, 4))
     activation.channel_means(empty(3, 4), mask, empty(3))
-    activation.add_to_channels(empty(3), mask, empty(3, 4))
+    activation.share_out(empty(3), mask, empty(3, 4))
     for size in ((2, 2), (3, 3)):
         y, where = empty(3, 6 // size[0], 6 // size[1]), empty(3, 6 // size[0], 6 // size[1], dtype=np.int32)
         pool.max_forward(empty(3, 6, 6), size, size, (0, 0), mask, y, where)

@@ -36,7 +36,7 @@ def kernel_calls():
         activation.scale_channels: (maps, reals(4, 3), new(4, 3, 5)),
         activation.channel_products: (maps, reals(4, 3, 5), new(4, 3)),
         activation.channel_means: (maps, on, new(4, 3)),
-        activation.add_to_channels: (reals(4, 3), on, new(4, 3, 5)),
+        activation.share_out: (reals(4, 3), on, new(4, 3, 5)),
         norm.batch_norm_forward: (
             *(maps, reals(3), reals(3), 1e-5, 0.5),
             *(new(3, dtype=double), new(3, dtype=double), new(4, 3, 5)),

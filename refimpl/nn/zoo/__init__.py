@@ -61,14 +61,6 @@ def _channels(layer: Conv2d | Linear) -> Pair:
     return layer.in_features, layer.out_features
 
 
-def _check_images(who: str, shape: Shape, widths: Sequence[int], number: int) -> None:
-    """Raise `InputError` unless the shape is an image's and there are `number` positive widths."""
-    if len(shape) != 3 or min(shape) < 1:
-        raise InputError(f"{who}: expected an input shape (channels, height, width), got {tuple(shape)}")
-    if len(widths) != number or min(widths) < 1:
-        raise InputError(f"{who}: expected {number} positive widths, got {tuple(widths)}")
-
-
 def features(who: str, blocks: Sequence[Block], shape: Shape) -> int:
     """Features in all that the blocks make of images of `shape`; `InputError` if these are too small."""
     layers = [layer for block in blocks for layer in block]
@@ -139,7 +131,10 @@ class Images:
     def sizes(self, input_shape: Shape) -> tuple[Shape, tuple[int, ...]]:
         """The shape of an image and the widths; raises `InputError` where they are none."""
         shape, widths = tuple(input_shape), (*self.widths,) or (*self.usual_widths,)
-        _check_images(self.name, shape, widths, len(self.usual_widths))
+        if len(shape) != 3 or min(shape) < 1:
+            raise InputError(f"{self.name}: expected an input shape (channels, height, width), got {shape}")
+        if len(widths) != len(self.usual_widths) or min(widths) < 1:
+            raise InputError(f"{self.name}: expected {len(self.usual_widths)} positive widths, got {widths}")
         return shape, widths
 
 
