@@ -219,12 +219,9 @@ def ulp_distance(one: np.ndarray, other: np.ndarray) -> int:
 
 def label(case: Case, shape: tuple[int, ...], index: int) -> str:
     """The indices of an entry and, for a vector of parameters, the parameter that it belongs to."""
-    parameters = [(name, tuple(own)) for name, own in case.settings.get("parameters", [])]
-    whose = ""
-    if shape == (sum(math.prod(own) for _, own in parameters),):
-        for name, own in parameters:
-            if index < math.prod(own):
-                whose, shape = name, own
-                break
-            index -= math.prod(own)
+    places, whose = case.places(), ""
+    if shape == (sum(map(len, places.values())),):
+        whose = next(name for name, place in places.items() if index in place)
+        shape = tuple(dict(case.settings["parameters"])[whose])
+        index -= places[whose].start
     return f"{whose}[{', '.join(str(int(i)) for i in np.unravel_index(index, shape))}]"

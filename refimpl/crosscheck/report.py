@@ -17,9 +17,9 @@ from refimpl.files.tables import html, markdown
 ABOUT = ("what", "which")
 LEGEND = {
     "max abs": "the largest difference of an entry",
-    "relative": "norm of the difference over the norm of the expected array, whose root mean square counts "
-    f"as at least the floor that the file gives: {FLOOR:g} of that of the case's largest array, values and "
-    "gradients apart",
+    "relative": "the norm of the difference over the norm of the expected array; one that is nearly zero "
+    f"counts as having the root mean square that the file calls its floor, which is {FLOOR:g} times that of "
+    "the case's largest array of values, or of gradients",
     "allowed": "the largest relative that agrees; masks must be equal",
     "ulp": "the largest difference in units in the last place, where the file is float32",
 }

@@ -50,7 +50,7 @@ from refimpl.theory.theorem import (
     iteration_sides,
     look,
     own_step,
-    solution,
+    search,
     theory_step,
 )
 
@@ -354,6 +354,6 @@ class Follower:
         if self.findings:
             return start
         try:
-            return solution(self.problem, self.lam, start, SOLUTION_ROUNDS)
+            return search(self.problem, self.lam, start, SOLUTION_ROUNDS).x
         except DivergenceError:
             return start

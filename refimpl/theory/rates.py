@@ -24,7 +24,7 @@ from refimpl.theory.lemmas import curvature_bounds, norm, theory_beta
 from refimpl.theory.problems import Problem, Quadratic
 from refimpl.theory.rows import Row, at_most, equal
 from refimpl.theory.run import Run, record
-from refimpl.theory.theorem import solution, theory_step
+from refimpl.theory.theorem import search, theory_step
 
 ROUNDS = 1500  # of the runs whose slope is fitted
 FIRST = 10  # rounds left out of a fit: before the asymptotic regime
@@ -93,10 +93,12 @@ def gap_curve(problem: Problem, lam: float, w0: Vector, rounds: int) -> GapCurve
     beta = theory_beta(problem, lam)
     run = record(problem, lam, beta, GhadimiLan(beta), w0, rounds)
     below, above = curvature_bounds(problem.smoothness, problem.concavity, lam)
-    x_star, spreads = solution(problem, lam, run.rounds[-1].ag), []
-    for i in range(1, rounds + 1):  # M_k^2 = (1 - a_k) ||xag_{k-1}||^2 + a_k ||x_{k-1}||^2
-        (x, ag), a = run.before(i), theory_step(i, beta).a
+    x_star, spreads = search(problem, lam, run.rounds[-1].ag).x, []
+    x = ag = w0
+    for r in run.rounds:  # M_k^2 = (1 - a_k) ||xag_{k-1}||^2 + a_k ||x_{k-1}||^2
+        a = theory_step(r.k, beta).a
         spreads.append((1 - a) * norm(ag) ** 2 + a * norm(x) ** 2)
+        x, ag = r.x, r.ag
     k, best, fitted = _best(run)
     start = norm(w0 - x_star) ** 2 / beta
     curved = 0.5 * k * (k + 1) * below * (norm(x_star) ** 2 + np.maximum.accumulate(spreads))

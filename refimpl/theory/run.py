@@ -73,10 +73,6 @@ class Run:
         """The family and how exactly its local problems were solved."""
         return f"{self.problem.name}, {f's={self.steps}' if self.steps else 'exact'}"
 
-    def before(self, k: int) -> tuple[Vector, Vector]:
-        """x_{k-1} and xag_{k-1}."""
-        return (self.w0, self.w0) if k == 1 else (self.rounds[k - 2].x, self.rounds[k - 2].ag)
-
 
 def rounds_of(
     problem: Problem, lam: float, schedule: Schedule, w0: Vector, steps: int = 0

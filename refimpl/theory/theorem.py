@@ -45,11 +45,6 @@ def search(problem: Problem, lam: float, start: Vector, most: int = 3000) -> Res
     return minimize_composite(objective, problem.penalty, start, schedule, most, SOLUTION)
 
 
-def solution(problem: Problem, lam: float, start: Vector, most: int = 3000) -> Vector:
-    """The point that `search` finds."""
-    return search(problem, lam, start, most).x
-
-
 class Step(NamedTuple):
     """The numbers of iteration k: a_k, l_k, b_k and Gamma_k."""
 
@@ -339,6 +334,6 @@ def run_rows(
     w0, rows = problem.start(rng), []
     for steps in local_steps:
         run = record(problem, lam, beta, GhadimiLan(beta), w0, rounds, steps)
-        trial = Trial(run, solution(problem, lam, run.rounds[-1].ag))
+        trial = Trial(run, search(problem, lam, run.rounds[-1].ag).x)
         rows += iteration_rows(trial) + bound_rows(trial)
     return rows

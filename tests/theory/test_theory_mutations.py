@@ -33,7 +33,7 @@ def theorem_rows(problem: Problem, schedule=None, steps: int = 0, penalty=None, 
     lam = LAM * problem.smoothness
     beta, w0 = lemmas.theory_beta(problem, lam), rng().standard_normal(problem.size)
     problem.penalty.prox(w0, 0.0, w0)
-    star = theorem.solution(problem, lam, w0)
+    star = theorem.search(problem, lam, w0).x
     if sabotage:
         sabotage()
     ran = Problem(problem.name, problem.losses, problem.size, penalty or problem.penalty)
@@ -147,7 +147,7 @@ def test_solution_of_a_wrong_prox_is_not_stationary():
     problem = sparse()
     lam, v = LAM * problem.smoothness, rng().standard_normal(problem.size)
     wrong = Problem("wrong", problem.losses, problem.size, WrongProx(problem.penalty, 1.05))
-    rest = theorem.solution(wrong, lam, v)
+    rest = theorem.search(wrong, lam, v).x
     found = violated(lemmas.stationarity_rows(wrong, lam, lemmas.theory_beta(problem, lam), v, rest))
     assert "7 Lemma 2: distance form at the solution" in found
 
@@ -252,7 +252,7 @@ def test_exact_gap_at_the_wrong_point(point, steps, monkeypatch):
     monkeypatch.setattr(
         theorem, "exact_gap", lambda p, v, lam, beta: gap.exact_gap(p, elsewhere[v.tobytes()], lam, beta)
     )
-    trial = theorem.Trial(recorded, theorem.solution(problem, lam, w0))
+    trial = theorem.Trial(recorded, theorem.search(problem, lam, w0).x)
     found = violated(theorem.iteration_rows(trial))
     assert found == {"8.4 exact and surrogate gap differ by <= delta_k"}
 

@@ -107,7 +107,7 @@ def test_bound_of_the_curve_is_that_of_the_theorem():
     beta = lemmas.theory_beta(problem, lam)
     curve = rates.gap_curve(problem, lam, w0, 40)
     run = rates.record(problem, lam, beta, sweeps.GhadimiLan(beta), w0, 40)
-    trial = theorem.Trial(run, theorem.solution(problem, lam, run.rounds[-1].ag))
+    trial = theorem.Trial(run, theorem.search(problem, lam, run.rounds[-1].ag).x)
     row = next(row for row in theorem.bound_rows(trial) if "min_k" in row.statement)
     assert curve.bound[-1] == pytest.approx(row.right, rel=1e-6)
     assert curve.best[-1] == pytest.approx(row.left, rel=1e-12)

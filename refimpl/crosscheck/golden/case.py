@@ -16,6 +16,7 @@ order of `settings["parameters"]`, a list of [name, shape]: backbone first, gate
 Source: mathematics.md §1-§6, §10. Derived.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,3 +62,11 @@ class Case:
     def params(self) -> Arrays:
         """The parameters by PyTorch name."""
         return self.named(PARAM)
+
+    def places(self) -> dict[str, range]:
+        """Where every parameter lies in a vector of all of them; nothing if the case has no such vector."""
+        found, start = {}, 0
+        for name, shape in self.settings.get("parameters", ()):
+            found[name] = range(start, start + math.prod(shape))
+            start = found[name].stop
+        return found

@@ -12,8 +12,8 @@ Forward, for every layer with name L of the description (`describe.py`):
 
 Backward, from the last layer to the first:
 
-    backward.L                gradient of the loss in forward.L (not in `active` mode, where a closed
-                              channel's is not defined; there only that of the last layer)
+    backward.L                gradient of the loss in forward.L; with `gate_grad` `active`, where that of a
+                              closed channel is not defined, for the last layer only
     grad.<parameter>          gradient in a parameter, right after backward.L of its layer
     backward.<gate>           gradient in the mask (N, K), before it goes through the mode's derivative
     grad.x                    gradient in the samples

@@ -7,7 +7,6 @@ wrong implementation gives, and a suspect that is named is a finding, not a gues
 Source: mathematics.md §2.2, §5 (groups of entries of phi). Derived.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -83,9 +82,8 @@ def _taken(array: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 def _vector_order(case: Case, orders: Mapping[str, np.ndarray]) -> np.ndarray:
     """For every entry of a vector of all parameters, its index before; empty if a case has no such vector."""
-    parts, start = [np.empty(0, dtype=np.int64)], 0
-    for name, shape in case.settings.get("parameters", []):
-        size = math.prod(shape)
-        parts.append(start + orders.get(f"{PARAM}{name}", np.arange(size)))
-        start += size
-    return np.concatenate(parts)
+    parts = [
+        place.start + orders.get(f"{PARAM}{name}", np.arange(len(place)))
+        for name, place in case.places().items()
+    ]
+    return np.concatenate([np.empty(0, dtype=np.int64), *parts])

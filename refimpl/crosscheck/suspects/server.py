@@ -1,6 +1,5 @@
 """Wrong servers of Algorithm 1: what they give in every round. Source: mathematics.md §4, §5. Derived."""
 
-import math
 from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
@@ -102,12 +101,9 @@ def group_weight(case: Case) -> Iterator[Suspect]:
 
 def _gate_biases(case: Case) -> np.ndarray:
     """Where the biases of the gates' logits lie in phi."""
-    places, start = [], -case.settings.get("backbone_size", 0)
-    for name, shape in case.settings.get("parameters", []):
-        if name.endswith(".gate.fc2.bias"):
-            places.append(np.arange(start, start + math.prod(shape)))
-        start += math.prod(shape)
-    return np.concatenate(places) if places else np.empty(0, dtype=np.int64)
+    biases = [place for name, place in case.places().items() if name.endswith(".gate.fc2.bias")]
+    whole = np.concatenate([np.empty(0, dtype=np.int64), *biases])
+    return whole - case.settings.get("backbone_size", 0)
 
 
 def _groups_without(case: Case, entries: np.ndarray) -> Arrays:

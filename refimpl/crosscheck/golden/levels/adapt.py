@@ -16,16 +16,15 @@ from dataclasses import replace
 import numpy as np
 
 from refimpl.crosscheck.golden.case import Arrays, Case
-from refimpl.crosscheck.golden.draw import Draw, network_settings
+from refimpl.crosscheck.golden.draw import network_settings
 from refimpl.crosscheck.golden.levels.local import start
 from refimpl.crosscheck.golden.models import model, tiny
 from refimpl.crosscheck.golden.subject import Subject
 from refimpl.federated.adapt import AdaptSettings, adapt
 from refimpl.nn.context import Gating
-from refimpl.nn.network import Network
 from refimpl.nn.predict import predict
 
-SUPPORT, TEST = 6, 4
+TEST = 4
 OUTPUTS = ("before.logits", "stage1.w", "stage2.w", "after.logits")
 
 
@@ -39,25 +38,23 @@ def cases(seed: int, dtype: str) -> Iterator[Case]:
         ("ungated", tiny(gated=False), Gating(), 2, 0.0),
         ("digits", model("digits"), Gating(), 1, 0.0),
     ):
-        draw = Draw(seed, f"adapt {title}", dtype)
-        inputs = draw.inputs(network, gating, SUPPORT)
-        inputs["x_test"] = draw.normal(TEST, *network.input_shape)
-        yield _case(dtype, title, network, gating, inputs, steps, lam)
+        yield _case(title, Subject(network), gating, TEST, steps, lam, seed, dtype)
 
 
 def own_cases(own: Subject, seed: int, dtype: str) -> Iterator[Case]:
     """Two steps with a user's network, in every mode whose masks need no noise."""
     for title, gating in own.modes().items():
         if gating.mode != "gumbel":
-            draw = own.draw(f"adapt {title}", seed, dtype)
-            inputs = draw.inputs(own.network, gating, 2 * own.batch, zeros=own.zeros)
-            inputs["x_test"], _ = draw.samples(own.network, own.batch)
-            yield _case(dtype, title, own.network, gating, inputs, 2, 0.0)
+            yield _case(title, own, gating, own.batch, 2, 0.0, seed, dtype)
 
 
 def _case(
-    dtype: str, title: str, network: Network, gating: Gating, inputs: Arrays, steps: int, lam: float
+    title: str, subject: Subject, gating: Gating, test: int, steps: int, lam: float, seed: int, dtype: str
 ) -> Case:
+    """Adaptation on two batches, with so many samples to test it."""
+    draw, network = subject.draw(f"adapt {title}", seed, dtype), subject.network
+    inputs = draw.inputs(network, gating, 2 * subject.batch, zeros=subject.zeros)
+    inputs["x_test"], _ = draw.samples(network, test)
     rates = {"eta_phi": 0.3, "eta_theta": 0.1, "steps": steps, "lam": lam}
     return Case(f"adapt/{title}", "adapt", dtype, inputs, network_settings(network, gating) | rates, OUTPUTS)
 
