@@ -23,7 +23,7 @@ from refimpl.kernels import vector
 from refimpl.kernels.jit import intrinsic, kernel, optimise_for_size, settings
 from refimpl.kernels.simd import I32, INDEX, Vectors, emitting
 
-TOGETHER = 16
+TOGETHER = 16  # groups at a time, so that they are scaled while they are in the cache
 SAFE_LOW, SAFE_HIGH = 1e-280, 1e280  # sums of squares between these have neither underflowed nor overflowed
 TINY = 2.0**-1022  # the smallest normal number
 LARGEST = sys.float_info.max
@@ -185,7 +185,7 @@ def shrink_groups(v, step, weights, radius, indptr, starts, stops, norms, out):
     """
     value, groups = 0.0, indptr.size - 1
     longest = min(radius / TINY, LARGEST)  # up to here norms are finite and radius/norm has all its digits
-    for first in range(0, groups, TOGETHER):  # few at a time: they are scaled while in the cache
+    for first in range(0, groups, TOGETHER):
         last = min(first + TOGETHER, groups)
         group_norms(v, indptr[first : last + 1], starts, stops, norms[first:last])
         for g in range(first, last):

@@ -293,7 +293,7 @@ class _LargeKernel(_Kernel):
         return linking.place(self, argument_types)
 
 
-# --- how LLVM is told
+# --- what LLVM is told
 
 
 @intrinsic

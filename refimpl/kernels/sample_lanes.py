@@ -201,7 +201,7 @@ def _load(images, read_list, count, channels, lanes, sample_at, pixel_at, panel)
 
 @kernel
 def _bring_home(part, write_list, count, shape, run, sample_at, pixel_at, results):
-    """The listed channels of a part of the results as images; run = (first pixel, number of pixels)."""
+    """Write the listed channels of a part of the results as images; run = (first pixel, number of pixels)."""
     channels, lanes, width = shape[0], shape[1], VECTOR_BYTES // part.itemsize
     pixels = pixel_at.size // channels
     for i in range(0, lanes, width):  # vectors outside channels: each sample is then written from end to end

@@ -43,7 +43,7 @@ from refimpl.kernels.workspace import scratch
 
 @inlined
 def _opened(tables, targets):
-    """The first part of the tables: head, shifts, edges, offsets, places; and what follows it."""
+    """The first part of the tables, as `sparse_tables._part` lays it out, and what follows it."""
     head, rest = cut(tables, HEAD)
     down, rest = cut(rest, head[0])
     right, rest = cut(rest, head[0])

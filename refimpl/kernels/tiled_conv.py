@@ -189,7 +189,7 @@ def _meeting(taps, stride, dilation, at):
 
 @kernel
 def _transposed_taps(kh, kw, stride, pad, dilation, origin, tables):
-    """The same for the pixels (a + sy * i, b + sx * j) of the input gradient.
+    """Tables of the taps and planes for the pixels (a + sy * i, b + sx * j) of the input gradient.
 
     They receive from taps (ky, kx) through dy[i + (a + pad - ky * dilation) / sy, j + ...]. Returns rows and
     columns of taps, and how many rows of dy the first and the last one are apart.

@@ -29,7 +29,7 @@ from refimpl.nn.weightmask import WeightMask
 from refimpl.nn.work import total_table
 from refimpl.threads import share
 
-LAYERS_BATCH = 256
+LAYERS_BATCH = 256  # samples at a time where the layers run
 
 
 class Prediction(NamedTuple):
