@@ -179,21 +179,22 @@ def _each(method: Method) -> Callable[..., LocalSolutions] | None:
     return None if owner is None or "local_each" not in vars(owner) else cast(Joining, method).local_each
 
 
+@dataclass(eq=False)
 class Sums:
-    """What a round needs of its nodes' answers, added up in node order; of each, four numbers are kept."""
+    """What a round needs of its nodes' answers, added up in node order; of each, four numbers are kept.
 
-    def __init__(
-        self,
-        method: Method,
-        point: np.ndarray,
-        round_: int,
-        nodes: Sequence[int],
-        weights: np.ndarray,
-        first_loss: float,
-    ) -> None:
-        self.method, self.point, self.round, self.first_loss = method, point, round_, first_loss
-        self.nodes, self.weights = nodes, weights
-        self.total = np.zeros(point.shape)
+    point: what the nodes were sent; weights: of the answers, summing to one; first_loss: see `run_rounds`.
+    """
+
+    method: Method
+    point: np.ndarray
+    round: int
+    nodes: Sequence[int]
+    weights: np.ndarray
+    first_loss: float
+
+    def __post_init__(self) -> None:
+        self.total = np.zeros(self.point.shape)
         self.numbers = {name: array("d") for name in ("loss", "residual", "flops", "closed_share")}
         self.gradients, self.sent = 0, 0
 

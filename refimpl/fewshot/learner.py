@@ -18,9 +18,9 @@ import numpy as np
 
 from refimpl.contracts import LocalSolution, Objective, State, Task
 from refimpl.federated.local import Tally
+from refimpl.federated.methods.averaging import OneModel
 from refimpl.federated.methods.maml import carry_back
 from refimpl.federated.methods.meta import gradient_at, look_ahead
-from refimpl.federated.rounds import vectors_of
 from refimpl.fewshot.outer import Outer
 from refimpl.fewshot.tasks import EpisodeTask
 from refimpl.kernels import vector
@@ -63,7 +63,7 @@ def movable(layout: Layout, moves: str, mask: np.ndarray | None = None) -> np.nd
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learner:
+class Learner(OneModel):
     """A few-shot method with its settings, as a federated `Method`.
 
     alpha, inner_steps: of the inner loop; batch_size: samples of an inner step of reptile (0: all); moves,
@@ -84,10 +84,6 @@ class Learner:
         """The model and the vectors of the optimiser."""
         w = w0.copy() if self.mask is None else self.mask * w0
         return {"w": w, **self.outer.start(w)}
-
-    def broadcast(self, state: State, round_: int) -> np.ndarray:
-        """The model."""
-        return vectors_of(self.name, state, "w")[0]
 
     def local(self, task: Task, point: np.ndarray, rng: np.random.Generator) -> LocalSolution:
         """The task's meta-gradient at `point` (d,), in place of a solution.
@@ -120,10 +116,6 @@ class Learner:
     def server(self, state: State, round_: int, point: np.ndarray, mean: np.ndarray) -> tuple[State, float]:
         """One step of the optimiser along the mean of the gradients; there is no gradient mapping."""
         return self.outer.step(state, round_, point, mean), math.nan
-
-    def model(self, state: State) -> np.ndarray:
-        """The model."""
-        return vectors_of(self.name, state, "w")[0]
 
     def adapt(self, w: np.ndarray, support: Sequence[Objective]) -> np.ndarray:
         """The parameters after one inner step on each of the objectives, as at a test."""

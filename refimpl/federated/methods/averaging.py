@@ -20,8 +20,22 @@ from refimpl.optim.prox.contract import check_alike
 from refimpl.registry import check_keys, key
 
 
+class OneModel:
+    """A method whose state has the model w (d,), which is what it broadcasts and what it returns."""
+
+    name: str
+
+    def broadcast(self, state: State, round_: int) -> np.ndarray:
+        """The model."""
+        return self.model(state)
+
+    def model(self, state: State) -> np.ndarray:
+        """The model."""
+        return vectors_of(self.name, state, "w")[0]
+
+
 @dataclass(frozen=True, kw_only=True)
-class Averaging:
+class Averaging(OneModel):
     """The whole state is the model w; the new model is the (uniform or weighted) mean of the answers.
 
     A node's answer is the end of `local_steps` steps of SGD, unless a method says otherwise.
@@ -39,10 +53,6 @@ class Averaging:
         check_alike(self.name, w0=w0)
         return {"w": w0.copy()}
 
-    def broadcast(self, state: State, round_: int) -> np.ndarray:
-        """The model."""
-        return vectors_of(self.name, state, "w")[0]
-
     def local(self, task: Task, point: np.ndarray, rng: np.random.Generator) -> LocalSolution:
         """w_i <- w_i - eta g_i(w_i), `local_steps` times from `point` (d,)."""
         return solve_local(task, point, LocalSettings(0.0, self.eta, self.local_steps), rng)
@@ -57,10 +67,6 @@ class Averaging:
         """The mean; there is no gradient mapping."""
         check_alike(self.name, point=point, mean=mean)
         return {"w": mean}, math.nan
-
-    def model(self, state: State) -> np.ndarray:
-        """The model."""
-        return vectors_of(self.name, state, "w")[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,16 @@
 """Per-FedAvg, Hessian-free variant: the Hessian's product with v as a difference of two gradients.
 
-Exact on quadratics whatever delta; on smooth losses the error is O(delta^2), plus rounding of order
-1/delta. Where w + delta v and w - delta v lie on different sides of a kink of ReLU or max-pooling, the
-jump of the gradient is divided by delta too: no delta is small enough for all batches. The smaller delta,
-the rarer kinks are, but the larger is rounding. `python -m bench.delta` measures both against exact products:
-on batches of 100, the error exceeds the term itself in 9 % of the steps with delta 1e-4, in either dtype.
-`DELTA` is chosen by it. In float32, 1e-5 has a median error of 2 % and exceeds the term in 2.5 % of the
-steps; 1e-6 would in 1 %, but has a median of 17 %. In float64, 1e-7 has a median of 5e-9 and never did. So
-the second-order term is rough in float32; float64, or `maml` with its exact products, has it right.
+On quadratics the difference is exact for any delta. On smooth losses its error is O(delta^2), plus rounding
+of order 1/delta. If a kink of ReLU or max-pooling lies between w + delta v and w - delta v, the gradient
+jumps, and the jump is divided by delta as well. So no delta is small enough for all batches: a smaller one
+meets fewer kinks, but has more rounding. `python -m bench.delta` measures both against exact products. With
+delta 1e-4 on batches of 100, the error exceeds the term itself in 9 % of the steps, in either dtype.
+
+`DELTA` was chosen by these measurements. In float32, 1e-5 has a median error of 2 %, and an error above the
+term itself in 2.5 % of the steps; with 1e-6 these would be 17 % and 1 %. In float64, 1e-7 has a median
+error of 5e-9, and none was above the term. So the second-order term is rough in float32; it is right in
+float64, and with `maml`, which has exact products.
+
 Source: mathematics.md §10; Fallah et al. 2020, section 5 (HF-MAML).
 """
 

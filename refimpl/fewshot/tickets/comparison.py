@@ -214,10 +214,10 @@ class Row(NamedTuple):
     accuracy, spread: mean and standard deviation (ddof 1; NaN for one seed) over seeds; diverged: how many
     seeds both leave out, because training diverged, or adaptation in a test episode; finding, in_all: the
     cost of finding the ticket, and of finding and training it, as shares of the dense training's, over the
-    seeds at which both trainings ended; stopped: of an early search, by seed; reasons: where and how training
-    diverged, by seed, or nothing. The difference to the baseline at the same share is a claim about all
-    trainings, with an interval over seeds; `episodes` is about these trainings only, with an interval over
-    test episodes, and there for one seed too.
+    seeds at which both trainings ended; stopped: when an early search stopped, by seed; reasons: where and
+    how training diverged, by seed, or nothing. The difference to the baseline at the same share is a claim
+    about all trainings, with an interval over seeds; `episodes` is about these trainings only, with an
+    interval over test episodes, and there for one seed too.
     """
 
     network: str

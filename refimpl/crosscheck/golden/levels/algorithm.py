@@ -68,10 +68,10 @@ _CASES: tuple[Row, ...] = (
 )
 
 
-def cases(seed: int, dtype: str, rounds: int = ROUNDS) -> Iterator[Case]:
-    """Cases for schedules, penalties and modes, each with `rounds` rounds."""
+def cases(seed: int, dtype: str) -> Iterator[Case]:
+    """Cases for schedules, penalties and modes."""
     for row in _CASES:
-        yield _case(row[0], Subject(tiny(gated=row[-1] is not None), BATCH), row, rounds, seed, dtype)
+        yield _case(row[0], Subject(tiny(gated=row[-1] is not None), BATCH), row, ROUNDS, seed, dtype)
 
 
 def own_cases(own: Subject, seed: int, dtype: str) -> Iterator[Case]:
