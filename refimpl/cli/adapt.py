@@ -10,7 +10,7 @@ import click
 
 from refimpl.cli.compiling import WARM_UP, working
 from refimpl.cli.options import PATH, Session, config_options, session_options
-from refimpl.cli.output import exit_if, print_json, say_data, table
+from refimpl.cli.output import answer, exit_if, say_data, table
 from refimpl.cli.progress import adapted_text
 from refimpl.errors import InputError
 from refimpl.experiments.config import adaptation_keys
@@ -67,10 +67,11 @@ def command(run: Path, session: Session, **options: Any) -> None:
         experiments = [experiment, *_shown_beside(experiment)]
         work = len(experiment.target_nodes) * len(experiments)
         with working(work, session.talk, WARM_UP) as progress:
-            results = [
-                adapt_targets(one, w, lambda node: progress.step(_told(node)), session.threads)
-                for one in experiments
-            ]
+
+            def on_node(node: NodeReport) -> None:
+                progress.step(f"adapted at {node.node}  {adapted_text(node.accuracy_after)}")
+
+            results = [adapt_targets(one, w, on_node, session.threads) for one in experiments]
         reports, beside = results[0], results[1] if len(results) > 1 else []
         content = {
             "run": str(run),
@@ -84,20 +85,12 @@ def command(run: Path, session: Session, **options: Any) -> None:
             "unseen_classes": unseen,
         }
         folder.save_report("adapt", {key: value for key, value in content.items() if key != "run"})
-    if session.as_json:
-        print_json(content)
-    else:
-        click.echo(table(*node_table(method, reports, alone)))
-        for note in notes([method]):
-            click.echo(note)
-        if beside:
-            other = experiments[1].config.method
-            click.echo(f"\n{other}, from the same meta-model:\n{table(*node_table(other, beside, alone))}")
+    lines = [table(*node_table(method, reports, alone)), *notes([method])]
+    if beside:
+        other = experiments[1].config.method
+        lines.append(f"\n{other}, from the same meta-model:\n{table(*node_table(other, beside, alone))}")
+    answer(session, content, "\n".join(lines))
     exit_if(next(filter(None, map(divergence, results)), ""))
-
-
-def _told(node: NodeReport) -> str:
-    return f"adapted at {node.node}  {adapted_text(node.accuracy_after)}"
 
 
 def _shown_beside(experiment: Experiment) -> list[Experiment]:

@@ -11,8 +11,8 @@ import click
 
 from refimpl.cli.groups import SuggestingGroup
 from refimpl.cli.options import FILE, Session, session_options
-from refimpl.cli.output import exit_unless, print_json, table
-from refimpl.cli.ownbench import layer, network
+from refimpl.cli.output import answer, exit_unless, table
+from refimpl.cli.ownbench import WORKER, layer, network
 from refimpl.cli.progress import Progress
 from refimpl.errors import InputError
 from refimpl.files.storage import write_whole
@@ -20,9 +20,6 @@ from refimpl.files.storage import write_whole
 if TYPE_CHECKING:
     from refimpl.bench.process import Event
     from refimpl.bench.session import Results
-
-WORKER = "refimpl.bench"
-
 
 EPILOG = """\b
 Examples:
@@ -93,10 +90,7 @@ def command(
         results = gather(_shown(process.listen(WORKER, arguments, threads), progress))
     if out is not None:
         write_whole(out, (json.dumps(results, indent=1) + "\n").encode())
-    if session.as_json:
-        print_json(results)
-    else:
-        _print(results)
+    answer(session, results, _text(results))
     exit_unless(not refused(results))
 
 
@@ -114,15 +108,12 @@ def _shown(events: Iterator[Event], progress: Progress) -> Iterator[Event]:
         yield kind, value
 
 
-def _print(results: Results) -> None:
-    """Print the tables, and which candidates were refused."""
+def _text(results: Results) -> str:
+    """The tables, and which candidates were refused."""
     from refimpl.bench import tables
     from refimpl.bench.session import refused
 
-    for make in (tables.peak_table, tables.layer_table, tables.program_table):
-        header, rows = make(results)
-        if rows:
-            click.echo(table(header, rows) + "\n")
-    click.echo(f"largest spread between quartiles: {tables.largest_noise(results):.0%} of the median")
-    for why in refused(results):
-        click.echo(f"REFUSED: {why}")
+    found = [make(results) for make in (tables.peak_table, tables.layer_table, tables.program_table)]
+    lines = [table(header, rows) + "\n" for header, rows in found if rows]
+    lines.append(f"largest spread between quartiles: {tables.largest_noise(results):.0%} of the median")
+    return "\n".join([*lines, *(f"REFUSED: {why}" for why in refused(results))])

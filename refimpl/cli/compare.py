@@ -23,7 +23,7 @@ from refimpl.cli.options import (
     run_options,
     share_option,
 )
-from refimpl.cli.output import command_line, print_json
+from refimpl.cli.output import answer, command_line
 from refimpl.cli.progress import Talk, adapted_text, round_text
 from refimpl.errors import TakenError, one_of
 from refimpl.experiments.config import PRESETS, Config, resolve
@@ -190,19 +190,22 @@ def run(comparison: Comparison, session: Session) -> None:
     with resumable(lambda: f"; what is done is kept; go on with: {again}"):
         outcomes = _outcomes(comparison, session.talk)
         content, figures = _write(comparison, outcomes)
-    if session.as_json:
-        print_json({"folder": str(path), **content})
-    else:
-        names = ", ".join(["results.json, table.md, table.csv", *(figure.name for figure in figures)])
-        click.echo(f"{text(comparison.plan, outcomes)}\n\n{path}: {names}")
+    names = ", ".join(["results.json, table.md, table.csv", *(figure.name for figure in figures)])
+    said = f"{text(comparison.plan, outcomes)}\n\n{path}: {names}"
+    answer(session, {"folder": str(path), **content}, said)
 
 
 def _write(comparison: Comparison, outcomes: list[Outcome]) -> tuple[dict[str, Any], list[Path]]:
-    """Write results as JSON, tables and figures; returns the results, and the paths of the figures."""
+    """Write results as JSON, tables, and figures that have data if matplotlib is installed.
+
+    Returns the results, and the paths of the figures.
+    """
     from refimpl.experiments.compare.claims import claims_of
     from refimpl.experiments.compare.layout import csv_text, markdown_text, results
-    from refimpl.experiments.compare.run import CSV, RESULTS, TABLE
+    from refimpl.experiments.compare.run import CSV, FIGURES, RESULTS, TABLE
     from refimpl.experiments.compare.summary import summarise
+    from refimpl.report.canvas import has_matplotlib, save
+    from refimpl.report.comparison import figures
 
     path, plan = comparison.path, comparison.plan
     content = results(plan, outcomes, comparison.threads)
@@ -210,7 +213,8 @@ def _write(comparison: Comparison, outcomes: list[Outcome]) -> tuple[dict[str, A
     write_whole(path / RESULTS, json_text(content).encode())
     write_whole(path / TABLE, markdown_text(plan, outcomes).encode())
     write_whole(path / CSV, csv_text(summarise(outcomes), claims).encode())
-    return content, _draw(path, outcomes)
+    drawn = figures(outcomes) if has_matplotlib() else {}
+    return content, [save(path / FIGURES[name], draw) for name, draw in drawn.items()]
 
 
 def _outcomes(comparison: Comparison, talk: Talk) -> list[Outcome]:
@@ -229,14 +233,3 @@ def _outcomes(comparison: Comparison, talk: Talk) -> list[Outcome]:
             progress.step(f"{cell.title}  adapted  {adapted_text(accuracy)}")
 
         return comparison.run(on_round, on_adapted, stop)
-
-
-def _draw(path: Path, outcomes: list[Outcome]) -> list[Path]:
-    """Draw the figures that have data, if matplotlib is installed."""
-    from refimpl.experiments.compare.run import FIGURES
-    from refimpl.report.canvas import has_matplotlib, save
-    from refimpl.report.comparison import figures
-
-    if not has_matplotlib():
-        return []
-    return [save(path / FIGURES[name], draw) for name, draw in figures(outcomes).items()]

@@ -20,7 +20,7 @@ from refimpl.cli.options import (
     session_options,
     shipped,
 )
-from refimpl.cli.output import command_line, exit_if, print_json, say_data, table
+from refimpl.cli.output import answer, command_line, exit_if, say_data, table
 from refimpl.cli.training import Begin, Lines, Records, Trainer, begin_options
 from refimpl.experiments.kinds import FEWSHOT, expect_kind
 from refimpl.experiments.record import RunFolder
@@ -167,10 +167,7 @@ def test_command(runs: tuple[Path, ...], session: Session, **options: Any) -> No
         found.append((run.config, values))
     groups = _groups([config for config, _ in found], [values for _, values in found])
     entries = [_entry(path, *one) for path, one in zip(runs, found, strict=True)]
-    if session.as_json:
-        print_json({"runs": entries, "seeds": groups})
-    else:
-        _print(entries, groups)
+    answer(session, {"runs": entries, "seeds": groups}, _text(entries, groups))
     lost = [entry for entry in entries if entry["diverged"]]
     if lost:
         count, whole = (sum(entry[name] for entry in entries) for name in ("diverged", "test_episodes"))
@@ -180,8 +177,8 @@ def test_command(runs: tuple[Path, ...], session: Session, **options: Any) -> No
         )
 
 
-def _print(entries: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
-    """Print the table of runs, and a line for each group of seeds."""
+def _text(entries: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> str:
+    """The table of runs, and a line for each group of seeds."""
     rows = [
         [
             entry["run"],
@@ -193,12 +190,13 @@ def _print(entries: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, A
         ]
         for entry in entries
     ]
-    click.echo(table(["run", "method", "episodes of", "statistics", "accuracy %", "episodes"], rows))
-    for group in groups:
-        click.echo(
-            f"{group['method']}, {group['seeds']} training seeds: {100 * group['mean']:.2f} %, standard "
-            f"deviation over seeds {100 * group['spread']:.2f}"
-        )
+    lines = [
+        f"{group['method']}, {group['seeds']} training seeds: {100 * group['mean']:.2f} %, standard "
+        f"deviation over seeds {100 * group['spread']:.2f}"
+        for group in groups
+    ]
+    header = ["run", "method", "episodes of", "statistics", "accuracy %", "episodes"]
+    return "\n".join([table(header, rows), *lines])
 
 
 def _accuracy(entry: Mapping[str, Any]) -> str:

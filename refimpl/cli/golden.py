@@ -13,7 +13,7 @@ from refimpl._version import __version__
 from refimpl.cli.compiling import working
 from refimpl.cli.groups import SuggestingGroup
 from refimpl.cli.options import FILE, MODEL, PATH, Session, no_talk_options, session_options
-from refimpl.cli.output import exit_unless, print_json
+from refimpl.cli.output import answer, exit_unless
 from refimpl.cli.progress import Talk
 from refimpl.errors import InputError
 from refimpl.files.tables import counted
@@ -184,7 +184,8 @@ def check_command(
     command exits with 1 if an array departs, or if one is missing and --partial is not given.
     """
     from refimpl.crosscheck import conformance
-    from refimpl.files.storage import check_new
+    from refimpl.crosscheck.report import as_html, as_markdown
+    from refimpl.files.storage import check_new, write_whole
 
     if report is not None:
         if report.suffix not in FORMATS:
@@ -192,11 +193,9 @@ def check_command(
         check_new(report, force)
     outcome = _outcome(golden, theirs, partial, session.talk)
     if report is not None:
-        _write_report(report, outcome)
-    if session.as_json:
-        print_json(conformance.as_json(outcome))
-    else:
-        click.echo(conformance.as_text(outcome, every))
+        written = as_html(outcome) if report.suffix == ".html" else as_markdown(outcome)
+        write_whole(report, written.encode())
+    answer(session, conformance.as_json(outcome), conformance.as_text(outcome, every))
     exit_unless(outcome.conforms)
 
 
@@ -230,11 +229,3 @@ def _findings(golden: Golden, theirs: Theirs, comparison: Comparison, talk: Talk
             progress.step(f"looking for causes  {progress.done + 1}/{total}  {case}")
 
         return examine(golden, theirs, comparison, tell=tell)
-
-
-def _write_report(path: Path, outcome: Outcome) -> None:
-    from refimpl.crosscheck.report import as_html, as_markdown
-    from refimpl.files.storage import write_whole
-
-    written = as_html(outcome) if path.suffix == ".html" else as_markdown(outcome)
-    write_whole(path, written.encode())

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from refimpl.cli.compiling import working
 from refimpl.cli.options import MODEL, Session, session_options
-from refimpl.cli.output import exit_unless, print_json, table
+from refimpl.cli.output import answer, exit_unless, table
 from refimpl.cli.progress import Talk
 from refimpl.files.tables import counted
 
@@ -71,14 +71,12 @@ def command(
     checked, repeated = _check(cases, session.talk)
     worst = max(map(_worst, checked))
     passed = all(_good(result) for result in checked)
-    if session.as_json:
-        print_json(_as_json(checked, repeated, worst, passed))
-    else:
-        _print(checked, gradcases.NARROW if everything else {})
-        for name in repeated:
-            click.echo(f"{name}: a kink was too near the first point; checked at two others")
-        verdict = "passed" if passed else "FAILED"
-        click.echo(f"worst {worst:.1e}, allowed {TOLERANCE:.0e}: {verdict}")
+    lines = [
+        *_tables(checked, gradcases.NARROW if everything else {}),
+        *(f"{name}: a kink was too near the first point; checked at two others" for name in repeated),
+        f"worst {worst:.1e}, allowed {TOLERANCE:.0e}: {'passed' if passed else 'FAILED'}",
+    ]
+    answer(session, _as_json(checked, repeated, worst, passed), "\n".join(lines))
     exit_unless(passed)
 
 
@@ -128,16 +126,16 @@ def _as_json(checked: Sequence[Checked], repeated: list[str], worst: float, pass
     return {"passed": passed, "worst": worst, "tolerance": TOLERANCE, "repeated": repeated, "cases": cases}
 
 
-def _print(checked: Sequence[Checked], narrow: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print a table of all layers, then one for each network with a row for each parameter."""
+def _tables(checked: Sequence[Checked], narrow: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A table of all layers, then one for each network with a row for each parameter."""
     layers = [result for result in checked if result.setting == "layer"]
     if layers:
         rows = [(result.case, slot.name, f"{slot.error:.1e}") for result in layers for slot in result.errors]
-        click.echo(table(("layer", "parameter", "error"), rows) + "\n")
+        yield table(("layer", "parameter", "error"), rows) + "\n"
     networks = [result for result in checked if result.setting != "layer"]
     for name in dict.fromkeys(result.case for result in networks):
         note = _narrowed(narrow[name]) if name in narrow else ""
-        click.echo(_network_table(name + note, [result for result in networks if result.case == name]) + "\n")
+        yield _network_table(name + note, [result for result in networks if result.case == name]) + "\n"
 
 
 def _narrowed(keys: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import click
 
 from refimpl.cli.compiling import working
 from refimpl.cli.options import Session, session_options
-from refimpl.cli.output import exit_unless, facts, print_json
+from refimpl.cli.output import answer, exit_unless, facts
 from refimpl.files.environment import cores, environment
 
 if TYPE_CHECKING:
@@ -30,12 +30,11 @@ def command(check: bool, session: Session) -> None:
     """
     found = gather(session.threads)
     findings = examined(session) if check else []
-    if session.as_json:
-        print_json({**found, "checks": [finding._asdict() for finding in findings]} if check else found)
-    else:
-        click.echo(facts(_lines(found)))
-    if check and not session.as_json:
-        click.echo("\n" + facts([(state, f"{what}: {detail}") for what, state, detail in findings]))
+    content, text = found, facts(_lines(found))
+    if check:
+        content = {**found, "checks": [finding._asdict() for finding in findings]}
+        text += "\n\n" + facts([(state, f"{what}: {detail}") for what, state, detail in findings])
+    answer(session, content, text)
     exit_unless(all(finding.state != "failed" for finding in findings))
 
 

@@ -141,12 +141,13 @@ def _option(item: Key, by_preset: Collection[str]) -> Decorator:
 def _talk(*flags: str, value: Talk, text: str) -> Decorator:
     """One of the flags for `talk`; a default of its own would be the first flag's value in some Clicks."""
     return click.option(
-        *flags, "talk", flag_value=value, type=click.UNPROCESSED, callback=_or_usual, help=text
+        *flags,
+        "talk",
+        flag_value=value,
+        type=click.UNPROCESSED,
+        callback=lambda ctx, param, given: given or Talk.USUAL,
+        help=text,
     )
-
-
-def _or_usual(ctx: click.Context, param: click.Parameter, value: Talk | None) -> Talk:
-    return value or Talk.USUAL
 
 
 def shipped(presets: Presets, what: str, usual: str = "") -> Decorator:

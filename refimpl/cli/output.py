@@ -13,12 +13,20 @@ from refimpl.cli.options import Session
 from refimpl.files.storage import json_text
 from refimpl.files.tables import table
 
-__all__ = ["command_line", "exit_if", "exit_unless", "facts", "print_json", "say_data", "table"]
+__all__ = ["answer", "command_line", "exit_if", "exit_unless", "facts", "print_json", "say_data", "table"]
 
 
 def print_json(content: Any) -> None:
     """Print `content` as JSON on stdout; NaN and infinities become null."""
     click.echo(json_text(content), nl=False)
+
+
+def answer(session: Session, content: Any, text: str) -> None:
+    """Print the result of a command: `content` as JSON with --json, otherwise `text`."""
+    if session.as_json:
+        print_json(content)
+    else:
+        click.echo(text)
 
 
 def say_data(note: str) -> None:

@@ -9,7 +9,7 @@ import click
 
 from refimpl.cli.compiling import WARM_UP, working
 from refimpl.cli.options import PATH, Session, session_options
-from refimpl.cli.output import print_json
+from refimpl.cli.output import answer
 from refimpl.cli.progress import Progress
 from refimpl.cli.supervised import report_teams
 
@@ -51,15 +51,9 @@ def command(runs: tuple[Path, ...], out: Path | None, full: bool | None, session
     in the run's report folder and not computed again. Figures need matplotlib (the extra `plot`); without it
     the page has tables only.
     """
-    paths = _report(runs, out or _folder(runs), full, session)
-    if session.as_json:
-        print_json({"page": str(paths[0]), "figures": [str(path) for path in paths[1:]]})
-    else:
-        click.echo("\n".join(map(str, paths)))
-
-
-def _folder(runs: tuple[Path, ...]) -> Path:
-    return (runs[0] if len(runs) == 1 else Path("runs")) / "report"
+    out = out or (runs[0] if len(runs) == 1 else Path("runs")) / "report"
+    page, *figures = map(str, _report(runs, out, full, session))
+    answer(session, {"page": page, "figures": figures}, "\n".join([page, *figures]))
 
 
 def _report(runs: tuple[Path, ...], out: Path, full: bool | None, session: Session) -> list[Path]:
