@@ -1,7 +1,5 @@
 """The measuring process behind `refimpl bench`: prints events as JSON lines."""
 
-from __future__ import annotations
-
 import argparse
 import json
 

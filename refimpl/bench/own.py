@@ -7,8 +7,6 @@ NumPy's products may use more threads than one.
 Source: mathematics.md §9 (dense and executed FLOPs), §2.3 (fixed share), §3 and §6 (local step, adaptation).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """The command line. It parses options, calls the library and prints; it computes nothing itself."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from typing import NoReturn

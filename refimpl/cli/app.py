@@ -3,8 +3,6 @@
 The exit code is 0 for success, 1 if a check failed, 2 for wrong use or bad input, and 130 after Ctrl-C.
 """
 
-from __future__ import annotations
-
 import importlib
 import shlex
 import sys

@@ -1,7 +1,5 @@
 """Progress of work that may compile kernels first, and the notice that says so."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

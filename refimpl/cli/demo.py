@@ -1,7 +1,5 @@
 """`refimpl demo`: a small form of the paper's comparison, offline, on the embedded handwritten digits."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

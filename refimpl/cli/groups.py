@@ -1,7 +1,5 @@
 """Suggestions for misspelt words: the nearest command, option or choice."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import ClassVar

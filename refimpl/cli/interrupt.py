@@ -3,8 +3,6 @@
 A command that can be continued then says how, and exits with 130.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

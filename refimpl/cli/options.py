@@ -1,7 +1,5 @@
 """Options that several commands share; those of a configuration are generated from the declared keys."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import wraps

@@ -1,7 +1,5 @@
 """How commands print: aligned tables for people, and JSON for machines."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """`refimpl bench layer` and `refimpl bench network`: times of what the user brings."""
 
-from __future__ import annotations
-
 import json
 from importlib.util import find_spec
 from pathlib import Path

@@ -4,8 +4,6 @@ They may be full or closed, have no reader, or have an encoding that lacks chara
 written is said at the end, in one line.
 """
 
-from __future__ import annotations
-
 import errno
 import io
 import os

@@ -1,7 +1,5 @@
 """`refimpl warmup`: compiles the kernels now instead of during the first run."""
 
-from __future__ import annotations
-
 import time
 
 import click

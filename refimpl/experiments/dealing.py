@@ -1,7 +1,5 @@
 """The data of a configuration: the data set, and which of its samples go to which node."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from refimpl.data.catalog import load

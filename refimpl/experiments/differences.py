@@ -8,8 +8,6 @@ Source: mathematics.md §12; Hall 1992, §3.5 (symmetric studentised bootstrap);
 2008 (clusters); Student 1908; Holm 1979.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

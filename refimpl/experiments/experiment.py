@@ -4,8 +4,6 @@
 `adapt_targets` personalises at the target nodes. The command line only parses and prints.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace

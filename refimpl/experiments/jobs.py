@@ -7,8 +7,6 @@ during work means stop, and so does the end of the pipe, which comes when the pa
 killed, it does not say how a worker died, and it has no channel for messages or for the request to stop.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import signal
 import sys

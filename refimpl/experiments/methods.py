@@ -1,7 +1,5 @@
 """The configured method: how it is built, which keys it takes, and which meta-trainings are the same."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection
 from dataclasses import fields

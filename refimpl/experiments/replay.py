@@ -3,8 +3,6 @@
 The loss and the gap of every repeated round must equal those that the run recorded.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 

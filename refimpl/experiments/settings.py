@@ -5,8 +5,6 @@ one before, from: the preset (shipped in the room's `presets/`), a user's file, 
 have sections for methods, whose values come over its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path

@@ -3,8 +3,6 @@
 Source: mathematics.md §3 (L_i of node i).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

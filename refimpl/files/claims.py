@@ -6,8 +6,6 @@ one who looks, has lost its owner, and whoever makes the file NAME.1 first has t
 not compared, and no claim is deleted: one that is given back says so.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 import uuid

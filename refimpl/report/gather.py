@@ -5,15 +5,13 @@ round, and the true gap is computed. Both are then kept in the run's report fold
 `compare --every` and `theory gap RUN`, and not computed a second time.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from refimpl.errors import DataError
 from refimpl.experiments.compare.work import (
@@ -112,7 +110,7 @@ class Gathering:
         threads: int | None,
         on_step: OnStep,
         runs: int = 1,
-    ) -> Gathering:
+    ) -> Self:
         """Read the run's data."""
         folder = RunFolder.open(subject.folder, lock=False)
         records = read_records(folder, subject.config.rounds if folder.has_model else 0)

@@ -3,8 +3,6 @@
 Source: mathematics.md §12.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Mapping, Sequence

@@ -7,8 +7,6 @@ those about adaptation show the work of the dense network as well.
 Source: [MG] section 5; mathematics.md §9.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math

@@ -5,8 +5,6 @@ A node at which adaptation diverged has no numbers of an adapted model; mean and
 Source: mathematics.md §6, §9.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Collection, Sequence

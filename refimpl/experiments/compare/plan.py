@@ -1,7 +1,5 @@
 """What is compared: labelled configurations, each at the same seeds."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

@@ -9,12 +9,11 @@ which claim them one by one (`files/claims.py`). Adaptation follows when all are
 seconds are a result, so they are measured one node at a time, with nothing beside it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from refimpl.contracts import never, nothing
 from refimpl.data.identity import Identity, identities_from
@@ -71,7 +70,7 @@ class Comparison:
         force: bool = False,
         data_dir: Path | None = None,
         threads: int | None = None,
-    ) -> Comparison:
+    ) -> Self:
         """Begin a new comparison; `force` replaces an existing one. The plan is tried out first."""
         path = Path(path)
         check_free(path, force, PLAN, OWN_FILES, "a comparison")
@@ -83,7 +82,7 @@ class Comparison:
         return cls(path, plan, data_dir, threads)
 
     @classmethod
-    def open(cls, path: str | Path, data_dir: Path | None = None, threads: int | None = None) -> Comparison:
+    def open(cls, path: str | Path, data_dir: Path | None = None, threads: int | None = None) -> Self:
         """Open a comparison that was begun earlier."""
         path = Path(path)
         if not (path / PLAN).is_file():
@@ -95,7 +94,7 @@ class Comparison:
     @classmethod
     def join(
         cls, path: str | Path, plan: Plan, data_dir: Path | None = None, threads: int | None = None
-    ) -> Comparison:
+    ) -> Self:
         """Begin a shared comparison, or take part in the one that another machine has begun."""
         with suppress(TakenError):
             return replace(cls.create(path, plan, False, data_dir, threads), shared=True)
@@ -104,7 +103,7 @@ class Comparison:
             raise RunError(f"{path}: holds a comparison of another plan; give all machines the same options")
         return replace(found, shared=True)
 
-    def claiming(self, claims: Claims) -> Comparison:
+    def claiming(self, claims: Claims) -> Self:
         """The same comparison with these claims, recorded as stated afterwards where it had none.
 
         Raises `RunError` if it states others: they do not change when results are known.

@@ -1,7 +1,5 @@
 """Rows of the tables from the outcomes of a comparison."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import statistics

@@ -4,8 +4,6 @@ Training pauses for every measurement of accuracy by round. An interrupted train
 its checkpoint and gives the same numbers.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import statistics

@@ -1,7 +1,5 @@
 """A search on disk: every trial a line, resumed at any point, and the best settings as a configuration."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -9,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from refimpl.data.identity import Identity, Recorded, identities_from
 from refimpl.errors import DataError, RefimplError, RunError, cause
@@ -52,7 +50,7 @@ class Tuning:
     shared: bool = False
 
     @classmethod
-    def create(cls, path: Path, searches: Sequence[Search], data_dir: Path | None = None) -> Tuning:
+    def create(cls, path: Path, searches: Sequence[Search], data_dir: Path | None = None) -> Self:
         """A new record, which replaces one that was there. The searches are tried out first."""
         configs = {_key(s, seed): replace(s.config, seed=seed) for s in searches for seed in s.seeds}
         tried = try_out([(f"tune: {key}", config) for key, config in configs.items()], data_dir)
@@ -72,7 +70,7 @@ class Tuning:
         return cls(path, tuple(searches), [], data, tried[0].note)
 
     @classmethod
-    def join(cls, path: Path, searches: Sequence[Search], data_dir: Path | None = None) -> Tuning:
+    def join(cls, path: Path, searches: Sequence[Search], data_dir: Path | None = None) -> Self:
         """Begin a shared search, or take part in the one that another machine has begun."""
         found = cls.open(path) if path.exists() else cls.create(path, searches, data_dir)
         if found.searches != tuple(searches):
@@ -80,7 +78,7 @@ class Tuning:
         return replace(found, shared=True)
 
     @classmethod
-    def open(cls, path: Path) -> Tuning:
+    def open(cls, path: Path) -> Self:
         """A record to be continued, with its parts; a last line cut short is not read."""
         if not path.is_file():
             raise RunError(f"{path}: no such record of trials; start one with refimpl tune")

@@ -1,12 +1,10 @@
 """What is searched: keys and their ranges, and the settings that are tried."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -90,7 +88,7 @@ class Search:
         for setting in self.settings():
             replace(self.config, **setting)  # raises what is impossible
 
-    def at(self, rung: int) -> Search:
+    def at(self, rung: int) -> Self:
         """The search on a rung: the same settings, with its share of the rounds."""
         rounds = math.ceil(self.config.rounds / FACTOR ** (self.rungs - 1 - rung))
         return replace(self, rung=rung, config=replace(self.config, rounds=rounds))

@@ -3,8 +3,6 @@
 Trials that differ in their adaptation alone share a meta-training.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 import time
