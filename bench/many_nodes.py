@@ -79,7 +79,7 @@ def measure(dataset: str, data_dir: Path | None, nodes: int, repeats: int) -> di
     from refimpl.data.catalog import load
     from refimpl.data.deal import Iid
     from refimpl.data.partition import Partition, make_nodes
-    from refimpl.experiments.tasks import NodeTasks
+    from refimpl.experiments.experiment import NodeTasks
     from refimpl.nn.task import NetworkTask
     from refimpl.nn.zoo import MLP
     from refimpl.rng import SeedTree

@@ -140,10 +140,7 @@ def layer_data(case: Case) -> LayerData:
 
 
 def grid(
-    geometries: Iterable[Geometry],
-    batches: Iterable[int],
-    shares: Iterable[float],
-    dtype: str = "float32",
+    geometries: Iterable[Geometry], batches: Iterable[int], shares: Iterable[float], dtype: str = "float32"
 ) -> list[Case]:
     """All passes of all geometries, except the input gradient of the first layer, which needs none."""
     return [

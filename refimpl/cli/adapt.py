@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.compiling import WARM_UP, working
 from refimpl.cli.options import PATH, Session, config_options, session_options
 from refimpl.cli.output import answer, exit_if, say_data, table
-from refimpl.cli.progress import adapted_text
+from refimpl.cli.progress import WARM_UP, adapted_text, working
 from refimpl.errors import InputError
 from refimpl.experiments.config import adaptation_keys
 from refimpl.experiments.record import RunFolder

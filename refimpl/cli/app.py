@@ -4,6 +4,7 @@ The exit code is 0 for success, 1 if a check failed, 2 for wrong use or bad inpu
 """
 
 import importlib
+import re
 import shlex
 import sys
 import warnings
@@ -14,8 +15,7 @@ from typing import Any, ClassVar
 import click
 
 from refimpl._version import __version__
-from refimpl.cli.groups import SuggestingGroup, said
-from refimpl.errors import OlderVersionWarning, RefimplError
+from refimpl.errors import OlderVersionWarning, RefimplError, nearest
 from refimpl.registry import use
 
 CHECK_FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
@@ -54,6 +54,23 @@ JOBS = (
     ("Look after data, this machine and compiled code", ("data", "info --check", "warmup")),
     ("See everything in a few minutes, offline", ("demo",)),
 )
+
+
+class SuggestingGroup(click.Group):
+    """A group of commands that answers an unknown name with the nearest one."""
+
+    OTHERWISE: ClassVar[Mapping[str, str]] = {"help": "--help"}  # what to use for names that people expect
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command named by args[0]; for an unknown name, suggest the nearest or list all."""
+        name, known = args[0], self.list_commands(ctx)
+        if name not in known and not name.startswith("-"):
+            near = f"did you mean {self.OTHERWISE[name]}?" if name in self.OTHERWISE else nearest(name, known)
+            hint = near or f"choose one of {', '.join(known)}"
+            raise click.UsageError(f"no command {name!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
 
 
 class LazyGroup(SuggestingGroup):
@@ -117,7 +134,7 @@ def run(args: Sequence[str] | None = None) -> int:
             result = cli.main(args, prog_name="refimpl", standalone_mode=False)
     except click.UsageError as error:
         where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
-        return _complain(said(error) + where)
+        return _complain(_said(error) + where)
     except click.ClickException as error:
         return _complain(error.format_message())
     except click.Abort as error:  # Ctrl-C, where the command does not handle it itself
@@ -133,6 +150,17 @@ def run(args: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _complain("not enough memory; use a smaller model, batch or data set")
     return result if isinstance(result, int) else 0
+
+
+def _said(error: click.UsageError) -> str:
+    """The error's message, followed by the nearest options or the nearest choice if there are any."""
+    if isinstance(error, click.NoSuchOption) and error.possibilities:  # nearest first
+        return f"{error.message} Did you mean {' or '.join(error.possibilities[:2])}?"
+    if isinstance(error, click.BadParameter) and error.param and isinstance(error.param.type, click.Choice):
+        typed = re.match("'(.*?)'", error.message)  # the message begins with these words
+        near = nearest(typed[1], error.param.type.choices) if typed else ""
+        return error.format_message().replace(error.message, near + error.message)
+    return error.format_message()
 
 
 @contextmanager

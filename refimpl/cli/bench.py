@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from refimpl.cli.groups import SuggestingGroup
+from refimpl.cli.app import SuggestingGroup
 from refimpl.cli.options import FILE, Session, session_options
 from refimpl.cli.output import answer, exit_unless, table
 from refimpl.cli.ownbench import WORKER, layer, network
@@ -51,12 +51,7 @@ Examples:
 @session_options("json", "talk")
 @click.pass_context
 def command(
-    ctx: click.Context,
-    smallest: bool,
-    only: str | None,
-    clock: str,
-    out: Path | None,
-    session: Session,
+    ctx: click.Context, smallest: bool, only: str | None, clock: str, out: Path | None, session: Session
 ) -> None:
     """Time layers and whole programs, dense and gated, against the FLOPs they execute.
 

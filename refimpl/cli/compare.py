@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.compiling import WARM_UP, working
 from refimpl.cli.interrupt import resumable, stop_requests
 from refimpl.cli.options import (
     NAME_LIST,
@@ -24,7 +23,7 @@ from refimpl.cli.options import (
     share_option,
 )
 from refimpl.cli.output import answer, command_line
-from refimpl.cli.progress import Talk, adapted_text, round_text
+from refimpl.cli.progress import WARM_UP, Talk, adapted_text, round_text, working
 from refimpl.errors import TakenError, one_of
 from refimpl.experiments.config import PRESETS, Config, resolve
 from refimpl.files.storage import json_text, write_whole

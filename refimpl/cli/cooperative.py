@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.compiling import working
-from refimpl.cli.groups import SuggestingGroup
+from refimpl.cli.app import SuggestingGroup
 from refimpl.cli.options import (
     FILE,
     NAME_LIST,
@@ -22,6 +21,7 @@ from refimpl.cli.options import (
     shipped,
 )
 from refimpl.cli.output import facts, print_json, table
+from refimpl.cli.progress import working
 from refimpl.cli.supervised import SHOWN, Silent, Supervised, compare, deployed_in, draw, row_cells, tested
 from refimpl.cli.training import Begin, begin_options
 from refimpl.cooperative.config import PRESETS, CooperativeConfig, resolve

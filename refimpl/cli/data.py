@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.groups import SuggestingGroup
+from refimpl.cli.app import SuggestingGroup
 from refimpl.cli.interrupt import resumable
 from refimpl.cli.options import (
     Session,

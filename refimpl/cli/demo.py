@@ -16,12 +16,7 @@ from refimpl.cli.options import PATH, Session, session_options
 @click.option("--rounds", type=click.IntRange(min=1), help="Rounds per run.  [as in the preset]")
 @session_options("threads", "json", "talk")
 def command(
-    out: Path | None,
-    force: bool,
-    seeds: int,
-    seed: int,
-    rounds: int | None,
-    session: Session,
+    out: Path | None, force: bool, seeds: int, seed: int, rounds: int | None, session: Session
 ) -> None:
     """Meta-train, adapt and compare five methods on handwritten digits, offline.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.groups import SuggestingGroup
+from refimpl.cli.app import SuggestingGroup
 from refimpl.cli.options import (
     NUMBER_LIST,
     PATH,
@@ -82,12 +82,7 @@ class Simulated(Federated):
     prefix = "simulated-"
     warms = False
 
-    def train(
-        self,
-        run: Experiment,
-        folder: RunFolder,
-        **how: Any,
-    ) -> Trained:
+    def train(self, run: Experiment, folder: RunFolder, **how: Any) -> Trained:
         """See `Trainer`."""
         from refimpl.engine.flower import simulate
         from refimpl.engine.job import Job

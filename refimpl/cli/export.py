@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from refimpl.cli.compiling import working
 from refimpl.cli.options import FILE, PATH, Session, session_options
 from refimpl.cli.output import exit_unless, facts, print_json
+from refimpl.cli.progress import working
 from refimpl.errors import DivergenceError, InputError
 from refimpl.experiments.record import RunFolder
 

@@ -10,17 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.compiling import working
-from refimpl.cli.groups import SuggestingGroup
-from refimpl.cli.options import (
-    PATH,
-    Session,
-    key_options,
-    no_talk_options,
-    session_options,
-    shipped,
-)
+from refimpl.cli.app import SuggestingGroup
+from refimpl.cli.options import PATH, Session, key_options, no_talk_options, session_options, shipped
 from refimpl.cli.output import answer, command_line, exit_if, say_data, table
+from refimpl.cli.progress import working
 from refimpl.cli.training import Begin, Lines, Records, Trainer, begin_options
 from refimpl.experiments.kinds import FEWSHOT, expect_kind
 from refimpl.experiments.record import RunFolder

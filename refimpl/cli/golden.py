@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from refimpl._version import __version__
-from refimpl.cli.compiling import working
-from refimpl.cli.groups import SuggestingGroup
+from refimpl.cli.app import SuggestingGroup
 from refimpl.cli.options import FILE, MODEL, PATH, Session, no_talk_options, session_options
 from refimpl.cli.output import answer, exit_unless
-from refimpl.cli.progress import Talk
+from refimpl.cli.progress import Talk, working
 from refimpl.errors import InputError
 from refimpl.files.tables import counted
 from refimpl.registry import own_object

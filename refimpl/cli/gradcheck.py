@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.compiling import working
 from refimpl.cli.options import MODEL, Session, session_options
 from refimpl.cli.output import answer, exit_unless, table
-from refimpl.cli.progress import Talk
+from refimpl.cli.progress import Talk, working
 from refimpl.files.tables import counted
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.compiling import working
 from refimpl.cli.options import Session, session_options
 from refimpl.cli.output import answer, exit_unless, facts
+from refimpl.cli.progress import working
 from refimpl.files.environment import cores, environment
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 REDRAW_SECONDS = 0.1
 PLAIN_SHARE, PLAIN_SECONDS = 0.1, 30.0  # a plain line at least this often
+EVERY = 20  # functions compiled between two plain lines of progress
+WARM_UP = 227  # about how many functions a warm-up in one floating-point type compiles with an empty cache
+SECOND = 165  # about how many a warm-up in the other type adds
 
 
 class Talk(enum.Enum):
@@ -121,3 +125,47 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+# --- compiling
+
+
+@contextmanager
+def notice(progress: Progress, total: int | None = None) -> Iterator[list[str]]:
+    """Show within the block that kernels are being compiled, if they are; yields the names so far.
+
+    total: how many there will be if the cache on disk is empty; then the time left is shown as well.
+    """
+    from refimpl.kernels import compiling, jit
+
+    names: list[str] = []
+    kept = any(jit.cache_folder().glob("*/*.nb[ic]"))
+    first = time.monotonic()
+
+    def told(name: str) -> None:
+        nonlocal first
+        names.append(name)
+        if len(names) == 1:
+            first = time.monotonic()
+            progress.say("compiling kernels for this machine, once; this takes about a minute")
+        elif len(names) % EVERY == 0:
+            expected = None if kept else total
+            progress.say(f"compiling kernels: {_so_far(len(names), expected, time.monotonic() - first)}")
+
+    with compiling.watch(told):
+        yield names
+
+
+@contextmanager
+def working(steps: int, talk: Talk, compiled: int | None = None) -> Iterator[Progress]:
+    """Progress of so many steps, with the `notice`, whose `total` is `compiled`."""
+    with Progress(steps, talk) as progress, notice(progress, compiled):
+        yield progress
+
+
+def _so_far(done: int, total: int | None, seconds: float) -> str:
+    """How many functions are compiled after so many seconds, and of how many with the time left, if known."""
+    if total is None or done > total:
+        return f"{done} functions so far"
+    rate = done / max(seconds, 1e-3)  # some clocks are coarse and may have shown no time yet
+    return f"{done} of about {total} functions  {rate:.3g}/s  {duration((total - done) / rate)} left"

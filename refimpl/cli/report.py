@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from refimpl.cli.compiling import WARM_UP, working
 from refimpl.cli.options import PATH, Session, session_options
 from refimpl.cli.output import answer
-from refimpl.cli.progress import Progress
+from refimpl.cli.progress import WARM_UP, Progress, working
 from refimpl.cli.supervised import report_teams
 
 if TYPE_CHECKING:

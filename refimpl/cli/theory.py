@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.compiling import working
-from refimpl.cli.groups import SuggestingGroup
-from refimpl.cli.options import (
-    FILE,
-    FOLDER,
-    PATH,
-    Parsed,
-    Session,
-    expect_figures,
-    session_options,
-    together,
-)
+from refimpl.cli.app import SuggestingGroup
+from refimpl.cli.options import FILE, FOLDER, PATH, Parsed, Session, expect_figures, session_options, together
 from refimpl.cli.output import exit_unless, facts, print_json, table
-from refimpl.cli.progress import Progress, Talk
+from refimpl.cli.progress import Progress, Talk, round_text, working
+from refimpl.experiments.record import RunFolder
 from refimpl.files.tables import counted
 
 if TYPE_CHECKING:
+    from refimpl.federated.rounds import RoundRecord
     from refimpl.theory import Row, Summary
+    from refimpl.theory.stationarity import GapRow, Inspection, Point
 
 CHECKPOINT = "checkpoint"
+GAPS = ("round", "at", "server's gap", "true gap", "+- if", "+- starts", "distance", "residual", "flipped")
 HEADER = ("statement", "family", "left", "right", "slack", "verdict")
 SECTIONS = {  # the name of each section with its line in the list of commands
     "gap": "Both forms of the gap on known problems; or the true gap of a RUN.",
@@ -175,11 +170,82 @@ def gap(
         exit_unless(check(("gap",), verbose, seed, session))
         return
     expect_figures(figure)
-    from refimpl.cli.rungap import show
-
     wanted = {"tolerance": tolerance, "starts": starts}
     effort = {name: value for name, value in wanted.items() if value is not None}
-    show(run, rounds, effort, figure, session)
+    _show_gap(run, rounds, effort, figure, session)
+
+
+def _show_gap(
+    run: Path, rounds: Sequence[int] | None, effort: Mapping[str, Any], figure: Path | None, session: Session
+) -> None:
+    """Compute, print, and write RUN/report/gap.json and the figure.
+
+    rounds: None stands for a few rounds over the whole run, an empty sequence for the last checkpoint.
+    """
+    from refimpl.experiments.compare.work import read_records
+    from refimpl.report.canvas import has_matplotlib, save
+    from refimpl.report.gap import GapSeries, gap_figure
+
+    with RunFolder.open(run, lock=False) as folder:
+        rows, note = _measure(folder, rounds, effort, session)
+        content = {"what": note, "points": [row._asdict() for row in rows]}
+        saved = folder.save_report("gap", content)
+        drawn = None
+        if has_matplotlib():
+            server = [(record.round, record.gap) for record in read_records(folder)]
+            series = GapSeries(folder.config["method"], server, rows)
+            drawn = save(figure or folder.report / "gap.png", lambda: gap_figure([series]))
+    if session.as_json:
+        print_json({"run": str(run), "figure": drawn and str(drawn), **content})
+        return
+    click.echo(table(GAPS, [_gap_cells(row) for row in rows]) + "\n")
+    click.echo("\n".join(note) + "\n")
+    click.echo(f"{saved}; {drawn or 'no figure, as matplotlib is not installed (the extra `plot`)'}")
+
+
+def _measure(
+    folder: RunFolder, rounds: Sequence[int] | None, effort: Mapping[str, Any], session: Session
+) -> tuple[list[GapRow], list[str]]:
+    """Compute the rows, and lines that say what was computed."""
+    from refimpl.experiments.experiment import prepare_again
+    from refimpl.experiments.replay import over_the_run
+    from refimpl.theory.measured import Effort
+    from refimpl.theory.stationarity import Inspection, note
+
+    wanted = over_the_run(folder) if rounds is None else rounds
+    inspection = Inspection(prepare_again(folder, session.data_dir), Effort(**effort), session.threads)
+    points = _points(folder, inspection, wanted, session.talk)
+    work = len(points) * len(inspection.experiment.train_nodes)
+    with working(work, session.talk) as progress:
+
+        def on_node() -> None:
+            progress.step(f"true gap  node {progress.done + 1}/{work}")
+
+        rows = [inspection.measure(point, on_node) for point in points]
+    return rows, note(inspection.experiment, rows)
+
+
+def _points(folder: RunFolder, inspection: Inspection, wanted: Sequence[int], talk: Talk) -> list[Point]:
+    """The centres of the given rounds, or the last meta-model if no round is given."""
+    if not wanted:
+        return [inspection.last_checkpoint(folder)]
+    name, last = inspection.experiment.config.method, max(wanted)
+    with working(last, talk) as progress:
+
+        def on_round(record: RoundRecord) -> None:
+            progress.step("replay  " + round_text(name, record, last, False))
+
+        return list(inspection.replay(folder, wanted, on_round))
+
+
+def _gap_cells(row: GapRow) -> tuple[str, ...]:
+    numbers = (row.server_gap, row.true_gap, row.error, row.spread, row.distance, row.residual)
+    return (str(row.round), row.point, *map(_number, numbers), f"{row.flipped:.0%}")
+
+
+def _number(value: float) -> str:
+    """The number with three digits, or a dash if it is NaN or missing."""
+    return f"{value:.3g}" if math.isfinite(value) else "-"
 
 
 FOLLOW_EPILOG = """\b
@@ -195,11 +261,7 @@ Examples:
 @click.argument("problem", metavar="FILE.py:NAME")
 @click.option("--lam", type=float, help="Moreau weight, above L.  [2.5 L]")
 @click.option(
-    "--steps",
-    type=click.IntRange(min=0),
-    default=1,
-    show_default=True,
-    help="Local steps; 0: exact.",
+    "--steps", type=click.IntRange(min=0), default=1, show_default=True, help="Local steps; 0: exact."
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=50, show_default=True, help="Rounds to run.")
 @click.option("--w0", metavar="NAME", help="The start, as FILE.py names it.  [random]")

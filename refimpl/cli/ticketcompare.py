@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.compiling import working
 from refimpl.cli.fewshot import BY_PRESET, KEYS, preset_option
 from refimpl.cli.interrupt import resumable, stop_requests
 from refimpl.cli.options import (
@@ -26,6 +25,7 @@ from refimpl.cli.options import (
     session_options,
 )
 from refimpl.cli.output import exit_if, print_json, table
+from refimpl.cli.progress import working
 from refimpl.fewshot.config import resolve
 from refimpl.files.tables import counted
 from refimpl.registry import FINDERS

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from refimpl.cli.app import SuggestingGroup
 from refimpl.cli.fewshot import BY_PRESET, Episodic, preset_option
-from refimpl.cli.groups import SuggestingGroup
 from refimpl.cli.interrupt import resumable, stop_requests
 from refimpl.cli.options import (
     FOLDER,
@@ -148,11 +148,7 @@ def _told(out: Path, settings: Settings, known: Mapping[str, Any], session: Sess
         )
         lines.append(("stopped", f"{when} (rule {settings.finder.rule}, delta {settings.finder.delta:g})"))
     cost = f"{known['flops'] / 1e9:.4g} GFLOP, {known['seconds']:.3g} s"
-    return [
-        *lines,
-        ("finding took", cost),
-        ("next", command_line("tickets", "train", out, session=session)),
-    ]
+    return [*lines, ("finding took", cost), ("next", command_line("tickets", "train", out, session=session))]
 
 
 # --- train
@@ -166,12 +162,7 @@ def _told(out: Path, settings: Settings, known: Mapping[str, Any], session: Sess
 @click.option("--force", is_flag=True, help="Begin again, if the run is there.")
 @session_options("threads", "data_dir", "json", "talk")
 def train_command(
-    ticket: Path,
-    out: Path | None,
-    seed: int | None,
-    rounds: int | None,
-    force: bool,
-    session: Session,
+    ticket: Path, out: Path | None, seed: int | None, rounds: int | None, force: bool, session: Session
 ) -> None:
     """Meta-train a ticket into a run folder, on the data that it was found on; a run that is there goes on.
 
@@ -205,8 +196,7 @@ def _config_of(ticket: Path, **given: Any) -> Any:
 
 
 @command.command(
-    "patterns",
-    epilog="\b\nExample:\n  refimpl tickets patterns runs/mwt-0 runs/mwt-1 --out figures",
+    "patterns", epilog="\b\nExample:\n  refimpl tickets patterns runs/mwt-0 runs/mwt-1 --out figures"
 )
 @click.argument("tickets", metavar="TICKET...", nargs=-1, required=True, type=PATH)
 @click.option("--out", type=FOLDER, help="Folder for figures (they need the extra `plot`).  [none]")
@@ -221,10 +211,7 @@ def patterns_command(tickets: tuple[Path, ...], out: Path | None, session: Sessi
     from refimpl.fewshot.tickets.patterns import has_trace, of_tickets, of_training
 
     expect_figures(out)
-    found = {
-        **of_tickets(tickets),
-        "training": [of_training(path) for path in tickets if has_trace(path)],
-    }
+    found = {**of_tickets(tickets), "training": [of_training(path) for path in tickets if has_trace(path)]}
     if out is not None:
         _draw(found, out, err=session.as_json)
     if session.as_json:

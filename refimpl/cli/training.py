@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from refimpl.cli.compiling import WARM_UP, working
 from refimpl.cli.interrupt import resumable, stop_requests
 from refimpl.cli.options import PATH, Decorator, Session, file_option, gathered
 from refimpl.cli.output import command_line, facts, print_json
+from refimpl.cli.progress import WARM_UP, working
 from refimpl.errors import OlderVersionWarning, RunError
 from refimpl.experiments.config import absolute
 from refimpl.experiments.record import RunFolder, check_free

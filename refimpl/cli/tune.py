@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl.cli.compiling import WARM_UP, working
 from refimpl.cli.interrupt import resumable, stop_requests
 from refimpl.cli.options import (
     FILE,
@@ -22,7 +21,7 @@ from refimpl.cli.options import (
     share_option,
 )
 from refimpl.cli.output import command_line, print_json, say_data, table
-from refimpl.cli.progress import Talk, round_text
+from refimpl.cli.progress import WARM_UP, Talk, round_text, working
 from refimpl.errors import ConfigError, RunError, one_of
 from refimpl.experiments.config import resolve
 from refimpl.files.storage import write_whole

@@ -4,9 +4,8 @@ import time
 
 import click
 
-from refimpl.cli.compiling import SECOND, WARM_UP, notice
 from refimpl.cli.options import Session, session_options
-from refimpl.cli.progress import Progress
+from refimpl.cli.progress import SECOND, WARM_UP, Progress, notice
 from refimpl.files.tables import counted
 
 DTYPES = ("float32", "float64")

@@ -22,10 +22,7 @@ _PIECE = 1 << 16
 
 
 def fetch(
-    name: str,
-    data_dir: str | Path | None = None,
-    progress: Progress | None = None,
-    source: str | None = None,
+    name: str, data_dir: str | Path | None = None, progress: Progress | None = None, source: str | None = None
 ) -> list[Path]:
     """Download what data set `name` lacks under `data_dir` (default: REFIMPL_DATA); return its files.
 

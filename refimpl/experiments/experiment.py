@@ -24,7 +24,6 @@ from refimpl.experiments.config import Config, from_table
 from refimpl.experiments.dealing import deal, load_again
 from refimpl.experiments.methods import build_method, is_gated, prunes
 from refimpl.experiments.record import RunFolder
-from refimpl.experiments.tasks import NodeTasks
 from refimpl.federated.adapt import (
     AdaptSettings,
     NodeReport,
@@ -92,6 +91,24 @@ class Trainable(Protocol):
         self, state: State, rounds: range, threads: int | None = None, first_loss: float = math.nan
     ) -> Iterator[tuple[State, Any]]:
         """The state and the record after each of the rounds."""
+
+
+@dataclass(frozen=True)
+class NodeTasks(Sequence[NetworkTask]):
+    """The learning problem of each node's training samples, made when it is asked for.
+
+    nodes: whose samples they are; first: the problem of the first node, which the others are like. Nothing is
+    kept for a node but its samples. Source: mathematics.md §3 (L_i of node i).
+    """
+
+    nodes: Sequence[Node]
+    first: NetworkTask
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.first.on(*self.nodes[number].train)
 
 
 @dataclass(frozen=True)

@@ -217,11 +217,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _run_there(
-    pool: list[_Worker],
-    jobs: Sequence[Any],
-    on_told: Callable[[int, Any], None],
-    stop: Stop,
-    claim: Claim,
+    pool: list[_Worker], jobs: Sequence[Any], on_told: Callable[[int, Any], None], stop: Stop, claim: Claim
 ) -> Iterator[tuple[int, Any]]:
     waiting = iter(range(len(jobs)))
     taken = filter(claim, waiting)

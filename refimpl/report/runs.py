@@ -100,11 +100,7 @@ def sparsity_figure(views: Sequence[View]) -> Figure:
         axes.axhline(over_nodes[0], color=look["color"], lw=1.0, ls=looks(number)["ls"], alpha=0.7)
     names = max((view.reports for _, view in shown), key=len)
     axes.set_xticks(range(len(names)), [report.node.split("-")[-1] for report in names])
-    axes.set(
-        xlabel="target node",
-        ylabel="gated channels off, %",
-        title="Sparsity after adaptation",
-    )
+    axes.set(xlabel="target node", ylabel="gated channels off, %", title="Sparsity after adaptation")
     percent_axis(axes)
     legend_below(figure, bars)
     return figure

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from refimpl.cli import compiling
-from refimpl.cli.compiling import notice
-from refimpl.cli.progress import Progress
+from refimpl.cli import progress as cli_progress
+from refimpl.cli.progress import Progress, notice
 from refimpl.experiments.config import resolve
 from refimpl.experiments.experiment import adapt_targets, prepare, train
 from refimpl.federated import warmup
@@ -176,7 +175,7 @@ def test_the_number_of_functions_of_a_warm_up_is_about_right():
     decorated = sum(
         len(re.findall(r"^@(?:kernel|large_kernel|inlined|shared)\n", text, re.MULTILINE)) for text in sources
     )
-    assert 0.8 * decorated <= compiling.WARM_UP <= 1.2 * decorated
+    assert 0.8 * decorated <= cli_progress.WARM_UP <= 1.2 * decorated
 
 
 def test_a_cache_that_cannot_be_written_is_kept_elsewhere(tmp_path, monkeypatch):
