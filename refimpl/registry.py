@@ -236,7 +236,7 @@ class Registry:
 
 
 def _place(entry: tuple[str, type[Any]]) -> tuple[bool, str]:
-    """Where a choice stands in lists: as modules are named, whichever of them was imported first."""
+    """Sorts choices by the names of their modules, so that their order does not depend on imports."""
     module = entry[1].__module__
     return not module.startswith("refimpl."), module
 

@@ -12,27 +12,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from refimpl.errors import InputError, RefimplError
-from refimpl.files.environment import another_python
+from refimpl.files.environment import another_python, cores
 
 Event = tuple[str, Any]  # kind, value
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
-def cores() -> list[int]:
-    """The cores this process may use, as far as the system says."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
 def pin(threads: int) -> None:
     """Confine this process to its last `threads` cores, where the system can; before libraries load."""
-    allowed = cores()
-    if threads > len(allowed):
-        raise InputError(f"bench: {threads} threads on {len(allowed)} cores measure nothing; use fewer")
+    if threads > cores():
+        raise InputError(f"bench: {threads} threads on {cores()} cores measure nothing; use fewer")
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, allowed[-threads:])
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
 
 
 def emit(events: Iterable[Event]) -> None:

@@ -187,7 +187,7 @@ def predict_command(
 
 
 def named(member: str) -> str:
-    """What a member is, and its name."""
+    """The name of a member with what it is: `Teammate a`, or `network alone`."""
     from refimpl.cooperative.schemes import MATES
 
     return f"Teammate {member}" if member in MATES else f"network {member}"

@@ -120,7 +120,7 @@ class Episodic(Trainer):
 
 
 def _share(accuracy: float | None) -> str:
-    """An accuracy in percent, or that there is none."""
+    """An accuracy in percent; without one, that the run diverged."""
     return DIVERGED if accuracy is None or math.isnan(accuracy) else f"{accuracy:.1%}"
 
 

@@ -47,7 +47,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def resumable(how: Callable[[], str]) -> Iterator[None]:
-    """If the block is interrupted, say "stopped" and how to go on, as `how()` ends the line, and exit."""
+    """If the block is interrupted, print "stopped" and then `how()`, which says how to go on, and exit."""
     try:
         yield
     except KeyboardInterrupt:

@@ -19,13 +19,13 @@ Decorator = Callable[[Any], Any]
 
 
 class Parsed(click.ParamType):
-    """What `parse` makes of the text of an option; where that is a `ValueError`, it says what it expected."""
+    """An option whose text is converted by `parse`; if that raises `ValueError`, `expected` was expected."""
 
     def __init__(self, name: str, parse: Callable[[str], Any], expected: str) -> None:
         self.name, self._parse, self._expected = name, parse, expected
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The parsed value; a default, which is no text, as it is."""
+        """The parsed value; a default value, which is not text, is returned unchanged."""
         if not isinstance(value, str):
             return value
         try:
@@ -93,7 +93,7 @@ FOLDER = OwnPath(file_okay=False, path_type=Path)
 
 
 def expect_figures(path: Path | None) -> None:
-    """Refuse, before any work is done, to draw figures into `path` where matplotlib is missing."""
+    """Raise `InputError`, before any work is done, if a figure is to be drawn and matplotlib is missing."""
     if path is not None:
         from refimpl.report.canvas import require_matplotlib
 
@@ -149,7 +149,7 @@ def _talk(*flags: str, value: Talk, text: str) -> Decorator:
 
 
 def shipped(presets: Presets, what: str, usual: str = "") -> Decorator:
-    """The option that chooses from what a room ships."""
+    """The option --preset, which names one of a room's presets."""
     text = f"Shipped {what} to start from.{usual}"
     return click.option("--preset", "from_preset", type=click.Choice(presets.names()), help=text)
 
@@ -173,7 +173,7 @@ def together(*options: Decorator) -> Decorator:
 
 
 def no_talk_options(command: Any) -> Any:
-    """The flags of `talk` for a command that shows no progress, so that every command may be given them."""
+    """Accept -q and -v, without effect, in a command that shows no progress: every command takes them."""
     text = "The same as without: there is no progress."
     flags = (("-q", "--quiet"), ("-v", "--verbose"))
     options = (click.option(*names, is_flag=True, expose_value=False, help=text) for names in flags)
@@ -196,7 +196,7 @@ _SESSION: Mapping[str, Decorator] = {
 
 @dataclass(frozen=True)
 class Session:
-    """How a command works and speaks, whatever it computes."""
+    """The options that say how a command runs and prints, whatever it computes."""
 
     threads: int | None = None
     data_dir: Path | None = None

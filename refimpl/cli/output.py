@@ -28,7 +28,7 @@ def answer(session: Session, content: Any, text: str) -> None:
 
 
 def say_data(note: str) -> None:
-    """Print on stderr what there is to say about the data, if anything, once in a command."""
+    """Print a note about the data on stderr, unless it is empty or this command has printed it already."""
     said = click.get_current_context().meta.setdefault(f"{__name__}.data", set())
     if note and note not in said:
         said.add(note)

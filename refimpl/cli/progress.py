@@ -158,7 +158,7 @@ def notice(progress: Progress, total: int | None = None) -> Iterator[list[str]]:
 
 @contextmanager
 def working(steps: int, talk: Talk, compiled: int | None = None) -> Iterator[Progress]:
-    """Progress of so many steps, with the `notice`, whose `total` is `compiled`."""
+    """Show progress of `steps` steps, and a `notice` of `compiled` functions if kernels are compiled."""
     with Progress(steps, talk) as progress, notice(progress, compiled):
         yield progress
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from refimpl.cli.options import FILE, FOLDER, PATH, Parsed, Session, expect_figu
 from refimpl.cli.output import exit_unless, facts, print_json, table
 from refimpl.cli.progress import Progress, Talk, round_text, working
 from refimpl.experiments.record import RunFolder
-from refimpl.files.tables import counted
+from refimpl.files.tables import counted, number
 
 if TYPE_CHECKING:
     from refimpl.federated.rounds import RoundRecord
@@ -240,12 +239,7 @@ def _points(folder: RunFolder, inspection: Inspection, wanted: Sequence[int], ta
 
 def _gap_cells(row: GapRow) -> tuple[str, ...]:
     numbers = (row.server_gap, row.true_gap, row.error, row.spread, row.distance, row.residual)
-    return (str(row.round), row.point, *map(_number, numbers), f"{row.flipped:.0%}")
-
-
-def _number(value: float) -> str:
-    """The number with three digits, or a dash if it is NaN or missing."""
-    return f"{value:.3g}" if math.isfinite(value) else "-"
+    return (str(row.round), row.point, *(number(one, ".3g") for one in numbers), f"{row.flipped:.0%}")
 
 
 FOLLOW_EPILOG = """\b

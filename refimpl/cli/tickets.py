@@ -168,12 +168,15 @@ def train_command(
 
     Weights outside the mask stay zero, here and in `refimpl fewshot test` of the run.
     """
-    given = {name: value for name, value in (("seed", seed), ("rounds", rounds)) if value is not None}
+    wanted: dict[str, Any] = {"seed": seed, "rounds": rounds}
+    given = {name: value for name, value in wanted.items() if value is not None}
     trainer, out = Found(session), out or ticket / TRAINED
     if (out / CONFIG).is_file() and not force:
         trainer.go_on(out)
     else:
-        trainer.begin(_config_of(ticket, **given), out, force)
+        facts_of(ticket)  # raises an error if the ticket has not been found yet
+        config = replace(settings_of(ticket).run, ticket=str(ticket.absolute()), **given)
+        trainer.begin(config, out, force)
 
 
 class Found(Episodic):
@@ -184,12 +187,6 @@ class Found(Episodic):
         recorded = read_recorded(Path(config.ticket))
         run: FewShot = self.experiment.prepare(config, self.session.data_dir, recorded)
         return run
-
-
-def _config_of(ticket: Path, **given: Any) -> Any:
-    """The settings of training a ticket."""
-    facts_of(ticket)
-    return replace(settings_of(ticket).run, ticket=str(ticket.absolute()), **given)
 
 
 # --- patterns

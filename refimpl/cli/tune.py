@@ -118,8 +118,9 @@ def command(
         raise click.UsageError("--method NAME is missing")
     if wanted["grid"] and wanted["adaptations"]:
         raise click.UsageError("--adaptations is for random settings; a grid shares trainings as it is")
-    if not share:
-        _check_free((out, record), force)
+    for path in (out, record):
+        if path.exists() and not (force or share):
+            raise RunError(f"{path}: exists; continue it with --resume or replace it with --force")
     begin = Tuning.join if share else Tuning.create
     run(begin(record, _searches(methods, **wanted), session.data_dir), out, session)
 
@@ -148,12 +149,6 @@ def _searches(
         more = {"adaptations": adaptations or 1, "rungs": rungs or 1}
         searches.append(Search(config, own, budget or 16, kind, seeds or SEEDS, held, **more))
     return searches
-
-
-def _check_free(paths: tuple[Path, ...], force: bool) -> None:
-    for path in paths:
-        if path.exists() and not force:
-            raise RunError(f"{path}: exists; continue it with --resume or replace it with --force")
 
 
 def _range(text: str) -> tuple[str, tuple[float, float]]:

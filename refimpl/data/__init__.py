@@ -7,7 +7,7 @@ seed)` makes its (training, target) nodes; `Node.split` makes a node from your o
 from refimpl.data.catalog import load
 from refimpl.data.dataset import DataSet
 from refimpl.data.deal import Classes, Dirichlet, Iid
-from refimpl.data.episodes import Episodes, class_split, episode
+from refimpl.data.episodes import Episodes, class_split
 from refimpl.data.node import Node, Samples
 from refimpl.data.partition import Partition, make_nodes
 
@@ -21,7 +21,6 @@ __all__ = [
     "Partition",
     "Samples",
     "class_split",
-    "episode",
     "load",
     "make_nodes",
 ]

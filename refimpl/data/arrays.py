@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from refimpl.data.dataset import DataSet
 from refimpl.errors import DataError
-from refimpl.files.npz import DamageError, member_names, read_members
+from refimpl.files.npz import member_names, read_members
 from refimpl.files.paths import OWN_DATA
+from refimpl.files.storage import NPZ_LIMIT, readable
 
-LIMIT = 4 * 2**30  # bytes of the arrays of one file, unpacked
 _WHOLE, _PARTS = ("x", "y"), ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -49,20 +49,12 @@ def read_arrays(path: str | Path, classes: int | None = None) -> DataSet:
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays with known names; their sizes are checked before any of them is unpacked."""
-    try:
+    with readable(path):
+        if not path.exists():
+            raise DataError(f"{path}: no such file; give the path of an {OWN_DATA} file with arrays x and y")
         names = _names(path, member_names(path))
-        found = dict(read_members(path, LIMIT, names))
-        return {name: found[name] for name in names}
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such file; give the path of an {OWN_DATA} file with arrays x and y"
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except DamageError as error:
-        raise DataError(
-            f"{path}: expected an {OWN_DATA} file of plain arrays, found damage ({error})"
-        ) from None
+        found = dict(read_members(path, NPZ_LIMIT, names))
+    return {name: found[name] for name in names}
 
 
 def _names(path: Path, found: list[str]) -> tuple[str, ...]:

@@ -63,9 +63,10 @@ def class_split(dataset: DataSet) -> ClassSplit:
 class Episodes:
     """The `ways`-way tasks that can be drawn from `classes` of a data set (default: from all).
 
-    A task has `shots` support, `queries` query and `tests` test samples of each class. With `turned` every
-    class also counts as three more, in which its images are turned by 90, 180 and 270 degrees. Raises
-    `InputError` if there are not enough classes with enough samples, or if images to be turned are oblong.
+    A task has `shots` support, `queries` query and `tests` test samples of each class: meta-training learns
+    from the queries, and a target node is only measured on its tests. With `turned` every class also counts
+    as three more, in which its images are turned by 90, 180 and 270 degrees. Raises `InputError` if there are
+    not enough classes with enough samples, or if images to be turned are oblong.
     """
 
     dataset: DataSet
@@ -125,22 +126,3 @@ class Episodes:
                 x[label :: self.ways] = np.rot90(x[label :: self.ways], turn, axes=(2, 3))
         labels = np.tile(np.arange(self.ways, dtype=np.int64), self.each)
         return Node(name, x, labels, self.ways * self.shots, self.ways * self.queries)
-
-
-def episode(
-    dataset: DataSet,
-    ways: int,
-    shots: int,
-    queries: int,
-    rng: np.random.Generator,
-    *,
-    tests: int = 0,
-    classes: Iterable[int] | None = None,
-    dtype: DTypeLike = np.float32,
-    name: str = "episode",
-) -> Node:
-    """One task of `Episodes`. For meta-training give `queries`.
-
-    At a target node, where the other samples must be for measurement only, give `tests` instead.
-    """
-    return Episodes(dataset, ways, shots, queries, tests, classes).draw(rng, dtype, name)

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from refimpl.contracts import nothing
 from refimpl.data import places
 from refimpl.data.catalog import source_of
 from refimpl.data.source import DataSource, Download
@@ -22,7 +23,7 @@ _PIECE = 1 << 16
 
 
 def fetch(
-    name: str, data_dir: str | Path | None = None, progress: Progress | None = None, source: str | None = None
+    name: str, data_dir: str | Path | None = None, progress: Progress = nothing, source: str | None = None
 ) -> list[Path]:
     """Download what data set `name` lacks under `data_dir` (default: REFIMPL_DATA); return its files.
 
@@ -48,7 +49,7 @@ def fetch(
     return paths
 
 
-def _fetch_one(source: DataSource, download: Download, target: Path, progress: Progress | None) -> Path:
+def _fetch_one(source: DataSource, download: Download, target: Path, progress: Progress) -> Path:
     if target.exists():
         if file_md5(target) != download.md5 and not is_published(source, target):
             raise DataError(
@@ -73,7 +74,7 @@ def _fetch_one(source: DataSource, download: Download, target: Path, progress: P
     raise DataError(f"fetch: {target.name} could not be downloaded: {'; '.join(problems)}")
 
 
-def _retrieve(address: str, part: Path, progress: Progress | None) -> None:
+def _retrieve(address: str, part: Path, progress: Progress) -> None:
     """Append the missing bytes to `part`; start over if the server cannot continue where it ends."""
     have = part.stat().st_size if part.exists() else 0
     try:
@@ -95,8 +96,7 @@ def _retrieve(address: str, part: Path, progress: Progress | None) -> None:
                 if have > LIMIT:
                     raise DataError(f"more than the {LIMIT} bytes expected at most")
                 file.write(piece)
-                if progress is not None:
-                    progress(part.name.removesuffix(".part"), have, total)
+                progress(part.name.removesuffix(".part"), have, total)
             file.flush()
             os.fsync(file.fileno())
     if total is not None and have < total:

@@ -233,14 +233,17 @@ def preset_keys() -> frozenset[str]:
     return keys_in(preset(name) for name in PRESETS.names())
 
 
+def layer(table: Mapping[str, Any], sections: tuple[str, ...], method: Any, source: str) -> dict[str, Any]:
+    """The table's plain keys, overridden by those of its section for the method; it has only `sections`."""
+    found = {name: content for name, content in table.items() if isinstance(content, dict)}
+    for section in found:
+        one_of(source, "section", section, sections)
+    return {name: value for name, value in table.items() if name not in found} | found.get(method, {})
+
+
 def _layer(table: Mapping[str, Any], method: str, source: str) -> dict[str, Any]:
-    """The table's plain keys, overridden by those of its section for the method."""
-    values = {name: value for name, value in table.items() if not isinstance(value, dict)}
-    for section, content in table.items():
-        if isinstance(content, dict):
-            one_of(source, "section", section, tuple(METHODS))
-            if section == method:
-                values.update(content)
+    """What a table says for the method, checked."""
+    values = layer(table, tuple(METHODS), method, source)
     _expect_known(source, values)
     known = keys()
     return {name: known[name].check(source, value) for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""What of the data the nodes of a run have: how many samples, and which classes no training node has."""
+"""How much of the data a run uses: the number of samples, and the classes that no training node has."""
 
 from collections.abc import Mapping, Sequence
 
@@ -30,7 +30,7 @@ def unseen_classes(train: Sequence[Node], targets: Sequence[Node]) -> dict[str, 
 
 
 def strangers(unseen: Mapping[str, Sequence[int]], targets: Sequence[Node]) -> list[str]:
-    """The target nodes all of whose classes are unseen: what the meta-model says there is chance."""
+    """The target nodes all of whose classes are unseen: there the meta-model can only guess."""
     return [node.name for node in targets if len(unseen.get(node.name, ())) == len(np.unique(node.y))]
 
 

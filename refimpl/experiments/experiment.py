@@ -51,7 +51,7 @@ OnRound = Callable[[Any], None]  # is told the record of a round, a named tuple
 
 
 class Parametrised(Protocol):
-    """What has parameters: a network, or several."""
+    """A network, or several networks, with parameters in one vector w."""
 
     @property
     def layout(self) -> Layout:

@@ -1,4 +1,4 @@
-"""Settings that fit a user's own arrays, where neither the user nor the shapes of a known data set say them.
+"""Settings that fit a user's own arrays, for keys that the user has not set.
 
 The model follows the shape of a sample. The number of classes at a node follows the classes there are, so
 that training nodes have all of them. Support and mini-batches follow the size of the smallest node. All
@@ -22,7 +22,7 @@ IMAGE = 8  # pixels of the smallest side for which cnn3 has three poolings
 def fitting(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """Model, classes per node, support and batch size for the arrays in a file; `values`: the usual ones.
 
-    Nothing where the file cannot be read: whoever reads all of it says why.
+    Empty if the file cannot be read; the error is raised later, when the whole file is read.
     """
     try:
         shape, labels = _facts(path)

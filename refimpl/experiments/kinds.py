@@ -27,7 +27,7 @@ COOPERATIVE = Kind(
 TICKET = Kind("a ticket", "tickets train, tickets patterns or tickets find --resume")
 COMPARISON = Kind("a comparison", "report or compare --resume")
 
-BY_SETTING = {"nodes": FEDERATED, "ways": FEWSHOT, "scheme": COOPERATIVE}  # each has this one, others not
+BY_SETTING = {"nodes": FEDERATED, "ways": FEWSHOT, "scheme": COOPERATIVE}  # settings of one kind only
 BY_FILE = {"ticket.toml": TICKET, "plan.json": COMPARISON}
 
 

@@ -21,7 +21,7 @@ PENALTY = ("penalty", "group_bias", "rho_rise")
 
 
 def keys_taken(method: str) -> frozenset[str]:
-    """The keys of a configuration that play a part in the method, of those that do not in all.
+    """The keys of a configuration that matter to the method, without those that matter to every method.
 
     These are its own keys; those of a schedule and of a penalty, where it has a field of that name; and those
     of gates.

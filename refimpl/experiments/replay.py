@@ -27,7 +27,11 @@ def over_the_run(folder: RunFolder, points: int = 4) -> list[int]:
     written = folder.metrics()
     if not written:
         raise RunError(f"{folder.path}: has no rounds yet; go on with refimpl train --resume")
-    last = int(written[-1]["round"])
+    return spaced_rounds(int(written[-1]["round"]), points)
+
+
+def spaced_rounds(last: int, points: int) -> list[int]:
+    """At most `points` rounds from 1 to the last, evenly spread on a logarithmic axis."""
     return sorted({round(last ** (i / (points - 1))) for i in range(points)})
 
 

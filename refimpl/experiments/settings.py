@@ -10,8 +10,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from refimpl.errors import ConfigError, one_of, shown
-from refimpl.experiments.config import absolute, read_toml
+from refimpl.errors import ConfigError, shown
+from refimpl.experiments.config import absolute, layer, read_toml
 from refimpl.experiments.kinds import Kind, expect_kind
 from refimpl.files.presets import Presets
 from refimpl.registry import check_keys, keys_of, plain
@@ -61,13 +61,8 @@ class RunSettings:
 
     @classmethod
     def _layer(cls, table: Mapping[str, Any], method: Any, source: str) -> dict[str, Any]:
-        """The table's plain keys, overridden by those of its section for the method."""
-        named = {name: content for name, content in table.items() if isinstance(content, dict)}
-        sections = named if cls.sections else {}
-        for name in sections:
-            one_of(source, "section", name, cls.sections)
-        values = {name: value for name, value in table.items() if name not in sections}
-        values |= sections.get(method, {})
+        """What a table says for the method; tables of settings without sections are flat."""
+        values = layer(table, cls.sections, method, source) if cls.sections else dict(table)
         cls._expect_known(values, source)
         return values
 

@@ -24,7 +24,7 @@ FREE = b"free\n"  # what a claim says that was given back
 class Claims:
     """This process's claims in `folder`, which it renews until the end of the block.
 
-    Without a folder nobody else is there, and every job is free.
+    Without a folder there are no other processes, and every job is free.
     """
 
     def __init__(self, folder: Path | None = None) -> None:

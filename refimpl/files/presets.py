@@ -33,9 +33,7 @@ class Presets:
 
 def keys_in(tables: Iterable[Mapping[str, Any]]) -> frozenset[str]:
     """The keys of tables of settings and of the sections within them, without the names of sections."""
-    found: set[str] = set()
-    for table in tables:
-        sections = [content for content in table.values() if isinstance(content, Mapping)]
-        found |= {key for key, content in table.items() if not isinstance(content, Mapping)}
-        found |= {key for section in sections for key in section}
-    return frozenset(found)
+    entries = [entry for table in tables for entry in table.items()]
+    return frozenset(
+        key for name, content in entries for key in (content if isinstance(content, Mapping) else (name,))
+    )

@@ -210,18 +210,18 @@ def read_npz(path: Path, names: Collection[str] | None = None, limit: int = NPZ_
     `DataError` naming the file where it is missing, corrupt or pickled, or holds more than `limit` bytes;
     nothing is allocated that the file does not hold.
     """
-    with _readable(path):
+    with readable(path):
         return dict(read_members(path, limit, names))
 
 
 def npz_headers(path: Path) -> dict[str, Header]:
     """Shapes and dtypes of the arrays in an .npz file, without reading them; raises as `read_npz`."""
-    with _readable(path):
+    with readable(path):
         return read_headers(path)
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Turn the errors of reading an archive within the block into `DataError`."""
     try:
         yield

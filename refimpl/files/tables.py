@@ -1,5 +1,6 @@
 """Tables as aligned text, Markdown and HTML, and the place in a file where a command writes its table."""
 
+import math
 from collections.abc import Collection, Sequence
 from html import escape
 
@@ -15,6 +16,11 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     first = cells[0].ljust(widths[0])
     rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
     return "  ".join([first, *rest]).rstrip()
+
+
+def number(value: float, form: str) -> str:
+    """The number in a format such as `.2f`; a dash for NaN and infinity."""
+    return format(value, form) if math.isfinite(value) else "-"
 
 
 def counted(number: int, what: str) -> str:

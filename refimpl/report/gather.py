@@ -159,7 +159,7 @@ class Gathering:
         )
 
     def _does(self, seconds: float | None) -> bool:
-        """Whether to do what takes so long; None: it is not needed."""
+        """Whether to do something that takes so many seconds; None means that it is not needed."""
         if seconds is None or self.full is not None:
             return seconds is not None and bool(self.full)
         return seconds < CHEAP_SECONDS / self.runs

@@ -159,11 +159,11 @@ def test_damaged_and_missing_files_are_refused(tmp_path):
     np.save(path.with_suffix(".npy"), np.ones(3))
     path.write_bytes(path.with_suffix(".npy").read_bytes())
     refuse(path, "found damage")
-    refuse(tmp_path.rename(tmp_path.with_name("mine.npz")), "cannot be read")
+    refuse(tmp_path.rename(tmp_path.with_name("mine.npz")), "cannot read: is a directory")
 
 
 def test_a_file_that_unpacks_without_end_is_refused_before_it_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(arrays, "LIMIT", 10_000)
+    monkeypatch.setattr(arrays, "NPZ_LIMIT", 10_000)
     path = tmp_path / "mine.npz"
     np.savez_compressed(path, x=np.zeros((6, 1000)), y=Y)
     assert path.stat().st_size < 1000

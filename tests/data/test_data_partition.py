@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refimpl.data import Classes, DataSet, Dirichlet, Iid, Partition, episode, load, make_nodes
+from refimpl.data import Classes, DataSet, Dirichlet, Episodes, Iid, Partition, load, make_nodes
 from refimpl.data.catalog import source_of
 from refimpl.data.deal import Rule, spread_sizes
 from refimpl.data.partition import plan, pooled, statistics
@@ -319,7 +319,7 @@ def test_a_rule_that_deals_something_else_is_refused(counts):
 )
 def test_episodes_are_balanced_in_every_part(ways, shots, queries, tests, seed):
     data = fake([10, 12, 3, 11, 10, 10])
-    node = episode(data, ways, shots, queries, np.random.default_rng(seed), tests=tests, dtype=np.float64)
+    node = Episodes(data, ways, shots, queries, tests).draw(np.random.default_rng(seed), np.float64)
     for part, each in ((node.support, shots), (node.query, queries), (node.test, tests)):
         assert np.bincount(part.y, minlength=ways).tolist() == [each] * ways
     used = numbers(node.x)
@@ -331,8 +331,9 @@ def test_episodes_are_balanced_in_every_part(ways, shots, queries, tests, seed):
 
 def test_episodes_keep_to_the_classes_given():
     data = fake([10] * 6)
+    episodes = Episodes(data, 2, 1, 1, classes=[1, 4, 5])
     for seed in range(10):
-        node = episode(data, 2, 1, 1, np.random.default_rng(seed), classes=[1, 4, 5], dtype=np.float64)
+        node = episodes.draw(np.random.default_rng(seed), np.float64)
         assert set(data.y[numbers(node.x)]) <= {1, 4, 5}
 
 
@@ -349,7 +350,7 @@ def test_episodes_keep_to_the_classes_given():
 )
 def test_impossible_episodes_are_refused(arguments, options, pattern):
     with pytest.raises(RefimplError, match=pattern):
-        episode(fake([10, 10, 10, 10, 10, 1]), *arguments, np.random.default_rng(0), **options)
+        Episodes(fake([10, 10, 10, 10, 10, 1]), *arguments, **options)
 
 
 @pytest.mark.parametrize("seed", range(20))

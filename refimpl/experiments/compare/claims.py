@@ -6,29 +6,14 @@ Source: mathematics.md §12.
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from refimpl.experiments.compare.plan import Claims, Plan
 from refimpl.experiments.compare.summary import finished
 from refimpl.experiments.compare.work import Outcome
+from refimpl.experiments.dealing import build_partition
 from refimpl.experiments.differences import Difference, holm, paired_difference
-from refimpl.registry import PARTITIONS
 
-DEALING = (  # the keys that say which samples a node has, besides those of partitions
-    "dataset",
-    "partition",
-    "nodes",
-    "targets",
-    "node_min",
-    "node_max",
-    "target_min",
-    "target_max",
-    "folds",
-    "sizes",
-    "test_share",
-    "pool",
-    "pool_share",
-)
 NOTHING = Difference(math.nan, -math.inf, math.inf, math.nan, 0, 0)  # where no run can be paired
 Values = Mapping[tuple[int, str], float]
 
@@ -94,7 +79,8 @@ def dealt_otherwise(plan: Plan) -> list[str]:
     if plan.claims is None:
         return []
     dealt = {
-        label: [getattr(config, key) for key in (*DEALING, *PARTITIONS.keys())] for label, config in plan.rows
+        label: (config.dataset, replace(build_partition(config), support=0))  # samples, whatever their use
+        for label, config in plan.rows
     }
     return [label for label, own in dealt.items() if own != dealt[plan.claims.baseline]]
 

@@ -21,7 +21,7 @@ from refimpl.experiments.compare.work import Outcome
 from refimpl.experiments.differences import MANY
 from refimpl.experiments.methods import notes
 from refimpl.files.environment import environment
-from refimpl.files.tables import markdown, table
+from refimpl.files.tables import markdown, number, table
 from refimpl.registry import METHODS
 
 Cells = tuple[str, ...]
@@ -84,7 +84,7 @@ def tables(outcomes: Sequence[Outcome], claims: Claims | None = None) -> list[tu
         found.append(claim_table(claims_of(outcomes, claims), claims.baseline))
     labels, by_round = gaps(outcomes)
     if labels:
-        lines = [(str(round_), *(_number(v, ".2e") for v in values)) for round_, values in by_round]
+        lines = [(str(round_), *(number(v, ".2e") for v in values)) for round_, values in by_round]
         found.append((("stationarity gap, round", *labels), lines))
     return found
 
@@ -183,21 +183,12 @@ def _off(row: Row) -> str:
     return _spread(row.sparsity_mean, row.sparsity_std_over_nodes, 1)
 
 
-def _static(row: Row) -> bool:
-    """Whether the row has no trained gates, whose masks may differ between samples."""
-    return math.isnan(row.conditional_share_mean)
-
-
 def _spread(mean: float, std: float, digits: int) -> str:
     return _percent(mean, digits) + ("" if math.isnan(std) else f" +- {_percent(std, digits)}")
 
 
 def _percent(share: float, digits: int = 2) -> str:
-    return _number(100 * share, f".{digits}f")
-
-
-def _number(value: float, form: str) -> str:
-    return "-" if math.isnan(value) else format(value, form)
+    return number(100 * share, f".{digits}f")
 
 
 # --- columns: each a label and the cell of a row
@@ -208,11 +199,11 @@ TRAINING: dict[str, Callable[[Row], str]] = {
     "local updates": lambda row: str(row.local_steps),
     "rounds": lambda row: str(row.rounds),
     "accuracy %": _accuracy,
-    "train s": lambda row: _number(row.train_seconds, ".1f"),
-    "gradients": lambda row: _number(row.gradients, ".0f"),
-    "GFLOP": lambda row: _number(row.train_flops / 1e9, ".4g"),
-    "Mfloats sent": lambda row: _number(row.floats_sent / 1e6, ".4g"),
-    "nonzero": lambda row: _number(row.floats_sent_nonzero / 1e6, ".4g"),
+    "train s": lambda row: number(row.train_seconds, ".1f"),
+    "gradients": lambda row: number(row.gradients, ".0f"),
+    "GFLOP": lambda row: number(row.train_flops / 1e9, ".4g"),
+    "Mfloats sent": lambda row: number(row.floats_sent / 1e6, ".4g"),
+    "nonzero": lambda row: number(row.floats_sent_nonzero / 1e6, ".4g"),
 }
 MEDIAN, WORST, PRUNED = "median %", "worst %", "pruned %"
 SAMPLES, CONDITIONAL = "over samples", "conditional %"
@@ -234,14 +225,16 @@ ADAPTATION: dict[str, Callable[[Row], str]] = {
     "before %": lambda row: _percent(row.accuracy_unadapted_last_mean),
     PRUNED: lambda row: _percent(row.accuracy_pruned_last_mean),
     "off %": _off,
-    SAMPLES: lambda row: "-" if _static(row) else f"+- {_percent(row.sparsity_std_over_samples, 1)}",
+    SAMPLES: lambda row: (  # only masks of trained gates may differ between samples
+        "-" if math.isnan(row.conditional_share_mean) else f"+- {_percent(row.sparsity_std_over_samples, 1)}"
+    ),
     CONDITIONAL: lambda row: _percent(row.conditional_share_mean, 1),
     FROZEN: lambda row: _percent(row.accuracy_frozen_last_mean),
-    INFORMATION: lambda row: _number(row.class_information_mean, ".3f"),
-    "kFLOP dense": lambda row: _number(row.flops_dense / 1e3, ".1f"),
-    "executed": lambda row: _number(row.flops_executed / 1e3, ".1f"),
-    "adapt ms": lambda row: _number(row.adapt_seconds * 1e3, ".2f"),
-    "adapt MFLOP": lambda row: _number(row.adapt_flops / 1e6, ".4g"),
+    INFORMATION: lambda row: number(row.class_information_mean, ".3f"),
+    "kFLOP dense": lambda row: number(row.flops_dense / 1e3, ".1f"),
+    "executed": lambda row: number(row.flops_executed / 1e3, ".1f"),
+    "adapt ms": lambda row: number(row.adapt_seconds * 1e3, ".2f"),
+    "adapt MFLOP": lambda row: number(row.adapt_flops / 1e6, ".4g"),
 }
 
 
@@ -252,9 +245,9 @@ def _interval(claim: Claim) -> str:
 
 CLAIM: dict[str, Callable[[Claim], str]] = {
     "method": lambda claim: claim.label,
-    "points": lambda claim: _number(claim.points, "+.2f"),
+    "points": lambda claim: number(claim.points, "+.2f"),
     "95 % interval": _interval,
-    "p": lambda claim: _number(claim.p_holm, ".4f"),
+    "p": lambda claim: number(claim.p_holm, ".4f"),
     "pairs": lambda claim: str(claim.pairs),
     "seeds": lambda claim: f"{claim.seeds}" + (f" ({claim.left_out} left out)" if claim.left_out else ""),
     "verdict": lambda claim: claim.verdict,

@@ -5,12 +5,13 @@ A node at which adaptation diverged has no numbers of an adapted model; mean and
 Source: mathematics.md §6, §9.
 """
 
-import math
-import statistics
 from collections.abc import Collection, Sequence
+from statistics import fmean, pstdev
 from typing import NamedTuple
 
+from refimpl.experiments.compare.summary import spread
 from refimpl.federated.adapt import NodeReport
+from refimpl.files.tables import number
 from refimpl.registry import METHODS
 
 Cells = tuple[str, ...]
@@ -27,7 +28,7 @@ class Column(NamedTuple):
 
     def text(self, value: float) -> str:
         """A value of the field as text; a dash for NaN."""
-        return "-" if math.isnan(value) else f"{self.scale * value:.{self.digits}f}"
+        return number(self.scale * value, f".{self.digits}f")
 
 
 ACCURACY = Column("accuracy %", "accuracy_after", 100, 2, spread=True)
@@ -89,16 +90,7 @@ def _summary(reports: Sequence[NodeReport], columns: Sequence[Column]) -> list[C
     mean = "mean" if len(good) == len(reports) else f"mean of {len(good)} of {len(reports)} nodes"
     if not good:
         return [(mean, *("-" for _ in columns))]
-    values = [[getattr(report, column.field) for report in good] for column in columns]
-    return [
-        (mean, *(c.text(statistics.fmean(own)) for c, own in zip(columns, values, strict=True))),
-        (
-            "spread over nodes (ddof 0)",
-            *(c.text(_deviation(own)) if c.spread else "" for c, own in zip(columns, values, strict=True)),
-        ),
-    ]
-
-
-def _deviation(values: Sequence[float]) -> float:
-    """The standard deviation (ddof 0); NaN where a value is NaN."""
-    return math.nan if any(map(math.isnan, values)) else statistics.pstdev(values)
+    values = [(column, [getattr(report, column.field) for report in good]) for column in columns]
+    means = [column.text(fmean(own)) for column, own in values]
+    spreads = [column.text(spread(own, pstdev)) if column.spread else "" for column, own in values]
+    return [(mean, *means), ("spread over nodes (ddof 0)", *spreads)]

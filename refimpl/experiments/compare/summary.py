@@ -9,6 +9,7 @@ from typing import Any
 
 from refimpl.experiments.compare.work import Outcome, with_nan
 from refimpl.experiments.methods import training_key
+from refimpl.experiments.replay import spaced_rounds
 
 NAN = math.nan
 
@@ -110,17 +111,19 @@ def _numbers(seeds: Sequence[Sequence[Outcome]]) -> dict[str, float]:
     reports = [[report for run in runs for report in run.reports] for runs in seeds]
     adapted = [[report.accuracy_after for report in own] for own in reports]
     accuracies = list(map(statistics.fmean, adapted))
-    spreads = [_spread([report.sparsity_mean for report in own], statistics.pstdev) for own in reports]
+    spreads = [spread([report.sparsity_mean for report in own], statistics.pstdev) for own in reports]
 
     def nodes(field: str) -> float:
-        return statistics.fmean(_over_nodes(outcome, field) for outcome in outcomes)
+        return statistics.fmean(
+            statistics.fmean(getattr(report, field) for report in outcome.reports) for outcome in outcomes
+        )
 
     def rounds(field: str) -> float:
         return statistics.fmean(math.fsum(getattr(r, field) for r in outcome.records) for outcome in outcomes)
 
     return {
         "accuracy_adapted_last_mean": statistics.fmean(accuracies),
-        "accuracy_adapted_last_std": _spread(accuracies, statistics.stdev),
+        "accuracy_adapted_last_std": spread(accuracies, statistics.stdev),
         "accuracy_unadapted_last_mean": nodes("accuracy_before"),
         "accuracy_pruned_last_mean": nodes("accuracy_pruned"),
         "sparsity_mean": nodes("sparsity_mean"),
@@ -146,11 +149,7 @@ def _numbers(seeds: Sequence[Sequence[Outcome]]) -> dict[str, float]:
     }
 
 
-def _over_nodes(outcome: Outcome, field: str) -> float:
-    return statistics.fmean(getattr(report, field) for report in outcome.reports)
-
-
-def _spread(values: Sequence[float], deviation: Callable[[Sequence[float]], float]) -> float:
+def spread(values: Sequence[float], deviation: Callable[[Sequence[float]], float]) -> float:
     """The standard deviation; NaN for a sample of one value, or if a value is NaN."""
     few = len(values) < 2 and deviation is statistics.stdev
     return NAN if few or any(map(math.isnan, values)) else deviation(values)
@@ -188,7 +187,7 @@ def curves(outcomes: Sequence[Outcome]) -> list[Curve]:
         rounds = sorted(set.intersection(*known)) if known else []
         if rounds:
             values = [[statistics.fmean(c[round_] for c in seed) for seed in own] for round_ in rounds]
-            std = tuple(_spread(v, statistics.stdev) for v in values)
+            std = tuple(spread(v, statistics.stdev) for v in values)
             mean = tuple(map(statistics.fmean, values))
             found.append(Curve(label, tuple(rounds), mean, std, len(seeds_of(runs)) - len(own)))
     return found
@@ -209,9 +208,6 @@ def gaps(outcomes: Sequence[Outcome]) -> tuple[list[str], list[tuple[int, list[f
             runs.setdefault(training_key(outcome.config), outcome)
     shown = [run for run in runs.values() if not math.isnan(run.records[0].gap)]
     last = max((len(run.records) for run in shown), default=0)
-    rounds = sorted({round(last ** (step / (GAP_ROWS - 1))) for step in range(GAP_ROWS)}) if last else []
-    return [run.label for run in shown], [(r, [_gap_after(run, r) for run in shown]) for r in rounds]
-
-
-def _gap_after(run: Outcome, round_: int) -> float:
-    return run.records[round_ - 1].gap if round_ <= len(run.records) else NAN
+    rounds = spaced_rounds(last, GAP_ROWS) if last else []
+    series = [[record.gap for record in run.records] + [NAN] * (last - len(run.records)) for run in shown]
+    return [run.label for run in shown], [(r, [own[r - 1] for own in series]) for r in rounds]

@@ -58,7 +58,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Job:
-    """A training as a worker gets it.
+    """A training, in the form in which a worker process receives it.
 
     folder: where the run is written; training: what is trained; every: rounds between two measurements of the
     accuracy; data_dir: where data lie; threads: how many it may use; data: what it must be trained on, if
@@ -124,7 +124,9 @@ def train_one(job: Job, tell: Tell, stop: Stop) -> None:
     """Train from the last checkpoint to the end, pausing at the rounds where accuracy is measured."""
     with _begin(job) as folder:
         experiment = prepare_again(folder, job.data_dir, job.training.config)
-        _rehearse(experiment)
+        # A node's work of round 1 is done and discarded, so that the seconds of rounds include no compiling.
+        point = experiment.method.broadcast(experiment.start(), 1)
+        experiment.method.local(experiment.tasks()[0], point, np.random.default_rng(0))
         while True:
             done = folder.rounds_saved
             _measure(job, folder, experiment, done)
@@ -132,12 +134,6 @@ def train_one(job: Job, tell: Tell, stop: Stop) -> None:
                 return
             pause = _until_due(job, done, stop)
             train(experiment, folder, resume=True, threads=job.threads, on_round=tell, stop=pause)
-
-
-def _rehearse(experiment: Experiment) -> None:
-    """Do a node's work of round 1 and discard it, so that the seconds of rounds include no compiling."""
-    point = experiment.method.broadcast(experiment.start(), 1)
-    experiment.method.local(experiment.tasks()[0], point, np.random.default_rng(0))
 
 
 def _until_due(job: Job, done: int, stop: Stop) -> Stop:

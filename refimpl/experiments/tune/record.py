@@ -201,9 +201,10 @@ class Tuning:
         return replace(search.config, pool=pool, **best(self.of(search.config.method)).setting)
 
     def _how(self) -> list[str]:
-        search = self.searches[0]
+        search, counts = self.searches[0], sorted({len(search.settings()) for search in self.searches})
+        tried = " to ".join(map(str, counts[:1] + counts[1:][-1:]))  # the least and the most
         lines = [
-            f"# The best of {_counts(self)} settings of each method ({search.kind} search), by mean accuracy",
+            f"# The best of {tried} settings of each method ({search.kind} search), by mean accuracy",
             f"# after adaptation at {search.validation} validation nodes: the last training nodes of seeds "
             f"{', '.join(map(str, search.seeds))},",
             f"# kept out of training. None of their target nodes was used. All trials: {self.path.name}",
@@ -254,11 +255,6 @@ def _parts(path: Path) -> list[bytes]:
 def _key(search: Search, seed: int) -> str:
     """The name of a search at a seed."""
     return f"{search.config.method}, seed {seed}"
-
-
-def _counts(tuning: Tuning) -> str:
-    counts = sorted({len(search.settings()) for search in tuning.searches})
-    return " to ".join(map(str, counts[:1] + counts[1:][-1:]))
 
 
 def _shared(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -29,11 +29,8 @@ def ranges_of(method: str) -> dict[str, tuple[float, float]]:
     """
     declared = {**keys(), **keys_of(METHODS[method])}
     found = {name: one.search for name, one in declared.items() if one.search and takes(method, name)}
-    return dict(sorted(found.items(), key=lambda entry: not _is_common(entry[0])))
-
-
-def _is_common(key: str) -> bool:
-    return 2 * sum(takes(method, key) for method in METHODS) > len(METHODS)
+    common = [key for key in found if 2 * sum(takes(method, key) for method in METHODS) > len(METHODS)]
+    return {key: found[key] for key in dict.fromkeys([*common, *found])}
 
 
 @dataclass(frozen=True)

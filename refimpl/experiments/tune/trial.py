@@ -51,7 +51,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Job:
-    """Trials with the same meta-training as a worker gets them: of each its search and number.
+    """Trials that share a meta-training, as a worker process receives them: the search and number of each.
 
     data: what they must be made on, by seed, where that is known.
     """
