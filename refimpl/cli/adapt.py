@@ -45,7 +45,7 @@ def command(run: Path, session: Session, **options: Any) -> None:
     and the command exits with 1.
     """
     from refimpl.experiments.compare.nodes import node_table
-    from refimpl.experiments.coverage import strangers, unseen_classes, unseen_said
+    from refimpl.experiments.dealing import strangers, unseen_classes, unseen_said
     from refimpl.experiments.experiment import adapt_targets, reopen
     from refimpl.experiments.methods import notes
     from refimpl.federated.adapt import divergence

@@ -72,7 +72,7 @@ class Federated(Trainer):
 
     def lines(self, run: Experiment, folder: RunFolder, rounds: Records) -> Lines:
         """See `Trainer`."""
-        from refimpl.experiments.coverage import samples_said
+        from refimpl.experiments.dealing import samples_said
 
         config, nodes = folder.config, (*run.train_nodes, *run.target_nodes)
         first, last, seconds = rounds[0], rounds[-1], sum(entry["seconds"] for entry in rounds)

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from refimpl.data.dataset import check_finite
-from refimpl.data.strata import stratified_order
 from refimpl.errors import DataError, InputError
 from refimpl.shares import nearest
 
@@ -143,6 +142,25 @@ class Node:
 
     def _part(self, start: int, stop: int) -> Samples:
         return Samples(self.x[start:stop], self.y[start:stop])
+
+
+def stratified_order(y: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.intp]:
+    """A permutation of 0..n-1, random within each class of y (n,) and evenly interleaved between classes.
+
+    First comes one sample of every class, in random class order; then the rest, sorted by
+    (j + offset_k) / c_k for sample j of the c_k samples of class k, the offsets spread over (0, 1).
+    So the first samples contain every class if there are at least as many of them as classes, and if
+    the order is cut into parts, each part has the classes in their overall proportions, as nearly as
+    whole samples allow.
+    """
+    order = rng.permutation(len(y))
+    _, group, counts = np.unique(y[order], return_inverse=True, return_counts=True)
+    offset = ((rng.permutation(len(counts)) + 0.5) / max(len(counts), 1))[group]
+    by_group = np.argsort(group, kind="stable")
+    rank = np.empty(len(y), dtype=np.intp)  # the number of earlier samples of the same class
+    rank[by_group] = np.arange(len(y)) - np.repeat(np.cumsum(counts) - counts, counts)
+    keys = np.where(rank == 0, offset - 1.0, (rank + offset) / counts[group])
+    return order[np.argsort(keys, kind="stable")]
 
 
 def _check_arrays(who: str, x: object, y: object) -> None:

@@ -13,8 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from refimpl.data.dataset import DataSet
 from refimpl.data.deal import Classes, Counts, Rule, check_total, fill_counts, spread_sizes, whole
-from refimpl.data.node import Node
-from refimpl.data.strata import stratified_order
+from refimpl.data.node import Node, stratified_order
 from refimpl.errors import InputError, one_of
 from refimpl.rng import SeedTree
 from refimpl.shares import at_most, exact, nearest

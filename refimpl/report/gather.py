@@ -23,7 +23,7 @@ from refimpl.experiments.compare.work import (
     read_curve,
     read_records,
 )
-from refimpl.experiments.coverage import strangers, unseen_classes
+from refimpl.experiments.dealing import strangers, unseen_classes
 from refimpl.experiments.experiment import Experiment, adapt_targets, meta_model, prepare_again
 from refimpl.experiments.record import ENVIRONMENT, RunFolder
 from refimpl.experiments.replay import over_the_run, replay

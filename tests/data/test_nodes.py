@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl.data.node import Node
-from refimpl.data.strata import stratified_order
+from refimpl.data.node import Node, stratified_order
 from refimpl.errors import DataError, InputError
 
 

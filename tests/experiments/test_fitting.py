@@ -7,7 +7,7 @@ import pytest
 
 from refimpl import prepare, resolve
 from refimpl.data.node import Node
-from refimpl.experiments.coverage import strangers, unseen_classes, unseen_said
+from refimpl.experiments.dealing import strangers, unseen_classes, unseen_said
 from refimpl.experiments.fitting import model_for
 
 
