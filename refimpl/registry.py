@@ -43,10 +43,10 @@ KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "boo
 class Key:
     """One key of a configuration: its type, default, help text, and the values it takes.
 
-    type: `int`, `float`, `bool`, `str`, or a list of one of them. choices: the names it may have, if any are
-    given; ending: besides them, every name that ends so. of: the choices that the key belongs to, where it
-    does not belong to all. search: the range in which `tune` searches it, unless told otherwise. adapts:
-    whether it plays a part in the adaptation at target nodes only, and none in the training before.
+    type: `int`, `float`, `bool`, `str`, or a list of one of them. choices: the only names it may have, if
+    there are any; ending: names with this ending are allowed as well. of: the choices that have this key,
+    unless all have it. search: the range in which `tune` searches it, unless told otherwise. adapts: whether
+    it matters only for the adaptation at target nodes, and not for the training before.
     """
 
     name: str
@@ -126,7 +126,7 @@ def written(value: Any, between: str = ",") -> str:
 def key(default: Any, help: str, *, alone: Any = None, **rules: Any) -> Any:
     """A dataclass field that is a key of configurations; `rules` are fields of `Key`.
 
-    alone: the field's value in objects that Python code makes without it, where that is not the default.
+    alone: the field's value in objects that Python code makes without it, if it is not the default.
     """
     metadata = {"key": {"default": default, "help": help, **rules}}
     if isinstance(default, list):
@@ -309,8 +309,8 @@ def _module_of(path: Path, who: str, does: str) -> ModuleType:
 def drawn(result: Any, path: Path) -> Path:
     """Draw the figure of a result into a file, and return its path.
 
-    Figures are the matter of `report`, which needs matplotlib and knows all other rooms. It is found by its
-    name, as choices are.
+    Figures are drawn in `report`, which needs matplotlib and may import all other rooms. So it is imported by
+    its name, and only when a figure is wanted.
     """
     return Path(import_module("refimpl.report.results").draw(result, path))
 

@@ -30,7 +30,7 @@ def share(
     threads: int,
     then: Callable[[int, T], None] = lambda piece, result: None,
 ) -> list[T]:
-    """[work(0), ..., work(pieces - 1)], made and followed by `then` as `in_turn` does it."""
+    """Return [work(0), ..., work(pieces - 1)]; `in_turn` says how they are made and when `then` is called."""
     results: list[T] = []
 
     def keep(piece: int, result: T) -> None:

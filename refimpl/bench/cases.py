@@ -14,7 +14,7 @@ OFF_SHARES = (0.0, 0.25, 0.5, 0.75, 0.9)
 
 
 class Geometry(NamedTuple):
-    """A layer, its samples being images of size x size pixels.
+    """A layer whose samples are images of size x size pixels.
 
     `filters` output channels are computed from `channels` input channels, with windows of `kernel` x `kernel`
     taps. `pad` zeros are put on each side of an image; `stride` is the step from window to window, and

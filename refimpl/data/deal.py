@@ -31,7 +31,7 @@ class Rule:
     def deal(self, stock: Counts, sizes: Counts, targets: int, rng: np.random.Generator) -> Counts:
         """Samples of each class (nodes, classes) of nodes of these sizes, of which the last are `targets`.
 
-        If all are target nodes, then each is one in its turn, and a training node in the others'.
+        If all nodes are target nodes, each is one in a fold of its own, and a training node in the others.
 
         `stock` (classes,) has enough samples in total. Raises `InputError` if they do not fit.
         """

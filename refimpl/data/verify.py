@@ -16,7 +16,7 @@ from refimpl.files.paths import expanded, is_own_data
 
 
 class Check(NamedTuple):
-    """One file: `detail` says why in words.
+    """The result for one file, and the reason for it in words (`detail`).
 
     state: `ok`, `wrong`, `missing` (the other files cannot be used without it) or `absent` (they can).
     """

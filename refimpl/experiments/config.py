@@ -297,7 +297,7 @@ def _usual_gates(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _start(name: str | None) -> dict[str, Any]:
-    """The preset called for by name, with the data set it is for; nothing where none is."""
+    """The preset of that name, with the data set it is for; empty without a name."""
     if name is None:
         return {}
     one_of("config", "preset", name, PRESETS.names())
@@ -306,7 +306,7 @@ def _start(name: str | None) -> dict[str, Any]:
 
 
 def completed(table: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored table with the defaults of the keys that the version which wrote it did not have yet."""
+    """A stored table, with the defaults of keys that did not exist yet when it was written."""
     return {**Config().table(), **_usual_gates(table), **table}
 
 

@@ -137,7 +137,7 @@ def search_from(table: Mapping[str, Any], source: str = "tune") -> Search:
 
 
 def grid_levels(keys: int, budget: int) -> list[int]:
-    """How many levels each key gets: as even as may be, the first ones more, their product <= budget."""
+    """How many levels each key gets: as equal as possible, the first keys more, their product <= budget."""
     levels = [1] * keys
     while True:
         for index in sorted(range(keys), key=lambda i: (levels[i], i)):

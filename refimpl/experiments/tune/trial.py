@@ -147,6 +147,6 @@ def best(trials: Sequence[Trial]) -> Trial:
 
 
 def survivors(trials: Sequence[Trial], count: int) -> list[int]:
-    """The settings of the `count` best trials of one rung, by number; those that diverged are out."""
+    """The settings of the `count` best trials of one rung, by number; trials that diverged are left out."""
     good = sorted((t for t in trials if not t.diverged), key=lambda t: (-(t.score or 0.0), t.loss, t.trial))
     return sorted(t.trial for t in good[:count])
