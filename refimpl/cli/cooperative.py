@@ -20,7 +20,7 @@ from refimpl.cli.options import (
     session_options,
     shipped,
 )
-from refimpl.cli.output import facts, print_json, table
+from refimpl.cli.output import answer, facts, table
 from refimpl.cli.progress import working
 from refimpl.cli.supervised import SHOWN, Silent, Supervised, compare, deployed_in, draw, row_cells, tested
 from refimpl.cli.training import Begin, begin_options
@@ -110,12 +110,11 @@ def evaluate_command(runs: tuple[Path, ...], figure: Path | None, session: Sessi
     tables = {name: [row.table() for row in one.rows] for name, one in found.items()}
     if figure is not None:
         draw(tables, figure, err=session.as_json)
-    if session.as_json:
-        print_json(tables)
-        return
-    for name, one in found.items():
-        click.echo(f"{name}: {one.scheme}, seed {one.seed}")
-        click.echo(table(SHOWN, [row_cells(row) for row in one.rows]))
+    text = [
+        f"{name}: {one.scheme}, seed {one.seed}\n{table(SHOWN, [row_cells(row) for row in one.rows])}"
+        for name, one in found.items()
+    ]
+    answer(session, tables, "\n".join(text))
 
 
 # --- predict
@@ -171,9 +170,6 @@ def predict_command(
         "accuracy": None if y is None else float((classes == y).mean()),
         "kept": kept, "milliseconds": row.latency(batch)._asdict(),
     }  # fmt: skip
-    if session.as_json:
-        print_json(content)
-        return
     latency = row.latency(batch)
     lines = [
         ("depth", f"{row.depth} of {made.depths.full}, {named(row.member)}"),
@@ -183,7 +179,7 @@ def predict_command(
         *([] if y is None else [("accuracy", f"{content['accuracy']:.2%} of {len(x)} test samples")]),
         *([("written", str(out))] if out is not None else []),
     ]
-    click.echo(facts(lines))
+    answer(session, content, facts(lines))
 
 
 def named(member: str) -> str:
@@ -259,7 +255,7 @@ def export_command(run: Path, depth: int | None, out: Path, force: bool, session
     x, y = made.samples("test")
     w, x = single(one.w), single(x)
     check_sound(network, w, (x, y), gating, f"depth {depth}")
-    write(out, network, w, x, gating, made.dataset.note, session.as_json)
+    write(out, network, w, x, gating, made.dataset.note, session)
 
 
 # --- compare and demo

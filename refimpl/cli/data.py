@@ -19,7 +19,7 @@ from refimpl.cli.options import (
     preset_option,
     session_options,
 )
-from refimpl.cli.output import exit_unless, facts, print_json, table
+from refimpl.cli.output import answer, exit_unless, facts, print_json, table
 from refimpl.cli.progress import PLAIN_SECONDS, PLAIN_SHARE, REDRAW_SECONDS, Progress, duration
 from refimpl.experiments.config import resolve
 from refimpl.registry import DATASETS, PARTITIONS
@@ -66,16 +66,16 @@ def list_command(session: Session) -> None:
     """Show all data sets, where they are looked for, and which of their files are there."""
     data_dir = session.data_dir
     entries = [_entry(name, data_dir) for name in DATASETS]
-    if session.as_json:
-        print_json({"data_dir": None if data_dir is None else str(data_dir), "datasets": entries})
-        return
-    click.echo(_table(LISTED, [_listed(entry) for entry in entries]))
-    where = data_dir or "the folder given by --data-dir or REFIMPL_DATA; none is set"
-    click.echo(f"\nPlaces in {where}")
-    click.echo(facts([(f"  {e['name']}", ", ".join(e["looked_for"]) or e["state"]) for e in entries]))
-    click.echo("\nLicence; reference")
-    click.echo(facts([(f"  {e['name']}", f"{e['licence']}; {e['citation']}") for e in entries]))
-    click.echo("\nYour own: --dataset FILE.npz with arrays x and y (or x_train, y_train, x_test, y_test)")
+    content = {"data_dir": None if data_dir is None else str(data_dir), "datasets": entries}
+    lines = [
+        _table(LISTED, [_listed(entry) for entry in entries]),
+        f"\nPlaces in {data_dir or 'the folder given by --data-dir or REFIMPL_DATA; none is set'}",
+        facts([(f"  {e['name']}", ", ".join(e["looked_for"]) or e["state"]) for e in entries]),
+        "\nLicence; reference",
+        facts([(f"  {e['name']}", f"{e['licence']}; {e['citation']}") for e in entries]),
+        "\nYour own: --dataset FILE.npz with arrays x and y (or x_train, y_train, x_test, y_test)",
+    ]
+    answer(session, content, "\n".join(lines))
 
 
 def _entry(name: str, data_dir: Path | None) -> dict[str, Any]:
@@ -193,10 +193,8 @@ def fetch_command(name: str, source: str | None, session: Session) -> None:
         with resumable(lambda: how), Progress(0, session.talk) as progress:
             files = [str(path) for path in fetch(name, session.data_dir, Meter(progress), source=source)]
         verdict = "as published"
-    if session.as_json:
-        print_json({"name": name, "fetched": fetched, "files": files})
-    else:
-        click.echo("\n".join(f"{file}: {verdict}" for file in files))
+    text = "\n".join(f"{file}: {verdict}" for file in files)
+    answer(session, {"name": name, "fetched": fetched, "files": files}, text)
 
 
 def _already(name: str, data_dir: Path | None) -> list[str]:
@@ -276,12 +274,9 @@ def partition_command(file: Path | None, from_preset: str | None, session: Sessi
     config = resolve(file, from_preset, per_round=0, **options)  # rounds do not matter here
     dataset = load(config.dataset, session.data_dir)
     found = statistics(dataset, plan(dataset, build_partition(config), config.seed))
-    if session.as_json:
-        given = {name: getattr(config, name) for name in CHOICES}
-        print_json({"config": given, **_content(dataset, found)})
-    else:
-        click.echo(_table(NODES, [_node_line(node) for node in _nodes(found)]))
-        click.echo("\n" + facts(_totals(dataset, found)))
+    content = {"config": {name: getattr(config, name) for name in CHOICES}, **_content(dataset, found)}
+    lines = _table(NODES, [_node_line(node) for node in _nodes(found)])
+    answer(session, content, f"{lines}\n\n{facts(_totals(dataset, found))}")
     exit_unless(not found.overlap)
 
 

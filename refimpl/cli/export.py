@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from refimpl.cli.options import FILE, PATH, Session, session_options
-from refimpl.cli.output import exit_unless, facts, print_json
+from refimpl.cli.output import answer, exit_unless, facts
 from refimpl.cli.progress import working
 from refimpl.errors import DivergenceError, InputError
 from refimpl.experiments.record import RunFolder
@@ -59,11 +59,11 @@ def command(run: Path, out: Path, node: str | None, force: bool, session: Sessio
             network, w = personal.network, personal.adapted.w
         w, x = single(w), single(tested.test.x).reshape(-1, *network.input_shape)
         check_sound(network, w, (x, tested.test.y), experiment.gating, node or "the meta-model")
-        write(out, network, w, x, experiment.gating, experiment.note, session.as_json)
+        write(out, network, w, x, experiment.gating, experiment.note, session)
 
 
 def write(
-    out: Path, network: Network, w: np.ndarray, x: np.ndarray, gating: Gating, note: str, as_json: bool
+    out: Path, network: Network, w: np.ndarray, x: np.ndarray, gating: Gating, note: str, session: Session
 ) -> None:
     """Export to the file `out`, and compare it on some of the samples x, all in float32; say what was done.
 
@@ -79,7 +79,7 @@ def write(
     if find_spec("onnxruntime") is not None:
         x = x[:SAMPLES]
         error = disagreement(model, x, predict(network, w, x, quiet(gating)).logits)
-    _report(out, network, error, note, as_json)
+    _report(out, network, error, note, session)
     exit_unless(error is None or error <= TOLERANCE)
 
 
@@ -114,11 +114,9 @@ def check_sound(
         )
 
 
-def _report(out: Path, network: Network, error: float | None, note: str, as_json: bool) -> None:
+def _report(out: Path, network: Network, error: float | None, note: str, session: Session) -> None:
     """Print what was written, what to know about its data, and how much onnxruntime's logits differ."""
-    if as_json:
-        print_json({"file": str(out), "bytes": out.stat().st_size, "difference": error, "allowed": TOLERANCE})
-        return
+    size = out.stat().st_size
     shapes = f"x (N, {', '.join(map(str, network.input_shape))}) -> logits (N, {network.classes}), float32"
     checked = (
         "onnxruntime is not installed: not checked"
@@ -126,5 +124,6 @@ def _report(out: Path, network: Network, error: float | None, note: str, as_json
         else f"onnxruntime differs by {error:.1e} of the largest logit, allowed {TOLERANCE:.0e}"
     )
     data = [("data", note)] if note else []
-    size = f"{out.stat().st_size:,} bytes"
-    click.echo(facts([(str(out), size), *data, ("graph", shapes), ("check", checked)]))
+    lines = [(str(out), f"{size:,} bytes"), *data, ("graph", shapes), ("check", checked)]
+    content = {"file": str(out), "bytes": size, "difference": error, "allowed": TOLERANCE}
+    answer(session, content, facts(lines))

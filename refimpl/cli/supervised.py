@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refimpl.cli.options import Session
-from refimpl.cli.output import command_line, exit_unless, print_json, say_data, table
+from refimpl.cli.output import answer, command_line, exit_unless, say_data, table
 from refimpl.cli.training import Lines, Records, Trainer
 from refimpl.cooperative.config import CooperativeConfig
 from refimpl.data.identity import Recorded, identify
@@ -206,12 +206,8 @@ def compare(
     write_whole(out / "cooperative.json", json_text(content).encode())
     if figure is not None:
         click.echo(save(figure, lambda: comparison_figure(compared)), err=True)
-    if session.as_json:
-        print_json(content)
-    else:
-        click.echo(table(HEADER, [cells(one) for one in compared]))
-        if diverged:
-            click.echo(f"diverged, and in no mean: {', '.join(diverged)}")
+    lost = f"\ndiverged, and in no mean: {', '.join(diverged)}" if diverged else ""
+    answer(session, content, table(HEADER, [cells(one) for one in compared]) + lost)
     exit_unless(not diverged)
 
 

@@ -10,7 +10,7 @@ import click
 
 from refimpl.cli.app import SuggestingGroup
 from refimpl.cli.options import FILE, FOLDER, PATH, Parsed, Session, expect_figures, session_options, together
-from refimpl.cli.output import exit_unless, facts, print_json, table
+from refimpl.cli.output import answer, exit_unless, facts, table
 from refimpl.cli.progress import Progress, Talk, round_text, working
 from refimpl.experiments.record import RunFolder
 from refimpl.files.tables import counted, number
@@ -194,12 +194,9 @@ def _show_gap(
             server = [(record.round, record.gap) for record in read_records(folder)]
             series = GapSeries(folder.config["method"], server, rows)
             drawn = save(figure or folder.report / "gap.png", lambda: gap_figure([series]))
-    if session.as_json:
-        print_json({"run": str(run), "figure": drawn and str(drawn), **content})
-        return
-    click.echo(table(GAPS, [_gap_cells(row) for row in rows]) + "\n")
-    click.echo("\n".join(note) + "\n")
-    click.echo(f"{saved}; {drawn or 'no figure, as matplotlib is not installed (the extra `plot`)'}")
+    where = f"{saved}; {drawn or 'no figure, as matplotlib is not installed (the extra `plot`)'}"
+    text = "\n\n".join([table(GAPS, [_gap_cells(row) for row in rows]), "\n".join(note), where])
+    answer(session, {"run": str(run), "figure": drawn and str(drawn), **content}, text)
 
 
 def _measure(
@@ -325,14 +322,11 @@ def check(sections: Sequence[str], verbose: bool, seed: int, session: Session) -
             found[name] = theory.run_section(name, seed, on_part)
     rows = [row for section_rows in found.values() for row in section_rows]
     passed = theory.all_hold(rows)
-    if session.as_json:
-        shown = {name: [row._asdict() for row in of] for name, of in found.items()}
-        unchecked = theory.count(rows, theory.UNCHECKED)
-        print_json({"passed": passed, "unchecked": unchecked, "seed": seed, "sections": shown})
-    else:
-        for name, of in found.items():
-            click.echo(_text(name, of, verbose) + "\n")
-        click.echo(_verdict(rows))
+    shown = {name: [row._asdict() for row in of] for name, of in found.items()}
+    unchecked = theory.count(rows, theory.UNCHECKED)
+    content = {"passed": passed, "unchecked": unchecked, "seed": seed, "sections": shown}
+    text = [_text(name, of, verbose) + "\n" for name, of in found.items()]
+    answer(session, content, "\n".join([*text, _verdict(rows)]))
     return passed
 
 

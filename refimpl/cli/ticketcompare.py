@@ -24,7 +24,7 @@ from refimpl.cli.options import (
     key_options,
     session_options,
 )
-from refimpl.cli.output import exit_if, print_json, table
+from refimpl.cli.output import answer, exit_if, table
 from refimpl.cli.progress import working
 from refimpl.fewshot.config import resolve
 from refimpl.files.tables import counted
@@ -107,12 +107,9 @@ def compare_command(
     run = prepare(resolve(file, from_preset, **given), session.data_dir)
     plan = Plan(run, tuple(finders), tuple(pruned), seeds, baseline, margin, keys)
     rows = _compared(plan, out, session)
-    if session.as_json:
-        print_json({"networks": rows})
-    else:
-        click.echo(table(*cells(rows, baseline)))
-        many = f"{counted(len(seeds), 'seed')}, {run.config.test_episodes} test episodes"
-        click.echo(f"{many}; against {baseline}: percentage points; {COSTS_NOTE}")
+    many = f"{counted(len(seeds), 'seed')}, {run.config.test_episodes} test episodes"
+    note = f"{many}; against {baseline}: percentage points; {COSTS_NOTE}"
+    answer(session, {"networks": rows}, f"{table(*cells(rows, baseline))}\n{note}")
     if figure is not None:
         click.echo(save(figure, lambda: comparison_figure(rows)), err=session.as_json)
     _exit_unless_finite(rows)
@@ -165,19 +162,13 @@ def demo_command(out: Path, pruned: float, rounds: int, seed: int, session: Sess
     keys = {"gamma": max(1, rounds // 60)}
     plan = Plan(run, DEMO, (pruned,), (seed,), keys=keys)
     rows = _compared(plan, out, session)
-    if session.as_json:
-        print_json({"pruned": pruned, "rounds": rounds, "networks": rows})
-        _exit_unless_finite(rows)
-        return
-    click.echo(
-        f"{100 * pruned:g} % of the convolution weights pruned; {run.config.test_episodes} test episodes"
-    )
     lines = [
         [row["network"], accuracy_cell(row), _over_episodes(row["episodes"]), *cost_cells(row)]
         for row in rows
     ]
-    click.echo(table(["network", "accuracy %", "minus dense", *COSTS], lines))
-    click.echo(COSTS_NOTE)
+    about = f"{100 * pruned:g} % of the convolution weights pruned; {run.config.test_episodes} test episodes"
+    text = [about, table(["network", "accuracy %", "minus dense", *COSTS], lines), COSTS_NOTE]
+    answer(session, {"pruned": pruned, "rounds": rounds, "networks": rows}, "\n".join(text))
     _exit_unless_finite(rows)
 
 

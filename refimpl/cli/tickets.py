@@ -22,7 +22,7 @@ from refimpl.cli.options import (
     key_options,
     session_options,
 )
-from refimpl.cli.output import command_line, facts, print_json, table
+from refimpl.cli.output import answer, command_line, facts, table
 from refimpl.cli.ticketcompare import RUN_KEYS, compare_command, demo_command, watch
 from refimpl.experiments.record import CONFIG, RunFolder, read_recorded
 from refimpl.fewshot.config import FewShotConfig, resolve
@@ -116,10 +116,7 @@ def find_command(
         with resumable(lambda: f"; go on with: {again}"), stop_requests() as stop:
             find(Search(run, settings, out, session.threads, watch(session), stop))
     known = facts_of(out)
-    if session.as_json:
-        print_json({"ticket": str(out), **known})
-        return
-    click.echo(facts(_told(out, settings, known, session)))
+    answer(session, {"ticket": str(out), **known}, facts(_told(out, settings, known, session)))
 
 
 def _settings(given: dict[str, Any], file: Path | None, from_preset: str | None) -> Settings:
@@ -211,20 +208,18 @@ def patterns_command(tickets: tuple[Path, ...], out: Path | None, session: Sessi
     found = {**of_tickets(tickets), "training": [of_training(path) for path in tickets if has_trace(path)]}
     if out is not None:
         _draw(found, out, err=session.as_json)
-    if session.as_json:
-        print_json(found)
-        return
     numbers = [str(number + 1) for number in range(len(tickets))]
-    click.echo("\n".join(f"{number}: {path}" for number, path in zip(numbers, tickets, strict=True)))
-    click.echo(_by_layer("pruned %", numbers, found["pruned"]))
-    click.echo(_by_layer("kept by the first, %", numbers, found["overlap"]))
+    lines = [f"{number}: {path}" for number, path in zip(numbers, tickets, strict=True)]
+    lines.append(_by_layer("pruned %", numbers, found["pruned"]))
+    lines.append(_by_layer("kept by the first, %", numbers, found["overlap"]))
     if len(tickets) > 1:
         distances = {name: matrix[-1] for name, matrix in found["hamming"].items()}
-        click.echo(_by_layer(f"differs from {numbers[-1]}, %", numbers, distances))
+        lines.append(_by_layer(f"differs from {numbers[-1]}, %", numbers, distances))
     for entry in found["training"]:
-        click.echo(f"dense training of {entry['ticket']}")
+        lines.append(f"dense training of {entry['ticket']}")
         at = [str(number) for number in entry["iterations"]]
-        click.echo(_by_layer("of the last mask after iteration, %", at, entry["occurrence"]))
+        lines.append(_by_layer("of the last mask after iteration, %", at, entry["occurrence"]))
+    answer(session, found, "\n".join(lines))
 
 
 def _by_layer(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[float]]) -> str:

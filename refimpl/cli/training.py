@@ -15,7 +15,7 @@ import click
 
 from refimpl.cli.interrupt import resumable, stop_requests
 from refimpl.cli.options import PATH, Decorator, Session, file_option, gathered
-from refimpl.cli.output import command_line, facts, print_json
+from refimpl.cli.output import answer, command_line, facts
 from refimpl.cli.progress import WARM_UP, working
 from refimpl.errors import OlderVersionWarning, RunError
 from refimpl.experiments.config import absolute
@@ -119,15 +119,12 @@ class Trainer(ABC):
 
     def show(self, run: Any, folder: RunFolder) -> None:
         """Print the summary of a finished run."""
-        rounds, path = folder.metrics(), str(folder.path)
-        if self.session.as_json:
-            seconds = sum(entry["seconds"] for entry in rounds)
-            numbers = {"run": path, "seconds": seconds, **self.numbers(run, rounds)}
-            print_json({**numbers, "config": folder.config})
-            return
-        about = [("run", path), (self.chosen, folder.config[self.chosen])]
+        rounds, path, config = folder.metrics(), str(folder.path), folder.config
+        seconds = sum(entry["seconds"] for entry in rounds)
+        content = {"run": path, "seconds": seconds, **self.numbers(run, rounds), "config": config}
+        about = [("run", path), (self.chosen, config[self.chosen])]
         about += [("data", note)] if (note := self.note(run)) else []
-        click.echo(facts(about + self.lines(run, folder, rounds)))
+        answer(self.session, content, facts(about + self.lines(run, folder, rounds)))
 
     def train(self, run: Any, folder: RunFolder, **how: Any) -> Trained:
         """Run the rounds that are left; `how`: the other arguments of `experiment.train`."""

@@ -20,7 +20,7 @@ from refimpl.cli.options import (
     run_options,
     share_option,
 )
-from refimpl.cli.output import command_line, print_json, say_data, table
+from refimpl.cli.output import answer, command_line, say_data, table
 from refimpl.cli.progress import WARM_UP, Talk, round_text, working
 from refimpl.errors import ConfigError, RunError, one_of
 from refimpl.experiments.config import resolve
@@ -191,14 +191,13 @@ def run(tuning: Tuning, out: Path, session: Session) -> None:
         _make(tuning, session)
     write_whole(out, tuning.toml().encode())
     methods = [search.config.method for search in tuning.searches]
-    if session.as_json:
-        print_json(
-            {"file": str(out), "record": str(tuning.path), "methods": [_content(tuning, m) for m in methods]}
-        )
-        return
-    click.echo(table(HEADER, [_cells(tuning, method) for method in methods]))
-    click.echo(f"\naccuracy after adaptation at {_nodes(tuning)}; none of their target nodes was used")
-    click.echo(f"{out}: for train --config and compare --config; {tuning.path}: all trials")
+    found = [_content(tuning, method) for method in methods]
+    lines = [
+        table(HEADER, [_cells(tuning, method) for method in methods]),
+        f"\naccuracy after adaptation at {_nodes(tuning)}; none of their target nodes was used",
+        f"{out}: for train --config and compare --config; {tuning.path}: all trials",
+    ]
+    answer(session, {"file": str(out), "record": str(tuning.path), "methods": found}, "\n".join(lines))
 
 
 def _make(tuning: Tuning, session: Session) -> None:
