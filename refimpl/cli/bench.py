@@ -32,7 +32,7 @@ Examples:
 
 @click.group(cls=SuggestingGroup, invoke_without_command=True, epilog=EPILOG)
 @click.option("--smallest", is_flag=True, help="Smoke test with tiny sizes; its times mean nothing.")
-@click.option("--only", type=click.Choice(("kernels", "end-to-end")), help="Time only this half.")
+@click.option("--only", type=click.Choice(("kernels", "end-to-end")), help="Time only this part.")
 @click.option(
     "--threads",
     type=click.IntRange(min=1),

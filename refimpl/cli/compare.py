@@ -74,12 +74,12 @@ One method under varied keys (lists joined by +):
     "--vary", multiple=True, metavar="KEY=V,V,...", help="Make a row for each value; may be repeated."
 )
 @click.option("--every", type=click.IntRange(min=1), help="Measure accuracy every so many rounds.  [never]")
-@click.option("--baseline", metavar="ROW", help="The row from which all others are told apart.  [none]")
+@click.option("--baseline", metavar="ROW", help="The row that all others are compared with.  [none]")
 @click.option(
     "--margin",
     metavar="POINTS",
     type=click.FloatRange(min=0),
-    help="Differences within +-POINTS (of 100) are as good as none; needs --baseline.  [no margin]",
+    help="Differences within +-POINTS (of 100) count as equal; needs --baseline.  [no margin]",
 )
 @click.option("--out", type=PATH, help="Folder.  [runs/compare-..., or the next free]")
 @click.option("--resume", is_flag=True, help="Continue the comparison in --out.")

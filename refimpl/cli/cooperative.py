@@ -272,7 +272,7 @@ def export_command(run: Path, depth: int | None, out: Path, force: bool, session
 @click.option("--schemes", type=NAME_LIST, help="Schemes to compare.  [all]")
 @click.option("--seeds", type=SEED_LIST, default="0-2", show_default=True, help="Seeds of the training.")
 @click.option(
-    "--margin", type=click.FloatRange(min=0), default=0.0, help="Points of accuracy that are as good as none."
+    "--margin", type=click.FloatRange(min=0), default=0.0, help="Points of accuracy that count as equal."
 )
 @click.option("--figure", type=FILE, help="PNG file for accuracy against FLOPs and time (extra `plot`).")
 @session_options("threads", "data_dir", "json", "talk")

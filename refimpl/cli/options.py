@@ -157,7 +157,7 @@ def shipped(presets: Presets, what: str, usual: str = "") -> Decorator:
 file_option: Decorator = click.option("--config", "file", type=FILE, help="TOML file of options.")
 preset_option: Decorator = shipped(PRESETS, "configuration", "  [that of the data set]")
 share_option: Decorator = click.option(
-    "--share", is_flag=True, help="Divide the work with all that were started with --share and this --out."
+    "--share", is_flag=True, help="Share the work with all processes started with --share and this --out."
 )
 
 
@@ -174,7 +174,7 @@ def together(*options: Decorator) -> Decorator:
 
 def no_talk_options(command: Any) -> Any:
     """Accept -q and -v, without effect, in a command that shows no progress: every command takes them."""
-    text = "The same as without: there is no progress."
+    text = "Has no effect: this command shows no progress."
     flags = (("-q", "--quiet"), ("-v", "--verbose"))
     options = (click.option(*names, is_flag=True, expose_value=False, help=text) for names in flags)
     return together(*options)(command)

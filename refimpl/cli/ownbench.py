@@ -64,7 +64,7 @@ def _passes(names: tuple[str, ...]) -> Any:
 @click.option("--pad", type=click.IntRange(min=0), help="Padding.  [keeps the size, at stride 1]")
 @click.option("--dilation", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--groups", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Samples.")
+@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Batch size.")
 @click.option("--off", type=SHARE_LIST, default="0,0.5", show_default=True, help="Shares of outputs closed.")
 @_passes(PASSES)
 @_shared
@@ -106,7 +106,7 @@ def layer(
 @click.option(
     "--off", type=SHARE_LIST, default="0,0.5,0.75", show_default=True, help="Shares of channels closed."
 )
-@click.option("--batch", type=NUMBER_LIST, default="1,32", show_default=True, help="Samples.")
+@click.option("--batch", type=NUMBER_LIST, default="1,32", show_default=True, help="Batch sizes.")
 @click.option("--onnx", is_flag=True, help="Also time onnxruntime, forward only (extra `onnx`).")
 @_passes(PROGRAMS)
 @_shared

@@ -176,7 +176,7 @@ def compare(
 ) -> None:
     """Train what is not there yet, test everything, and print the table.
 
-    margin: the points of accuracy that are as good as none. Runs that diverge are named and left out, and the
+    margin: the points of accuracy that count as equal. Runs that diverge are named and left out, and the
     others are made all the same; then the command ends with exit code 1.
     """
     from refimpl.cooperative.compare import HEADER, cells, configs, folder_name, lines

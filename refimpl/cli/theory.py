@@ -67,7 +67,7 @@ def command() -> None:
 _checks = together(  # the options of every section
     click.option("-v", "--verbose", is_flag=True, help="Show every row, not only the tightest."),
     click.option(
-        "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Root of all numbers."
+        "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all numbers."
     ),
     session_options("json", "quiet"),
 )
@@ -258,7 +258,7 @@ Examples:
 @click.option("--w0", metavar="NAME", help="The start, as FILE.py names it.  [random]")
 @click.option("--schedule", metavar="NAME", help="The server's steps, likewise.  [those of Theorem 1]")
 @click.option("--region", metavar="NAME", help="Where the constants hold, likewise: a box or a ball.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Root of all numbers.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all numbers.")
 @click.option(
     "--figure", type=FILE, help="Also draw gaps and bound by round into this file (needs matplotlib)."
 )

@@ -154,8 +154,8 @@ def _told(out: Path, settings: Settings, known: Mapping[str, Any], session: Sess
 @command.command("train", epilog="\b\nExample:\n  refimpl tickets train runs/pmt --seed 1 --out runs/pmt-1")
 @click.argument("ticket", type=PATH)
 @click.option("--out", type=PATH, help="Run folder.  [TICKET/trained]")
-@click.option("--seed", type=click.IntRange(min=0), help="Root of the training's random numbers.  [as found]")
-@click.option("--rounds", type=click.IntRange(min=1), help="Meta-iterations.  [as found]")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the training.  [that of the search]")
+@click.option("--rounds", type=click.IntRange(min=1), help="Meta-iterations.  [those of the search]")
 @click.option("--force", is_flag=True, help="Begin again, if the run is there.")
 @session_options("threads", "data_dir", "json", "talk")
 def train_command(
