@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refimpl.errors import InputError, RunError
+from refimpl.experiments.compare.plan import label
 from refimpl.experiments.compare.run import PLAN, Comparison
 from refimpl.experiments.compare.work import Outcome
 from refimpl.experiments.config import Config, from_table
@@ -95,6 +96,4 @@ def _label(config: Config, configs: Sequence[Config]) -> str:
     """The method of a configuration, with the keys in which configurations of this method differ, if few."""
     tables = [other.table() for other in configs if other.method == config.method]
     keys = [key for key, value in tables[0].items() if any(table[key] != value for table in tables)]
-    values = {key: getattr(config, key) for key in keys if len(keys) <= FEW_KEYS}
-    shown = {k: "+".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in values.items()}
-    return " ".join([config.method, *(f"{key}={value}" for key, value in shown.items())])
+    return label(config.method, {key: getattr(config, key) for key in keys if len(keys) <= FEW_KEYS})
