@@ -41,6 +41,10 @@ SECOND = {
     "conditional-20": "metasnip",
     "conditional-demo": "metasnip",
     "conditional-cifar10-second": "metasnip",
+    "conditional-cifar10-third": "metasnip",
+    "conditional-cnn7": "metasnip",
+    "conditional-cnn7-second": "metasnip",
+    "protocol-cifar10": "fedavg",
 }
 Results = dict[str, Any]
 
