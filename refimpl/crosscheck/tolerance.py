@@ -3,7 +3,7 @@
 The measure is the relative norm error ||theirs - expected|| / ||expected||; masks must be equal. In float64
 every level has a limit for two implementations of the same formulae that is far above rounding errors.
 In float32 a sum of n terms is off by up to n 2**-24 relative to the sum of their magnitudes, an array of
-such sums in the norm by about sqrt(n) 2**-24. An entry of the table is never wider than its reason.
+such sums in the norm by about sqrt(n) 2**-24. No entry of the table is larger than the reason beside it.
 
 If the expected numbers are nearly zero, rounding errors are relative to the larger terms of their sums. So
 ||expected|| counts as at least that of an array whose root mean square is the *floor*: `FLOOR` times that of

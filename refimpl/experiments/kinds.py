@@ -22,7 +22,7 @@ FEWSHOT = Kind("a few-shot run", "fewshot test, fewshot report or fewshot train 
 COOPERATIVE = Kind(
     "a run of cooperative learning",
     "cooperative evaluate, cooperative predict, cooperative export or cooperative train --resume, and for "
-    "report of such runs only",
+    "report if all its runs are of this kind",
 )
 TICKET = Kind("a ticket", "tickets train, tickets patterns or tickets find --resume")
 COMPARISON = Kind("a comparison", "report or compare --resume")

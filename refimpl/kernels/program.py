@@ -1,7 +1,7 @@
 """A network's local solve, or its prediction, as one compiled call: a table of operations run by a loop.
 
 The layers of `nn/` are the readable definition; here the same kernels are called in the same order from
-compiled code, so that a node's solve of problem (5) costs the interpreter nothing and threads do not
+compiled code, so that the interpreter costs nothing while a node solves its local problem, and threads do not
 wait for each other. Results are bit-equal to the layers' (tested).
 
 Source: mathematics.md §2 (forward, backward), §3 (the local iteration). Derived.

@@ -85,11 +85,15 @@ def _part(
 ) -> np.ndarray:
     """The terms of the results on a grid of pixels, `spread` apart from `origin` on.
 
-    kept (target, source, kh, kw) and each weight's number; plane_of, row_of: the plane copy that a tap reads
-    (-1: none) and its first row there; planes: how far each copy is moved down and to the right. The part is
-    a head, these shifts, where the terms of each block of source channels start in each target's row (and the
-    last ones end), the same for the blocks of the weight gradient, each term's offset in the panel (with
-    zeros behind them, which a last block of weights may read), and its weight.
+    kept (target, source, kh, kw): which weights are kept; number: the place of each among all weights;
+    plane_of, row_of: the copy of the plane that a tap reads (-1: none) and its first row there; planes: how
+    far each copy is moved down and to the right. The part consists of
+
+    * a head and these shifts;
+    * where the terms of each block of source channels start in each target's row, and where the last end;
+    * the same for the blocks of the weight gradient;
+    * the offset of each term in the panel, with zeros behind them, which a last block of weights may read;
+    * the weight of each term.
     """
     chosen = kept & (plane_of >= 0)
     target, source, ky, kx = np.nonzero(chosen)

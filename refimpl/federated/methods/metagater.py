@@ -28,7 +28,7 @@ from refimpl.registry import METHODS, check_keys, key
 
 @dataclass(frozen=True)
 class MetaGater:
-    """local_settings: how nodes solve problem (5); schedule: a_k, b_k, l_k; penalty: h over the whole w."""
+    """local_settings: their local problem; schedule: a_k, b_k, l_k; penalty: h over the whole w."""
 
     local_settings: LocalSettings
     schedule: Schedule
