@@ -146,7 +146,7 @@ def test_a_report_says_what_was_compared_and_what_its_columns_mean(golden, right
             assert word in text
         assert f"by refimpl {__version__}" in text
         assert "units in the last place" in text
-        assert "0.001 of that of the case's largest array" in text.replace("&#x27;", "'")
+        assert "0.001 times that of the case's largest array" in text.replace("&#x27;", "'")
         assert "<b>" not in text
     assert as_json(outcome)["about"]["seed of the inputs"] == "7"
     assert "sha256" not in as_text(outcome, every=False)

@@ -7,6 +7,7 @@ import re
 import pytest
 import serving
 
+from refimpl.contracts import nothing
 from refimpl.data import fetch as fetch_module
 from refimpl.data.catalog import source_of
 from refimpl.data.fetch import fetch
@@ -47,7 +48,7 @@ class Toy(DataSource):
     forms = (Form(("toy",), ("file.bin",)),)
 
 
-def fetch_toy(root, download, progress=None):
+def fetch_toy(root, download, progress=nothing):
     DATASETS.classes()["toy"] = Toy
     try:
         Toy.downloads = (download,)
@@ -56,7 +57,7 @@ def fetch_toy(root, download, progress=None):
         del DATASETS.classes()["toy"]
 
 
-def run(server, root, *hows, progress=None):
+def run(server, root, *hows, progress=nothing):
     addresses = tuple(f"{server.base}/{how}" for how in hows)
     return fetch_toy(root, Download("toy/file.bin", MD5, addresses), progress)
 
