@@ -204,6 +204,9 @@ REST = {
     place(metasnip.adapt_weights): Case(
         lambda w, x, y: metasnip.adapt_weights(PLAIN, w, x, y, SETTINGS, 0.5).adapted.w, **PRUNED
     ),
+    place(snip.keep_top): Case(
+        lambda scores: snip.keep_top(scores, 0.5), any_length=("scores",), scores=eighths(9)
+    ),
     place(snip.weight_scores): Case(lambda w: snip.weight_scores(OBJECTIVE, w), w=VECTOR),
     place(snip.channel_scores): Case(lambda w: snip.channel_scores(NET, OBJECTIVE, w), w=VECTOR),
     place(snip.prune_channels): Case(lambda w: snip.prune_channels(NET, OBJECTIVE, w, 0.5), w=VECTOR),
@@ -292,8 +295,7 @@ INNER = {
         prox.Groups.check_size,
         vectors_of,  # the check itself
         check_state,
-        snip.best,  # called with scores that are computed
-        snip.keep_top,
+        snip.best,  # called by `keep_top`
         Sums,  # made by `run_rounds` and by the engine
         Sums.step,
         perfedavg_hf.difference,  # called by the method

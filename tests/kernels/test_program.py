@@ -283,11 +283,11 @@ def test_large_batches_are_divided_among_threads_without_changing_a_bit(network,
     assert all(found == one for found in others)
 
 
-@pytest.mark.parametrize("model", ["cnn3", "cnn7"])
+@pytest.mark.parametrize("model", [zoo.cnn3, zoo.cnn7])
 @pytest.mark.parametrize("part", [3, 2])
 def test_compiled_solve_of_the_papers_networks(model, part, monkeypatch):
     monkeypatch.setattr(Program, "part", lambda *_, **__: part)
-    assert_same(*make_task(zoo.network(model), Gating(), samples=4, batch=3))
+    assert_same(*make_task(model(), Gating(), samples=4, batch=3))
 
 
 def test_parts_keep_the_working_memory_small():

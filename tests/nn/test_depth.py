@@ -124,9 +124,9 @@ def test_plain_stages_keep_their_poolings():
         *conv(1, 1, 2), MaxPool2d(2), *conv(3, 2, 3), MaxPool2d(2), *conv(5, 3, 4), AvgPool2d(2),
         Flatten(), Linear("fc", 4, 5, gain=1.0),
     )  # fmt: skip
-    assert zoo.network("cnn7", (), (1, 8, 8), 5, widths=widths).at_depth(1).layers == expected
+    assert zoo.cnn7((1, 8, 8), widths, 5, ()).at_depth(1).layers == expected
     gated = (Gated(zoo.ChannelGate("conv6.gate", 4, 4), (*conv(6, 4, 4), AvgPool2d(2))),)
-    full = zoo.network("cnn7", ("conv6",), (1, 8, 8), 5, widths=widths)
+    full = zoo.cnn7((1, 8, 8), widths, 5, ("conv6",))
     assert full.layers[-3:-2] == gated
     assert full.at_depth(1).layers == expected  # the pooling inside the gated block stays
 

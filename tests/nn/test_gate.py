@@ -141,7 +141,7 @@ def test_noise_is_logistic():
 # Initial state and closing
 
 
-@pytest.mark.parametrize("network", [zoo.digits(), zoo.cnn3(), zoo.network("cnn7"), zoo.mlp(gates=("fc1",))])
+@pytest.mark.parametrize("network", [zoo.digits(), zoo.cnn3(), zoo.cnn7(), zoo.mlp(gates=("fc1",))])
 def test_initial_gates_are_open(network):
     x = np.random.default_rng(0).standard_normal((4, *network.input_shape))  # as normalised images
     for seed in range(3):

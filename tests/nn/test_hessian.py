@@ -95,7 +95,7 @@ ZOO = {
     "mlp": lambda gates: zoo.mlp((12, 9, 5), gates),
     "digits": lambda gates: zoo.digits((3, 4), gates=gates),
     "cnn3": lambda gates: zoo.cnn3((3, 16, 16), (3, 4, 5), gates=gates),
-    "cnn7": lambda gates: zoo.network("cnn7", gates, (3, 16, 16), widths=[3, 3, 4, 4, 5, 5]),
+    "cnn7": lambda gates: zoo.cnn7((3, 16, 16), (3, 3, 4, 4, 5, 5), gates=gates),
 }
 USUAL = {"mlp": ("fc1",), "digits": ("conv2",), "cnn3": ("conv3",), "cnn7": ("conv5", "conv6")}
 

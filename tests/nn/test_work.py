@@ -173,7 +173,8 @@ def test_a_gate_by_hand():
 
 
 def test_evaluation_with_all_gates_open_costs_the_dense_model_and_the_gates():
-    for network in (zoo.digits(), zoo.cnn3(), zoo.network("cnn7")):
+    for make in (zoo.digits, zoo.cnn3, zoo.cnn7):
+        network = make()
         masks = {b.gate.name: np.ones((3, b.gate.out_channels), dtype=bool) for b in network.gates}
         work = executed_work(network, masks, 3, Context())
         assert work.forward - work.gate == dense_work(network, 3).forward

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 import tape
@@ -57,7 +55,7 @@ def gate(c, k):
             47,
         ),
         (
-            zoo.network("cnn7"),
+            zoo.cnn7(),
             conv(3, 32)
             + conv(32, 32)
             + conv(32, 64)
@@ -98,7 +96,7 @@ def kinds(layers):
 def test_order_of_layers():
     block = [Conv2d, ReLU, MaxPool2d]
     assert kinds(zoo.cnn3().layers) == [*block, *block, (Gated, block), Flatten, Linear]
-    assert kinds(zoo.network("cnn7").layers) == [
+    assert kinds(zoo.cnn7().layers) == [
         *(Conv2d, ReLU, Conv2d, ReLU, MaxPool2d, Conv2d, ReLU, Conv2d, ReLU, MaxPool2d),
         (Gated, [Conv2d, ReLU]),
         (Gated, [Conv2d, ReLU, AvgPool2d]),
@@ -109,8 +107,7 @@ def test_order_of_layers():
 
 @pytest.mark.parametrize(("name", "kind"), [("relu", ReLU), ("softplus", Softplus), ("tanh", Tanh)])
 def test_activations_by_name(name, kind):
-    cnn7 = partial(zoo.CNN7().build, (3, 32, 32), 10)
-    for model in (zoo.mlp, zoo.cnn3, cnn7, zoo.digits):
+    for model in (zoo.mlp, zoo.cnn3, zoo.cnn7, zoo.digits):
         layers = [layer for layer in model(gates=(), activation=name).layers if layer.parameters() == ()]
         assert any(isinstance(layer, kind) for layer in layers)
         others = tuple({ReLU, Softplus, Tanh} - {kind})
@@ -153,25 +150,16 @@ def test_gates_go_where_they_are_asked_for():
             lambda: zoo.cnn3((3, 7, 7)),
             "cnn3: images of 7x7 pixels are too small, .* at least 8x8;.*model mlp$",
         ),
-        (
-            lambda: zoo.network("cnn7", input_shape=(3, 32, 7)),
-            "cnn7: images of 32x7 pixels are too small, .* at least 8x8;",
-        ),
+        (lambda: zoo.cnn7((3, 32, 7)), "cnn7: images of 32x7 pixels are too small, .* at least 8x8;"),
         (lambda: zoo.cnn3((32, 32, 4)), r"at least 8x8;.* \(32, 32, 4\) .*numpy.moveaxis\(x, -1, 1\)$"),
-        (
-            lambda: zoo.network("cnn7", input_shape=(28, 28, 1)),
-            r"28x1 pixels .*; if \(28, 28, 1\) has the channels last",
-        ),
+        (lambda: zoo.cnn7((28, 28, 1)), r"28x1 pixels .*; if \(28, 28, 1\) has the channels last"),
         (lambda: zoo.cnn3(widths=(8, 8)), "cnn3: expected 3 positive widths, got"),
-        (lambda: zoo.network("cnn7", widths=(8, 8)), "cnn7: expected 6 positive widths, got"),
-        (lambda: zoo.network("cnn7", widths=(8,) * 7), "cnn7: expected 6 positive widths, got"),
+        (lambda: zoo.cnn7(widths=(8, 8)), "cnn7: expected 6 positive widths, got"),
+        (lambda: zoo.cnn7(widths=(8,) * 7), "cnn7: expected 6 positive widths, got"),
         (lambda: zoo.digits(widths=(8, 0)), "digits: expected 2 positive widths, got"),
         (lambda: zoo.digits(classes=0), "at least 1"),
         (lambda: zoo.cnn3((32, 32)), r"cnn3: expected an input shape \(channels, height, width\)"),
-        (
-            lambda: zoo.network("cnn7", input_shape=(32, 32)),
-            r"cnn7: expected an input shape \(channels, height, width\)",
-        ),
+        (lambda: zoo.cnn7((32, 32)), r"cnn7: expected an input shape \(channels, height, width\)"),
     ],
 )
 def test_what_cannot_be_built_says_why(make, message):
@@ -180,7 +168,7 @@ def test_what_cannot_be_built_says_why(make, message):
 
 
 def test_the_least_size_is_that_of_the_message():
-    assert zoo.cnn3((1, 8, 8)).classes == zoo.network("cnn7", input_shape=(4, 8, 9)).classes == 10
+    assert zoo.cnn3((1, 8, 8)).classes == zoo.cnn7((4, 8, 9)).classes == 10
 
 
 @pytest.mark.parametrize("model", ["digits", "cnn3", "cnn7"])
@@ -199,7 +187,7 @@ def test_models_know_their_name(name):
 SMALL = {
     "mlp": zoo.mlp((12, 5, 4, 3), gates=("fc1", "fc2")),
     "cnn3": zoo.cnn3((2, 8, 8), (2, 3, 4), 3),
-    "cnn7": zoo.network("cnn7", None, (1, 8, 8), 3, widths=[2, 2, 3, 3, 4, 4]),
+    "cnn7": zoo.cnn7((1, 8, 8), (2, 2, 3, 3, 4, 4), 3),
     "digits": zoo.digits((2, 3)),
 }
 

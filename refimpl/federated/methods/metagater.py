@@ -28,7 +28,7 @@ from refimpl.registry import METHODS, check_keys, key
 
 @dataclass(frozen=True)
 class MetaGater:
-    """local_settings: their local problem; schedule: a_k, b_k, l_k; penalty: h over the whole w."""
+    """local_settings: how a node solves its problem; schedule: a_k, b_k, l_k; penalty: h over all of w."""
 
     local_settings: LocalSettings
     schedule: Schedule

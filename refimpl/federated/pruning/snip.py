@@ -23,8 +23,12 @@ from refimpl.shares import at_least
 def best(scores: np.ndarray, count: int) -> np.ndarray:
     """Booleans (n,), true at the `count` highest scores (n,); of equal scores the lower index is kept.
 
-    Raises `DivergenceError` if a score is not finite: there is no order then.
+    Raises `InputError` unless the scores are a 1-D array of real numbers, and `DivergenceError` if one is not
+    finite: there is no order then.
     """
+    if not isinstance(scores, np.ndarray) or scores.ndim != 1 or scores.dtype.kind not in "biuf":
+        got = f"{scores.dtype} {scores.shape}" if isinstance(scores, np.ndarray) else type(scores).__name__
+        raise InputError(f"pruning: expected scores as a 1-D array of real numbers, got {got}")
     if not np.isfinite(scores).all():
         raise DivergenceError(
             "pruning: a score is not finite, so nothing can be chosen; train at lower rates"

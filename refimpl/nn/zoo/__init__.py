@@ -277,6 +277,17 @@ def cnn3(
     return CNN3([*widths]).build(input_shape, classes, gates, activation)
 
 
+def cnn7(
+    input_shape: Shape = CNN7.input_shape,
+    widths: Sequence[int] = CNN7.usual_widths,
+    classes: int = 10,
+    gates: Collection[str] = CNN7.usual_gates,
+    activation: str = "relu",
+) -> Network:
+    """The model `CNN7`."""
+    return CNN7([*widths]).build(input_shape, classes, gates, activation)
+
+
 def digits(
     widths: Sequence[int] = Digits.usual_widths,
     classes: int = 10,
